@@ -1,0 +1,32 @@
+"""moetool tells people the truth about Mixture-of-Experts models.
+
+The public names load lazily: `import moetool` imports neither torch nor pandas.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moetool.errors import MoetoolError as MoetoolError
+    from moetool.trace.reader import read_trace as read_trace
+    from moetool.tracing.recorder import RoutingRecorder as RoutingRecorder
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "MoetoolError": "moetool.errors",
+    "RoutingRecorder": "moetool.tracing.recorder",
+    "read_trace": "moetool.trace.reader",
+}
+
+__all__ = ["MoetoolError", "RoutingRecorder", "__version__", "read_trace"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'moetool' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

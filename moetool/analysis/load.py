@@ -1,0 +1,57 @@
+"""How evenly do the experts of each layer share the work?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetool.trace.counts import ExpertCounts
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """One layer's load over its experts.
+
+    Attributes:
+        stack: As in the trace's column.
+        layer: As in the trace's column.
+        entropy: Normalised load entropy, 1 when even: `-sum(p ln p) / ln E` over the shares `p`
+            of assignments.
+        random_entropy: What a uniform random router would give on as many assignments `N`:
+            `1 - (E - k) / (2 N ln E)`.
+        max_over_mean: The busiest expert's load over the mean load.
+        num_idle_experts: Experts that were never chosen.
+    """
+
+    stack: str
+    layer: int
+    entropy: float
+    random_entropy: float
+    max_over_mean: float
+    num_idle_experts: int
+
+
+def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
+    """Return each layer's load over all groups together."""
+    loads = []
+    for layer in counts.layers:
+        per_expert = layer.assignments.sum(axis=0)  # (num_experts,)
+        num_assignments = int(per_expert.sum())
+        num_experts = layer.num_experts
+        share = per_expert / max(1, num_assignments)
+        used = share[share > 0]
+        log_experts = np.log(num_experts)
+        loads.append(
+            LayerLoad(
+                stack=layer.stack,
+                layer=layer.layer,
+                entropy=float(-(used * np.log(used)).sum() / log_experts),
+                random_entropy=float(
+                    1 - (num_experts - layer.top_k) / (2 * num_assignments * log_experts)
+                ),
+                max_over_mean=float(share.max() * num_experts),
+                num_idle_experts=int((per_expert == 0).sum()),
+            )
+        )
+    return loads

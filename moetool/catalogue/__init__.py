@@ -1,0 +1,1 @@
+"""What is published, as data: model names and the demonstration checkpoint."""

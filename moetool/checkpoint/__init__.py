@@ -1,0 +1,1 @@
+"""From what the user typed to the files of a checkpoint; never its weights."""

@@ -1,0 +1,98 @@
+"""From a Hub id to a local snapshot, through huggingface_hub's cache, tokens and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from moetool.errors import InputError
+
+# What transformers reads: configuration, tokenizer, chat template, weights.
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_CODE_FILES = ["*.py"]
+
+
+def download_snapshot(
+    hub_id: str,
+    *,
+    revision: str | None,
+    with_code: bool,
+    announce: Callable[[str], None],
+) -> tuple[Path, str]:
+    """Return the local folder and the commit hash of a Hub repository, downloaded as needed.
+
+    Safetensors are preferred; other weight formats are fetched only where there are none.
+
+    Args:
+        hub_id: `org/name`.
+        revision: A branch, tag or commit; None is the default branch.
+        with_code: Also fetch the repository's Python files.
+        announce: Told in one line how much is about to be downloaded, before it is.
+
+    Raises:
+        InputError: The repository, the revision or the Hub can't be reached.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+    except Exception as error:  # noqa: BLE001  the HTTP library behind the Hub is its own affair
+        _refuse_if_certain(error, hub_id=hub_id, revision=revision)
+        try:
+            folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise InputError(
+                f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
+                hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
+                facts=[f"seen: {str(error).splitlines()[0]}"] if str(error) else (),
+            ) from error
+        return folder, folder.name
+
+    siblings = info.siblings or []
+    suffix = ".safetensors"
+    if not any(file.rfilename.endswith(suffix) for file in siblings):
+        suffix = ".bin"
+    weights = [file for file in siblings if file.rfilename.endswith(suffix)]
+    num_bytes = sum(file.size or 0 for file in weights)
+    commit = info.sha or revision or "main"
+    announce(f"{hub_id}@{commit[:8]}: {num_bytes / 1e9:.1f} GB of weights, unless already cached")
+    patterns = [*_SMALL_FILES, f"*{suffix}", *(_CODE_FILES if with_code else [])]
+    try:
+        folder = Path(snapshot_download(hub_id, revision=commit, allow_patterns=patterns))
+    except Exception as error:
+        _refuse_if_certain(error, hub_id=hub_id, revision=revision)
+        raise InputError(
+            f"The download of {hub_id} broke off.",
+            hint="Run the same command again: what has arrived is kept.",
+            facts=[f"seen: {str(error).splitlines()[0]}"] if str(error) else (),
+        ) from error
+    return folder, commit
+
+
+def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> NoReturn | None:
+    """Raise the sentence for an answer the Hub gave; return for anything that was no answer."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # A gated repository is a kind of repository not found, so it comes first.
+    if isinstance(error, GatedRepoError):
+        raise InputError(
+            f"{hub_id} is gated: its owner must grant access first.",
+            hint="Ask for access on its Hub page, then run `hf auth login`.",
+        ) from error
+    if isinstance(error, RepositoryNotFoundError):
+        raise InputError(
+            f"The Hub has no model {hub_id}, or it is private.",
+            hint="Check the spelling, or run `hf auth login` for a private one.",
+        ) from error
+    if isinstance(error, RevisionNotFoundError):
+        raise InputError(
+            f"{hub_id} has no revision '{revision}'.",
+            hint="Name a branch, a tag or a commit hash of that repository.",
+        ) from error
+    return None

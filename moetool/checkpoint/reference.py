@@ -1,0 +1,90 @@
+"""From the `MODEL` someone typed to what it refers to, without asking the network."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from moetool.catalogue.names import DEMO, demo_folder, read_published_models
+from moetool.errors import InputError
+
+# The Hub's own rule for repository ids, with the organisation required.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
+
+
+class ModelKind(Enum):
+    """What a model reference turned out to be."""
+
+    FOLDER = "folder"
+    CONFIG = "config.json"
+    HUB = "Hub id"
+    PUBLISHED = "catalogue name"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model someone named.
+
+    Attributes:
+        text: The name as typed.
+        kind: What it is.
+        path: The folder, or the config.json; None for Hub ids and catalogue names.
+        hub_id: `org/name` on the Hub; None for local paths.
+    """
+
+    text: str
+    kind: ModelKind
+    path: Path | None = None
+    hub_id: str | None = None
+
+
+def resolve_model(text: str) -> ModelReference:
+    """Return what `text` refers to: a folder, a config.json, a Hub id, a catalogue name or `demo`.
+
+    An existing path wins over a Hub id of the same spelling. Nothing is downloaded or opened.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    path = Path(text).expanduser()
+    if text == DEMO:
+        return ModelReference(text=text, kind=ModelKind.FOLDER, path=demo_folder())
+    if path.is_dir():
+        return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
+    if path.is_file():
+        return _resolve_file(text, path)
+    published = read_published_models()
+    if text.lower() in published:
+        hub_id = published[text.lower()]
+        return ModelReference(text=text, kind=ModelKind.PUBLISHED, hub_id=hub_id)
+    if _HUB_ID.fullmatch(text) and not text.endswith(".json"):
+        return ModelReference(text=text, kind=ModelKind.HUB, hub_id=text)
+    raise _unknown_model(text)
+
+
+def _resolve_file(text: str, path: Path) -> ModelReference:
+    if path.suffix == ".json":
+        return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
+    raise InputError(
+        f"'{text}' is a file, but not a config.json.",
+        hint="Name the folder that holds the checkpoint.",
+    )
+
+
+def _unknown_model(text: str) -> InputError:
+    if "/" in text or "\\" in text or text.startswith((".", "~")):
+        return InputError(
+            f"No model at '{text}': no such path, and not a Hub id.",
+            hint="Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B.",
+        )
+    known = [DEMO, *read_published_models()]
+    close = difflib.get_close_matches(text.lower(), known, n=1)
+    return InputError(
+        f"No model '{text}': no such path, and not a catalogue name.",
+        hint=f"Did you mean '{close[0]}'?"
+        if close
+        else "Name a folder, a Hub id such as Qwen/Qwen3-30B-A3B, or 'demo'.",
+    )

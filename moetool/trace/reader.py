@@ -1,0 +1,180 @@
+"""From a trace on disk, whoever made it, back to tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from moetool.errors import InputError
+from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
+from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA
+from moetool.trace.writer import sidecar_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ROWS_PER_TABLE = 1_000_000
+
+
+@dataclass(frozen=True)
+class TraceSource:
+    """A trace that was found and looked at, not yet read.
+
+    Attributes:
+        path: The file or folder as named.
+        files: Its Parquet or CSV files, in name order.
+        columns: The columns every file has.
+        metadata: What the trace says about itself; None if it says nothing.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    columns: tuple[str, ...]
+    metadata: TraceMetadata | None
+
+    def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the named columns, some million rows at a time, with the types of the schema.
+
+        Raises:
+            InputError: A column is missing, or a value doesn't fit its column.
+        """
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            raise InputError(
+                f"'{self.path}' has no column {missing[0]!r}.",
+                hint=f"A trace for this has the columns {', '.join(columns)}.",
+            )
+        schema = pa.schema([TRACE_SCHEMA.field(name) for name in columns])
+        for path in self.files:
+            read = _iter_csv if path.suffix == ".csv" else _iter_parquet
+            try:
+                for table in read(path, columns):
+                    yield table.select(columns).cast(schema)
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"'{path}' can't be read as a trace.",
+                    hint="See the column table in the README for the types a trace has.",
+                    facts=[f"seen: {str(error).splitlines()[0]}"],
+                ) from error
+
+
+def open_trace(path: Path) -> TraceSource:
+    """Return what a path holds: a Parquet or CSV file, or a folder of Parquet parts.
+
+    Raises:
+        InputError: There is no trace at the path.
+    """
+    if path.is_dir():
+        files = tuple(sorted(path.glob("*.parquet")))
+        if not files:
+            raise InputError(
+                f"'{path}' holds no Parquet files.", hint="Name a trace, or a folder of its parts."
+            )
+    elif path.is_file():
+        if path.suffix not in (".parquet", ".csv"):
+            raise InputError(
+                f"'{path}' is neither .parquet nor .csv.", hint="Name a trace file or a folder."
+            )
+        files = (path,)
+    else:
+        raise InputError(
+            f"No trace at '{path}': no such file or folder.",
+            hint="Make one with: moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+        )
+    try:
+        headers = [_read_header(file) for file in files]
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"'{path}' can't be read as a trace.",
+            hint="Trace again: the file is damaged or not Parquet or CSV.",
+            facts=[f"seen: {str(error).splitlines()[0]}"],
+        ) from error
+    columns = [name for name in headers[0][0] if all(name in names for names, _ in headers)]
+    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+    if missing:
+        raise InputError(
+            f"'{path}' is no trace: it has no column {missing[0]!r}.",
+            hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}.",
+            facts=[f"seen: {', '.join(columns[:12])}"],
+        )
+    return TraceSource(
+        path=path, files=files, columns=tuple(columns), metadata=_merge([meta for _, meta in headers])
+    )
+
+
+def read_trace(path: str | Path) -> pd.DataFrame:
+    """Return a whole trace as a DataFrame: one row an assignment, columns as in the README.
+
+    Words (prompt, domain, phase, token, stack) are categoricals. For a trace larger than memory,
+    query the Parquet file instead.
+
+    Raises:
+        InputError: There is no trace at the path.
+    """
+    source = open_trace(Path(path))
+    names = [name for name in TRACE_SCHEMA.names if name in source.columns]
+    tables = list(source.iter_tables(names))
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    return frame
+
+
+def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
+    if path.suffix == ".csv":
+        with pa.csv.open_csv(path, parse_options=_CSV_PARSING) as reader:
+            names = reader.schema.names
+        sidecar = sidecar_path(path)
+        text = sidecar.read_bytes() if sidecar.is_file() else None
+    else:
+        schema = pq.read_schema(path)
+        names = schema.names
+        text = (schema.metadata or {}).get(FOOTER_KEY)
+        if text is None:
+            text = (pq.read_metadata(path).metadata or {}).get(FOOTER_KEY)
+    return names, parse_metadata(text, source=str(path)) if text else None
+
+
+def _merge(parts: Sequence[TraceMetadata | None]) -> TraceMetadata | None:
+    """Return one part's metadata for all; parts of one run differ in their counts only."""
+    return parts[-1]
+
+
+# A token may hold a line break, in which case its field is quoted.
+_CSV_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
+
+
+def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    types = {name: TRACE_SCHEMA.field(name).type for name in columns}
+    types = {
+        name: kind.value_type if pa.types.is_dictionary(kind) else kind
+        for name, kind in types.items()
+    }
+    options = pa.csv.ConvertOptions(
+        column_types=types, include_columns=list(columns), strings_can_be_null=False
+    )
+    with pa.csv.open_csv(path, parse_options=_CSV_PARSING, convert_options=options) as reader:
+        for batch in reader:
+            table = pa.Table.from_batches([batch])
+            yield _encode_words(table)
+
+
+def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
+            yield _encode_words(pa.Table.from_batches([batch]))
+
+
+def _encode_words(table: pa.Table) -> pa.Table:
+    """Return the table with the schema's word columns dictionary-encoded."""
+    for index, name in enumerate(table.column_names):
+        kind = TRACE_SCHEMA.field(name).type
+        column = table.column(index)
+        if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
+            encoded = column.cast(pa.string()).dictionary_encode()
+            table = table.set_column(index, name, encoded)
+    return table

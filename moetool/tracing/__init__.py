@@ -1,0 +1,1 @@
+"""Prompts and a model in, the routing decisions of the running model out."""

@@ -1,0 +1,80 @@
+"""Which module is a layer's router, and what it gave every expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moetool.anatomy.moe_layers import MoeLayer
+
+
+class RouterWatch:
+    """Watches the siblings of an experts module for the one that returns its decisions.
+
+    The router is the sibling whose output holds the very tensor of ids, or of weights, that the
+    experts module then receives. Once it is known, only it is watched, and only if its scores are
+    wanted.
+
+    Args:
+        model: The recorded model.
+        layer: The routed layer.
+        keep_scores: Keep what the router gave every expert.
+    """
+
+    def __init__(self, model: nn.Module, layer: MoeLayer, *, keep_scores: bool) -> None:
+        self.router_path: str | None = None
+        self.scores: torch.Tensor | None = None
+        self._layer = layer
+        self._keep_scores = keep_scores
+        self._outputs: dict[str, tuple[Any, ...]] = {}
+        self._handles: dict[str, RemovableHandle] = {}
+        block = model.get_submodule(layer.block_path)
+        for name, sibling in block.named_children():
+            path = f"{layer.block_path}.{name}" if layer.block_path else name
+            if path != layer.experts_path:
+                self._handles[path] = sibling.register_forward_hook(self._keep_output(path))
+
+    def identify(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Find the router among the siblings that ran, given what the experts received."""
+        for path, output in self._outputs.items():
+            if any(value is ids or value is weights for value in output):
+                self.router_path = path
+                self.scores = self._find_scores(output, ids) if self._keep_scores else None
+                self._watch_only(path)
+                break
+        self._outputs.clear()
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self._outputs.clear()
+
+    def _keep_output(self, path: str) -> Any:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            if isinstance(output, tuple):
+                self._outputs[path] = output
+
+        return hook
+
+    def _find_scores(self, output: tuple[Any, ...], ids: torch.Tensor) -> torch.Tensor | None:
+        """Return the first of the router's outputs that has a number for every expert."""
+        for value in output:
+            if (
+                isinstance(value, torch.Tensor)
+                and value.is_floating_point()
+                and value.dim() == 2
+                and value.shape[0] == ids.shape[0]
+                and value.shape[1] >= self._layer.num_experts
+            ):
+                return value.detach().to(torch.float32, copy=True)
+        return None
+
+    def _watch_only(self, router_path: str) -> None:
+        for path in list(self._handles):
+            if path != router_path or not self._keep_scores:
+                self._handles.pop(path).remove()
