@@ -65,7 +65,8 @@ def read_standard_library(num_chars: int, *, seed: int) -> str:
         path
         for pattern in ("*.py", "*/*.py")
         for path in sorted(folder.glob(pattern))
-        if not {"test", "tests", "site-packages", "idlelib", "lib2to3", "encodings"} & set(path.parts)
+        if not {"test", "tests", "site-packages", "idlelib", "lib2to3", "encodings"}
+        & set(path.parts)
     ]
     random.Random(seed).shuffle(paths)
     parts: list[str] = []
@@ -145,7 +146,10 @@ def train_tokenizer(domains: list[Domain]) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE trained on the training text; it puts `<s>` before every prompt."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     special_tokens = ["<pad>", BOS, "</s>"]
@@ -245,7 +249,9 @@ def train(
     start = time.monotonic()
     for step in range(steps):
         progress = max(0.0, (step - warmup) / max(1, steps - warmup))
-        lr = peak_lr * min((step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        lr = peak_lr * min(
+            (step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         ids = sample_batch(streams, batch_size=batch_size, bos=bos, rng=rng).to(model.device)

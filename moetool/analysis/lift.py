@@ -90,9 +90,7 @@ def sum_by_domain(
     return assignments, decisions
 
 
-def _lift(
-    assignments: NDArray[np.int64], decisions: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _lift(assignments: NDArray[np.int64], decisions: NDArray[np.int64]) -> NDArray[np.float64]:
     overall = assignments.sum(axis=0) / max(1, decisions.sum())  # (num_experts,)
     expected = decisions[:, None] * overall  # (num_domains, num_experts)
     lift: NDArray[np.float64] = (assignments + PSEUDOCOUNT) / (expected + PSEUDOCOUNT)

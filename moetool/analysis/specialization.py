@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +66,6 @@ def measure_specialization(
     *,
     num_permutations: int = 999,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda done: None,
 ) -> Specialization:
     """Return how far experts specialize by domain.
 
@@ -78,7 +76,6 @@ def measure_specialization(
         counts: Counted by prompt.
         num_permutations: Permutations of the prompts' labels.
         seed: Of the permutations.
-        advance: Told after each batch of permutations how many it held.
 
     Raises:
         InputError: There are fewer than two domains.
@@ -100,7 +97,6 @@ def measure_specialization(
         null_sum += null.sum(axis=0)
         # A permutation that only swaps equals must count as reaching the observed value.
         num_reached += (null >= observed - 1e-12).sum(axis=0)
-        advance(size)
     null_mean = null_sum / max(1, num_permutations)
     layers = tuple(
         LayerSpecialization(
@@ -137,7 +133,7 @@ def _information(counts: ExpertCounts, labels: NDArray[np.intp]) -> NDArray[np.f
         # (num_labellings, num_layers)
     """
     num_domains = int(labels.max()) + 1
-    # (num_labellings, num_domains, num_prompts)
+    # One row a domain: 1 for its prompts, of shape (num_labellings, num_domains, num_prompts).
     member = (labels[:, None, :] == np.arange(num_domains)[:, None]).astype(np.float64)
     information = np.empty((len(labels), len(counts.layers)))
     for index, layer in enumerate(counts.layers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -73,6 +73,21 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
     return _tell_apart([_describe(path, model.get_submodule(path)) for path in paths])
 
 
+def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tuple[MoeLayer, ...]:
+    """Return the routed layers with the given layer numbers; all of them for None.
+
+    Raises:
+        ValueError: A number has no routed layer; the message names those that have.
+    """
+    if numbers is None:
+        return tuple(found)
+    routed = sorted({layer.layer for layer in found})
+    wrong = sorted(set(numbers) - set(routed))
+    if wrong:
+        raise ValueError(f"layer {wrong[0]} has no routed experts; these have: {routed}")
+    return tuple(layer for layer in found if layer.layer in numbers)
+
+
 def receives_decisions(module: nn.Module) -> bool:
     """Return whether a module is an experts module called with hidden states, ids and weights."""
     # Containers of separate expert modules take dispatch masks of other shapes (Switch, NLLB).
@@ -127,9 +142,9 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
         raise UntraceableError(
             f"Layer {ambiguous[0][1]} routes more than once, and nothing names the routings apart.",
             hint="Trace the sub-model you are interested in with RoutingRecorder.",
-            facts=[f"seen: {layer.experts_path}" for layer in named if layer.stack == ambiguous[0][0]][
-                :3
-            ],
+            facts=[
+                f"seen: {layer.experts_path}" for layer in named if layer.stack == ambiguous[0][0]
+            ][:3],
         )
     return named
 

@@ -35,7 +35,7 @@ def open_checkpoint(
     *,
     revision: str | None = None,
     with_code: bool = False,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Callable[[str], None],
 ) -> Checkpoint:
     """Return the checkpoint a reference names, downloaded if need be, its weight files checked.
 

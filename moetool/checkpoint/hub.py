@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from moetool.errors import InputError
 
@@ -71,7 +70,7 @@ def download_snapshot(
     return folder, commit
 
 
-def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> NoReturn | None:
+def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> None:
     """Raise the sentence for an answer the Hub gave; return for anything that was no answer."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -95,4 +94,4 @@ def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -
             f"{hub_id} has no revision '{revision}'.",
             hint="Name a branch, a tag or a commit hash of that repository.",
         ) from error
-    return None
+    return

@@ -40,7 +40,7 @@ class LayerCounts:
     @property
     def num_experts(self) -> int:
         """Routed experts of the layer; identity experts, where there are any, come after them."""
-        return self.assignments.shape[1]
+        return int(self.assignments.shape[1])
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,9 @@ def _update_largest_id(largest: dict[tuple[str, int], int], table: pa.Table) -> 
 
 
 def _largest_decision(table: pa.Table) -> int:
-    keys = [name for name in ("prompt_id", "stack", "layer", "position") if name in table.column_names]
+    keys = [
+        name for name in ("prompt_id", "stack", "layer", "position") if name in table.column_names
+    ]
     sizes = table.group_by(keys).aggregate([("expert", "count")])
     return int(pc.max(sizes.column("expert_count")).as_py())
 

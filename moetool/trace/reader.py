@@ -104,7 +104,10 @@ def open_trace(path: Path) -> TraceSource:
             facts=[f"seen: {', '.join(columns[:12])}"],
         )
     return TraceSource(
-        path=path, files=files, columns=tuple(columns), metadata=_merge([meta for _, meta in headers])
+        path=path,
+        files=files,
+        columns=tuple(columns),
+        metadata=_merge([meta for _, meta in headers]),
     )
 
 

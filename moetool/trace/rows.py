@@ -105,9 +105,7 @@ def _token_columns(tokens: TracedTokens, index: NDArray[np.intp]) -> dict[str, A
     }
 
 
-def _layer_columns(
-    layers: Sequence[LayerDecisions], index: NDArray[np.intp]
-) -> dict[str, Any]:
+def _layer_columns(layers: Sequence[LayerDecisions], index: NDArray[np.intp]) -> dict[str, Any]:
     stacks = sorted({decisions.stack for decisions in layers})
     stack_codes = np.array([stacks.index(decisions.stack) for decisions in layers])
     numbers = np.array([decisions.layer for decisions in layers], dtype=np.int16)

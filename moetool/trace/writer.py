@@ -25,7 +25,18 @@ FILE_SUFFIXES = (".parquet", ".csv")
 
 
 class TraceSink(Protocol):
-    """Where the rows of a trace go."""
+    """Where the rows of a trace go; a context manager."""
+
+    def __enter__(self) -> Self:
+        """Return the sink."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Keep what was written if the run broke off."""
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Take rows with `TRACE_SCHEMA`, and those with `PROBABILITIES_SCHEMA` if recorded."""
@@ -112,7 +123,22 @@ class TraceFile:
         shutil.rmtree(self.partial)
 
 
-class TraceStream:
+class _KeepsNothing:
+    """What sinks share that have nothing to save when a run breaks off."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class TraceStream(_KeepsNothing):
     """A trace as CSV on a binary stream, row by row as it comes; without metadata."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -136,7 +162,7 @@ class TraceStream:
         self._stream.flush()
 
 
-class NoTrace:
+class NoTrace(_KeepsNothing):
     """Takes rows and keeps none, for a run whose summary is all that is wanted."""
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moetool.errors import UntraceableError
 from moetool.tracing.recording import RecordedLayer
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 # Scores may have been rounded to bfloat16 after the weights were computed from them.
 _TOLERANCE = 0.02

@@ -35,6 +35,10 @@ class BadLine:
         """`file:line`, as editors take it."""
         return f"{self.file}:{self.line}"
 
+    def with_default_domain(self, _domain: str) -> BadLine:
+        """Return the row as it is."""
+        return self
+
 
 @dataclass(frozen=True)
 class RawPrompt:
@@ -51,18 +55,16 @@ class RawPrompt:
         """`file:line`, as editors take it."""
         return f"{self.file}:{self.line}"
 
-    def with_domain(self, domain: str) -> RawPrompt:
-        """Return the row under a domain."""
-        return replace(self, domain=domain)
+    def with_default_domain(self, domain: str) -> RawPrompt:
+        """Return the row under a domain, unless it names its own."""
+        return self if self.domain is not None else replace(self, domain=domain)
 
     def complain(self, complaint: str, *, hint: str) -> BadLine:
         """Return the row as a bad one."""
         return BadLine(file=self.file, line=self.line, complaint=complaint, hint=hint)
 
 
-def read_jsonl(
-    file: BinaryIO, *, name: str, fields: PromptFields
-) -> Iterator[RawPrompt | BadLine]:
+def read_jsonl(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
     """Yield a JSON-lines file's rows; blank lines are skipped."""
     for number, text in _decode_lines(file, name):
         if isinstance(text, BadLine):

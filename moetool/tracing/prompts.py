@@ -61,9 +61,7 @@ def read_prompts(
                 hint=f"Prompts are files ending in {', '.join(READERS)}.",
             )
         rows = (
-            row if row.domain is not None else row.with_domain(file.stem)
-            for file in files
-            for row in _read_file(file, fields)
+            row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
         return _check(rows, limit=limit)
     if not path.is_file():

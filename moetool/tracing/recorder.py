@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers
+from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers, select_layers
 from moetool.errors import UntraceableError
 from moetool.tracing.recording import (
     CallTokens,
@@ -123,15 +123,23 @@ class RoutingRecorder:
         """
         import pandas as pd
 
-        frames = [
-            _layer_frame(call, recorded, pd) for call in self.calls for recorded in call.layers
+        frames = [_layer_frame(call, recorded) for call in self.calls for recorded in call.layers]
+        columns = [
+            "call",
+            "batch_index",
+            "position",
+            "stack",
+            "layer",
+            "module",
+            "rank",
+            "expert",
+            "weight",
         ]
-        columns = "call batch_index position stack layer module rank expert weight".split()
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        return pd.concat(frames, ignore_index=True)
 
-    def _begin_call(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _begin_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._received.clear()
         self._tokens = locate_tokens(name_inputs(model, args, kwargs))
 
@@ -199,28 +207,15 @@ class RoutingRecorder:
         self._num_calls += 1
 
 
-def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tuple[MoeLayer, ...]:
-    """Return the routed layers with the given layer numbers; all of them for None.
-
-    Raises:
-        ValueError: A number has no routed layer; the message names those that have.
-    """
-    if numbers is None:
-        return tuple(found)
-    routed = sorted({layer.layer for layer in found})
-    wrong = sorted(set(numbers) - set(routed))
-    if wrong:
-        raise ValueError(f"layer {wrong[0]} has no routed experts; these have: {routed}")
-    return tuple(layer for layer in found if layer.layer in numbers)
-
-
 def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids and weights among what an experts module was called with.
 
     Told by kind and shape, never by name: gpt-oss calls them `router_indices` and
     `routing_weights`.
     """
-    tensors = [value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2]
+    tensors = [
+        value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2
+    ]
     ids = [value for value in tensors if not value.is_floating_point()]
     weights = [value for value in tensors if value.is_floating_point()]
     if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
@@ -248,7 +243,9 @@ def _keep_real_tokens(
     )
 
 
-def _layer_frame(call: RecordedCall, recorded: RecordedLayer, pd: Any) -> pd.DataFrame:
+def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
+    import pandas as pd
+
     num_tokens, top_k = recorded.experts.shape
     order = np.argsort(-recorded.weights, axis=1, kind="stable")
     return pd.DataFrame(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,9 +97,7 @@ def read_context_tokens(config: PreTrainedConfig) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def spell_tokens(
-    token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase
-) -> Sequence[str]:
+def spell_tokens(token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
     """Return the tokenizer's own piece for each distinct id, in ascending order of ids."""
     distinct = [int(token_id) for token_id in np.unique(token_ids)]
     # An id beyond the vocabulary (padding of the embedding) has no piece.
@@ -111,9 +109,9 @@ def _encode(
 ) -> list[int]:
     if special_tokens == "chat template":
         message = [{"role": "user", "content": text}]
-        ids: list[int] = tokenizer.apply_chat_template(
+        ids = tokenizer.apply_chat_template(
             message, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-        return ids
-    encoded: list[int] = tokenizer(text, add_special_tokens=special_tokens == "tokenizer")["input_ids"]
-    return encoded
+    else:
+        ids = tokenizer.encode(text, add_special_tokens=special_tokens == "tokenizer")
+    return cast("list[int]", ids)

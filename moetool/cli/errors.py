@@ -1,0 +1,81 @@
+"""The one place that turns exceptions into sentences and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from moetool.errors import MoetoolError
+
+DONE = 0
+USAGE = 2
+INTERRUPTED = 130
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 an input "
+    "that can't be used; 4 a dense model where routing is asked for; 5 routing that can't be "
+    "traced exactly; 6 out of memory; 130 interrupted."
+)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Return a command that ends in a sentence and an exit code where it would raise.
+
+    Only what the user can act on is put into words; any other exception is a bug of ours and
+    keeps its traceback, as does everything with `MOETOOL_DEBUG=1`.
+    """
+
+    @wraps(command)
+    def spoken(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except MoetoolError as error:
+            _show_traceback_if_asked()
+            _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
+            raise typer.Exit(error.exit_code) from error
+        except MemoryError as error:
+            _say("Memory ran out.", hint="Use a machine with more of it.", notes=_notes(error))
+            raise typer.Exit(6) from error
+        except KeyboardInterrupt as error:
+            _say("Interrupted.", hint="Run the same command to start over.", notes=_notes(error))
+            raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # Whoever read our output has had enough. Python would complain at exit, on flushing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(DONE) from error
+
+    return spoken
+
+
+def say_usage_error(message: str) -> int:
+    """Say what was wrong with the command line; return the exit code."""
+    sentence = " ".join(message.split())
+    hint = "Run `moetool --help`, or `moetool COMMAND --help`."
+    _say(sentence if sentence.endswith((".", "?", "!")) else f"{sentence}.", hint=hint)
+    return USAGE
+
+
+def _say(
+    message: str, *, hint: str, facts: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+) -> None:
+    lines = [f"error: {message}", *(f"  {fact}" for fact in facts), f"hint: {hint}", *notes]
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+
+
+def _notes(error: BaseException) -> tuple[str, ...]:
+    return tuple(getattr(error, "__notes__", ()))
+
+
+def _show_traceback_if_asked() -> None:
+    if os.environ.get("MOETOOL_DEBUG"):
+        import traceback
+
+        traceback.print_exc()

@@ -1,0 +1,73 @@
+"""The `moetool` command."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+import moetool
+from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, say_usage_error
+from moetool.cli.route_trace import route_trace
+from moetool.cli.specialize import specialize
+
+app = typer.Typer(
+    name="moetool",
+    help=f"Tells the truth about Mixture-of-Experts models.\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("route-trace")(route_trace)
+app.command("specialize")(specialize)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Data is UTF-8, whatever the terminal's locale.
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        code = app(prog_name="moetool", standalone_mode=False)
+    except typer.TyperException as error:
+        sys.exit(say_usage_error(error.format_message()))
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"moetool {moetool.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Tells the truth about Mixture-of-Experts models."""
+
+
+root.__doc__ = app.info.help
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own talk off the terminal; what matters, moetool says itself."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not os.environ.get("MOETOOL_DEBUG"):
+        warnings.simplefilter("ignore")

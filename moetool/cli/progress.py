@@ -1,0 +1,68 @@
+"""Progress on stderr, on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class TerminalObserver:
+    """Shows announcements, and a bar with tokens per second if stderr is a terminal.
+
+    Args:
+        is_quiet: Show nothing.
+    """
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def announce(self, line: str) -> None:
+        """Print a line."""
+        if not self._is_quiet:
+            print(line, file=sys.stderr)  # noqa: T201
+
+    def start(self, num_tokens: int) -> None:
+        """Show the bar."""
+        if self._is_quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("tracing"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("tracing", total=num_tokens, rate="")
+
+    def advance(self, num_tokens: int) -> None:
+        """Move the bar."""
+        if self._progress is None or self._task is None:
+            return
+        self._progress.advance(self._task, num_tokens)
+        speed = self._progress.tasks[0].speed
+        if speed:
+            self._progress.update(self._task, rate=f"{speed:,.0f} tokens/s")

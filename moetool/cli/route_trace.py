@@ -1,0 +1,194 @@
+"""`moetool route-trace`: which experts does each token go to?"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.cli.errors import speaks_errors
+from moetool.cli.options import parse_layers
+from moetool.errors import UsageError
+
+if TYPE_CHECKING:
+    from moetool.trace.metadata import TraceMetadata
+    from moetool.trace.writer import TraceSink
+    from moetool.tracing.prompts import Prompt
+    from moetool.tracing.tokens import SpecialTokens
+
+
+class TraceFormat(StrEnum):
+    """How a trace is written."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+
+
+class Dtype(StrEnum):
+    """What the weights are converted to."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@speaks_errors
+def route_trace(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a Hub id (org/name), or 'demo'.", show_default=False)
+    ],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A .jsonl, .csv, .parquet or .txt file, a folder of them, or - for JSONL on stdin."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="One prompt, instead of --prompts.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A .parquet or .csv file, or - for CSV on stdout (the default in a pipe).",
+        ),
+    ] = None,
+    output_format: Annotated[
+        TraceFormat | None, typer.Option("--format", help="By default what the suffix says.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts that go through the model together.")
+    ] = 8,
+    dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Only these layers, as in 0,2-5.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send each prompt through the chat template.")
+    ] = False,
+    special_tokens: Annotated[
+        bool, typer.Option(help="Let the tokenizer add tokens such as <s>.")
+    ] = True,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cut prompts after N tokens.")
+    ] = None,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities", help="Also write the routers' probabilities, beside the output."
+        ),
+    ] = False,
+    id_field: Annotated[str, typer.Option(help="The prompts' column of ids.")] = "id",
+    text_field: Annotated[str, typer.Option(help="The prompts' column of texts.")] = "text",
+    domain_field: Annotated[str, typer.Option(help="The prompts' column of labels.")] = "domain",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code from the checkpoint.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="No progress and no summary.")
+    ] = False,
+) -> None:
+    """Record which experts each token goes to, one row for every expert chosen.
+
+    Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe; on a terminal without
+    --output only the summary is shown. Progress and summary go to stderr.
+    """
+    from moetool.checkpoint.reference import resolve_model
+    from moetool.cli.progress import TerminalObserver
+    from moetool.tracing.route import TraceOptions, trace_model
+
+    reference = resolve_model(model)
+    open_sink = _choose_sink(output, output_format, force=force, with_probabilities=probabilities)
+    options = TraceOptions(
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype.value if dtype else None,
+        device=device,
+        batch_size=batch_size,
+        layers=parse_layers(layers),
+        special_tokens=_choose_special_tokens(chat=chat, special_tokens=special_tokens),
+        max_prompt_tokens=max_prompt_tokens,
+        with_probabilities=probabilities,
+    )
+    read = _read_prompts(prompts, prompt, fields=(id_field, text_field, domain_field), limit=limit)
+    started = time.monotonic()
+    with TerminalObserver(is_quiet=quiet) as observer:
+        run = trace_model(reference, read, options, open_sink=open_sink, observer=observer)
+    if quiet:
+        return
+    from moetool.analysis.lift import measure_lift
+    from moetool.analysis.load import measure_load
+    from moetool.report.routing_summary import print_routing_summary
+
+    print_routing_summary(
+        run.metadata,
+        loads=measure_load(run.counts),
+        lifts=measure_lift(run.counts),
+        num_rows=run.num_rows,
+        output=output,
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _read_prompts(
+    prompts: str | None, prompt: str | None, *, fields: tuple[str, str, str], limit: int | None
+) -> list[Prompt]:
+    from moetool.tracing.prompt_files import PromptFields
+    from moetool.tracing.prompts import make_prompt, read_prompts
+
+    if (prompts is None) == (prompt is None):
+        raise UsageError(
+            "Give either --prompts or --prompt." if prompts is None else "Two kinds of prompts.",
+            hint="--prompts sample_prompts takes a file or folder, --prompt 'a text' one text.",
+        )
+    if prompt is not None:
+        return make_prompt(prompt)
+    assert prompts is not None
+    prompt_id, text, domain = fields
+    named = PromptFields(prompt_id=prompt_id, text=text, domain=domain)
+    return read_prompts(prompts, fields=named, limit=limit)
+
+
+def _choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
+    if chat:
+        return "chat template"
+    return "tokenizer" if special_tokens else "none"
+
+
+def _choose_sink(
+    output: Path | None,
+    output_format: TraceFormat | None,
+    *,
+    force: bool,
+    with_probabilities: bool,
+) -> Callable[[TraceMetadata], TraceSink]:
+    """Return what opens the sink, after checking that it can be opened."""
+    from moetool.trace.writer import NoTrace, TraceFile, TraceStream, check_target
+
+    is_file = output is not None and str(output) != "-"
+    if with_probabilities and not is_file:
+        raise UsageError(
+            "--probabilities are written beside the trace, so the trace must go to a file.",
+            hint="Add -o trace.parquet.",
+        )
+    if is_file:
+        assert output is not None
+        check_target(output, replace_existing=force)
+        if output_format and output.suffix != f".{output_format.value}":
+            raise UsageError(
+                f"--format {output_format.value} contradicts '{output}'.", hint="Leave one out."
+            )
+        return lambda metadata: TraceFile(output, metadata=metadata, replace_existing=force)
+    if output_format is TraceFormat.PARQUET:
+        raise UsageError("Parquet can't be written to stdout.", hint="Add -o trace.parquet.")
+    if output is None and output_format is None and sys.stdout.isatty():
+        return lambda _: NoTrace()
+    return lambda _: TraceStream(sys.stdout.buffer)

@@ -1,0 +1,96 @@
+"""The summary after a run of route-trace, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moetool.analysis.lift import DomainExpert, find_most_lifted
+from moetool.analysis.load import LayerLoad
+from moetool.report.numbers import format_file_size, format_place
+from moetool.report.tables import render_table
+from moetool.trace.metadata import TraceMetadata
+
+_EXPERTS_SHOWN = 4
+_DOMAINS_SHOWN = 30
+
+
+def print_routing_summary(
+    metadata: TraceMetadata,
+    *,
+    loads: Sequence[LayerLoad],
+    lifts: Sequence[DomainExpert],
+    num_rows: int,
+    output: Path | None,
+    elapsed_s: float,
+) -> None:
+    """Print what was traced, how even the load is, and what each domain prefers."""
+    lines = [
+        *_describe_size(metadata, num_rows),
+        *_describe_load(loads),
+        "",
+        *_describe_domains(lifts),
+        "",
+        _describe_output(output, num_rows=num_rows),
+        f"took {elapsed_s:.1f} s, loading included",
+    ]
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+
+
+def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
+    shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
+    routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
+    lines = [
+        f"{metadata.model}: {metadata.num_prompts:,} prompts, {metadata.num_tokens:,} tokens",
+        f"{len(metadata.layers)} routed layers, {routing}: {metadata.num_decisions:,} decisions, "
+        f"{num_rows:,} assignments",
+    ]
+    if metadata.num_cut_prompts:
+        lines.append(
+            f"{metadata.num_cut_prompts:,} prompts were cut after {metadata.max_prompt_tokens} tokens"
+        )
+    return lines
+
+
+def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
+    least = min(loads, key=lambda load: load.entropy)
+    most = max(loads, key=lambda load: load.entropy)
+    idle = sum(load.num_idle_experts for load in loads)
+    lines = [
+        f"load evenness {least.entropy:.3f} (layer {least.layer}) to {most.entropy:.3f} "
+        f"(layer {most.layer}); 1 is even, random routing would give {most.random_entropy:.3f}",
+    ]
+    if idle:
+        lines.append(f"{idle:,} experts were never chosen")
+    return lines
+
+
+def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:
+    ranked = find_most_lifted(lifts, limit=_EXPERTS_SHOWN)
+    rows = [
+        (
+            domain,
+            f"{cells[0].tokens:,}",
+            "  ".join(
+                f"{format_place(cell.stack, cell.layer, cell.expert)} ×{cell.lift:.2f}"
+                for cell in cells
+            ),
+        )
+        for domain, cells in list(ranked.items())[:_DOMAINS_SHOWN]
+    ]
+    if len(ranked) == 1:
+        return ["one domain: no expert can be over-represented (label prompts with a domain)"]
+    table = render_table(("domain", "tokens", "most over-represented experts"), rows, right=(1,))
+    lines = table.splitlines()
+    if len(ranked) > _DOMAINS_SHOWN:
+        lines.append(f"… and {len(ranked) - _DOMAINS_SHOWN} more domains")
+    return lines
+
+
+def _describe_output(output: Path | None, *, num_rows: int) -> str:
+    if output is not None and str(output) != "-":
+        return f"wrote {output} ({num_rows:,} rows, {format_file_size(output)})"
+    if sys.stdout.isatty() and output is None:
+        return "no rows were written: add -o trace.parquet to keep them"
+    return f"wrote {num_rows:,} rows to stdout"

@@ -1,0 +1,74 @@
+"""What all tests share: the command as users run it, and the demonstration checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before any test imports a library: no test may depend on a network or on a terminal.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+
+from moetool.catalogue.names import demo_folder
+
+REPOSITORY = Path(__file__).parent.parent
+
+Completed = subprocess.CompletedProcess[str]
+RunMoetool = Callable[..., Completed]
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The folder of the demonstration checkpoint."""
+    return demo_folder()
+
+
+@pytest.fixture(scope="session")
+def sample_prompts() -> Path:
+    """The folder of the sample prompts."""
+    return REPOSITORY / "sample_prompts"
+
+
+@pytest.fixture(scope="session")
+def run_moetool() -> RunMoetool:
+    """Run `moetool` with some arguments in a process of its own, as a user does in a script."""
+
+    def run(*args: str | Path, stdin: str | bytes = "", cwd: Path = REPOSITORY) -> Completed:
+        environment = {
+            **os.environ,
+            "NO_COLOR": "1",
+            "COLUMNS": "80",
+        }
+        completed = subprocess.run(
+            [sys.executable, "-m", "moetool", *map(str, args)],
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            cwd=cwd,
+            env=environment,
+            check=False,
+        )
+        return Completed(
+            completed.args,
+            completed.returncode,
+            completed.stdout.decode(),
+            completed.stderr.decode(),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_trace(
+    run_moetool: RunMoetool, sample_prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A Parquet trace of the demonstration checkpoint over the sample prompts."""
+    path = tmp_path_factory.mktemp("demo") / "trace.parquet"
+    completed = run_moetool("route-trace", "demo", "--prompts", sample_prompts, "-o", path)
+    assert completed.returncode == 0, completed.stderr
+    return path
