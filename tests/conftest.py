@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before any test imports a library: no test may depend on a network or on a terminal.
@@ -63,12 +64,28 @@ def run_moetool() -> RunMoetool:
     return run
 
 
+@dataclass(frozen=True)
+class DemoRun:
+    """A run of route-trace as the README shows it, and the trace it wrote."""
+
+    trace: Path
+    stderr: str
+
+
 @pytest.fixture(scope="session")
-def demo_trace(
+def demo_run(
     run_moetool: RunMoetool, sample_prompts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A Parquet trace of the demonstration checkpoint over the sample prompts."""
-    path = tmp_path_factory.mktemp("demo") / "trace.parquet"
-    completed = run_moetool("route-trace", "demo", "--prompts", sample_prompts, "-o", path)
+) -> DemoRun:
+    """The demonstration checkpoint traced over the sample prompts."""
+    folder = tmp_path_factory.mktemp("demo")
+    completed = run_moetool(
+        "route-trace", "demo", "--prompts", sample_prompts, "-o", "trace.parquet", cwd=folder
+    )
     assert completed.returncode == 0, completed.stderr
-    return path
+    return DemoRun(trace=folder / "trace.parquet", stderr=completed.stderr)
+
+
+@pytest.fixture(scope="session")
+def demo_trace(demo_run: DemoRun) -> Path:
+    """A Parquet trace of the demonstration checkpoint over the sample prompts."""
+    return demo_run.trace

@@ -42,6 +42,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "n_routed_experts": 8,
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 40,
+        "head_dim": 8,
+        "num_key_value_heads": 4,
         "n_shared_experts": 1,
         "first_k_dense_replace": 1,
         "n_group": 2,
@@ -73,7 +75,8 @@ def build_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMo
     auto_class = AutoModelForSeq2SeqLM if family == MASKED_FAMILY else AutoModelForCausalLM
     model: PreTrainedModel = auto_class.from_config(build_config(family, **overrides)).float()
     randomize(model, seed=seed)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def randomize(model: PreTrainedModel, *, seed: int = 0) -> None:

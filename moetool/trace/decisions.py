@@ -51,6 +51,6 @@ class LayerDecisions:
 
     stack: str
     layer: int
-    experts: NDArray[np.int32]
+    experts: NDArray[np.int16]
     weights: NDArray[np.float32]
     probabilities: NDArray[np.float16] | None = None

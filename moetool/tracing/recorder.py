@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,9 +17,10 @@ from moetool.tracing.recording import (
     CallTokens,
     RecordedCall,
     RecordedLayer,
-    check_decisions,
+    find_faults,
     locate_tokens,
     name_inputs,
+    raise_for_faults,
 )
 from moetool.tracing.routers import RouterWatch
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 # Stacks that text alone passes by; every other routed layer must speak in every call.
 _OPTIONAL_STACKS = ("vision", "audio", "talker")
+
+
+# What an experts module received: ids and weights, and what the router gave every expert.
+Received = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class RoutingRecorder:
@@ -71,8 +76,8 @@ class RoutingRecorder:
         self._handles: list[RemovableHandle] = []
         self._routers: dict[str, RouterWatch] = {}
         self._tokens: CallTokens | None = None
-        # By experts path, what the layer received: ids, weights, scores.
-        self._received: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+        # By experts path.
+        self._received: dict[str, Received] = {}
 
     def __enter__(self) -> Self:
         register = self._handles.append
@@ -188,14 +193,13 @@ class RoutingRecorder:
                 hint="Load the model without compiled code and without hub or MXFP4 kernels.",
                 facts=[f"silent: {path}" for path in silent[:3]],
             )
-        recorded = tuple(
-            _keep_real_tokens(layer, *self._received[layer.experts_path], tokens)
+        received = {
+            layer: self._received[layer.experts_path]
             for layer in self.layers
             if layer.experts_path in self._received
-        )
+        }
         self._received.clear()
-        for layer in recorded:
-            check_decisions(layer)
+        recorded = tuple(_keep_real_tokens(received, tokens))
         self.calls.append(
             RecordedCall(
                 call=self._num_calls,
@@ -229,18 +233,30 @@ def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch
 
 
 def _keep_real_tokens(
-    layer: MoeLayer,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    scores: torch.Tensor | None,
-    tokens: CallTokens,
-) -> RecordedLayer:
-    return RecordedLayer(
-        place=layer,
-        experts=ids.cpu().numpy()[tokens.slots],
-        weights=weights.cpu().numpy()[tokens.slots],
-        scores=None if scores is None else scores.cpu().numpy()[tokens.slots],
-    )
+    received: Mapping[MoeLayer, Received], tokens: CallTokens
+) -> Iterator[RecordedLayer]:
+    """Yield what the layers received without the pads, checked, in host memory.
+
+    Nothing waits for the device before all of it is under way.
+    """
+    real: dict[MoeLayer, Received] = {}
+    faults = {}
+    for layer, (ids, weights, scores) in received.items():
+        if len(tokens.slots) < tokens.num_slots:
+            slots = torch.from_numpy(tokens.slots).to(ids.device)
+            ids, weights = ids[slots], weights[slots]
+            scores = None if scores is None else scores[slots]
+        num_ids = layer.num_experts + layer.num_identity_experts
+        faults[layer] = find_faults(ids, weights, num_ids=num_ids)
+        real[layer] = (ids.to(torch.int16), weights, scores)
+    for layer, (ids, weights, scores) in real.items():
+        raise_for_faults(layer, faults[layer])
+        yield RecordedLayer(
+            place=layer,
+            experts=ids.cpu().numpy(),
+            weights=weights.cpu().numpy(),
+            scores=None if scores is None else scores.cpu().numpy(),
+        )
 
 
 def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class RecordedLayer:
     """
 
     place: MoeLayer
-    experts: NDArray[np.int32]
+    experts: NDArray[np.int16]
     weights: NDArray[np.float32]
     scores: NDArray[np.float32] | None
 
@@ -112,27 +112,47 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     )
 
 
-def check_decisions(layer: RecordedLayer) -> None:
-    """Check what every trace must pass: ids in range and distinct, weights finite.
+def find_faults(ids: torch.Tensor, weights: torch.Tensor, *, num_ids: int) -> torch.Tensor:
+    """Return which of the things that every trace must pass these decisions fail.
+
+    Computed where the tensors are, so that a GPU need not wait.
+
+    Args:
+        ids: # (num_tokens, top_k)
+        weights: # (num_tokens, top_k)
+        num_ids: Ids run from 0 to below this.
+
+    Returns:
+        Whether an id is out of range, whether a decision names an expert twice, and whether a
+        weight is not finite. # (3,)
+    """
+    ordered = ids.sort(dim=1).values  # (num_tokens, top_k)
+    return torch.stack(
+        [
+            ((ordered[:, 0] < 0) | (ordered[:, -1] >= num_ids)).any(),
+            (ordered[:, 1:] == ordered[:, :-1]).any(),
+            ~weights.isfinite().all(),
+        ]
+    )
+
+
+def raise_for_faults(place: MoeLayer, faults: torch.Tensor) -> None:
+    """Raise for what `find_faults` found.
 
     Raises:
         UntraceableError: Naming the layer and what is wrong.
     """
-    place, experts = layer.place, layer.experts
-    limit = place.num_experts + place.num_identity_experts
-    ordered = np.sort(experts, axis=1)
-    if experts.size and (ordered[:, 0].min() < 0 or ordered[:, -1].max() >= limit):
-        seen = f"ids from {ordered[:, 0].min()} to {ordered[:, -1].max()} among {limit} experts"
-    elif (ordered[:, 1:] == ordered[:, :-1]).any():
-        seen = "one decision that names an expert twice"
-    elif not np.isfinite(layer.weights).all():
-        seen = "a routing weight that is not finite"
-    else:
-        return
-    raise UntraceableError(
-        f"What {place.experts_path} received is no routing decision: {seen}.",
-        hint="Try another dtype or experts implementation; if it stays, report the model.",
+    kinds = (
+        f"an id beyond the {place.num_experts + place.num_identity_experts} experts",
+        "one decision that names an expert twice",
+        "a routing weight that is not finite",
     )
+    for kind, is_fault in zip(kinds, faults.tolist(), strict=True):
+        if is_fault:
+            raise UntraceableError(
+                f"What {place.experts_path} received is no routing decision: {kind}.",
+                hint="Try another dtype or experts implementation; if it stays, report the model.",
+            )
 
 
 def name_inputs(

@@ -1,0 +1,1 @@
+"""Measurements, run by hand: what moetool costs, as ratios from one run."""

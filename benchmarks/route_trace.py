@@ -1,0 +1,199 @@
+"""Measure what tracing costs on this machine, in one run, and print it as Markdown.
+
+    python benchmarks/route_trace.py
+
+Ratios are the result; the absolute figures say on what they rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from moetool import RoutingRecorder
+from moetool.catalogue.names import demo_folder
+from moetool.trace.reader import open_trace
+from moetool.tracing.batches import Batch, make_batches
+from moetool.tracing.prompts import read_prompts
+from moetool.tracing.tokens import tokenize_prompts
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SAMPLE_PROMPTS = REPOSITORY / "sample_prompts"
+PAIRS = 7
+HELP_RUNS = 9
+
+
+def main() -> None:
+    """Run every measurement."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+    print("\n| measured | figure |\n|---|---|")
+    for measure in (measure_help, measure_recording, measure_files, measure_memory):
+        for name, figure in measure():
+            print(f"| {name} | {figure} |", flush=True)
+
+
+def measure_help() -> list[tuple[str, str]]:
+    """Time `moetool --help` beside an empty Python process."""
+    empty = [time_process([sys.executable, "-c", "pass"]) for _ in range(HELP_RUNS)]
+    shown = [time_process([sys.executable, "-m", "moetool", "--help"]) for _ in range(HELP_RUNS)]
+    return [
+        (
+            "`moetool --help`, wall, median",
+            f"{statistics.median(shown):.2f} s ({statistics.median(empty):.2f} s for an empty "
+            "Python process)",
+        )
+    ]
+
+
+def time_process(command: list[str]) -> float:
+    """Return a command's wall time in seconds."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def measure_recording() -> list[tuple[str, str]]:
+    """Time the demonstration checkpoint's forward with and without the recorder, in turn."""
+    model = AutoModelForCausalLM.from_pretrained(demo_folder()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder())
+    prompts = tokenize_prompts(
+        read_prompts(str(SAMPLE_PROMPTS)),
+        tokenizer,
+        special_tokens="tokenizer",
+        context_tokens=None,
+    )
+    batches = list(make_batches(prompts, batch_size=8, pad_token_id=0))
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+
+    def forward_all(context: Callable[[], AbstractContextManager[object]]) -> float:
+        start = time.perf_counter()
+        with context(), torch.inference_mode():
+            for batch in batches:
+                run_forward(model, batch)
+        return time.perf_counter() - start
+
+    forward_all(nullcontext)
+    plain, recorded = [], []
+    for _ in range(PAIRS):
+        plain.append(forward_all(nullcontext))
+        recorded.append(forward_all(lambda: RoutingRecorder(model)))
+    ratios = sorted(with_ / without for with_, without in zip(recorded, plain, strict=True))
+    return [
+        ("plain forward, median", f"{num_tokens / statistics.median(plain):,.0f} tokens/s"),
+        (
+            "forward while recording, median",
+            f"{num_tokens / statistics.median(recorded):,.0f} tokens/s",
+        ),
+        (
+            f"time with over time without recording, {PAIRS} pairs in turn",
+            f"{statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f})",
+        ),
+    ]
+
+
+def run_forward(model: torch.nn.Module, batch: Batch) -> None:
+    """Run one batch as route-trace does."""
+    model(
+        input_ids=torch.from_numpy(batch.input_ids),
+        attention_mask=torch.from_numpy(batch.attention_mask),
+        use_cache=False,
+        logits_to_keep=1,
+    )
+
+
+def measure_files() -> list[tuple[str, str]]:
+    """Write and read the demonstration trace, repeated to a million rows and more, both ways."""
+    from moetool.trace.metadata import TraceMetadata
+    from moetool.trace.schema import TRACE_SCHEMA
+    from moetool.trace.writer import TraceFile
+
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.parquet"
+        trace(SAMPLE_PROMPTS, source)
+        tables = list(open_trace(source).iter_tables(TRACE_SCHEMA.names)) * 4
+        num_millions = sum(table.num_rows for table in tables) / 1e6
+        for suffix in (".parquet", ".csv"):
+            target = Path(folder) / f"target{suffix}"
+            start = time.perf_counter()
+            with TraceFile(target, metadata=TraceMetadata()) as sink:
+                for table in tables:
+                    sink.write(table)
+                sink.finish(TraceMetadata())
+            seconds = (time.perf_counter() - start) / num_millions
+            num_bytes = target.stat().st_size / num_millions
+            figures.append(
+                (
+                    f"a million assignments as {suffix}",
+                    f"{num_bytes / 1e6:.1f} MB, {seconds:.2f} s, parts and merging included",
+                )
+            )
+    return figures
+
+
+def measure_memory() -> list[tuple[str, str]]:
+    """Read the peak memory of route-trace at 10 and at 1,000 prompts."""
+    lines = [
+        json.loads(line)
+        for file in sorted(SAMPLE_PROMPTS.glob("*.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    # The same ten prompts over and over, so that only their number differs.
+    ten = sorted(lines, key=lambda line: len(line["text"]))[-10:]
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for num_prompts in (10, 1000):
+            prompts = Path(folder) / f"{num_prompts}.jsonl"
+            prompts.write_text(
+                "".join(
+                    json.dumps({**ten[index % 10], "id": index}) + "\n"
+                    for index in range(num_prompts)
+                ),
+                encoding="utf-8",
+            )
+            peaks[num_prompts] = trace(prompts, Path(folder) / f"{num_prompts}.parquet")
+    return [
+        (
+            "peak RSS of route-trace at 10 and at 1,000 prompts",
+            f"{peaks[10] / 2**20:,.0f} MiB and {peaks[1000] / 2**20:,.0f} MiB "
+            f"(ratio {peaks[1000] / peaks[10]:.2f})",
+        )
+    ]
+
+
+def trace(prompts: Path, output: Path) -> int:
+    """Trace the demonstration checkpoint in a process of its own; return its peak RSS in bytes."""
+    code = (
+        "import resource, sys\n"
+        "from moetool.cli.main import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    arguments = ["route-trace", "demo", "--prompts", str(prompts), "-o", str(output), "-q"]
+    completed = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    )
+    # Linux counts in KiB, macOS in bytes.
+    return int(completed.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

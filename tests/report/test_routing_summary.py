@@ -1,0 +1,138 @@
+"""The summary of a run, on stderr."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetool.analysis.lift import measure_lift
+from moetool.analysis.load import measure_load
+from moetool.report.routing_summary import print_routing_summary
+from moetool.trace.counts import ExpertCounts
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from tests.report.examples import TOP_K, make_counts
+
+COUNTS = make_counts(["code", "prose"])
+METADATA = TraceMetadata(
+    complete=True,
+    model="demo",
+    layers=tuple(
+        RoutedLayer(
+            stack=layer.stack,
+            layer=layer.layer,
+            module="",
+            router=None,
+            num_experts=layer.num_experts,
+            num_identity_experts=0,
+            top_k=TOP_K,
+        )
+        for layer in COUNTS.layers
+    ),
+    num_prompts=6,
+    num_tokens=1200,
+    num_decisions=2400,
+)
+
+
+def print_summary(
+    counts: ExpertCounts = COUNTS,
+    *,
+    metadata: TraceMetadata = METADATA,
+    output: Path | None = None,
+) -> None:
+    print_routing_summary(
+        metadata,
+        loads=measure_load(counts),
+        lifts=measure_lift(counts),
+        num_rows=4800,
+        output=output,
+        elapsed_s=1.25,
+    )
+
+
+def test_the_summary_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.endswith("took 1.2 s, loading included\n")
+
+
+def test_the_summary_says_what_was_traced(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    text = capsys.readouterr().err
+    assert "demo: 6 prompts, 1,200 tokens" in text
+    assert "2 routed layers, top-2 of 8 experts: 2,400 decisions, 4,800 assignments" in text
+    assert "were cut" not in text
+
+
+def test_the_summary_says_how_even_the_load_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    text = capsys.readouterr().err
+    for load in measure_load(COUNTS):
+        assert f"{load.entropy:.3f} (layer {load.layer})" in text
+    assert "never chosen" not in text
+
+
+def test_experts_that_were_never_chosen_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
+    layers[0].assignments[:, [2, 5]] = 0
+    layers[1].assignments[:, 7] = 0
+    print_summary(replace(COUNTS, layers=tuple(layers)))
+    assert "3 experts were never chosen" in capsys.readouterr().err
+
+
+def test_the_summary_names_what_each_domain_prefers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    lines = capsys.readouterr().err.splitlines()
+    for domain in ("code", "prose"):
+        cells = [cell for cell in measure_lift(COUNTS) if cell.domain == domain]
+        most = max(cells, key=lambda cell: cell.lift)
+        (line,) = (line for line in lines if line.startswith(domain))
+        assert line.split()[1] == "600"
+        assert line.split()[2:4] == [f"L{most.layer}.E{most.expert}", f"×{most.lift:.2f}"]
+
+
+def test_one_domain_has_no_preference(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(make_counts(["prose"]))
+    text = capsys.readouterr().err
+    assert "one domain" in text
+    assert "×" not in text
+
+
+def test_domains_beyond_thirty_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(make_counts([f"domain-{number:02}" for number in range(33)]))
+    text = capsys.readouterr().err
+    assert text.count("domain-") == 30
+    assert "… and 3 more domains" in text
+
+
+def test_cut_prompts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(metadata=replace(METADATA, num_cut_prompts=3, max_prompt_tokens=64))
+    assert "3 prompts were cut after 64 tokens" in capsys.readouterr().err
+
+
+def test_a_written_file_is_named_with_its_rows_and_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.parquet"
+    path.write_bytes(bytes(2048))
+    print_summary(output=path)
+    assert f"wrote {path} (4,800 rows, 2.0 KiB)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [None, Path("-")], ids=["pipe", "dash"])
+def test_rows_that_went_to_a_pipe_are_counted(
+    output: Path | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(output=output)
+    assert "wrote 4,800 rows to stdout" in capsys.readouterr().err
+
+
+def test_on_a_terminal_the_summary_says_how_to_keep_the_rows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_summary()
+    assert "add -o trace.parquet" in capsys.readouterr().err

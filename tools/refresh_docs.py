@@ -1,0 +1,105 @@
+"""Run the commands in the documentation's console blocks and put their real output below them.
+
+    python tools/refresh_docs.py           rewrite the blocks
+    python tools/refresh_docs.py --check   only say which are stale; exit 1 if any is
+
+A block's first line is `$ command`; later blocks find what earlier ones wrote, the documents taken
+in order. Of a command that installs first, only what follows the
+installation is run; `pytest` is not run but asked how many tests there are. Lines with timings are
+written, but not compared.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "docs/specialization.md")
+
+_BLOCK = re.compile(r"(?<=^```console\n)(?P<command>\$ .*\n)(?P<output>(?:.*\n)*?)(?=^```$)", re.M)
+_TIMING = re.compile(r"^took .* s\b.*$", re.M)
+
+
+def refresh(text: str, *, folder: Path) -> str:
+    """Return a document with the real output of its commands, run in a folder, one by one."""
+    return _BLOCK.sub(
+        lambda block: block["command"] + run_shown(block["command"].strip(), folder=folder), text
+    )
+
+
+def without_timings(text: str) -> str:
+    """Return a document without the lines that differ from run to run."""
+    return _TIMING.sub("", text)
+
+
+def run_shown(line: str, *, folder: Path) -> str:
+    """Return what a `$ command` line prints on a terminal's two streams."""
+    command = line.removeprefix("$ ")
+    installed = command.partition("&&")
+    if command.startswith("pip install"):
+        command = installed[2].strip()
+    if command == "pytest":
+        return count_tests()
+    environment = {
+        **os.environ,
+        "NO_COLOR": "1",
+        "COLUMNS": "80",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    completed = subprocess.run(
+        ["bash", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+        cwd=folder,
+        env=environment,
+    )
+    return completed.stdout
+
+
+def count_tests() -> str:
+    """Return the closing line of a passing test run, without its duration."""
+    completed = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "--no-header"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    found = re.search(r"^(\d+) tests collected", completed.stdout, re.M)
+    assert found is not None, completed.stdout
+    return f"...\n{found[1]} passed\n"
+
+
+def make_workplace(folder: Path) -> Path:
+    """Return a folder that looks like the repository to the commands, for their output."""
+    for name in ("sample_prompts", "docs", "tools"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def main() -> None:
+    """Refresh or check every document."""
+    stale = []
+    with tempfile.TemporaryDirectory() as folder:
+        workplace = make_workplace(Path(folder))
+        for name in DOCUMENTS:
+            path = REPOSITORY / name
+            old = path.read_text(encoding="utf-8")
+            new = refresh(old, folder=workplace)
+            if without_timings(old) != without_timings(new):
+                stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    print("stale: " + ", ".join(stale) if stale else "up to date")
+    sys.exit(bool(stale and "--check" in sys.argv))
+
+
+if __name__ == "__main__":
+    main()
