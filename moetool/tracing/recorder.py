@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,10 +17,9 @@ from moetool.tracing.recording import (
     CallTokens,
     RecordedCall,
     RecordedLayer,
-    find_faults,
+    check_decisions,
     locate_tokens,
     name_inputs,
-    raise_for_faults,
 )
 from moetool.tracing.routers import RouterWatch
 
@@ -199,13 +198,13 @@ class RoutingRecorder:
             if layer.experts_path in self._received
         }
         self._received.clear()
-        recorded = tuple(_keep_real_tokens(received, tokens))
+        recorded = _keep_real_tokens(received, tokens)
         self.calls.append(
             RecordedCall(
                 call=self._num_calls,
                 batch_index=tokens.batch_index,
                 position=tokens.position,
-                layers=recorded,
+                layers=tuple(recorded[layer] for layer in self.layers if layer in recorded),
             )
         )
         self._num_calls += 1
@@ -234,29 +233,32 @@ def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch
 
 def _keep_real_tokens(
     received: Mapping[MoeLayer, Received], tokens: CallTokens
-) -> Iterator[RecordedLayer]:
-    """Yield what the layers received without the pads, checked, in host memory.
+) -> dict[MoeLayer, RecordedLayer]:
+    """Return what the layers received without the pads, checked, in host memory.
 
-    Nothing waits for the device before all of it is under way.
+    Layers of one shape and device are handled together: a GPU is kept waiting by the number of
+    operations, not by their size.
     """
-    real: dict[MoeLayer, Received] = {}
-    faults = {}
-    for layer, (ids, weights, scores) in received.items():
-        if len(tokens.slots) < tokens.num_slots:
-            slots = torch.from_numpy(tokens.slots).to(ids.device)
-            ids, weights = ids[slots], weights[slots]
-            scores = None if scores is None else scores[slots]
-        num_ids = layer.num_experts + layer.num_identity_experts
-        faults[layer] = find_faults(ids, weights, num_ids=num_ids)
-        real[layer] = (ids.to(torch.int16), weights, scores)
-    for layer, (ids, weights, scores) in real.items():
-        raise_for_faults(layer, faults[layer])
-        yield RecordedLayer(
-            place=layer,
-            experts=ids.cpu().numpy(),
-            weights=weights.cpu().numpy(),
-            scores=None if scores is None else scores.cpu().numpy(),
-        )
+    alike: dict[tuple[torch.device, int], list[MoeLayer]] = {}
+    for layer, (ids, _, _) in received.items():
+        alike.setdefault((ids.device, ids.shape[1]), []).append(layer)
+    recorded = {}
+    for (device, _), layers in alike.items():
+        slots = torch.from_numpy(tokens.slots).to(device)
+        # Both of shape (num_layers, num_tokens, top_k), from here on without pads.
+        ids = torch.stack([received[layer][0] for layer in layers]).index_select(1, slots)
+        weights = torch.stack([received[layer][1] for layer in layers]).index_select(1, slots)
+        check_decisions(layers, ids, weights)
+        host_ids, host_weights = ids.to(torch.int16).cpu().numpy(), weights.cpu().numpy()
+        for index, layer in enumerate(layers):
+            scores = received[layer][2]
+            recorded[layer] = RecordedLayer(
+                place=layer,
+                experts=host_ids[index],
+                weights=host_weights[index],
+                scores=None if scores is None else scores[slots].cpu().numpy(),
+            )
+    return recorded
 
 
 def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:

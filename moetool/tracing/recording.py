@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,47 +112,34 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     )
 
 
-def find_faults(ids: torch.Tensor, weights: torch.Tensor, *, num_ids: int) -> torch.Tensor:
-    """Return which of the things that every trace must pass these decisions fail.
-
-    Computed where the tensors are, so that a GPU need not wait.
+def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torch.Tensor) -> None:
+    """Check what every trace must pass: ids in range and distinct, weights finite.
 
     Args:
-        ids: # (num_tokens, top_k)
-        weights: # (num_tokens, top_k)
-        num_ids: Ids run from 0 to below this.
-
-    Returns:
-        Whether an id is out of range, whether a decision names an expert twice, and whether a
-        weight is not finite. # (3,)
-    """
-    ordered = ids.sort(dim=1).values  # (num_tokens, top_k)
-    return torch.stack(
-        [
-            ((ordered[:, 0] < 0) | (ordered[:, -1] >= num_ids)).any(),
-            (ordered[:, 1:] == ordered[:, :-1]).any(),
-            ~weights.isfinite().all(),
-        ]
-    )
-
-
-def raise_for_faults(place: MoeLayer, faults: torch.Tensor) -> None:
-    """Raise for what `find_faults` found.
+        layers: The layers.
+        ids: # (num_layers, num_tokens, top_k)
+        weights: # (num_layers, num_tokens, top_k)
 
     Raises:
-        UntraceableError: Naming the layer and what is wrong.
+        UntraceableError: Naming the first layer that fails and why.
     """
-    kinds = (
-        f"an id beyond the {place.num_experts + place.num_identity_experts} experts",
-        "one decision that names an expert twice",
-        "a routing weight that is not finite",
-    )
-    for kind, is_fault in zip(kinds, faults.tolist(), strict=True):
-        if is_fault:
-            raise UntraceableError(
-                f"What {place.experts_path} received is no routing decision: {kind}.",
-                hint="Try another dtype or experts implementation; if it stays, report the model.",
-            )
+    limits = [layer.num_experts + layer.num_identity_experts for layer in layers]
+    ordered = ids.sort(dim=2).values
+    too_large = ordered[..., -1] >= torch.tensor(limits, device=ids.device)[:, None]
+    faults = {
+        "an id beyond its experts": ((ordered[..., 0] < 0) | too_large).any(dim=1),
+        "one decision that names an expert twice": (ordered[..., 1:] == ordered[..., :-1])
+        .flatten(1)
+        .any(dim=1),
+        "a routing weight that is not finite": ~weights.isfinite().flatten(1).all(dim=1),
+    }
+    found = torch.stack(list(faults.values())).cpu()  # (num_faults, num_layers)
+    for fault, index in found.nonzero().tolist():
+        raise UntraceableError(
+            f"What {layers[index].experts_path} received is no routing decision: "
+            f"{list(faults)[fault]}.",
+            hint="Try another dtype or experts implementation; if it stays, report the model.",
+        )
 
 
 def name_inputs(
