@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from moetool.errors import InputError
@@ -10,6 +11,9 @@ from moetool.errors import InputError
 # What transformers reads: configuration, tokenizer, chat template, weights.
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE_FILES = ["*.py"]
+# The same weights once more, in the formats of other programs (gpt-oss's original/ and metal/,
+# Mistral's consolidated files): as large as what transformers reads, and never read by it.
+_OTHER_PROGRAMS = ["*/*", "consolidated*"]
 
 
 def download_snapshot(
@@ -35,12 +39,24 @@ def download_snapshot(
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    patterns = [*_SMALL_FILES, *(_CODE_FILES if with_code else [])]
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
     except Exception as error:  # noqa: BLE001  the HTTP library behind the Hub is its own affair
         _refuse_if_certain(error, hub_id=hub_id, revision=revision)
+        # A snapshot counts as cached if all that these patterns name is there. Other weights than
+        # safetensors lie in the same folder if an earlier run fetched them.
+        cached = [*patterns, "*.safetensors"]
         try:
-            folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+            folder = Path(
+                snapshot_download(
+                    hub_id,
+                    revision=revision,
+                    allow_patterns=cached,
+                    ignore_patterns=_OTHER_PROGRAMS,
+                    local_files_only=True,
+                )
+            )
         except LocalEntryNotFoundError:
             raise InputError(
                 f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
@@ -49,17 +65,28 @@ def download_snapshot(
             ) from error
         return folder, folder.name
 
-    siblings = info.siblings or []
+    files = [
+        file
+        for file in info.siblings or []
+        if not any(fnmatch(file.rfilename, pattern) for pattern in _OTHER_PROGRAMS)
+    ]
     suffix = ".safetensors"
-    if not any(file.rfilename.endswith(suffix) for file in siblings):
+    if not any(file.rfilename.endswith(suffix) for file in files):
         suffix = ".bin"
-    weights = [file for file in siblings if file.rfilename.endswith(suffix)]
+    weights = [file for file in files if file.rfilename.endswith(suffix)]
     num_bytes = sum(file.size or 0 for file in weights)
-    commit = info.sha or revision or "main"
-    announce(f"{hub_id}@{commit[:8]}: {num_bytes / 1e9:.1f} GB of weights, unless already cached")
-    patterns = [*_SMALL_FILES, f"*{suffix}", *(_CODE_FILES if with_code else [])]
+    size = f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    announce(f"{hub_id}@{(info.sha or 'main')[:8]}: {size} of weights, unless already cached")
     try:
-        folder = Path(snapshot_download(hub_id, revision=commit, allow_patterns=patterns))
+        # Not by commit: only a branch or tag asked for by name is found by it again offline.
+        folder = Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=[*patterns, f"*{suffix}"],
+                ignore_patterns=_OTHER_PROGRAMS,
+            )
+        )
     except Exception as error:
         _refuse_if_certain(error, hub_id=hub_id, revision=revision)
         raise InputError(
@@ -67,7 +94,7 @@ def download_snapshot(
             hint="Run the same command again: what has arrived is kept.",
             facts=[f"seen: {str(error).splitlines()[0]}"] if str(error) else (),
         ) from error
-    return folder, commit
+    return folder, folder.name
 
 
 def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> None:

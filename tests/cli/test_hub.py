@@ -1,0 +1,92 @@
+"""A Hub id as the model: downloaded, traced, cached; and what is said when it can't be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moetool import read_trace
+from moetool.trace.reader import open_trace
+from tests.checkpoint.fake_hub import COMMIT
+from tests.conftest import REPOSITORY, Completed
+
+
+@pytest.fixture(scope="module")
+def endpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Hub that has the demonstration checkpoint as org/model.
+
+    And, as real repositories do, the same weights once more for another program.
+    """
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    shutil.copytree(demo, folder)
+    shutil.copy(demo / "model.safetensors", folder / "consolidated.safetensors")
+    command = [sys.executable, "-m", "tests.checkpoint.fake_hub", str(folder)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdout is not None
+        yield hub.stdout.readline().strip()
+        hub.terminate()
+
+
+def run_online(*arguments: str | Path, endpoint: str, cache: Path) -> Completed:
+    """Run moetool against a Hub, with a cache of its own."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_COLOR": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "moetool", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_a_hub_id_is_downloaded_traced_and_found_in_the_cache_without_the_hub(
+    endpoint: str, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.parquet"
+    arguments = ("route-trace", "org/model", "--prompt", "Hello there", "--force", "-o", trace)
+    online = run_online(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
+    assert online.returncode == 0, online.stderr
+    assert online.stderr.startswith("org/model@01234567: 12 MB of weights, unless already cached")
+    metadata = open_trace(trace).metadata
+    assert metadata is not None
+    assert (metadata.model, metadata.revision) == ("org/model", COMMIT)
+    first = read_trace(trace)
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert fetched == {"model.safetensors"}
+
+    nowhere = "http://127.0.0.1:1"
+    offline = run_online(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
+    assert offline.returncode == 0, offline.stderr
+    assert read_trace(trace).equals(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["org/unknown"], "The Hub has no model org/unknown"),
+        (["org/model", "--revision", "v9"], "org/model has no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_named(
+    endpoint: str, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    completed = run_online(
+        "route-trace", *arguments, "--prompt", "Hello", endpoint=endpoint, cache=tmp_path
+    )
+    assert completed.returncode == 3
+    assert completed.stderr.startswith(f"error: {sentence}")
+    assert completed.stderr.count("\nhint: ") == 1
+    assert "Traceback" not in completed.stderr
