@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from moetool.errors import MoetoolError
 DONE = 0
 USAGE = 2
 INTERRUPTED = 130
+
+# What only an output can run into, and only after it was opened.
+_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 an input "
@@ -51,6 +55,12 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             # Whoever read our output has had enough. Python would complain at exit, on flushing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(DONE) from error
+        except OSError as error:
+            if error.errno not in _OUTPUT_ERRNOS:
+                raise
+            sentence = f"Writing failed: {os.strerror(error.errno)}."
+            _say(sentence, hint="Write to a place with room for it.", notes=_notes(error))
+            raise typer.Exit(USAGE) from error
 
     return spoken
 

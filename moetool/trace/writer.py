@@ -184,7 +184,7 @@ def check_target(target: Path, *, replace_existing: bool) -> None:
         )
     if target.is_dir():
         raise UsageError(f"'{target}' is a folder.", hint="Name a file in it.")
-    for path in (target, probabilities_path(target)):
+    for path in (target, sidecar_path(target), probabilities_path(target)):
         if path.exists() and not replace_existing:
             raise UsageError(f"'{path}' exists.", hint="Choose another name, or add --force.")
     partial = partial_folder(target)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from tests.cli.refusals import Refusal, assert_refused
-from tests.conftest import RunMoetool
+from tests.cli.refusals import Attempt, Refusal, assert_refused
+from tests.conftest import Completed, RunMoetool
 from tests.tiny_models import DENSE_FAMILY, MASKED_FAMILY, build_model
 
 VOCABULARY_OF_DEMO = 2048
+
+# Commands that run side by side; more would take more memory than they save time.
+MOST_AT_ONCE = 4
 
 
 class Refuse(Protocol):
     """Runs `moetool route-trace ARGS -o <target>` and checks that it is refused."""
 
     def __call__(self, *args: str | Path, refusal: Refusal, stdin: str | bytes = "") -> None: ...
+
+
+class TryAll(Protocol):
+    """Runs commands side by side, each with `-o <target>` at its end."""
+
+    def __call__(
+        self, commands: Mapping[str, Sequence[str | Path]], *, output: str = "trace.parquet"
+    ) -> Mapping[str, Attempt]: ...
 
 
 @pytest.fixture
@@ -34,6 +48,25 @@ def refuse(run_moetool: RunMoetool, target: Path) -> Refuse:
     def run(*args: str | Path, refusal: Refusal, stdin: str | bytes = "") -> None:
         completed = run_moetool("route-trace", *args, "-o", target, stdin=stdin)
         assert_refused(completed, refusal, target=target)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def try_all(run_moetool: RunMoetool, tmp_path_factory: pytest.TempPathFactory) -> TryAll:
+    """Run a table of commands side by side: one that imports torch keeps a core busy for seconds."""
+
+    def run(
+        commands: Mapping[str, Sequence[str | Path]], *, output: str = "trace.parquet"
+    ) -> Mapping[str, Attempt]:
+        targets = {name: tmp_path_factory.mktemp("target") / output for name in commands}
+
+        def run_one(name: str) -> Completed:
+            return run_moetool(*commands[name], "-o", targets[name])
+
+        with ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
+            completed = dict(zip(commands, pool.map(run_one, commands), strict=True))
+        return {name: Attempt(completed[name], targets[name]) for name in commands}
 
     return run
 
@@ -60,9 +93,9 @@ def wordy_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=16,
         intermediate_size=16,
         head_dim=4,
-        num_hidden_layers=8,
-        num_local_experts=16,
-        num_experts_per_tok=16,
+        num_hidden_layers=2,
+        num_local_experts=64,
+        num_experts_per_tok=64,
     )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo / name, folder)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from tests.conftest import Completed
-
-Name = TypeVar("Name", bound=Hashable)
-
-# Some tables of cases import torch and transformers once a case, which keeps a core busy for
-# seconds; more than a few at once would need more memory than time saved.
-_MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,14 @@ class Refusal:
         return Refusal(self.exit_code, error=error, hint=hint, fact=fact)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A command that was run, and the output it was asked for."""
+
+    completed: Completed
+    target: Path
+
+
 def assert_refused(
     completed: Completed, refusal: Refusal, *, target: Path | None, note: str = ""
 ) -> None:
@@ -54,32 +52,24 @@ def assert_refused(
         target: The output asked for; None if something lay there or nothing was asked for.
         note: The whole last line, if one should follow the hint.
     """
-    lines = completed.stderr.splitlines()
-    assert completed.returncode == refusal.exit_code, completed.stderr
-    assert "Traceback" not in completed.stderr
-    assert completed.stdout == ""
+    stderr = completed.stderr
+    assert "Traceback" not in stderr, stderr
+    assert completed.returncode == refusal.exit_code, stderr
+    assert completed.stdout == "", completed.stdout
+    lines = stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     hints = [line for line in lines if line.startswith("hint: ")]
     facts = [line for line in lines if line.startswith("  ")]
-    assert (len(errors), len(hints)) == (1, 1), completed.stderr
-    assert lines == errors + facts + hints + ([note] if note else [])
-    assert refusal.error in errors[0]
-    assert refusal.hint in hints[0]
-    assert refusal.fact in "\n".join(facts)
-    assert re.search(r"[^.?!][.?!]$", errors[0]), f"not one sentence: {errors[0]}"
+    assert (len(errors), len(hints)) == (1, 1), stderr
+    assert lines == errors + facts + hints + ([note] if note else []), stderr
+    assert refusal.error in errors[0], stderr
+    assert refusal.hint in hints[0], stderr
+    assert refusal.fact in "\n".join(facts), stderr
+    assert re.search(r"[^.?!][.?!]$", errors[0]), f"no sentence: {errors[0]}"
     if target is not None:
-        assert find_leftovers(target) == []
+        assert not find_leftovers(target), find_leftovers(target)
 
 
 def find_leftovers(target: Path) -> list[str]:
     """Return what lies where a trace was to go: itself, its parts, anything named after it."""
     return sorted(path.name for path in target.parent.glob(f"*{target.stem}*"))
-
-
-def run_side_by_side(
-    names: Iterable[Name], run: Callable[[Name], Completed]
-) -> Mapping[Name, Completed]:
-    """Return what `run` returns for every name, some of them at a time."""
-    names = list(names)
-    with ThreadPoolExecutor(min(_MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(run, names), strict=True))

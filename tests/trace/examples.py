@@ -98,7 +98,7 @@ def make_layers(
 ) -> list[LayerDecisions]:
     """Return layers 0, 1, … with random decisions and probabilities, one top-k each."""
     rng = np.random.default_rng(seed)
-    everyone = np.tile(np.arange(NUM_EXPERTS, dtype=np.int32), (num_tokens, 1))
+    everyone = np.tile(np.arange(NUM_EXPERTS, dtype=np.int16), (num_tokens, 1))
     return [
         LayerDecisions(
             stack="decoder",

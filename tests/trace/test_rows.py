@@ -91,7 +91,7 @@ def test_the_largest_weight_has_rank_zero_and_ties_keep_the_routers_order() -> N
     layer = LayerDecisions(
         stack="decoder",
         layer=0,
-        experts=np.array([[5, 2, 4, 1]], dtype=np.int32),
+        experts=np.array([[5, 2, 4, 1]], dtype=np.int16),
         weights=np.array([[0.2, 0.4, 0.2, 0.2]], dtype=np.float32),
     )
     rows = assignment_rows(make_tokens([1]), [layer])
@@ -106,7 +106,7 @@ def test_layers_may_differ_in_top_k() -> None:
 
 
 def test_layers_keep_the_order_in_which_they_are_given() -> None:
-    experts, weights = np.array([[0]], dtype=np.int32), np.array([[1.0]], dtype=np.float32)
+    experts, weights = np.array([[0]], dtype=np.int16), np.array([[1.0]], dtype=np.float32)
     places = [("encoder", 1), ("encoder", 3), ("decoder", 1)]
     layers = [
         LayerDecisions(stack=stack, layer=layer, experts=experts, weights=weights)

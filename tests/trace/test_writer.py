@@ -98,13 +98,14 @@ def test_after_an_interrupt_everything_written_is_in_the_partial_folder(target: 
     assert open_trace(partial).metadata == BEFORE
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_an_interrupt_carries_a_note_that_names_the_folder_and_counts_its_rows(
     target: Path,
 ) -> None:
-    rows = make_rows()
-    (note,) = interrupt(target, rows).__notes__
+    tables = [make_rows(seed=1), make_rows(seed=2), make_rows((1,))]
+    (note,) = interrupt(target, *tables).__notes__
     assert str(partial_folder(target)) in note
-    assert f"{rows.num_rows} rows" in note
+    assert f"{sum(table.num_rows for table in tables)} rows" in note
 
 
 @pytest.mark.parametrize("tables", [(), (make_rows().slice(0, 0),)], ids=["none", "empty"])
@@ -164,6 +165,16 @@ def test_parts_are_closed_as_rows_come_in(target: Path) -> None:
             sink.write(make_rows(seed=count))
             parts = [f"part-{number:05d}.parquet" for number in range(count)]
             assert names_in(sink.partial) == parts
+        sink.finish(AFTER)
+
+
+def test_a_part_is_closed_when_enough_time_has_passed(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moetool.trace.parts.SECONDS_PER_PART", 0.0)
+    with TraceFile(target, metadata=BEFORE) as sink:
+        sink.write(make_rows())
+        assert names_in(sink.partial) == ["part-00000.parquet"]
         sink.finish(AFTER)
 
 
@@ -230,6 +241,7 @@ def test_an_interrupted_replacement_leaves_the_old_trace(target: Path) -> None:
     assert columns_of(read_trace(partial_folder(target))) == new.to_pydict()
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_force_discards_the_parts_of_an_unfinished_run(target: Path) -> None:
     interrupt(target, make_rows(seed=1), make_rows(seed=2))
     new = make_rows(seed=3)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moetool.tracing.batches import make_batches, split_windows
@@ -18,7 +18,8 @@ BATCHES_PER_WINDOW = 3
 TOKENS_PER_WINDOW = 20
 PAD = 0
 
-lengths_of_prompts = st.lists(st.integers(1, 30), max_size=40)
+# Short prompts fill a window by their number, long ones by their tokens.
+lengths_of_prompts = st.lists(st.integers(1, 3) | st.integers(1, 30), max_size=40)
 batch_sizes = st.integers(1, 5)
 
 
@@ -53,6 +54,7 @@ def ids_of(prompts: Sequence[TokenizedPrompt]) -> list[str]:
 
 @settings(deadline=None)
 @given(lengths_of_prompts, batch_sizes)
+@example([1] * 10, 2)
 def test_windows_hold_every_prompt_once_and_in_order(lengths: list[int], batch_size: int) -> None:
     prompts = make_prompts(lengths)
     windows = list(split_windows(prompts, batch_size=batch_size))
@@ -62,6 +64,7 @@ def test_windows_hold_every_prompt_once_and_in_order(lengths: list[int], batch_s
 
 @settings(deadline=None)
 @given(lengths_of_prompts, batch_sizes)
+@example([1] * 10, 2)
 def test_a_window_keeps_to_its_limits_unless_one_prompt_is_beyond_them(
     lengths: list[int], batch_size: int
 ) -> None:
@@ -73,6 +76,7 @@ def test_a_window_keeps_to_its_limits_unless_one_prompt_is_beyond_them(
 
 @settings(deadline=None)
 @given(lengths_of_prompts, batch_sizes)
+@example([1] * 10, 2)
 def test_a_window_ends_only_where_the_next_prompt_does_not_fit(
     lengths: list[int], batch_size: int
 ) -> None:

