@@ -41,14 +41,17 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
         num_experts = layer.num_experts
         share = per_expert / max(1, num_assignments)
         used = share[share > 0]
-        log_experts = np.log(num_experts)
+        # A single expert is as evenly loaded as can be.
+        log_experts = np.log(max(2, num_experts))
         loads.append(
             LayerLoad(
                 stack=layer.stack,
                 layer=layer.layer,
-                entropy=float(-(used * np.log(used)).sum() / log_experts),
+                entropy=float(-(used * np.log(used)).sum() / log_experts)
+                if num_experts > 1
+                else 1.0,
                 random_entropy=float(
-                    1 - (num_experts - layer.top_k) / (2 * num_assignments * log_experts)
+                    1 - (num_experts - layer.top_k) / (2 * max(1, num_assignments) * log_experts)
                 ),
                 max_over_mean=float(share.max() * num_experts),
                 num_idle_experts=int((per_expert == 0).sum()),

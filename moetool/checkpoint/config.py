@@ -94,9 +94,12 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTra
 
 
 def first_line(error: BaseException) -> str:
-    """Return an exception's kind and the first line of its text, for a `seen:` line."""
+    """Return an exception's kind and its text up to the first full sentence, for a `seen:` line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    continued = f" {lines[1].strip()}" if lines[0].endswith(":") and lines[1:] else ""
+    return f"{type(error).__name__}: {lines[0]}{continued}"
 
 
 def _holds_any(folder: Path, patterns: tuple[str, ...]) -> bool:

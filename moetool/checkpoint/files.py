@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moetool.checkpoint.hub import download_snapshot
 from moetool.checkpoint.reference import ModelKind, ModelReference
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 
 _WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -47,7 +47,13 @@ def open_checkpoint(
 
     Raises:
         InputError: The reference has no weights, or a file is missing or broken.
+        UsageError: A revision was given for something that is not on the Hub.
     """
+    if revision is not None and reference.kind is not ModelKind.HUB:
+        raise UsageError(
+            f"'{reference.text}' is local: it has no revision '{revision}'.",
+            hint="Leave --revision out, or name a Hub id.",
+        )
     match reference.kind:
         case ModelKind.PUBLISHED:
             raise InputError(
@@ -93,9 +99,12 @@ def list_weight_files(folder: Path) -> list[Path]:
     for index in (folder / name for name in _WEIGHT_INDEXES):
         if index.is_file():
             weight_map = read_json(index, missing="").get("weight_map")
-            if not isinstance(weight_map, dict):
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(name, str) for name in weight_map.values()
+            ):
                 raise InputError(
-                    f"'{index}' has no weight_map.", hint="Download the file again: it is broken."
+                    f"'{index}' has no weight_map of names.",
+                    hint="Download the file again: it is broken.",
                 )
             paths = [folder / name for name in sorted(set(weight_map.values()))]
             missing = [path.name for path in paths if not path.is_file()]

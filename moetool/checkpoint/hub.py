@@ -61,7 +61,10 @@ def download_snapshot(
             raise InputError(
                 f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
                 hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
-                facts=[f"seen: {str(error).splitlines()[0]}"] if str(error) else (),
+                facts=[
+                    f"seen: no folder '{hub_id}' here either",
+                    *([f"seen: {str(error).splitlines()[0]}"] if str(error) else []),
+                ],
             ) from error
         return folder, folder.name
 

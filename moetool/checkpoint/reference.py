@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -49,12 +50,17 @@ def resolve_model(text: str) -> ModelReference:
     Raises:
         InputError: It is none of these.
     """
+    if not text.strip():
+        raise InputError(
+            "The name of the model is empty.", hint="Name a folder, a Hub id, or 'demo'."
+        )
     path = Path(text).expanduser()
     if text == DEMO:
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=demo_folder())
-    if path.is_dir():
+    # os.path answers no where pathlib raises: a long text is no path.
+    if os.path.isdir(path):
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _resolve_file(text, path)
     published = read_published_models()
     if text.lower() in published:

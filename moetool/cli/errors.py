@@ -40,7 +40,10 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
     @wraps(command)
     def spoken(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            # Here, so that a closed pipe or a full disk is met where it can be put into words.
+            sys.stdout.flush()
+            return result
         except MoetoolError as error:
             _show_traceback_if_asked()
             _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
@@ -52,17 +55,23 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             _say("Interrupted.", hint="Run the same command to start over.", notes=_notes(error))
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
-            # Whoever read our output has had enough. Python would complain at exit, on flushing.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has had enough.
+            discard_stdout()
             raise typer.Exit(DONE) from error
         except OSError as error:
             if error.errno not in _OUTPUT_ERRNOS:
                 raise
+            discard_stdout()
             sentence = f"Writing failed: {os.strerror(error.errno)}."
             _say(sentence, hint="Write to a place with room for it.", notes=_notes(error))
             raise typer.Exit(USAGE) from error
 
     return spoken
+
+
+def discard_stdout() -> None:
+    """Send what is still buffered for stdout nowhere; Python would complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_usage_error(message: str) -> int:

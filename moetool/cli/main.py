@@ -11,14 +11,13 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, say_usage_error
+from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, discard_stdout, say_usage_error
 from moetool.cli.route_trace import route_trace
 from moetool.cli.specialize import specialize
 
 app = typer.Typer(
     name="moetool",
     help=f"Tells the truth about Mixture-of-Experts models.\n\n{EXIT_CODES}",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,6 +38,10 @@ def main() -> None:
         sys.exit(say_usage_error(error.format_message()))
     except typer.Abort:
         sys.exit(INTERRUPTED)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
     sys.exit(code if isinstance(code, int) else DONE)
 
 
@@ -48,8 +51,9 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -58,6 +62,9 @@ def root(
     ] = False,
 ) -> None:
     """Tells the truth about Mixture-of-Experts models."""
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 root.__doc__ = app.info.help

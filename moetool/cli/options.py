@@ -7,6 +7,9 @@ from pathlib import Path
 
 from moetool.errors import UsageError
 
+# Far beyond any model's; keeps a slip of the finger from filling the memory.
+_LARGEST_LAYER = 100_000
+
 
 class ReportFormat(StrEnum):
     """How a result is shown."""
@@ -32,7 +35,13 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
                 f"--layers: '{part.strip()}' is no layer number or range.",
                 hint="Write layers as in 0,2-5.",
             )
-        layers.update(range(int(first), int(last or first) + 1))
+        start, end = int(first), int(last or first)
+        if end < start or end > _LARGEST_LAYER:
+            raise UsageError(
+                f"--layers: '{part.strip()}' is no range of layers.",
+                hint="Write the smaller number first, as in 0,2-5.",
+            )
+        layers.update(range(start, end + 1))
     return frozenset(layers)
 
 

@@ -40,7 +40,12 @@ class Dtype(StrEnum):
 @speaks_errors
 def route_trace(
     model: Annotated[
-        str, typer.Argument(help="A folder, a Hub id (org/name), or 'demo'.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a Hub id (org/name), or 'demo'.",
+            show_default=False,
+        ),
     ],
     prompts: Annotated[
         str | None,
@@ -146,7 +151,9 @@ def _read_prompts(
 
     if (prompts is None) == (prompt is None):
         raise UsageError(
-            "Give either --prompts or --prompt." if prompts is None else "Two kinds of prompts.",
+            "Neither --prompts nor --prompt was given."
+            if prompts is None
+            else "--prompts and --prompt exclude each other.",
             hint="--prompts sample_prompts takes a file or folder, --prompt 'a text' one text.",
         )
     if prompt is not None:

@@ -16,7 +16,9 @@ def specialize(
     trace: Annotated[
         Path,
         typer.Argument(
-            help="A .parquet or .csv trace, or a folder of Parquet parts.", show_default=False
+            metavar="TRACE",
+            help="A .parquet or .csv trace, or a folder of Parquet parts.",
+            show_default=False,
         ),
     ],
     output_format: Annotated[ReportFormat | None, typer.Option("--format")] = None,
@@ -27,7 +29,7 @@ def specialize(
     permutations: Annotated[
         int, typer.Option(min=1, help="Permutations of the prompts' labels.")
     ] = 999,
-    seed: Annotated[int, typer.Option(help="Of the permutations.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the permutations.")] = 0,
     num_experts: Annotated[
         int | None, typer.Option(min=1, help="Experts a layer, for a trace without metadata.")
     ] = None,

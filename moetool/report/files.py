@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from moetool.errors import UsageError
@@ -24,7 +25,8 @@ def write_report(text: str, output: Path | None, *, replace_existing: bool) -> N
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(output)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         raise UsageError(
             f"Can't write '{output}': {error.strerror}.", hint="Name a file you may write."
         ) from error

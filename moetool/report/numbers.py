@@ -18,7 +18,9 @@ def format_file_size(path: Path) -> str:
 def format_p_value(value: float, *, num_permutations: int) -> str:
     """Return a p-value; the smallest that so many permutations can give is a bound."""
     smallest = 1 / (1 + num_permutations)
-    return f"≤ {smallest:.2g}" if value <= smallest else f"{value:.3f}"
+    if value <= smallest:
+        return f"≤ {smallest:.2g}"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.2g}"
 
 
 def format_place(stack: str, layer: int, expert: int) -> str:

@@ -58,12 +58,17 @@ def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
     most = max(loads, key=lambda load: load.entropy)
     idle = sum(load.num_idle_experts for load in loads)
     lines = [
-        f"load evenness {least.entropy:.3f} (layer {least.layer}) to {most.entropy:.3f} "
-        f"(layer {most.layer}); 1 is even, random routing would give {most.random_entropy:.3f}",
+        f"load evenness {least.entropy:.3f} ({_name_layer(least)}) to {most.entropy:.3f} "
+        f"({_name_layer(most)}); 1 is even,",
+        f"random routing of as many tokens would give {least.random_entropy:.3f}",
     ]
     if idle:
         lines.append(f"{idle:,} experts were never chosen")
     return lines
+
+
+def _name_layer(load: LayerLoad) -> str:
+    return f"{'' if load.stack == 'decoder' else load.stack + ' '}layer {load.layer}"
 
 
 def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:

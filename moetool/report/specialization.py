@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -12,7 +13,7 @@ import moetool
 from moetool.analysis.lift import find_most_lifted
 from moetool.analysis.specialization import Specialization
 from moetool.report.numbers import format_p_value, format_place
-from moetool.report.tables import render_table
+from moetool.report.tables import WIDTH, render_table
 
 _EXPERTS_SHOWN = 3
 _ENOUGH_PROMPTS = 20
@@ -68,7 +69,8 @@ def render_table_text(result: Specialization, *, trace: str) -> str:
         *_warn_of_few_prompts(result),
         *result.notes,
     ]
-    return "\n".join([layers, "", domains, "", *notes, ""])
+    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH)]
+    return "\n".join([layers, "", domains, "", *wrapped, ""])
 
 
 def render_json(result: Specialization, *, trace: str) -> str:

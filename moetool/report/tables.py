@@ -21,7 +21,7 @@ def render_table(
         table.add_column(header, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False)
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.decisions import NO_DOMAIN, NO_EXPERT
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reader import TraceSource
 
@@ -124,16 +124,22 @@ class ExpertCounter:
             notes=tuple(notes),
         )
 
+    def num_ids(self) -> dict[tuple[str, int], int]:
+        """Return the largest id seen plus one, for every layer."""
+        return {
+            key: int(np.flatnonzero(rows.any(axis=0)).max()) for key, rows in self._rows.items()
+        }
+
     def _register_groups(self, table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
         """Return the table's groups and each row's index into them, and note their domains."""
         words, group = _codes(table, self.by, default=NO_DOMAIN)
         domains, domain = _codes(table, "domain", default=NO_DOMAIN)
         first_row = np.zeros(len(words), dtype=np.int64)
         first_row[group[::-1]] = np.arange(len(group))[::-1]
-        for word, row in zip(words, first_row, strict=True):
-            if word not in self._index_of:
-                self._index_of[word] = len(self._index_of)
-                self._domains.append(domains[domain[row]])
+        for code in np.argsort(first_row):
+            if words[code] not in self._index_of:
+                self._index_of[words[code]] = len(self._index_of)
+                self._domains.append(domains[domain[first_row[code]]])
         return words, group
 
 
@@ -158,15 +164,19 @@ def count_experts(
     optional = [name for name in ("domain", "stack") if name in source.columns]
     columns = ["prompt_id", *optional, "position", "layer", "expert"]
     counter = ExpertCounter(by=by)
+    # The parts of an unfinished trace may not know their layers yet.
+    described = source.metadata.layers if source.metadata is not None else ()
     largest: dict[tuple[str, int], int] = {}
-    rows_per_decision = 0
+    decision: dict[tuple[str, int], int] = {}
     for table in source.iter_tables(columns):
+        _check_numbers(source, table)
         counter.add(table)
-        if source.metadata is None:
-            _update_largest_id(largest, table)
-            rows_per_decision = rows_per_decision or _largest_decision(table)
-    if source.metadata is not None:
-        return _checked(source, counter.counts(source.metadata.layers))
+        if not described:
+            _update_largest(largest, table, of=_ids)
+            _update_largest(decision, table, of=_decision_sizes)
+    if described:
+        _check_described(source, counter, described)
+        return _checked(source, counter.counts(described))
     if not largest:
         raise InputError(f"'{source.path}' holds no rows.", hint="Trace again.")
     notes = []
@@ -176,9 +186,15 @@ def count_experts(
             f"{num_experts} experts is the largest id seen plus one; --num-experts says otherwise"
         )
     if top_k is None:
-        top_k = rows_per_decision
+        seen = " or ".join(f"top-{k}" for k in sorted(set(decision.values())))
         notes.append(
-            f"top-{top_k} is the largest number of rows of one decision; --top-k says otherwise"
+            f"{seen} is the largest number of rows of one decision; --top-k says otherwise"
+        )
+    elif max(decision.values()) > top_k:
+        raise InputError(
+            f"'{source.path}' has decisions of {max(decision.values())} rows, but --top-k says "
+            f"{top_k}.",
+            hint="Leave the option out to have the number inferred.",
         )
     if max(largest.values()) >= num_experts:
         raise InputError(
@@ -194,7 +210,7 @@ def count_experts(
             router=None,
             num_experts=num_experts,
             num_identity_experts=0,
-            top_k=top_k,
+            top_k=top_k or decision[stack, layer],
         )
         for stack, layer in largest
     ]
@@ -207,19 +223,52 @@ def _checked(source: TraceSource, counts: ExpertCounts) -> ExpertCounts:
     return counts
 
 
-def _update_largest_id(largest: dict[tuple[str, int], int], table: pa.Table) -> None:
-    keys = ["stack", "layer"] if "stack" in table.column_names else ["layer"]
-    for row in table.group_by(keys).aggregate([("expert", "max")]).to_pylist():
-        key = (row.get("stack", "decoder"), row["layer"])
-        largest[key] = max(largest.get(key, 0), row["expert_max"])
+def _check_numbers(source: TraceSource, table: pa.Table) -> None:
+    for name, least in (("layer", 0), ("expert", NO_EXPERT)):
+        seen = pc.min(table.column(name)).as_py()
+        if seen is not None and seen < least:
+            raise InputError(
+                f"'{source.path}' can't be read as a trace.",
+                hint="See the column table in the README for the values a trace has.",
+                facts=[f"seen: {name} {seen}, below {least}"],
+            )
 
 
-def _largest_decision(table: pa.Table) -> int:
-    keys = [
-        name for name in ("prompt_id", "stack", "layer", "position") if name in table.column_names
-    ]
-    sizes = table.group_by(keys).aggregate([("expert", "count")])
-    return int(pc.max(sizes.column("expert_count")).as_py())
+def _check_described(
+    source: TraceSource, counter: ExpertCounter, layers: Iterable[RoutedLayer]
+) -> None:
+    sizes = {
+        (item.stack, item.layer): item.num_experts + item.num_identity_experts for item in layers
+    }
+    for (stack, layer), num_ids in counter.num_ids().items():
+        if num_ids > sizes.get((stack, layer), 0):
+            raise InputError(
+                f"'{source.path}' has expert {num_ids - 1} in layer {layer}, of which its metadata "
+                f"knows {sizes.get((stack, layer), 0)} experts.",
+                hint="Trace again, or remove the metadata to read the table alone.",
+            )
+
+
+def _ids(table: pa.Table, layer: list[str]) -> pa.Table:
+    return table.group_by(layer).aggregate([("expert", "max")])
+
+
+def _decision_sizes(table: pa.Table, layer: list[str]) -> pa.Table:
+    sizes = table.group_by([*layer, "prompt_id", "position"]).aggregate([("expert", "count")])
+    return sizes.group_by(layer).aggregate([("expert_count", "max")])
+
+
+def _update_largest(
+    largest: dict[tuple[str, int], int],
+    table: pa.Table,
+    *,
+    of: Callable[[pa.Table, list[str]], pa.Table],
+) -> None:
+    layer = ["stack", "layer"] if "stack" in table.column_names else ["layer"]
+    for row in of(table, layer).to_pylist():
+        key = (row.pop("stack", "decoder"), row.pop("layer"))
+        (value,) = row.values()
+        largest[key] = max(largest.get(key, 0), value)
 
 
 def _codes(table: pa.Table, name: str, *, default: str) -> tuple[list[str], NDArray[np.int64]]:

@@ -92,10 +92,7 @@ def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
         schema = str(raw["schema"])
         version = int(schema.removeprefix("moetool.trace/"))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"The moetool metadata of '{source}' can't be read.",
-            hint="Trace again, or remove the metadata to read the table alone.",
-        ) from error
+        raise _unreadable(source) from error
     if version > SCHEMA_VERSION:
         raise InputError(
             f"'{source}' was written by a newer moetool ({schema}).",
@@ -104,9 +101,19 @@ def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
     known = {item.name for item in fields(TraceMetadata)}
     values = {key: value for key, value in raw.items() if key in known}
     layer_keys = {item.name for item in fields(RoutedLayer)}
-    values["layers"] = tuple(
-        RoutedLayer(**{key: value for key, value in layer.items() if key in layer_keys})
-        for layer in raw.get("layers", ())
+    try:
+        values["layers"] = tuple(
+            RoutedLayer(**{key: value for key, value in layer.items() if key in layer_keys})
+            for layer in raw.get("layers", ())
+        )
+        values["notes"] = tuple(raw.get("notes", ()))
+        return TraceMetadata(**values)
+    except (TypeError, AttributeError) as error:
+        raise _unreadable(source) from error
+
+
+def _unreadable(source: str) -> InputError:
+    return InputError(
+        f"The moetool metadata of '{source}' can't be read.",
+        hint="Trace again, or remove the metadata to read the table alone.",
     )
-    values["notes"] = tuple(raw.get("notes", ()))
-    return TraceMetadata(**values)

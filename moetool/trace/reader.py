@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.errors import InputError
+from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA
-from moetool.trace.writer import sidecar_path
+from moetool.trace.writer import PROBABILITIES_SUFFIX, sidecar_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_TABLE = 1_000_000
+_TYPES_HINT = "See the column table in the README for the types a trace has."
+_DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ class TraceSource:
             read = _iter_csv if path.suffix == ".csv" else _iter_parquet
             try:
                 for table in read(path, columns):
-                    yield table.select(columns).cast(schema)
-            except (pa.ArrowException, UnicodeDecodeError) as error:
+                    yield _fill(path, table.select(columns).cast(schema))
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
                 raise InputError(
                     f"'{path}' can't be read as a trace.",
-                    hint="See the column table in the README for the types a trace has.",
+                    hint=_DAMAGED_HINT if isinstance(error, OSError) else _TYPES_HINT,
                     facts=[f"seen: {str(error).splitlines()[0]}"],
                 ) from error
 
@@ -70,13 +74,18 @@ def open_trace(path: Path) -> TraceSource:
     Raises:
         InputError: There is no trace at the path.
     """
-    if path.is_dir():
-        files = tuple(sorted(path.glob("*.parquet")))
+    # os.path answers no where pathlib raises: a long text is no path.
+    if os.path.isdir(path):
+        files = tuple(
+            file
+            for file in sorted(path.glob("*.parquet"))
+            if not file.name.endswith(PROBABILITIES_SUFFIX)
+        )
         if not files:
             raise InputError(
                 f"'{path}' holds no Parquet files.", hint="Name a trace, or a folder of its parts."
             )
-    elif path.is_file():
+    elif os.path.isfile(path):
         if path.suffix not in (".parquet", ".csv"):
             raise InputError(
                 f"'{path}' is neither .parquet nor .csv.", hint="Name a trace file or a folder."
@@ -89,10 +98,10 @@ def open_trace(path: Path) -> TraceSource:
         )
     try:
         headers = [_read_header(file) for file in files]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise InputError(
             f"'{path}' can't be read as a trace.",
-            hint="Trace again: the file is damaged or not Parquet or CSV.",
+            hint=_DAMAGED_HINT,
             facts=[f"seen: {str(error).splitlines()[0]}"],
         ) from error
     columns = [name for name in headers[0][0] if all(name in names for names, _ in headers)]
@@ -122,7 +131,8 @@ def read_trace(path: str | Path) -> pd.DataFrame:
     """
     source = open_trace(Path(path))
     names = [name for name in TRACE_SCHEMA.names if name in source.columns]
-    tables = list(source.iter_tables(names))
+    schema = pa.schema([TRACE_SCHEMA.field(name) for name in names])
+    tables = [schema.empty_table(), *source.iter_tables(names)]
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
     return frame
 
@@ -144,7 +154,10 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
 
 def _merge(parts: Sequence[TraceMetadata | None]) -> TraceMetadata | None:
     """Return one part's metadata for all; parts of one run differ in their counts only."""
-    return parts[-1]
+    if None in parts:
+        return None
+    known = [part for part in parts if part is not None]
+    return replace(known[-1], complete=all(part.complete for part in known))
 
 
 # A token may hold a line break, in which case its field is quoted.
@@ -170,6 +183,24 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
             yield _encode_words(pa.Table.from_batches([batch]))
+
+
+def _fill(path: Path, table: pa.Table) -> pa.Table:
+    """Return the table with `(none)` where it has no domain; no other key may be missing."""
+    for name in table.column_names:
+        column = table.column(name)
+        if not column.null_count:
+            continue
+        if name in REQUIRED_COLUMNS:
+            raise InputError(
+                f"'{path}' can't be read as a trace.",
+                hint=_TYPES_HINT,
+                facts=[f"seen: a row without {name!r}"],
+            )
+        if name == "domain":
+            filled = column.cast(pa.string()).fill_null(NO_DOMAIN).dictionary_encode()
+            table = table.set_column(table.column_names.index(name), name, filled)
+    return table
 
 
 def _encode_words(table: pa.Table) -> pa.Table:

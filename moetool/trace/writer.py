@@ -22,6 +22,7 @@ from moetool.trace.parts import PartWriter
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
 
 FILE_SUFFIXES = (".parquet", ".csv")
+PROBABILITIES_SUFFIX = ".probabilities.parquet"
 
 
 class TraceSink(Protocol):
@@ -40,6 +41,9 @@ class TraceSink(Protocol):
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Take rows with `TRACE_SCHEMA`, and those with `PROBABILITIES_SCHEMA` if recorded."""
+
+    def describe(self, metadata: TraceMetadata) -> None:
+        """Take what has become known of the trace since the sink was opened."""
 
     def finish(self, metadata: TraceMetadata) -> None:
         """Take the metadata of the complete trace; nothing is written after this."""
@@ -66,12 +70,13 @@ class TraceFile:
         check_target(target, replace_existing=replace_existing)
         self.target = target
         self.partial = partial_folder(target)
+        self._is_finished = False
         self._metadata = replace(metadata, complete=False)
-        self._rows = PartWriter(self.partial, schema=TRACE_SCHEMA, footer=self._metadata.to_json)
+        self._rows = PartWriter(self.partial, schema=TRACE_SCHEMA, footer=self._footer)
         self._probabilities = PartWriter(
             self.partial / "probabilities",
             schema=PROBABILITIES_SCHEMA,
-            footer=self._metadata.to_json,
+            footer=self._footer,
         )
         if replace_existing:
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -86,7 +91,7 @@ class TraceFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
+        if error is None or self._is_finished:
             return
         self._rows.flush()
         self._probabilities.flush()
@@ -102,6 +107,10 @@ class TraceFile:
         self._rows.append(rows)
         if probabilities is not None:
             self._probabilities.append(probabilities)
+
+    def describe(self, metadata: TraceMetadata) -> None:
+        """Give later parts this metadata, still with `complete: false`."""
+        self._metadata = replace(metadata, complete=False)
 
     def finish(self, metadata: TraceMetadata) -> None:
         """Write the complete trace to its place and remove the parts."""
@@ -119,8 +128,14 @@ class TraceFile:
             scores = self.partial / "whole.probabilities"
             self._probabilities.merge_into_parquet(scores, footer=text)
             scores.replace(probabilities_path(self.target))
+        else:
+            probabilities_path(self.target).unlink(missing_ok=True)
         whole.replace(self.target)
+        self._is_finished = True
         shutil.rmtree(self.partial)
+
+    def _footer(self) -> str:
+        return self._metadata.to_json()
 
 
 class _KeepsNothing:
@@ -136,6 +151,9 @@ class _KeepsNothing:
         traceback: TracebackType | None,
     ) -> None:
         pass
+
+    def describe(self, metadata: TraceMetadata) -> None:
+        """Keep nothing of it."""
 
 
 class TraceStream(_KeepsNothing):
@@ -215,7 +233,7 @@ def partial_folder(target: Path) -> Path:
 
 def probabilities_path(target: Path) -> Path:
     """Return the Parquet file beside a trace that holds its router probabilities."""
-    return target.with_name(f"{target.stem}.probabilities.parquet")
+    return target.with_name(f"{target.stem}{PROBABILITIES_SUFFIX}")
 
 
 def sidecar_path(target: Path) -> Path:

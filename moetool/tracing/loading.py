@@ -28,6 +28,8 @@ def choose_device(name: str | None) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("the meta device holds no data")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
@@ -69,6 +71,8 @@ def load_model(
             dtype=dtype or "auto",
             device_map={"": device},
             trust_remote_code=trust_remote_code,
+            # Checked below, in words that can be understood.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except Exception as error:
@@ -89,7 +93,7 @@ def load_model(
             f"The weights of {checkpoint.name} do not match its config.json: {len(wrong)} tensors are "
             "missing or of another shape.",
             hint="Use the config.json and the weight files of one and the same checkpoint.",
-            facts=[f"seen: {key}" for key in sorted(wrong)[:3]],
+            facts=[f"unfit: {key}" for key in sorted(wrong)[:3]],
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -100,4 +104,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # torch's CPU allocator raises a bare RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "Cannot allocate memory")
+    )

@@ -86,8 +86,11 @@ def read_text(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[Ra
 
 def read_csv(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
     """Yield a CSV file's rows; the first line names the columns."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses prompts beyond 128 KiB
     try:
-        reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(
+            io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True
+        )
         columns = list(reader.fieldnames or [])
         if fields.text not in columns:
             yield _missing_text(columns, name=name, line=1, fields=fields)
@@ -102,7 +105,10 @@ def read_csv(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[Raw
         yield _not_utf8(name, line)
     except csv.Error as error:
         yield BadLine(
-            file=name, line=reader.line_num, complaint=f"broken CSV: {error}", hint=FORMAT_HINT
+            file=name,
+            line=reader.reader.line_num,
+            complaint=f"broken CSV: {error}",
+            hint=FORMAT_HINT,
         )
 
 
@@ -129,7 +135,7 @@ def read_parquet(
         yield BadLine(
             file=name,
             line=1,
-            complaint=f"not a Parquet file: {str(error).splitlines()[0]}",
+            complaint=f"not a Parquet file: {str(error).splitlines()[0].rstrip('.')}",
             hint="Write the file again.",
         )
 
@@ -155,7 +161,7 @@ def _parse_json_line(
 ) -> RawPrompt | BadLine:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         complaint = f"not JSON: {error}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     if not isinstance(row, dict):
@@ -171,16 +177,17 @@ def _make_row(
     if not isinstance(text, str):
         if fields.text not in row:
             return _missing_text(list(row), name=name, line=line, fields=fields)
-        complaint = f"'{fields.text}' is no string but {type(text).__name__}"
+        kind = "null" if text is None else f"no string but {type(text).__name__}"
+        complaint = f"'{fields.text}' is {kind}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)
     for key, value in ((fields.prompt_id, prompt_id), (fields.domain, domain)):
-        if not isinstance(value, str | int | float | None):
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             complaint = f"'{key}' is no word but {type(value).__name__}"
             return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     return RawPrompt(
-        prompt_id=None if prompt_id is None else str(prompt_id),
-        domain=None if domain is None else str(domain),
+        prompt_id=None if prompt_id in (None, "") else str(prompt_id),
+        domain=None if domain in (None, "") else str(domain),
         text=text,
         file=name,
         line=line,
@@ -189,11 +196,12 @@ def _make_row(
 
 def _missing_text(columns: list[str], *, name: str, line: int, fields: PromptFields) -> BadLine:
     seen = ", ".join(str(column) for column in columns) or "nothing"
+    others = [name for name in columns if name not in (fields.prompt_id, fields.domain)]
     return BadLine(
         file=name,
         line=line,
         complaint=f"expected a '{fields.text}', found {seen}",
-        hint=f"Name the field with --text-field {columns[-1]}." if columns else FORMAT_HINT,
+        hint=f"Name the field with --text-field {others[0]}." if others else FORMAT_HINT,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,9 +52,14 @@ def read_prompts(
     """
     fields = fields or PromptFields()
     if source == "-":
-        return _check(read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), limit=limit)
+        return _check(
+            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
+        )
+    if not source.strip():
+        raise InputError("--prompts is empty.", hint="Name a file or folder of prompts.")
     path = Path(source)
-    if path.is_dir():
+    # os.path answers no where pathlib raises: a long text is no path.
+    if os.path.isdir(path):
         files = [file for file in sorted(path.iterdir()) if file.suffix in READERS]
         if not files:
             raise InputError(
@@ -63,8 +69,8 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, limit=limit)
-    if not path.is_file():
+        return _check(rows, source=f"'{path}'", limit=limit)
+    if not os.path.isfile(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
             hint="Name a file or folder of prompts, or pass one with --prompt TEXT.",
@@ -74,7 +80,7 @@ def read_prompts(
             f"'{path}' is of no known kind of prompts.",
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
-    return _check(_read_file(path, fields), limit=limit)
+    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -84,7 +90,9 @@ def make_prompt(text: str) -> list[Prompt]:
         InputError: The text is empty.
     """
     return _check(
-        [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)], limit=None
+        [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)],
+        source="--prompt",
+        limit=None,
     )
 
 
@@ -111,7 +119,7 @@ def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine
         ) from error
 
 
-def _check(rows: Iterable[RawPrompt | BadLine], *, limit: int | None) -> list[Prompt]:
+def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
     prompts: list[Prompt] = []
     bad: list[BadLine] = []
@@ -124,7 +132,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, limit: int | None) -> list[Pr
         if not _is_unicode(prompt_id + (row.domain or "") + row.text):
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
-            bad.append(row.complain("empty prompt", hint="Remove the line, or give it a text."))
+            bad.append(row.complain("empty prompt", hint="Give every prompt a text."))
         elif prompt_id in place_of:
             bad.append(
                 row.complain(
@@ -145,7 +153,9 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, limit: int | None) -> list[Pr
     if bad:
         raise _error(bad)
     if not prompts:
-        raise InputError("There are no prompts.", hint="Give at least one prompt.")
+        raise InputError(
+            f"{source[0].upper()}{source[1:]} holds no prompts.", hint="Give at least one."
+        )
     return prompts[:limit]
 
 

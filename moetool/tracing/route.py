@@ -86,15 +86,17 @@ def trace_model(
     Raises:
         MoetoolError: See the functions it is made of.
     """
-    from moetool.tracing.loading import choose_device, load_model
-    from moetool.tracing.run import trace_prompts
-
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
         with_code=options.trust_remote_code,
         announce=observer.announce,
     )
+    # Only now, because they bring in torch: what is wrong with the files is said at once.
+    from moetool.tracing.loading import choose_device, load_model
+    from moetool.tracing.run import trace_prompts
+
+    device = choose_device(options.device)
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
     _check_traceable(config, checkpoint, options)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
@@ -105,7 +107,6 @@ def trace_model(
         context_tokens=read_context_tokens(config),
         max_prompt_tokens=options.max_prompt_tokens,
     )
-    device = choose_device(options.device)
     model = load_model(
         checkpoint,
         config,

@@ -98,13 +98,15 @@ def trace_prompts(
             decisions = _collect_decisions(batches)
             if with_probabilities:
                 decisions = _add_probabilities(decisions, batches, score_functions)
+            if not routed:
+                routed = _describe_layers(recorder, decisions)
+                sink.describe(replace(metadata, layers=routed))
             rows = assignment_rows(tokens, decisions)
             sink.write(rows, probability_rows(tokens, decisions) if with_probabilities else None)
             counter.add(rows)
             num_rows += rows.num_rows
             num_tokens += len(tokens.token_id)
             num_decisions += sum(len(layer.experts) for layer in decisions)
-            routed = routed or _describe_layers(recorder, decisions)
     complete = replace(
         metadata,
         complete=True,

@@ -98,8 +98,8 @@ def test_a_config_json_that_describes_no_model_is_refused(
     ("text", "message"),
     [
         pytest.param("{", "can't be read as JSON", id="not JSON"),
-        pytest.param("{}", "has no weight_map", id="empty"),
-        pytest.param('{"weight_map": ["a"]}', "has no weight_map", id="a list"),
+        pytest.param("{}", "has no weight_map of names", id="empty"),
+        pytest.param('{"weight_map": ["a"]}', "has no weight_map of names", id="a list"),
         pytest.param('{"weight_map": {"a": 1}}', "", id="numbers for names"),
         pytest.param('{"weight_map": {"a": ["model.safetensors"]}}', "", id="lists for names"),
     ],

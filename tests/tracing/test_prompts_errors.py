@@ -174,7 +174,7 @@ def test_a_running_number_that_is_someones_id_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
 def test_an_empty_file_holds_no_prompts(suffix: str, tmp_path: Path) -> None:
-    assert refusal_of(tmp_path / f"prompts{suffix}", "").message == "There are no prompts."
+    assert "at least one prompt" in refusal_of(tmp_path / f"prompts{suffix}", "").hint
 
 
 def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
