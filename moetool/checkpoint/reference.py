@@ -52,7 +52,7 @@ def resolve_model(text: str) -> ModelReference:
     """
     if not text.strip():
         raise InputError(
-            "The name of the model is empty.", hint="Name a folder, a Hub id, or 'demo'."
+            "No model '': the name is empty.", hint="Name a folder, a Hub id, or 'demo'."
         )
     path = Path(text).expanduser()
     if text == DEMO:

@@ -151,7 +151,7 @@ def _read_prompts(
 
     if (prompts is None) == (prompt is None):
         raise UsageError(
-            "Neither --prompts nor --prompt was given."
+            "Give either --prompts or --prompt."
             if prompts is None
             else "--prompts and --prompt exclude each other.",
             hint="--prompts sample_prompts takes a file or folder, --prompt 'a text' one text.",

@@ -58,14 +58,15 @@ def render_table_text(result: Specialization, *, trace: str) -> str:
     even = sorted({cell.even_share for cell in result.experts})
     shares = " or ".join(f"{share:.1%}" for share in even)
     notes = [
-        "MI: mutual information of expert and domain, over assignments. permuted: its",
-        f"mean over {result.num_permutations} permutations of the prompts' labels. excess: the difference,",
-        "beside it as a part of the domains' entropy. p: how often a permutation reaches MI.",
-        f"share: part of the domain's tokens that the expert gets; even routing gives {shares}.",
-        "lift: that share over the expert's share of all tokens.",
-        "A randomly initialised model is significant too: random routers route by",
-        "vocabulary, and domains differ in vocabulary. p tells that the routing differs",
-        "between domains, not that the model has learned it.",
+        "MI: mutual information of expert and domain, over assignments. permuted: its mean "
+        f"over {result.num_permutations} permutations of the prompts' labels. excess: the "
+        "difference, beside it as a part of the domains' entropy. p: how often a permutation "
+        "reaches MI.",
+        "share: part of the domain's tokens that the expert gets; even routing gives "
+        f"{shares}. lift: that share over the expert's share of all tokens.",
+        "A randomly initialised model is significant too: random routers route by vocabulary, "
+        "and domains differ in vocabulary. p tells that the routing differs between domains, "
+        "not that the model has learned it.",
         *_warn_of_few_prompts(result),
         *result.notes,
     ]

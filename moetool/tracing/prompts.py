@@ -56,7 +56,9 @@ def read_prompts(
             read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
         )
     if not source.strip():
-        raise InputError("--prompts is empty.", hint="Name a file or folder of prompts.")
+        raise InputError(
+            "No prompts at '': the name is empty.", hint="Name a file or folder of prompts."
+        )
     path = Path(source)
     # os.path answers no where pathlib raises: a long text is no path.
     if os.path.isdir(path):
@@ -132,7 +134,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
         if not _is_unicode(prompt_id + (row.domain or "") + row.text):
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
-            bad.append(row.complain("empty prompt", hint="Give every prompt a text."))
+            bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
         elif prompt_id in place_of:
             bad.append(
                 row.complain(
@@ -153,9 +155,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
     if bad:
         raise _error(bad)
     if not prompts:
-        raise InputError(
-            f"{source[0].upper()}{source[1:]} holds no prompts.", hint="Give at least one."
-        )
+        raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
     return prompts[:limit]
 
 

@@ -67,7 +67,7 @@ def test_bad_lines_on_stdin_are_placed_there(monkeypatch: pytest.MonkeyPatch) ->
         (b'"a text"', "expected an object, found str"),
         (b'{"prompt": "a", "id": 1}', "expected a 'text', found prompt, id"),
         (b"{}", "expected a 'text', found nothing"),
-        (b'{"text": null}', "'text' is no string but NoneType"),
+        (b'{"text": null}', "'text' is null"),
         (b'{"text": ["a"]}', "'text' is no string but list"),
         (b'{"text": "a", "id": {}}', "'id' is no word but dict"),
         (b'{"text": "a", "domain": []}', "'domain' is no word but list"),
@@ -101,7 +101,7 @@ def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
         (b"", 1, "expected a 'text', found nothing"),
         (b"id,prompt\n1,a\n", 1, "expected a 'text', found id, prompt"),
         (b"id,text\n1,good\n2,\n", 3, "empty prompt"),
-        (b"id,text\n1,good\n2\n", 3, "'text' is no string but NoneType"),
+        (b"id,text\n1,good\n2\n", 3, "'text' is null"),
         (b"text\ngood\n\xe9\n", 3, "not UTF-8"),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_after_it(tmp_pat
     ("frame", "line", "complaint"),
     [
         (pd.DataFrame({"prompt": ["a"]}), 1, "expected a 'text', found prompt"),
-        (pd.DataFrame({"text": ["good", None]}), 2, "'text' is no string but NoneType"),
+        (pd.DataFrame({"text": ["good", None]}), 2, "'text' is null"),
         (pd.DataFrame({"text": ["good", ""]}), 2, "empty prompt"),
         (pd.DataFrame({"text": [b"bytes"]}), 1, "'text' is no string but bytes"),
         (pd.DataFrame({"text": ["a"], "id": [[1]]}), 1, "'id' is no word but list"),
