@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -166,22 +166,21 @@ def count_experts(
     counter = ExpertCounter(by=by)
     # The parts of an unfinished trace may not know their layers yet.
     described = source.metadata.layers if source.metadata is not None else ()
-    largest: dict[tuple[str, int], int] = {}
     decision: dict[tuple[str, int], int] = {}
     for table in source.iter_tables(columns):
         _check_numbers(source, table)
         counter.add(table)
         if not described:
-            _update_largest(largest, table, of=_ids)
-            _update_largest(decision, table, of=_decision_sizes)
+            _update_largest_decision(decision, table)
     if described:
         _check_described(source, counter, described)
         return _checked(source, counter.counts(described))
-    if not largest:
+    num_ids = counter.num_ids()
+    if not num_ids:
         raise InputError(f"'{source.path}' holds no rows.", hint="Trace again.")
     notes = []
     if num_experts is None:
-        num_experts = max(largest.values()) + 1
+        num_experts = max(1, *num_ids.values())
         notes.append(
             f"{num_experts} experts is the largest id seen plus one; --num-experts says otherwise"
         )
@@ -196,9 +195,9 @@ def count_experts(
             f"{top_k}.",
             hint="Leave the option out to have the number inferred.",
         )
-    if max(largest.values()) >= num_experts:
+    if max(num_ids.values()) > num_experts:
         raise InputError(
-            f"'{source.path}' has expert ids up to {max(largest.values())}, but --num-experts says "
+            f"'{source.path}' has expert ids up to {max(num_ids.values()) - 1}, but --num-experts says "
             f"{num_experts}.",
             hint="Ids count from 0; leave the option out to have the number inferred.",
         )
@@ -212,7 +211,7 @@ def count_experts(
             num_identity_experts=0,
             top_k=top_k or decision[stack, layer],
         )
-        for stack, layer in largest
+        for stack, layer in num_ids
     ]
     return _checked(source, counter.counts(layers, notes=notes))
 
@@ -249,26 +248,13 @@ def _check_described(
             )
 
 
-def _ids(table: pa.Table, layer: list[str]) -> pa.Table:
-    return table.group_by(layer).aggregate([("expert", "max")])
-
-
-def _decision_sizes(table: pa.Table, layer: list[str]) -> pa.Table:
-    sizes = table.group_by([*layer, "prompt_id", "position"]).aggregate([("expert", "count")])
-    return sizes.group_by(layer).aggregate([("expert_count", "max")])
-
-
-def _update_largest(
-    largest: dict[tuple[str, int], int],
-    table: pa.Table,
-    *,
-    of: Callable[[pa.Table, list[str]], pa.Table],
-) -> None:
+def _update_largest_decision(largest: dict[tuple[str, int], int], table: pa.Table) -> None:
+    """Raise each layer's largest number of rows of one decision to what a table shows."""
     layer = ["stack", "layer"] if "stack" in table.column_names else ["layer"]
-    for row in of(table, layer).to_pylist():
-        key = (row.pop("stack", "decoder"), row.pop("layer"))
-        (value,) = row.values()
-        largest[key] = max(largest.get(key, 0), value)
+    sizes = table.group_by([*layer, "prompt_id", "position"]).aggregate([("expert", "count")])
+    for row in sizes.group_by(layer).aggregate([("expert_count", "max")]).to_pylist():
+        key = (row.get("stack", "decoder"), row["layer"])
+        largest[key] = max(largest.get(key, 0), row["expert_count_max"])
 
 
 def _codes(table: pa.Table, name: str, *, default: str) -> tuple[list[str], NDArray[np.int64]]:

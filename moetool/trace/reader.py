@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from moetool.errors import InputError
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
-from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA
+from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
 from moetool.trace.writer import PROBABILITIES_SUFFIX, sidecar_path
 
 if TYPE_CHECKING:
@@ -144,11 +144,9 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
         sidecar = sidecar_path(path)
         text = sidecar.read_bytes() if sidecar.is_file() else None
     else:
-        schema = pq.read_schema(path)
-        names = schema.names
-        text = (schema.metadata or {}).get(FOOTER_KEY)
-        if text is None:
-            text = (pq.read_metadata(path).metadata or {}).get(FOOTER_KEY)
+        footer = pq.read_metadata(path)
+        names = footer.schema.to_arrow_schema().names
+        text = (footer.metadata or {}).get(FOOTER_KEY)
     return names, parse_metadata(text, source=str(path)) if text else None
 
 
@@ -165,13 +163,11 @@ _CSV_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
 
 
 def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    types = {name: TRACE_SCHEMA.field(name).type for name in columns}
-    types = {
-        name: kind.value_type if pa.types.is_dictionary(kind) else kind
-        for name, kind in types.items()
-    }
+    schema = plain_schema(TRACE_SCHEMA)
     options = pa.csv.ConvertOptions(
-        column_types=types, include_columns=list(columns), strings_can_be_null=False
+        column_types={name: schema.field(name).type for name in columns},
+        include_columns=list(columns),
+        strings_can_be_null=False,
     )
     with pa.csv.open_csv(path, parse_options=_CSV_PARSING, convert_options=options) as reader:
         for batch in reader:

@@ -94,10 +94,14 @@ def trace_prompts(
                 batches.append((batch, call))
                 if advance is not None:
                     advance(len(call.position))
-            tokens = _collect_tokens(window, batches, tokenizer)
-            decisions = _collect_decisions(batches)
+            order, tokens = _collect_tokens(window, batches, tokenizer)
+            by_layer = list(zip(*(call.layers for _, call in batches), strict=True))
+            decisions = [_collect_decisions(recorded, order) for recorded in by_layer]
             if with_probabilities:
-                decisions = _add_probabilities(decisions, batches, score_functions)
+                decisions = [
+                    _add_probabilities(layer, recorded, order, score_functions)
+                    for layer, recorded in zip(decisions, by_layer, strict=True)
+                ]
             if not routed:
                 routed = _describe_layers(recorder, decisions)
                 sink.describe(replace(metadata, layers=routed))
@@ -147,11 +151,16 @@ def _collect_tokens(
     window: Sequence[TokenizedPrompt],
     batches: Sequence[tuple[Batch, RecordedCall]],
     tokenizer: PreTrainedTokenizerBase,
-) -> TracedTokens:
-    """Return a window's tokens in the order of its prompts."""
-    order, prompt, position = _token_order(batches)
+) -> tuple[NDArray[np.intp], TracedTokens]:
+    """Return a window's tokens by prompt and position, and the order that makes them so.
+
+    Before ordering, tokens lie batch by batch, as the recorder saw them.
+    """
+    prompt = np.concatenate([batch.prompts[call.batch_index] for batch, call in batches])
+    position = np.concatenate([call.position for _, call in batches])
+    order = np.lexsort((position, prompt))  # (num_tokens,)
     token_id = np.concatenate([item.token_ids for item in window])
-    return TracedTokens(
+    return order, TracedTokens(
         prompt_ids=[item.prompt.prompt_id for item in window],
         domains=[item.prompt.domain for item in window],
         prompt=prompt[order],
@@ -162,53 +171,33 @@ def _collect_tokens(
     )
 
 
-def _collect_decisions(batches: Sequence[tuple[Batch, RecordedCall]]) -> list[LayerDecisions]:
-    """Return a window's decisions, layer by layer, in the order of its tokens."""
-    order, _, _ = _token_order(batches)
-    return [
-        LayerDecisions(
-            stack=recorded[0].place.stack,
-            layer=recorded[0].place.layer,
-            experts=np.concatenate([layer.experts for layer in recorded])[order],
-            weights=np.concatenate([layer.weights for layer in recorded])[order],
-        )
-        for recorded in _by_layer(batches)
-    ]
+def _collect_decisions(
+    recorded: Sequence[RecordedLayer], order: NDArray[np.intp]
+) -> LayerDecisions:
+    """Return one layer's decisions over the batches of a window, in the order of its tokens."""
+    return LayerDecisions(
+        stack=recorded[0].place.stack,
+        layer=recorded[0].place.layer,
+        experts=np.concatenate([item.experts for item in recorded])[order],
+        weights=np.concatenate([item.weights for item in recorded])[order],
+    )
 
 
 def _add_probabilities(
-    decisions: Sequence[LayerDecisions],
-    batches: Sequence[tuple[Batch, RecordedCall]],
+    decisions: LayerDecisions,
+    recorded: Sequence[RecordedLayer],
+    order: NDArray[np.intp],
     score_functions: dict[str, ScoreFunction],
-) -> list[LayerDecisions]:
-    """Return the decisions with their routers' probabilities.
+) -> LayerDecisions:
+    """Return one layer's decisions with its router's probabilities.
 
     What turns scores into probabilities is found once a layer and kept in `score_functions`.
     """
-    order, _, _ = _token_order(batches)
-    completed = []
-    for layer, recorded in zip(decisions, _by_layer(batches), strict=True):
-        path = recorded[0].place.experts_path
-        if path not in score_functions:
-            score_functions[path] = find_score_function(recorded[0])
-        scores = np.concatenate([item.scores for item in recorded if item.scores is not None])
-        probabilities = score_functions[path].apply(scores[order])
-        completed.append(replace(layer, probabilities=probabilities))
-    return completed
-
-
-def _by_layer(batches: Sequence[tuple[Batch, RecordedCall]]) -> list[tuple[RecordedLayer, ...]]:
-    """Return each layer's records over the batches."""
-    return list(zip(*(call.layers for _, call in batches), strict=True))
-
-
-def _token_order(
-    batches: Sequence[tuple[Batch, RecordedCall]],
-) -> tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """Return the order by prompt and position, and each token's prompt and position before it."""
-    prompt = np.concatenate([batch.prompts[call.batch_index] for batch, call in batches])
-    position = np.concatenate([call.position for _, call in batches])
-    return np.lexsort((position, prompt)), prompt, position
+    path = recorded[0].place.experts_path
+    if path not in score_functions:
+        score_functions[path] = find_score_function(recorded[0])
+    scores = np.concatenate([item.scores for item in recorded if item.scores is not None])
+    return replace(decisions, probabilities=score_functions[path].apply(scores[order]))
 
 
 def _describe_layers(
