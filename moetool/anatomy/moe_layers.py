@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from moetool.anatomy.rules import RoutingRule, is_grouped_linear, rule_of, stacked_parameters
 from moetool.errors import DenseModelError, UntraceableError
 
 # A word in a module's path, and the stack it means; the first that occurs decides.
@@ -29,48 +29,56 @@ class MoeLayer:
     Attributes:
         stack: `decoder` in ordinary models; see the trace's `stack` column.
         layer: The model's own layer index, not the running number among routed layers.
-        experts_path: Module path of the experts module, which receives ids and weights.
+        experts_path: Module path of the experts.
+        block_path: Module path of the block, among whose children the router is.
         num_experts: Routed experts. Ids from here on are identity experts.
         num_identity_experts: Experts that return their input unchanged.
+        rule: How its decisions are read.
     """
 
     stack: str
     layer: int
     experts_path: str
+    block_path: str
     num_experts: int
     num_identity_experts: int
-
-    @property
-    def block_path(self) -> str:
-        """Module path of the parent of the experts module, whose other children hold the router."""
-        return self.experts_path.rpartition(".")[0]
+    rule: RoutingRule
 
 
-def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
+def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[MoeLayer]:
     """Return every routed layer of a model, in the model's own order of modules.
 
-    A routed layer is known by its experts module: one that takes hidden states, expert ids and
-    routing weights, and holds the experts' weights. This is the contract of transformers 5.
+    Args:
+        model: Any model, also on the meta device.
+        allow_inexact: Accept layers whose decisions are not those that the experts carry out.
 
     Raises:
         DenseModelError: The model has no routed experts.
-        UntraceableError: It has routed experts, or what looks like them, of another make.
+        UntraceableError: It has routed experts, or what looks like them, that no rule can read, or
+            whose reading is not exact.
     """
-    paths = [path for path, module in model.named_modules() if receives_decisions(module)]
-    strangers = list(_find_other_experts(model, known=paths))
+    layers = [_describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)]
     name = type(model).__name__
+    strangers = list(_find_other_experts(model, known=layers))
     if strangers:
         raise UntraceableError(
-            f"Can't trace {name} exactly: some of its experts do not receive ids and weights.",
-            hint="Trace a model whose experts module takes (hidden_states, ids, weights).",
+            f"Can't trace {name} exactly: no rule reads the routing of some of its experts.",
+            hint="A newer transformers may make them readable; else trace a model whose experts take "
+            "(hidden_states, ids, weights), or are separate modules beside a router.",
             facts=[f"seen: {path} ({type(module).__name__})" for path, module in strangers[:2]],
         )
-    if not paths:
+    if not layers:
         raise DenseModelError(
             f"{name} is a dense model: it has no router to trace.",
             hint="Name a Mixture-of-Experts model, for example 'demo'.",
         )
-    return _tell_apart([_describe(path, model.get_submodule(path)) for path in paths])
+    reasons = {layer.rule.inexact_because for layer in layers} - {None}
+    if reasons and not allow_inexact:
+        raise UntraceableError(
+            f"Can't trace {name} exactly: {reasons.pop()}.",
+            hint="Give --allow-inexact to trace it all the same, marked as inexact.",
+        )
+    return _tell_apart(layers)
 
 
 def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tuple[MoeLayer, ...]:
@@ -88,42 +96,46 @@ def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tup
     return tuple(layer for layer in found if layer.layer in numbers)
 
 
-def receives_decisions(module: nn.Module) -> bool:
-    """Return whether a module is an experts module called with hidden states, ids and weights."""
-    # Containers of separate expert modules take dispatch masks of other shapes (Switch, NLLB).
-    if isinstance(module, nn.ModuleDict | nn.ModuleList) or _num_inputs(module) != 3:
-        return False
-    has_own_experts = isinstance(getattr(module, "num_experts", None), int) and type(
-        module
-    ).__name__.endswith("Experts")
-    return has_own_experts or len(_stacked_parameters(module)) >= 2
+def _find_rules(model: nn.Module) -> Iterator[tuple[str, RoutingRule]]:
+    """Yield the path of each layer's experts and the rule that reads them."""
+    for path, module in model.named_modules():
+        parent_path, _, name = path.rpartition(".")
+        parent = model.get_submodule(parent_path) if path else None
+        rule = rule_of(module, name=name, parent=parent)
+        if rule is not None:
+            yield path, rule
 
 
-def _num_inputs(module: nn.Module) -> int:
-    """Return how many named parameters the module's forward takes."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
-    return sum(parameter.kind not in kinds for parameter in parameters)
-
-
-def _stacked_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the module's own parameters that stack one matrix per expert."""
-    return [p for p in module.parameters(recurse=False) if p.dim() == 3]
-
-
-def _describe(path: str, experts: nn.Module) -> MoeLayer:
-    stacked = [p.shape[0] for p in _stacked_parameters(experts)]
+def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
+    stacked = [parameter.shape[0] for parameter in _stacked(experts)]
     num_experts = getattr(experts, "num_experts", None)
+    if not isinstance(num_experts, int) and rule is RoutingRule.SEPARATE_EXPERTS:
+        num_experts = len(list(experts.children()))
     # LongCat-Flash allocates one of its two matrices for the identity experts as well.
     num_routed = num_experts if isinstance(num_experts, int) else min(stacked)
     numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", path)
+    # Where the block itself is what holds the experts, the router is among its own children.
+    holds_router = rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
     return MoeLayer(
-        stack=next((stack for word, stack in _STACK_OF_WORD.items() if word in path), "decoder"),
+        stack=_name_stack(path),
         layer=int(numbers[0]) if numbers else 0,
         experts_path=path,
+        block_path=path if holds_router else path.rpartition(".")[0],
         num_experts=num_routed,
         num_identity_experts=max([num_routed, *stacked]) - num_routed,
+        rule=rule,
     )
+
+
+def _name_stack(path: str) -> str:
+    stack = next((stack for word, stack in _STACK_OF_WORD.items() if word in path), "decoder")
+    # JetMoE routes twice a layer: among attention experts, and among those of its MLP.
+    return f"{stack}.attention" if "attention" in path or "attn" in path else stack
+
+
+def _stacked(experts: nn.Module) -> list[nn.Parameter]:
+    grouped = [child for child in experts.children() if is_grouped_linear(child)]
+    return [p for module in (experts, *grouped) for p in stacked_parameters(module)]
 
 
 def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
@@ -150,20 +162,19 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
 
 
 def _find_other_experts(
-    model: nn.Module, *, known: Iterable[str]
+    model: nn.Module, *, known: Iterable[MoeLayer]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules that hold experts and belong to none of the known experts modules.
+    """Yield modules that hold experts and belong to none of the known routed layers.
 
-    A module belongs to a known one as its ancestor or as a part of the same block: routers and
-    blocks carry a `num_experts` of their own.
+    A module belongs to a layer as an ancestor of its experts or as a part of its block: routers
+    and blocks carry a `num_experts` of their own.
     """
     known = list(known)
-    blocks = [path.rpartition(".")[0] for path in known]
     for path, module in model.named_modules():
         if not path or not _holds_experts(path, module):
             continue
-        is_ancestor = any(other.startswith(f"{path}.") for other in known)
-        in_block = any(path == block or path.startswith(f"{block}.") for block in blocks)
+        is_ancestor = any(layer.experts_path.startswith(f"{path}.") for layer in known)
+        in_block = any(f"{path}.".startswith(f"{layer.block_path}.") for layer in known)
         if not (is_ancestor or in_block):
             yield path, module
 
@@ -172,8 +183,6 @@ def _holds_experts(path: str, module: nn.Module) -> bool:
     num_experts = getattr(module, "num_experts", None)
     if isinstance(num_experts, int) and num_experts > 1:
         return True
-    return (
-        isinstance(module, nn.ModuleDict | nn.ModuleList)
-        and path.rpartition(".")[2] == "experts"
-        and len(module) > 1
-    )
+    if isinstance(module, nn.ModuleDict | nn.ModuleList):
+        return path.rpartition(".")[2] == "experts" and len(module) > 1
+    return type(module).__name__.endswith("Experts") and any(True for _ in module.parameters())

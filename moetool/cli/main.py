@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -78,3 +79,5 @@ def _quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("MOETOOL_DEBUG"):
         warnings.simplefilter("ignore")
+        # It says of every offloaded model that it is offloaded.
+        logging.getLogger("accelerate").setLevel(logging.ERROR)

@@ -14,7 +14,7 @@ class TerminalObserver:
     """Shows announcements, and a bar with tokens per second if stderr is a terminal.
 
     Args:
-        is_quiet: Show nothing.
+        is_quiet: Show nothing but warnings.
     """
 
     def __init__(self, *, is_quiet: bool) -> None:
@@ -38,6 +38,10 @@ class TerminalObserver:
         """Print a line."""
         if not self._is_quiet:
             print(line, file=sys.stderr)  # noqa: T201
+
+    def warn(self, line: str) -> None:
+        """Print a warning, whether asked to be quiet or not."""
+        print(f"warning: {line}", file=sys.stderr)  # noqa: T201
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""

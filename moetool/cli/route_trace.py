@@ -18,7 +18,9 @@ from moetool.errors import UsageError
 if TYPE_CHECKING:
     from moetool.trace.metadata import TraceMetadata
     from moetool.trace.writer import TraceSink
+    from moetool.tracing.generation_options import GenerationOptions
     from moetool.tracing.prompts import Prompt
+    from moetool.tracing.texts import TextFile
     from moetool.tracing.tokens import SpecialTokens
 
 
@@ -35,6 +37,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class CacheKind(StrEnum):
+    """Which of transformers' caches generation uses."""
+
+    DYNAMIC = "dynamic"
+    STATIC = "static"
 
 
 @speaks_errors
@@ -71,6 +80,13 @@ def route_trace(
     ] = 8,
     dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own.")] = None,
     device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the model: auto (CPU and disk take what no GPU holds), balanced, "
+            "sequential, or a .json file of module paths and devices."
+        ),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Only these layers, as in 0,2-5.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
     chat: Annotated[
@@ -88,6 +104,29 @@ def route_trace(
             "--probabilities", help="Also write the routers' probabilities, beside the output."
         ),
     ] = False,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact",
+            help="Trace also models whose experts don't carry out what their router chose.",
+        ),
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Continue each prompt, and trace this too.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample; by default the most likely token is taken.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among tokens of this total probability.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling.")] = 0,
+    cache: Annotated[
+        CacheKind, typer.Option(help="Which KV cache to write with.")
+    ] = CacheKind.DYNAMIC,
+    save_text: Annotated[
+        Path | None, typer.Option(help="A .jsonl file for what the model wrote.")
+    ] = None,
     id_field: Annotated[str, typer.Option(help="The prompts' column of ids.")] = "id",
     text_field: Annotated[str, typer.Option(help="The prompts' column of texts.")] = "text",
     domain_field: Annotated[str, typer.Option(help="The prompts' column of labels.")] = "domain",
@@ -108,25 +147,46 @@ def route_trace(
     """
     from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
+    from moetool.tracing.generation_options import choose_generation
     from moetool.tracing.route import TraceOptions, trace_model
 
     reference = resolve_model(model)
     open_sink = _choose_sink(output, output_format, force=force, with_probabilities=probabilities)
+    generation = choose_generation(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        cache=cache.value,
+    )
+    if device is not None and device_map is not None:
+        raise UsageError("--device and --device-map exclude each other.", hint="Leave one out.")
     options = TraceOptions(
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype.value if dtype else None,
         device=device,
+        device_map=device_map,
         batch_size=batch_size,
         layers=parse_layers(layers),
         special_tokens=_choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
         with_probabilities=probabilities,
+        allow_inexact=allow_inexact,
+        generation=generation,
     )
+    open_texts = _choose_texts(save_text, generation, force=force)
     read = _read_prompts(prompts, prompt, fields=(id_field, text_field, domain_field), limit=limit)
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
-        run = trace_model(reference, read, options, open_sink=open_sink, observer=observer)
+        run = trace_model(
+            reference,
+            read,
+            options,
+            open_sink=open_sink,
+            observer=observer,
+            open_texts=open_texts,
+        )
     if quiet:
         return
     from moetool.analysis.lift import measure_lift
@@ -139,6 +199,7 @@ def route_trace(
         lifts=measure_lift(run.counts),
         num_rows=run.num_rows,
         output=output,
+        texts=save_text,
         elapsed_s=time.monotonic() - started,
     )
 
@@ -162,6 +223,23 @@ def _read_prompts(
     prompt_id, text, domain = fields
     named = PromptFields(prompt_id=prompt_id, text=text, domain=domain)
     return read_prompts(prompts, fields=named, limit=limit)
+
+
+def _choose_texts(
+    path: Path | None, generation: GenerationOptions | None, *, force: bool
+) -> Callable[[], TextFile] | None:
+    """Return what opens the file of texts, after checking that it can be opened."""
+    from moetool.tracing.texts import TextFile, check_text_path
+
+    if path is None:
+        return None
+    if generation is None:
+        raise UsageError(
+            "--save-text keeps what the model writes, and nothing was asked of it.",
+            hint="Add --max-new-tokens.",
+        )
+    check_text_path(path, replace_existing=force)
+    return lambda: TextFile(path, replace_existing=force)
 
 
 def _choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:

@@ -10,7 +10,7 @@ from moetool.analysis.lift import DomainExpert, find_most_lifted
 from moetool.analysis.load import LayerLoad
 from moetool.report.numbers import format_file_size, format_place
 from moetool.report.tables import render_table
-from moetool.trace.metadata import TraceMetadata
+from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
 _EXPERTS_SHOWN = 4
 _DOMAINS_SHOWN = 30
@@ -24,6 +24,7 @@ def print_routing_summary(
     num_rows: int,
     output: Path | None,
     elapsed_s: float,
+    texts: Path | None = None,
 ) -> None:
     """Print what was traced, how even the load is, and what each domain prefers."""
     lines = [
@@ -33,6 +34,7 @@ def print_routing_summary(
         *_describe_domains(lifts),
         "",
         _describe_output(output, num_rows=num_rows),
+        *([f"wrote {texts}"] if texts else []),
         f"took {elapsed_s:.1f} s, loading included",
     ]
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
@@ -46,10 +48,16 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
         f"{len(metadata.layers)} routed layers, {routing}: {metadata.num_decisions:,} decisions, "
         f"{num_rows:,} assignments",
     ]
+    if metadata.max_new_tokens:
+        lines.append(
+            f"{metadata.num_new_tokens:,} tokens written, at most {metadata.max_new_tokens:,} a prompt"
+        )
     if metadata.num_cut_prompts:
         lines.append(
             f"{metadata.num_cut_prompts:,} prompts were cut after {metadata.max_prompt_tokens} tokens"
         )
+    if not metadata.exact:
+        lines += [note for note in metadata.notes if note.startswith(NOT_EXACT)]
     return lines
 
 

@@ -12,6 +12,9 @@ from moetool.trace.schema import SCHEMA_VERSION
 # The key in a Parquet footer; beside a CSV the same JSON is `<file>.meta.json`.
 FOOTER_KEY = b"moetool"
 
+# How a note begins that says why the trace is not exact.
+NOT_EXACT = "Not exact:"
+
 
 @dataclass(frozen=True)
 class RoutedLayer:
@@ -24,7 +27,10 @@ class RoutedLayer:
         router: Module path of the router; None if no module returned the decision.
         num_experts: Routed experts; ids from here on are identity experts.
         num_identity_experts: Experts that return their input unchanged.
-        top_k: Experts chosen per decision.
+        top_k: Experts chosen per decision, at most.
+        rule: How its decisions were read.
+        output_factor: By what the block multiplies its experts' sum afterwards; the weights do not
+            hold it. None if it does more than multiply, or unknown.
     """
 
     stack: str
@@ -34,6 +40,8 @@ class RoutedLayer:
     num_experts: int
     num_identity_experts: int
     top_k: int
+    rule: str | None = None
+    output_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,13 @@ class TraceMetadata:
         revision: Commit hash on the Hub.
         special_tokens: `tokenizer`, `none` or `chat template`: who added them to the prompts.
         prompts_sha256: Hash of every prompt's id, domain and text, in order.
+        num_new_tokens: Generated tokens; the last of each prompt was never routed.
+        max_new_tokens: What was asked for; 0 if prompts were only read.
+        temperature: Of sampling; None for the most likely token.
+        top_p: Of sampling.
+        seed: Of sampling.
+        cache: `dynamic` or `static`, in generation.
+        device_map: What was asked for, where the model was spread over devices.
         score_function: What turned the router's scores into probabilities, if those were asked for.
         notes: Sentences a reader of the trace should know.
     """
@@ -62,6 +77,7 @@ class TraceMetadata:
     dtype: str | None = None
     quantization: str | None = None
     device: str | None = None
+    device_map: str | None = None
     attention_implementation: str | None = None
     experts_implementation: str | None = None
     layers: tuple[RoutedLayer, ...] = ()
@@ -69,6 +85,12 @@ class TraceMetadata:
     num_tokens: int = 0
     num_decisions: int = 0
     num_cut_prompts: int = 0
+    num_new_tokens: int = 0
+    max_new_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    cache: str | None = None
     special_tokens: str | None = None
     max_prompt_tokens: int | None = None
     prompts_sha256: str | None = None

@@ -67,6 +67,18 @@ def probability_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> 
     )
 
 
+def merge_by_prompt(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the rows of several tables over the same prompts, those of one prompt together.
+
+    Within a prompt they keep the order of the tables. An encoder-decoder has one table a stack.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    table = pa.concat_tables(tables).unify_dictionaries()
+    prompts = table.column("prompt_id").combine_chunks().indices.to_numpy()
+    return table.take(pa.array(np.argsort(prompts, kind="stable")))
+
+
 def _decision_order(
     tokens: TracedTokens, *, num_layers: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Batch:
 
     Attributes:
         prompts: Index of each row's prompt among those of its window. # (batch_size,)
-        input_ids: Padded on the right. # (batch_size, num_slots)
+        input_ids: Padded on one side. # (batch_size, num_slots)
         attention_mask: 1 on real tokens. # (batch_size, num_slots)
     """
 
@@ -48,12 +49,17 @@ def split_windows(
 
 
 def make_batches(
-    window: Sequence[TokenizedPrompt], *, batch_size: int, pad_token_id: int
+    window: Sequence[TokenizedPrompt],
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    pad_side: Literal["left", "right"] = "right",
 ) -> Iterator[Batch]:
     """Yield a window's prompts in batches of similar length, longest first.
 
     The longest batch first means that a run which will not fit into memory fails at its start.
-    Pads go to the right, where no real token of a causal model can see them.
+    Pads go to the right, where no real token of a causal model can see them and where they take no
+    expert's capacity; `generate` needs them on the left, because it writes on from the right.
     """
     lengths = np.array([len(prompt.token_ids) for prompt in window])
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
@@ -63,6 +69,8 @@ def make_batches(
         input_ids = np.full((len(rows), num_slots), pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), num_slots), dtype=np.int64)
         for row, prompt in enumerate(rows):
-            input_ids[row, : lengths[prompt]] = window[prompt].token_ids
-            attention_mask[row, : lengths[prompt]] = 1
+            length = lengths[prompt]
+            slots = slice(0, length) if pad_side == "right" else slice(num_slots - length, None)
+            input_ids[row, slots] = window[prompt].token_ids
+            attention_mask[row, slots] = 1
         yield Batch(prompts=rows, input_ids=input_ids, attention_mask=attention_mask)

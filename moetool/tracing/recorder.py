@@ -13,25 +13,26 @@ from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers, select_layers
 from moetool.errors import UntraceableError
+from moetool.tracing.compiled import as_written, check_not_compiled, explain_silence
+from moetool.tracing.generate_masks import GenerateMasks
 from moetool.tracing.recording import (
     CallTokens,
     RecordedCall,
     RecordedLayer,
     check_decisions,
+    find_input,
+    is_token_mask,
     locate_tokens,
     name_inputs,
 )
-from moetool.tracing.routers import RouterWatch
+from moetool.tracing.scopes import CallScope, find_scopes
+from moetool.tracing.watch import Decision, Watch, watch_layer
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Stacks that text alone passes by; every other routed layer must speak in every call.
 _OPTIONAL_STACKS = ("vision", "audio", "talker")
-
-
-# What an experts module received: ids and weights, and what the router gave every expert.
-Received = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class RoutingRecorder:
@@ -48,15 +49,20 @@ class RoutingRecorder:
     Enter the recorder before the model is first compiled: hooks that come later are not seen by
     compiled code, which ends in an error rather than in an empty record.
 
+    In an encoder-decoder each stack's call is recorded by itself, with positions of its own.
+
     Args:
-        model: A transformers model with routed experts.
+        model: A transformers model with routed experts, or any module that is called with
+            `input_ids` or `inputs_embeds`.
         layers: Record only these layer numbers; by default all.
         keep_scores: Also keep what each router gave every expert, in `RecordedLayer.scores`.
+        allow_inexact: Record layers whose decisions are not those that the experts carry out.
 
     Raises:
         DenseModelError: The model has no routed experts.
-        UntraceableError: Its routing can't be recorded exactly. Raised as well by the model's
-            forward while recording, when a call is not a plain one.
+        UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
+            it has been compiled, by its forward while recording, when a call is not a plain one,
+            and on leaving, when no call was seen.
         ValueError: A layer number in `layers` has no routed experts.
     """
 
@@ -66,29 +72,31 @@ class RoutingRecorder:
         *,
         layers: Collection[int] | None = None,
         keep_scores: bool = False,
+        allow_inexact: bool = False,
     ) -> None:
         self.model = model
-        self.layers = select_layers(find_moe_layers(model), layers)
+        self.layers = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
         self.calls: list[RecordedCall] = []
-        self._keep_scores = keep_scores
         self._num_calls = 0
         self._handles: list[RemovableHandle] = []
-        self._routers: dict[str, RouterWatch] = {}
-        self._tokens: CallTokens | None = None
-        # By experts path.
-        self._received: dict[str, Received] = {}
+        self._watches: dict[str, Watch] = {
+            layer.experts_path: watch_layer(layer, keep_scores=keep_scores) for layer in self.layers
+        }
+        self._masks = GenerateMasks(model)
+        # The calls under way: where their tokens are, and what their layers decided so far.
+        self._tokens: dict[CallScope, CallTokens] = {}
+        self._decisions: dict[MoeLayer, Decision] = {}
+        self._scopes: dict[MoeLayer, CallScope] = {}
+        self._was_called = False
 
     def __enter__(self) -> Self:
-        register = self._handles.append
-        register(self.model.register_forward_pre_hook(self._begin_call, with_kwargs=True))
-        register(self.model.register_forward_hook(self._end_call))
-        for layer in self.layers:
-            experts = self.model.get_submodule(layer.experts_path)
-            self._routers[layer.experts_path] = RouterWatch(
-                self.model, layer, keep_scores=self._keep_scores
-            )
-            hook = self._receive(layer)
-            register(experts.register_forward_pre_hook(hook, with_kwargs=True))
+        check_not_compiled(self.model, self.layers)
+        self._was_called = False
+        try:
+            self._install()
+        except BaseException:
+            self._remove()
+            raise
         return self
 
     def __exit__(
@@ -97,13 +105,37 @@ class RoutingRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._remove()
+        if kind is None and not self._was_called:
+            raise UntraceableError(
+                f"No call of {type(self.model).__name__} was seen.",
+                hint="Call the recorded model itself: what torch.compile made of it before runs "
+                "past hooks.",
+            )
+
+    def _install(self) -> None:
+        for scope in find_scopes(self.model, self.layers):
+            self._scopes.update(dict.fromkeys(scope.layers, scope))
+            module = self.model.get_submodule(scope.path)
+            self._handles += [
+                module.register_forward_pre_hook(
+                    as_written(self._begin_call(scope)), with_kwargs=True
+                ),
+                module.register_forward_hook(as_written(self._end_call(scope))),
+            ]
+        for watch in self._watches.values():
+            watch.install(self.model, self._take_decision)
+        self._masks.install()
+
+    def _remove(self) -> None:
+        self._masks.remove()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for router in self._routers.values():
-            router.remove()
-        self._tokens = None
-        self._received.clear()
+        for watch in self._watches.values():
+            watch.remove()
+        self._tokens.clear()
+        self._decisions.clear()
 
     def take_calls(self) -> list[RecordedCall]:
         """Return what was recorded since the last time, and forget it."""
@@ -115,8 +147,16 @@ class RoutingRecorder:
 
         None if no sibling of the experts returned the decision, as where a block computes it.
         """
-        watch = self._routers.get(layer.experts_path)
+        watch = self._watches.get(layer.experts_path)
         return watch.router_path if watch else None
+
+    def find_output_factor(self, layer: MoeLayer) -> float | None:
+        """Return by what a layer's block multiplies its experts' sum, once a call was recorded.
+
+        None if it does more than multiply it. The recorded weights do not hold this factor.
+        """
+        watch = self._watches.get(layer.experts_path)
+        return watch.output_factor if watch else None
 
     def to_frame(self) -> pd.DataFrame:
         """Return what was recorded and not taken: one row an assignment.
@@ -143,115 +183,100 @@ class RoutingRecorder:
             return pd.DataFrame(columns=columns)
         return pd.concat(frames, ignore_index=True)
 
-    def _begin_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._received.clear()
-        self._tokens = locate_tokens(name_inputs(model, args, kwargs))
-
-    def _receive(self, layer: MoeLayer) -> Any:
-        def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            path = layer.experts_path
-            if self._tokens is None:
-                raise UntraceableError(
-                    f"{path} ran outside a forward call of the recorded model.",
-                    hint="Record the module that you call.",
-                )
-            if path in self._received:
-                raise UntraceableError(
-                    f"{path} ran twice in one forward call.",
-                    hint="moetool records models whose layers run once a call.",
-                )
-            ids, weights = _find_decision([*args, *kwargs.values()], path=path)
-            if ids.shape[0] != self._tokens.num_slots:
-                raise UntraceableError(
-                    f"{path} received {ids.shape[0]} decisions for {self._tokens.num_slots} tokens.",
-                    hint="moetool records models that route every token of a call.",
-                )
-            router = self._routers[path]
-            router.identify(ids, weights)
-            # Copies, because blocks may go on to change these tensors in place.
-            self._received[path] = (
-                ids.detach().to(torch.int32, copy=True),
-                weights.detach().to(torch.float32, copy=True),
-                router.scores,
-            )
+    def _begin_call(self, scope: CallScope) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._was_called = True
+            for layer in scope.layers:
+                self._decisions.pop(layer, None)
+            inputs = name_inputs(module, args, kwargs)
+            mask = find_input(inputs, "attention_mask")
+            if mask is not None and not is_token_mask(mask):
+                inputs = self._masks.restore(inputs)
+            self._tokens[scope] = locate_tokens(inputs)
 
         return hook
 
-    def _end_call(self, _model: nn.Module, _args: object, _output: object) -> None:
-        tokens = self._tokens
-        assert tokens is not None
-        self._tokens = None
+    def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
+        self._was_called = True
+        path, tokens = layer.experts_path, self._tokens.get(self._scopes[layer])
+        if tokens is None:
+            raise UntraceableError(
+                f"{path} ran outside a forward call of the recorded model.",
+                hint="Record the module that you call.",
+            )
+        if layer in self._decisions:
+            raise UntraceableError(
+                f"{path} ran twice in one forward call.",
+                hint="moetool records models whose layers run once a call.",
+            )
+        num_decisions = decision.experts.shape[0]
+        if num_decisions != tokens.num_slots:
+            raise UntraceableError(
+                f"{path} received {num_decisions} decisions for {tokens.num_slots} tokens.",
+                hint="moetool records models that route every token of a call.",
+            )
+        # Copies, because blocks may go on to change these tensors in place.
+        scores = decision.scores
+        self._decisions[layer] = Decision(
+            decision.experts.detach().to(torch.int32, copy=True),
+            decision.weights.detach().to(torch.float32, copy=True),
+            None if scores is None else scores.detach().to(torch.float32, copy=True),
+        )
+
+    def _end_call(self, scope: CallScope) -> Any:
+        def hook(_module: nn.Module, _args: object, _output: object) -> None:
+            tokens = self._tokens.pop(scope)
+            decisions = {
+                layer: self._decisions.pop(layer)
+                for layer in scope.layers
+                if layer in self._decisions
+            }
+            self._check_none_silent(scope, decisions)
+            recorded = _keep_real_tokens(decisions, tokens)
+            self.calls.append(
+                RecordedCall(
+                    call=self._num_calls,
+                    scope=scope.path,
+                    batch_index=tokens.batch_index,
+                    position=tokens.position,
+                    layers=tuple(recorded[layer] for layer in scope.layers if layer in recorded),
+                )
+            )
+            self._num_calls += 1
+
+        return hook
+
+    def _check_none_silent(self, scope: CallScope, decisions: Mapping[MoeLayer, Decision]) -> None:
         silent = [
-            layer.experts_path
-            for layer in self.layers
-            if layer.experts_path not in self._received and layer.stack not in _OPTIONAL_STACKS
+            layer
+            for layer in scope.layers
+            if layer not in decisions and layer.stack not in _OPTIONAL_STACKS
         ]
         if silent:
-            raise UntraceableError(
-                f"{len(silent)} of {len(self.layers)} routed layers ran without being seen.",
-                hint="Load the model without compiled code and without hub or MXFP4 kernels.",
-                facts=[f"silent: {path}" for path in silent[:3]],
-            )
-        received = {
-            layer: self._received[layer.experts_path]
-            for layer in self.layers
-            if layer.experts_path in self._received
-        }
-        self._received.clear()
-        recorded = _keep_real_tokens(received, tokens)
-        self.calls.append(
-            RecordedCall(
-                call=self._num_calls,
-                batch_index=tokens.batch_index,
-                position=tokens.position,
-                layers=tuple(recorded[layer] for layer in self.layers if layer in recorded),
-            )
-        )
-        self._num_calls += 1
-
-
-def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids and weights among what an experts module was called with.
-
-    Told by kind and shape, never by name: gpt-oss calls them `router_indices` and
-    `routing_weights`.
-    """
-    tensors = [
-        value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2
-    ]
-    ids = [value for value in tensors if not value.is_floating_point()]
-    weights = [value for value in tensors if value.is_floating_point()]
-    if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
-        shapes = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors) or "nothing"
-        raise UntraceableError(
-            f"{path} was not called with one tensor of ids and one of weights.",
-            hint="moetool records experts called as (hidden_states, ids, weights).",
-            facts=[f"seen: {shapes}"],
-        )
-    return ids[0], weights[0]
+            raise explain_silence(self.model, silent, num_layers=len(scope.layers))
 
 
 def _keep_real_tokens(
-    received: Mapping[MoeLayer, Received], tokens: CallTokens
+    decisions: Mapping[MoeLayer, Decision], tokens: CallTokens
 ) -> dict[MoeLayer, RecordedLayer]:
-    """Return what the layers received without the pads, checked, in host memory.
+    """Return what the layers decided without the pads, checked, in host memory.
 
     Layers of one shape and device are handled together: a GPU is kept waiting by the number of
     operations, not by their size.
     """
     alike: dict[tuple[torch.device, int], list[MoeLayer]] = {}
-    for layer, (ids, _, _) in received.items():
-        alike.setdefault((ids.device, ids.shape[1]), []).append(layer)
+    for layer, decision in decisions.items():
+        alike.setdefault((decision.experts.device, decision.experts.shape[1]), []).append(layer)
     recorded = {}
     for (device, _), layers in alike.items():
         slots = torch.from_numpy(tokens.slots).to(device)
         # Both of shape (num_layers, num_tokens, top_k), from here on without pads.
-        ids = torch.stack([received[layer][0] for layer in layers]).index_select(1, slots)
-        weights = torch.stack([received[layer][1] for layer in layers]).index_select(1, slots)
+        ids = torch.stack([decisions[layer].experts for layer in layers]).index_select(1, slots)
+        weights = torch.stack([decisions[layer].weights for layer in layers]).index_select(1, slots)
         check_decisions(layers, ids, weights)
         host_ids, host_weights = ids.to(torch.int16).cpu().numpy(), weights.cpu().numpy()
         for index, layer in enumerate(layers):
-            scores = received[layer][2]
+            scores = decisions[layer].scores
             recorded[layer] = RecordedLayer(
                 place=layer,
                 experts=host_ids[index],

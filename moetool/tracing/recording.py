@@ -22,7 +22,7 @@ class RecordedLayer:
 
     Attributes:
         place: Which layer.
-        experts: Ids in the router's order. # (num_tokens, top_k)
+        experts: Ids in the router's order; -1 where none ran. # (num_tokens, top_k)
         weights: As the experts module received them. # (num_tokens, top_k)
         scores: What the router gave every expert, if asked for. # (num_tokens, num_scores)
     """
@@ -35,16 +35,18 @@ class RecordedLayer:
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """One forward call of the model.
+    """One forward call of the model, or in an encoder-decoder of one of its stacks.
 
     Attributes:
         call: Running number, from 0.
+        scope: Module path of what was called; empty for the model itself.
         batch_index: Row of the batch. # (num_tokens,)
         position: Index among the real tokens of the row's sequence. # (num_tokens,)
         layers: In the model's order.
     """
 
     call: int
+    scope: str
     batch_index: NDArray[np.int32]
     position: NDArray[np.int32]
     layers: tuple[RecordedLayer, ...]
@@ -74,26 +76,26 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     count on from them.
 
     Args:
-        inputs: The call's arguments by name.
+        inputs: The call's arguments by name, of a model or of one stack of an encoder-decoder.
 
     Raises:
         UntraceableError: The call has no token input, or its mask tells no pads.
     """
-    tokens = inputs.get("input_ids")
+    tokens = find_input(inputs, "input_ids")
     if tokens is None:
-        tokens = inputs.get("inputs_embeds")
+        tokens = find_input(inputs, "inputs_embeds")
     if not isinstance(tokens, torch.Tensor) or tokens.dim() < 2:
         raise UntraceableError(
             "The model was called without input_ids or inputs_embeds.",
             hint="Call it as model(input_ids=…, attention_mask=…).",
         )
     num_rows, num_columns = tokens.shape[0], tokens.shape[1]
-    mask = inputs.get("attention_mask")
+    mask = find_input(inputs, "attention_mask")
     if mask is None:
         cache = inputs.get("past_key_values")
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
         real = np.ones((num_rows, num_cached + num_columns), dtype=bool)
-    elif isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[1] >= num_columns:
+    elif is_token_mask(mask) and mask.shape[1] >= num_columns:
         real = mask.detach().cpu().numpy() != 0
     else:
         kind = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
@@ -112,12 +114,23 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     )
 
 
+def find_input(inputs: Mapping[str, Any], name: str) -> Any:
+    """Return the argument of this name, which a decoder may call `decoder_<name>`; else None."""
+    value = inputs.get(name)
+    return inputs.get(f"decoder_{name}") if value is None else value
+
+
+def is_token_mask(mask: object) -> bool:
+    """Return whether a mask has one number for every token of every row."""
+    return isinstance(mask, torch.Tensor) and mask.dim() == 2
+
+
 def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torch.Tensor) -> None:
     """Check what every trace must pass: ids in range and distinct, weights finite.
 
     Args:
         layers: The layers.
-        ids: # (num_layers, num_tokens, top_k)
+        ids: -1, any number of times, where none ran. # (num_layers, num_tokens, top_k)
         weights: # (num_layers, num_tokens, top_k)
 
     Raises:
@@ -127,8 +140,10 @@ def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torc
     ordered = ids.sort(dim=2).values
     too_large = ordered[..., -1] >= torch.tensor(limits, device=ids.device)[:, None]
     faults = {
-        "an id beyond its experts": ((ordered[..., 0] < 0) | too_large).any(dim=1),
-        "one decision that names an expert twice": (ordered[..., 1:] == ordered[..., :-1])
+        "an id beyond its experts": ((ordered[..., 0] < -1) | too_large).any(dim=1),
+        "one decision that names an expert twice": (
+            (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        )
         .flatten(1)
         .any(dim=1),
         "a routing weight that is not finite": ~weights.isfinite().flatten(1).all(dim=1),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
 import moetool
 from moetool.checkpoint.config import first_line, load_config, load_tokenizer
@@ -15,9 +17,9 @@ from moetool.errors import InputError, UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writer import TraceSink
 from moetool.tracing.prompts import Prompt, hash_prompts
+from moetool.tracing.texts import TextFile
 from moetool.tracing.tokens import (
     SpecialTokens,
-    TokenizedPrompt,
     read_context_tokens,
     tokenize_prompts,
 )
@@ -25,6 +27,7 @@ from moetool.tracing.tokens import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from moetool.tracing.generation_options import GenerationOptions
     from moetool.tracing.run import TracedRun
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pyarrow")
@@ -39,22 +42,28 @@ class TraceOptions:
         trust_remote_code: Run the repository's own code.
         dtype: Of the weights; None for the checkpoint's own.
         device: Where to run; None for a GPU if there is one.
+        device_map: How to spread the model over devices instead, see `choose_device_map`.
         batch_size: Prompts that go through the model together.
         layers: Record only these layer numbers.
         special_tokens: Who adds special tokens to the prompts.
         max_prompt_tokens: Cut prompts after so many tokens.
         with_probabilities: Record the routers' probabilities as well.
+        allow_inexact: Trace models whose experts carry out other decisions than those recorded.
+        generation: Continue each prompt, and record this too.
     """
 
     revision: str | None = None
     trust_remote_code: bool = False
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
     batch_size: int = 8
     layers: frozenset[int] | None = None
     special_tokens: SpecialTokens = "tokenizer"
     max_prompt_tokens: int | None = None
     with_probabilities: bool = False
+    allow_inexact: bool = False
+    generation: GenerationOptions | None = None
 
 
 class Observer(Protocol):
@@ -62,6 +71,9 @@ class Observer(Protocol):
 
     def announce(self, line: str) -> None:
         """Take a line about what is about to happen."""
+
+    def warn(self, line: str) -> None:
+        """Take a line that must be seen."""
 
     def start(self, num_tokens: int) -> None:
         """Take the number of tokens that will go through the model."""
@@ -77,6 +89,7 @@ def trace_model(
     *,
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
+    open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
     """Load the model, run it over the prompts, write the trace, and return the run in figures.
 
@@ -93,12 +106,16 @@ def trace_model(
         announce=observer.announce,
     )
     # Only now, because they bring in torch: what is wrong with the files is said at once.
-    from moetool.tracing.loading import choose_device, load_model
-    from moetool.tracing.run import trace_prompts
+    from moetool.tracing.loading import choose_device, choose_device_map, load_model
+    from moetool.tracing.run import count_tokens, trace_prompts
 
-    device = choose_device(options.device)
+    if options.device_map is None:
+        device_map: str | dict[str, Any] = {"": choose_device(options.device)}
+    else:
+        device_map = choose_device_map(options.device_map)
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    _check_traceable(config, checkpoint, options)
+    for reason in _check_traceable(config, checkpoint, options, device_map=device_map):
+        observer.warn(f"{checkpoint.name} is not traced exactly: {reason}.")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
         prompts,
@@ -106,50 +123,88 @@ def trace_model(
         special_tokens=options.special_tokens,
         context_tokens=read_context_tokens(config),
         max_prompt_tokens=options.max_prompt_tokens,
+        max_new_tokens=_count_new_tokens(config, options),
     )
-    model = load_model(
-        checkpoint,
-        config,
-        device=device,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-    )
-    metadata = _describe_run(model, checkpoint, options, prompts=prompts)
-    observer.start(_count_tokens(tokenized))
-    with open_sink(metadata) as sink:
-        return trace_prompts(
-            model,
-            tokenizer,
-            tokenized,
-            sink=sink,
-            metadata=metadata,
-            batch_size=options.batch_size,
-            layers=options.layers,
-            with_probabilities=options.with_probabilities,
-            advance=observer.advance,
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+        model = load_model(
+            checkpoint,
+            config,
+            device_map=device_map,
+            offload_folder=offload_folder,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
         )
+        metadata = _describe_run(model, checkpoint, options, prompts=prompts)
+        token_ids = [prompt.token_ids for prompt in tokenized]
+        observer.start(count_tokens(token_ids, options.generation))
+        # The texts open first, so that the trace is there when they are.
+        with (
+            open_texts() if open_texts else nullcontext() as texts,
+            open_sink(metadata) as sink,
+        ):
+            return trace_prompts(
+                model,
+                tokenizer,
+                tokenized,
+                sink=sink,
+                metadata=metadata,
+                batch_size=options.batch_size,
+                layers=options.layers,
+                with_probabilities=options.with_probabilities,
+                allow_inexact=options.allow_inexact,
+                generation=options.generation,
+                texts=texts,
+                advance=observer.advance,
+            )
+
+
+def _count_new_tokens(config: PreTrainedConfig, options: TraceOptions) -> int:
+    """Return how many tokens follow each prompt in the same context."""
+    if options.generation is None or config.is_encoder_decoder:
+        return 0
+    return options.generation.max_new_tokens
 
 
 def _check_traceable(
-    config: PreTrainedConfig, checkpoint: Checkpoint, options: TraceOptions
-) -> None:
-    """Refuse on the skeleton what would be refused after minutes of loading."""
+    config: PreTrainedConfig,
+    checkpoint: Checkpoint,
+    options: TraceOptions,
+    *,
+    device_map: str | dict[str, Any],
+) -> list[str]:
+    """Refuse on the skeleton what would be refused after minutes of loading.
+
+    Returns:
+        Why the trace will not be exact, if it will not and may be so.
+    """
     from moetool.anatomy.moe_layers import find_moe_layers, select_layers
     from moetool.anatomy.skeleton import build_skeleton, find_auto_class
+    from moetool.tracing.generation import check_can_generate
+    from moetool.tracing.loading import check_device_map
 
     find_auto_class(config)
     try:
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     except Exception as error:
+        has_code = options.trust_remote_code and getattr(config, "auto_map", None)
         raise InputError(
             f"No model can be built from the config.json of {checkpoint.name}.",
-            hint="Use the config.json that came with the checkpoint.",
+            hint="Install what its own Python code needs."
+            if has_code
+            else "Use the config.json that came with the checkpoint.",
             facts=[f"seen: {first_line(error)}"],
         ) from error
+    if options.generation is not None:
+        check_can_generate(skeleton)
     try:
-        select_layers(find_moe_layers(skeleton), options.layers)
+        found = find_moe_layers(skeleton, allow_inexact=options.allow_inexact)
+        layers = select_layers(found, options.layers)
     except ValueError as error:
         raise UsageError(f"--layers: {error}.", hint="Name layers that route.") from error
+    if options.device_map is not None:
+        check_device_map(device_map, skeleton, name=options.device_map)
+    reasons = dict.fromkeys(layer.rule.inexact_because for layer in layers)
+    return [reason for reason in reasons if reason]
 
 
 def _describe_run(
@@ -161,9 +216,11 @@ def _describe_run(
 ) -> TraceMetadata:
     """Return what is known of the run before its first batch."""
     from moetool.anatomy.skeleton import find_auto_class
+    from moetool.tracing.loading import name_devices, name_quantization
 
     config = model.config
     text_config = config.get_text_config()
+    generation = options.generation
     return TraceMetadata(
         moetool=moetool.__version__,
         model=checkpoint.name,
@@ -171,25 +228,18 @@ def _describe_run(
         model_type=config.model_type,
         auto_class=find_auto_class(config),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=_name_quantization(config),
-        device=str(model.device),
+        quantization=name_quantization(config),
+        device=name_devices(model),
+        device_map=options.device_map,
         attention_implementation=getattr(text_config, "_attn_implementation", None),
         experts_implementation=getattr(text_config, "_experts_implementation", None),
         special_tokens=options.special_tokens,
         max_prompt_tokens=options.max_prompt_tokens,
         prompts_sha256=hash_prompts(prompts),
+        max_new_tokens=generation.max_new_tokens if generation else 0,
+        temperature=generation.temperature if generation else None,
+        top_p=generation.top_p if generation else None,
+        seed=generation.seed if generation and not generation.is_greedy else None,
+        cache=generation.cache if generation else None,
         versions={name: version(name) for name in _LIBRARIES},
     )
-
-
-def _name_quantization(config: PreTrainedConfig) -> str | None:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return None
-    if isinstance(quantization, dict):
-        return str(quantization.get("quant_method"))
-    return str(getattr(quantization, "quant_method", quantization))
-
-
-def _count_tokens(prompts: Sequence[TokenizedPrompt]) -> int:
-    return sum(len(prompt.token_ids) for prompt in prompts)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from moetool.errors import OutOfMemoryError, UsageError
+from moetool.errors import UsageError
 from moetool.trace.counts import ExpertCounter, ExpertCounts
-from moetool.trace.decisions import LayerDecisions, TracedTokens
-from moetool.trace.metadata import RoutedLayer, TraceMetadata
-from moetool.trace.rows import assignment_rows, probability_rows
+from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writer import TraceSink
-from moetool.tracing.batches import Batch, make_batches, split_windows
-from moetool.tracing.loading import is_out_of_memory
-from moetool.tracing.probabilities import ScoreFunction, find_score_function
+from moetool.tracing.batches import make_batches, split_windows
+from moetool.tracing.collect import TracedBatch, collect_scopes
+from moetool.tracing.generation import (
+    Continuation,
+    check_can_generate,
+    generation_settings,
+)
+from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.passes import read_batch, write_batch
 from moetool.tracing.recorder import RoutingRecorder
-from moetool.tracing.recording import RecordedCall, RecordedLayer
-from moetool.tracing.tokens import TokenizedPrompt, spell_tokens
+from moetool.tracing.routed_layers import describe_layers, describe_routing
+from moetool.tracing.scopes import find_encoder, find_scopes
+from moetool.tracing.texts import TextFile, decode_texts
+from moetool.tracing.tokens import TokenizedPrompt
+from moetool.tracing.window import RowMaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +49,33 @@ class TracedRun:
     num_rows: int
 
 
+@dataclass(frozen=True)
+class WindowPasses:
+    """What went through the model for the prompts of one window.
+
+    Attributes:
+        batches: In the order in which they ran.
+        written: By the prompt's index in the window, what the model wrote after it.
+    """
+
+    batches: list[TracedBatch]
+    written: dict[int, Continuation]
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(len(item.token_ids) for item in self.written.values())
+
+    def add(self, batch: TracedBatch, written: Sequence[Continuation]) -> None:
+        """Take a batch and, if the model was to write, what it wrote after each row."""
+        self.batches.append(batch)
+        self.written.update(zip(batch.prompts.tolist(), written, strict=False))
+
+    def in_order(self) -> list[Continuation]:
+        """Return what was written in the order of the window's prompts."""
+        return [self.written[index] for index in sorted(self.written)]
+
+
 def trace_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,6 +86,9 @@ def trace_prompts(
     batch_size: int = 8,
     layers: Collection[int] | None = None,
     with_probabilities: bool = False,
+    allow_inexact: bool = False,
+    generation: GenerationOptions | None = None,
+    texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> TracedRun:
     """Run the model over the prompts, write every decision, and return the run in figures.
@@ -69,151 +105,91 @@ def trace_prompts(
         batch_size: Prompts that go through the model together.
         layers: Record only these layer numbers.
         with_probabilities: Record the routers' probabilities as well.
-        advance: Told after each batch how many real tokens it held.
+        allow_inexact: Record layers whose decisions are not those that the experts carry out.
+        generation: Continue each prompt, and record this too.
+        texts: Takes what was written.
+        advance: Told after each batch how many tokens it held, counting `max_new_tokens` a prompt.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
-        UsageError: A layer number has no routed experts.
+        UsageError: A layer number has no routed experts, or the model can't write.
     """
-    counter = ExpertCounter(by="domain")
-    score_functions: dict[str, ScoreFunction] = {}
-    routed: tuple[RoutedLayer, ...] = ()
-    num_rows, num_tokens, num_decisions = 0, 0, 0
-    pad_token_id = tokenizer.pad_token_id or 0
     try:
-        recorder = RoutingRecorder(model, layers=layers, keep_scores=with_probabilities)
+        recorder = RoutingRecorder(
+            model, layers=layers, keep_scores=with_probabilities, allow_inexact=allow_inexact
+        )
     except ValueError as error:
         raise UsageError(f"--layers: {error}.", hint="Name layers that route.") from error
-    with recorder:
+    scopes = find_scopes(model, recorder.layers)
+    settings: AbstractContextManager[None]
+    if generation is not None:
+        check_can_generate(model)
+        settings = generation_settings(model, tokenizer, generation)
+    else:
+        _check_reading_routes(model, [scope.path for scope in scopes])
+        settings = nullcontext()
+
+    def run_window(window: Sequence[TokenizedPrompt]) -> WindowPasses:
+        passes = WindowPasses([], {})
+        for batch in make_batches(
+            window,
+            batch_size=batch_size,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            pad_side="right" if generation is None or find_encoder(model) else "left",
+        ):
+            token_ids = [window[prompt].token_ids for prompt in batch.prompts]
+            written: list[Continuation] = []
+            if generation is None:
+                sequences = read_batch(model, batch, token_ids=token_ids)
+            else:
+                sequences, written = write_batch(model, batch, token_ids=token_ids, scopes=scopes)
+            passes.add(TracedBatch(batch.prompts, sequences, recorder.take_calls()), written)
+            if advance is not None:
+                advance(count_tokens(token_ids, generation))
+        return passes
+
+    counter = ExpertCounter(by="domain")
+    maker = RowMaker(tokenizer, with_probabilities=with_probabilities)
+    num_new_tokens = 0
+    with settings, recorder:
         for window in split_windows(prompts, batch_size=batch_size):
-            batches = []
-            for batch in make_batches(window, batch_size=batch_size, pad_token_id=pad_token_id):
-                _forward(model, batch)
-                (call,) = recorder.take_calls()
-                batches.append((batch, call))
-                if advance is not None:
-                    advance(len(call.position))
-            order, tokens = _collect_tokens(window, batches, tokenizer)
-            by_layer = list(zip(*(call.layers for _, call in batches), strict=True))
-            decisions = [_collect_decisions(recorded, order) for recorded in by_layer]
-            if with_probabilities:
-                decisions = [
-                    _add_probabilities(layer, recorded, order, score_functions)
-                    for layer, recorded in zip(decisions, by_layer, strict=True)
-                ]
-            if not routed:
-                routed = _describe_layers(recorder, decisions)
-                sink.describe(replace(metadata, layers=routed))
-            rows = assignment_rows(tokens, decisions)
-            sink.write(rows, probability_rows(tokens, decisions) if with_probabilities else None)
+            passes = run_window(window)
+            rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
+            if maker.num_windows == 1:
+                sink.describe(describe_routing(metadata, describe_layers(recorder, maker.top_k)))
+            sink.write(rows, probabilities)
             counter.add(rows)
-            num_rows += rows.num_rows
-            num_tokens += len(tokens.token_id)
-            num_decisions += sum(len(layer.experts) for layer in decisions)
+            num_new_tokens += passes.num_new_tokens
+            if texts is not None:
+                texts.write(decode_texts(window, passes.in_order(), tokenizer))
+    routed = describe_layers(recorder, maker.top_k)
     complete = replace(
-        metadata,
+        describe_routing(metadata, routed),
         complete=True,
-        layers=routed,
         num_prompts=len(prompts),
-        num_tokens=num_tokens,
-        num_decisions=num_decisions,
+        num_tokens=maker.num_tokens,
+        num_new_tokens=num_new_tokens,
+        num_decisions=maker.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
-        score_function=next((item.name for item in score_functions.values()), None),
+        score_function=maker.score_function,
     )
     sink.finish(complete)
-    return TracedRun(metadata=complete, counts=counter.counts(routed), num_rows=num_rows)
+    return TracedRun(metadata=complete, counts=counter.counts(routed), num_rows=maker.num_rows)
 
 
-def _forward(model: PreTrainedModel, batch: Batch) -> None:
-    """Run one prefill, asking for no cache and for the last position's logits only."""
-    accepted = inspect.signature(model.forward).parameters
-    wishes: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    try:
-        with torch.inference_mode():
-            model(
-                input_ids=torch.from_numpy(batch.input_ids).to(model.device),
-                attention_mask=torch.from_numpy(batch.attention_mask).to(model.device),
-                **{name: value for name, value in wishes.items() if name in accepted},
-            )
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            num_rows, num_slots = batch.input_ids.shape
-            raise OutOfMemoryError(
-                f"Memory ran out in a batch of {num_rows} prompts of up to {num_slots} tokens on "
-                f"{model.device}.",
-                hint="Give a smaller --batch-size, or shorten prompts with --max-prompt-tokens.",
-            ) from error
-        raise
-
-
-def _collect_tokens(
-    window: Sequence[TokenizedPrompt],
-    batches: Sequence[tuple[Batch, RecordedCall]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[NDArray[np.intp], TracedTokens]:
-    """Return a window's tokens by prompt and position, and the order that makes them so.
-
-    Before ordering, tokens lie batch by batch, as the recorder saw them.
-    """
-    prompt = np.concatenate([batch.prompts[call.batch_index] for batch, call in batches])
-    position = np.concatenate([call.position for _, call in batches])
-    order = np.lexsort((position, prompt))  # (num_tokens,)
-    token_id = np.concatenate([item.token_ids for item in window])
-    return order, TracedTokens(
-        prompt_ids=[item.prompt.prompt_id for item in window],
-        domains=[item.prompt.domain for item in window],
-        prompt=prompt[order],
-        position=position[order],
-        phase=np.zeros(len(order), dtype=np.int8),
-        token_id=token_id,
-        pieces=spell_tokens(token_id, tokenizer),
-    )
-
-
-def _collect_decisions(
-    recorded: Sequence[RecordedLayer], order: NDArray[np.intp]
-) -> LayerDecisions:
-    """Return one layer's decisions over the batches of a window, in the order of its tokens."""
-    return LayerDecisions(
-        stack=recorded[0].place.stack,
-        layer=recorded[0].place.layer,
-        experts=np.concatenate([item.experts for item in recorded])[order],
-        weights=np.concatenate([item.weights for item in recorded])[order],
-    )
-
-
-def _add_probabilities(
-    decisions: LayerDecisions,
-    recorded: Sequence[RecordedLayer],
-    order: NDArray[np.intp],
-    score_functions: dict[str, ScoreFunction],
-) -> LayerDecisions:
-    """Return one layer's decisions with its router's probabilities.
-
-    What turns scores into probabilities is found once a layer and kept in `score_functions`.
-    """
-    path = recorded[0].place.experts_path
-    if path not in score_functions:
-        score_functions[path] = find_score_function(recorded[0])
-    scores = np.concatenate([item.scores for item in recorded if item.scores is not None])
-    return replace(decisions, probabilities=score_functions[path].apply(scores[order]))
-
-
-def _describe_layers(
-    recorder: RoutingRecorder, decisions: Sequence[LayerDecisions]
-) -> tuple[RoutedLayer, ...]:
-    top_k = {(layer.stack, layer.layer): layer.experts.shape[1] for layer in decisions}
-    return tuple(
-        RoutedLayer(
-            stack=place.stack,
-            layer=place.layer,
-            module=place.experts_path,
-            router=recorder.find_router(place),
-            num_experts=place.num_experts,
-            num_identity_experts=place.num_identity_experts,
-            top_k=top_k[place.stack, place.layer],
+def _check_reading_routes(model: PreTrainedModel, scopes: Sequence[str]) -> None:
+    encoder = find_encoder(model)
+    if encoder is not None and encoder not in scopes:
+        raise UsageError(
+            f"The encoder of {type(model).__name__} routes nothing in the layers asked for.",
+            hint="Give --max-new-tokens to trace the decoder.",
         )
-        for place in recorder.layers
-        if (place.stack, place.layer) in top_k
-    )
+
+
+def count_tokens(
+    token_ids: Sequence[NDArray[np.int32]], generation: GenerationOptions | None
+) -> int:
+    """Return how many tokens prompts put through a model at most."""
+    num_new = generation.max_new_tokens if generation else 0
+    return sum(len(ids) + num_new for ids in token_ids)

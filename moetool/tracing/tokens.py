@@ -40,6 +40,7 @@ def tokenize_prompts(
     special_tokens: SpecialTokens,
     context_tokens: int | None,
     max_prompt_tokens: int | None = None,
+    max_new_tokens: int = 0,
 ) -> list[TokenizedPrompt]:
     """Return every prompt's tokens.
 
@@ -50,16 +51,24 @@ def tokenize_prompts(
             chat template, which makes the prompt a user's message and begins the answer.
         context_tokens: The longest sequence the model takes; None if it doesn't say.
         max_prompt_tokens: Keep only the first so many tokens of a prompt.
+        max_new_tokens: So many tokens will follow it in the context.
 
     Raises:
-        InputError: A prompt is longer than the context, or the tokenizer has no chat template.
-        UsageError: The limit is larger than the context.
+        InputError: A prompt with what follows is longer than the context, or the tokenizer has no
+            chat template.
+        UsageError: A limit is larger than the context.
     """
     if max_prompt_tokens is not None and context_tokens and max_prompt_tokens > context_tokens:
         raise UsageError(
             f"--max-prompt-tokens {max_prompt_tokens} is beyond the model's context of "
             f"{context_tokens} tokens.",
             hint=f"Give {context_tokens} or less.",
+        )
+    if context_tokens and max_new_tokens >= context_tokens:
+        raise UsageError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the model's context "
+            f"of {context_tokens} tokens.",
+            hint=f"Give less than {context_tokens}.",
         )
     if special_tokens == "chat template" and not tokenizer.chat_template:
         raise InputError(
@@ -75,11 +84,13 @@ def tokenize_prompts(
                 hint="Give it a text, or leave --no-special-tokens out.",
             )
         kept = ids[:max_prompt_tokens]
-        if context_tokens and len(kept) > context_tokens:
+        if context_tokens and len(kept) + max_new_tokens > context_tokens:
+            following = f" and {max_new_tokens:,} new ones" if max_new_tokens else ""
             raise InputError(
-                f"{prompt.place}: prompt '{prompt.prompt_id}' has {len(ids):,} tokens; the model's "
-                f"context holds {context_tokens:,}.",
-                hint=f"Cut long prompts with --max-prompt-tokens {context_tokens}.",
+                f"{prompt.place}: prompt '{prompt.prompt_id}' has {len(kept):,} tokens{following}; "
+                f"the model's context holds {context_tokens:,}.",
+                hint=f"Cut long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
+                f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
             )
         tokenized.append(
             TokenizedPrompt(

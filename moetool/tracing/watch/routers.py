@@ -9,14 +9,21 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.moe_layers import MoeLayer
+from moetool.tracing.compiled import as_written
 
 
-class RouterWatch:
+class RouterFinder:
     """Watches the siblings of an experts module for the one that returns its decisions.
 
     The router is the sibling whose output holds the very tensor of ids, or of weights, that the
     experts module then receives. Once it is known, only it is watched, and only if its scores are
     wanted.
+
+    Attributes:
+        router_path: Module path of the router, once it is known.
+        num_classes: Among how many classes it chooses: its experts, identity experts, and in some
+            families a class of its own for tokens that skip the layer.
+        scores: What it gave every class in the last call, if asked for.
 
     Args:
         model: The recorded model.
@@ -26,6 +33,7 @@ class RouterWatch:
 
     def __init__(self, model: nn.Module, layer: MoeLayer, *, keep_scores: bool) -> None:
         self.router_path: str | None = None
+        self.num_classes: int | None = None
         self.scores: torch.Tensor | None = None
         self._layer = layer
         self._keep_scores = keep_scores
@@ -35,14 +43,17 @@ class RouterWatch:
         for name, sibling in block.named_children():
             path = f"{layer.block_path}.{name}" if layer.block_path else name
             if path != layer.experts_path:
-                self._handles[path] = sibling.register_forward_hook(self._keep_output(path))
+                hook = as_written(self._keep_output(path))
+                self._handles[path] = sibling.register_forward_hook(hook)
 
     def identify(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
         """Find the router among the siblings that ran, given what the experts received."""
         for path, output in self._outputs.items():
             if any(value is ids or value is weights for value in output):
+                scores = find_scores(output, ids.shape[0], num_experts=self._layer.num_experts)
                 self.router_path = path
-                self.scores = self._find_scores(output, ids) if self._keep_scores else None
+                self.num_classes = None if scores is None else scores.shape[1]
+                self.scores = scores if self._keep_scores else None
                 self._watch_only(path)
                 break
         self._outputs.clear()
@@ -61,20 +72,21 @@ class RouterWatch:
 
         return hook
 
-    def _find_scores(self, output: tuple[Any, ...], ids: torch.Tensor) -> torch.Tensor | None:
-        """Return the first of the router's outputs that has a number for every expert."""
-        for value in output:
-            if (
-                isinstance(value, torch.Tensor)
-                and value.is_floating_point()
-                and value.dim() == 2
-                and value.shape[0] == ids.shape[0]
-                and value.shape[1] >= self._layer.num_experts
-            ):
-                return value.detach().to(torch.float32, copy=True)
-        return None
-
     def _watch_only(self, router_path: str) -> None:
         for path in list(self._handles):
             if path != router_path or not self._keep_scores:
                 self._handles.pop(path).remove()
+
+
+def find_scores(output: object, num_slots: int, *, num_experts: int) -> torch.Tensor | None:
+    """Return the first of a router's outputs that has a number for every expert, or None."""
+    values = output if isinstance(output, tuple) else (output,)
+    for value in values:
+        if (
+            isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and value.shape[-1] >= num_experts
+            and value.numel() == num_slots * value.shape[-1]
+        ):
+            return value.detach().reshape(num_slots, -1)
+    return None

@@ -1,0 +1,143 @@
+"""How a routed layer can be read, told from the structure of its modules alone."""
+
+from __future__ import annotations
+
+import inspect
+from enum import StrEnum
+
+from torch import nn
+
+
+class RoutingRule(StrEnum):
+    """What shows a layer's decisions.
+
+    Attributes:
+        RECEIVED: The experts module receives ids and weights, the contract of transformers 5.
+        SPARSE_SCORES: The router returns a number for every expert, zero for those not chosen, and
+            all experts run on inputs scaled by it (Llama 4).
+        SORTED_ROWS: The router returns the permutation that sorts rows by expert, and the experts
+            are grouped linear layers (JetMoE).
+        SEPARATE_EXPERTS: Each expert is a module of its own, called by the block on its tokens
+            (Switch, the blocks of transformers 4, remote and hand-written code).
+        ROUTER_CHOICE: The router's sparse weights, which are not what the experts carry out
+            (NLLB-MoE). Inexact.
+        RETRIEVAL: Experts are rows of embeddings, looked up by product keys (Doge). Inexact.
+    """
+
+    RECEIVED = "received"
+    SPARSE_SCORES = "sparse scores"
+    SORTED_ROWS = "sorted rows"
+    SEPARATE_EXPERTS = "separate experts"
+    ROUTER_CHOICE = "router choice"
+    RETRIEVAL = "retrieval"
+
+    @property
+    def inexact_because(self) -> str | None:
+        """Why a layer read by this rule is not traced exactly; None if it is."""
+        return _INEXACT.get(self)
+
+
+_INEXACT = {
+    RoutingRule.ROUTER_CHOICE: (
+        "transformers 5 runs experts 0 and 1 of NLLB-MoE on every token, whatever its router chose; "
+        "what is recorded is the router's choice"
+    ),
+    RoutingRule.RETRIEVAL: (
+        "Doge scores a token with other tokens' router outputs, so its experts are not those its "
+        "router chose for it; what is recorded is the experts that ran, with recomputed weights"
+    ),
+}
+
+# Its forward one-hots the mask of zeros and ones as if it held ids. Can go when a test says that
+# NLLB-MoE runs the experts its router chose.
+_MISROUTED_EXPERTS = "NllbMoeExperts"
+
+
+def rule_of(module: nn.Module, *, name: str, parent: nn.Module | None) -> RoutingRule | None:
+    """Return the rule by which a module, as a layer's experts, is read; None if it holds none.
+
+    Args:
+        module: Any module of a model.
+        name: Its name within its parent.
+        parent: The module it belongs to; None for the model itself.
+    """
+    if isinstance(module, nn.ModuleDict | nn.ModuleList):
+        if type(module).__name__ == _MISROUTED_EXPERTS:
+            return RoutingRule.ROUTER_CHOICE
+        is_routed = "expert" in name and parent is not None and _is_routed_set(module, parent)
+        return RoutingRule.SEPARATE_EXPERTS if is_routed else None
+    if _receives_decisions(module):
+        return RoutingRule.RECEIVED
+    if _has_own_experts(module) and len(stacked_parameters(module)) >= 2:
+        return RoutingRule.SPARSE_SCORES if num_inputs(module) == 1 else None
+    if _sorts_rows(module):
+        return RoutingRule.SORTED_ROWS
+    if _is_retrieval(module):
+        return RoutingRule.RETRIEVAL
+    return None
+
+
+def stacked_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the module's own parameters that stack one matrix per expert."""
+    return [p for p in module.parameters(recurse=False) if p.dim() == 3]
+
+
+def is_grouped_linear(module: nn.Module) -> bool:
+    """Return whether a module is one linear layer per expert over rows sorted by expert."""
+    return (
+        len(stacked_parameters(module)) == 1
+        and len(list(module.parameters())) == 1
+        and num_inputs(module) == 2
+    )
+
+
+def num_inputs(module: nn.Module) -> int:
+    """Return how many named parameters the module's forward takes."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(parameter.kind not in kinds for parameter in parameters)
+
+
+def _receives_decisions(module: nn.Module) -> bool:
+    """Return whether a module is an experts module called with hidden states, ids and weights.
+
+    Two of three signs are asked for: quantized experts stack no parameters, LongCat-Flash states
+    no number, and embeddings of images may stack parameters and take three inputs too.
+    """
+    signs = (
+        _has_own_experts(module),
+        type(module).__name__.endswith("Experts"),
+        len(stacked_parameters(module)) >= 2,
+    )
+    return sum(signs) >= 2 and num_inputs(module) == 3
+
+
+def _has_own_experts(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "num_experts", None), int)
+
+
+def _is_routed_set(container: nn.ModuleDict | nn.ModuleList, block: nn.Module) -> bool:
+    """Return whether a container's modules are alike, and its block has a router for them."""
+    experts = list(container.children())
+    shapes = [[parameter.shape for parameter in expert.parameters()] for expert in experts]
+    are_alike = len(experts) > 1 and bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
+    has_router = any(
+        len(experts) in parameter.shape
+        for child in block.children()
+        if child is not container
+        for parameter in child.parameters()
+    )
+    return are_alike and has_router
+
+
+def _sorts_rows(module: nn.Module) -> bool:
+    """Return whether a module holds grouped linear layers, and a router beside them."""
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    num_grouped = sum(is_grouped_linear(child) for child in children)
+    return 2 <= num_grouped < len(children)
+
+
+def _is_retrieval(module: nn.Module) -> bool:
+    num_experts = getattr(module, "num_experts", None)
+    tables = [child for child in module.children() if isinstance(child, nn.Embedding)]
+    return len(tables) == 2 and all(table.num_embeddings == num_experts for table in tables)

@@ -1,0 +1,168 @@
+"""Let a model continue a batch of prompts, greedily or by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moetool.checkpoint.config import first_line
+from moetool.errors import InputError, UsageError
+from moetool.tracing.batches import Batch
+from moetool.tracing.generation_options import GenerationOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What a checkpoint's generation settings say about its tokens is kept. What they say about
+# choosing among tokens is not: greedy means the most likely token, in every model.
+_KEPT_SETTINGS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the model wrote after one prompt.
+
+    Attributes:
+        token_ids: With the end-of-sequence token if it came to one. # (num_new_tokens,)
+        has_ended: Whether it came to an end-of-sequence token.
+        begins_anew: Whether it is a text of its own, as an encoder-decoder writes it, rather than
+            the prompt's continued.
+    """
+
+    token_ids: NDArray[np.int32]
+    has_ended: bool
+    begins_anew: bool = False
+
+
+def check_can_generate(model: PreTrainedModel) -> None:
+    """Check that the model writes token by token.
+
+    Raises:
+        UsageError: It writes no text, or in a way of its own.
+    """
+    from transformers import GenerationMixin
+
+    own = getattr(type(model), "generate", None)
+    if not model.can_generate() or own is not GenerationMixin.generate:
+        raise UsageError(
+            f"{type(model).__name__} does not write text token by token.",
+            hint="Leave --max-new-tokens out to trace what it reads.",
+        )
+
+
+@contextmanager
+def generation_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: GenerationOptions
+) -> Iterator[None]:
+    """Give a model settings under which `generate` does what the options say and nothing else.
+
+    Raises:
+        UsageError: The model has no cache of the kind asked for.
+        InputError: Nothing says with which token its decoder begins.
+    """
+    from transformers import GenerationConfig
+
+    if options.cache == "static":
+        _check_static_cache(model)
+    own = model.generation_config
+    kept: dict[str, Any] = {name: getattr(own, name, None) for name in _KEPT_SETTINGS}
+    if kept["eos_token_id"] is None:
+        kept["eos_token_id"] = tokenizer.eos_token_id
+    if kept["pad_token_id"] is None:
+        kept["pad_token_id"] = tokenizer.pad_token_id or 0
+    if kept["decoder_start_token_id"] is None:
+        # As `generate` does.
+        kept["decoder_start_token_id"] = kept["bos_token_id"]
+    if model.config.is_encoder_decoder and kept["decoder_start_token_id"] is None:
+        raise InputError(
+            f"The checkpoint does not say with which token the decoder of {type(model).__name__} "
+            "begins.",
+            hint="Put its decoder_start_token_id into generation_config.json.",
+        )
+    chosen: dict[str, Any] = {}
+    if not options.is_greedy:
+        chosen = {
+            "temperature": 1.0 if options.temperature is None else options.temperature,
+            "top_p": 1.0 if options.top_p is None else options.top_p,
+            "top_k": 0,
+        }
+        torch.manual_seed(options.seed)
+    settings: Any = GenerationConfig
+    model.generation_config = settings(
+        **kept,
+        **chosen,
+        max_new_tokens=options.max_new_tokens,
+        do_sample=not options.is_greedy,
+        cache_implementation="static" if options.cache == "static" else None,
+        # Compiled code runs past hooks.
+        disable_compile=True,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _check_static_cache(model: PreTrainedModel) -> None:
+    from transformers import StaticCache
+
+    own: Any = model
+    try:
+        # `generate` would use the model's own kind of cache, whatever was asked for.
+        if not own._supports_default_dynamic_cache():
+            raise NotImplementedError("it brings a cache of its own kind")
+        StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=1)
+    except Exception as error:
+        raise UsageError(
+            f"transformers has no static cache for {type(model).__name__}.",
+            hint="Leave --cache out.",
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+
+
+def continue_batch(
+    model: PreTrainedModel, batch: Batch, *, device: torch.device
+) -> list[Continuation]:
+    """Return what the model writes after each prompt of a batch, under `generation_settings`."""
+    generate: Any = model.generate
+    with torch.inference_mode():
+        output = generate(
+            input_ids=torch.from_numpy(batch.input_ids).to(device),
+            attention_mask=torch.from_numpy(batch.attention_mask).to(device),
+        )
+    # A decoder of its own begins with its start token, others with the prompt.
+    begins_anew = bool(model.config.is_encoder_decoder)
+    written = output[:, 1 if begins_anew else batch.input_ids.shape[1] :]
+    ends = _end_tokens(model)
+    return [
+        _cut(row, ends, begins_anew=begins_anew) for row in written.cpu().numpy().astype(np.int32)
+    ]
+
+
+def _end_tokens(model: PreTrainedModel) -> NDArray[np.int32]:
+    ends = model.generation_config.eos_token_id
+    return np.atleast_1d(np.array([] if ends is None else ends, dtype=np.int32))
+
+
+def _cut(
+    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, begins_anew: bool
+) -> Continuation:
+    """Cut a row after its first end token: what follows is padding."""
+    at = np.flatnonzero(np.isin(token_ids, ends))
+    num_written = at[0] + 1 if len(at) else len(token_ids)
+    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), begins_anew=begins_anew)
