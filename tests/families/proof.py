@@ -1,0 +1,138 @@
+"""One forward call of a family's model, seen by the recorder and by both referees at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from moetool import RoutingRecorder
+from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers
+from moetool.errors import UntraceableError
+from moetool.tracing.recording import RecordedCall, RecordedLayer
+from tests.families.dense_reference import ObservedExperts, observe_experts
+from tests.families.gemm_audit import GemmAudit
+from tests.families.models import available, build_family, text_inputs
+
+
+@dataclass(frozen=True)
+class ProvenLayer:
+    """One routed layer: what was recorded, and what the referees saw.
+
+    Attributes:
+        recorded: By moetool.
+        observed: What the experts received and returned.
+        pairs: Which expert's weights met which token, how often.
+    """
+
+    recorded: RecordedLayer
+    observed: ObservedExperts
+    pairs: Counter[tuple[int, int]]
+
+    @property
+    def place(self) -> MoeLayer:
+        return self.recorded.place
+
+    def relative_error(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
+        """Return how far the experts' output is from that of a dense loop with a decision."""
+        return self.observed.relative_error(ids, weights)
+
+    def expected_pairs(self, ids: torch.Tensor) -> Counter[tuple[int, int]]:
+        """Return the pairs that a decision makes, but for experts without weights of their own."""
+        token, slot = torch.nonzero((ids >= 0) & (ids < self.place.num_experts), as_tuple=True)
+        return Counter(zip(token.tolist(), ids[token, slot].tolist(), strict=True))
+
+    @property
+    def ids(self) -> torch.Tensor:
+        return torch.from_numpy(self.recorded.experts).long()
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return torch.from_numpy(self.recorded.weights)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A recorded forward call, and the same call without recorder.
+
+    Attributes:
+        plain: The model's output.
+        recorded: Its output while it was recorded.
+        layers: Those that ran.
+        routers: By experts path, the router that the recorder found.
+        factors: By experts path, the output factor that it measured.
+        modules_before: Each module's path, class and number of hooks.
+        modules_after: The same after recording.
+    """
+
+    plain: torch.Tensor
+    recorded: torch.Tensor
+    layers: list[ProvenLayer]
+    routers: dict[str, str | None]
+    factors: dict[str, float | None]
+    modules_before: list[tuple[str, type, int]]
+    modules_after: list[tuple[str, type, int]]
+
+
+def prove(model: PreTrainedModel) -> Proof:
+    """Run a model plainly, then under the recorder and both referees."""
+    inputs: dict[str, Any] = text_inputs(model)
+    layers = find_moe_layers(model)
+    modules_before = list_modules(model)
+    with torch.inference_mode():
+        plain = run(model, inputs)
+        with (
+            RoutingRecorder(model, keep_scores=True) as recorder,
+            observe_experts(model, layers) as observed,
+            GemmAudit(model, layers) as audit,
+        ):
+            recorded = run(model, inputs)
+    return Proof(
+        plain=plain,
+        recorded=recorded,
+        layers=[
+            ProvenLayer(layer, observed[layer.place.experts_path], audit.pairs(layer.place))
+            for layer in recorded_layers(recorder.calls)
+        ],
+        routers={layer.experts_path: recorder.find_router(layer) for layer in layers},
+        factors={layer.experts_path: recorder.find_output_factor(layer) for layer in layers},
+        modules_before=modules_before,
+        modules_after=list_modules(model),
+    )
+
+
+def list_modules(model: PreTrainedModel) -> list[tuple[str, type, int]]:
+    """Return each module's path, class and number of hooks."""
+    return [
+        (path, type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
+        for path, module in model.named_modules()
+    ]
+
+
+def run(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return a model's first output tensor."""
+    with torch.random.fork_rng(devices=[]):
+        output: torch.Tensor = model(**inputs)[0]
+    return output
+
+
+def recorded_layers(calls: list[RecordedCall]) -> list[RecordedLayer]:
+    """Return the layers of all calls, an encoder-decoder having one call a stack."""
+    return [layer for call in calls for layer in call.layers]
+
+
+def why_refused(name: str) -> str | None:
+    """Return why a family is not traced exactly; None if it is."""
+    try:
+        find_moe_layers(build_family(name))
+    except UntraceableError as error:
+        return str(error)
+    return None
+
+
+def exact_families() -> list[str]:
+    """Return the families that are claimed to be traced exactly."""
+    return [name for name in available() if why_refused(name) is None]
