@@ -92,12 +92,20 @@ def test_stack_and_layer_come_from_the_path(path: str, stack: str, layer: int) -
     assert (found.stack, found.layer, found.experts_path) == (stack, layer, path)
 
 
-def test_two_routings_in_one_layer_are_told_apart_by_their_blocks() -> None:
+@pytest.mark.parametrize(
+    ("blocks", "stacks"),
+    [
+        (("self_attn", "mlp"), ["decoder.attention", "decoder"]),
+        (("early", "late"), ["decoder.early", "decoder.late"]),
+    ],
+)
+def test_two_routings_in_one_layer_are_told_apart_by_their_blocks(
+    blocks: tuple[str, str], stacks: list[str]
+) -> None:
     layer = nn.Module()
-    layer.add_module("attention", nest("experts", Experts()))
-    layer.add_module("mlp", nest("experts", Experts()))
-    stacks = [found.stack for found in find_moe_layers(nest("layers.0", layer))]
-    assert stacks == ["decoder.attention", "decoder.mlp"]
+    for block in blocks:
+        layer.add_module(block, nest("experts", Experts()))
+    assert [found.stack for found in find_moe_layers(nest("layers.0", layer))] == stacks
 
 
 def test_routings_that_nothing_tells_apart_are_refused() -> None:
@@ -118,7 +126,7 @@ def test_a_position_table_is_no_experts_module() -> None:
 
 def test_experts_of_another_make_beside_known_ones_are_refused_not_skipped() -> None:
     others = nest("layers.1.mlp.experts", nn.ModuleList([nn.Linear(3, 3) for _ in range(4)]))
-    with pytest.raises(UntraceableError, match="do not receive ids and weights"):
+    with pytest.raises(UntraceableError, match="no rule reads the routing"):
         find_moe_layers(join(nest("layers.0.mlp.experts", Experts()), others))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from moetool import RoutingRecorder
 from moetool.errors import DenseModelError, UntraceableError
-from tests.tiny_models import DENSE_FAMILY, FAMILIES, MASKED_FAMILY, build_model
+from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_model
 
 LENGTHS = (3, 9, 5, 9, 1, 7, 4, 6)
 KEY = ["batch_index", "position", "stack", "layer", "rank"]
@@ -153,14 +153,6 @@ def test_the_router_is_the_sibling_that_returned_the_decision(family: str, route
 def test_a_dense_model_is_refused() -> None:
     with pytest.raises(DenseModelError, match="dense model"):
         RoutingRecorder(build_model(DENSE_FAMILY))
-
-
-def test_experts_that_receive_a_dispatch_mask_are_refused() -> None:
-    model = build_model(
-        MASKED_FAMILY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, num_experts=4
-    )
-    with pytest.raises(UntraceableError, match="do not receive ids and weights"):
-        RoutingRecorder(model)
 
 
 def test_a_layer_that_bypasses_its_experts_module_is_an_error_not_an_empty_record() -> None:
