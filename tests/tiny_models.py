@@ -1,4 +1,4 @@
-"""Tiny random models of the families whose recording is proven, and of some that are refused."""
+"""Tiny random models of the families whose recording is proven."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -58,7 +57,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 DENSE_FAMILY = "llama"
-MASKED_FAMILY = "switch_transformers"
 
 
 def build_config(family: str, **overrides: Any) -> PreTrainedConfig:
@@ -72,8 +70,8 @@ def build_model(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMo
 
     Correction biases, where a family has them, are not zero: with zeros they would not matter.
     """
-    auto_class = AutoModelForSeq2SeqLM if family == MASKED_FAMILY else AutoModelForCausalLM
-    model: PreTrainedModel = auto_class.from_config(build_config(family, **overrides)).float()
+    config = build_config(family, **overrides)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).float()
     randomize(model, seed=seed)
     model.eval()
     return model

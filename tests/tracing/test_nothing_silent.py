@@ -23,6 +23,7 @@ from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import UntraceableError
 from moetool.tracing.loading import load_model, name_quantization
+from moetool.tracing.watch.received import ReceivedWatch
 from tests.tiny_models import build_config, build_model
 from tests.tracing.test_separate_experts import Block, Model, build
 from tests.tracing.test_separate_experts import tokens as embedded_tokens
@@ -486,3 +487,22 @@ def test_quantization_is_named_the_same_before_and_after_loading() -> None:
     assert name_quantization(config) == "fp8"
     del config.quantization_config
     assert name_quantization(config) is None
+
+
+def test_a_recorder_that_can_not_be_entered_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("mixtral")
+    install = ReceivedWatch.install
+    calls: list[object] = []
+
+    def fail_at_the_third(watch: ReceivedWatch, *args: Any) -> None:
+        calls.append(watch)
+        install(watch, *args)
+        if len(calls) == 3:
+            raise UntraceableError("on purpose", hint="")
+
+    monkeypatch.setattr(ReceivedWatch, "install", fail_at_the_third)
+    with pytest.raises(UntraceableError, match="on purpose"), RoutingRecorder(model):
+        raise AssertionError("it was entered")
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

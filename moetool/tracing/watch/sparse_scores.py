@@ -77,7 +77,7 @@ class SparseScoresWatch:
             )
         if layer.rule is RoutingRule.SPARSE_SCORES:
             self._check_received(received, scores)
-        width = top_k or int((scores != 0).sum(dim=1).max())
+        width = top_k or max(1, int((scores != 0).sum(dim=1).max()))
         weights, ids = scores.topk(width, dim=1)
         others = [value for value in self._output or () if value is not scores]
         self._output = None
