@@ -211,6 +211,15 @@ def check_target(target: Path, *, replace_existing: bool) -> None:
             f"'{partial}' holds what an unfinished run traced.",
             hint="It can be read as a trace; add --force to discard it and start over.",
         )
+    check_folder_of(target)
+
+
+def check_folder_of(target: Path) -> None:
+    """Check that a file can be made beside a path.
+
+    Raises:
+        UsageError: Its folder is none, or can't be written to.
+    """
     if not target.parent.is_dir():
         raise UsageError(
             f"'{target.parent}' is not a folder.", hint="Create it first, or name another."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 import numpy as np
 
 from moetool.errors import UsageError
+from moetool.trace.writer import check_folder_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,19 +114,7 @@ def check_text_path(path: Path, *, replace_existing: bool) -> None:
             f"'{partial}' holds what an unfinished run wrote.",
             hint="Give --force to discard it and start over.",
         )
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"The folder of '{path}' does not exist.", hint="Create it first, or choose another."
-        )
-    try:
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"Can't write to '{path.parent}': {error.strerror}.",
-            hint="Name a folder you may write to.",
-        ) from error
+    check_folder_of(path)
 
 
 def _partial_file(path: Path) -> Path:

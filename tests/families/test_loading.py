@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers
 from moetool.anatomy.skeleton import build_skeleton, find_auto_class
 from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import resolve_model
@@ -43,9 +43,16 @@ def test_a_saved_model_is_loaded_and_computes_the_same(name: str, tmp_path: Path
     config = AutoConfig.from_pretrained(tmp_path)
     loaded = load_model(checkpoint, config, device_map={"": "cpu"})
     assert type(loaded).__name__ == TEXT_ONLY.get(name, type(model).__name__)
-    layers = find_moe_layers(loaded, allow_inexact=True)
-    assert layers == find_moe_layers(build_skeleton(config), allow_inexact=True)
+    assert describe(loaded) == describe(build_skeleton(config))
     inputs = text_inputs(name)
     with torch.inference_mode():
         first, second = model(**inputs)[0], loaded(**inputs)[0]
     assert torch.allclose(first, second, atol=1e-4) != (name in CHANGED_BY_LOADING)
+
+
+def describe(model: PreTrainedModel) -> list[MoeLayer] | str:
+    """Return a model's routed layers, or why they can't be read: transformers 5.17 has such."""
+    try:
+        return find_moe_layers(model, allow_inexact=True)
+    except UntraceableError as error:
+        return str(error)
