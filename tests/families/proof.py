@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ def recorded_layers(calls: list[RecordedCall]) -> list[RecordedLayer]:
     return [layer for call in calls for layer in call.layers]
 
 
+@cache
 def why_refused(name: str) -> str | None:
     """Return why a family is not traced exactly; None if it is."""
     try:
