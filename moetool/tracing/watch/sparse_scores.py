@@ -23,7 +23,9 @@ class SparseScoresWatch:
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
-        self.output_factor: float | None = 1.0
+        # Of NLLB-MoE nothing is claimed: its experts scale what they add up by a factor of their own.
+        is_exact = layer.rule.inexact_because is None
+        self.output_factor: float | None = 1.0 if is_exact else None
         self.router_path: str | None = None
         self._layer = layer
         self._keep_scores = keep_scores
