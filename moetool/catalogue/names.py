@@ -1,19 +1,9 @@
-"""The short names a model can be asked for by."""
+"""The names that mean something on their own, beside those of published models."""
 
-import json
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 DEMO = "demo"
-
-
-@cache
-def read_published_models() -> dict[str, str]:
-    """Return Hub ids by short name, for published models known without a network."""
-    text = files("moetool.catalogue").joinpath("published.json").read_text(encoding="utf-8")
-    models: dict[str, str] = json.loads(text)
-    return models
 
 
 def demo_folder() -> Path:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from moetool.catalogue.names import DEMO, demo_folder, read_published_models
+from moetool.catalogue.names import DEMO, demo_folder
+from moetool.catalogue.published import read_published_models
 from moetool.errors import InputError
 
 # The Hub's own rule for repository ids, with the organisation required.
@@ -64,7 +65,7 @@ def resolve_model(text: str) -> ModelReference:
         return _resolve_file(text, path)
     published = read_published_models()
     if text.lower() in published:
-        hub_id = published[text.lower()]
+        hub_id = published[text.lower()].hub_id
         return ModelReference(text=text, kind=ModelKind.PUBLISHED, hub_id=hub_id)
     if _HUB_ID.fullmatch(text) and not text.endswith(".json"):
         return ModelReference(text=text, kind=ModelKind.HUB, hub_id=text)

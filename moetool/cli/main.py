@@ -13,6 +13,7 @@ import typer
 
 import moetool
 from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, discard_stdout, say_usage_error
+from moetool.cli.models import models
 from moetool.cli.route_trace import route_trace
 from moetool.cli.specialize import specialize
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("route-trace")(route_trace)
 app.command("specialize")(specialize)
+app.command("models")(models)
 
 
 def main() -> None:

@@ -41,7 +41,13 @@ def modules_imported_by(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["route-trace", "--help"], ["specialize", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["route-trace", "--help"],
+        ["specialize", "--help"],
+        ["models", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
@@ -77,7 +83,7 @@ def test_version_is_the_packages(run_moetool: RunMoetool) -> None:
 
 def test_help_names_every_command_and_exit_code(run_moetool: RunMoetool) -> None:
     text = " ".join(run_moetool("--help").stdout.split())
-    for word in ("route-trace", "specialize", "0 done", "5 routing", "130 interrupted"):
+    for word in ("route-trace", "specialize", "models", "0 done", "5 routing", "130 interrupted"):
         assert word in text
 
 

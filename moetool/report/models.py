@@ -1,0 +1,156 @@
+"""The catalogue of published models and reported systems: as a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import moetool
+from moetool.report.tables import WIDTH, render_table
+
+if TYPE_CHECKING:
+    from moetool.catalogue.published import PublishedModel, ReportedSystem
+
+_REPORTED = "reported"
+_STANDS_IN = "*"
+_UNCOUNTED = "†"
+_NOT_GIVEN = "A figure that is not given is one that the vendor, or the report, does not state."
+_COLUMNS = (
+    "kind",
+    "name",
+    "title",
+    "hub_id",
+    "maker",
+    "total",
+    "active",
+    "experts",
+    "source",
+    "active_note",
+    "notes",
+    "counted_as",
+    "not_counted_because",
+)
+
+
+def render_table_text(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
+    """Return both tables, how the models are counted, and how to read them."""
+    published = render_table(
+        ("name", "total", "active", "Hub id"),
+        [
+            (
+                f"{model.name}{_mark(model)}",
+                _in_billions(model.vendor.total_b) or "–",
+                "dense" if model.kind == "dense" else _in_billions(model.vendor.active_b) or "–",
+                model.hub_id,
+            )
+            for model in models
+        ],
+        right=(1, 2),
+    )
+    reported = render_table(
+        ("reported", "maker", "total", "active", "experts", "source"),
+        [
+            (
+                system.name,
+                system.maker,
+                system.total or "–",
+                system.active or "–",
+                system.experts or "–",
+                system.source,
+            )
+            for system in systems
+        ],
+        right=(2, 3),
+    )
+    notes = [
+        "total and active are the vendor's own figures; vendors count active parameters in "
+        "different ways. Models are counted with their own class of transformers, except:",
+        *_say_how_counted(models),
+    ]
+    closing = [
+        "reported: known from reports alone; quoted, never computed.",
+        *(f"{system.name}: {system.notes}" for system in systems if system.notes),
+    ]
+    return "\n".join([published, "", *_wrap(notes), "", reported, "", *_wrap(closing), ""])
+
+
+def render_json(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
+    """Return everything as one JSON object, figures as the strings that were published."""
+    value = {
+        "schema": "moetool.models/1",
+        "moetool": moetool.__version__,
+        "models": [
+            *(
+                {"kind": str(model.kind), "can_be_counted": model.can_be_counted, **asdict(model)}
+                for model in models
+            ),
+            *({"kind": _REPORTED, **asdict(system)} for system in systems),
+        ],
+        "notes": [_NOT_GIVEN],
+    }
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def render_csv(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
+    """Return one row for every model and every reported system."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    for model in models:
+        vendor = model.vendor
+        writer.writerow(
+            {
+                "kind": model.kind,
+                "name": model.name,
+                "title": model.title,
+                "hub_id": model.hub_id,
+                "total": _in_billions(vendor.total_b),
+                "active": _in_billions(vendor.active_b),
+                "source": vendor.source,
+                "active_note": vendor.active_note,
+                "notes": vendor.notes,
+                "counted_as": model.counted_as,
+                "not_counted_because": model.not_counted_because,
+            }
+        )
+    for system in systems:
+        writer.writerow({"kind": _REPORTED, **asdict(system)})
+    return text.getvalue()
+
+
+RENDERERS: Mapping[str, Callable[[Sequence[PublishedModel], Sequence[ReportedSystem]], str]] = {
+    "table": render_table_text,
+    "json": render_json,
+    "csv": render_csv,
+}
+
+
+def _mark(model: PublishedModel) -> str:
+    if not model.can_be_counted:
+        return f" {_UNCOUNTED}"
+    return f" {_STANDS_IN}" if model.counted_as else ""
+
+
+def _in_billions(figure: str | None) -> str | None:
+    return None if figure is None else f"{figure}B"
+
+
+def _say_how_counted(models: Sequence[PublishedModel]) -> list[str]:
+    stand_ins = [
+        f"{_STANDS_IN} {model.name}: {model.counted_as}" for model in models if model.counted_as
+    ]
+    uncounted = [
+        f"{_UNCOUNTED} {model.name} can't be counted: {model.not_counted_because}"
+        for model in models
+        if not model.can_be_counted
+    ]
+    return [*stand_ins, *uncounted]
+
+
+def _wrap(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(note, WIDTH)]
