@@ -45,6 +45,28 @@ class MoeLayer:
     rule: RoutingRule
 
 
+@dataclass(frozen=True)
+class FoundExperts:
+    """What a model holds of routed experts.
+
+    Attributes:
+        layers: Those whose decisions a rule reads, in the model's own order of modules.
+        unreadable: Module paths of experts, or what looks like them, that no rule reads.
+    """
+
+    layers: tuple[MoeLayer, ...]
+    unreadable: tuple[str, ...]
+
+
+def find_experts(model: nn.Module) -> FoundExperts:
+    """Return all routed experts of a model, whether their decisions can be read or not."""
+    layers = tuple(
+        _describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)
+    )
+    unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
+    return FoundExperts(layers, unreadable)
+
+
 def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[MoeLayer]:
     """Return every routed layer of a model, in the model's own order of modules.
 
@@ -57,15 +79,16 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         UntraceableError: It has routed experts, or what looks like them, that no rule can read, or
             whose reading is not exact.
     """
-    layers = [_describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)]
+    experts = find_experts(model)
+    layers, strangers = experts.layers, experts.unreadable
     name = type(model).__name__
-    strangers = list(_find_other_experts(model, known=layers))
     if strangers:
+        classes = {path: type(model.get_submodule(path)).__name__ for path in strangers[:2]}
         raise UntraceableError(
             f"Can't trace {name} exactly: no rule reads the routing of some of its experts.",
             hint="A newer transformers may make them readable; else trace a model whose experts take "
             "(hidden_states, ids, weights), or are separate modules beside a router.",
-            facts=[f"seen: {path} ({type(module).__name__})" for path, module in strangers[:2]],
+            facts=[f"seen: {path} ({named})" for path, named in classes.items()],
         )
     if not layers:
         raise DenseModelError(
@@ -78,7 +101,7 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             f"Can't trace {name} exactly: {reasons.pop()}.",
             hint="Give --allow-inexact to trace it all the same, marked as inexact.",
         )
-    return _tell_apart(layers)
+    return _tell_apart(list(layers))
 
 
 def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tuple[MoeLayer, ...]:
@@ -113,12 +136,11 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         num_experts = len(list(experts.children()))
     # LongCat-Flash allocates one of its two matrices for the identity experts as well.
     num_routed = num_experts if isinstance(num_experts, int) else min(stacked)
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", path)
     # Where the block itself is what holds the experts, the router is among its own children.
     holds_router = rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
     return MoeLayer(
         stack=_name_stack(path),
-        layer=int(numbers[0]) if numbers else 0,
+        layer=find_layer_number(path) or 0,
         experts_path=path,
         block_path=path if holds_router else path.rpartition(".")[0],
         num_experts=num_routed,
@@ -131,6 +153,12 @@ def _name_stack(path: str) -> str:
     stack = next((stack for word, stack in _STACK_OF_WORD.items() if word in path), "decoder")
     # JetMoE routes twice a layer: among attention experts, and among those of its MLP.
     return f"{stack}.attention" if "attention" in path or "attn" in path else stack
+
+
+def find_layer_number(path: str) -> int | None:
+    """Return the number of the layer that a module or parameter lies in; None outside layers."""
+    number = re.search(r"(?:^|\.)(\d+)(?=\.|$)", path)
+    return int(number[1]) if number else None
 
 
 def _stacked(experts: nn.Module) -> list[nn.Parameter]:

@@ -36,6 +36,11 @@ class RoutingRule(StrEnum):
         """Why a layer read by this rule is not traced exactly; None if it is."""
         return _INEXACT.get(self)
 
+    @property
+    def runs_all_experts(self) -> bool:
+        """Whether a layer read by this rule runs all its experts on every token."""
+        return self is RoutingRule.SPARSE_SCORES
+
 
 _INEXACT = {
     RoutingRule.ROUTER_CHOICE: (

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from moetool.errors import UntraceableError
+from moetool.checkpoint.config import first_line
+from moetool.errors import InputError, MoetoolError, UntraceableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # Tried in order: the first whose mapping has the configuration's class is the model's own. The
 # text-only class of a multimodal checkpoint comes first, because prompts are text.
-_AUTO_CLASSES = (
+_AUTO_CLASSES: tuple[tuple[str, str], ...] = (
     ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
     ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
     ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
     ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
     ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
 )
+
+# A checkpoint is of one class; a list of a million names would be looked up for minutes.
+_MOST_CLASSES = 8
+
+# Ten times as many as the largest model of the catalogue has. More take minutes.
+_MOST_PARAMETER_TENSORS = 100_000
 
 
 def find_auto_class(config: PreTrainedConfig) -> str:
@@ -39,6 +50,110 @@ def find_auto_class(config: PreTrainedConfig) -> str:
         f"transformers has no language-model class for model_type '{config.model_type}'.",
         hint="moetool traces language models; name the language-model checkpoint.",
     )
+
+
+def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return transformers' class for all that a checkpoint holds; None if it has none.
+
+    That is the class its configuration names, with the towers of a multimodal model and what else a
+    text model leaves out, if it takes this configuration; else what an auto class makes of it.
+    """
+    import transformers
+
+    named = getattr(config, "architectures", None)
+    for name in named[:_MOST_CLASSES] if isinstance(named, list) else ():
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if (
+            isinstance(found, type)
+            and issubclass(found, transformers.PreTrainedModel)
+            and found.config_class is type(config)
+        ):
+            return found
+    # The last one builds what is below any head, for models that have no language model's.
+    for mapping in (*(mapping for _, mapping in _AUTO_CLASSES), "MODEL_MAPPING"):
+        models: Any = getattr(transformers, mapping)
+        if type(config) in models:
+            found = models[type(config)]
+            chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+            return chosen
+    return None
+
+
+def build_whole_skeleton(
+    config: PreTrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return all that a checkpoint holds as a model on the meta device, in evaluation mode.
+
+    Args:
+        config: Its configuration.
+        dtype: Of the parameters; None for the configuration's own.
+        trust_remote_code: Run the repository's own code.
+
+    Raises:
+        UntraceableError: transformers has no class for it.
+    """
+    found = find_whole_class(config)
+    if found is None:
+        return build_skeleton(config, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model: PreTrainedModel = found._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    """Return the dtype a configuration states for its weights, its text model's first if it differs.
+
+    None if it states none: then transformers takes that of the files.
+    """
+    for holder in (config, config.get_text_config()):
+        dtype = getattr(holder, "dtype", None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    return None
+
+
+@contextmanager
+def refuse_unbuildable(
+    name: str, config: PreTrainedConfig, *, trust_remote_code: bool
+) -> Iterator[None]:
+    """Turn whatever a family's code raises while a model of it is built into a sentence.
+
+    Models that would take minutes to build, for numbers in their configuration beyond all reason,
+    are refused as soon as that shows.
+
+    Args:
+        name: The model as the user named it.
+        config: Its configuration.
+        trust_remote_code: Whether its repository's own code is run.
+
+    Raises:
+        InputError: No model can be built.
+    """
+    registered = 0
+
+    def count(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
+        nonlocal registered
+        registered += 1
+        if registered > _MOST_PARAMETER_TENSORS:
+            raise ValueError(f"it asks for more than {_MOST_PARAMETER_TENSORS:,} tensors")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except MoetoolError:
+        raise
+    except Exception as error:
+        has_code = trust_remote_code and getattr(config, "auto_map", None)
+        raise InputError(
+            f"No model can be built from the config.json of {name}.",
+            hint="Install what its own Python code needs."
+            if has_code
+            else "Use the config.json that came with the checkpoint.",
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+    finally:
+        handle.remove()
 
 
 def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,16 @@ _TOKENIZER_FILES = (
     "tiktoken.model",
 )
 
+# By words in the names of fields: the most that is believed. Nothing is built that is larger, since
+# building takes time and memory by the layer, the expert and the label.
+_LIMITS = (
+    (re.compile(r"layers$|^depth$|^n_layers?$|_layers_"), 1_000),
+    (re.compile(r"experts$|^num_experts|heads$"), 1_000_000),
+    (re.compile(r"^num_labels$"), 100_000),
+    (re.compile(r"^(hidden|vocab|intermediate|moe_intermediate)_size$|^d_(model|ff|kv)$"), 2**40),
+    (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
+)
+
 
 def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Return the checkpoint's configuration.
@@ -32,39 +44,102 @@ def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTraine
         InputError: The configuration asks for code that was not allowed, or is malformed.
         UntraceableError: This version of transformers has no such architecture.
     """
+    path = checkpoint.folder / "config.json"
+    return make_config(
+        read_json(path, missing=""),
+        name=checkpoint.name,
+        place=str(path),
+        code=str(checkpoint.folder),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def make_config(
+    raw: Mapping[str, object],
+    *,
+    name: str,
+    place: str,
+    code: str | None,
+    revision: str | None = None,
+    trust_remote_code: bool,
+) -> PreTrainedConfig:
+    """Return the configuration that a config.json describes.
+
+    Args:
+        raw: The object in config.json.
+        name: The model as the user named it.
+        place: What to call the config.json.
+        code: The folder or Hub id that holds config.json and the Python code it may ask for; None
+            if there is none.
+        revision: The commit of that Hub id.
+        trust_remote_code: Run that code if it is asked for.
+
+    Raises:
+        InputError: The configuration asks for code that was not allowed, or is malformed.
+        UntraceableError: This version of transformers has no such architecture.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers import __version__ as transformers_version
 
-    raw = read_json(checkpoint.folder / "config.json", missing="")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise InputError(
-            f"'{checkpoint.folder / 'config.json'}' names no model_type.",
+            f"'{place}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",
         )
-    if model_type not in CONFIG_MAPPING:
-        if "auto_map" not in raw:
+    is_known = model_type in CONFIG_MAPPING
+    if not is_known:
+        if "auto_map" not in raw or code is None:
             raise UntraceableError(
                 f"transformers {transformers_version} has no architecture '{model_type}'.",
                 hint="A newer transformers may know it: pip install --upgrade transformers.",
             )
         if not trust_remote_code:
             raise InputError(
-                f"{checkpoint.name} needs the Python code in its own repository (model_type "
-                f"'{model_type}').",
+                f"{name} needs the Python code in its own repository (model_type '{model_type}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
+    _check_plausible(raw, place=place)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            checkpoint.folder, trust_remote_code=trust_remote_code
+        # Never without a word on trust, for want of which transformers asks on the terminal.
+        config: PreTrainedConfig = (
+            CONFIG_MAPPING[model_type].from_dict(dict(raw))
+            if is_known and not (trust_remote_code and "auto_map" in raw)
+            else AutoConfig.from_pretrained(
+                code or place, revision=revision, trust_remote_code=trust_remote_code
+            )
         )
     except Exception as error:
-        raise InputError(
-            f"'{checkpoint.folder / 'config.json'}' is not a usable {model_type} configuration.",
-            hint="Use the config.json that came with the checkpoint.",
-            facts=[f"seen: {first_line(error)}"],
-        ) from error
+        raise unusable_config(place, model_type, error) from error
     return config
+
+
+def unusable_config(place: str, model_type: object, error: BaseException) -> InputError:
+    """Return the error for a config.json that describes no model."""
+    return InputError(
+        f"'{place}' is not a usable {model_type} configuration.",
+        hint="Use the config.json that came with the checkpoint.",
+        facts=[f"seen: {first_line(error)}"],
+    )
+
+
+def _check_plausible(fields: Mapping[str, object], *, place: str) -> None:
+    """Refuse numbers of layers and experts that no model has, before lists of that length are made.
+
+    Raises:
+        InputError: One is negative or beyond all reason.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            _check_plausible(value, place=place)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        most = next((limit for words, limit in _LIMITS if words.search(name)), None)
+        if most is not None and not 0 <= value <= most:
+            raise InputError(
+                f"'{place}' describes no model: {name} is {value:,}.",
+                hint="Use the config.json that came with the checkpoint.",
+            )
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moetool.checkpoint.hub import download_snapshot
 from moetool.checkpoint.reference import ModelKind, ModelReference
+from moetool.checkpoint.safetensors_header import read_header
+from moetool.checkpoint.strict_json import JsonError, parse_json
+from moetool.checkpoint.weight_files import WeightFiles, choose_weight_files
 from moetool.errors import InputError, UsageError
 
-_WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_PICKLED_WEIGHTS = "pytorch_model.bin"
+# The most that is read of a JSON file: the largest real index takes a tenth of it.
+_MAX_JSON_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def open_checkpoint(
                 f"'{reference.text}' is a catalogue name: a published configuration without weights.",
                 hint=f"Its weights are on the Hub: name {reference.hub_id} instead.",
             )
+        case ModelKind.REPORTED:
+            raise InputError(
+                f"'{reference.text}' is known from reports alone: nobody has its weights.",
+                hint="Name a model with open weights; `moetool models` lists some.",
+            )
         case ModelKind.CONFIG:
             raise InputError(
                 f"'{reference.text}' is a configuration: it has no weights to run.",
@@ -87,7 +95,7 @@ def check_files(folder: Path) -> None:
     read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
     for path in list_weight_files(folder):
         if path.suffix == ".safetensors":
-            _check_safetensors(path)
+            read_header(path, file=path.name)
 
 
 def list_weight_files(folder: Path) -> list[Path]:
@@ -96,65 +104,58 @@ def list_weight_files(folder: Path) -> list[Path]:
     Raises:
         InputError: There are none, or the index names files that are missing.
     """
-    for index in (folder / name for name in _WEIGHT_INDEXES):
-        if index.is_file():
-            weight_map = read_json(index, missing="").get("weight_map")
-            if not isinstance(weight_map, dict) or not all(
-                isinstance(name, str) for name in weight_map.values()
-            ):
-                raise InputError(
-                    f"'{index}' has no weight_map of names.",
-                    hint="Download the file again: it is broken.",
-                )
-            paths = [folder / name for name in sorted(set(weight_map.values()))]
-            missing = [path.name for path in paths if not path.is_file()]
-            if missing:
-                raise InputError(
-                    f"'{folder}' lacks {len(missing)} of its {len(paths)} weight files.",
-                    hint="Download the missing files into the folder.",
-                    facts=[f"missing: {', '.join(missing[:3])}{', …' if missing[3:] else ''}"],
-                )
-            return paths
-    paths = sorted(folder.glob("*.safetensors")) or sorted(folder.glob(_PICKLED_WEIGHTS))
-    if not paths:
+    names = find_weight_files(folder).names
+    if not names:
         raise InputError(
             f"'{folder}' holds a config.json but no weights.",
             hint="Routing needs the trained weights: put model.safetensors beside config.json.",
         )
-    return paths
+    return [folder / name for name in names]
+
+
+def find_weight_files(folder: Path) -> WeightFiles:
+    """Return the weight files of a checkpoint folder: none, or all of them.
+
+    Raises:
+        InputError: The folder can't be read, or its index is broken or names files that are missing.
+    """
+    try:
+        names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    except OSError as error:
+        raise InputError(
+            f"'{folder}' can't be read.",
+            hint="Name a folder in Hugging Face format that you may read.",
+            facts=[f"seen: {error.strerror}"],
+        ) from error
+    return choose_weight_files(
+        names,
+        place=str(folder),
+        is_present=lambda name: os.path.isfile(folder / name),
+        read_index=lambda name: read_json(folder / name, missing=f"'{folder}' lost its {name}."),
+    )
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, object]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file, under the rules of `strict_json`.
 
     Raises:
-        InputError: The file is missing (with the sentence given) or holds no JSON object.
+        InputError: The file is missing (with the sentence given), can't be read, is far too large,
+            or holds no JSON object that everyone reads alike.
     """
-    if not path.is_file():
+    # os.path answers no where pathlib raises: below a folder that may not be searched.
+    if not os.path.isfile(path):
         raise InputError(missing, hint="Name a folder in Hugging Face format.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise JsonError(f"it is larger than {_MAX_JSON_BYTES // 1_000_000} MB")
+        value = parse_json(path.read_bytes())
+    except (JsonError, OSError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise InputError(
-            f"'{path}' can't be read as JSON: {error}.", hint="Download or write the file again."
+            f"'{path}' can't be read as JSON: {reason}.", hint="Download or write the file again."
         ) from error
     if not isinstance(value, dict):
         raise InputError(
             f"'{path}' holds no JSON object.", hint="Download or write the file again."
         )
     return value
-
-
-def _check_safetensors(path: Path) -> None:
-    """Check a file's header against its length; the tensors themselves are not read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"'{path}' is not a whole safetensors file.",
-            hint="Download it again: it is truncated or damaged.",
-            facts=[f"seen: {error}"],
-        ) from error

@@ -37,13 +37,16 @@ def download_snapshot(
         InputError: The repository, the revision or the Hub can't be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [*_SMALL_FILES, *(_CODE_FILES if with_code else [])]
     try:
-        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
+        info = HfApi().model_info(
+            hub_id, revision=revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT
+        )
     except Exception as error:  # noqa: BLE001  the HTTP library behind the Hub is its own affair
-        _refuse_if_certain(error, hub_id=hub_id, revision=revision)
+        refuse_if_certain(error, hub_id=hub_id, revision=revision)
         # A snapshot counts as cached if all that these patterns name is there. Other weights than
         # safetensors lie in the same folder if an earlier run fetched them.
         cached = [*patterns, "*.safetensors"]
@@ -58,14 +61,7 @@ def download_snapshot(
                 )
             )
         except LocalEntryNotFoundError:
-            raise InputError(
-                f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
-                hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
-                facts=[
-                    f"seen: no folder '{hub_id}' here either",
-                    *([f"seen: {str(error).splitlines()[0]}"] if str(error) else []),
-                ],
-            ) from error
+            raise unreachable_hub(error, hub_id=hub_id) from error
         return folder, folder.name
 
     files = [
@@ -91,7 +87,7 @@ def download_snapshot(
             )
         )
     except Exception as error:
-        _refuse_if_certain(error, hub_id=hub_id, revision=revision)
+        refuse_if_certain(error, hub_id=hub_id, revision=revision)
         raise InputError(
             f"The download of {hub_id} broke off.",
             hint="Run the same command again: what has arrived is kept.",
@@ -100,14 +96,36 @@ def download_snapshot(
     return folder, folder.name
 
 
-def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> None:
-    """Raise the sentence for an answer the Hub gave; return for anything that was no answer."""
+def unreachable_hub(error: Exception, *, hub_id: str) -> InputError:
+    """Return the error for a Hub that gave no answer about a repository that is not cached."""
+    return InputError(
+        f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
+        hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
+        facts=[
+            f"seen: no folder '{hub_id}' here either",
+            *([f"seen: {str(error).splitlines()[0]}"] if str(error) else []),
+        ],
+    )
+
+
+def refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> None:
+    """Raise the sentence for an answer the Hub gave; return for anything that was no answer.
+
+    Raises:
+        InputError: The repository is gated or not there, or the revision is not.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    if isinstance(error, HFValidationError):
+        raise InputError(
+            f"'{hub_id}' is not a name that the Hub allows.",
+            hint="Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B.",
+        ) from error
     # A gated repository is a kind of repository not found, so it comes first.
     if isinstance(error, GatedRepoError):
         raise InputError(
@@ -124,4 +142,3 @@ def _refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -
             f"{hub_id} has no revision '{revision}'.",
             hint="Name a branch, a tag or a commit hash of that repository.",
         ) from error
-    return

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from moetool.catalogue.names import DEMO, demo_folder
-from moetool.catalogue.published import read_published_models
+from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.errors import InputError
 
 # The Hub's own rule for repository ids, with the organisation required.
@@ -24,6 +24,7 @@ class ModelKind(Enum):
     CONFIG = "config.json"
     HUB = "Hub id"
     PUBLISHED = "catalogue name"
+    REPORTED = "name of a system known from reports"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class ModelReference:
     Attributes:
         text: The name as typed.
         kind: What it is.
-        path: The folder, or the config.json; None for Hub ids and catalogue names.
-        hub_id: `org/name` on the Hub; None for local paths.
+        path: The folder, or the config.json; None for all others.
+        hub_id: `org/name` on the Hub; None for local paths and reported systems.
     """
 
     text: str
@@ -46,7 +47,7 @@ class ModelReference:
 def resolve_model(text: str) -> ModelReference:
     """Return what `text` refers to: a folder, a config.json, a Hub id, a catalogue name or `demo`.
 
-    An existing path wins over a Hub id of the same spelling. Nothing is downloaded or opened.
+    A catalogue name is that of a published model or of a system known from reports. An existing path wins over a Hub id of the same spelling. Nothing is downloaded or opened.
 
     Raises:
         InputError: It is none of these.
@@ -67,6 +68,8 @@ def resolve_model(text: str) -> ModelReference:
     if text.lower() in published:
         hub_id = published[text.lower()].hub_id
         return ModelReference(text=text, kind=ModelKind.PUBLISHED, hub_id=hub_id)
+    if text.lower() in read_reported_systems():
+        return ModelReference(text=text, kind=ModelKind.REPORTED)
     if _HUB_ID.fullmatch(text) and not text.endswith(".json"):
         return ModelReference(text=text, kind=ModelKind.HUB, hub_id=text)
     raise _unknown_model(text)
@@ -75,6 +78,11 @@ def resolve_model(text: str) -> ModelReference:
 def _resolve_file(text: str, path: Path) -> ModelReference:
     if path.suffix == ".json":
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
+    if path.suffix == ".gguf":
+        raise InputError(
+            f"'{text}' is a GGUF file, llama.cpp's format, which moetool does not read yet.",
+            hint="Name the original checkpoint: a folder or a Hub id with config.json and safetensors.",
+        )
     raise InputError(
         f"'{text}' is a file, but not a config.json.",
         hint="Name the folder that holds the checkpoint.",
@@ -87,7 +95,7 @@ def _unknown_model(text: str) -> InputError:
             f"No model at '{text}': no such path, and not a Hub id.",
             hint="Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B.",
         )
-    known = [DEMO, *read_published_models()]
+    known = [DEMO, *read_published_models(), *read_reported_systems()]
     close = difflib.get_close_matches(text.lower(), known, n=1)
     return InputError(
         f"No model '{text}': no such path, and not a catalogue name.",

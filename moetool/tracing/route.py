@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import moetool
-from moetool.checkpoint.config import first_line, load_config, load_tokenizer
+from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
-from moetool.errors import InputError, UsageError
+from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writer import TraceSink
 from moetool.tracing.prompts import Prompt, hash_prompts
@@ -178,22 +178,13 @@ def _check_traceable(
         Why the trace will not be exact, if it will not and may be so.
     """
     from moetool.anatomy.moe_layers import find_moe_layers, select_layers
-    from moetool.anatomy.skeleton import build_skeleton, find_auto_class
+    from moetool.anatomy.skeleton import build_skeleton, find_auto_class, refuse_unbuildable
     from moetool.tracing.generation import check_can_generate
     from moetool.tracing.loading import check_device_map
 
     find_auto_class(config)
-    try:
+    with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
-    except Exception as error:
-        has_code = options.trust_remote_code and getattr(config, "auto_map", None)
-        raise InputError(
-            f"No model can be built from the config.json of {checkpoint.name}.",
-            hint="Install what its own Python code needs."
-            if has_code
-            else "Use the config.json that came with the checkpoint.",
-            facts=[f"seen: {first_line(error)}"],
-        ) from error
     if options.generation is not None:
         check_can_generate(skeleton)
     try:

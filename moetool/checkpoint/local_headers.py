@@ -1,0 +1,45 @@
+"""From a checkpoint folder to the tensors in its weight files, without torch or the tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moetool.checkpoint.files import find_weight_files
+from moetool.checkpoint.safetensors_header import read_header
+from moetool.checkpoint.tensor_headers import TensorHeaders, join_headers
+
+
+def read_local_headers(folder: Path) -> TensorHeaders | None:
+    """Return the tensors of a checkpoint folder's weight files; None if it holds no weights.
+
+    Of every file its header alone is read.
+
+    Raises:
+        InputError: The weights are pickled, a file is missing or broken, or index and files
+            contradict each other.
+    """
+    with _collection_paused():
+        files = find_weight_files(folder)
+        if not files.names:
+            return None
+        files.check_safetensors(str(folder))
+        headers = [read_header(folder / name, file=name) for name in files.names]
+        return join_headers(headers, weight_map=files.weight_map, place=str(folder))
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from looking for cycles among hundreds of thousands of small objects.
+
+    There are none in what JSON describes, and the search took a quarter of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,49 @@
+"""From the bytes of a file to the JSON in them, where every reader would read the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+
+class JsonError(Exception):
+    """What keeps some bytes from being read as JSON, as the end of a sentence."""
+
+
+def parse_json(content: bytes, *, parse_int: Callable[[str], int] | None = None) -> object:
+    """Return the JSON value in some bytes.
+
+    Python's `NaN` and `Infinity` are let pass: it writes them into published configurations.
+
+    Args:
+        content: UTF-8, without a byte order mark.
+        parse_int: Reads an integer; as Python does if left out.
+
+    Raises:
+        JsonError: They are no JSON; a key is given twice, of which readers take the one or the other;
+            or half a surrogate pair stands for a character, which can't be written out again.
+    """
+    try:
+        value: object = json.loads(
+            content.decode(), object_pairs_hook=_build_object, parse_int=parse_int
+        )
+        if b"\\u" in content:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise JsonError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise JsonError("it has half a character in it") from None
+    except ValueError as error:
+        raise JsonError(str(error)) from error
+    return value
+
+
+def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise JsonError(f"it has {name!r:.100} twice in one object")
+            seen.add(name)
+    return built

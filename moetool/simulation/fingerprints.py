@@ -1,0 +1,130 @@
+"""What has to be equal for two layers, called with two sets of arguments, to do the same work."""
+
+from __future__ import annotations
+
+import functools
+from collections import UserDict
+from collections.abc import Hashable
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+# By these attributes a layer finds its own slot in the cache: equal layers differ in them.
+_INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
+# What every module has says nothing of its work, nor does a `forward` put in the class's place.
+_SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
+# What a configuration numbers that isn't layers.
+_NOT_BY_LAYER = frozenset({"id2label"})
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
+_CODE = (FunctionType, BuiltinFunctionType)
+
+
+class Fingerprints:
+    """Describes values and modules so that equal descriptions mean equal work on the meta device.
+
+    Tensors are described by shape, strides and dtype. Objects of other kinds than containers,
+    tensors and plain values are equal to themselves only; they are kept alive, so that no identity
+    is used twice.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, object] = {}
+        self._layer_entries: dict[tuple[int, int], Hashable] = {}
+
+    def of_value(self, value: object) -> Hashable:
+        """Return the description of anything that a layer is given or holds."""
+        if isinstance(value, torch.Tensor):
+            return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
+        if isinstance(value, _PLAIN):
+            return (type(value), value)
+        if isinstance(value, tuple | list):
+            return (type(value), *map(self.of_value, value))
+        if isinstance(value, dict):
+            items = ((self.of_value(name), self.of_value(item)) for name, item in value.items())
+            return (type(value), *items)
+        if isinstance(value, UserDict):
+            return (type(value), self.of_value(value.data))
+        if isinstance(value, functools.partial):
+            return ("partial", *map(self.of_value, (value.func, value.args, value.keywords)))
+        self._kept[id(value)] = value
+        return (type(value), id(value))
+
+    def of_attributes(self, instance: object) -> Hashable:
+        """Return the description of an object by its class and attributes; of others, by value."""
+        if not hasattr(instance, "__dict__") or isinstance(instance, torch.Tensor | dict | list):
+            return self.of_value(instance)
+        return (type(instance), self.of_value(vars(instance)))
+
+    def of_layer(self, layer: nn.Module) -> Hashable:
+        """Return the description of a layer: its modules and all they hold but their index."""
+        first = min(find_layer_indices(layer), default=0)
+        return tuple(
+            (name, self._of_module(module, first)) for name, module in layer.named_modules()
+        )
+
+    def _of_module(self, module: nn.Module, first_index: int) -> Hashable:
+        attributes = [
+            # A layer of two attentions has two indices: what counts is how far they are apart.
+            (name, value - first_index if _is_index(name, value) else self.of_value(value))
+            for name, value in vars(module).items()
+            if name not in _SAYS_NOTHING
+        ]
+        configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
+        by_layer = [self._of_layer_entries(config, first_index) for config in configs]
+        tensors = self.of_value((module._parameters, module._buffers))
+        return (type(module), tuple(attributes), tuple(by_layer), tensors)
+
+    def _of_layer_entries(self, config: PreTrainedConfig, index: int) -> Hashable:
+        """Return what a configuration says of the layer at an index.
+
+        A forward may ask it, for the type of its own layer for example.
+        """
+        if (id(config), index) not in self._layer_entries:
+            num_layers = getattr(config, "num_hidden_layers", None) or 0
+            self._layer_entries[id(config), index] = tuple(
+                (name, self.of_value(_find_entry(value, index, num_layers=num_layers)))
+                for name, value in vars(config).items()
+                if name not in _NOT_BY_LAYER
+            )
+        return self._layer_entries[id(config), index]
+
+
+def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
+    """Return the layer indices that a layer's modules carry, in ascending order."""
+    found = {
+        value
+        for module in layer.modules()
+        for name, value in vars(module).items()
+        if _is_index(name, value)
+    }
+    return tuple(sorted(found))
+
+
+def is_transparent(value: object) -> bool:
+    """Return whether a value's description says all that can be known of it.
+
+    It does not for objects that may change between two uses, such as caches.
+    """
+    if isinstance(value, tuple | list):
+        return all(map(is_transparent, value))
+    if isinstance(value, dict):
+        return all(map(is_transparent, value.values()))
+    if isinstance(value, UserDict):
+        return is_transparent(value.data)
+    return isinstance(value, (torch.Tensor, *_PLAIN, *_CODE))
+
+
+def _is_index(name: str, value: object) -> bool:
+    return name in _INDEX_NAMES and isinstance(value, int)
+
+
+def _find_entry(value: Any, index: int, *, num_layers: int) -> object:
+    if isinstance(value, list | tuple):
+        # A list of the layers' own numbers says the same of all of them.
+        says_nothing = list(value) == list(range(len(value)))
+        return None if says_nothing or not num_layers <= len(value) > index else value[index]
+    return value.get(index) if isinstance(value, dict) else None

@@ -1,0 +1,41 @@
+"""Operations whose shape is known, but which torch refuses to run without data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moetool.simulation.dispatch import DispatchMode
+
+aten = torch.ops.aten
+
+
+class MetaKernels(DispatchMode):
+    """Answers for operations that torch's own meta device refuses, with tensors of their shape.
+
+    `_grouped_mm`, by which transformers multiplies each token with its experts, is refused on the
+    meta device for any dtype but bfloat16 and for widths that are no multiple of 16 bytes,
+    which the CPU and the fallback for older GPUs take.
+    """
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operation's result, or a tensor like it."""
+        if func.overloadpacket is aten._grouped_mm and args[0].device.type == "meta":
+            return _run_grouped_mm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _run_grouped_mm(
+    rows: torch.Tensor,
+    weights: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return a tensor of the shape of a product of rows and the matrices of their groups.
+
+    (num_rows, width_in) @ (num_groups, width_in, width_out)
+    """
+    del offs, bias
+    return rows.new_empty((rows.shape[0], weights.shape[-1]), dtype=out_dtype or rows.dtype)
