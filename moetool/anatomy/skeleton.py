@@ -101,6 +101,17 @@ def build_whole_skeleton(
     return model
 
 
+def find_embedding(model: PreTrainedModel) -> nn.Module | None:
+    """Return the module that looks up the embeddings of token ids; None if there is none.
+
+    Code of a repository's own need not say which: then it is the first that looks anything up.
+    """
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
+
+
 def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """Return the dtype a configuration states for its weights, its text model's first if it differs.
 

@@ -36,6 +36,13 @@ _LIMITS = (
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
 )
 
+_IMPLEMENTATIONS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
+
 
 def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Return the checkpoint's configuration.
@@ -103,7 +110,7 @@ def make_config(
     try:
         # Never without a word on trust, for want of which transformers asks on the terminal.
         config: PreTrainedConfig = (
-            CONFIG_MAPPING[model_type].from_dict(dict(raw))
+            CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(raw))
             if is_known and not (trust_remote_code and "auto_map" in raw)
             else AutoConfig.from_pretrained(
                 code or place, revision=revision, trust_remote_code=trust_remote_code
@@ -112,6 +119,19 @@ def make_config(
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
     return config
+
+
+def _leave_out_implementations(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration without what it says of how to compute.
+
+    That is the choice of whoever runs it, may name a library that is not installed here, and as an
+    `org/name` would have transformers run code from the Hub.
+    """
+    return {
+        name: _leave_out_implementations(value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+        if name not in _IMPLEMENTATIONS
+    }
 
 
 def unusable_config(place: str, model_type: object, error: BaseException) -> InputError:

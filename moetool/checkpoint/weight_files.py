@@ -19,6 +19,10 @@ class MissingWeightsError(InputError):
     """An index names weight files that are not there."""
 
 
+class PickledWeightsError(InputError):
+    """Weights are pickled, so that what is in them shows only once they are run."""
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """The files that hold a checkpoint's weights.
@@ -38,10 +42,10 @@ class WeightFiles:
             place: What to call the folder or the repository in a refusal.
 
         Raises:
-            InputError: One is.
+            PickledWeightsError: One is.
         """
         if any(not name.endswith(".safetensors") for name in self.names):
-            raise InputError(
+            raise PickledWeightsError(
                 f"'{place}' holds pickled weights: what is in them shows only once they are run.",
                 hint="Convert them to safetensors, or count by the configuration: --source skeleton.",
                 facts=[f"seen: {list_some(self.names)}"],

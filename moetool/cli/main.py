@@ -13,6 +13,7 @@ import typer
 
 import moetool
 from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, discard_stdout, say_usage_error
+from moetool.cli.inspect import inspect
 from moetool.cli.models import models
 from moetool.cli.route_trace import route_trace
 from moetool.cli.specialize import specialize
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("route-trace")(route_trace)
 app.command("specialize")(specialize)
+app.command("inspect")(inspect)
 app.command("models")(models)
 
 
@@ -77,6 +79,8 @@ def _quiet_libraries() -> None:
     """Keep the libraries' own talk off the terminal; what matters, moetool says itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # It tells of every request that it tries again.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("MOETOOL_DEBUG"):

@@ -7,12 +7,34 @@ from pathlib import Path
 
 def format_file_size(path: Path) -> str:
     """Return a file's size with a binary unit: `1.4 MiB`."""
-    size = float(path.stat().st_size)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
+    return format_bytes(path.stat().st_size)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Return bytes with a binary unit: `87.0 GiB`."""
+    size = float(num_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        # What would round to 1024.0 of a unit is 1.0 of the next.
+        if size < (1024 if unit == "bytes" else 1023.95):
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
-    return f"{size:.1f} GiB"
+    return f"{size:.2f} TiB"
+
+
+def format_count(number: float) -> str:
+    """Return a number of parameters or FLOPs in four digits with a decimal unit: `46.70B`.
+
+    What no model has is written with an exponent: `1.234e+18`.
+    """
+    if number >= 999.95e12:
+        return f"{number:.3e}"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        # What would round to 1000 of a unit is 1.000 of the next.
+        if number >= 0.99995 * size:
+            scaled = number / size
+            digits = 3 if scaled < 9.9995 else 2 if scaled < 99.995 else 1
+            return f"{scaled:.{digits}f}{unit}"
+    return f"{number:.0f}"
 
 
 def format_p_value(value: float, *, num_permutations: int) -> str:

@@ -25,3 +25,10 @@ def render_table(
     with console.capture() as capture:
         console.print(table, highlight=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def render_bar(share: float, *, width: int) -> str:
+    """Return a bar of block characters for a share from 0 to 1, to an eighth of a column."""
+    eighths = round(share * width * 8)
+    full, part = divmod(eighths, 8)
+    return "█" * full + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[part]

@@ -11,6 +11,7 @@ from moetool.anatomy.score_functions import SCORE_FUNCTIONS, Floats, find_functi
 from moetool.errors import UntraceableError
 from moetool.tracing.recording import RecordedLayer
 
+# Those of the score functions whose values lie between 0 and 1.
 _PROBABILITIES = ("softmax", "sigmoid", "identity")
 
 
@@ -37,18 +38,16 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
             f"The router of {place.experts_path} returns no score for every expert.",
             hint="Trace without --probabilities.",
         )
-    name = find_function(SCORE_FUNCTIONS, scores=scores, experts=layer.experts, weights=layer.weights)
-    if name is not None:
+    name = find_function(
+        SCORE_FUNCTIONS, scores=scores, experts=layer.experts, weights=layer.weights
+    )
+    if name in _PROBABILITIES:
         return ScoreFunction(name)
     raise UntraceableError(
         f"Can't tell how the router of {place.experts_path} turns scores into probabilities.",
         hint="Trace without --probabilities.",
         facts=[
-            f"tried: {', '.join(SCORE_FUNCTIONS)}",
+            f"tried: {', '.join(_PROBABILITIES)}",
             *([f"seen: {name}, whose values are no probabilities"] if name else []),
         ],
     )
-
-
-def _are_probabilities(values: Floats) -> bool:
-    return bool((values >= 0).all() and (values <= 1).all())

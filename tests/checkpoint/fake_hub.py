@@ -110,7 +110,15 @@ class FakeHub(BaseHTTPRequestHandler):
             case "lacks-a-shard":
                 names.pop(next(name for name in names if name.endswith(".safetensors")))
         siblings = [{"rfilename": name, "size": size} for name, size in names.items()]
-        description = {"id": REPOSITORY, "sha": commit, "siblings": siblings, "tags": []}
+        # Some programs look into `config` for what kind of model it is.
+        config = {"model_type": "mixtral"}
+        description = {
+            "id": REPOSITORY,
+            "sha": commit,
+            "siblings": siblings,
+            "tags": [],
+            "config": config,
+        }
         return self._send(200, json.dumps(description).encode())
 
     def _answer_file(self, file: Path, revision: str) -> None:

@@ -46,6 +46,7 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["--version"],
         ["route-trace", "--help"],
         ["specialize", "--help"],
+        ["inspect", "--help"],
         ["models", "--help"],
     ],
     ids=" ".join,
@@ -77,13 +78,27 @@ def test_reading_and_analysing_a_trace_imports_no_torch() -> None:
     assert not modules & {"torch", "transformers"}
 
 
+def test_inspecting_headers_alone_imports_no_torch() -> None:
+    modules = modules_imported_by("inspect", "demo", "--source", "headers")
+    assert "moetool" in modules
+    assert not modules & {"torch", "transformers", "numpy", "pandas", "safetensors"}
+
+
 def test_version_is_the_packages(run_moetool: RunMoetool) -> None:
     assert run_moetool("--version").stdout == f"moetool {moetool.__version__}\n"
 
 
 def test_help_names_every_command_and_exit_code(run_moetool: RunMoetool) -> None:
     text = " ".join(run_moetool("--help").stdout.split())
-    for word in ("route-trace", "specialize", "models", "0 done", "5 routing", "130 interrupted"):
+    for word in (
+        "route-trace",
+        "specialize",
+        "inspect",
+        "models",
+        "0 done",
+        "5 routing",
+        "130 interrupted",
+    ):
         assert word in text
 
 

@@ -1,16 +1,3 @@
-"""Tiny models are slower on several threads than on one."""
+"""What these tests run is small: see `tests.one_thread`."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+from tests.one_thread import one_thread as one_thread

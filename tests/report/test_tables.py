@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.report.tables import WIDTH, render_table
+from moetool.report.tables import WIDTH, render_bar, render_table
 
 
 def test_columns_are_aligned_as_asked_for() -> None:
@@ -56,3 +56,22 @@ def test_a_table_does_not_depend_on_the_terminals_width(monkeypatch: pytest.Monk
     table = render_table(("name", "count"), [("a" * 60, "1")])
     monkeypatch.setenv("COLUMNS", "20")
     assert render_table(("name", "count"), [("a" * 60, "1")]) == table
+
+
+@pytest.mark.parametrize(
+    ("share", "bar"),
+    [(0, ""), (0.001, ""), (0.25, "█▎"), (0.5, "██▌"), (0.999, "█████"), (1, "█████")],
+)
+def test_a_bar_is_as_long_as_its_share_to_an_eighth_of_a_column(share: float, bar: str) -> None:
+    assert render_bar(share, width=5) == bar
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_never_has_a_shorter_bar(one: float, other: float) -> None:
+    def length(share: float) -> float:
+        bar = render_bar(share, width=20)
+        eighths = {"█": 8, "▉": 7, "▊": 6, "▋": 5, "▌": 4, "▍": 3, "▎": 2, "▏": 1}
+        return sum(map(eighths.__getitem__, bar))
+
+    assert (length(one) <= length(other)) or one > other
+    assert abs(length(one) / 160 - one) <= 1 / 320 + 1e-9

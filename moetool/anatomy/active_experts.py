@@ -1,0 +1,68 @@
+"""How many of a routed layer's parameters one text token runs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.parameters import ActiveRange
+from moetool.anatomy.rules import RoutingRule
+
+# Their layers route the tokens of images and sounds alone, also within a text model (ERNIE-VL).
+_UNREAD_BY_TEXT = ("vision", "audio", "talker")
+
+
+def is_run_by_text(layer: MoeLayer) -> bool:
+    """Return whether a routed layer is run by text tokens."""
+    return not any(word in layer.stack for word in _UNREAD_BY_TEXT)
+
+
+def list_expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Parameter]:
+    """Return a layer's experts' parameters by path, shared ones included.
+
+    Where the block itself is what holds the experts, its other parameters are left out.
+    """
+    experts = model.get_submodule(layer.experts_path)
+    holds_others = layer.rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
+    return {
+        f"{layer.experts_path}.{name}": parameter
+        for name, parameter in experts.named_parameters(remove_duplicate=False)
+        if not holds_others
+        or parameter.dim() == 3
+        or isinstance(experts.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+    }
+
+
+def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> ActiveRange:
+    """Return how many of the parameters of a layer's experts one text token runs.
+
+    It runs `top_k` experts. Where some of those it can choose are identity experts, which have no
+    parameters, it runs any number up to that. What the experts share, such as a norm of their
+    outputs, it runs whole; what is allocated for identity experts, which have no use for it
+    (LongCat-Flash), never.
+
+    Args:
+        model: The model that the layer was found in.
+        layer: A routed layer.
+        top_k: Experts that it chooses for a token.
+    """
+    if not is_run_by_text(layer):
+        return ActiveRange(0, 0)
+    parameters = list_expert_parameters(model, layer).values()
+    if layer.rule in (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE):
+        per_expert = sum(parameter.numel() for parameter in parameters) // layer.num_experts
+        return ActiveRange(top_k * per_expert, top_k * per_expert)
+    per_expert = sum(_count_own(parameter, layer) for parameter in parameters)
+    shared = sum(p.numel() for p in parameters if _count_own(p, layer) == 0)
+    fewest = max(top_k - layer.num_identity_experts, 0)
+    return ActiveRange(fewest * per_expert + shared, top_k * per_expert + shared)
+
+
+def _count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
+    """Return how many of a parameter's elements each expert has to itself; 0 if all share it."""
+    if parameter.dim() < 2:
+        return 0
+    if parameter.shape[0] == layer.num_experts + layer.num_identity_experts:
+        return parameter.numel() // parameter.shape[0]
+    # DBRX lays the matrices of its experts under each other.
+    return parameter.numel() // layer.num_experts

@@ -1,0 +1,177 @@
+"""What lets tokens see each other in every layer: attention of some kind, or something linear."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from moetool.anatomy.components import Component
+from moetool.anatomy.moe_layers import find_layer_number
+from moetool.anatomy.placement import Placement
+
+
+class MixerKind(StrEnum):
+    """How a layer mixes tokens.
+
+    Attributes:
+        MHA: Attention in which every head has keys and values of its own.
+        GQA: Attention in which groups of heads share keys and values.
+        MQA: Attention in which all heads share them.
+        LATENT: Attention whose keys and values are expanded from one latent vector (MLA).
+        LINEAR: Linear attention or a delta rule, with a state of fixed size.
+        MAMBA: A state-space model.
+        CONVOLUTION: A short convolution.
+        OTHER: Attention whose heads can't be told.
+    """
+
+    MHA = "multi-head attention"
+    GQA = "grouped-query attention"
+    MQA = "multi-query attention"
+    LATENT = "latent attention"
+    LINEAR = "linear attention"
+    MAMBA = "Mamba"
+    CONVOLUTION = "convolution"
+    OTHER = "attention"
+
+
+_CLASSES = (
+    (MixerKind.MAMBA, re.compile(r"mamba|ssm", re.IGNORECASE)),
+    (MixerKind.LINEAR, re.compile(r"delta|linearattention|lightning|rwkv", re.IGNORECASE)),
+    (MixerKind.CONVOLUTION, re.compile(r"conv", re.IGNORECASE)),
+)
+_CONFIG_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "decoder_attention_heads")
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Layers that mix tokens in one way.
+
+    Attributes:
+        kind: How.
+        num_layers: How many mixers are of this kind and these sizes.
+        num_heads: Query heads; None where there are none, or they can't be told.
+        num_kv_heads: Heads of keys and values; None for latent and linear attention.
+        head_dim: Width of a head; None if unknown.
+        sliding_window: Tokens that a token sees; None for all.
+        is_sparse: An indexer chooses the tokens that a token sees.
+    """
+
+    kind: MixerKind
+    num_layers: int
+    num_heads: int | None
+    num_kv_heads: int | None
+    head_dim: int | None
+    sliding_window: int | None
+    is_sparse: bool
+
+
+def list_mixers(model: PreTrainedModel, placement: Placement) -> tuple[Mixer, ...]:
+    """Return how a model's text layers mix tokens, alike ones counted together."""
+    config = model.config.get_text_config()
+    counts: Counter[Mixer] = Counter()
+    for path, module in _find_mixers(model, placement):
+        counts[_describe(path, module, config)] += 1
+    main = [mixer for mixer in counts if mixer.kind is not MixerKind.CONVOLUTION]
+    # Short convolutions beside attention are parts of it.
+    beside = main and sum(counts[mixer] for mixer in main) >= sum(
+        count for mixer, count in counts.items() if mixer not in main
+    )
+    return tuple(
+        Mixer(**{**vars(mixer), "num_layers": count})
+        for mixer, count in counts.items()
+        if mixer in main or not beside or _has_own_layers(config)
+    )
+
+
+def _has_own_layers(config: Any) -> bool:
+    return "conv" in (getattr(config, "layer_types", None) or ())
+
+
+def _find_mixers(model: PreTrainedModel, placement: Placement) -> list[tuple[str, nn.Module]]:
+    """Return the outermost modules all of whose parameters belong to mixers."""
+    kept: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{outer}.") for outer, _ in kept[-1:]):
+            continue
+        if find_layer_number(path) is None or isinstance(module, nn.ModuleList):
+            continue
+        names = [name for name, _ in module.named_parameters()]
+        components = {placement.place(f"{path}.{name}").component for name in names}
+        # JetMoE's attention holds experts as well.
+        parts = {Component.MIXER, Component.ROUTED_EXPERTS, Component.ROUTER, Component.OTHER}
+        if Component.MIXER in components and components <= parts:
+            kept.append((path, module))
+    return kept
+
+
+def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
+    is_latent = _count(module, "kv_lora_rank") is not None
+    layer_type = _read_layer_type(path, module, config)
+    kind = next((kind for kind, words in _CLASSES if words.search(type(module).__name__)), None)
+    if is_latent:
+        # KimiLinearAttention is latent attention in a model with linear attention.
+        kind = None
+    elif kind is None and layer_type == "linear_attention":
+        kind = MixerKind.LINEAR
+    if kind is not None:
+        return Mixer(kind, 1, _count(module, "num_heads"), None, None, None, is_sparse=False)
+    num_heads = _count(module, *_CONFIG_HEADS) or _count(config, *_CONFIG_HEADS)
+    groups = _count(module, "num_key_value_groups")
+    head_dim = _count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
+    num_kv_heads = None if is_latent or not num_heads else num_heads // (groups or 1)
+    return Mixer(
+        kind=MixerKind.LATENT if is_latent else _name_by_heads(num_heads, num_kv_heads),
+        num_layers=1,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        sliding_window=_find_window(module, layer_type, config),
+        is_sparse=any(name.endswith("indexer") for name, _ in module.named_modules())
+        or bool(layer_type and "sparse" in layer_type),
+    )
+
+
+def _name_by_heads(num_heads: int | None, num_kv_heads: int | None) -> MixerKind:
+    if num_heads is None or num_kv_heads is None:
+        return MixerKind.OTHER
+    if num_kv_heads == num_heads:
+        return MixerKind.MHA
+    return MixerKind.MQA if num_kv_heads == 1 else MixerKind.GQA
+
+
+def _find_window(module: nn.Module, layer_type: str | None, config: Any) -> int | None:
+    own = getattr(module, "sliding_window", None)
+    if getattr(module, "is_sliding", True) is False:
+        return None
+    if isinstance(own, int) and not isinstance(own, bool) and own > 0:
+        return own
+    if layer_type is not None and "chunked" in layer_type:
+        return _count(config, "attention_chunk_size")
+    is_used = getattr(config, "use_sliding_window", True) is not False
+    if (layer_type is None and is_used) or (layer_type is not None and "sliding" in layer_type):
+        return _count(config, "sliding_window", "sliding_window_size")
+    return None
+
+
+def _read_layer_type(path: str, module: nn.Module, config: Any) -> str | None:
+    own = getattr(module, "layer_type", None)
+    if isinstance(own, str):
+        return own
+    layer_types, layer = getattr(config, "layer_types", None), find_layer_number(path)
+    if layer_types and layer is not None and layer < len(layer_types):
+        return str(layer_types[layer])
+    return None
+
+
+def _count(holder: object, *names: str) -> int | None:
+    for name in names:
+        number = getattr(holder, name, None)
+        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+            return number
+    return None

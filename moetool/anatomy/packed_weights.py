@@ -1,0 +1,208 @@
+"""How many weights a tensor of packed ones holds, told by its shape and those beside it.
+
+Each rule is the layout that a format publishes. What no rule reads is unknown: a wrong guess would be
+off by a factor. The parts of one weight are named as `stored_weights` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from moetool.anatomy.packing import BITS, Packing
+from moetool.checkpoint.tensor_headers import TensorHeader
+
+INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+
+_WORD_BITS = {"I16": 16, "U16": 16, "I32": 32, "U32": 32}
+
+# A scale of the microscaling formats serves 32 weights: so many bytes of them, by their bits. Kept
+# as a float of powers of two, or as its bare exponent.
+_MX_GROUP = 32
+_MX_SCALES = ("F8_E8M0", "U8")
+_SCALES = (
+    "weight_scale",
+    "scale",
+    "scales",
+    "scale_inv",
+    "weight_scale_inv",
+    "weight_scales",
+    "_scale",
+)
+
+
+def count_packed(
+    weight: TensorHeader,
+    parts: Mapping[str, TensorHeader],
+    *,
+    part: str,
+    module: str,
+    packing: Packing,
+    sizes: Collection[int],
+) -> int | None:
+    """Return how many weights a tensor holds; None if nothing tells how they are packed.
+
+    Args:
+        weight: The tensor.
+        parts: It and what is stored beside it for it, by the part of the name that tells them apart.
+        part: The weight's own.
+        module: The module that it belongs to.
+        packing: What config.json says.
+        sizes: Dimensions of the checkpoint's other tensors.
+    """
+    # bitsandbytes flattens 4-bit weights, two to a byte, into a tensor of whatever dtype it is told
+    # to keep them in (its `QuantState` and `bnb_4bit_quant_storage`).
+    if "quant_map" in parts:
+        return 2 * weight.num_bytes
+    if part == "codes" and weight.dtype in INTEGERS:
+        return _count_codes(weight, parts)
+    # HQQ keeps the layout in tensors beside its `W_q`; sparse weights keep only what is not zero.
+    if part == "W_q" or "bitmask" in parts:
+        return None
+    if weight.dtype not in INTEGERS:
+        return weight.num_elements
+    if weight.dtype in ("I8", "U8"):
+        return _count_in_bytes(weight, parts, part=part, packing=packing)
+    if weight.dtype not in _WORD_BITS or len(weight.shape) < 2:
+        return None
+    if part == "qweight":
+        return _count_in_words_by_rows(weight, parts, packing=packing)
+    if part in ("weight_packed", "packed"):
+        return _count_in_words_by_columns(weight, parts, packing=packing, sizes=sizes)
+    if part == "weight" and weight.dtype == "U32":
+        return _count_by_scales(weight, parts, module=module, packing=packing)
+    return None
+
+
+def _count_codes(weight: TensorHeader, parts: Mapping[str, TensorHeader]) -> int | None:
+    """AQLM: a code for each group of weights and codebook; codebooks end in the groups' shape.
+
+    As its `QuantizedLinear` has them: codes `(outputs / out_group, inputs / in_group, codebooks)`,
+    codebooks `(codebooks, size, out_group, in_group)`.
+    """
+    books = parts.get("codebooks")
+    if books is None or len(books.shape) != 4 or len(weight.shape) != 3:
+        return None
+    num_books, _, *group = books.shape
+    if weight.shape[2] != num_books:
+        return None
+    return weight.shape[0] * weight.shape[1] * group[0] * group[1]
+
+
+def _count_in_bytes(
+    weight: TensorHeader, parts: Mapping[str, TensorHeader], *, part: str, packing: Packing
+) -> int | None:
+    num_bytes = weight.num_elements
+    # MXFP4 as gpt-oss stores it: the scales of a block of 16 bytes lie beside it.
+    if part == "blocks":
+        return 2 * num_bytes
+    # bitsandbytes' 8-bit weights, with a scale of each row.
+    if "SCB" in parts:
+        return num_bytes
+    # NVFP4 and its like scale a second time.
+    if not parts.keys().isdisjoint(("weight_scale_2", "weight_global_scale")):
+        return 2 * num_bytes
+    if packing.method == "bitnet":
+        # Three values in two bits, four rows to one.
+        return 4 * num_bytes
+    scale = next((parts[name] for name in _SCALES if name in parts), None)
+    if scale is None or not scale.num_elements:
+        return None
+    per_scale, rest = divmod(num_bytes, scale.num_elements)
+    if scale.dtype in _MX_SCALES:
+        is_whole = rest == 0 and (per_scale * 8) % _MX_GROUP == 0
+        mx_bits = per_scale * 8 // _MX_GROUP
+        return num_bytes * 8 // mx_bits if is_whole and mx_bits in (4, 6, 8) else None
+    if scale.dtype.startswith("F8"):
+        # NVFP4 without its second scale: 16 weights to a scale.
+        return 2 * num_bytes if (per_scale, rest) == (8, 0) else None
+    if weight.dtype == "I8" and part != "_data._data":
+        # Signed bytes are weights of eight bits, unless there is a scale for every 16 (4-bit floats
+        # with scales of another dtype) or scales lie across (torchao's 4-bit integers).
+        is_across = part == "_qdata" and scale.shape[:1] != weight.shape[:1]
+        return None if (per_scale, rest) == (16, 0) or is_across else num_bytes
+    bits = packing.bits
+    return num_bytes * 8 // bits if bits in (2, 4, 8) else None
+
+
+def _count_in_words_by_rows(
+    weight: TensorHeader, parts: Mapping[str, TensorHeader], *, packing: Packing
+) -> int | None:
+    """GPTQ and AWQ: inputs by outputs, packed along one of them, scales `(groups, outputs)`.
+
+    GPTQ packs inputs, `inputs / 32 * bits` rows, so that 32 weights of three bits take three words;
+    its `g_idx` has an entry for each input. AWQ packs outputs.
+    """
+    num_rows, num_columns = weight.shape[-2:]
+    scales, order = parts.get("scales"), parts.get("g_idx")
+    word_bits = _WORD_BITS[weight.dtype]
+    if order is not None:
+        num_inputs = order.shape[-1] if order.shape else 0
+        row_bits, rest = divmod(num_rows * word_bits, num_inputs or 1)
+        if rest or row_bits not in BITS:
+            return None
+        return weight.num_elements // num_rows * num_inputs
+    bits = packing.bits
+    if bits is None or scales is None or (weight.num_elements * word_bits) % bits:
+        return None
+    num_params = weight.num_elements * word_bits // bits
+    group_size = packing.layouts[0][1]
+    if group_size is not None and len(scales.shape) > 1 and scales.shape[-1] == num_columns:
+        # Some layers have bits of their own: then the groups do not cover the inputs.
+        is_covered = scales.shape[-2] == -(-num_rows * word_bits // bits // group_size)
+        return num_params if is_covered else None
+    return num_params
+
+
+def _count_in_words_by_columns(
+    weight: TensorHeader,
+    parts: Mapping[str, TensorHeader],
+    *,
+    packing: Packing,
+    sizes: Collection[int],
+) -> int | None:
+    """compressed-tensors' `pack-quantized`: rows of weights in 32-bit words, the last one padded.
+
+    The true width is data (`weight_shape`). Groups of weights that share a scale tell it too. Words
+    are filled without gaps, or by older versions with `32 // bits` weights each.
+    """
+    scale = next((parts[name] for name in _SCALES if name in parts), None)
+    num_words = weight.shape[-1]
+    if scale is None:
+        return None
+    num_rows = weight.num_elements // num_words if num_words else 0
+    num_groups = scale.shape[-1] if scale.shape else 1
+    widths = {
+        width
+        for bits, group_size in packing.layouts
+        if bits is not None and group_size is not None
+        for width in [num_groups * group_size]
+        if num_words in (-(-width * bits // 32), -(-width // (32 // bits)))
+    }
+    if len(widths) == 1:
+        return num_rows * widths.pop()
+    bits = packing.bits
+    if bits is None or 32 % bits or any(group_size for _, group_size in packing.layouts):
+        return None
+    width = num_words * 32 // bits
+    # One scale a row tells no width. If another size of the model would fill the same words, the
+    # row may be that wide.
+    is_doubtful = any(size in sizes for size in range(width - 32 // bits + 1, width))
+    return None if is_doubtful and width not in sizes else num_rows * width
+
+
+def _count_by_scales(
+    weight: TensorHeader, parts: Mapping[str, TensorHeader], *, module: str, packing: Packing
+) -> int | None:
+    """MLX: 32-bit words filled along the inputs, a scale for each group of weights.
+
+    Its config.json states the group's size, for some modules another one.
+    """
+    scales = parts.get("scales")
+    stated = packing.layouts[0] if len(packing.layouts) == 1 else (None, None)
+    bits, group_size = packing.layout_of.get(module, stated)
+    if scales is None or group_size is None:
+        return None
+    num_params = scales.num_elements * group_size
+    if not num_params or weight.num_elements * 32 != num_params * (bits or 0):
+        return None
+    return num_params

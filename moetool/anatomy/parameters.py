@@ -1,0 +1,122 @@
+"""The parameter table: how many parameters lie where, and how many of them a token runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from moetool.anatomy.components import Component
+
+
+class ActiveDefinition(StrEnum):
+    """What vendors mean by active parameters: each of these is in use.
+
+    Attributes:
+        ALL: Everything that a text token runs, whole embedding and head included.
+        WITHOUT_INPUT_EMBEDDING: Without the input embedding, of which a token reads one row. A tied
+            embedding is the head too, so it stays.
+        WITHOUT_EMBEDDING_AND_HEAD: Without either.
+    """
+
+    ALL = "all"
+    WITHOUT_INPUT_EMBEDDING = "without_input_embedding"
+    WITHOUT_EMBEDDING_AND_HEAD = "without_embedding_and_head"
+
+
+@dataclass(frozen=True)
+class ActiveRange:
+    """How many parameters a text token runs: as few and as many as it can.
+
+    Attributes:
+        fewest: No token runs fewer.
+        most: No token runs more.
+    """
+
+    fewest: int
+    most: int
+
+    @property
+    def exact(self) -> int | None:
+        """The number, if it is the same for every token."""
+        return self.most if self.fewest == self.most else None
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One component of one layer.
+
+    Attributes:
+        stack: `decoder` in ordinary models; `encoder` and `decoder` where there are two; `vision`,
+            `audio`, … for towers.
+        layer: The model's own layer index; None outside layers.
+        component: What the parameters belong to.
+        num_params: How many there are; those shared with an earlier row are counted there.
+        active: How many a text token runs; None if that is unknown.
+        dtype: Of the parameters, several in one row joined by ` + `; None if unknown.
+        num_bytes: At that dtype; None if unknown.
+    """
+
+    stack: str
+    layer: int | None
+    component: Component
+    num_params: int
+    active: ActiveRange | None
+    dtype: str | None
+    num_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """All of a model's parameters, each in one row.
+
+    Attributes:
+        rows: In the model's own order.
+        is_tied: The embedding is the head too. None if unknown.
+    """
+
+    rows: tuple[ParameterRow, ...]
+    is_tied: bool | None
+
+    @property
+    def total(self) -> int:
+        """How many parameters there are."""
+        return sum(row.num_params for row in self.rows)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Their bytes; None if those of any row are unknown."""
+        return _sum_known(row.num_bytes for row in self.rows)
+
+    def count_components(self) -> dict[Component, int]:
+        """Return the number of parameters of every component, 0 for those that are absent."""
+        return {
+            component: sum(row.num_params for row in self.rows if row.component is component)
+            for component in Component
+        }
+
+    def count_active(self, definition: ActiveDefinition) -> ActiveRange | None:
+        """Return how many parameters a text token runs; None if that is unknown for any row."""
+        left_out = {
+            ActiveDefinition.ALL: (),
+            ActiveDefinition.WITHOUT_INPUT_EMBEDDING: (
+                () if self.is_tied else (Component.EMBEDDING,)
+            ),
+            ActiveDefinition.WITHOUT_EMBEDDING_AND_HEAD: (Component.EMBEDDING, Component.LM_HEAD),
+        }[definition]
+        return self._sum_active(lambda row: row.component not in left_out)
+
+    def count_active_of(self, component: Component) -> ActiveRange | None:
+        """Return how many parameters of one component a text token runs; None if unknown."""
+        return self._sum_active(lambda row: row.component is component)
+
+    def _sum_active(self, is_counted: Callable[[ParameterRow], bool]) -> ActiveRange | None:
+        ranges = [row.active for row in self.rows if is_counted(row)]
+        fewest = _sum_known(active.fewest if active else None for active in ranges)
+        most = _sum_known(active.most if active else None for active in ranges)
+        return None if fewest is None or most is None else ActiveRange(fewest, most)
+
+
+def _sum_known(numbers: Iterable[int | None]) -> int | None:
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)

@@ -1,0 +1,164 @@
+"""From a model on the meta device to its parameter table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from moetool.anatomy.active_experts import (
+    count_active_experts,
+    is_run_by_text,
+    list_expert_parameters,
+)
+from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.placement import Placement
+from moetool.anatomy.skeleton import find_embedding
+
+
+@dataclass
+class _Cell:
+    """What is summed up for one row."""
+
+    num_params: int = 0
+    active: ActiveRange | None = field(default_factory=lambda: ActiveRange(0, 0))
+    num_bytes: int = 0
+    dtypes: dict[str, None] = field(default_factory=dict)
+
+
+def count_skeleton(
+    model: PreTrainedModel,
+    moe_layers: Sequence[MoeLayer],
+    *,
+    top_k: Mapping[MoeLayer, int | None],
+    dtype: torch.dtype | None,
+    other_experts: Iterable[str] = (),
+) -> ParameterTable:
+    """Return the parameter table of a model.
+
+    Every parameter is counted once, however many modules share it; buffers are none. Active is what
+    one text token runs, in an encoder-decoder one token of each stack.
+
+    Args:
+        model: The model, usually a skeleton.
+        moe_layers: Its routed layers.
+        top_k: How many experts each of them chooses for a token; None where that is unknown.
+        dtype: What the model was built in and transformers converts the weights to when it loads
+            them; None if that is unknown.
+        other_experts: Module paths of experts whose routing can't be read.
+    """
+    placement = Placement(model, moe_layers, other_experts)
+    unread = [layer.block_path for layer in moe_layers if not is_run_by_text(layer)]
+    cells: dict[Place, _Cell] = {}
+    place_of: dict[int, Place] = {}
+    for path, parameter in model.named_parameters():
+        place = placement.place(path)
+        place_of[id(parameter)] = place
+        cell = cells.setdefault(place, _Cell())
+        cell.num_params += parameter.numel()
+        loaded = _find_loaded_dtype(model, path, parameter, dtype)
+        if loaded is not None:
+            cell.num_bytes += parameter.numel() * loaded.itemsize
+            cell.dtypes[str(loaded).removeprefix("torch.")] = None
+        if place.component is Component.ROUTED_EXPERTS:
+            continue
+        is_read = place.component not in TOWERS and not any(
+            path.startswith(f"{block}.") for block in unread
+        )
+        cell.active = _add(cell.active, parameter.numel() if is_read else 0)
+    _add_active_experts(model, moe_layers, top_k=top_k, cells=cells, place_of=place_of)
+    _forget_active(model, other_experts, cells=cells, place_of=place_of)
+    return ParameterTable(
+        rows=tuple(
+            ParameterRow(
+                stack=place.stack,
+                layer=place.layer,
+                component=place.component,
+                num_params=cell.num_params,
+                active=cell.active,
+                dtype=" + ".join(cell.dtypes) or None,
+                num_bytes=cell.num_bytes if cell.dtypes else None,
+            )
+            for place, cell in cells.items()
+        ),
+        is_tied=_is_tied(model),
+    )
+
+
+def _add_active_experts(
+    model: PreTrainedModel,
+    moe_layers: Sequence[MoeLayer],
+    *,
+    top_k: Mapping[MoeLayer, int | None],
+    cells: dict[Place, _Cell],
+    place_of: Mapping[int, Place],
+) -> None:
+    """Add to the rows of experts what a token runs of them.
+
+    Layers that share their experts (DiffusionGemma's two stacks) may choose the same ones or
+    others, so that a token of each runs between the most that one of them does and all together.
+    """
+    ranges: dict[tuple[int, ...], list[ActiveRange | None]] = {}
+    for layer in moe_layers:
+        parameters = list_expert_parameters(model, layer).values()
+        number = top_k[layer]
+        active = None if number is None else count_active_experts(model, layer, top_k=number)
+        ranges.setdefault(tuple(map(id, parameters)), []).append(active)
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    for identities, alternatives in ranges.items():
+        cell = cells[place_of[identities[0]]]
+        known = [active for active in alternatives if active is not None]
+        if len(known) < len(alternatives) or cell.active is None:
+            cell.active = None
+            continue
+        num_params = sum(sizes[identity] for identity in identities)
+        fewest = max(active.fewest for active in known)
+        most = min(sum(active.most for active in known), num_params)
+        cell.active = ActiveRange(cell.active.fewest + fewest, cell.active.most + most)
+
+
+def _forget_active(
+    model: PreTrainedModel,
+    other_experts: Iterable[str],
+    *,
+    cells: dict[Place, _Cell],
+    place_of: Mapping[int, Place],
+) -> None:
+    for path in other_experts:
+        for parameter in model.get_submodule(path).parameters():
+            cells[place_of[id(parameter)]].active = None
+
+
+def _find_loaded_dtype(
+    model: PreTrainedModel, path: str, parameter: nn.Parameter, dtype: torch.dtype | None
+) -> torch.dtype | None:
+    """Return the dtype in which transformers holds a parameter after loading it.
+
+    That is float32 for those that a family keeps so (`PreTrainedModel._get_dtype_plan`), else the
+    one that its code makes it in, which usually is the model's.
+    """
+    if dtype is None:
+        return None
+    for pattern, kept in model._get_dtype_plan(dtype).items():
+        if re.search(pattern.replace("*", ".*"), path):
+            return kept  # type: ignore[no-any-return]
+    return parameter.dtype
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = find_embedding(model)
+    weights = [getattr(module, "weight", None) for module in (head, embedding)]
+    return weights[0] is not None and weights[0] is weights[1]
+
+
+def _add(active: ActiveRange | None, num_params: int) -> ActiveRange | None:
+    if active is None:
+        return None
+    return ActiveRange(active.fewest + num_params, active.most + num_params)

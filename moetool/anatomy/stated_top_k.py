@@ -1,0 +1,54 @@
+"""How many experts a token runs, as config.json states it, where that leaves no doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_TOP_K_FIELDS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+)
+# Phi-3.5-MoE's sampler chooses two whatever is stated. DiffusionGemma's stacks share their experts,
+# so that what a token of each runs is no one number.
+_OTHER_TOP_K = {"phimoe": 2, "diffusion_gemma": None}
+_NUM_EXPERTS_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def find_stated_top_k(
+    config: Mapping[str, object],
+    text_config: Mapping[str, object],
+    num_experts: Mapping[tuple[str, int], int | None],
+) -> tuple[int | None, str | None]:
+    """Return the top-k that config.json states, and else why it leaves doubt.
+
+    There is no doubt if it states one number, states the number of experts that the files hold too,
+    and knows nothing of experts without weights.
+
+    Args:
+        config: The config.json.
+        text_config: What it says of the text model.
+        num_experts: Routed experts in the files of every layer that has any.
+    """
+    if not num_experts:
+        return None, None
+    stated = {text_config[name] for name in _TOP_K_FIELDS if _is_count(text_config.get(name))}
+    counts = {text_config[name] for name in _NUM_EXPERTS_FIELDS if _is_count(text_config.get(name))}
+    if len(stated) != 1:
+        return None, "config.json does not state how many experts a token runs"
+    if set(num_experts.values()) != counts:
+        return None, "config.json states another number of experts than the files' names show"
+    if text_config.get("zero_expert_num"):
+        return None, "a token may choose experts without weights, and so run fewer than top-k"
+    top_k = stated.pop()
+    assert isinstance(top_k, int)
+    if _OTHER_TOP_K.get(str(config.get("model_type")), top_k) != top_k:
+        return None, "this kind of model runs others than config.json states"
+    return top_k, None
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0

@@ -1,0 +1,102 @@
+"""From the names of tensors in files to the component, layer and stack they belong to.
+
+The names are those that publishers write, which are not those of transformers' modules: fused
+experts are stored one by one, blocks have other names. Told by words alone, so that it is
+independent of what `placement` reads off the modules of a skeleton.
+"""
+
+from __future__ import annotations
+
+import re
+
+from moetool.anatomy.components import TOWERS, Component, Place
+
+_AUDIO = re.compile(r"audio|speech|sound|(^|\.)(talker|code2wav)\.")
+_VISION = re.compile(
+    r"vision|visual|image|multi_modal|mm_proj|patch_merge|resampler|view_sep|sam_model|qwen2_model"
+    r"|(^|\.)(projector|vit_\w+)\.|^mlp1\."
+)
+
+# Outside layers, the first that matches decides.
+_OUTSIDE = (
+    (Component.LM_HEAD, re.compile(r"(^|\.)(lm_head|embed_out|unembed|head|output|score)\.")),
+    (Component.NORM, re.compile(r"norm|(^|\.)ln_\w+\.")),
+    (Component.OTHER, re.compile(r"(^|\.)(wpe|pos\w*|embed_positions)\.")),
+    (
+        Component.EMBEDDING,
+        re.compile(r"(^|\.)(\w*embed(ding)?s?|embed_tokens\w*|wte|shared|embed_in)\."),
+    ),
+    (Component.DENSE_MLP, re.compile(r"\.(gate|up|down)_proj\.")),
+)
+
+# A tensor of experts, by what follows the layer's number: a set of experts, or one stack of all.
+_EXPERTS = re.compile(
+    r"(^|\.)experts\.(?!router\.|bias$|e_score)"
+    r"|(^|\.)(block_sparse_moe|mlp|self_attention)\.(input|output)_linear\."
+    r"|(^|\.)moe\.(gate|up|down)_proj\.|(^|\.)(up|down)_embed\."
+)
+
+# Within layers, by what follows the layer's number; the first that matches decides. A layer without
+# experts has neither routers nor shared experts.
+_IN_ROUTED_LAYERS = (
+    (Component.ROUTED_EXPERTS, _EXPERTS),
+    (Component.OTHER, re.compile(r"experts\.bias$|^mlp\.bias$|_latent_proj\.|_expert_proj\.")),
+    (Component.SHARED_EXPERTS, re.compile(r"(^|\.)shared?_(experts?|mlp)\w*\.")),
+    (
+        Component.ROUTER,
+        re.compile(
+            r"(^|\.)(?<!residual_gate\.)(gate|router|router_gate|wg|moe_statics)\."
+            r"|(^|\.)(router|expert|correction)_bias$|e_score_correction_bias$"
+        ),
+    ),
+)
+_IN_LAYERS = (
+    (Component.DENSE_MLP, re.compile(r"^mixer\.(gate|up|down)_proj\.")),
+    (
+        Component.MIXER,
+        re.compile(
+            r"(^|\.)\w*(attn|attention|Attention|mamba|conv|convolution|ssm|indexer|mixer)\."
+        ),
+    ),
+    (Component.NORM, re.compile(r"(^|\.)\w*norm(_?\d+)?\.|(^|\.)ln_\w+\.")),
+    (Component.DENSE_MLP, re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\.")),
+    (Component.DENSE_MLP, re.compile(r"^(fc\d|(gate|up|down)_proj|shared_mlp\.)")),
+)
+
+
+def holds_experts(name: str) -> bool:
+    """Return whether a tensor belongs to a layer's routed experts."""
+    number, rest = _split(name)
+    return number is not None and _EXPERTS.search(rest) is not None
+
+
+def name_layer(name: str) -> tuple[str, int | None]:
+    """Return the stack and the layer of a tensor; no layer outside layers."""
+    stack = "encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"
+    return stack, _split(name)[0]
+
+
+def place_tensor(name: str, *, is_in_routed_layer: bool) -> Place:
+    """Return where a tensor belongs.
+
+    Args:
+        name: Its name in the file.
+        is_in_routed_layer: Whether other tensors of its layer are experts.
+    """
+    for component, words in ((Component.AUDIO, _AUDIO), (Component.VISION, _VISION)):
+        if words.search(name) and not holds_experts(name.partition(".layers.")[2]):
+            return Place(component.value, None, component)
+    stack, layer = name_layer(name)
+    rules: tuple[tuple[Component, re.Pattern[str]], ...] = _OUTSIDE
+    if layer is not None:
+        rules = (*_IN_ROUTED_LAYERS, *_IN_LAYERS) if is_in_routed_layer else _IN_LAYERS
+    text = _split(name)[1]
+    component = next((kind for kind, words in rules if words.search(text)), Component.OTHER)
+    assert component not in TOWERS
+    return Place(stack, layer, component)
+
+
+def _split(name: str) -> tuple[int | None, str]:
+    """Return the number of a tensor's layer and the rest of its name behind it."""
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else (None, name)

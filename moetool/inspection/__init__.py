@@ -1,0 +1,1 @@
+"""One model, inspected: everything that its configuration and its files say of it."""

@@ -1,0 +1,193 @@
+"""What the model that transformers builds tells of itself, compared with the files if there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.components import Component
+from moetool.anatomy.description import describe_model
+from moetool.anatomy.header_table import HeaderTable
+from moetool.anatomy.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.skeleton import (
+    build_whole_skeleton,
+    find_dtype,
+    find_embedding,
+    refuse_unbuildable,
+)
+from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.top_k import find_top_k
+from moetool.catalogue.published import ExtraParameters
+from moetool.checkpoint.config import make_config
+from moetool.inspection.differences import explain_differences, pair_rows
+from moetool.inspection.from_headers import describe_files, merge, summarize
+from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
+from moetool.inspection.published import compare_published
+from moetool.inspection.quantization import name_quantization
+from moetool.inspection.result import Flops, Inspection, Source
+from moetool.inspection.subject import Subject
+from moetool.simulation.flops import count_flops
+from moetool.simulation.generation import CantSimulate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_DTYPE_OF_FILES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def inspect_skeleton(
+    subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
+) -> Inspection:
+    """Return a model as the skeleton that transformers builds of it tells it.
+
+    Args:
+        subject: The model.
+        files: What the headers of its files tell; None without files.
+        trust_remote_code: Run Python code from the model's repository if it needs it.
+
+    Raises:
+        InputError: The configuration describes no model that can be built.
+        UntraceableError: This transformers has no class for it.
+    """
+    config = make_config(
+        subject.config,
+        name=subject.model,
+        place=subject.place,
+        code=subject.code,
+        revision=subject.revision,
+        trust_remote_code=trust_remote_code,
+    )
+    dtype = find_dtype(config) or _find_dtype_of_files(files)
+    with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
+        model = build_whole_skeleton(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    experts = find_experts(model)
+    hidden_size = _find_hidden_size(config, model)
+    top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
+    table = count_skeleton(
+        model, experts.layers, top_k=top_k, dtype=dtype, other_experts=experts.unreadable
+    )
+    anatomy = describe_model(model, experts.layers, table, top_k=top_k, hidden_size=hidden_size)
+    published = subject.published
+    if published is not None and subject.is_from_catalogue:
+        table = _add_extra(table, published.extra_parameters)
+    parameters = summarize(table)
+    flops, why_no_flops = _count_flops(model, experts)
+    quantization = name_quantization(subject.config)
+    routed = anatomy.routed_layers
+    return Inspection(
+        model=subject.model,
+        model_type=config.model_type,
+        source=Source.SKELETON if files is None else Source.BOTH,
+        revision=subject.revision,
+        num_layers=anatomy.num_layers,
+        num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed}),
+        num_experts=merge([layer.num_experts for layer in routed]) if routed else 0,
+        top_k=merge([layer.top_k for layer in routed]) if routed else 0,
+        num_shared_experts=anatomy.num_shared_experts,
+        anatomy=anatomy,
+        quantization=quantization,
+        dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
+        parameters=parameters,
+        rows=tuple(pair_rows(table, files.table if files else None)),
+        flops=flops,
+        files=None
+        if files is None
+        else describe_files(subject, files, differences=explain_differences(table, files)),
+        published=None
+        if published is None
+        else compare_published(published, total=parameters.total, active=parameters.active),
+        reported=None,
+        notes=(
+            *_note_stand_in(subject),
+            *subject.notes,
+            *note_routing(experts, anatomy, table),
+            *note_towers(table),
+            *note_flops(anatomy, flops),
+            *note_config(
+                subject.config,
+                quantization=quantization,
+                has_dtype=dtype is not None,
+                has_headers=files is not None,
+            ),
+            *([f"Files: {files.unknown}, counted as none."] if files and files.unknown else []),
+            *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
+        ),
+    )
+
+
+def _note_stand_in(subject: Subject) -> list[str]:
+    counted_as = subject.published.counted_as if subject.published else None
+    return [f"Counted as {counted_as}"] if counted_as and subject.is_from_catalogue else []
+
+
+def _add_extra(table: ParameterTable, extra: Sequence[ExtraParameters]) -> ParameterTable:
+    """Return the table with what a model has in every layer and the class it is counted by lacks."""
+    rows = list(table.rows)
+    for parameters in extra:
+        component = Component(parameters.component)
+        for index, row in enumerate(rows):
+            if row.component is component and row.layer is not None:
+                rows[index] = _grow(row, parameters.params_per_layer)
+    return replace(table, rows=tuple(rows))
+
+
+def _grow(row: ParameterRow, num_params: int) -> ParameterRow:
+    per_param = row.num_bytes // row.num_params if row.num_bytes is not None else None
+    active = row.active
+    return replace(
+        row,
+        num_params=row.num_params + num_params,
+        active=ActiveRange(active.fewest + num_params, active.most + num_params)
+        if active
+        else None,
+        num_bytes=None if row.num_bytes is None else row.num_bytes + num_params * (per_param or 0),
+    )
+
+
+def _count_flops(model: PreTrainedModel, experts: FoundExperts) -> tuple[Flops | None, str | None]:
+    """Return the FLOPs per token, or why they are unknown."""
+    try:
+        flops = count_flops(model)
+    except CantSimulate as error:
+        return None, error.reason
+    routed = {
+        id(parameter): parameter.numel()
+        for layer in experts.layers
+        if is_run_by_text(layer)
+        for parameter in list_expert_parameters(model, layer).values()
+    }
+    dense = flops.of_dense_model(num_routed_parameters=sum(routed.values()))
+    dense_prefill = dense.prefill if dense else None
+    dense_decode = dense.decode if dense else None
+    return Flops(
+        num_prompt_tokens=flops.num_prompt_tokens,
+        prefill=flops.prefill,
+        decode=flops.decode,
+        dense_prefill=dense_prefill,
+        dense_decode=dense_decode,
+        prefill_ratio=flops.prefill / dense_prefill if dense_prefill else None,
+        decode_ratio=flops.decode / dense_decode if flops.decode and dense_decode else None,
+    ), None
+
+
+def _find_hidden_size(config: PreTrainedConfig, model: PreTrainedModel) -> int:
+    """Return the width of the hidden states: the configuration's, or that of the embedding."""
+    for name in ("hidden_size", "d_model", "n_embd"):
+        size = getattr(config.get_text_config(), name, None)
+        if isinstance(size, int):
+            return size
+    weight = getattr(find_embedding(model), "weight", None)
+    return int(weight.shape[-1]) if isinstance(weight, torch.Tensor) else 0
+
+
+def _find_dtype_of_files(files: HeaderTable | None) -> torch.dtype | None:
+    """Return the one dtype of plain floats in the files, which transformers then keeps."""
+    if files is None:
+        return None
+    found = [_DTYPE_OF_FILES[name] for name in files.dtype_bytes if name in _DTYPE_OF_FILES]
+    return found[0] if len(found) == 1 else None

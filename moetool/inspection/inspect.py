@@ -1,0 +1,96 @@
+"""From a model's name to everything its configuration and its files tell of it."""
+
+from __future__ import annotations
+
+from moetool.anatomy.header_table import HeaderTable, count_headers
+from moetool.catalogue.published import read_reported_systems
+from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.inspection.from_headers import inspect_headers
+from moetool.inspection.result import Inspection, Source
+from moetool.inspection.subject import AskedSource, find_subject
+
+
+def inspect_model(
+    model: str | ModelReference,
+    *,
+    source: AskedSource | str = AskedSource.AUTO,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Inspection:
+    """Return everything that a model's configuration and the headers of its files tell.
+
+    No weights are read or downloaded. Without a class of transformers for it, a model that has
+    files is inspected by their headers alone.
+
+    Args:
+        model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or what `resolve_model`
+            made of one.
+        source: Where the figures are to come from.
+        revision: Branch, tag or commit, for Hub ids.
+        trust_remote_code: Run Python code from the model's repository if it needs it.
+
+    Raises:
+        InputError: The model, its configuration or its files can't be used.
+        UntraceableError: This transformers has no class for it, and there are no files to read.
+        UsageError: A revision was given for something that is not on the Hub.
+    """
+    reference = resolve_model(model) if isinstance(model, str) else model
+    source = AskedSource(source)
+    if revision is not None and reference.kind is not ModelKind.HUB:
+        raise UsageError(
+            f"'{reference.text}' is local: it has no revision '{revision}'.",
+            hint="Leave --revision out, or name a Hub id.",
+        )
+    if reference.kind is ModelKind.REPORTED:
+        return _inspect_reported(reference, source)
+    subject = find_subject(reference, source=source, revision=revision)
+    table: HeaderTable | None = None
+    if subject.headers is not None:
+        table = count_headers(subject.headers, subject.config)
+        if source is AskedSource.HEADERS:
+            return inspect_headers(subject, table)
+    # Only now, because it brings in torch: what is wrong with the files is said at once.
+    from moetool.inspection.from_skeleton import inspect_skeleton
+
+    try:
+        return inspect_skeleton(subject, table, trust_remote_code=trust_remote_code)
+    except (InputError, UntraceableError) as error:
+        if table is None:
+            raise
+        return inspect_headers(subject, table, instead_because=_as_note(error))
+
+
+def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspection:
+    system = read_reported_systems()[reference.text.lower()]
+    if source is not AskedSource.AUTO:
+        raise InputError(
+            f"{system.title} is known from reports alone: there is nothing to count.",
+            hint="Leave --source out to see what is reported.",
+        )
+    notes = ("Reported, never computed.", *((system.notes,) if system.notes else ()))
+    return Inspection(
+        model=reference.text,
+        model_type=None,
+        source=Source.REPORTED,
+        revision=None,
+        num_layers=None,
+        num_moe_layers=None,
+        num_experts=None,
+        top_k=None,
+        num_shared_experts=None,
+        anatomy=None,
+        quantization=None,
+        dtype=None,
+        parameters=None,
+        rows=(),
+        flops=None,
+        files=None,
+        published=None,
+        reported=system,
+        notes=notes,
+    )
+
+
+def _as_note(error: MoetoolError) -> str:
+    return f"Counted by the headers alone: {error.message[0].lower()}{error.message[1:]}"

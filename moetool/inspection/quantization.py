@@ -1,0 +1,81 @@
+"""How a checkpoint's files are quantized, in words, as its config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+# Names longer than this, or of several lines, are junk and not shown.
+_LONGEST_NAME = 40
+_LARGEST_COUNT = 1 << 32
+
+
+def name_quantization(config: Mapping[str, object]) -> str | None:
+    """Return the format of a checkpoint's weights, as in `fp8, blocks of 128 x 128`.
+
+    None if config.json names none: files may be quantized all the same, if another file says so.
+    """
+    for holder in (config, config.get("text_config")):
+        for name in ("quantization_config", "compression_config", "quantization"):
+            stated = holder.get(name) if isinstance(holder, Mapping) else None
+            if isinstance(stated, Mapping) and stated:
+                method = _as_name(stated.get("quant_method"))
+                if method is None:
+                    # MLX names neither itself nor its method.
+                    method = "mlx" if name == "quantization" else "unnamed method"
+                return ", ".join(dict.fromkeys((method, *_describe(stated))))
+    return None
+
+
+def _describe(stated: Mapping[str, object]) -> Iterator[str]:
+    bits = _as_count(stated.get("bits"))
+    if bits is not None:
+        yield f"{bits} bits"
+    for name in ("format", "quant_algo", "weights", "mode"):
+        word = _as_name(stated.get(name))
+        if word is not None:
+            yield word.lower()
+    if stated.get("load_in_4bit") is True:
+        yield _as_name(stated.get("bnb_4bit_quant_type")) or "4 bits"
+    if stated.get("load_in_8bit") is True:
+        yield "int8"
+    block = stated.get("weight_block_size")
+    if isinstance(block, list | tuple) and len(block) == 2:
+        height, width = (_as_count(size) for size in block)
+        if height is not None and width is not None:
+            yield f"blocks of {height} x {width}"
+    groups = stated.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            yield from _describe_weights(weights)
+    yield from _describe_group(stated)
+    books = _as_count(stated.get("num_codebooks")), _as_count(stated.get("nbits_per_codebook"))
+    if None not in books:
+        yield f"codebooks {books[0]} x {books[1]} bits"
+
+
+def _describe_weights(weights: Mapping[str, object]) -> Iterator[str]:
+    """Yield what compressed-tensors says of the weights of some layers."""
+    kind, bits = _as_name(weights.get("type")), _as_count(weights.get("num_bits"))
+    if kind is not None and bits is not None:
+        yield f"{kind}{bits}"
+    yield from _describe_group(weights)
+
+
+def _describe_group(stated: Mapping[str, object]) -> Iterator[str]:
+    size = _as_count(stated.get("group_size"))
+    if size is not None:
+        yield f"groups of {size}"
+
+
+def _as_name(value: object) -> str | None:
+    if not isinstance(value, str) or not value.isprintable():
+        return None
+    return value if 0 < len(value) <= _LONGEST_NAME else None
+
+
+def _as_count(value: object) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    # Python refuses to write numbers of thousands of digits.
+    return value if 0 < value < _LARGEST_COUNT else None

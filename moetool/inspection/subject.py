@@ -1,0 +1,169 @@
+"""From a model reference to what there is of it to count: a configuration, and headers of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from moetool.catalogue.published import PublishedModel, read_published_config, read_published_models
+from moetool.checkpoint.files import read_json
+from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.reference import ModelKind, ModelReference
+from moetool.checkpoint.tensor_headers import TensorHeaders
+from moetool.checkpoint.weight_files import PickledWeightsError
+from moetool.errors import InputError
+
+_PICKLED = (
+    "The weights are pickled: what is in them shows only once they are run, so it was not read."
+)
+
+
+class AskedSource(StrEnum):
+    """Where figures are to come from.
+
+    Attributes:
+        AUTO: The skeleton, compared with the headers of the files where there are any.
+        HEADERS: The headers alone, without torch.
+        SKELETON: The skeleton alone, without a look at any weight file.
+    """
+
+    AUTO = "auto"
+    HEADERS = "headers"
+    SKELETON = "skeleton"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What there is of a model before anything is counted.
+
+    Attributes:
+        model: The name it was asked for by.
+        config: Its config.json.
+        place: What to call that.
+        headers: Of its weight files; None where there are none, or they were not asked for.
+        code: The folder or Hub id that may hold Python code of its own.
+        revision: The commit on the Hub; None elsewhere.
+        published: Its entry in the catalogue, if it has one.
+        is_from_catalogue: Its configuration is the catalogue's, which for some models is that of
+            another class of the same shapes.
+        notes: What became of files that could not be read.
+    """
+
+    model: str
+    config: Mapping[str, object]
+    place: str
+    headers: TensorHeaders | None
+    code: str | None
+    revision: str | None
+    published: PublishedModel | None = None
+    is_from_catalogue: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_subject(
+    reference: ModelReference, *, source: AskedSource, revision: str | None
+) -> Subject:
+    """Return a model's configuration, and its headers if they are asked for and there are any.
+
+    Args:
+        reference: What the user named.
+        source: Where the figures are to come from.
+        revision: Branch, tag or commit, for Hub ids.
+
+    Raises:
+        InputError: The configuration or a file is missing or broken, or the Hub can't be reached.
+    """
+    match reference.kind:
+        case ModelKind.PUBLISHED:
+            subject = Subject(
+                model=reference.text,
+                config=read_published_config(reference.text),
+                place=reference.text,
+                headers=None,
+                code=None,
+                revision=None,
+                published=read_published_models()[reference.text.lower()],
+                is_from_catalogue=True,
+            )
+        case ModelKind.HUB:
+            subject = _find_on_hub(reference, revision=revision, source=source)
+        case ModelKind.CONFIG:
+            assert reference.path is not None
+            subject = Subject(
+                model=reference.text,
+                config=read_json(reference.path, missing=f"'{reference.path}' is no file."),
+                place=str(reference.path),
+                headers=None,
+                code=str(reference.path.parent) if reference.path.name == "config.json" else None,
+                revision=None,
+            )
+        case _:
+            assert reference.path is not None
+            subject = _find_in_folder(reference.text, reference.path, source=source)
+    if source is AskedSource.HEADERS and subject.headers is None:
+        raise InputError(
+            f"'{reference.text}' has no weight files whose headers could be read.",
+            hint="Leave --source out to count by the configuration."
+            if reference.kind is not ModelKind.PUBLISHED
+            else f"Name its repository on the Hub, {reference.hub_id}, or leave --source out.",
+        )
+    return subject
+
+
+def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject:
+    config = read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
+    notes: tuple[str, ...] = ()
+    headers = None
+    if source is not AskedSource.SKELETON:
+        try:
+            headers = read_local_headers(folder)
+        except PickledWeightsError:
+            if source is AskedSource.HEADERS:
+                raise
+            notes = (_PICKLED,)
+    return Subject(
+        model=model,
+        config=config,
+        place=str(folder / "config.json"),
+        headers=headers,
+        code=str(folder),
+        revision=None,
+        notes=notes,
+    )
+
+
+def _find_on_hub(
+    reference: ModelReference, *, revision: str | None, source: AskedSource
+) -> Subject:
+    from moetool.checkpoint.hub_headers import read_hub_headers
+
+    hub_id = reference.hub_id
+    assert hub_id is not None
+    wants_headers = source is not AskedSource.SKELETON
+    notes: list[str] = []
+    try:
+        found = read_hub_headers(hub_id, revision=revision, with_weights=wants_headers)
+    except PickledWeightsError:
+        if source is AskedSource.HEADERS:
+            raise
+        found = read_hub_headers(hub_id, revision=revision, with_weights=False)
+        notes.append(_PICKLED)
+    if found.is_cached:
+        has_weights = found.headers is not None or not wants_headers
+        notes.append(
+            "The Hub was not reached: this is what the local cache holds"
+            f"{'.' if has_weights else ', which is no weights.'}"
+        )
+    published = read_published_models().values()
+    return Subject(
+        model=reference.text,
+        config=found.config,
+        place=f"{hub_id}/config.json",
+        headers=found.headers,
+        code=hub_id,
+        revision=found.commit,
+        published=next((model for model in published if model.hub_id == hub_id), None),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,57 @@
+"""Skeletons of the tiny families, and their parameter tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from moetool.anatomy.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.parameters import ParameterTable
+from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.top_k import find_top_k
+from tests.families.configs import HIDDEN_SIZE, build_config, find_family
+from tests.families.models import build_family
+from tests.families.proof import Proof, prove
+
+
+@dataclass(frozen=True)
+class CountedFamily:
+    """A family's skeleton, its routed layers, how many experts they choose, and its table."""
+
+    skeleton: PreTrainedModel
+    layers: tuple[MoeLayer, ...]
+    top_k: dict[MoeLayer, int | None]
+    table: ParameterTable
+
+
+@cache
+def build_family_skeleton(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Return a tiny family's model on the meta device."""
+    config = build_config(name)
+    model_class = find_family(name).model_class
+    built_by = AutoModelForCausalLM.from_config if model_class is None else None
+    with torch.device("meta"):
+        build = built_by or getattr(transformers, str(model_class))._from_config
+        model: PreTrainedModel = build(config, dtype=dtype)
+    model.eval()
+    return model
+
+
+@cache
+def count_family(name: str, dtype: torch.dtype = torch.float32) -> CountedFamily:
+    """Return a tiny family, counted by its skeleton."""
+    skeleton = build_family_skeleton(name, dtype)
+    layers = find_experts(skeleton).layers
+    top_k = {layer: find_top_k(skeleton, layer, hidden_size=HIDDEN_SIZE) for layer in layers}
+    table = count_skeleton(skeleton, layers, top_k=top_k, dtype=dtype)
+    return CountedFamily(skeleton, layers, top_k, table)
+
+
+@cache
+def prove_family(name: str) -> Proof:
+    """Return what a tiny family's running model was seen to do."""
+    return prove(build_family(name))

@@ -1,0 +1,76 @@
+"""How layers mix tokens is told by their modules."""
+
+from __future__ import annotations
+
+import pytest
+
+from moetool.anatomy.mixers import Mixer, MixerKind, list_mixers
+from moetool.anatomy.placement import Placement
+from tests.anatomy.counting import count_family
+from tests.families.models import available
+
+
+def mixers_of(name: str) -> tuple[Mixer, ...]:
+    family = count_family(name)
+    return list_mixers(family.skeleton, Placement(family.skeleton, family.layers))
+
+
+def attention(kind: MixerKind, num: int, heads: int, kv: int | None, **extra: object) -> Mixer:
+    fields = {"head_dim": 16, "sliding_window": None, "is_sparse": False, **extra}
+    return Mixer(kind, num, heads, kv, **fields)  # type: ignore[arg-type]
+
+
+def linear(kind: MixerKind, num: int, heads: int | None = None) -> Mixer:
+    return Mixer(kind, num, heads, None, None, None, is_sparse=False)
+
+
+GQA, LATENT = MixerKind.GQA, MixerKind.LATENT
+
+
+@pytest.mark.parametrize(
+    ("name", "mixers"),
+    [
+        ("qwen3_moe", (attention(GQA, 4, 4, 2),)),
+        ("mixtral", (attention(GQA, 4, 4, 2, sliding_window=16),)),
+        (
+            "gpt_oss",
+            (attention(GQA, 2, 4, 2, sliding_window=16), attention(GQA, 2, 4, 2)),
+        ),
+        ("deepseek_v3", (attention(LATENT, 4, 4, None),)),
+        ("deepseek_v32", (attention(LATENT, 4, 4, None, is_sparse=True),)),
+        (
+            "kimi_linear",
+            (linear(MixerKind.LINEAR, 2, 4), attention(LATENT, 2, 4, None)),
+        ),
+        ("qwen3_next", (linear(MixerKind.LINEAR, 3), attention(GQA, 1, 4, 2))),
+        ("jamba", (linear(MixerKind.MAMBA, 2), attention(GQA, 2, 4, 2))),
+        ("nemotron_h", (linear(MixerKind.MAMBA, 1, 8), attention(GQA, 1, 4, 2))),
+        ("lfm2_moe", (linear(MixerKind.CONVOLUTION, 2), attention(GQA, 2, 4, 2))),
+        ("switch_transformers", (attention(MixerKind.MHA, 6, 4, 4),)),
+        (
+            "deepseek_v4",
+            (
+                attention(MixerKind.MQA, 3, 4, 1, sliding_window=16),
+                attention(MixerKind.MQA, 1, 4, 1, sliding_window=16, is_sparse=True),
+            ),
+        ),
+    ],
+)
+def test_mixers_are_told_as_they_are(name: str, mixers: tuple[Mixer, ...]) -> None:
+    assert mixers_of(name) == mixers
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_layer_of_every_family_has_its_mixers(name: str) -> None:
+    family = count_family(name)
+    layers = {
+        (row.stack, row.layer)
+        for row in family.table.rows
+        if row.layer is not None and row.component == "mixer"
+    }
+    # LongCat's layers attend twice, those of a decoder to its encoder as well, and inkling has short
+    # convolutions beside its attention.
+    found = sum(mixer.num_layers for mixer in mixers_of(name))
+
+    assert found >= len(layers)
+    assert all(mixer.kind is not MixerKind.OTHER for mixer in mixers_of(name))

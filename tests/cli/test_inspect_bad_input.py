@@ -1,0 +1,197 @@
+"""What `moetool inspect` can't use, and Python code that it was not allowed to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import VOCABULARY_OF_DEMO
+from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.test_remote_code import (
+    HIDDEN_SIZE,
+    INNER_SIZE,
+    MAX_POSITIONS,
+    MODELING,
+    NUM_EXPERTS,
+    NUM_LAYERS,
+    write_checkpoint,
+)
+from tests.conftest import REPOSITORY, Completed, RunMoetool
+
+DEADLINE_S = 90
+
+HEADERS = ("--source", "headers")
+
+# Of the checkpoint with code of its own: norm, router and experts of its layers, then what is around.
+_LAYER = 2 * HIDDEN_SIZE + NUM_EXPERTS * HIDDEN_SIZE + NUM_EXPERTS * 3 * HIDDEN_SIZE * INNER_SIZE
+OWN_TOTAL = NUM_LAYERS * _LAYER + (2 * VOCABULARY_OF_DEMO + MAX_POSITIONS) * HIDDEN_SIZE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        pytest.param(
+            ["./nowhere"],
+            Refusal(3, error="No model at './nowhere'", hint="org/name"),
+            id="no path",
+        ),
+        pytest.param(
+            ["demo", "mixtral-8x8b", *HEADERS],
+            Refusal(3, error="No model 'mixtral-8x8b'", hint="'mixtral-8x7b'"),
+            id="the second of two",
+        ),
+        pytest.param(
+            ["demo", "mixtral-8x7b", *HEADERS],
+            Refusal(3, error="'mixtral-8x7b' has no weight files", hint="mistralai/Mixtral-8x7B"),
+            id="headers of a catalogue name",
+        ),
+        pytest.param(
+            ["gpt-4", *HEADERS],
+            Refusal(3, error="GPT-4 is known from reports alone", hint="--source"),
+            id="headers of a reported system",
+        ),
+        pytest.param(
+            ["demo", "--revision", "v1"],
+            Refusal(2, error="'demo' is local: it has no revision 'v1'", hint="--revision"),
+            id="a revision of a folder",
+        ),
+        pytest.param(
+            ["kimi-k3"], Refusal(3, error="Kimi-K3 can't be counted", hint=""), id="not counted"
+        ),
+        pytest.param(
+            ["nobody/no-such-model"],
+            Refusal(3, error="nobody/no-such-model", hint="HF_HUB_OFFLINE"),
+            id="a Hub id offline",
+        ),
+        pytest.param(["demo", "--source", "hearsay"], Refusal(2, error="hearsay"), id="a source"),
+        pytest.param(
+            ["demo", "-o", "demo.yaml"],
+            Refusal(2, error="'demo.yaml'", hint=".json"),
+            id="a suffix",
+        ),
+        pytest.param([], Refusal(2, error="MODEL"), id="nothing"),
+    ],
+)
+def test_what_can_not_be_inspected_is_named(
+    arguments: list[str],
+    refusal: Refusal,
+    run_moetool: RunMoetool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    assert_refused(run_moetool("inspect", *arguments), refusal, target=None)
+
+
+def test_a_gguf_file_is_refused_by_what_it_is(run_moetool: RunMoetool, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    refusal = Refusal(3, error=f"'{path}' is a GGUF file", hint="original checkpoint")
+    assert_refused(run_moetool("inspect", path), refusal, target=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "can't be read as JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "names no model_type"),
+        ('{"model_type": "mixtral", "num_hidden_layers": -1}', "num_hidden_layers is -1"),
+        ('{"model_type": "mixtral", "model_type": "llama"}', "twice"),
+    ],
+)
+def test_a_config_json_of_no_model_is_refused_by_its_path(
+    text: str, error: str, run_moetool: RunMoetool, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    completed = run_moetool("inspect", path, "--format", "json")
+    assert_refused(
+        completed,
+        Refusal(
+            3,
+            error=f"'{path}'",
+            hint="config.json" if "model" in error or "layers" in error else "",
+        ),
+        target=None,
+    )
+    assert error in completed.stderr
+
+
+def test_a_broken_weight_file_is_refused_before_torch_is_asked(
+    run_moetool: RunMoetool, demo: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(demo, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    refusal = Refusal(3, error=str(weights), hint="again")
+    assert_refused(run_moetool("inspect", folder), refusal, target=None)
+
+
+# Python code in the checkpoint
+
+
+@pytest.fixture(scope="module")
+def own_code(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with code of its own, which leaves a trace of having been run."""
+    folder = tmp_path_factory.mktemp("own-code") / "own"
+    mark = f"from pathlib import Path\nPath({str(folder / 'was-run')!r}).touch()\n"
+    return write_checkpoint(folder, demo=demo, modeling=mark + MODELING)
+
+
+def run_on_a_terminal(*args: str | Path) -> Completed:
+    """Run moetool with a terminal for its input, on which nobody answers."""
+    controller, terminal = pty.openpty()
+    try:
+        completed = subprocess.run(
+            [sys.executable, "-m", "moetool", *map(str, args)],
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    return completed
+
+
+def test_code_that_was_not_allowed_is_not_run_and_the_headers_are_shown(own_code: Path) -> None:
+    completed = run_on_a_terminal("inspect", own_code, "--format", "json")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    (model,) = json.loads(completed.stdout)["models"]
+    assert model["source"] == "headers"
+    assert "needs the Python code in its own repository" in model["notes"][0]
+    assert model["parameters"]["total"] == OWN_TOTAL
+    assert not (own_code / "was-run").exists()
+
+
+def test_without_weights_code_that_was_not_allowed_is_refused(own_code: Path) -> None:
+    completed = run_on_a_terminal("inspect", own_code, "--source", "skeleton")
+    refusal = Refusal(3, error="needs the Python code in its own", hint="--trust-remote-code")
+    assert_refused(completed, refusal, target=None)
+    assert not (own_code / "was-run").exists()
+
+
+def test_code_that_was_allowed_builds_the_skeleton(
+    demo: Path, run_moetool: RunMoetool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = write_checkpoint(tmp_path / "own", demo=demo)
+    completed = run_moetool("inspect", folder, "--trust-remote-code", "--format", "json")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    (model,) = json.loads(completed.stdout)["models"]
+    assert (model["source"], model["model_class"]) == ("skeleton and headers", "OwnForCausalLM")
+    assert (model["num_moe_layers"], model["num_experts"]) == (3, 6)
+    assert model["parameters"]["total"] == OWN_TOTAL
+    assert model["files"]["differences"] == []
