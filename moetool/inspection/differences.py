@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.header_table import HeaderTable
@@ -206,13 +206,29 @@ def _list_numbers(numbers: list[int]) -> str:
     return f"layers {shown}{', …' if numbers[_FEW_LAYERS:] else ''}"
 
 
-def pair_rows(model: ParameterTable, files: ParameterTable | None) -> Iterator[InspectedRow]:
-    """Yield a row for every place in a model, in its files, or in both."""
-    in_model = {Place(row.stack, row.layer, row.component): row for row in model.rows}
-    rows = files.rows if files else ()
-    in_files = {Place(row.stack, row.layer, row.component): row for row in rows}
+def pair_rows(model: ParameterTable, files: HeaderTable | None) -> Iterator[InspectedRow]:
+    """Yield a row for every place in a model, in its files, or in both.
+
+    Args:
+        model: The table of what is loaded; of the files themselves where no model is built.
+        files: What the headers of the files tell; None without files.
+    """
+    in_model = {_find_place(row): row for row in model.rows}
+    in_files = {_find_place(row): row for row in files.table.rows} if files else {}
+    uncounted = files.uncounted if files else {}
     for place in {**in_model, **in_files}:
-        yield pair_row(in_model.get(place), in_files.get(place))
+        row = pair_row(in_model.get(place), in_files.get(place))
+        if place in uncounted:
+            # Some of it is packed in a way that nothing tells.
+            row = replace(row, file_params=None)
+            if files is not None and model is files.table:
+                row = replace(row, params=None, active_params=None)
+                row = replace(row, active_params_min=None, active_params_max=None)
+        yield row
+
+
+def _find_place(row: ParameterRow) -> Place:
+    return Place(row.stack, row.layer, row.component)
 
 
 def pair_row(model: ParameterRow | None, files: ParameterRow | None) -> InspectedRow:

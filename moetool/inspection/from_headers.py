@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from moetool.anatomy.components import Component
+from moetool.anatomy.components import Component, Place
 from moetool.anatomy.header_table import HeaderTable, read_text_config
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
-from moetool.inspection.differences import pair_row
+from moetool.inspection.differences import pair_rows
 from moetool.inspection.notes import note_towers
 from moetool.inspection.published import compare_published
 from moetool.inspection.quantization import name_quantization
@@ -34,7 +34,7 @@ def inspect_headers(
     """
     model_type = subject.config.get("model_type")
     layers = {row.layer for row in table.table.rows if row.layer is not None}
-    parameters = summarize(table.table, is_complete=table.unknown is None)
+    parameters = summarize(table.table, uncounted=table.uncounted)
     return Inspection(
         model=subject.model,
         model_type=model_type if isinstance(model_type, str) else None,
@@ -49,7 +49,7 @@ def inspect_headers(
         quantization=name_quantization(subject.config),
         dtype=None,
         parameters=parameters,
-        rows=tuple(replace(pair_row(row, row), dtype=None, bytes=None) for row in table.table.rows),
+        rows=tuple(replace(row, dtype=None, bytes=None) for row in pair_rows(table.table, table)),
         flops=None,
         files=describe_files(subject, table, differences=None),
         published=None
@@ -78,18 +78,28 @@ def merge(numbers: Collection[int | None]) -> int | tuple[int | None, ...] | Non
     return tuple(numbers)
 
 
-def summarize(table: ParameterTable, *, is_complete: bool = True) -> Parameters:
-    """Return the sums of a parameter table; unknown ones if it is not complete."""
-    active = {d: table.count_active(d) if is_complete else None for d in ActiveDefinition}
+def summarize(table: ParameterTable, *, uncounted: Collection[Place] = ()) -> Parameters:
+    """Return the sums of a parameter table.
+
+    Args:
+        table: The table.
+        uncounted: Rows that hold more than is counted; every sum over one of them is unknown.
+    """
+    incomplete = {place.component for place in uncounted}
+    active = {d: None if incomplete else table.count_active(d) for d in ActiveDefinition}
     components = table.count_components()
-    total = table.total if is_complete else None
+    total = None if incomplete else table.total
     run = active[ActiveDefinition.ALL]
     return Parameters(
         total=total,
         active=active,
-        components={component.value: number for component, number in components.items()},
+        components={
+            component.value: None if component in incomplete else number
+            for component, number in components.items()
+        },
         active_components={
-            component.value: table.count_active_of(component) for component in components
+            component.value: None if component in incomplete else table.count_active_of(component)
+            for component in components
         },
         expert_share=components[Component.ROUTED_EXPERTS] / total if total else None,
         sparsity=run.exact / total if total and run and run.exact is not None else None,

@@ -93,7 +93,7 @@ def inspect_skeleton(
         quantization=quantization,
         dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
         parameters=parameters,
-        rows=tuple(pair_rows(table, files.table if files else None)),
+        rows=tuple(pair_rows(table, files)),
         flops=flops,
         files=None
         if files is None

@@ -38,14 +38,15 @@ class InspectedRow:
         stack: As in `ParameterRow`.
         layer: The model's own layer index; None outside layers.
         component: A value of `Component`.
-        params: Parameters of the model; None if it builds none of them.
+        params: Parameters of the model; None if it builds none of them, or if headers alone can't
+            count them.
         active_params: Those that a text token runs; None if that differs between tokens or is
             unknown.
         active_params_min: No token runs fewer; None if unknown.
         active_params_max: No token runs more; None if unknown.
         dtype: In which transformers holds them; None if unknown.
         bytes: At that dtype; None if unknown.
-        file_params: Parameters in the files; None without files.
+        file_params: Parameters in the files; None without files, or if some can't be counted.
         file_dtype: In which they are stored; None likewise.
         file_bytes: In the files; None likewise.
     """
@@ -71,7 +72,8 @@ class Parameters:
     Attributes:
         total: All of them; None if some in the files can't be counted.
         active: Those that a text token runs, by definition; None where that is unknown.
-        components: By component, 0 for those that are absent; they sum up to the total.
+        components: By component, 0 for those that are absent, None for those of which some in the
+            files can't be counted; they sum up to the total.
         active_components: Those that a text token runs, likewise.
         expert_share: Part of the total that is routed experts; None if unknown.
         sparsity: Active (`all`) over total; None if either is no single number.
@@ -81,7 +83,7 @@ class Parameters:
 
     total: int | None
     active: Mapping[ActiveDefinition, ActiveRange | None]
-    components: Mapping[str, int]
+    components: Mapping[str, int | None]
     active_components: Mapping[str, ActiveRange | None]
     expert_share: float | None
     sparsity: float | None

@@ -168,13 +168,13 @@ def _render_components(parameters: Parameters) -> str:
     rows = [
         (
             name.replace("_", " "),
-            format_count(number),
-            word_share(number / total) if total else "",
-            render_bar(number / total, width=_BAR) if total else "",
+            UNKNOWN if number is None else format_count(number),
+            word_share(number / total) if total and number is not None else "",
+            render_bar(number / total, width=_BAR) if total and number is not None else "",
             word_range(parameters.active_components[name]),
         )
         for name, number in parameters.components.items()
-        if number
+        if number != 0
     ]
     if not rows:
         return ""

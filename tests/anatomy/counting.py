@@ -14,7 +14,7 @@ from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.skeleton_table import count_skeleton
 from moetool.anatomy.top_k import find_top_k
 from tests.families.configs import HIDDEN_SIZE, build_config, find_family
-from tests.families.models import build_family
+from tests.families.models import available, build_family
 from tests.families.proof import Proof, prove
 
 
@@ -49,6 +49,13 @@ def count_family(name: str, dtype: torch.dtype = torch.float32) -> CountedFamily
     top_k = {layer: find_top_k(skeleton, layer, hidden_size=HIDDEN_SIZE) for layer in layers}
     table = count_skeleton(skeleton, layers, top_k=top_k, dtype=dtype)
     return CountedFamily(skeleton, layers, top_k, table)
+
+
+def readable_families() -> list[str]:
+    """Return the families all of whose experts a rule reads: every one, but Aria before 5.23."""
+    return [
+        name for name in available() if not find_experts(build_family_skeleton(name)).unreadable
+    ]
 
 
 @cache

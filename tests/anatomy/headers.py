@@ -105,6 +105,15 @@ def nvfp4_modelopt(name: str, outputs: int, inputs: int) -> Tensors:
     }
 
 
+def int4_modelopt(name: str, outputs: int, inputs: int) -> Tensors:
+    """Model Optimizer's `W4A16_AWQ`: two rows to a byte, a scale for 128 weights."""
+    return {
+        f"{name}.weight": ("U8", [outputs // 2, inputs]),
+        f"{name}.weight_scale": ("F32", [outputs, inputs // 128]),
+        f"{name}.pre_quant_scale": ("BF16", [inputs]),
+    }
+
+
 def nvfp4_packed(name: str, outputs: int, inputs: int) -> Tensors:
     """compressed-tensors' `nvfp4-pack-quantized`."""
     return {

@@ -304,6 +304,17 @@ def test_experts_stored_one_by_one_and_stacked_count_alike() -> None:
         assert counts[0] == counts[1]
 
 
+def test_what_the_experts_of_a_layer_share_is_run_whole() -> None:
+    plain = count(model()).table.count_active(ActiveDefinition.ALL)
+
+    found = count({**model(), "model.layers.0.mlp.experts.common_scale": ("BF16", [HIDDEN])})
+
+    active = found.table.count_active(ActiveDefinition.ALL)
+    assert plain is not None
+    assert active is not None
+    assert (active.exact or 0) - (plain.exact or 0) == HIDDEN
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
+import transformers
+from packaging.version import Version
 
 from moetool.anatomy.routing_style import RoutingStyle, describe_routing
 from moetool.errors import UntraceableError
@@ -26,6 +29,24 @@ TOLD_ALL_THE_SAME = {"dbrx": "softmax", "deepseek_v4": "sqrt(softplus)"} | dict.
 )
 
 
+# Their routers are other ones before transformers 5.23, see docs/families.md.
+IS_OLDER = Version(transformers.__version__) < Version("5.23")
+CHANGED = ("jamba", "longcat_flash", "switch_transformers")
+FAMILIES = [name for name in exact_families() if not (IS_OLDER and name in CHANGED)]
+
+KNOWN = {
+    "mixtral": RoutingStyle("softmax", True, 1.0, False, 1, 1, False, None),
+    "olmoe": RoutingStyle("softmax", False, 1.0, False, 1, 1, False, None),
+    "deepseek_v3": RoutingStyle("sigmoid", True, 2.5, True, 2, 1, False, None),
+    "deepseek_v2": RoutingStyle("softmax", False, 1.0, False, 2, 1, False, None),
+    "deepseek_v4": RoutingStyle("sqrt(softplus)", True, 1.5, True, 1, 1, False, None),
+    "gpt_oss": RoutingStyle("softmax", True, 1.0, False, 1, 1, False, None),
+    "llama4_text": RoutingStyle("sigmoid", False, 1.0, False, 1, 1, False, None),
+    "longcat_flash": RoutingStyle("softmax", False, 6.0, True, 1, 1, False, None),
+    "switch_transformers": RoutingStyle("softmax", False, 1.0, False, 1, 1, False, 2),
+}
+
+
 @cache
 def style_of(name: str, index: int = -1) -> RoutingStyle:
     family = count_family(name)
@@ -33,7 +54,7 @@ def style_of(name: str, index: int = -1) -> RoutingStyle:
     return describe_routing(family.skeleton, layers[index], hidden_size=HIDDEN_SIZE)
 
 
-@pytest.mark.parametrize("name", exact_families())
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_score_function_is_that_which_explains_the_recorded_weights(name: str) -> None:
     recorded = prove_family(name).layers[-1].recorded
     function: str | None
@@ -47,7 +68,7 @@ def test_the_score_function_is_that_which_explains_the_recorded_weights(name: st
     assert told == (None if name in UNTOLD else function)
 
 
-@pytest.mark.parametrize("name", exact_families())
+@pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_normalised_if_those_of_every_recorded_token_add_up_alike(name: str) -> None:
     style = style_of(name)
     if name in (*UNTOLD, *SCALE_EVERY_EXPERT):
@@ -64,22 +85,9 @@ def test_weights_are_normalised_if_those_of_every_recorded_token_add_up_alike(na
         assert style.scale == pytest.approx(float(sums.median()), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "style"),
-    [
-        ("mixtral", RoutingStyle("softmax", True, 1.0, False, 1, 1, False, None)),
-        ("olmoe", RoutingStyle("softmax", False, 1.0, False, 1, 1, False, None)),
-        ("deepseek_v3", RoutingStyle("sigmoid", True, 2.5, True, 2, 1, False, None)),
-        ("deepseek_v2", RoutingStyle("softmax", False, 1.0, False, 2, 1, False, None)),
-        ("deepseek_v4", RoutingStyle("sqrt(softplus)", True, 1.5, True, 1, 1, False, None)),
-        ("gpt_oss", RoutingStyle("softmax", True, 1.0, False, 1, 1, False, None)),
-        ("llama4_text", RoutingStyle("sigmoid", False, 1.0, False, 1, 1, False, None)),
-        ("longcat_flash", RoutingStyle("softmax", False, 6.0, True, 1, 1, False, None)),
-        ("switch_transformers", RoutingStyle("softmax", False, 1.0, False, 1, 1, False, 2)),
-    ],
-)
-def test_known_routers_are_described_as_they_are(name: str, style: RoutingStyle) -> None:
-    assert style_of(name) == style
+@pytest.mark.parametrize("name", [name for name in KNOWN if name in FAMILIES])
+def test_known_routers_are_described_as_they_are(name: str) -> None:
+    assert style_of(name) == KNOWN[name]
 
 
 def test_layers_that_look_experts_up_by_token_are_told() -> None:
@@ -90,8 +98,6 @@ def test_layers_that_look_experts_up_by_token_are_told() -> None:
 
 
 def test_describing_leaves_a_skeleton_and_the_random_state_as_they_were() -> None:
-    import torch
-
     family = count_family("deepseek_v3")
     state = torch.get_rng_state()
 

@@ -60,6 +60,10 @@ FORMATS: dict[str, tuple[Layout, dict[str, object]]] = {
     "mxfp4 packed": (layouts.mxfp4_packed, state_groups({"num_bits": 4, "type": "float"})),
     "mxfp6 packed": (layouts.mxfp6_packed, state_groups({"num_bits": 6, "type": "float"})),
     "nvfp4 of modelopt": (layouts.nvfp4_modelopt, state(quant_method="modelopt")),
+    "int4 of modelopt": (
+        layouts.int4_modelopt,
+        state(quant_method="modelopt", quant_algo="W4A16_AWQ", group_size=128),
+    ),
     "nvfp4 packed": (layouts.nvfp4_packed, state_groups({"num_bits": 4, "type": "float"})),
     "int8 per channel": (layouts.int8_per_channel, state_groups({"num_bits": 8, "type": "int"})),
     "int4 in groups": (layouts.pack_quantized(4, 32), state_groups(INT4_GROUPS)),
@@ -402,18 +406,25 @@ def dtype_name(dtype: torch.dtype) -> str:
     return names[dtype]
 
 
-junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["bits", "group_size", "weights", "num_bits", "config_groups", "a.b"])
-            | st.text(max_size=5),
-            inner,
-            max_size=4,
+junk: st.SearchStrategy[object] = st.deferred(
+    lambda: (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | (
+            st.lists(junk, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["bits", "group_size", "weights", "num_bits", "config_groups", "a.b"]
+                )
+                | st.text(max_size=5),
+                junk,
+                max_size=4,
+            )
         )
-    ),
-    max_leaves=12,
+    )
 )
 dtypes = st.sampled_from(["BF16", "F8_E4M3", "F8_E8M0", "U8", "I8", "I16", "I32", "U32", "I64"])
 parts = st.sampled_from(

@@ -14,10 +14,16 @@ from moetool.checkpoint.files import read_json
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.errors import InputError
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=10,
+values: st.SearchStrategy[object] = st.deferred(
+    lambda: (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text()
+        | st.lists(values, max_size=3)
+        | st.dictionaries(st.text(), values, max_size=3)
+    )
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -88,5 +89,52 @@ def test_what_the_hub_does_not_have_is_named(
     )
     assert completed.returncode == 3
     assert completed.stderr.startswith(f"error: {sentence}")
+    assert completed.stderr.count("\nhint: ") == 1
+    assert "Traceback" not in completed.stderr
+
+
+@pytest.mark.parametrize("source", ["auto", "headers", "skeleton"])
+def test_a_hub_id_is_inspected_without_its_weights(
+    source: str, endpoint: str, tmp_path: Path
+) -> None:
+    arguments = ("inspect", "org/model", "--source", source, "--format", "json")
+    online = run_online(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
+    assert online.returncode == 0, online.stderr
+    assert online.stderr == ""
+    model = json.loads(online.stdout)["models"][0]
+    assert model["parameters"]["total"] == 2_924_160
+    assert model["revision"] == COMMIT
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    if source == "auto":
+        assert model["files"]["differences"] == []
+
+    nowhere = "http://127.0.0.1:1"
+    offline = run_online(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
+    if source == "headers":
+        assert offline.returncode == 3
+        assert "has no weight files whose headers could be read" in offline.stderr
+    else:
+        assert json.loads(offline.stdout)["models"][0]["parameters"] == model["parameters"]
+        assert "The Hub was not reached" in offline.stdout
+
+
+@pytest.mark.parametrize(
+    ("repository", "sentence"),
+    [
+        ("org/gated", "org/gated is gated"),
+        ("org/weights-break-off", "org/weights-break-off"),
+        ("org/config-is-html", "can't be read as JSON"),
+        ("org/unknown", "The Hub has no model org/unknown"),
+    ],
+)
+def test_a_hub_that_gives_nothing_of_use_is_named_by_inspect(
+    repository: str, sentence: str, endpoint: str, tmp_path: Path
+) -> None:
+    completed = run_online("inspect", repository, endpoint=endpoint, cache=tmp_path)
+
+    assert completed.returncode == 3
+    assert completed.stdout == ""
+    assert completed.stderr.startswith("error: ")
+    assert sentence in completed.stderr
     assert completed.stderr.count("\nhint: ") == 1
     assert "Traceback" not in completed.stderr

@@ -75,12 +75,12 @@ def test_weights_that_cannot_be_mapped_end_in_the_same_exit_code(
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(demo, checkpoint)
     write_huge_weights(checkpoint / "model.safetensors", num_bytes=16 * SPARE_BYTES)
-    expected = Refusal(6, error="Memory ran out", hint="more of it")
+    expected = Refusal(6, error="Memory ran out while loading", hint="more memory")
 
     completed = run_moetool_within(
         SPARE_BYTES,
         *("route-trace", checkpoint, "--prompt", "hello", "-o", target),
-        imports="import torch",
+        imports="import pandas, pyarrow.csv, torch\nfrom transformers import MixtralForCausalLM",
     )
 
     assert_refused(completed, expected, target=target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -289,16 +289,46 @@ def test_weights_packed_in_an_unknown_way_are_said_to_be_uncounted() -> None:
     assert difference.components == {"mixer": -64 * 64}
 
 
+def test_weights_packed_in_an_unknown_way_are_said_to_be_there_even_if_all_others_agree() -> None:
+    saved = save_family("mixtral")
+    extra = layouts.hqq("model.layers.1.self_attn.extra_proj", 64, 64)
+
+    found = [row for row in saved.explain({**saved.tensors, **extra}) if "packed" in row.what]
+
+    assert [row.components for row in found] == [{"mixer": 0}]
+
+
+def test_copies_of_the_embedding_are_named() -> None:
+    saved = save_family("mixtral")
+    embedding = saved.tensors["model.embed_tokens.weight"]
+    tensors: Tensors = {**saved.tensors, "encoder.embed_tokens.weight": embedding}
+
+    (difference,) = saved.explain(tensors)
+
+    assert difference.what == "copies of the embedding"
+    assert difference.components == {"embedding": prod(embedding[1])}
+
+
+def test_what_no_rule_places_may_lie_in_a_layer_or_outside() -> None:
+    saved = save_family("mixtral")
+    (row,) = (row for row in saved.model.rows if row.component is Component.EMBEDDING)
+    other = replace(row, component=Component.OTHER, layer=0, num_params=8)
+    model = replace(saved.model, rows=(*saved.model.rows, other))
+    tensors: Tensors = {**saved.tensors, "strange.weight": ("F32", [8])}
+
+    assert explain_differences(model, count_headers(make_headers(tensors), saved.config)) == ()
+
+
 def test_rows_pair_every_place_of_the_model_and_of_the_files() -> None:
     saved = save_family("mixtral")
     tensors = {key: value for key, value in saved.tensors.items() if key != "lm_head.weight"}
     tensors |= layouts.plain("vision_tower.layers.0.attn.q_proj", 32, 32)
-    files = count_headers(make_headers(tensors), saved.config).table
+    files = count_headers(make_headers(tensors), saved.config)
 
     rows = list(pair_rows(saved.model, files))
 
     assert sum(row.params or 0 for row in rows) == saved.model.total
-    assert sum(row.file_params or 0 for row in rows) == files.total
+    assert sum(row.file_params or 0 for row in rows) == files.table.total
     only = {row.component: (row.params, row.file_params) for row in rows if None in
             (row.params, row.file_params)}  # fmt: skip
     assert only == {"lm_head": (prod(saved.tensors["lm_head.weight"][1]), None),

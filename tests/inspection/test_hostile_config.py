@@ -68,7 +68,7 @@ def inspect_config(config: Mapping[str, object] | str, folder: Path) -> Inspecti
     inspection = inspect_model(resolve_model(str(path)))
     parameters = inspection.parameters
     assert parameters is not None
-    assert sum(parameters.components.values()) == parameters.total
+    assert sum(number or 0 for number in parameters.components.values()) == parameters.total
     assert sum(row.params or 0 for row in inspection.rows) == parameters.total
     for render in RENDERERS.values():
         assert render([inspection], per_layer=True)

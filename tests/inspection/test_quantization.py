@@ -107,30 +107,35 @@ def test_junk_is_passed_over(changed: dict[str, object], words: str) -> None:
     assert name_quantization({"quantization_config": stated}) == words
 
 
-junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    "quant_method",
-                    "bits",
-                    "group_size",
-                    "weight_block_size",
-                    "load_in_4bit",
-                    "bnb_4bit_quant_type",
-                    "config_groups",
-                    "weights",
-                    "num_bits",
-                    "num_codebooks",
-                ]
-            ),
-            inner,
-            max_size=5,
+junk: st.SearchStrategy[object] = st.deferred(
+    lambda: (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | (
+            st.lists(junk, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "quant_method",
+                        "bits",
+                        "group_size",
+                        "weight_block_size",
+                        "load_in_4bit",
+                        "bnb_4bit_quant_type",
+                        "config_groups",
+                        "weights",
+                        "num_bits",
+                        "num_codebooks",
+                    ]
+                ),
+                junk,
+                max_size=5,
+            )
         )
-    ),
-    max_leaves=20,
+    )
 )
 
 
