@@ -98,9 +98,10 @@ def note_config(
             "The published files also hold layers that predict further tokens (MTP); transformers "
             "does not build them."
         )
-    if quantization and not has_headers:
+    if quantization:
+        files = "The files are" if has_headers else "The published files are"
         yield (
-            f"The published files are quantized ({quantization})"
+            f"{files} quantized ({quantization})"
             f"{': dtype and bytes are those of the weights once dequantized.' if has_dtype else '.'}"
         )
     if not has_dtype:

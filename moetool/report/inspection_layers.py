@@ -39,7 +39,8 @@ def render_layers(model: Inspection) -> str:
                 )
             )
     headers = ("layers", "component", "parameters", "active", "dtype", "bytes")
-    where = "in the files" if in_files else "as loaded"
+    as_held = "dequantized" if model.quantization else "as loaded"
+    where = "in the files" if in_files else as_held
     return (
         f"{render_table(headers, rows, right=(2, 3, 5))}\n"
         f"Numbers are those of one layer; dtype and bytes: {where}."

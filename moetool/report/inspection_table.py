@@ -84,7 +84,8 @@ def _list_facts(model: Inspection) -> Iterator[str]:
         yield from _fact("context", _word_context(model.anatomy, model.parameters))
     if model.parameters and model.parameters.num_bytes is not None and model.dtype:
         size = format_bytes(model.parameters.num_bytes)
-        yield from _fact("as loaded", f"{size} in {model.dtype}")
+        label = "dequantized" if model.quantization else "as loaded"
+        yield from _fact(label, f"{size} in {model.dtype}")
     if model.files:
         yield from _fact("on disk", _word_files(model.files))
     if model.quantization:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import read_published_models
@@ -228,3 +231,23 @@ def test_most_published_models_have_figures_to_meet() -> None:
 
     assert len(COUNTED) >= 65
     assert len(stated) >= 55
+
+
+def test_what_is_packed_in_an_unknown_way_leaves_sums_unknown(demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.2.self_attn.q_proj.weight"
+    tensors[name] = tensors[name][:, :8].to(torch.int32)
+    save_file(tensors, folder / "model.safetensors")
+
+    inspected = inspect_model(str(folder), source="headers")
+
+    parameters = inspected.parameters
+    assert parameters is not None
+    assert (parameters.total, parameters.sparsity) == (None, None)
+    assert parameters.components["mixer"] is None
+    assert parameters.components["routed_experts"] == 2_359_296
+    assert set(parameters.active.values()) == {None}
+    unknown = [row for row in inspected.rows if row.params is None]
+    assert [(row.layer, row.component, row.file_params) for row in unknown] == [(2, "mixer", None)]
+    assert any(name in note for note in inspected.notes)
