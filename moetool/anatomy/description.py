@@ -95,12 +95,13 @@ def describe_model(
     config = model.config.get_text_config()
     read_by_text = [layer for layer in moe_layers if is_run_by_text(layer)]
     routed = {(layer.stack.partition(".")[0], layer.layer) for layer in read_by_text}
-    layers = [
-        (row.stack, row.layer)
-        for row in table.rows
-        if row.layer is not None and row.component not in TOWERS
-    ]
-    numbers = sorted(set(layers), key=layers.index)
+    numbers = list(
+        dict.fromkeys(
+            (row.stack, row.layer)
+            for row in table.rows
+            if row.layer is not None and row.component not in TOWERS
+        )
+    )
     return Anatomy(
         model_class=type(model).__name__,
         num_layers=len(numbers),
