@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from moetool.simulation.dispatch import DispatchMode
 from moetool.simulation.generation import StopSimulation
@@ -31,10 +31,12 @@ def _count_attention(
 ) -> int:
     """Return the FLOPs of attention: scores and weighted values, of every query and key.
 
-    Any dimensions before the last three count as batch.
+    query (…, num_heads, num_queries, width), key (…, num_kv_heads, num_keys, width),
+    value (…, num_kv_heads, num_keys, width_out). Heads that share keys and values each compute with
+    them, which torch's own formula knows only since 2.13.
     """
-    shapes = ((math.prod(tensor.shape[:-3]), *tensor.shape[-3:]) for tensor in (query, key, value))
-    return int(sdpa_flop_count(*shapes))  # type: ignore[no-untyped-call]
+    num_scores = math.prod(query.shape[:-1]) * key.shape[-2]
+    return 2 * num_scores * (query.shape[-1] + value.shape[-1])
 
 
 def _count_triangular_solve(matrix: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
