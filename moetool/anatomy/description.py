@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.attributes import read_count
 from moetool.anatomy.components import TOWERS, Component
 from moetool.anatomy.mixers import Mixer, list_mixers
 from moetool.anatomy.moe_layers import MoeLayer
@@ -112,8 +113,8 @@ def describe_model(
         },
         num_shared_experts=_count_shared(config, table),
         mixers=list_mixers(model, Placement(model, moe_layers)),
-        context_length=_count(config, *_CONTEXT_FIELDS),
-        vocab_size=_count(config, "vocab_size"),
+        context_length=read_count(config, *_CONTEXT_FIELDS),
+        vocab_size=read_count(config, "vocab_size"),
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
     )
 
@@ -186,11 +187,3 @@ def _count_shared(config: object, table: ParameterTable) -> int:
         if isinstance(number, int) and not isinstance(number, bool) and number > 0:
             return number
     return 1
-
-
-def _count(config: object, *names: str) -> int | None:
-    for name in names:
-        number = getattr(config, name, None)
-        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-            return number
-    return None

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from moetool.anatomy.attributes import read_count
 from moetool.anatomy.components import Component
 from moetool.anatomy.moe_layers import find_layer_number
 from moetool.anatomy.placement import Placement
@@ -111,7 +112,7 @@ def _find_mixers(model: PreTrainedModel, placement: Placement) -> list[tuple[str
 
 
 def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
-    is_latent = _count(module, "kv_lora_rank") is not None
+    is_latent = read_count(module, "kv_lora_rank") is not None
     layer_type = _read_layer_type(path, module, config)
     kind = next((kind for kind, words in _CLASSES if words.search(type(module).__name__)), None)
     if is_latent:
@@ -120,10 +121,10 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
     elif kind is None and layer_type == "linear_attention":
         kind = MixerKind.LINEAR
     if kind is not None:
-        return Mixer(kind, 1, _count(module, "num_heads"), None, None, None, is_sparse=False)
-    num_heads = _count(module, *_CONFIG_HEADS) or _count(config, *_CONFIG_HEADS)
-    groups = _count(module, "num_key_value_groups")
-    head_dim = _count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
+        return Mixer(kind, 1, read_count(module, "num_heads"), None, None, None, is_sparse=False)
+    num_heads = read_count(module, *_CONFIG_HEADS) or read_count(config, *_CONFIG_HEADS)
+    groups = read_count(module, "num_key_value_groups")
+    head_dim = read_count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
     num_kv_heads = None if is_latent or not num_heads else num_heads // (groups or 1)
     return Mixer(
         kind=MixerKind.LATENT if is_latent else _name_by_heads(num_heads, num_kv_heads),
@@ -152,10 +153,10 @@ def _find_window(module: nn.Module, layer_type: str | None, config: Any) -> int 
     if isinstance(own, int) and not isinstance(own, bool) and own > 0:
         return own
     if layer_type is not None and "chunked" in layer_type:
-        return _count(config, "attention_chunk_size")
+        return read_count(config, "attention_chunk_size")
     is_used = getattr(config, "use_sliding_window", True) is not False
     if (layer_type is None and is_used) or (layer_type is not None and "sliding" in layer_type):
-        return _count(config, "sliding_window", "sliding_window_size")
+        return read_count(config, "sliding_window", "sliding_window_size")
     return None
 
 
@@ -166,12 +167,4 @@ def _read_layer_type(path: str, module: nn.Module, config: Any) -> str | None:
     layer_types, layer = getattr(config, "layer_types", None), find_layer_number(path)
     if layer_types and layer is not None and layer < len(layer_types):
         return str(layer_types[layer])
-    return None
-
-
-def _count(holder: object, *names: str) -> int | None:
-    for name in names:
-        number = getattr(holder, name, None)
-        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-            return number
     return None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from moetool.anatomy.attributes import read_count
 from moetool.anatomy.moe_layers import MoeLayer
 from moetool.anatomy.router_trial import TrialDecision, let_choose
 from moetool.anatomy.score_functions import SCORE_FUNCTIONS, find_function, is_constant
@@ -124,9 +125,5 @@ def _list_state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _read(modules: list[nn.Module], names: tuple[str, ...]) -> int | None:
-    for module in modules:
-        for name in names:
-            number = getattr(module, name, None)
-            if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-                return number
-    return None
+    numbers = (read_count(module, *names) for module in modules)
+    return next((number for number in numbers if number is not None), None)

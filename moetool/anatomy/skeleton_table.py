@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.active_experts import (
@@ -55,6 +54,7 @@ def count_skeleton(
     """
     placement = Placement(model, moe_layers, other_experts)
     unread = [layer.block_path for layer in moe_layers if not is_run_by_text(layer)]
+    plan = _read_dtype_plan(model, dtype)
     cells: dict[Place, _Cell] = {}
     place_of: dict[int, Place] = {}
     for path, parameter in model.named_parameters():
@@ -62,8 +62,8 @@ def count_skeleton(
         place_of[id(parameter)] = place
         cell = cells.setdefault(place, _Cell())
         cell.num_params += parameter.numel()
-        loaded = _find_loaded_dtype(model, path, parameter, dtype)
-        if loaded is not None:
+        if dtype is not None:
+            loaded = next((kept for words, kept in plan if words.search(path)), parameter.dtype)
             cell.num_bytes += parameter.numel() * loaded.itemsize
             cell.dtypes[str(loaded).removeprefix("torch.")] = None
         if place.component is Component.ROUTED_EXPERTS:
@@ -135,20 +135,18 @@ def _forget_active(
             cells[place_of[id(parameter)]].active = None
 
 
-def _find_loaded_dtype(
-    model: PreTrainedModel, path: str, parameter: nn.Parameter, dtype: torch.dtype | None
-) -> torch.dtype | None:
-    """Return the dtype in which transformers holds a parameter after loading it.
+def _read_dtype_plan(
+    model: PreTrainedModel, dtype: torch.dtype | None
+) -> list[tuple[re.Pattern[str], torch.dtype]]:
+    """Return the paths of parameters that a family keeps in a dtype of their own, and that dtype.
 
-    That is float32 for those that a family keeps so (`PreTrainedModel._get_dtype_plan`), else the
-    one that its code makes it in, which usually is the model's.
+    transformers holds them in it after loading (`PreTrainedModel._get_dtype_plan`), and all others
+    in the one that the model's code makes them in, which usually is the model's.
     """
     if dtype is None:
-        return None
-    for pattern, kept in model._get_dtype_plan(dtype).items():
-        if re.search(pattern.replace("*", ".*"), path):
-            return kept  # type: ignore[no-any-return]
-    return parameter.dtype
+        return []
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    return [(re.compile(pattern.replace("*", ".*")), kept) for pattern, kept in plan.items()]
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetool.anatomy.attributes import read_count
 from moetool.anatomy.moe_layers import MoeLayer
 from moetool.anatomy.rules import RoutingRule
 
@@ -48,20 +49,14 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
     # The router's own number comes before the block's: it is what the router chooses by.
     modules = [child for name, child in block.named_children() if child is not experts]
     for module in (*modules, block):
-        for name in _ATTRIBUTES:
-            number = _read_count(module, name)
-            if number is not None:
-                return number
+        number = read_count(module, *_ATTRIBUTES)
+        if number is not None:
+            return number
     for module in modules:
         named = re.search(r"Top(\d+)", type(module).__name__)
         if named:
             return int(named[1])
-    return _read_config(getattr(block, "config", None))
-
-
-def _read_config(config: object) -> int | None:
-    numbers = (_read_count(config, name) for name in _CONFIG_FIELDS)
-    return next((number for number in numbers if number is not None), None)
+    return read_count(getattr(block, "config", None), *_CONFIG_FIELDS)
 
 
 def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -> int | None:
@@ -99,9 +94,3 @@ def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -
     finally:
         handle.remove()
     return None
-
-
-def _read_count(holder: object, name: str) -> int | None:
-    number = getattr(holder, name, None)
-    is_count = isinstance(number, int) and not isinstance(number, bool) and number > 0
-    return number if is_count else None

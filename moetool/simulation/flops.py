@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
+from moetool.anatomy.attributes import read_count
 from moetool.anatomy.moe_layers import find_moe_layers
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear
 from moetool.errors import DenseModelError, UntraceableError
@@ -198,9 +199,7 @@ def _is_plain(cache: object) -> bool:
 
 
 def _find_context(skeleton: PreTrainedModel) -> int | None:
-    config = skeleton.config.get_text_config()
-    found = (getattr(config, name, None) for name in _CONTEXT_NAMES)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    return read_count(skeleton.config.get_text_config(), *_CONTEXT_NAMES)
 
 
 def _find_expert_modules(skeleton: PreTrainedModel) -> list[nn.Module] | None:
