@@ -95,8 +95,26 @@ def build_whole_skeleton(
     found = find_whole_class(config)
     if found is None:
         return build_skeleton(config, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model: PreTrainedModel = found._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return build_model(found, config, dtype=dtype, device="meta")
+
+
+def build_model(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype | None,
+    device: str,
+) -> PreTrainedModel:
+    """Return a model of a class on a device, in evaluation mode: with random weights, if any.
+
+    Args:
+        model_class: The class.
+        config: Its configuration.
+        dtype: Of the parameters; None for the configuration's own.
+        device: Where it is: `meta` for a skeleton.
+    """
+    with torch.device(device):
+        model: PreTrainedModel = model_class._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -167,14 +185,21 @@ def refuse_unbuildable(
         handle.remove()
 
 
-def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    config: PreTrainedConfig, *, trust_remote_code: bool = False, device: str = "meta"
+) -> PreTrainedModel:
     """Return the model on torch's meta device: every module and shape, no weights.
 
     Takes 0.1 to 2 s and next to no memory, whatever the model's size.
+
+    Args:
+        config: Its configuration.
+        trust_remote_code: Run the repository's own code.
+        device: Another device, for a model with random weights.
     """
     import transformers
 
     auto_class: Any = getattr(transformers, find_auto_class(config))
-    with torch.device("meta"):
+    with torch.device(device):
         model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust_remote_code)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from moetool.anatomy.active_experts import (
     list_expert_parameters,
 )
 from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.dtype_plan import read_dtype_plan
 from moetool.anatomy.moe_layers import MoeLayer
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.placement import Placement
@@ -54,7 +54,7 @@ def count_skeleton(
     """
     placement = Placement(model, moe_layers, other_experts)
     unread = [layer.block_path for layer in moe_layers if not is_run_by_text(layer)]
-    plan = _read_dtype_plan(model, dtype)
+    plan = read_dtype_plan(model, dtype)
     cells: dict[Place, _Cell] = {}
     place_of: dict[int, Place] = {}
     for path, parameter in model.named_parameters():
@@ -133,20 +133,6 @@ def _forget_active(
     for path in other_experts:
         for parameter in model.get_submodule(path).parameters():
             cells[place_of[id(parameter)]].active = None
-
-
-def _read_dtype_plan(
-    model: PreTrainedModel, dtype: torch.dtype | None
-) -> list[tuple[re.Pattern[str], torch.dtype]]:
-    """Return the paths of parameters that a family keeps in a dtype of their own, and that dtype.
-
-    transformers holds them in it after loading (`PreTrainedModel._get_dtype_plan`), and all others
-    in the one that the model's code makes them in, which usually is the model's.
-    """
-    if dtype is None:
-        return []
-    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
-    return [(re.compile(pattern.replace("*", ".*")), kept) for pattern, kept in plan.items()]
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

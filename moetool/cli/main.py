@@ -14,6 +14,7 @@ import typer
 import moetool
 from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, discard_stdout, say_usage_error
 from moetool.cli.inspect import inspect
+from moetool.cli.memory_estimate import memory_estimate
 from moetool.cli.models import models
 from moetool.cli.route_trace import route_trace
 from moetool.cli.specialize import specialize
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("route-trace")(route_trace)
 app.command("specialize")(specialize)
 app.command("inspect")(inspect)
+app.command("memory-estimate")(memory_estimate)
 app.command("models")(models)
 
 

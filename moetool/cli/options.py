@@ -9,6 +9,8 @@ from moetool.errors import UsageError
 
 # Far beyond any model's; keeps a slip of the finger from filling the memory.
 _LARGEST_LAYER = 100_000
+# Far beyond any size's, and far below what Python refuses to read.
+_MOST_DIGITS = 20
 
 
 class ReportFormat(StrEnum):
@@ -43,6 +45,22 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
             )
         layers.update(range(start, end + 1))
     return frozenset(layers)
+
+
+def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
+    """Return the whole numbers in a text like `1,8,32`.
+
+    Raises:
+        UsageError: The text is no such list.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.removeprefix("-").isdecimal() or len(part) > _MOST_DIGITS:
+            raise UsageError(
+                f"{option}: '{part}' is no usable number.",
+                hint="Write whole numbers as in 1,8,32.",
+            )
+    return tuple(map(int, parts))
 
 
 def choose_report_format(asked: ReportFormat | None, output: Path | None) -> ReportFormat:

@@ -6,10 +6,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from moetool.simulation.fingerprints import Fingerprints
-from moetool.simulation.molds import Caster, MoldMaker
+from moetool.simulation.molds import Caster, MoldMaker, find_leaves
 
 _ABSENT = ("absent",)
 
@@ -50,6 +51,17 @@ class CacheSlots:
             (name, fingerprints.of_attributes(entries[index]) if index < len(entries) else _ABSENT)
             for name, entries in self._lists()
             for index in self._indices
+        )
+
+    def find_tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors that the layer finds in the cache, in an order of their own."""
+        return tuple(
+            leaf
+            for _, entries in self._lists()
+            for index in self._indices
+            if index < len(entries)
+            for leaf in find_leaves(list(_attributes(entries[index])))
+            if isinstance(leaf, torch.Tensor)
         )
 
     def describe_rest(self, fingerprints: Fingerprints, *, lengths: Mapping[str, int]) -> Hashable:
@@ -117,3 +129,8 @@ class CacheSlots:
         return [
             (name, value) for name, value in vars(self._cache).items() if isinstance(value, list)
         ]
+
+
+def _attributes(entry: Any) -> list[Any]:
+    is_value = isinstance(entry, torch.Tensor) or not hasattr(entry, "__dict__")
+    return [entry] if is_value else list(vars(entry).values())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from moetool.simulation.dispatch import DispatchMode
 from moetool.simulation.generation import StopSimulation
+from moetool.simulation.repeated_layers import LayerVisit
 
 aten = torch.ops.aten
 
@@ -122,18 +123,27 @@ class FlopCounter:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def begin_layer(self) -> FlopCount:
+    def describe(self, visit: LayerVisit) -> None:
+        """Return nothing: shapes and dtypes alone decide on FLOPs."""
+
+    def begin_layer(self, visit: LayerVisit) -> FlopCount:
         """Return the FLOPs so far."""
+        del visit
         self._num_operations = 0
         return self.count
 
-    def end_layer(self, mark: FlopCount) -> FlopCount:
+    def end_layer(self, mark: FlopCount, left: Sequence[torch.Tensor]) -> FlopCount:
         """Return the FLOPs since a mark."""
+        del left
         return self.count - mark
 
-    def repeat_layer(self, done: FlopCount) -> None:
+    def repeat_layer(
+        self, visit: LayerVisit, done: FlopCount, left: Mapping[int, torch.Tensor]
+    ) -> AbstractContextManager[object]:
         """Count what an earlier layer took once more."""
+        del visit, left
         self.count += done
+        return nullcontext()
 
     def _see(self, operation: Any, flops: int | None) -> None:
         """Take note of an operation, with its FLOPs if any formula is for it."""

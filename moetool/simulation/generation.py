@@ -93,13 +93,13 @@ class SimulatedGeneration:
         self._refuse_canvas()
         prompt = self._make_tokens(num_prompt_tokens)
         if self._skeleton.config.is_encoder_decoder:
-            with _without_data(), _experts_as(self._skeleton, "grouped_mm"):
+            with without_data(), _experts_as(self._skeleton, "grouped_mm"):
                 encoded = self._skeleton.get_encoder()(input_ids=prompt)
             self._inputs = {"encoder_outputs": encoded}
             return
         if self._is_cache_given:
             config = self._skeleton.config.get_text_config(decoder=True)
-            with _without_data():
+            with without_data():
                 self._inputs = {"past_key_values": DynamicCache(config=config)}
         self._forward("grouped_mm", input_ids=prompt)
 
@@ -120,7 +120,7 @@ class SimulatedGeneration:
 
     def _forward(self, experts_implementation: str, **tokens: torch.Tensor) -> None:
         inputs = {**self._inputs, **tokens, **self._options, "use_cache": True}
-        with _without_data(), _experts_as(self._skeleton, experts_implementation):
+        with without_data(), _experts_as(self._skeleton, experts_implementation):
             output = self._skeleton(**inputs)
         self._inputs["past_key_values"] = getattr(output, "past_key_values", None)
 
@@ -143,7 +143,7 @@ def _experts_as(skeleton: PreTrainedModel, implementation: str) -> Iterator[None
 
 
 @contextmanager
-def _without_data() -> Iterator[None]:
+def without_data() -> Iterator[None]:
     """Turn whatever a model's own code raises into why it can't be simulated."""
     try:
         yield

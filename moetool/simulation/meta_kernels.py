@@ -23,6 +23,8 @@ class MetaKernels(DispatchMode):
         """Return an operation's result, or a tensor like it."""
         if func.overloadpacket is aten._grouped_mm and args[0].device.type == "meta":
             return _run_grouped_mm(*args, **kwargs)
+        if func.overloadpacket is aten.scaled_dot_product_attention:
+            return _run_attention(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -39,3 +41,20 @@ def _run_grouped_mm(
     """
     del offs, bias
     return rows.new_empty((rows.shape[0], weights.shape[-1]), dtype=out_dtype or rows.dtype)
+
+
+def _run_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> torch.Tensor:
+    """Return a tensor of the shape of attention's output, laid out as its query is.
+
+    So do the kernels of GPUs, where torch's meta device puts head after head.
+    (..., num_heads, num_queries, width) -> (..., num_heads, num_queries, width_out)
+    """
+    del key
+    if query.shape[-1] == value.shape[-1]:
+        return torch.empty_like(query)
+    order = sorted(range(query.dim()), key=query.stride, reverse=True)
+    shape = (*query.shape[:-1], value.shape[-1])
+    laid_out = query.new_empty([shape[dim] for dim in order])
+    return laid_out.permute([order.index(dim) for dim in range(query.dim())])

@@ -51,12 +51,16 @@ class MoldMaker:
 
     Args:
         given: What the layer was given. In a mold it stands for what another layer is given.
+
+    Attributes:
+        made: The layer's own tensors that molds were taken of, by their number.
     """
 
     def __init__(self, given: Sequence[object]) -> None:
         self._kept_alive = given
         self._position_of = {id(value): position for position, value in enumerate(given)}
         self._number_of: dict[int, int] = {}
+        self.made: list[torch.Tensor] = []
 
     def can_take(self, value: Any) -> bool:
         """Return whether what a mold stands for would have no part in the value it is taken of."""
@@ -71,7 +75,9 @@ class MoldMaker:
         if id(value) in self._position_of:
             return _Given(self._position_of[id(value)])
         if isinstance(value, torch.Tensor):
-            number = self._number_of.setdefault(id(value), len(self._number_of))
+            number = self._number_of.setdefault(id(value), len(self.made))
+            if number == len(self.made):
+                self.made.append(value)
             return _NewTensor(number, value.shape, value.stride(), value.dtype, value.device)
         return _map_container(self.take, value)
 
@@ -87,24 +93,27 @@ class MoldMaker:
 class Caster:
     """Makes from molds what a layer would have left behind.
 
+    Attributes:
+        made: The tensors made so far, by the number of the layer's own.
+
     Args:
         given: What the layer is given.
     """
 
     def __init__(self, given: Sequence[object]) -> None:
         self._given = given
-        self._made: dict[int, torch.Tensor] = {}
+        self.made: dict[int, torch.Tensor] = {}
 
     def cast(self, mold: Any) -> Any:
         """Return what a mold stands for."""
         if isinstance(mold, _Given):
             return self._given[mold.position]
         if isinstance(mold, _NewTensor):
-            if mold.number not in self._made:
-                self._made[mold.number] = torch.empty_strided(
+            if mold.number not in self.made:
+                self.made[mold.number] = torch.empty_strided(
                     mold.shape, mold.strides, dtype=mold.dtype, device=mold.device
                 )
-            return self._made[mold.number]
+            return self.made[mold.number]
         if isinstance(mold, _Instance):
             instance = copy.copy(mold.example)
             vars(instance).update(self.cast(vars(mold.example)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
@@ -15,17 +16,47 @@ from moetool.simulation.fingerprints import Fingerprints, find_layer_indices, is
 from moetool.simulation.molds import Caster, MoldMaker, find_leaves
 
 
+@dataclass(frozen=True)
+class LayerVisit:
+    """A call of a layer.
+
+    Attributes:
+        path: The layer's path in the model.
+        found: The tensors that it was given or finds in its slot of the cache.
+    """
+
+    path: str
+    found: tuple[torch.Tensor, ...]
+
+
 class LayerObserver(Protocol):
     """Whoever measures what layers do, and has to be told of those that don't run."""
 
-    def begin_layer(self) -> Any:
+    def describe(self, visit: LayerVisit) -> Hashable:
+        """Return what else has to be equal for two visits to be the same to this observer."""
+
+    def begin_layer(self, visit: LayerVisit) -> Any:
         """Return a mark of where a layer begins."""
 
-    def end_layer(self, mark: Any) -> Any:
-        """Return what was done since a mark."""
+    def end_layer(self, mark: Any, left: Sequence[torch.Tensor]) -> Any:
+        """Return what was done since a mark; None if no other layer can be taken to do the same.
 
-    def repeat_layer(self, done: Any) -> None:
-        """Take it that a layer did what an earlier one did."""
+        Args:
+            mark: Where the layer began.
+            left: The tensors that the layer made and left behind.
+        """
+
+    def repeat_layer(
+        self, visit: LayerVisit, done: Any, left: Mapping[int, torch.Tensor]
+    ) -> AbstractContextManager[object]:
+        """Take it that a layer did what an earlier one did.
+
+        Args:
+            visit: The layer's call.
+            done: What the earlier layer did.
+            left: By the time the context is left, by their place in what `end_layer` was given,
+                the tensors that stand for those the layer would leave behind.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,12 +79,14 @@ class _Layer:
     """A layer whose work may be another's.
 
     Attributes:
+        path: Its path in the model.
         module: The layer.
         forward: Its own forward.
         kind: What it shares with all layers that are built the same.
         indices: Its layer indices.
     """
 
+    path: str
     module: nn.Module
     forward: Callable[..., Any]
     kind: int
@@ -95,9 +128,11 @@ class RepeatedLayers:
 
     def __enter__(self) -> Self:
         kinds: dict[Hashable, int] = {}
+        paths = {id(module): path for path, module in self._model.named_modules()}
         for module in _find_layers(self._model):
             kind = kinds.setdefault(self._fingerprints.of_layer(module), len(kinds))
-            layer = _Layer(module, module.forward, kind, find_layer_indices(module))
+            indices = find_layer_indices(module)
+            layer = _Layer(paths[id(module)], module, module.forward, kind, indices)
             self._exit.callback(_put_back_forward, module, vars(module).get("forward"))
             module.forward = self._stand_in_for(layer)
         return self
@@ -124,12 +159,19 @@ class RepeatedLayers:
             layer.kind,
             self._fingerprints.of_value((args, kwargs)),
             slot.describe(self._fingerprints) if slot else None,
+            self._describe_visit(layer, given, slot=slot),
         )
         outcome = self._outcomes.get(key)
         if outcome is None or (slot and not slot.can_take(outcome.slots)):
             return self._run(layer, args, kwargs, slot=slot, given=given, key=key)
         self.num_repeated += 1
-        return self._repeat(outcome, slot=slot, given=given)
+        return self._repeat(layer, outcome, slot=slot, given=given)
+
+    def _describe_visit(
+        self, layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None
+    ) -> Hashable:
+        visit = _visit(layer, given, slot=slot)
+        return tuple(observer.describe(visit) for observer in self._observers)
 
     def _run(
         self,
@@ -153,27 +195,46 @@ class RepeatedLayers:
             )
 
         before = describe_surroundings()
-        marks = [observer.begin_layer() for observer in self._observers]
+        # What the layer finds in its slot dies while it runs: nothing here may keep it alive.
+        marks = [
+            observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
+        ]
         result = layer.forward(*args, **kwargs)
-        done = tuple(
-            observer.end_layer(mark) for observer, mark in zip(self._observers, marks, strict=True)
-        )
         maker = MoldMaker(given)
-        if describe_surroundings() == before and maker.can_take(result):
-            slots = slot.take_molds(maker, lengths=lengths) if slot else SlotMolds()
-            self._outcomes[key] = _Outcome(maker.take(result), slots, done)
+        can_take = describe_surroundings() == before and maker.can_take(result)
+        slots = slot.take_molds(maker, lengths=lengths) if slot and can_take else SlotMolds()
+        mold = maker.take(result) if can_take else None
+        done = tuple(
+            observer.end_layer(mark, maker.made)
+            for observer, mark in zip(self._observers, marks, strict=True)
+        )
+        if can_take and all(what is not None for what in done):
+            self._outcomes[key] = _Outcome(mold, slots, done)
         return result
 
     def _repeat(
-        self, outcome: _Outcome, *, slot: CacheSlots | None, given: tuple[object, ...]
+        self,
+        layer: _Layer,
+        outcome: _Outcome,
+        *,
+        slot: CacheSlots | None,
+        given: tuple[object, ...],
     ) -> Any:
         """Return what a layer returns that is given `given` and does what an earlier one did."""
         caster = Caster(given)
-        for observer, done in zip(self._observers, outcome.done, strict=True):
-            observer.repeat_layer(done)
-        if slot:
-            slot.fill(outcome.slots, caster=caster)
-        return caster.cast(outcome.result)
+        with ExitStack() as stack:
+            for observer, done in zip(self._observers, outcome.done, strict=True):
+                visit = _visit(layer, given, slot=slot)
+                stack.enter_context(observer.repeat_layer(visit, done, caster.made))
+                del visit
+            if slot:
+                slot.fill(outcome.slots, caster=caster)
+            return caster.cast(outcome.result)
+
+
+def _visit(layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    return LayerVisit(layer.path, (*tensors, *(slot.find_tensors() if slot else ())))
 
 
 def _find_layers(module: nn.Module) -> Iterator[nn.Module]:

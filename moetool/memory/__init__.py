@@ -1,0 +1,1 @@
+"""What a model needs to run, and what it fits on."""

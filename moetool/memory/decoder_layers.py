@@ -1,0 +1,34 @@
+"""The layers that transformers never splits between GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from moetool.anatomy.components import TOWERS
+from moetool.anatomy.moe_layers import find_experts
+from moetool.anatomy.placement import Placement
+
+
+def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:
+    """Return the language model's layers by path: what it names in `_no_split_modules`.
+
+    Those of towers are left out, layers within layers, and those of an encoder beside a decoder.
+    Empty if the model names none.
+    """
+    names = set(getattr(skeleton, "_no_split_modules", None) or ())
+    placement = Placement(skeleton, find_experts(skeleton).layers)
+    found: dict[str, nn.Module] = {}
+    stacks: dict[str, str] = {}
+    for path, module in skeleton.named_modules():
+        if type(module).__name__ not in names or any(path.startswith(f"{p}.") for p in found):
+            continue
+        inside = next((name for name, _ in module.named_parameters()), None)
+        place = placement.place(f"{path}.{inside}") if inside else None
+        if place is not None and place.component not in TOWERS:
+            found[path] = module
+            stacks[path] = place.stack
+    kept = "decoder" if "decoder" in stacks.values() else "encoder"
+    return {path: module for path, module in found.items() if stacks[path] == kept}

@@ -1,0 +1,88 @@
+"""What a routed layer's experts take, and how much of them moves at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.rules import RoutingRule
+
+_RULES_OF_MODULES = (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
+
+
+@dataclass(frozen=True)
+class LayerExperts:
+    """The routed experts of one layer.
+
+    Attributes:
+        layer: The layer.
+        paths: Of the modules that hold all of them and nothing else.
+        num_bytes: What they take.
+        moved_bytes: What accelerate moves to the GPU at once: the parameters of one module.
+        are_separate: Whether each expert is a module, so that only those that run are moved.
+    """
+
+    layer: MoeLayer
+    paths: tuple[str, ...]
+    num_bytes: int
+    moved_bytes: int
+    are_separate: bool
+
+    def count_read_bytes(self, *, num_experts: int) -> int:
+        """Return the bytes of some of them, rounded up."""
+        num_read = min(num_experts, self.layer.num_experts)
+        return -(-self.num_bytes * num_read // self.layer.num_experts)
+
+    def count_moved_bytes(self, *, num_experts: int) -> int:
+        """Return the bytes that cross the bus in a forward that chooses so many of them."""
+        return (
+            self.count_read_bytes(num_experts=num_experts)
+            if self.are_separate
+            else (self.num_bytes)
+        )
+
+
+def list_layer_experts(skeleton: PreTrainedModel) -> tuple[LayerExperts, ...]:
+    """Return the routed experts that text runs, layer by layer, in the model's own order.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+    """
+    return tuple(
+        _describe(skeleton, layer)
+        for layer in find_experts(skeleton).layers
+        if is_run_by_text(layer)
+    )
+
+
+def _describe(skeleton: PreTrainedModel, layer: MoeLayer) -> LayerExperts:
+    paths = tuple(_find_holders(skeleton, layer))
+    modules = [module for path in paths for module in skeleton.get_submodule(path).modules()]
+    own = [sum(tensor.nbytes for tensor in _own_tensors(module)) for module in modules]
+    return LayerExperts(
+        layer=layer,
+        paths=paths,
+        num_bytes=sum(own),
+        moved_bytes=max(own),
+        are_separate=layer.rule in _RULES_OF_MODULES,
+    )
+
+
+def _find_holders(skeleton: PreTrainedModel, layer: MoeLayer) -> Iterator[str]:
+    """Yield the paths of the modules that hold a layer's experts and nothing else."""
+    if layer.experts_path != layer.block_path:
+        yield layer.experts_path
+        return
+    parameters = list_expert_parameters(skeleton, layer)
+    yield from dict.fromkeys(path.rpartition(".")[0] for path in parameters)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)

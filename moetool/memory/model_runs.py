@@ -1,0 +1,132 @@
+"""One model's simulated runs, each done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedModel
+
+from moetool.catalogue.gpus import Gpu
+from moetool.errors import InputError
+from moetool.memory.result import Method, StoredWeights
+from moetool.memory.runs import SimulatedRun, run_scenario
+from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
+from moetool.memory.skeletons import SkeletonBuilder
+from moetool.memory.stored_weights import find_stored_weights
+from moetool.simulation.generation import CantSimulate
+
+# torch's defaults for cuBLAS: `CUBLAS_WORKSPACE_CONFIG` is :4096:8 from compute capability 9.0 on,
+# before :4096:2:16:8, in KiB and how many of them.
+_WORKSPACE_BYTES = 4096 * 2**10 * 8
+_WORKSPACE_BYTES_BEFORE_HOPPER = (4096 * 2 + 16 * 8) * 2**10
+_HOPPER = (9, 0)
+# An H200's with torch 2.11 and CUDA 13, after a run; 720 to 752 MB were seen.
+CONTEXT_BYTES = 738_197_504
+
+
+@dataclass
+class ModelRuns:
+    """Builds a model's skeletons and simulates its scenarios, each of them once.
+
+    Attributes:
+        builder: Builds the skeletons.
+        gpu: The GPU that runs are for.
+    """
+
+    builder: SkeletonBuilder
+    gpu: Gpu
+    _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
+    _runs: dict[Scenario, SimulatedRun] = field(default_factory=dict)
+    _stored: tuple[StoredWeights | None, tuple[str, ...]] | None = None
+
+    def get_skeleton(self, scenario: Scenario) -> PreTrainedModel:
+        """Return the model as a scenario loads it."""
+        key = replace(
+            scenario, batch_size=1, num_prompt_tokens=1, num_new_tokens=1, has_padding=False
+        )
+        if key not in self._skeletons:
+            self._skeletons[key] = self.builder.build(key)
+        return self._skeletons[key]
+
+    def get_stored(self, scenario: Scenario) -> tuple[StoredWeights | None, tuple[str, ...]]:
+        """Return what the checkpoint's own quantization makes of it, and what is to be said."""
+        if self._stored is None:
+            plain = replace(scenario, quantization=Quantization.NONE, is_double_quantized=False)
+            self._stored = find_stored_weights(
+                self.builder.subject,
+                self.get_skeleton(plain),
+                compute_capability=_find_capability(self.gpu),
+            )
+        return self._stored
+
+    def run(self, scenario: Scenario) -> SimulatedRun:
+        """Return what a simulation of a scenario shows.
+
+        A checkpoint that is quantized already runs with the weights that transformers loads, and
+        otherwise as if they were in full precision.
+
+        Raises:
+            InputError: The model's code can't run without data.
+        """
+        if scenario not in self._runs:
+            self.builder.refuse_scenario(scenario)
+            try:
+                run = run_scenario(
+                    self.get_skeleton(scenario),
+                    scenario,
+                    workspace_bytes=_find_workspace_bytes(self.gpu),
+                    context_bytes=CONTEXT_BYTES,
+                )
+            except CantSimulate as error:
+                raise InputError(
+                    f"{self.builder.subject.model} can't be simulated: {error.reason}.",
+                    hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
+                ) from error
+            self._runs[scenario] = self._hold_as_stored(run, scenario)
+        return self._runs[scenario]
+
+    def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
+        if scenario.quantization is not Quantization.NONE or scenario.dtype != "auto":
+            return run
+        stored, _ = self.get_stored(scenario)
+        if stored is None:
+            return run
+        note = (
+            f"Its weights are stored in {stored.method}: what runs beside them is told as if they "
+            "were in full precision."
+        )
+        if stored.loaded_bytes is None:
+            note += " So are the weights themselves: what they take on a GPU is unknown."
+            return replace(run, method=Method.APPROXIMATE, notes=(*run.notes, note))
+        shift_bytes = stored.loaded_bytes - run.figures.weights_bytes
+        return replace(
+            run.shift_weights(shift_bytes),
+            method=Method.APPROXIMATE,
+            notes=(*run.notes, note),
+        )
+
+    def list_variants(self, scenario: Scenario) -> dict[str, Scenario]:
+        """Return a quantized scenario with experts as transformers loads them, and with quantized ones.
+
+        Empty without quantization.
+        """
+        if scenario.quantization is Quantization.NONE:
+            return {}
+        return {
+            "transformers": replace(scenario, experts=QuantizedExperts.AS_LOADED),
+            "experts_quantized": replace(scenario, experts=QuantizedExperts.QUANTIZED),
+        }
+
+
+def _find_capability(gpu: Gpu) -> tuple[int, int] | None:
+    if gpu.compute_capability is None:
+        return None
+    major, minor = gpu.compute_capability.split(".")
+    return int(major), int(minor)
+
+
+def _find_workspace_bytes(gpu: Gpu) -> int:
+    capability = _find_capability(gpu)
+    if capability is not None and capability < _HOPPER:
+        return _WORKSPACE_BYTES_BEFORE_HOPPER
+    return _WORKSPACE_BYTES

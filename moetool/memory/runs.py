@@ -1,0 +1,198 @@
+"""Scenarios, run in simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from moetool.anatomy.moe_layers import find_experts
+from moetool.anatomy.rules import RoutingRule
+from moetool.memory.result import MemoryFigures, Method, Peak, Phase
+from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.simulation.generation import CantSimulate
+from moetool.simulation.long_generation import simulate_generation
+from moetool.simulation.memory_replay import (
+    MemoryProfile,
+    PhasePeak,
+    list_weight_bytes,
+    replay_timeline,
+)
+from moetool.simulation.memory_run import MemoryRun, RunOptions
+from moetool.simulation.timeline import Timeline
+
+# Of a generation whose steps don't follow from a few, this many at each end run.
+_NUM_NEW_TOKENS_AT_ENDS = 8
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What a simulation showed of a scenario.
+
+    Attributes:
+        figures: What it takes.
+        peaks: Of prefill and of decoding.
+        method: Whether anything was assumed.
+        notes: What was.
+    """
+
+    figures: MemoryFigures
+    peaks: tuple[Peak, ...]
+    method: Method
+    notes: tuple[str, ...] = ()
+
+    def shift_weights(self, num_bytes: int) -> SimulatedRun:
+        """Return the same run with weights that take so many bytes more."""
+        figures = self.figures
+        return replace(
+            self,
+            figures=MemoryFigures(
+                weights_bytes=figures.weights_bytes + num_bytes,
+                cache_bytes=figures.cache_bytes,
+                peak_allocated_bytes=_add(figures.peak_allocated_bytes, num_bytes),
+                peak_reserved_bytes=_add(figures.peak_reserved_bytes, num_bytes),
+                total_device_bytes=_add(figures.total_device_bytes, num_bytes),
+            ),
+            peaks=tuple(
+                replace(peak, weights_bytes=peak.weights_bytes + num_bytes) for peak in self.peaks
+            ),
+        )
+
+
+def run_scenario(
+    skeleton: PreTrainedModel, scenario: Scenario, *, workspace_bytes: int, context_bytes: int
+) -> SimulatedRun:
+    """Return what a simulation of a scenario shows.
+
+    A model whose code asks which experts its routers chose, or how many tokens each got, runs under
+    the assumption that they choose in turns.
+
+    Args:
+        skeleton: The model as the scenario loads it, on the meta device.
+        scenario: What is run.
+        workspace_bytes: What products of matrices keep on the GPU in question.
+        context_bytes: What a CUDA context takes on it.
+
+    Raises:
+        CantSimulate: The model's code needs data besides.
+    """
+    options = RunOptions(
+        batch_size=scenario.batch_size,
+        has_padding=scenario.has_padding,
+        is_cache_static=scenario.cache is CacheKind.STATIC,
+        is_routing_kept=scenario.task is Task.TRACE,
+        workspace_bytes=workspace_bytes,
+    )
+    method, notes = Method.SIMULATED, list[str]()
+    try:
+        profile = _profile(skeleton, scenario, options, notes=notes)
+    except CantSimulate as error:
+        notes.append(
+            f"Its code asks for what only data tells ({error.reason}): it was simulated as if "
+            "routers sent every expert as many tokens as any other."
+        )
+        method = Method.APPROXIMATE
+        options = replace(options, is_routing_balanced=True)
+        profile = _profile(skeleton, scenario, options, notes=notes)
+    figures = MemoryFigures(
+        weights_bytes=profile.weights_bytes,
+        cache_bytes=profile.cache_bytes,
+        peak_allocated_bytes=profile.peak_allocated_bytes,
+        peak_reserved_bytes=profile.peak_reserved_bytes,
+        total_device_bytes=profile.peak_reserved_bytes + context_bytes,
+    )
+    peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
+    if profile.decode is not None:
+        peaks.append(_make_peak(Phase.DECODE, profile.decode))
+    return SimulatedRun(figures, tuple(peaks), method, tuple(notes))
+
+
+def _profile(
+    skeleton: PreTrainedModel, scenario: Scenario, options: RunOptions, *, notes: list[str]
+) -> MemoryProfile:
+    modules: tuple[nn.Module, ...] = ()
+    if options.is_routing_kept:
+        modules = _find_routing_modules(skeleton, notes=notes)
+    run = MemoryRun(skeleton, options, routing_modules=modules)
+    weight_bytes = list_weight_bytes(skeleton)
+    num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
+    if scenario.task is Task.FORWARD:
+        timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
+    elif num_new_tokens == 0:
+        timeline = run.read(num_prompt_tokens=num_prompt_tokens)
+    else:
+        found = simulate_generation(
+            run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens
+        )
+        if found is None:
+            notes.append(
+                f"Its steps differ from one to the next: the first and the last "
+                f"{_NUM_NEW_TOKENS_AT_ENDS} of {num_new_tokens:,} were simulated."
+            )
+            return _profile_ends(run, scenario, weight_bytes=weight_bytes)
+        timeline = found
+    return replay_timeline(timeline, weight_bytes=weight_bytes)
+
+
+def _profile_ends(
+    run: MemoryRun, scenario: Scenario, *, weight_bytes: list[int]
+) -> MemoryProfile:
+    """Return the profile of a generation from its first steps and its last ones.
+
+    What the allocator holds in reserve beyond what is allocated is taken from the first.
+    """
+    num_before = scenario.num_new_tokens - _NUM_NEW_TOKENS_AT_ENDS
+    start, end = (
+        replay_timeline(
+            _generate(run, scenario.num_prompt_tokens + more), weight_bytes=weight_bytes
+        )
+        for more in (0, num_before)
+    )
+    peaks = [peak for peak in (start.decode, end.decode) if peak is not None]
+    decode = max(peaks, key=lambda peak: peak.parts.allocated_bytes)
+    allocated_bytes = max(start.peak_allocated_bytes, decode.parts.allocated_bytes)
+    spare_bytes = start.peak_reserved_bytes - start.peak_allocated_bytes
+    return replace(
+        start,
+        cache_bytes=end.cache_bytes,
+        peak_allocated_bytes=allocated_bytes,
+        peak_reserved_bytes=allocated_bytes + spare_bytes,
+        decode=decode,
+    )
+
+
+def _generate(run: MemoryRun, num_prompt_tokens: int) -> Timeline:
+    return run.generate(
+        num_prompt_tokens=num_prompt_tokens, num_new_tokens=_NUM_NEW_TOKENS_AT_ENDS
+    )
+
+
+def _find_routing_modules(
+    skeleton: PreTrainedModel, *, notes: list[str]
+) -> tuple[nn.Module, ...]:
+    layers = find_experts(skeleton).layers
+    received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
+    if len(received) < len(layers):
+        notes.append(
+            "What is kept of the routing is left out where experts don't receive it as tensors."
+        )
+    return tuple(skeleton.get_submodule(layer.experts_path) for layer in received)
+
+
+def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
+    module = f" in {peak.origin.module}" if peak.origin.module else ""
+    parts = peak.parts
+    return Peak(
+        phase=phase,
+        layer=peak.origin.layer or None,
+        operation=f"{peak.origin.operation}{module}",
+        weights_bytes=parts.weights_bytes,
+        cache_bytes=parts.cache_bytes,
+        activation_bytes=parts.activation_bytes,
+        workspace_bytes=parts.workspace_bytes,
+    )
+
+
+def _add(number: int | None, more: int) -> int | None:
+    return None if number is None else number + more

@@ -1,0 +1,89 @@
+"""How transformers' styles of sharing cut a parameter into pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise")
+_COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input", "packed_rowwise")
+_PACKED = ("packed_colwise", "packed_rowwise")
+_EMBEDDING_DIMS = {"embedding_rowwise": 0, "embedding_colwise": 1}
+_EXPERTS = "grouped_gemm"
+# They change what a module receives and returns, not what it holds.
+_WHOLE = (
+    "all_reduce",
+    "ep_dispatch_experts",
+    "local_params",
+    "mla_kv_a_proj",
+    "moe_identity_expert",
+    "moe_tp_experts",
+    "replicate",
+    "replicated_with_grad_allreduce",
+    "sequence_parallel",
+)
+
+
+class UnknownStyle(Exception):  # noqa: N818 - it is an answer
+    """A plan has a style whose effect on parameters is not known."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """How a parameter is cut.
+
+    Attributes:
+        dim: Along which dimension.
+        num_packed: How many matrices lie beside each other along it, each of which is cut.
+        is_even: Whether all pieces have to be of the same size.
+    """
+
+    dim: int
+    num_packed: int = 1
+    is_even: bool = False
+
+
+def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
+    """Return how a style cuts a parameter; None if every GPU holds all of it.
+
+    As `transformers.distributed.tensor_parallel` and `expert_parallel` do: rows are the last
+    dimension but one, as in a stack of matrices, and the only one of a bias. Biases of what is cut
+    into columns are added once, after the sum over GPUs, so each holds them all.
+
+    Args:
+        style: The style that the plan names for it.
+        path: Its path in the model.
+        num_dims: How many dimensions it has.
+
+    Raises:
+        UnknownStyle: It is none of those of transformers 5.23.
+    """
+    num_packed = 2 if style in _PACKED and num_dims > 1 else 1
+    if style in _ROWS:
+        return Shard(max(num_dims - 2, 0), num_packed=num_packed)
+    if style in _COLUMNS:
+        is_kept = num_dims == 1 if style in _PACKED else path.rpartition(".")[2] == "bias"
+        return None if is_kept else Shard(num_dims - 1, num_packed=num_packed)
+    if style in _EMBEDDING_DIMS:
+        return Shard(_EMBEDDING_DIMS[style])
+    if style == _EXPERTS:
+        return Shard(0, is_even=True)
+    if style in _WHOLE:
+        return None
+    raise UnknownStyle(style)
+
+
+def split_evenly(size: int, *, num_gpus: int, num_packed: int = 1) -> list[int]:
+    """Return how many of a dimension's indices each GPU gets.
+
+    Each gets a piece of the size, divided and rounded up, until nothing is left: the last ones may
+    get less, or nothing. Of matrices packed beside each other, each is divided so.
+    """
+    width = -(-size // num_packed)
+    widths = [max(min(width, size - start), 0) for start in range(0, width * num_packed, width)]
+    pieces = [_split(part, num_gpus) for part in widths]
+    return [sum(ranks) for ranks in zip(*pieces, strict=True)]
+
+
+def _split(size: int, num_gpus: int) -> list[int]:
+    piece = -(-size // num_gpus)
+    return [max(min(piece, size - rank * piece), 0) for rank in range(num_gpus)]

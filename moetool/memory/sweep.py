@@ -1,0 +1,63 @@
+"""From lists of sizes to every scenario that they make together."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moetool.errors import UsageError
+from moetool.memory.scenario import Scenario, Task
+
+_MOST_SCENARIOS = 1_000
+
+
+def list_scenarios(
+    common: Scenario,
+    *,
+    batch_sizes: Sequence[int] = (),
+    prompt_tokens: Sequence[int] = (),
+    new_tokens: Sequence[int] = (),
+) -> list[Scenario]:
+    """Return one scenario for each way of combining the sizes, the last list's changing fastest.
+
+    Args:
+        common: What all have in common, and the sizes for which no list is given.
+        batch_sizes: Sequences at once.
+        prompt_tokens: Tokens of each sequence's prompt.
+        new_tokens: Tokens that each sequence is continued by.
+
+    Raises:
+        UsageError: A size is not possible, the task makes no new tokens, or there would be more
+            than 1,000 scenarios.
+    """
+    if common.task is Task.FORWARD and any(new_tokens):
+        raise UsageError(
+            "A forward pass makes no new tokens.",
+            hint="Leave the new tokens out, or choose the task generate.",
+        )
+    # A size that is given twice is the same scenario.
+    choices = [
+        tuple(dict.fromkeys(sizes)) or (own,)
+        for sizes, own in (
+            (batch_sizes, common.batch_size),
+            (prompt_tokens, common.num_prompt_tokens),
+            (new_tokens, common.num_new_tokens),
+        )
+    ]
+    number = math.prod(map(len, choices))
+    if number > _MOST_SCENARIOS:
+        raise UsageError(
+            f"These sizes make {number:,} scenarios; at most {_MOST_SCENARIOS:,} are possible.",
+            hint="Give fewer sizes.",
+        )
+    return [
+        replace(
+            common,
+            batch_size=batch_size,
+            num_prompt_tokens=num_prompt_tokens,
+            num_new_tokens=num_new_tokens,
+        )
+        for batch_size, num_prompt_tokens, num_new_tokens in itertools.product(*choices)
+    ]

@@ -1,0 +1,246 @@
+"""What torch's CUDA caching allocator takes from a device for allocations and frees in order.
+
+A model of `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream and a
+device that never runs full. Its rules:
+
+- A request is rounded up to whole blocks of 512 bytes (`round_size`).
+- What takes at most 1 MiB comes from the small pool, the rest from the large one (`get_pool`).
+- The smallest free block of the pool that suffices is taken, the lowest among equals
+  (`get_free_block`).
+- Without one, a segment is taken from the device: 2 MiB for the small pool; for the large one
+  20 MiB, or from 10 MiB on what is asked for in whole 2 MiB (`get_allocation_size`).
+- What a block has to spare becomes a free block behind it: always in the small pool, above 1 MiB
+  in the large one (`should_split`). Other blocks are handed out, and counted, whole.
+- A block that is freed merges with the free ones beside it in its segment (`free_block`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+_MIB = 2**20
+_BLOCK_BYTES = 512
+_LARGEST_SMALL_BYTES = _MIB
+_SMALL_SEGMENT_BYTES = 2 * _MIB
+_LARGE_SEGMENT_BYTES = 20 * _MIB
+_SMALLEST_OWN_SEGMENT_BYTES = 10 * _MIB
+_OWN_SEGMENT_STEP_BYTES = 2 * _MIB
+
+# A free block's size and address as one number, which compares faster than a pair.
+_ADDRESS_BITS = 64
+_HIGHEST_ADDRESS = 2**63
+
+
+class _Pool:
+    """Free blocks, the best fit first.
+
+    Attributes:
+        smallest_rest_bytes: What a block must have to spare to be split.
+        keys: Of each free block its size and address as one number, in order.
+        blocks: The free blocks by key.
+    """
+
+    __slots__ = ("blocks", "keys", "smallest_rest_bytes")
+
+    def __init__(self, smallest_rest_bytes: int) -> None:
+        self.smallest_rest_bytes = smallest_rest_bytes
+        self.keys: list[int] = []
+        self.blocks: dict[int, _Block] = {}
+
+    def take(self, needed_bytes: int) -> _Block | None:
+        keys = self.keys
+        place = bisect_left(keys, needed_bytes << _ADDRESS_BITS)
+        if place == len(keys):
+            return None
+        block = self.blocks.pop(keys.pop(place))
+        block.is_free = False
+        return block
+
+    def add(self, block: _Block) -> None:
+        key = block.num_bytes << _ADDRESS_BITS | block.address
+        insort(self.keys, key)
+        self.blocks[key] = block
+        block.is_free = True
+
+    def remove(self, block: _Block) -> None:
+        key = block.num_bytes << _ADDRESS_BITS | block.address
+        del self.keys[bisect_left(self.keys, key)]
+        del self.blocks[key]
+
+
+class _Block:
+    """A stretch of a segment.
+
+    Attributes:
+        address: Where it begins.
+        num_bytes: How long it is.
+        pool: The pool of its segment.
+        previous: The block before it in its segment.
+        next: The block behind it in its segment.
+        is_free: Whether it is in its pool's free list.
+    """
+
+    __slots__ = ("address", "is_free", "next", "num_bytes", "pool", "previous")
+
+    def __init__(self, address: int, num_bytes: int, pool: _Pool) -> None:
+        self.address = address
+        self.num_bytes = num_bytes
+        self.pool = pool
+        self.previous: _Block | None = None
+        self.next: _Block | None = None
+        self.is_free = False
+
+    def split_off(self, rest_bytes: int) -> _Block:
+        """Return the block's end as a block of its own."""
+        self.num_bytes -= rest_bytes
+        rest = _Block(self.address + self.num_bytes, rest_bytes, self.pool)
+        rest.previous = self
+        rest.next = self.next
+        if rest.next is not None:
+            rest.next.previous = rest
+        self.next = rest
+        return rest
+
+    def absorb_next(self) -> None:
+        """Make one block of this one and the next."""
+        absorbed = self.next
+        assert absorbed is not None
+        self.num_bytes += absorbed.num_bytes
+        self.next = absorbed.next
+        if self.next is not None:
+            self.next.previous = self
+
+
+class CachingAllocator:
+    """Counts what torch would for the same allocations and frees.
+
+    Segments get ever lower addresses, as CUDA's driver gives them out in a fresh process. Once it has
+    taken some back it fills the gaps, so among free blocks of equal size torch may take another.
+
+    Attributes:
+        allocated_bytes: What blocks in use take: `torch.cuda.memory_allocated`.
+        reserved_bytes: What segments take: `torch.cuda.memory_reserved`.
+        peak_allocated_bytes: The most that blocks in use took: `torch.cuda.max_memory_allocated`.
+        peak_reserved_bytes: The most that segments took: `torch.cuda.max_memory_reserved`.
+    """
+
+    __slots__ = (
+        "_lowest_address",
+        "_large",
+        "_last_handle",
+        "_small",
+        "_used",
+        "allocated_bytes",
+        "peak_allocated_bytes",
+        "peak_reserved_bytes",
+        "reserved_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.allocated_bytes = 0
+        self.reserved_bytes = 0
+        self.peak_allocated_bytes = 0
+        self.peak_reserved_bytes = 0
+        self._small = _Pool(smallest_rest_bytes=_BLOCK_BYTES)
+        self._large = _Pool(smallest_rest_bytes=_LARGEST_SMALL_BYTES + 1)
+        self._used: dict[int, _Block] = {}
+        self._last_handle = 0
+        self._lowest_address = _HIGHEST_ADDRESS
+
+    def allocate(self, num_bytes: int) -> int:
+        """Take a block and return its handle, to free it by: 0 if nothing is asked for.
+
+        Args:
+            num_bytes: How many bytes are asked for.
+
+        Raises:
+            ValueError: Fewer than none are asked for.
+        """
+        if num_bytes <= 0:
+            if num_bytes < 0:
+                raise ValueError(f"can't allocate {num_bytes} bytes")
+            return 0
+        needed_bytes = -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        pool = self._small if needed_bytes <= _LARGEST_SMALL_BYTES else self._large
+        block = pool.take(needed_bytes) or self._reserve_segment(needed_bytes, pool)
+        rest_bytes = block.num_bytes - needed_bytes
+        if rest_bytes >= pool.smallest_rest_bytes:
+            pool.add(block.split_off(rest_bytes))
+        self.allocated_bytes += block.num_bytes
+        if self.allocated_bytes > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = self.allocated_bytes
+        self._last_handle += 1
+        self._used[self._last_handle] = block
+        return self._last_handle
+
+    def free(self, handle: int) -> None:
+        """Give a block back to its pool.
+
+        Args:
+            handle: What `allocate` returned; 0 stands for nothing.
+
+        Raises:
+            ValueError: The handle is of no block in use.
+        """
+        if handle == 0:
+            return
+        block = self._used.pop(handle, None)
+        if block is None:
+            raise ValueError(f"{handle} is the handle of no block in use")
+        self.allocated_bytes -= block.num_bytes
+        pool = block.pool
+        previous = block.previous
+        if previous is not None and previous.is_free:
+            pool.remove(previous)
+            previous.absorb_next()
+            block = previous
+        following = block.next
+        if following is not None and following.is_free:
+            pool.remove(following)
+            block.absorb_next()
+        pool.add(block)
+
+    def release_free_segments(self) -> None:
+        """Give segments without a block in use back to the device: `torch.cuda.empty_cache`."""
+        for pool in (self._small, self._large):
+            for block in list(pool.blocks.values()):
+                if block.previous is None and block.next is None:
+                    pool.remove(block)
+                    self.reserved_bytes -= block.num_bytes
+
+    def reset_peaks(self) -> None:
+        """Let the peaks start from what is taken now: `torch.cuda.reset_peak_memory_stats`."""
+        self.peak_allocated_bytes = self.allocated_bytes
+        self.peak_reserved_bytes = self.reserved_bytes
+
+    def size_of(self, handle: int) -> int:
+        """Return how many bytes a block in use takes, as `allocated_bytes` counts it.
+
+        Args:
+            handle: What `allocate` returned; 0 takes nothing.
+
+        Raises:
+            ValueError: The handle is of no block in use.
+        """
+        if handle == 0:
+            return 0
+        block = self._used.get(handle)
+        if block is None:
+            raise ValueError(f"{handle} is the handle of no block in use")
+        return block.num_bytes
+
+    def _reserve_segment(self, needed_bytes: int, pool: _Pool) -> _Block:
+        num_bytes = _segment_bytes(needed_bytes)
+        self._lowest_address -= num_bytes
+        segment = _Block(self._lowest_address, num_bytes, pool)
+        self.reserved_bytes += num_bytes
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        return segment
+
+
+def _segment_bytes(needed_bytes: int) -> int:
+    if needed_bytes <= _LARGEST_SMALL_BYTES:
+        return _SMALL_SEGMENT_BYTES
+    if needed_bytes < _SMALLEST_OWN_SEGMENT_BYTES:
+        return _LARGE_SEGMENT_BYTES
+    return -(-needed_bytes // _OWN_SEGMENT_STEP_BYTES) * _OWN_SEGMENT_STEP_BYTES

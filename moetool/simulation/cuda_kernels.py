@@ -1,0 +1,113 @@
+"""What an operation is on a GPU: one kernel or several, and the memory it takes for itself."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+_PRODUCTS = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten._grouped_mm})
+# Made of others by torch's own definition, but one kernel on a GPU.
+_FUSED = frozenset({aten.scaled_dot_product_attention})
+
+
+@dataclass(frozen=True)
+class Temporaries:
+    """What a kernel takes for itself while it runs, in bytes of each block.
+
+    Attributes:
+        before: Taken before its results.
+        after: Taken after them.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+@functools.cache
+def is_one_kernel(operation: Any) -> bool:
+    """Return whether an operation is not made of others.
+
+    Args:
+        operation: An overload of torch's dispatcher.
+    """
+    if operation.overloadpacket in _FUSED:
+        return True
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(
+        operation.name(), "CompositeImplicitAutograd"
+    )
+
+
+def needs_workspace(operation: Any) -> bool:
+    """Return whether an operation is a product of matrices by cuBLAS, which keeps a workspace."""
+    return operation in _PRODUCTS
+
+
+def find_temporaries(
+    operation: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Temporaries | None:
+    """Return what a kernel takes for itself while it runs; None where that is nothing."""
+    find = _TEMPORARIES.get(operation)
+    return None if find is None else find(*args, **kwargs)
+
+
+def _find_in_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> Temporaries:
+    """Return the state of its random numbers, the mask in the query's dtype, and a workspace."""
+    mask = ()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        mask = (attn_mask.numel() * query.element_size(),)
+    return Temporaries(before=(*mask, 8, 8), after=(256,))
+
+
+def _find_in_sort(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
+    """Return the indices to sort along, and what a radix sort of one long row needs.
+
+    Two copies of keys and indices, counters, and a look-back of 1 KiB for each tile of 4,608.
+    """
+    num_rows = rows.numel()
+    indices = num_rows * 8
+    if rows.dim() != 1 or num_rows <= 4096:
+        return Temporaries(after=(indices,))
+    copies = 2 * _round_up(num_rows * rows.element_size(), 256)
+    return Temporaries(after=(indices, copies + 16895 + 1024 * math.ceil(num_rows / 4608)))
+
+
+def _find_in_histogram(*_: Any, **__: Any) -> Temporaries:
+    return Temporaries(after=(1023,))
+
+
+def _find_in_grouped_mm(rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
+    """Return the addresses and shapes of each expert's product, and a workspace."""
+    del rows
+    return Temporaries(after=(60 * weights.shape[0], 67584))
+
+
+def _find_in_convolution(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries | None:
+    """Return a copy of its input, if that doesn't lie in order."""
+    return None if rows.is_contiguous() else Temporaries(before=(rows.numel() * rows.element_size(),))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+_TEMPORARIES: dict[Any, Callable[..., Temporaries | None]] = {
+    aten.scaled_dot_product_attention: _find_in_attention,
+    aten.sort: _find_in_sort,
+    aten.histc: _find_in_histogram,
+    aten._grouped_mm: _find_in_grouped_mm,
+    aten.convolution: _find_in_convolution,
+}

@@ -1,0 +1,237 @@
+"""Run a skeleton as it would run on a GPU, and record what that does to memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from moetool.simulation.allocations import AllocationRecorder, Origins
+from moetool.simulation.generation import without_data
+from moetool.simulation.known_values import KnownValues
+from moetool.simulation.meta_kernels import MetaKernels
+from moetool.simulation.repeated_layers import RepeatedLayers
+from moetool.simulation.timeline import Call, Timeline
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a skeleton is run.
+
+    Attributes:
+        batch_size: Sequences at once.
+        has_padding: The first sequence begins with a pad, so that masks are needed.
+        is_cache_static: `generate` uses transformers' static cache, not compiled.
+        is_routing_kept: What routers choose is copied and kept until the end, as
+            `moetool route-trace` does.
+        is_routing_balanced: Take it that routers choose experts in turns, where the model's code
+            asks which ones they chose.
+        workspace_bytes: What the first product of matrices takes for good.
+    """
+
+    batch_size: int = 1
+    has_padding: bool = False
+    is_cache_static: bool = False
+    is_routing_kept: bool = False
+    is_routing_balanced: bool = False
+    workspace_bytes: int = 0
+
+
+class MemoryRun:
+    """Runs a skeleton without data, under `torch.inference_mode`, and returns what it did to memory.
+
+    `generate` is transformers' own, with all that it does around the model: its calls see ordinary
+    tokens, and no sequence ends early. Layers that are the same run once.
+
+    Args:
+        skeleton: The model on the meta device, in evaluation mode. It is left as it was.
+        options: How it is run.
+        routing_modules: The modules whose second and third arguments are what routers chose and
+            its weights.
+    """
+
+    def __init__(
+        self,
+        skeleton: PreTrainedModel,
+        options: RunOptions,
+        *,
+        routing_modules: tuple[nn.Module, ...] = (),
+    ) -> None:
+        self._skeleton = skeleton
+        self._options = options
+        self._routing_modules = routing_modules if options.is_routing_kept else ()
+        self._token_id = find_ordinary_token(skeleton.config)
+        self._origins = Origins()
+
+    def generate(self, *, num_prompt_tokens: int, num_new_tokens: int) -> Timeline:
+        """Return the timeline of `generate`, which calls the model once for each new token.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+        """
+        options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
+        if self._options.is_cache_static:
+            options["cache_implementation"] = "static"
+        if self._skeleton.config.is_encoder_decoder:
+            options["decoder_start_token_id"] = self._token_id
+        generate: Any = self._skeleton.generate
+        return self._record(generate, num_prompt_tokens, options)
+
+    def forward(self, *, num_prompt_tokens: int) -> Timeline:
+        """Return the timeline of one call, with the logits of every position.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+        """
+        return self._record(self._call, num_prompt_tokens, {})
+
+    def read(self, *, num_prompt_tokens: int) -> Timeline:
+        """Return the timeline of one call without a cache, for the last position's logits.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+        """
+        return self._record(
+            self._call, num_prompt_tokens, {"use_cache": False, "logits_to_keep": 1}
+        )
+
+    def _call(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        accepted = _names_of(self._skeleton)
+        return self._skeleton(
+            input_ids, **{name: value for name, value in options.items() if name in accepted}
+        )
+
+    def _record(
+        self, run: Callable[..., Any], num_prompt_tokens: int, options: dict[str, Any]
+    ) -> Timeline:
+        skeleton, batch_size = self._skeleton, self._options.batch_size
+        recorder = AllocationRecorder(
+            skeleton, origins=self._origins, workspace_bytes=self._options.workspace_bytes
+        )
+        known = KnownValues(
+            token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced
+        )
+        calls: list[Call] = []
+        kept: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(MetaKernels())
+            stack.enter_context(known)
+            stack.enter_context(RepeatedLayers(skeleton, observers=[recorder]))
+            stack.enter_context(recorder)
+            stack.enter_context(_watching_calls(skeleton, recorder, known, calls))
+            for module in self._routing_modules:
+                stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
+            shape = (batch_size, num_prompt_tokens)
+            input_ids = torch.zeros(shape, dtype=torch.long, device="meta")
+            known.know(input_ids, torch.full(shape, self._token_id))
+            if self._options.has_padding:
+                mask = torch.ones(shape, dtype=torch.long, device="meta")
+                values = torch.ones(shape, dtype=torch.long)
+                values[0, 0] = 0
+                known.know(mask, values)
+                options = {**options, "attention_mask": mask}
+            with without_data():
+                result = run(input_ids, **options)
+            timeline = Timeline(
+                events=tuple(recorder.events),
+                origins=self._origins.found,
+                calls=tuple(calls),
+                workspace_block=recorder.workspace_block,
+            )
+            del result
+        return timeline
+
+
+def find_ordinary_token(config: PreTrainedConfig) -> int:
+    """Return a token id that a configuration gives no meaning to, such as that of a pad."""
+    special: set[int] = set()
+    for holder in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name, value in vars(holder).items() if holder is not None else ():
+            if "token" in name or name.endswith("_id"):
+                values = value if isinstance(value, list | tuple) else [value]
+                special.update(number for number in values if isinstance(number, int))
+    return next(number for number in range(5, 2**20) if number not in special)
+
+
+@contextmanager
+def _watching_calls(
+    skeleton: PreTrainedModel,
+    recorder: AllocationRecorder,
+    known: KnownValues,
+    calls: list[Call],
+) -> Iterator[None]:
+    """Take note of every call of the skeleton, and of what its cache then holds."""
+    forward = skeleton.forward
+
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        first_event = len(recorder.events)
+        with known.inside_model():
+            output = forward(*args, **kwargs)
+        blocks = _find_cache_blocks(output, recorder)
+        calls.append(
+            Call(
+                first_event=first_event,
+                end_event=len(recorder.events),
+                cache_blocks=frozenset(blocks),
+                cache_bytes=sum(blocks.values()),
+            )
+        )
+        return output
+
+    skeleton.forward = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del skeleton.forward
+
+
+def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that the cache in a model's or `generate`'s output keeps."""
+    names = ("past_key_values", "cache_params", "mems", "past_buckets_states")
+    return _find_tensors([getattr(output, name, None) for name in names])
+
+
+def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
+    """Return the blocks that an output's cache holds, with what each takes."""
+    blocks: dict[int, int] = {}
+    for tensor in find_cache_tensors(output):
+        block = recorder.find_block(tensor)
+        if block is not None:
+            blocks[block] = recorder.count_bytes(block)
+    return blocks
+
+
+def _find_tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _find_tensors(item)
+    elif isinstance(value, dict):
+        yield from _find_tensors(list(value.values()))
+    elif isinstance(value, Cache | CacheLayerMixin):
+        yield from _find_tensors(list(vars(value).values()))
+
+
+def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        _, experts, weights = args
+        kept.append(experts.to(torch.int32, copy=True))
+        kept.append(weights.to(torch.float32, copy=True))
+
+    return keep
+
+
+def _names_of(skeleton: PreTrainedModel) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(type(skeleton).forward).parameters)

@@ -1,0 +1,238 @@
+"""What `moetool memory-estimate` asks to be simulated, and what it refuses before."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moetool.cli.memory_estimate import Attention, Dtype, ExpertsImplementation, memory_estimate
+from moetool.cli.options import parse_numbers
+from moetool.errors import UsageError
+from moetool.memory.result import Estimate
+from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from tests.cli.refusals import Refusal, assert_refused
+from tests.conftest import RunMoetool
+from tests.report.memory_estimates import make_estimate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        pytest.param([], Refusal(2, error="MODEL"), id="nothing"),
+        pytest.param(
+            ["demo", "--batch-size", "1,many"],
+            Refusal(2, error="--batch-size: 'many'", hint="1,8,32"),
+            id="words for sizes",
+        ),
+        pytest.param(
+            ["demo", "--prompt-tokens", "1,,2"],
+            Refusal(2, error="--prompt-tokens: ''", hint="1,8,32"),
+            id="a gap in a list",
+        ),
+        pytest.param(
+            ["demo", "--new-tokens", ""],
+            Refusal(2, error="--new-tokens: ''", hint="1,8,32"),
+            id="an empty list",
+        ),
+        pytest.param(
+            ["demo", "--batch-size", "8,0"],
+            Refusal(2, error="batch size can't be 0", hint="from 1 to 1,048,576"),
+            id="batches of nothing",
+        ),
+        pytest.param(
+            ["demo", "--prompt-tokens", "-3"],
+            Refusal(2, error="prompt tokens can't be -3", hint="from 1 to"),
+            id="prompts of less than nothing",
+        ),
+        pytest.param(
+            ["demo", "--new-tokens", "0"],
+            Refusal(2, error="new tokens can't be 0", hint="from 1 to"),
+            id="generating nothing",
+        ),
+        pytest.param(
+            ["demo", "--task", "forward", "--new-tokens", "4"],
+            Refusal(2, error="forward pass makes no new tokens", hint="generate"),
+            id="a forward pass that generates",
+        ),
+        pytest.param(
+            ["demo", "--batch-size", ",".join(map(str, range(1, 1002)))],
+            Refusal(2, error="1,001 scenarios", hint="fewer"),
+            id="too large a sweep",
+        ),
+        pytest.param(
+            ["demo", "--double-quantization"],
+            Refusal(2, error="Double quantization", hint="nf4"),
+            id="scales of nothing",
+        ),
+        pytest.param(
+            ["demo", "--quantization", "int4"], Refusal(2, error="'int4'"), id="a quantization"
+        ),
+        pytest.param(["demo", "--dtype", "int8"], Refusal(2, error="'int8'"), id="a dtype"),
+        pytest.param(["demo", "--task", "train"], Refusal(2, error="'train'"), id="a task"),
+        pytest.param(
+            ["demo", "--attention", "flash"], Refusal(2, error="'flash'"), id="an attention"
+        ),
+        pytest.param(
+            ["demo", "-o", "demo.yaml"],
+            Refusal(2, error="'demo.yaml'", hint=".json"),
+            id="a suffix",
+        ),
+        pytest.param(
+            ["demo", "mixtral-8x8b"],
+            Refusal(3, error="No model 'mixtral-8x8b'", hint="'mixtral-8x7b'"),
+            id="the second of two models",
+        ),
+    ],
+)
+def test_what_can_not_be_estimated_is_named(
+    arguments: list[str], refusal: Refusal, run_moetool: RunMoetool
+) -> None:
+    assert_refused(run_moetool("memory-estimate", *arguments), refusal, target=None)
+
+
+def test_an_output_that_exists_is_kept(run_moetool: RunMoetool, tmp_path: Path) -> None:
+    output = tmp_path / "estimate.json"
+    output.write_text("mine", encoding="utf-8")
+    completed = run_moetool("memory-estimate", "demo", "-o", output)
+    assert_refused(completed, Refusal(2, error=str(output), hint="--force"), target=None)
+    assert output.read_text(encoding="utf-8") == "mine"
+
+
+def test_help_names_every_option(run_moetool: RunMoetool) -> None:
+    text = run_moetool("memory-estimate", "--help").stdout
+    for option in (
+        *("--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task"),
+        *("--attention", "--experts-implementation", "--cache", "--padding", "--quantization"),
+        *("--double-quantization", "--experts", "--trace", "--measure", "--format", "--output"),
+        *("--force", "--revision", "--trust-remote-code"),
+    ):
+        assert f" {option} " in text.replace("\n", " \n")
+    for choice in ("eager|sdpa", "eager|grouped_mm|batched_mm", "none|int8|nf4|fp4"):
+        assert f"<{choice}>" in text
+
+
+def test_lists_of_numbers_may_have_spaces() -> None:
+    assert parse_numbers("8", option="--batch-size") == (8,)
+    assert parse_numbers(" 1, 8,32 ", option="--batch-size") == (1, 8, 32)
+    assert parse_numbers("-1", option="--batch-size") == (-1,)
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "1e3", "--1", "+1", "9" * 5000])
+def test_what_is_no_list_of_numbers_is_refused_by_its_option(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--new-tokens: "):
+        parse_numbers(text, option="--new-tokens")
+
+
+class FakeEstimates:
+    """Stands in for the simulation, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[Scenario], dict[str, Any]]] = []
+
+    def estimate_memory(
+        self, model: Any, scenarios: Sequence[Scenario], **options: Any
+    ) -> list[Estimate]:
+        self.asked.append((model.text, list(scenarios), options))
+        if options["on_progress"] is not None:
+            options["on_progress"](f"[/] {model.text}")
+        return [make_estimate(model=model.text, scenario=scenario) for scenario in scenarios]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEstimates:
+    """What `moetool memory-estimate` asks, in this test, instead of the simulation."""
+    estimates = FakeEstimates()
+    module = SimpleNamespace(estimate_memory=estimates.estimate_memory)
+    monkeypatch.setitem(sys.modules, "moetool.memory.estimate", module)
+    return estimates
+
+
+def test_by_default_one_scenario_is_run_and_shown_as_a_page(
+    fake: FakeEstimates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory_estimate(["demo"])
+    nothing_asked = {
+        "gpu": None,
+        "trace": None,
+        "measure": False,
+        "revision": None,
+        "trust_remote_code": False,
+        "on_progress": None,
+    }
+    assert fake.asked == [("demo", [Scenario()], nothing_asked)]
+    assert capsys.readouterr().out.startswith("demo needs 21.5 GiB and fits on 1 × big")
+
+
+def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
+    output = tmp_path / "estimates.json"
+    memory_estimate(
+        ["demo", "mixtral-8x7b"],
+        batch_size="1,8",
+        prompt_tokens="64",
+        new_tokens="4,2",
+        gpu="24GiB",
+        dtype=Dtype.FLOAT16,
+        quantization=Quantization.NF4,
+        double_quantization=True,
+        experts=QuantizedExperts.QUANTIZED,
+        attention=Attention.EAGER,
+        experts_implementation=ExpertsImplementation.BATCHED_MM,
+        cache=CacheKind.STATIC,
+        padding=True,
+        trace=Path("trace.parquet"),
+        measure=True,
+        output=output,
+        revision="main",
+        trust_remote_code=True,
+    )
+    scenarios = [
+        Scenario(
+            batch_size=batch_size,
+            num_prompt_tokens=64,
+            num_new_tokens=num_new_tokens,
+            dtype="float16",
+            attention="eager",
+            experts_implementation="batched_mm",
+            cache=CacheKind.STATIC,
+            has_padding=True,
+            quantization=Quantization.NF4,
+            is_double_quantized=True,
+            experts=QuantizedExperts.QUANTIZED,
+        )
+        for batch_size in (1, 8)
+        for num_new_tokens in (4, 2)
+    ]
+    options = {
+        "gpu": "24GiB",
+        "trace": Path("trace.parquet"),
+        "measure": True,
+        "revision": "main",
+        "trust_remote_code": True,
+        "on_progress": None,
+    }
+    assert fake.asked == [("demo", scenarios, options), ("mixtral-8x7b", scenarios, options)]
+    estimates = json.loads(output.read_text(encoding="utf-8"))["estimates"]
+    assert [estimate["model"] for estimate in estimates] == ["demo"] * 4 + ["mixtral-8x7b"] * 4
+
+
+@pytest.mark.parametrize("task", [Task.FORWARD, Task.TRACE])
+def test_only_generating_makes_new_tokens_by_default(task: Task, fake: FakeEstimates) -> None:
+    memory_estimate(["demo"], task=task)
+    ((_, scenarios, _),) = fake.asked
+    assert scenarios == [Scenario(task=task, num_new_tokens=0)]
+
+
+def test_on_a_terminal_the_work_at_hand_is_shown(
+    fake: FakeEstimates, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    memory_estimate(["demo"])
+    ((_, _, options),) = fake.asked
+    assert callable(options["on_progress"])
+    assert "demo needs" in capsys.readouterr().out
