@@ -1,10 +1,11 @@
 """Memory that a GPU shows for published geometries with random weights, beside the estimates.
 
-    python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]   # on a GPU
-    python -m benchmarks.memory_accuracy compare benchmarks/memory_h200.jsonl # anywhere
+    python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]    # on a GPU
+    python -m benchmarks.memory_accuracy compare benchmarks/memory_h200.jsonl  # anywhere
 
-Each model is measured in a process of its own, its scenarios one after the other. Each line of the
-file is one scenario: what torch and the device showed.
+Each scenario is measured in a process of its own, as a user would run it: what an earlier one gave
+back to the driver changes where the next one's memory lies, and so how well blocks fit. Each line
+of the file is one scenario with what torch and the device showed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # Batch size, prompt tokens, new tokens: one short, a long prompt, in between, a wide batch, and
 # mostly decoding.
@@ -40,6 +43,17 @@ MODELS = (
     "qwen3.5-35b-a3b",
     "jamba-v0.1",
 )
+# What else can be chosen, each on the smallest model that has it.
+OTHERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("olmoe-1b-7b", {"task": "forward", "num_new_tokens": 0}),
+    ("olmoe-1b-7b", {"cache": "static"}),
+    ("olmoe-1b-7b", {"has_padding": True}),
+    ("olmoe-1b-7b", {"attention": "eager"}),
+    ("olmoe-1b-7b", {"experts_implementation": "eager"}),
+    ("qwen1.5-moe-a2.7b", {"dtype": "float32"}),
+    ("switch-base-8", {"dtype": "float32"}),
+)
+_OTHERS_SIZES = {"batch_size": 4, "num_prompt_tokens": 512, "num_new_tokens": 16}
 _FIGURES = ("weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "total_device_bytes")
 
 
@@ -52,101 +66,124 @@ def main() -> None:
     arguments = parser.parse_args()
     match arguments.action:
         case "measure":
-            for model in arguments.models or MODELS:
-                command = ["measure-one", str(arguments.file), model]
-                subprocess.run(
-                    [sys.executable, "-m", "benchmarks.memory_accuracy", *command], check=False
-                )
+            for model, options in list_cases(arguments.models):
+                case = json.dumps([model, options])
+                script = [sys.executable, "-m", "benchmarks.memory_accuracy"]
+                subprocess.run([*script, "measure-one", str(arguments.file), case], check=False)
         case "measure-one":
-            for model in arguments.models:
-                measure_model(model, arguments.file)
+            model, options = json.loads(arguments.models[0])
+            measure_case(model, options, arguments.file)
         case _:
             compare(arguments.file, only=arguments.models)
 
 
-def measure_model(model: str, file: Path) -> None:
-    """Append what the GPU shows for a model's scenarios to a file."""
+def list_cases(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what is measured: models with the options of each of their scenarios."""
+    cases = [
+        (
+            model,
+            {"batch_size": batch, "num_prompt_tokens": prompt, "num_new_tokens": new},
+        )
+        for model in MODELS
+        for batch, prompt, new in SCENARIOS
+    ]
+    cases += [(model, {**_OTHERS_SIZES, **options}) for model, options in OTHERS]
+    return [(model, options) for model, options in cases if not models or model in models]
+
+
+def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
+    """Append what the GPU shows for a scenario to a file."""
     import torch
     import transformers
 
     from moetool.memory.measure import measure_scenarios
 
-    builder, scenarios = _prepare(model)
-    for scenario, measured in zip(scenarios, measure_scenarios(builder, scenarios), strict=True):
-        line = {
-            "model": model,
-            "batch_size": scenario.batch_size,
-            "num_prompt_tokens": scenario.num_prompt_tokens,
-            "num_new_tokens": scenario.num_new_tokens,
-            "gpu": measured.gpu,
-            **asdict(measured.figures),
-            "context_bytes": measured.context_bytes,
-            "seconds": round(measured.seconds, 3),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        print(json.dumps(line), flush=True)
-        with file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+    builder, scenario = prepare_case(model, options)
+    (measured,) = measure_scenarios(builder, [scenario])
+    line = {
+        "model": model,
+        "options": dict(options),
+        "gpu": measured.gpu,
+        **asdict(measured.figures),
+        "context_bytes": measured.context_bytes,
+        "seconds": round(measured.seconds, 3),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    print(json.dumps(line), flush=True)
+    with file.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
 
 
 def compare(file: Path, *, only: list[str]) -> None:
     """Print, for each scenario in a file, how far the estimate is from what was measured."""
+    from moetool.memory.model_runs import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.runs import run_scenario
 
-    errors: dict[str, list[float]] = {"allocated": [], "reserved": []}
-    lines = [json.loads(text) for text in file.read_text().splitlines()]
-    for model in dict.fromkeys(line["model"] for line in lines):
+    errors: dict[str, list[float]] = {"peak allocated": [], "peak reserved": []}
+    workspace_bytes = find_workspace_bytes(_find_h200())
+    for line in (json.loads(text) for text in file.read_text().splitlines()):
+        model = line["model"]
         if only and model not in only:
             continue
-        builder, scenarios = _prepare(model)
-        skeleton = builder.build(scenarios[0])
-        for line in (line for line in lines if line["model"] == model):
-            sizes = tuple(line[name] for name in ("batch_size", "num_prompt_tokens", "num_new_tokens"))
-            scenario = next(
-                s
-                for s in scenarios
-                if (s.batch_size, s.num_prompt_tokens, s.num_new_tokens) == sizes
-            )
-            run = run_scenario(
-                skeleton,
-                scenario,
-                workspace_bytes=32 * 2**20,
-                context_bytes=738_197_504,
-            )
-            estimated = asdict(run.figures)
-            off = {name: estimated[name] - line[name] for name in _FIGURES}
-            rest = line["peak_allocated_bytes"] - line["weights_bytes"]
-            allocated = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
-            reserved = off["peak_reserved_bytes"] / line["peak_reserved_bytes"]
-            errors["allocated"].append(abs(allocated))
-            errors["reserved"].append(abs(reserved))
-            print(
-                f"{model:26} {sizes!s:16} weights {off['weights_bytes']:+7,} B  "
-                f"allocated {allocated:+.4%} (of the rest {off['peak_allocated_bytes'] / rest:+.2%},"
-                f" {off['peak_allocated_bytes'] / 2**20:+.2f} MiB)  reserved {reserved:+.3%}  "
-                f"device {off['total_device_bytes'] / 2**30:+.3f} GiB"
-            )
+        builder, scenario = prepare_case(model, line["options"])
+        # Not `estimate_memory`, which refuses what is past a model's context.
+        run = run_scenario(
+            builder.build(scenario),
+            scenario,
+            workspace_bytes=workspace_bytes,
+            context_bytes=CONTEXT_BYTES,
+        )
+        figures = asdict(run.figures)
+        off = {name: figures[name] - line[name] for name in _FIGURES}
+        rest = line["peak_allocated_bytes"] - line["weights_bytes"]
+        shares = {
+            "peak allocated": off["peak_allocated_bytes"] / line["peak_allocated_bytes"],
+            "peak reserved": off["peak_reserved_bytes"] / line["peak_reserved_bytes"],
+        }
+        for name, share in shares.items():
+            errors[name].append(abs(share))
+        print(
+            f"{model:24} {_name(line['options']):34} weights {off['weights_bytes']:+,} B, "
+            f"allocated {shares['peak allocated']:+.4%} "
+            f"(of the rest {off['peak_allocated_bytes'] / rest:+.3%}), "
+            f"reserved {shares['peak reserved']:+.3%}, "
+            f"device {off['total_device_bytes'] / 2**30:+.3f} GiB",
+            flush=True,
+        )
     for name, values in errors.items():
-        print(f"{name}: median {statistics.median(values):.4%}, worst {max(values):.4%}")
+        print(
+            f"{name}: {len(values)} cases, median {statistics.median(values):.4%}, "
+            f"worst {max(values):.4%}"
+        )
 
 
-def _prepare(model: str):  # type: ignore[no-untyped-def]
+def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what builds a model, and the scenario that options are of."""
     from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.subject import AskedSource, find_subject
-    from moetool.memory.scenario import Scenario
+    from moetool.memory.scenario import CacheKind, Scenario, Task
     from moetool.memory.skeletons import SkeletonBuilder
 
     subject = find_subject(resolve_model(model), source=AskedSource.SKELETON, revision=None)
-    return SkeletonBuilder(subject), [
-        Scenario(
-            batch_size=batch_size,
-            num_prompt_tokens=num_prompt_tokens,
-            num_new_tokens=num_new_tokens,
-            dtype="bfloat16",
-        )
-        for batch_size, num_prompt_tokens, num_new_tokens in SCENARIOS
+    enums = {"task": Task, "cache": CacheKind}
+    values: dict[str, Any] = {"dtype": "bfloat16", **options}
+    values |= {name: kind(values[name]) for name, kind in enums.items() if name in values}
+    return SkeletonBuilder(subject), Scenario(**values)
+
+
+def _find_h200() -> Any:
+    from moetool.catalogue.gpus import find_gpu
+
+    return find_gpu("h200")
+
+
+def _name(options: Mapping[str, Any]) -> str:
+    sizes = [options[name] for name in ("batch_size", "num_prompt_tokens", "num_new_tokens")]
+    others = [
+        str(value) for name, value in options.items() if not name.startswith(("num_", "batch"))
     ]
+    return " ".join([" x ".join(map(str, sizes)), *others])
 
 
 if __name__ == "__main__":

@@ -52,49 +52,8 @@ def share_by_device_map(
     Returns:
         The bytes and layers of each GPU. Its reason tells how many layers are left to the host.
     """
-    weights = _Weights(skeleton, quantization)
-    return weights.share(budget_bytes=gpu_memory_bytes - reserve_bytes, num_gpus=num_gpus)
-
-
-def count_gpus(
-    skeleton: PreTrainedModel,
-    *,
-    gpu_memory_bytes: int,
-    cache_bytes: int,
-    activation_bytes: int,
-    context_bytes: int,
-    quantization: Quantization = Quantization.NONE,
-    largest: int = 64,
-) -> int | None:
-    """Return how many GPUs a run takes with `device_map="auto"`; None if no number does.
-
-    That is the smallest number with which all layers lie on GPUs, and each GPU has room for
-
-    - the weights that transformers puts there, which it is given all memory but the context for,
-    - the cache of its layers, of which each is taken to hold the same,
-    - all activations and the workspace: a GPU that runs some of the layers may need less, so the
-      number may be too large.
-
-    Args:
-        skeleton: The model on the meta device, in the dtypes it is loaded in.
-        gpu_memory_bytes: What each GPU has.
-        cache_bytes: The cache of all layers.
-        activation_bytes: What comes and goes at the peak, with the workspace and what the allocator
-            holds beyond what is allocated.
-        context_bytes: The CUDA context of each GPU.
-        quantization: How the weights are stored.
-        largest: No more than this many are tried.
-    """
-    weights = _Weights(skeleton, quantization)
-    room_bytes = gpu_memory_bytes - context_bytes - activation_bytes
-    fewest = weights.count_fewest_gpus(room_bytes=room_bytes, cache_bytes=cache_bytes)
-    if fewest is None:
-        return None
-    for num_gpus in range(fewest, largest + 1):
-        ranks = weights.share(budget_bytes=gpu_memory_bytes - context_bytes, num_gpus=num_gpus)
-        if ranks.reason is None and max(_add_cache(ranks, cache_bytes)) <= room_bytes:
-            return num_gpus
-    return None
+    maps = DeviceMaps(skeleton, quantization)
+    return maps.share(budget_bytes=gpu_memory_bytes - reserve_bytes, num_gpus=num_gpus)
 
 
 def _add_cache(ranks: RankBytes, cache_bytes: int) -> list[int]:
@@ -108,14 +67,56 @@ def _add_cache(ranks: RankBytes, cache_bytes: int) -> list[int]:
     ]
 
 
-class _Weights:
-    """What is asked of a model's weights for every number of GPUs."""
+class DeviceMaps:
+    """transformers' maps of one model, for any kind and number of GPUs.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        quantization: How its weights are stored.
+    """
 
     def __init__(self, skeleton: PreTrainedModel, quantization: Quantization) -> None:
         self._skeleton = skeleton
         self._quantization = quantization
         tensors = [*skeleton.named_parameters(), *skeleton.named_buffers()]
         self._bytes_by_path = {path: tensor.nbytes for path, tensor in tensors}
+
+    def count_gpus(
+        self,
+        *,
+        gpu_memory_bytes: int,
+        cache_bytes: int,
+        activation_bytes: int,
+        context_bytes: int,
+        largest: int = 64,
+    ) -> int | None:
+        """Return how many GPUs a run takes with `device_map="auto"`; None if no number does.
+
+        That is the smallest number with which all layers lie on GPUs, and each GPU has room for
+
+        - the weights that transformers puts there, which it is given all memory but the context
+          for,
+        - the cache of its layers, of which each is taken to hold the same,
+        - all activations and the workspace: a GPU that runs some of the layers may need less, so
+          the number may be too large.
+
+        Args:
+            gpu_memory_bytes: What each GPU has.
+            cache_bytes: The cache of all layers.
+            activation_bytes: What comes and goes at the peak, with the workspace and what the
+                allocator holds beyond what is allocated.
+            context_bytes: The CUDA context of each GPU.
+            largest: No more than this many are tried.
+        """
+        room_bytes = gpu_memory_bytes - context_bytes - activation_bytes
+        fewest = self._count_fewest_gpus(room_bytes=room_bytes, cache_bytes=cache_bytes)
+        if fewest is None:
+            return None
+        for num_gpus in range(fewest, largest + 1):
+            ranks = self.share(budget_bytes=gpu_memory_bytes - context_bytes, num_gpus=num_gpus)
+            if ranks.reason is None and max(_add_cache(ranks, cache_bytes)) <= room_bytes:
+                return num_gpus
+        return None
 
     @cached_property
     def _layers(self) -> Mapping[str, torch.nn.Module]:
@@ -150,7 +151,7 @@ class _Weights:
             reason=None if is_whole else f"{left} are left to the host's memory",
         )
 
-    def count_fewest_gpus(self, *, room_bytes: int, cache_bytes: int) -> int | None:
+    def _count_fewest_gpus(self, *, room_bytes: int, cache_bytes: int) -> int | None:
         """Return a number of GPUs below which none can do; None if no number can."""
         largest_layer = max(self._layer_bytes, default=0)
         if room_bytes <= 0 or largest_layer > room_bytes:

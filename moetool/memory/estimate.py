@@ -9,27 +9,26 @@ from pathlib import Path
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
-from moetool.errors import InputError, MoetoolError, UsageError
+from moetool.errors import InputError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
-from moetool.memory.device_maps import count_gpus, share_by_device_map
-from moetool.memory.experts_touched import Routing, find_choices, read_routing
-from moetool.memory.fits import list_fits
-from moetool.memory.limits import find_limits
+from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
-from moetool.memory.parallel import share_by_expert_parallel, share_by_tensor_parallel
-from moetool.memory.result import Estimate, Fit, Limits, Measurement, RankBytes
-from moetool.memory.runs import SimulatedRun
+from moetool.memory.result import Estimate, Fit, Measurement
 from moetool.memory.scenario import Quantization, Scenario
-from moetool.memory.skeletons import SkeletonBuilder, find_context
+from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
+from moetool.memory.what_fits import (
+    find_limits_on,
+    list_fits_everywhere,
+    list_fits_on,
+    list_ranks,
+    quantize_scenario,
+)
 
 # What figures are for if no GPU is named: they were measured on it.
 _DEFAULT_GPU = "h200"
-_FIT_QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
-# What several GPUs share the weights by if one is not enough, or one was named.
-_NUMS_RANKS = (2, 4, 8)
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
 
@@ -116,14 +115,16 @@ def _estimate(
         context_bytes=CONTEXT_BYTES,
         peaks=run.peaks,
         variants={name: each.figures for name, each in variants.items()},
-        fits=_list_fits(runs, scenario, named_gpu),
+        fits=list_fits_everywhere(runs, scenario)
+        if named_gpu is None
+        else list_fits_on(runs, scenario, named_gpu),
         stored=stored,
         notes=(*run.notes, *stored_notes),
     )
     if named_gpu is None:
         return estimate
     skeleton = runs.get_skeleton(scenario)
-    plain = runs.get_skeleton(replace(scenario, quantization=Quantization.NONE, is_double_quantized=False))
+    plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
     choices = find_choices(plain)
     routing = None if trace is None or choices is None else read_routing(trace, choices)
     total_bytes = run.figures.total_device_bytes
@@ -146,105 +147,19 @@ def _estimate(
     )
     return replace(
         estimate,
-        limits=_find_limits(runs, scenario, named_gpu),
-        ranks=_list_ranks(runs, scenario, named_gpu, estimate.fit),
+        limits=find_limits_on(runs, scenario, named_gpu),
+        ranks=list_ranks(
+            runs, scenario, named_gpu, num_gpus=estimate.fit.num_gpus if estimate.fit else None
+        ),
         offload=offload,
         speed=speed,
-        notes=(*estimate.notes, *speed.notes, *_note_fit(estimate.fit), *_note_calibration(named_gpu)),
+        notes=(
+            *estimate.notes,
+            *speed.notes,
+            *_note_fit(estimate.fit),
+            *_note_calibration(named_gpu),
+        ),
     )
-
-
-def _list_fits(runs: ModelRuns, scenario: Scenario, named_gpu: Gpu | None) -> tuple[Fit, ...]:
-    totals = {
-        quantization: _find_total_bytes(runs, scenario, quantization)
-        for quantization in dict.fromkeys((*_FIT_QUANTIZATIONS, scenario.quantization))
-    }
-
-    def count(quantization: Quantization, gpu: Gpu) -> int | None:
-        return _count_gpus(runs, _quantize(scenario, quantization), gpu)
-
-    gpus = [named_gpu] if named_gpu is not None else list(read_gpus().values())
-    return list_fits(totals, gpus, count_gpus=count)
-
-
-def _quantize(scenario: Scenario, quantization: Quantization) -> Scenario:
-    is_double_quantized = scenario.is_double_quantized and quantization in (
-        Quantization.NF4,
-        Quantization.FP4,
-    )
-    return replace(
-        scenario, quantization=quantization, is_double_quantized=is_double_quantized
-    )
-
-
-def _find_total_bytes(
-    runs: ModelRuns, scenario: Scenario, quantization: Quantization
-) -> int | None:
-    """Return what a scenario takes under a quantization; None if the model can't be quantized so."""
-    try:
-        return runs.run(_quantize(scenario, quantization)).figures.total_device_bytes
-    except MoetoolError:
-        if quantization is scenario.quantization:
-            raise
-        return None
-
-
-def _count_gpus(runs: ModelRuns, scenario: Scenario, gpu: Gpu) -> int | None:
-    run = runs.run(scenario)
-    return count_gpus(
-        runs.get_skeleton(scenario),
-        gpu_memory_bytes=gpu.memory_bytes,
-        cache_bytes=run.figures.cache_bytes or 0,
-        activation_bytes=_count_other_bytes(run),
-        context_bytes=CONTEXT_BYTES,
-        quantization=scenario.quantization,
-    )
-
-
-def _count_other_bytes(run: SimulatedRun) -> int:
-    """Return what a run holds in reserve beside weights and cache at its peak."""
-    figures = run.figures
-    assert figures.peak_reserved_bytes is not None
-    return figures.peak_reserved_bytes - figures.weights_bytes - (figures.cache_bytes or 0)
-
-
-def _find_limits(runs: ModelRuns, scenario: Scenario, gpu: Gpu) -> Limits:
-    def total_bytes_of(batch_size: int, num_prompt_tokens: int) -> int:
-        run = runs.run(
-            replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
-        )
-        assert run.figures.total_device_bytes is not None
-        return run.figures.total_device_bytes
-
-    return find_limits(
-        total_bytes_of,
-        gpu=gpu,
-        batch_size=scenario.batch_size,
-        num_prompt_tokens=scenario.num_prompt_tokens,
-        num_new_tokens=scenario.num_new_tokens,
-        context=find_context(runs.builder.make_config()),
-    )
-
-
-def _list_ranks(
-    runs: ModelRuns, scenario: Scenario, gpu: Gpu, fit: Fit | None
-) -> tuple[RankBytes, ...]:
-    skeleton = runs.get_skeleton(scenario)
-    run = runs.run(scenario)
-    num_gpus = max(2, (fit.num_gpus if fit and fit.num_gpus else 1))
-    by_map = share_by_device_map(
-        skeleton,
-        gpu_memory_bytes=gpu.memory_bytes,
-        num_gpus=num_gpus if fit is None or fit.num_gpus else 1,
-        reserve_bytes=CONTEXT_BYTES + _count_other_bytes(run),
-        quantization=scenario.quantization,
-    )
-    shared = (
-        share(skeleton, num_gpus=number)
-        for share in (share_by_tensor_parallel, share_by_expert_parallel)
-        for number in _NUMS_RANKS
-    )
-    return (by_map, *shared)
 
 
 def _note_fit(fit: Fit | None) -> Iterator[str]:
@@ -267,6 +182,4 @@ def _note_gpu(measured: Measurement) -> Iterator[str]:
 
 
 def _describe(model: str, scenario: Scenario) -> str:
-    return (
-        f"simulating {model}: {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"
-    )
+    return f"simulating {model}: {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"

@@ -18,9 +18,7 @@ from moetool.memory.skeletons import SkeletonBuilder
 from moetool.simulation.memory_run import find_cache_tensors, find_ordinary_token
 
 
-def measure_scenarios(
-    builder: SkeletonBuilder, scenarios: Sequence[Scenario]
-) -> list[Measurement]:
+def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
     """Run scenarios of one model on the first GPU, with random weights, and return what it shows.
 
     Weights are measured before anything runs. A scenario that differs in nothing but sizes from the

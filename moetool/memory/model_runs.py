@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
+from moetool.memory.device_maps import DeviceMaps
 from moetool.memory.result import Method, StoredWeights
 from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
@@ -36,7 +37,8 @@ class ModelRuns:
     builder: SkeletonBuilder
     gpu: Gpu
     _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
-    _runs: dict[Scenario, SimulatedRun] = field(default_factory=dict)
+    _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
+    _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
     _stored: tuple[StoredWeights | None, tuple[str, ...]] | None = None
 
     def get_skeleton(self, scenario: Scenario) -> PreTrainedModel:
@@ -47,6 +49,13 @@ class ModelRuns:
         if key not in self._skeletons:
             self._skeletons[key] = self.builder.build(key)
         return self._skeletons[key]
+
+    def get_device_maps(self, scenario: Scenario) -> DeviceMaps:
+        """Return transformers' device maps of the model as a scenario loads it."""
+        skeleton = self.get_skeleton(scenario)
+        if id(skeleton) not in self._device_maps:
+            self._device_maps[id(skeleton)] = DeviceMaps(skeleton, scenario.quantization)
+        return self._device_maps[id(skeleton)]
 
     def get_stored(self, scenario: Scenario) -> tuple[StoredWeights | None, tuple[str, ...]]:
         """Return what the checkpoint's own quantization makes of it, and what is to be said."""
@@ -59,31 +68,38 @@ class ModelRuns:
             )
         return self._stored
 
-    def run(self, scenario: Scenario) -> SimulatedRun:
+    def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
         """Return what a simulation of a scenario shows.
 
         A checkpoint that is quantized already runs with the weights that transformers loads, and
         otherwise as if they were in full precision.
 
+        Args:
+            scenario: What is run.
+            is_brief: The first and the last step of decoding are enough.
+
         Raises:
             InputError: The model's code can't run without data.
         """
-        if scenario not in self._runs:
+        if (scenario, False) in self._runs:
+            return self._runs[scenario, False]
+        if (scenario, is_brief) not in self._runs:
             self.builder.refuse_scenario(scenario)
             try:
                 run = run_scenario(
                     self.get_skeleton(scenario),
                     scenario,
-                    workspace_bytes=_find_workspace_bytes(self.gpu),
+                    workspace_bytes=find_workspace_bytes(self.gpu),
                     context_bytes=CONTEXT_BYTES,
+                    is_brief=is_brief,
                 )
             except CantSimulate as error:
                 raise InputError(
                     f"{self.builder.subject.model} can't be simulated: {error.reason}.",
                     hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
                 ) from error
-            self._runs[scenario] = self._hold_as_stored(run, scenario)
-        return self._runs[scenario]
+            self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)
+        return self._runs[scenario, is_brief]
 
     def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
         if scenario.quantization is not Quantization.NONE or scenario.dtype != "auto":
@@ -125,7 +141,8 @@ def _find_capability(gpu: Gpu) -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def _find_workspace_bytes(gpu: Gpu) -> int:
+def find_workspace_bytes(gpu: Gpu) -> int:
+    """Return what the first product of matrices takes for good on a GPU, by torch's default."""
     capability = _find_capability(gpu)
     if capability is not None and capability < _HOPPER:
         return _WORKSPACE_BYTES_BEFORE_HOPPER

@@ -20,7 +20,6 @@ from moetool.simulation.memory_replay import (
     replay_timeline,
 )
 from moetool.simulation.memory_run import MemoryRun, RunOptions
-from moetool.simulation.timeline import Timeline
 
 # Of a generation whose steps don't follow from a few, this many at each end run.
 _NUM_NEW_TOKENS_AT_ENDS = 8
@@ -61,7 +60,12 @@ class SimulatedRun:
 
 
 def run_scenario(
-    skeleton: PreTrainedModel, scenario: Scenario, *, workspace_bytes: int, context_bytes: int
+    skeleton: PreTrainedModel,
+    scenario: Scenario,
+    *,
+    workspace_bytes: int,
+    context_bytes: int,
+    is_brief: bool = False,
 ) -> SimulatedRun:
     """Return what a simulation of a scenario shows.
 
@@ -73,6 +77,8 @@ def run_scenario(
         scenario: What is run.
         workspace_bytes: What products of matrices keep on the GPU in question.
         context_bytes: What a CUDA context takes on it.
+        is_brief: Of a generation, simulate the prefill, the first step of decoding and the last
+            one alone: it takes less time, and says less of what the allocator holds in reserve.
 
     Raises:
         CantSimulate: The model's code needs data besides.
@@ -86,7 +92,7 @@ def run_scenario(
     )
     method, notes = Method.SIMULATED, list[str]()
     try:
-        profile = _profile(skeleton, scenario, options, notes=notes)
+        profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
     except CantSimulate as error:
         notes.append(
             f"Its code asks for what only data tells ({error.reason}): it was simulated as if "
@@ -94,7 +100,7 @@ def run_scenario(
         )
         method = Method.APPROXIMATE
         options = replace(options, is_routing_balanced=True)
-        profile = _profile(skeleton, scenario, options, notes=notes)
+        profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
     figures = MemoryFigures(
         weights_bytes=profile.weights_bytes,
         cache_bytes=profile.cache_bytes,
@@ -109,7 +115,12 @@ def run_scenario(
 
 
 def _profile(
-    skeleton: PreTrainedModel, scenario: Scenario, options: RunOptions, *, notes: list[str]
+    skeleton: PreTrainedModel,
+    scenario: Scenario,
+    options: RunOptions,
+    *,
+    notes: list[str],
+    is_brief: bool,
 ) -> MemoryProfile:
     modules: tuple[nn.Module, ...] = ()
     if options.is_routing_kept:
@@ -121,6 +132,8 @@ def _profile(
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
+    elif is_brief and num_new_tokens > 2:
+        return _profile_ends(run, scenario, weight_bytes=weight_bytes, num_at_ends=2)
     else:
         found = simulate_generation(
             run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens
@@ -130,24 +143,28 @@ def _profile(
                 f"Its steps differ from one to the next: the first and the last "
                 f"{_NUM_NEW_TOKENS_AT_ENDS} of {num_new_tokens:,} were simulated."
             )
-            return _profile_ends(run, scenario, weight_bytes=weight_bytes)
+            return _profile_ends(
+                run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS
+            )
         timeline = found
     return replay_timeline(timeline, weight_bytes=weight_bytes)
 
 
 def _profile_ends(
-    run: MemoryRun, scenario: Scenario, *, weight_bytes: list[int]
+    run: MemoryRun, scenario: Scenario, *, weight_bytes: list[int], num_at_ends: int
 ) -> MemoryProfile:
     """Return the profile of a generation from its first steps and its last ones.
 
     What the allocator holds in reserve beyond what is allocated is taken from the first.
     """
-    num_before = scenario.num_new_tokens - _NUM_NEW_TOKENS_AT_ENDS
     start, end = (
         replay_timeline(
-            _generate(run, scenario.num_prompt_tokens + more), weight_bytes=weight_bytes
+            run.generate(
+                num_prompt_tokens=scenario.num_prompt_tokens + more, num_new_tokens=num_at_ends
+            ),
+            weight_bytes=weight_bytes,
         )
-        for more in (0, num_before)
+        for more in (0, scenario.num_new_tokens - num_at_ends)
     )
     peaks = [peak for peak in (start.decode, end.decode) if peak is not None]
     decode = max(peaks, key=lambda peak: peak.parts.allocated_bytes)
@@ -162,15 +179,7 @@ def _profile_ends(
     )
 
 
-def _generate(run: MemoryRun, num_prompt_tokens: int) -> Timeline:
-    return run.generate(
-        num_prompt_tokens=num_prompt_tokens, num_new_tokens=_NUM_NEW_TOKENS_AT_ENDS
-    )
-
-
-def _find_routing_modules(
-    skeleton: PreTrainedModel, *, notes: list[str]
-) -> tuple[nn.Module, ...]:
+def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
     layers = find_experts(skeleton).layers
     received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
     if len(received) < len(layers):

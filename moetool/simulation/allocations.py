@@ -22,7 +22,6 @@ from moetool.simulation.dispatch import DispatchMode
 from moetool.simulation.repeated_layers import LayerVisit
 from moetool.simulation.timeline import Event, Origin
 
-
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
 
@@ -78,7 +77,7 @@ class Origins:
 
 
 class AllocationRecorder:
-    """Records when the memory of each tensor on the meta device is taken and given back.
+    """Records when the memory of each tensor on a device is taken and given back.
 
         with torch.inference_mode(), AllocationRecorder(model) as recorder:
             model(input_ids)
@@ -86,7 +85,7 @@ class AllocationRecorder:
 
     Memory is a storage: views and what is written in place take none. Operations that are made of
     others are taken apart, but for those that are one kernel on a GPU; what such kernels take for
-    themselves while they run is recorded before their results. The model's own parameters and
+    themselves while they run is recorded around their results. The model's own parameters and
     buffers are not recorded.
 
     It is a `LayerObserver`: layers that `RepeatedLayers` does not run are recorded all the same.
@@ -99,12 +98,21 @@ class AllocationRecorder:
         model: The model.
         origins: Numbers the places where blocks are born.
         workspace_bytes: What the first product of matrices takes, and is never given back.
+        device: The type of the device whose tensors are followed.
     """
 
-    def __init__(self, model: nn.Module, *, origins: Origins, workspace_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        origins: Origins,
+        workspace_bytes: int = 0,
+        device: str = "meta",
+    ) -> None:
         self.events: list[Event] = []
         self.workspace_block: int | None = None
         self._workspace_bytes = workspace_bytes
+        self._device = device
         self._model = model
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._entered: list[str] = [""]
@@ -224,7 +232,7 @@ class AllocationRecorder:
             leaf
             for leaf in tree_leaves(result)
             if isinstance(leaf, torch.Tensor)
-            and leaf.device.type == "meta"
+            and leaf.device.type == self._device
             and leaf.untyped_storage()._cdata not in self._followed
         ]
         if not new:

@@ -69,6 +69,8 @@ def _read(module: Any, name: str) -> torch.Tensor:
     if kept is not None and name in kept:
         return kept[name]
     weight = _dequantize(module, name)
+    if kept is not None:
+        kept[name] = weight
     return weight
 
 

@@ -125,9 +125,9 @@ class CachingAllocator:
     """
 
     __slots__ = (
-        "_lowest_address",
         "_large",
         "_last_handle",
+        "_lowest_address",
         "_small",
         "_used",
         "allocated_bytes",

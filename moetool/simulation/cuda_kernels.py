@@ -13,8 +13,8 @@ import torch
 aten = torch.ops.aten
 
 _PRODUCTS = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten._grouped_mm})
-# Made of others by torch's own definition, but one kernel on a GPU.
-_FUSED = frozenset({aten.scaled_dot_product_attention})
+# Made of others by torch's own definition, but on a GPU one kernel, or zeros that are written to.
+_FUSED = frozenset({aten.scaled_dot_product_attention, aten.one_hot})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def _find_in_attention(
     **__: Any,
 ) -> Temporaries:
     """Return the state of its random numbers, the mask in the query's dtype, and a workspace."""
-    mask = ()
+    del key, value
+    mask: tuple[int, ...] = ()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         mask = (attn_mask.numel() * query.element_size(),)
     return Temporaries(before=(*mask, 8, 8), after=(256,))
@@ -89,7 +90,9 @@ def _find_in_histogram(*_: Any, **__: Any) -> Temporaries:
     return Temporaries(after=(1023,))
 
 
-def _find_in_grouped_mm(rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
+def _find_in_grouped_mm(
+    rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any
+) -> Temporaries:
     """Return the addresses and shapes of each expert's product, and a workspace."""
     del rows
     return Temporaries(after=(60 * weights.shape[0], 67584))
@@ -97,7 +100,9 @@ def _find_in_grouped_mm(rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__
 
 def _find_in_convolution(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries | None:
     """Return a copy of its input, if that doesn't lie in order."""
-    return None if rows.is_contiguous() else Temporaries(before=(rows.numel() * rows.element_size(),))
+    return (
+        None if rows.is_contiguous() else Temporaries(before=(rows.numel() * rows.element_size(),))
+    )
 
 
 def _round_up(number: int, multiple: int) -> int:

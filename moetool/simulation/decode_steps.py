@@ -84,16 +84,23 @@ def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | Non
     """
     if not first.has_form_of(last):
         return None
-    events = []
-    for a, b in zip(first.events, last.events, strict=True):
-        num_bytes = a.num_bytes + (b.num_bytes - a.num_bytes) * share
-        if num_bytes.denominator != 1:
-            return None
-        events.append(a._replace(num_bytes=int(num_bytes)))
-    cache_bytes = first.cache_bytes + (last.cache_bytes - first.cache_bytes) * share
-    if cache_bytes.denominator != 1:
+    events = list(first.events)
+    for place, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
+        if a.num_bytes != b.num_bytes:
+            num_bytes = _find_between(a.num_bytes, b.num_bytes, share=share)
+            if num_bytes is None:
+                return None
+            events[place] = a._replace(num_bytes=num_bytes)
+    cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
+    if cache_bytes is None:
         return None
-    return Step(tuple(events), first.cache_numbers, int(cache_bytes), first.num_events_of_call)
+    return Step(tuple(events), first.cache_numbers, cache_bytes, first.num_events_of_call)
+
+
+def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
+    # Fractions themselves take too long here.
+    more, rest = divmod((last - first) * share.numerator, share.denominator)
+    return None if rest else first + more
 
 
 def continue_timeline(
@@ -112,9 +119,9 @@ def continue_timeline(
     calls = list(timeline.calls[:num_calls])
     # By step, the blocks that it made, the last step's last.
     made: list[list[int]] = [[] for _ in range(num_calls)]
-    for block, (step, _) in born.items():
-        if step < num_calls:
-            made[step].append(block)
+    for block, (number_of_step, _) in born.items():
+        if number_of_step < num_calls:
+            made[number_of_step].append(block)
     next_block = 1 + max(born, default=-1)
     for find in steps:
         step = find()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ _TAKES_MASKS = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
 # Where nothing but logits tells which token comes next, any ordinary one does.
 _CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
 _CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
+_LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
 
 
 class KnownValues(DispatchMode):
@@ -46,7 +47,7 @@ class KnownValues(DispatchMode):
         super().__init__()
         self._token_id = token_id
         self._is_routing_balanced = is_routing_balanced
-        self._twins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._twins: Any = WeakTensorKeyDictionary()
         self._is_in_model = False
         self._literals = _Literals(self)
 
@@ -61,11 +62,11 @@ class KnownValues(DispatchMode):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._literals.__enter__()
+        self._literals.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self._literals.__exit__(*reason)
+        self._literals.__exit__(*reason)  # type: ignore[no-untyped-call]
         super().__exit__(*reason)
 
     def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
@@ -81,8 +82,10 @@ class KnownValues(DispatchMode):
         """Return an operation's result, and take note of its values where they are known."""
         leaves, _ = tree_flatten((args, kwargs))
         given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        are_known = all(tensor.device.type != "meta" or tensor in self._twins for tensor in given)
         packet = func.overloadpacket
+        are_known = torch.Tag.nondeterministic_seeded not in func.tags and all(
+            tensor.device.type != "meta" or tensor in self._twins for tensor in given
+        )
         if are_known and (packet in _READS or _is_copy_to_host(packet, given, kwargs)):
             return func(*(tree_map_only(torch.Tensor, self._twin_of, args)), **kwargs)
         if are_known and packet is aten.nonzero:
@@ -91,7 +94,7 @@ class KnownValues(DispatchMode):
             args = (args[0], self._find_where(args[1]), *args[2:])
         result = func(*args, **kwargs)
         if not are_known:
-            self._forget_written(func, args)
+            self._forget_written(func, args, kwargs)
             self._choose(packet, args, result)
             return result
         if given or _is_factory(func, kwargs):
@@ -120,7 +123,9 @@ class KnownValues(DispatchMode):
         if self._is_in_model:
             if self._is_routing_balanced and operation in _CHOOSES_EXPERTS:
                 chosen = result[1] if isinstance(result, tuple | list) else result
-                self._twins[chosen] = _choose_in_turns(chosen, num_choices=args[0].shape[-1])
+                # Without a dimension, `max` tells a value, not where it is.
+                if not chosen.is_floating_point():
+                    self._twins[chosen] = _choose_in_turns(chosen, num_choices=args[0].shape[-1])
         elif operation in _CHOOSES_TOKENS:
             self._twins[result] = torch.full(result.shape, self._token_id, dtype=result.dtype)
 
@@ -130,12 +135,16 @@ class KnownValues(DispatchMode):
         results, _ = tree_flatten(result)
         made = [leaf for leaf in results if isinstance(leaf, torch.Tensor)]
         if not all(_can_be_known(tensor) for tensor in made):
-            self._forget_written(func, args)
+            self._forget_written(func, args, kwargs)
             return
         twin_args, twin_kwargs = tree_map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
             twin_kwargs["device"] = torch.device("cpu")
-        twins, _ = tree_flatten(func(*twin_args, **twin_kwargs))
+        try:
+            twins, _ = tree_flatten(func(*twin_args, **twin_kwargs))
+        except NotImplementedError:  # such as a histogram of whole numbers, which only GPUs take
+            self._forget_written(func, args, kwargs)
+            return
         for tensor, twin in zip(results, twins, strict=True):
             if isinstance(tensor, torch.Tensor):
                 self._twins[tensor] = twin
@@ -144,16 +153,18 @@ class KnownValues(DispatchMode):
         twin: torch.Tensor = self._twins[tensor] if tensor.device.type == "meta" else tensor
         return twin
 
-    def _forget_written(self, func: Any, args: tuple[Any, ...]) -> None:
+    def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forget what an operation writes unknown values to, with all that shares its memory."""
         if not func._schema.is_mutable:
             return
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            is_written = argument.alias_info is not None and argument.alias_info.is_write
-            if is_written and isinstance(value, torch.Tensor) and value in self._twins:
-                address = self._twins[value].untyped_storage().data_ptr()
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            if isinstance(value, torch.Tensor) and value in self._twins:
+                address = self._twins[value].untyped_storage()._cdata
                 for tensor, twin in list(self._twins.items()):
-                    if twin.untyped_storage().data_ptr() == address:
+                    if twin.untyped_storage()._cdata == address:
                         del self._twins[tensor]
 
 
@@ -163,9 +174,7 @@ def _choose_in_turns(chosen: torch.Tensor, *, num_choices: int) -> torch.Tensor:
     return turns.reshape(chosen.shape)
 
 
-def _is_copy_to_host(
-    operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]
-) -> bool:
+def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> bool:
     device = kwargs.get("device")
     return (
         operation is aten._to_copy
@@ -176,13 +185,7 @@ def _is_copy_to_host(
 
 
 def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("device") is not None and func.overloadpacket not in (
-        aten.empty,
-        aten.empty_strided,
-        aten.rand,
-        aten.randn,
-        aten.randint,
-    )
+    return kwargs.get("device") is not None and func.overloadpacket not in _LEAVES_UNSET
 
 
 def _can_be_known(tensor: torch.Tensor) -> bool:
@@ -206,7 +209,8 @@ class _Literals(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.Tensor.__format__:
             value = self._known.find_value(args[0])
-            return func(args[0] if value is None else value, *args[1:])
+            shown = args[0] if value is None else value
+            return func(shown, *args[1:])  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if func is torch.tensor and result.device.type == "meta" and _can_be_known(result):
             self._known.know(result, func(*args, **{**kwargs, "device": "cpu"}))

@@ -14,15 +14,16 @@ from moetool.simulation.decode_steps import (
 from moetool.simulation.memory_run import MemoryRun
 from moetool.simulation.timeline import Timeline
 
-# Up to here every step runs.
-_MOST_STEPS_RUN = 16
-# A step is taken from a generation in which it is the fourth: by then nothing is left of how the
-# prompt was laid out. One more follows it, to tell where it ends.
-_NUM_STEPS_BEFORE = 4
+# Up to here every step runs in any case, and up to there if too many differ from one another.
+_FEW_STEPS = 16
+_MOST_STEPS = 32
+# A step is taken from a generation in which it is the second: by then nothing is left of how the
+# prompt was laid out. It ends where the next one begins.
+_NUM_STEPS_BEFORE = 2
 # Steps that run in search of those that others follow from.
 _MOST_SAMPLES = 24
 # More events take longer to replay than they tell: of longer generations every n-th step is.
-_MOST_EVENTS = 400_000
+_MOST_EVENTS = 200_000
 
 
 def simulate_generation(
@@ -45,13 +46,17 @@ def simulate_generation(
     Raises:
         CantSimulate: The model's code needs data, or more than token ids.
     """
-    if num_new_tokens <= _MOST_STEPS_RUN:
+    if num_new_tokens <= _FEW_STEPS:
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
-    sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens)
+    # More samples than that take as long as every step does.
+    most_samples = min(_MOST_SAMPLES, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
+    sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)
     head = sampler.generate_around(_NUM_STEPS_BEFORE)
     last = num_new_tokens - 1
     if not sampler.cover(_NUM_STEPS_BEFORE, last):
-        return None
+        if num_new_tokens > _MOST_STEPS:
+            return None
+        return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     events_of_step = len(sampler.find(last).events)
     stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // _MOST_EVENTS))
     numbers = range(last, _NUM_STEPS_BEFORE, -stride)[::-1]
@@ -65,17 +70,19 @@ def simulate_generation(
 class _Sampler:
     """Finds steps by their number: those that ran, and those between two of them."""
 
-    def __init__(self, run: MemoryRun, *, num_prompt_tokens: int) -> None:
+    def __init__(self, run: MemoryRun, *, num_prompt_tokens: int, most_samples: int) -> None:
         self._run = run
+        self._most_samples = most_samples
         self._num_prompt_tokens = num_prompt_tokens
         self._samples: dict[int, Step | None] = {}
         self._stretches: list[tuple[int, int]] = []
 
     def generate_around(self, number: int) -> Timeline:
-        """Return a generation in which the step of a number is the fourth."""
+        """Return a generation in which the step of a number is the second."""
         timeline = self._run.generate(
             num_prompt_tokens=self._num_prompt_tokens + number - _NUM_STEPS_BEFORE,
             num_new_tokens=_NUM_STEPS_BEFORE + 2,
+            num_calls=_NUM_STEPS_BEFORE + 1,
         )
         self._samples[number] = take_step(timeline, _NUM_STEPS_BEFORE)
         return timeline
@@ -110,7 +117,7 @@ class _Sampler:
 
     def _sample(self, number: int) -> Step | None:
         if number not in self._samples:
-            if len(self._samples) >= _MOST_SAMPLES:
+            if len(self._samples) >= self._most_samples:
                 return None
             self.generate_around(number)
         return self._samples[number]

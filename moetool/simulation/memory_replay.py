@@ -30,9 +30,7 @@ class AllocatedParts:
     @property
     def allocated_bytes(self) -> int:
         """All of it."""
-        return (
-            self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
-        )
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from moetool.simulation.allocations import AllocationRecorder, Origins
-from moetool.simulation.generation import without_data
+from moetool.simulation.generation import StopSimulation, without_data
 from moetool.simulation.known_values import KnownValues
 from moetool.simulation.meta_kernels import MetaKernels
 from moetool.simulation.repeated_layers import RepeatedLayers
@@ -70,8 +71,16 @@ class MemoryRun:
         self._token_id = find_ordinary_token(skeleton.config)
         self._origins = Origins()
 
-    def generate(self, *, num_prompt_tokens: int, num_new_tokens: int) -> Timeline:
+    def generate(
+        self, *, num_prompt_tokens: int, num_new_tokens: int, num_calls: int | None = None
+    ) -> Timeline:
         """Return the timeline of `generate`, which calls the model once for each new token.
+
+        Args:
+            num_prompt_tokens: Length of the prompt.
+            num_new_tokens: Tokens written.
+            num_calls: End when the model is called once more than that: this call is the timeline's
+                last one, and empty. None for all.
 
         Raises:
             CantSimulate: The model's code needs data, or more than token ids.
@@ -82,7 +91,7 @@ class MemoryRun:
         if self._skeleton.config.is_encoder_decoder:
             options["decoder_start_token_id"] = self._token_id
         generate: Any = self._skeleton.generate
-        return self._record(generate, num_prompt_tokens, options)
+        return self._record(generate, num_prompt_tokens, options, num_calls=num_calls)
 
     def forward(self, *, num_prompt_tokens: int) -> Timeline:
         """Return the timeline of one call, with the logits of every position.
@@ -109,7 +118,12 @@ class MemoryRun:
         )
 
     def _record(
-        self, run: Callable[..., Any], num_prompt_tokens: int, options: dict[str, Any]
+        self,
+        run: Callable[..., Any],
+        num_prompt_tokens: int,
+        options: dict[str, Any],
+        *,
+        num_calls: int | None = None,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
         recorder = AllocationRecorder(
@@ -126,7 +140,7 @@ class MemoryRun:
             stack.enter_context(known)
             stack.enter_context(RepeatedLayers(skeleton, observers=[recorder]))
             stack.enter_context(recorder)
-            stack.enter_context(_watching_calls(skeleton, recorder, known, calls))
+            stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
             for module in self._routing_modules:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
             shape = (batch_size, num_prompt_tokens)
@@ -138,10 +152,14 @@ class MemoryRun:
                 values[0, 0] = 0
                 known.know(mask, values)
                 options = {**options, "attention_mask": mask}
-            with without_data():
+            result = None
+            with suppress(StopSimulation), without_data():
                 result = run(input_ids, **options)
+            is_cut = num_calls is not None and len(calls) > num_calls
+            # Whatever dies from here on does so because the simulation is over.
+            end = calls[-1].first_event if is_cut else len(recorder.events)
             timeline = Timeline(
-                events=tuple(recorder.events),
+                events=tuple(recorder.events[:end]),
                 origins=self._origins.found,
                 calls=tuple(calls),
                 workspace_block=recorder.workspace_block,
@@ -167,13 +185,20 @@ def _watching_calls(
     recorder: AllocationRecorder,
     known: KnownValues,
     calls: list[Call],
+    num_calls: int | None,
 ) -> Iterator[None]:
-    """Take note of every call of the skeleton, and of what its cache then holds."""
+    """Take note of every call of the skeleton, and of what its cache then holds.
+
+    One more than `num_calls` raises `StopSimulation`.
+    """
     forward = skeleton.forward
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
         first_event = len(recorder.events)
+        if len(calls) == num_calls:
+            calls.append(Call(first_event, first_event, frozenset(), 0))
+            raise StopSimulation
         with known.inside_model():
             output = forward(*args, **kwargs)
         blocks = _find_cache_blocks(output, recorder)
@@ -187,7 +212,7 @@ def _watching_calls(
         )
         return output
 
-    skeleton.forward = watched  # type: ignore[method-assign]
+    skeleton.forward = watched
     try:
         yield
     finally:
@@ -232,6 +257,4 @@ def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:
 
 
 def _names_of(skeleton: PreTrainedModel) -> set[str]:
-    import inspect
-
     return set(inspect.signature(type(skeleton).forward).parameters)

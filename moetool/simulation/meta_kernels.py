@@ -1,7 +1,8 @@
-"""Operations whose shape is known, but which torch refuses to run without data."""
+"""Operations that torch's meta device refuses to run, or runs otherwise than a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,16 +17,16 @@ class MetaKernels(DispatchMode):
 
     `_grouped_mm`, by which transformers multiplies each token with its experts, is refused on the
     meta device for any dtype but bfloat16 and for widths that are no multiple of 16 bytes,
-    which the CPU and the fallback for older GPUs take.
+    which the CPU and the fallback for older GPUs take. Others it takes, but lays out their results
+    or takes memory on the way otherwise than a GPU does.
     """
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result, or a tensor like it."""
-        if func.overloadpacket is aten._grouped_mm and args[0].device.type == "meta":
-            return _run_grouped_mm(*args, **kwargs)
-        if func.overloadpacket is aten.scaled_dot_product_attention:
-            return _run_attention(*args, **kwargs)
-        return func(*args, **kwargs)
+        run = _KERNELS.get(func.overloadpacket)
+        if run is None or args[0].device.type != "meta":
+            run = func
+        return run(*args, **kwargs)
 
 
 def _run_grouped_mm(
@@ -58,3 +59,20 @@ def _run_attention(
     shape = (*query.shape[:-1], value.shape[-1])
     laid_out = query.new_empty([shape[dim] for dim in order])
     return laid_out.permute([order.index(dim) for dim in range(query.dim())])
+
+
+def _run_one_hot(numbers: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """Return a tensor of the shape of one-hot vectors: on a GPU, zeros that ones are written to.
+
+    (...) -> (..., num_classes)
+    """
+    if num_classes < 0:
+        num_classes = int(numbers.max().item()) + 1
+    return numbers.new_empty((*numbers.shape, num_classes))
+
+
+_KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
+    aten._grouped_mm: _run_grouped_mm,
+    aten.scaled_dot_product_attention: _run_attention,
+    aten.one_hot: _run_one_hot,
+}

@@ -227,9 +227,11 @@ class RepeatedLayers:
                 visit = _visit(layer, given, slot=slot)
                 stack.enter_context(observer.repeat_layer(visit, done, caster.made))
                 del visit
-            if slot:
-                slot.fill(outcome.slots, caster=caster)
-            return caster.cast(outcome.result)
+            # Stand-ins are no work of the model's: modes need not see them, and that takes a while.
+            with torch._C._DisableTorchDispatch():
+                if slot:
+                    slot.fill(outcome.slots, caster=caster)
+                return caster.cast(outcome.result)
 
 
 def _visit(layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:

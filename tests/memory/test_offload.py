@@ -255,9 +255,18 @@ def test_accelerate_accepts_the_map_and_it_places_all_else_on_the_gpu(
         warnings.simplefilter("ignore", UserWarning)
         check_device_map(skeleton, device_map)
     assert {path for path, device in device_map.items() if device == "cpu"} == on_host
+    parameters = skeleton.named_parameters(remove_duplicate=False)
+    tensors = [name for name, _ in (*parameters, *skeleton.named_buffers())]
     for path in device_map:
+        assert any(f"{name}.".startswith(f"{path}.") for name in tensors)
         assert not any(host.startswith(f"{path}.") for host in on_host)
     assert eval(write_offload_map(device_map)) == device_map
+
+
+def test_experts_of_images_stay_where_they_are() -> None:
+    experts = list_layer_experts(build_family_skeleton("dots3_note"))
+    assert experts
+    assert not [layer for layer in experts if "vision" in layer.layer.experts_path]
 
 
 def test_what_repeats_is_written_as_a_loop() -> None:

@@ -224,6 +224,31 @@ def test_8_bit_layers_allocate_what_bitsandbytes_allocates(has_bias: bool) -> No
     ]
 
 
+def test_8_bit_layers_write_no_zeros_to_a_single_row() -> None:
+    layer = Int8Linear(4096, 14336, bias=None)
+
+    assert record(layer, (1, 1, 4096)) == [
+        *(8192, 4, 4096, 8192, 4096, -8192, 1, -1, -4096, -8192),
+        *(57344, 28672, 28672, -28672, -57344, -4096, -4),
+    ]
+
+
+def test_a_bias_is_added_in_the_dtype_of_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = []
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        dtypes.extend([x.dtype, weight.dtype, bias.dtype])
+        return x
+
+    monkeypatch.setattr(nn.functional, "linear", multiply)
+    bias = nn.Parameter(torch.empty(64, dtype=BFLOAT16, device="meta"), requires_grad=False)
+    layer = FourBitLinear(64, 64, bias=bias, is_double_quantized=False, compute_dtype=FLOAT32)
+    layer(torch.empty((9, 64), dtype=BFLOAT16, device="meta"))
+
+    assert dtypes == [FLOAT32] * 3
+    assert layer.bias.dtype is BFLOAT16
+
+
 def test_8_bit_layers_of_odd_widths_multiply_in_float32() -> None:
     layer = Int8Linear(6, 16, bias=None)
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from moetool.simulation.flop_counter import FlopCount, FlopCounter, TooManyOperations
 from moetool.simulation.meta_kernels import MetaKernels
+from moetool.simulation.repeated_layers import LayerObserver, LayerVisit
 
+VISIT = LayerVisit("layers.0", ())
 meta = partial(torch.empty, device="meta")
 
 
@@ -94,19 +96,26 @@ def test_only_what_runs_within_experts_counts_as_theirs() -> None:
 def test_a_layer_repeated_counts_once_more() -> None:
     with torch.inference_mode(), FlopCounter() as counter:
         meta(2, 2) @ meta(2, 2)
-        mark = counter.begin_layer()
+        mark = counter.begin_layer(VISIT)
         meta(2, 3) @ meta(3, 2)
-        counter.repeat_layer(counter.end_layer(mark))
+        with counter.repeat_layer(VISIT, counter.end_layer(mark, []), {}):
+            pass
     assert counter.count.total == 16 + 2 * 24
+
+
+def test_layers_are_told_apart_by_nothing_but_their_shapes() -> None:
+    others = LayerVisit("layers.1", (meta(3), meta(4)))
+    observer: LayerObserver = FlopCounter()
+    assert observer.describe(VISIT) == observer.describe(others)
 
 
 def test_a_layer_may_be_held_to_a_number_of_operations() -> None:
     with torch.inference_mode(), FlopCounter(max_operations_of_layer=3) as counter:
         left, right = meta(2, 2), meta(2, 2)
-        counter.begin_layer()
+        counter.begin_layer(VISIT)
         for _ in range(3):
             left @ right
-        counter.begin_layer()
+        counter.begin_layer(VISIT)
         for _ in range(3):
             left @ right
         with pytest.raises(TooManyOperations):

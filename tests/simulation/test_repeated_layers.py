@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from moetool.simulation.repeated_layers import RepeatedLayers
+from moetool.simulation.repeated_layers import LayerVisit, RepeatedLayers
 
 NUM_LAYERS = 4
 
@@ -69,19 +70,43 @@ class Model(nn.Module):
 
 
 class Observer:
-    """Counts layers, run or not."""
+    """Counts layers, run or not.
+
+    Attributes:
+        num_layers: How many there were.
+        begun: The visits of those that ran.
+        repeated: The visits of those that didn't.
+        left: Of those that ran, what they left behind.
+        stand_ins: Of those that didn't, what stands for it.
+    """
 
     def __init__(self) -> None:
         self.num_layers = 0
+        self.begun: list[LayerVisit] = []
+        self.repeated: list[LayerVisit] = []
+        self.left: list[list[torch.Tensor]] = []
+        self.stand_ins: list[dict[int, torch.Tensor]] = []
 
-    def begin_layer(self) -> int:
+    def describe(self, visit: LayerVisit) -> object:
+        """Return nothing: layers are told apart by what all observers tell them apart by."""
+
+    def begin_layer(self, visit: LayerVisit) -> int:
+        self.begun.append(visit)
         return self.num_layers
 
-    def end_layer(self, mark: int) -> int:
+    def end_layer(self, mark: int, left: Sequence[torch.Tensor]) -> int | None:
+        self.left.append(list(left))
         self.num_layers += 1
         return self.num_layers - mark
 
-    def repeat_layer(self, done: int) -> None:
+    @contextmanager
+    def repeat_layer(
+        self, visit: LayerVisit, done: int, left: Mapping[int, torch.Tensor]
+    ) -> Iterator[None]:
+        assert not left
+        yield
+        self.repeated.append(visit)
+        self.stand_ins.append(dict(left))
         self.num_layers += done
 
 
@@ -124,6 +149,59 @@ def test_observers_hear_of_every_layer(model: Model) -> None:
     with RepeatedLayers(model, observers=observers):
         model(torch.empty(1, 5, 8, device="meta"))
     assert [observer.num_layers for observer in observers] == [NUM_LAYERS] * 2
+
+
+def test_observers_see_what_a_layer_is_given_and_finds_in_its_slot(model: Model) -> None:
+    observer, cache = Observer(), DynamicCache()
+    kept = torch.empty(1, 1, 3, 8, device="meta")
+    for index in range(NUM_LAYERS):
+        cache.update(kept, kept, index)
+    slots: list[Any] = list(cache.layers)
+    found = [(slot.keys, slot.values) for slot in slots]
+    mask, hidden = torch.empty(5, device="meta"), torch.empty(1, 5, 8, device="meta")
+    with torch.inference_mode(), RepeatedLayers(model, observers=[observer]):
+        model(hidden, mask=mask, cache=cache)
+    visits = observer.begun + observer.repeated
+    assert [visit.path for visit in visits] == [f"layers.{index}" for index in range(NUM_LAYERS)]
+    assert visits[0].found[0] is hidden
+    for visit, kept_for_layer in zip(visits, found, strict=True):
+        for tensor in (mask, *kept_for_layer):
+            assert any(other is tensor for other in visit.found)
+
+
+def test_observers_see_what_stands_for_what_a_layer_leaves_behind(model: Model) -> None:
+    observer, cache = Observer(), DynamicCache()
+    with torch.inference_mode(), RepeatedLayers(model, observers=[observer]):
+        output = model(torch.empty(1, 5, 8, device="meta"), cache=cache)
+    (left,) = observer.left
+    assert len(observer.stand_ins) == NUM_LAYERS - 1
+    slots: list[Any] = list(cache.layers)
+    for slot, stand_ins in zip(slots[1:], observer.stand_ins, strict=True):
+        assert {place: tensor.shape for place, tensor in stand_ins.items()} == {
+            place: tensor.shape for place, tensor in enumerate(left)
+        }
+        assert any(tensor is slot.keys for tensor in stand_ins.values())
+    assert any(tensor is output for tensor in observer.stand_ins[-1].values())
+
+
+def test_layers_that_an_observer_tells_apart_all_run(model: Model) -> None:
+    class Picky(Observer):
+        def describe(self, visit: LayerVisit) -> object:
+            return visit.path in ("layers.2", "layers.3")
+
+    with RepeatedLayers(model, observers=[Observer(), Picky()]):
+        model(torch.empty(1, 5, 8, device="meta"))
+    assert ran == [0, 2]
+
+
+def test_a_layer_of_which_an_observer_takes_nothing_stands_for_no_other(model: Model) -> None:
+    class Refusing(Observer):
+        def end_layer(self, mark: int, left: Sequence[torch.Tensor]) -> None:
+            super().end_layer(mark, left)
+
+    with RepeatedLayers(model, observers=[Observer(), Refusing()]):
+        model(torch.empty(1, 5, 8, device="meta"))
+    assert ran == list(range(NUM_LAYERS))
 
 
 def give_other_width(layer: Any) -> None:
