@@ -123,14 +123,14 @@ def _estimate(
     )
     if named_gpu is None:
         return estimate
-    skeleton = runs.get_skeleton(scenario)
+    held = runs.get_held(scenario)
     plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
     choices = find_choices(plain)
     routing = None if trace is None or choices is None else read_routing(trace, choices)
     total_bytes = run.figures.total_device_bytes
     assert total_bytes is not None
     offload = plan_offload(
-        skeleton,
+        held,
         gpu=named_gpu,
         total_bytes=total_bytes,
         batch_size=scenario.batch_size,
@@ -138,7 +138,7 @@ def _estimate(
         quantization=scenario.quantization,
     )
     speed = bound_speed(
-        skeleton,
+        held,
         scenario,
         named_gpu,
         cache_bytes=run.figures.cache_bytes or 0,

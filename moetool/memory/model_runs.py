@@ -13,7 +13,7 @@ from moetool.memory.result import Method, StoredWeights
 from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
-from moetool.memory.stored_weights import find_stored_weights
+from moetool.memory.stored_weights import build_as_stored, find_stored_weights
 from moetool.simulation.generation import CantSimulate
 
 # torch's defaults for cuBLAS: `CUBLAS_WORKSPACE_CONFIG` is :4096:8 from compute capability 9.0 on,
@@ -38,6 +38,7 @@ class ModelRuns:
     gpu: Gpu
     _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
+    _held: dict[int, PreTrainedModel] = field(default_factory=dict)
     _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
     _stored: tuple[StoredWeights | None, tuple[str, ...]] | None = None
 
@@ -52,10 +53,24 @@ class ModelRuns:
 
     def get_device_maps(self, scenario: Scenario) -> DeviceMaps:
         """Return transformers' device maps of the model as a scenario loads it."""
+        held = self.get_held(scenario)
+        if id(held) not in self._device_maps:
+            self._device_maps[id(held)] = DeviceMaps(held, scenario.quantization)
+        return self._device_maps[id(held)]
+
+    def get_held(self, scenario: Scenario) -> PreTrainedModel:
+        """Return the model with every parameter as a GPU holds it: fp8 checkpoints in fp8.
+
+        Not all of these can run on the meta device; `get_skeleton` can.
+        """
         skeleton = self.get_skeleton(scenario)
-        if id(skeleton) not in self._device_maps:
-            self._device_maps[id(skeleton)] = DeviceMaps(skeleton, scenario.quantization)
-        return self._device_maps[id(skeleton)]
+        if scenario.quantization is not Quantization.NONE or scenario.dtype != "auto":
+            return skeleton
+        if id(skeleton) not in self._held:
+            self._held[id(skeleton)] = build_as_stored(
+                self.builder.subject, skeleton, compute_capability=_find_capability(self.gpu)
+            )
+        return self._held[id(skeleton)]
 
     def get_stored(self, scenario: Scenario) -> tuple[StoredWeights | None, tuple[str, ...]]:
         """Return what the checkpoint's own quantization makes of it, and what is to be said."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 512
 # transformers' quantizers ask for these, and dequantize on older GPUs.
 _FP8_SINCE, _MXFP4_SINCE = (8, 9), (7, 5)
+# What transformers' quantizer raises for models and settings that it can't take.
+_CANT_CONVERT = (AssertionError, AttributeError, TypeError, ValueError)
 
 
 def find_stored_weights(
@@ -56,6 +58,32 @@ def find_stored_weights(
     if note:
         notes.append(note)
     return StoredWeights(method, stored_bytes, loaded_bytes, is_dequantized), tuple(notes)
+
+
+def build_as_stored(
+    subject: Subject,
+    skeleton: PreTrainedModel,
+    *,
+    compute_capability: tuple[int, int] | None,
+) -> PreTrainedModel:
+    """Return a checkpoint that is quantized already as transformers loads it, on the meta device.
+
+    It can't run there, but shows what every parameter takes. The skeleton itself where it is loaded
+    in full precision, or where another library lays its weights out.
+
+    Args:
+        subject: The model.
+        skeleton: The model in full precision, on the meta device. It is left as it is.
+        compute_capability: The GPU's; None if it is unknown.
+    """
+    stated = _find_stated(subject.config)
+    is_fp8 = stated.get("quant_method") == "fp8"
+    if not is_fp8 or compute_capability is None or compute_capability < _FP8_SINCE:
+        return skeleton
+    try:
+        return _convert_to_fp8(skeleton, stated)
+    except _CANT_CONVERT:
+        return skeleton
 
 
 def _find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
@@ -110,19 +138,26 @@ def _find_fp8(
         return None, None, _depends(_FP8_SINCE)
     if compute_capability < _FP8_SINCE:
         return _count_bytes(_tensors(skeleton)), True, _is_too_old(compute_capability, _FP8_SINCE)
+    try:
+        loaded = _convert_to_fp8(skeleton, stated)
+    except _CANT_CONVERT as error:
+        return None, None, f"Bytes as loaded are unknown: transformers can't load them ({error})."
+    return _count_bytes(_tensors(loaded)), False, None
+
+
+def _convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a copy of a skeleton with the modules that transformers loads fp8 into."""
     import transformers
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
     loaded: Any = copy.deepcopy(skeleton)
     config_class: Any = transformers.FineGrainedFP8Config
-    try:
-        quantizer: Any = FineGrainedFP8HfQuantizer(
-            config_class.from_dict(dict(stated)), pre_quantized=True
-        )
-        quantizer._process_model_before_weight_loading(loaded)
-    except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        return None, None, f"Bytes as loaded are unknown: transformers can't load them ({error})."
-    return _count_bytes(_tensors(loaded)), False, None
+    quantizer: Any = FineGrainedFP8HfQuantizer(
+        config_class.from_dict(dict(stated)), pre_quantized=True
+    )
+    quantizer._process_model_before_weight_loading(loaded)
+    converted: PreTrainedModel = loaded
+    return converted
 
 
 def _find_mxfp4(

@@ -91,7 +91,7 @@ def list_ranks(
         num_gpus: How many it takes with a device map; None if no number does: then one shows what
             is left to the host.
     """
-    skeleton = runs.get_skeleton(scenario)
+    skeleton = runs.get_held(scenario)
     by_map = share_by_device_map(
         skeleton,
         gpu_memory_bytes=gpu.memory_bytes,

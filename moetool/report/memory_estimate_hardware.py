@@ -76,10 +76,18 @@ def render_ranks(ranks: Sequence[RankBytes]) -> str:
     ]
     headers = ("weights shared by", "GPUs", "on each GPU", "of it on all", "layers on each")
     lines = [render_table(headers, rows, right=(1, 2, 3, 4))] if rows else []
+    refused: dict[tuple[str, str], list[int]] = {}
     for rank in ranks:
         if rank.reason is not None:
-            lines += wrap_words(f"{_word_way(rank)}, {rank.num_gpus:,} GPUs: {rank.reason}")
+            refused.setdefault((_word_way(rank), rank.reason), []).append(rank.num_gpus)
+    for (way, reason), nums_gpus in refused.items():
+        lines += wrap_words(f"{way}, {_list_numbers(nums_gpus)} GPUs: {reason}")
     return "\n".join(lines)
+
+
+def _list_numbers(numbers: Sequence[int]) -> str:
+    *others, last = (f"{number:,}" for number in numbers)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _word_way(rank: RankBytes) -> str:

@@ -79,9 +79,12 @@ def word_range(numbers: Sequence[int]) -> str:
 
 
 def word_sizes(sizes: Sequence[int]) -> str:
-    """Return sizes as one, or as the least and the most: `10.1 GiB to 19.2 GiB`."""
+    """Return sizes as one, or as the least and the most: `10.1 to 19.2 GiB`."""
     least, most = format_bytes(min(sizes)), format_bytes(max(sizes))
-    return least if least == most else f"{least} to {most}"
+    if least == most:
+        return least
+    number, _, unit = least.partition(" ")
+    return f"{number if most.endswith(f' {unit}') else least} to {most}"
 
 
 def word_run(scenario: Scenario) -> str:

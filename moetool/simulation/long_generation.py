@@ -46,8 +46,10 @@ def simulate_generation(
     Raises:
         CantSimulate: The model's code needs data, or more than token ids.
     """
-    if num_new_tokens <= _FEW_STEPS:
+    if num_new_tokens <= (_FEW_STEPS if run.can_start_later else _MOST_STEPS):
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
+    if not run.can_start_later:
+        return None
     # More samples than that take as long as every step does.
     most_samples = min(_MOST_SAMPLES, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
     sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)

@@ -71,6 +71,16 @@ class MemoryRun:
         self._token_id = find_ordinary_token(skeleton.config)
         self._origins = Origins()
 
+    @property
+    def can_start_later(self) -> bool:
+        """Whether a step does the same after a prompt that holds the tokens written before it.
+
+        It does not where prompts go through an encoder, nor with a static cache, which is as long
+        as the whole generation.
+        """
+        is_encoder_decoder: bool = self._skeleton.config.is_encoder_decoder
+        return not is_encoder_decoder and not self._options.is_cache_static
+
     def generate(
         self, *, num_prompt_tokens: int, num_new_tokens: int, num_calls: int | None = None
     ) -> Timeline:

@@ -31,10 +31,10 @@ limits      prompts of up to 32,768 tokens at this batch size on 1 × big, the
             model's whole context
             batches of up to 61 sequences at this length on 1 × big
 
-weights shared by   GPUs          on each GPU   of it on all   layers on each
-─────────────────────────────────────────────────────────────────────────────
-device map             3   4.0 GiB to 6.0 GiB                          4 to 7
-tensor parallel        2              9.0 GiB        2.0 GiB
+weights shared by   GPUs      on each GPU   of it on all   layers on each
+─────────────────────────────────────────────────────────────────────────
+device map             3   4.0 to 6.0 GiB                          4 to 7
+tensor parallel        2          9.0 GiB        2.0 GiB
 expert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.
 
 experts on the CPU beside 1 × small   moved to the GPU   computed there

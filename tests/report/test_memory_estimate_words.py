@@ -80,7 +80,7 @@ def test_a_time_has_the_unit_that_suits_it(seconds: float | None, words: str) ->
 def test_a_range_that_is_one_number_is_shown_as_one() -> None:
     assert (word_range((7, 7)), word_range((4, 7, 5))) == ("7", "4 to 7")
     assert word_sizes((GIB, GIB + 1)) == "1.0 GiB"
-    assert word_sizes((GIB, 2 * GIB)) == "1.0 GiB to 2.0 GiB"
+    assert word_sizes((GIB, 2 * GIB)) == "1.0 to 2.0 GiB"
 
 
 def test_an_unknown_size_is_said_to_be() -> None:

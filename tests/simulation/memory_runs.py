@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ def tell(timeline: Timeline, *, with_numbers: bool = True, without: str | None =
         [call.cache_bytes for call in timeline.calls],
         largest,
     )
+
+
+def until_last_call(timeline: Timeline) -> Timeline:
+    """Return a timeline that ends with its last call."""
+    end = timeline.calls[-1].end_event
+    return dataclasses.replace(timeline, events=timeline.events[:end])
 
 
 def _is_number(event: Event, origin: Origin) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from moetool.simulation.long_generation import simulate_generation
 from moetool.simulation.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory_run import MemoryRun
-from moetool.simulation.timeline import Timeline
-from tests.simulation.memory_runs import options_for, tell
+from moetool.simulation.timeline import Call, Event, Origin, Timeline
+from tests.simulation.memory_runs import options_for, tell, until_last_call
 from tests.simulation.skeletons import build_family_skeleton
 
 # Of the tiny families' sliding windows.
@@ -29,6 +30,10 @@ class CountedRun:
         self.num_calls += len(timeline.calls)
         return timeline
 
+    @property
+    def can_start_later(self) -> bool:
+        return self._run.can_start_later
+
 
 def build_run(family: str, **options: Any) -> tuple[CountedRun, list[int]]:
     """Return a run of a family's skeleton, and the bytes of its storages."""
@@ -37,8 +42,132 @@ def build_run(family: str, **options: Any) -> tuple[CountedRun, list[int]]:
     return CountedRun(run), list_weight_bytes(skeleton)
 
 
-def simulate(run: CountedRun, **lengths: int) -> Timeline | None:
+def simulate(run: CountedRun | RunByHand, **lengths: int) -> Timeline | None:
     return simulate_generation(cast("MemoryRun", run), **lengths)
+
+
+class RunByHand:
+    """A run each of whose steps makes a cache and a block of its own, and frees the last step's.
+
+    Args:
+        form: How many more blocks the step after so many tokens makes.
+        size: The bytes of its own block.
+    """
+
+    can_start_later = True
+
+    def __init__(
+        self,
+        form: Callable[[int], int] = lambda num_tokens: 0,
+        size: Callable[[int], int] = lambda num_tokens: 8 * num_tokens,
+    ) -> None:
+        self._form = form
+        self._size = size
+        self.prompts: list[int] = []
+
+    def generate(
+        self, *, num_prompt_tokens: int, num_new_tokens: int, num_calls: int | None = None
+    ) -> Timeline:
+        self.prompts.append(num_prompt_tokens)
+        events: list[Event] = []
+        calls: list[Call] = []
+        last: list[int] = []
+        for step in range(num_new_tokens):
+            first, num_tokens = len(events), num_prompt_tokens + step
+            if step == num_calls:
+                calls.append(Call(first, first, frozenset(), 0))
+                break
+            sizes = [16 * num_tokens, self._size(num_tokens), *[1] * self._form(num_tokens)]
+            blocks = [first + place for place in range(len(sizes))]
+            events += [Event(b, size, 0) for b, size in zip(blocks, sizes, strict=True)]
+            events += [Event(block, -1, 0) for block in last]
+            calls.append(Call(first, len(events), frozenset(blocks[:1]), sizes[0]))
+            last = blocks
+        return Timeline(tuple(events), [Origin("", "", "step")], tuple(calls), None)
+
+
+def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
+    run = RunByHand()
+    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=1000)
+    assert timeline is not None
+    # The first step that counts, the last one and the one between: two tokens before each.
+    assert run.prompts == [100, 100 + 999 - 2, 100 + (2 + 999) // 2 - 2]
+    assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=1000))
+
+
+@pytest.mark.parametrize("end", [150, 151, 157, 198])
+def test_a_stretch_ends_where_steps_begin_to_differ(end: int) -> None:
+    """As with a sliding window: until it is full, one more block; and a size that stops growing."""
+    run = RunByHand(
+        form=lambda num_tokens: int(num_tokens < end),
+        size=lambda num_tokens: 8 * min(num_tokens, end + 10),
+    )
+    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200)
+    assert timeline is not None
+    assert len(run.prompts) < 30
+    assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=200))
+
+
+def test_steps_that_alternate_follow_from_no_others() -> None:
+    run = RunByHand(form=lambda num_tokens: num_tokens % 2)
+    assert simulate(run, num_prompt_tokens=100, num_new_tokens=1000) is None
+    assert len(run.prompts) == long_generation._MOST_SAMPLES
+
+
+@pytest.mark.parametrize("num_new_tokens", [1, 16, 24, 32])
+def test_a_generation_of_few_steps_runs_whatever_they_do(num_new_tokens: int) -> None:
+    run = RunByHand(form=lambda num_tokens: num_tokens * num_tokens % 3)
+    timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=num_new_tokens)
+    assert timeline is not None
+    assert run.prompts[-1] == 5
+    in_full = run.generate(num_prompt_tokens=5, num_new_tokens=num_new_tokens)
+    assert timeline == in_full
+
+
+@pytest.mark.parametrize(
+    ("most_events", "numbers"),
+    [
+        (10**6, [*range(100, 300)]),
+        # 297 steps of four events each are left out but for every second, third and tenth.
+        (4 * 149, [100, 101, 102, *range(103, 300, 2)]),
+        (4 * 99, [100, 101, 102, *range(105, 300, 3)]),
+        (4 * 30, [100, 101, 102, *range(109, 300, 10)]),
+    ],
+)
+def test_of_many_steps_every_nth_is_told_and_the_last(
+    most_events: int, numbers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_generation, "_MOST_EVENTS", most_events)
+    run = RunByHand()
+    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200)
+    in_full = run.generate(num_prompt_tokens=100, num_new_tokens=200)
+    assert timeline is not None
+    assert [call.cache_bytes for call in timeline.calls] == [16 * number for number in numbers]
+    profiles = [replay_timeline(told, weight_bytes=[]) for told in (timeline, in_full)]
+    assert profiles[0] == profiles[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("switch_transformers", {}), ("deepseek_v3", {"is_cache_static": True})]
+)
+def test_steps_that_a_longer_prompt_does_not_lead_to_all_run(
+    family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_generation, "_FEW_STEPS", 2)
+    monkeypatch.setattr(long_generation, "_MOST_STEPS", 4)
+    run, _ = build_run(family, **options)
+    timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4)
+    assert timeline is not None
+    assert tell(timeline) == tell(run.generate(num_prompt_tokens=5, num_new_tokens=4))
+    assert simulate(run, num_prompt_tokens=5, num_new_tokens=5) is None
+
+
+def test_steps_of_a_family_that_compresses_now_and_then_follow_from_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(long_generation, "_MOST_SAMPLES", 3)
+    run, _ = build_run("deepseek_v4")
+    assert simulate(run, num_prompt_tokens=5, num_new_tokens=40) is None
 
 
 @pytest.mark.parametrize(
@@ -50,8 +179,7 @@ def simulate(run: CountedRun, **lengths: int) -> Timeline | None:
         ("gpt_oss", WINDOW + 3, 18, {}),
         ("qwen3_next", 5, 18, {}),
         ("deepseek_v3", 5, 40, {}),
-        ("jamba", 5, 18, {"is_cache_static": True}),
-        ("switch_transformers", 5, 18, {}),
+        ("jamba", 5, 18, {}),
     ],
 )
 def test_a_generation_of_a_few_steps_is_that_of_every_step(
@@ -63,10 +191,12 @@ def test_a_generation_of_a_few_steps_is_that_of_every_step(
     lengths = {"num_prompt_tokens": num_prompt_tokens, "num_new_tokens": num_new_tokens}
     run, weight_bytes = build_run(family, **options)
     extended = simulate(run, **lengths)
-    in_full = run.generate(**lengths)
     assert extended is not None
+    assert run.num_calls < num_new_tokens
+    in_full = run.generate(**lengths)
     assert len(extended.calls) == num_new_tokens
-    assert tell(extended) == tell(in_full)
+    # After the last call the next one is prepared, as after the others.
+    assert tell(until_last_call(extended)) == tell(until_last_call(in_full))
     profiles = [
         replay_timeline(timeline, weight_bytes=weight_bytes) for timeline in (extended, in_full)
     ]
