@@ -54,6 +54,10 @@ OTHERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("switch-base-8", {"dtype": "float32"}),
 )
 _OTHERS_SIZES = {"batch_size": 4, "num_prompt_tokens": 512, "num_new_tokens": 16}
+_HEADER = """\
+| model | batch x prompt x new | measured peak, GiB | weights, bytes | allocated | of the rest | \
+reserved | device, GiB | time / bound |
+|---|---|---:|---:|---:|---:|---:|---:|---:|"""
 _FIGURES = ("weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "total_device_bytes")
 
 
@@ -116,46 +120,61 @@ def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
 
 
 def compare(file: Path, *, only: list[str]) -> None:
-    """Print, for each scenario in a file, how far the estimate is from what was measured."""
+    """Print a table of how far each estimate is from what was measured, and of speed bounds."""
     from moetool.memory.model_runs import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.runs import run_scenario
+    from moetool.memory.speed import bound_speed
 
+    gpu = _find_h200()
     errors: dict[str, list[float]] = {"peak allocated": [], "peak reserved": []}
-    workspace_bytes = find_workspace_bytes(_find_h200())
+    print(_HEADER)
     for line in (json.loads(text) for text in file.read_text().splitlines()):
         model = line["model"]
         if only and model not in only:
             continue
         builder, scenario = prepare_case(model, line["options"])
+        skeleton = builder.build(scenario)
         # Not `estimate_memory`, which refuses what is past a model's context.
         run = run_scenario(
-            builder.build(scenario),
+            skeleton,
             scenario,
-            workspace_bytes=workspace_bytes,
+            workspace_bytes=find_workspace_bytes(gpu),
             context_bytes=CONTEXT_BYTES,
         )
         figures = asdict(run.figures)
         off = {name: figures[name] - line[name] for name in _FIGURES}
+        allocated = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
+        reserved = off["peak_reserved_bytes"] / line["peak_reserved_bytes"]
+        errors["peak allocated"].append(abs(allocated))
+        errors["peak reserved"].append(abs(reserved))
         rest = line["peak_allocated_bytes"] - line["weights_bytes"]
-        shares = {
-            "peak allocated": off["peak_allocated_bytes"] / line["peak_allocated_bytes"],
-            "peak reserved": off["peak_reserved_bytes"] / line["peak_reserved_bytes"],
-        }
-        for name, share in shares.items():
-            errors[name].append(abs(share))
-        print(
-            f"{model:24} {_name(line['options']):34} weights {off['weights_bytes']:+,} B, "
-            f"allocated {shares['peak allocated']:+.4%} "
-            f"(of the rest {off['peak_allocated_bytes'] / rest:+.3%}), "
-            f"reserved {shares['peak reserved']:+.3%}, "
-            f"device {off['total_device_bytes'] / 2**30:+.3f} GiB",
-            flush=True,
+        # The cache that steps read is left out: a bound on each of them.
+        bound = bound_speed(skeleton, scenario, gpu, cache_bytes=0)
+        cells = (
+            model,
+            _name(line["options"]),
+            f"{line['peak_allocated_bytes'] / 2**30:.2f}",
+            f"{off['weights_bytes']:+,}",
+            f"{allocated:+.4%}",
+            f"{off['peak_allocated_bytes'] / rest:+.3%}",
+            f"{reserved:+.3%}",
+            f"{off['total_device_bytes'] / 2**30:+.3f}",
+            _compare_time(line["seconds"], bound, scenario),
         )
+        print(f"| {' | '.join(cells)} |", flush=True)
     for name, values in errors.items():
         print(
             f"{name}: {len(values)} cases, median {statistics.median(values):.4%}, "
             f"worst {max(values):.4%}"
         )
+
+
+def _compare_time(seconds: float, bound: Any, scenario: Any) -> str:
+    """Return how many times longer a run took than its bound."""
+    if bound.prefill_s is None or (scenario.num_new_tokens > 1 and bound.decode_s_per_token is None):
+        return "unknown"
+    steps = max(scenario.num_new_tokens - 1, 0)
+    return f"{seconds / (bound.prefill_s + steps * (bound.decode_s_per_token or 0)):.1f}"
 
 
 def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:

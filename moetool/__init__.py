@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.memory.estimate import estimate_memory as estimate_memory
+    from moetool.memory.scenario import Scenario as Scenario
     from moetool.trace.reader import read_trace as read_trace
     from moetool.tracing.recorder import RoutingRecorder as RoutingRecorder
 
@@ -17,11 +19,21 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "MoetoolError": "moetool.errors",
     "RoutingRecorder": "moetool.tracing.recorder",
+    "Scenario": "moetool.memory.scenario",
+    "estimate_memory": "moetool.memory.estimate",
     "inspect_model": "moetool.inspection.inspect",
     "read_trace": "moetool.trace.reader",
 }
 
-__all__ = ["MoetoolError", "RoutingRecorder", "__version__", "inspect_model", "read_trace"]
+__all__ = [
+    "MoetoolError",
+    "RoutingRecorder",
+    "Scenario",
+    "__version__",
+    "estimate_memory",
+    "inspect_model",
+    "read_trace",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -19,7 +19,12 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/specialization.md", "docs/inspect.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/specialization.md",
+    "docs/inspect.md",
+    "docs/memory-estimate.md",
+)
 
 _BLOCK = re.compile(r"(?<=^```console\n)(?P<command>\$ .*\n)(?P<output>(?:.*\n)*?)(?=^```$)", re.M)
 _TIMING = re.compile(r"^took .* s\b.*$", re.M)

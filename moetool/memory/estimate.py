@@ -12,7 +12,7 @@ from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_mode
 from moetool.errors import InputError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
 from moetool.memory.experts_touched import find_choices, read_routing
-from moetool.memory.measure import measure_scenarios
+from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
 from moetool.memory.result import Estimate, Fit, Measurement
@@ -86,6 +86,8 @@ def estimate_memory(
     runs = ModelRuns(builder, named_gpu or read_gpus()[_DEFAULT_GPU])
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
+    if measure:
+        refuse_unmeasurable(scenarios)
     say = on_progress or (lambda _: None)
     estimates = []
     for scenario in scenarios:

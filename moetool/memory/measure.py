@@ -18,6 +18,29 @@ from moetool.memory.skeletons import SkeletonBuilder
 from moetool.simulation.memory_run import find_cache_tensors, find_ordinary_token
 
 
+def refuse_unmeasurable(scenarios: Sequence[Scenario]) -> None:
+    """Refuse to measure what this machine can't, or what random weights can't stand for.
+
+    Raises:
+        UsageError: There is no GPU, or a scenario can't be measured with random weights.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "This machine has no GPU that torch can use: nothing can be measured.",
+            hint="Leave --measure out.",
+        )
+    for scenario in scenarios:
+        reason = None
+        if scenario.quantization is not Quantization.NONE:
+            reason = "quantized weights, which have to come from a checkpoint"
+        elif scenario.task is Task.TRACE:
+            reason = "a trace: run `moetool route-trace` for that"
+        if reason is not None:
+            raise UsageError(
+                f"Random weights can't be used to measure {reason}.", hint="Leave --measure out."
+            )
+
+
 def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
     """Run scenarios of one model on the first GPU, with random weights, and return what it shows.
 
@@ -32,16 +55,11 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
         OutOfMemoryError: A scenario doesn't fit.
         UsageError: There is no GPU, or a scenario can't be measured with random weights.
     """
-    if not torch.cuda.is_available():
-        raise UsageError(
-            "This machine has no GPU that torch can use: nothing can be measured.",
-            hint="Leave --measure out.",
-        )
+    refuse_unmeasurable(scenarios)
     measured: list[Measurement] = []
     model: PreTrainedModel | None = None
     weights_bytes = 0
     for before, scenario in zip((None, *scenarios[:-1]), scenarios, strict=True):
-        _refuse_unmeasurable(scenario)
         with _memory_errors(builder.subject.model):
             if model is None or before is None or not _have_model_in_common(before, scenario):
                 model = None
@@ -110,18 +128,6 @@ def _run(
         for tensor in find_cache_tensors(output)
     }
     return sum(storages.values())
-
-
-def _refuse_unmeasurable(scenario: Scenario) -> None:
-    reason = None
-    if scenario.quantization is not Quantization.NONE:
-        reason = "quantized weights, which have to come from a checkpoint"
-    elif scenario.task is Task.TRACE:
-        reason = "a trace: run `moetool route-trace` for that"
-    if reason is not None:
-        raise UsageError(
-            f"Random weights can't be used to measure {reason}.", hint="Leave --measure out."
-        )
 
 
 def _have_model_in_common(one: Scenario, other: Scenario) -> bool:

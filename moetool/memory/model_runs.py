@@ -40,7 +40,7 @@ class ModelRuns:
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _held: dict[int, PreTrainedModel] = field(default_factory=dict)
     _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
-    _stored: tuple[StoredWeights | None, tuple[str, ...]] | None = None
+    _stored: dict[str, tuple[StoredWeights | None, tuple[str, ...]]] = field(default_factory=dict)
 
     def get_skeleton(self, scenario: Scenario) -> PreTrainedModel:
         """Return the model as a scenario loads it."""
@@ -74,20 +74,20 @@ class ModelRuns:
 
     def get_stored(self, scenario: Scenario) -> tuple[StoredWeights | None, tuple[str, ...]]:
         """Return what the checkpoint's own quantization makes of it, and what is to be said."""
-        if self._stored is None:
+        if scenario.dtype not in self._stored:
             plain = replace(scenario, quantization=Quantization.NONE, is_double_quantized=False)
-            self._stored = find_stored_weights(
+            self._stored[scenario.dtype] = find_stored_weights(
                 self.builder.subject,
                 self.get_skeleton(plain),
                 compute_capability=_find_capability(self.gpu),
             )
-        return self._stored
+        return self._stored[scenario.dtype]
 
     def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
         """Return what a simulation of a scenario shows.
 
         A checkpoint that is quantized already runs with the weights that transformers loads, and
-        otherwise as if they were in full precision.
+        otherwise as if they were in full precision; with a dtype named it is a copy in that dtype.
 
         Args:
             scenario: What is run.
@@ -117,11 +117,14 @@ class ModelRuns:
         return self._runs[scenario, is_brief]
 
     def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
-        if scenario.quantization is not Quantization.NONE or scenario.dtype != "auto":
+        if scenario.quantization is not Quantization.NONE:
             return run
         stored, _ = self.get_stored(scenario)
         if stored is None:
             return run
+        if scenario.dtype != "auto":
+            note = f"Its weights are stored in {stored.method}: told is a copy in {scenario.dtype}."
+            return replace(run, notes=(*run.notes, note))
         note = (
             f"Its weights are stored in {stored.method}: what runs beside them is told as if they "
             "were in full precision."

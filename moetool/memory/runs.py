@@ -11,7 +11,8 @@ from moetool.anatomy.moe_layers import find_experts
 from moetool.anatomy.rules import RoutingRule
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
-from moetool.simulation.generation import CantSimulate
+from moetool.memory.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
+from moetool.simulation.generation import CantSimulate, TooManyOperations
 from moetool.simulation.long_generation import simulate_generation
 from moetool.simulation.memory_replay import (
     MemoryProfile,
@@ -23,6 +24,8 @@ from moetool.simulation.memory_run import MemoryRun, RunOptions
 
 # Of a generation whose steps don't follow from a few, this many at each end run.
 _NUM_NEW_TOKENS_AT_ENDS = 8
+# And of one that is told in brief: the call for the prompt, and one step.
+_NUM_NEW_TOKENS_AT_BRIEF_ENDS = 2
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,21 @@ def run_scenario(
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
     )
-    method, notes = Method.SIMULATED, list[str]()
+    notes: list[str] = []
+    method = Method.SIMULATED
     try:
         profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
+    except TooManyOperations:
+        method = Method.APPROXIMATE
+        profile = _profile_by_short_prompts(skeleton, scenario, options, notes=notes)
     except CantSimulate as error:
         notes.append(
             f"Its code asks for what only data tells ({error.reason}): it was simulated as if "
             "routers sent every expert as many tokens as any other."
         )
         method = Method.APPROXIMATE
-        options = replace(options, is_routing_balanced=True)
+        # Experts that run one by one make many blocks, but no more for every token.
+        options = replace(options, is_routing_balanced=True, may_scan=True)
         profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
     figures = MemoryFigures(
         weights_bytes=profile.weights_bytes,
@@ -132,8 +140,10 @@ def _profile(
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
-    elif is_brief and num_new_tokens > 2:
-        return _profile_ends(run, scenario, weight_bytes=weight_bytes, num_at_ends=2)
+    elif is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
+        return _profile_ends(
+            run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS
+        )
     else:
         found = simulate_generation(
             run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens
@@ -148,6 +158,31 @@ def _profile(
             )
         timeline = found
     return replay_timeline(timeline, weight_bytes=weight_bytes)
+
+
+def _profile_by_short_prompts(
+    skeleton: PreTrainedModel, scenario: Scenario, options: RunOptions, *, notes: list[str]
+) -> MemoryProfile:
+    notes.append(
+        "Some of its layers go from token to token: the figures follow from those of prompts of "
+        f"{SHORT_PROMPTS[0]} and {SHORT_PROMPTS[1]} tokens."
+    )
+
+    def profile(num_prompt_tokens: int) -> MemoryProfile:
+        short = replace(
+            scenario,
+            num_prompt_tokens=num_prompt_tokens,
+            num_new_tokens=min(scenario.num_new_tokens, 2),
+        )
+        return _profile(
+            skeleton, short, replace(options, may_scan=True), notes=notes, is_brief=False
+        )
+
+    return profile_by_short_prompts(
+        profile,
+        num_prompt_tokens=scenario.num_prompt_tokens,
+        num_new_tokens=scenario.num_new_tokens,
+    )
 
 
 def _profile_ends(

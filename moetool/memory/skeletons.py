@@ -106,7 +106,9 @@ class SkeletonBuilder:
         self, config: PreTrainedConfig, dtype: torch.dtype, *, device: str
     ) -> PreTrainedModel:
         whole = find_whole_class(config)
-        if whole is not None and whole.can_generate():
+        # Without a class named, it may be one for the text model's configuration alone.
+        takes_config = whole is not None and whole.config_class is type(config)
+        if whole is not None and takes_config and whole.can_generate():
             return build_model(whole, config, dtype=dtype, device=device)
         for holder in (config, config.get_text_config()):
             holder.dtype = dtype

@@ -19,6 +19,7 @@ from moetool.simulation.cuda_kernels import (
     needs_workspace,
 )
 from moetool.simulation.dispatch import DispatchMode
+from moetool.simulation.generation import TooManyOperations
 from moetool.simulation.repeated_layers import LayerVisit
 from moetool.simulation.timeline import Event, Origin
 
@@ -98,6 +99,8 @@ class AllocationRecorder:
         model: The model.
         origins: Numbers the places where blocks are born.
         workspace_bytes: What the first product of matrices takes, and is never given back.
+        max_blocks_of_layer: How many blocks a layer may make; None for any number. One more raises
+            `TooManyOperations`.
         device: The type of the device whose tensors are followed.
     """
 
@@ -107,11 +110,14 @@ class AllocationRecorder:
         *,
         origins: Origins,
         workspace_bytes: int = 0,
+        max_blocks_of_layer: int | None = None,
         device: str = "meta",
     ) -> None:
         self.events: list[Event] = []
         self.workspace_block: int | None = None
         self._workspace_bytes = workspace_bytes
+        self._max_blocks = max_blocks_of_layer
+        self._num_blocks_before_layer = 0
         self._device = device
         self._model = model
         self._paths = {id(module): path for path, module in model.named_modules()}
@@ -157,6 +163,7 @@ class AllocationRecorder:
     def begin_layer(self, visit: LayerVisit) -> _Mark:
         """Return a mark of where a layer begins."""
         self._layer = visit.path
+        self._num_blocks_before_layer = self._num_blocks
         return _Mark(len(self.events), self._num_blocks, self._find_places(visit))
 
     def end_layer(self, mark: _Mark, left: Sequence[torch.Tensor]) -> _Done | None:
@@ -237,6 +244,9 @@ class AllocationRecorder:
         ]
         if not new:
             return
+        num_blocks = self._num_blocks - self._num_blocks_before_layer
+        if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+            raise TooManyOperations
         origin = self._find_origin(operation)
         if self.workspace_block is None and needs_workspace(operation):
             self.workspace_block = self._bear(self._workspace_bytes, origin)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import flop_registry
 
 from moetool.simulation.dispatch import DispatchMode
-from moetool.simulation.generation import StopSimulation
+from moetool.simulation.generation import TooManyOperations
 from moetool.simulation.repeated_layers import LayerVisit
 
 aten = torch.ops.aten
@@ -56,10 +56,6 @@ _FORMULAS: dict[Any, Any] = {
     aten.scaled_dot_product_attention: _count_attention,
     aten.linalg_solve_triangular: _count_triangular_solve,
 }
-
-
-class TooManyOperations(StopSimulation):
-    """A layer takes more operations than it may."""
 
 
 @dataclass(frozen=True)

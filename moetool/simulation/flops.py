@@ -14,8 +14,8 @@ from moetool.anatomy.attributes import read_count
 from moetool.anatomy.moe_layers import find_moe_layers
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear
 from moetool.errors import DenseModelError, UntraceableError
-from moetool.simulation.flop_counter import FlopCount, FlopCounter, TooManyOperations
-from moetool.simulation.generation import CantSimulate, SimulatedGeneration
+from moetool.simulation.flop_counter import FlopCount, FlopCounter
+from moetool.simulation.generation import CantSimulate, SimulatedGeneration, TooManyOperations
 from moetool.simulation.prompt_length import SHORT_PROMPTS, extrapolate
 from moetool.simulation.repeated_layers import RepeatedLayers
 

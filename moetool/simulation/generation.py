@@ -36,6 +36,10 @@ class StopSimulation(Exception):  # noqa: N818
     """What observers of a simulation raise to end it: whoever started it is to expect it."""
 
 
+class TooManyOperations(StopSimulation):
+    """A layer takes more operations than it may."""
+
+
 class SimulatedGeneration:
     """Runs a skeleton's own forward over a prompt, then token by token, without data.
 

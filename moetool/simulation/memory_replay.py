@@ -57,6 +57,7 @@ class MemoryProfile:
         peak_reserved_bytes: What `torch.cuda.max_memory_reserved` shows.
         prefill: The peak until the first call's end and what is made of it.
         decode: The peak from the second call on; None without one.
+        prefill_reserved_bytes: The most that was reserved until then.
     """
 
     weights_bytes: int
@@ -65,6 +66,7 @@ class MemoryProfile:
     peak_reserved_bytes: int
     prefill: PhasePeak
     decode: PhasePeak | None
+    prefill_reserved_bytes: int
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
@@ -100,6 +102,7 @@ def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> Memor
     meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
     prefill = meter.run(0, end_of_prefill)
     assert prefill is not None
+    prefill_reserved_bytes = allocator.peak_reserved_bytes
     decode = meter.run(end_of_prefill, None) if end_of_prefill is not None else None
     return MemoryProfile(
         weights_bytes=weights_bytes,
@@ -108,6 +111,7 @@ def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> Memor
         peak_reserved_bytes=allocator.peak_reserved_bytes,
         prefill=prefill,
         decode=decode,
+        prefill_reserved_bytes=prefill_reserved_bytes,
     )
 
 

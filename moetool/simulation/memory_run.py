@@ -21,6 +21,12 @@ from moetool.simulation.meta_kernels import MetaKernels
 from moetool.simulation.repeated_layers import RepeatedLayers
 from moetool.simulation.timeline import Call, Timeline
 
+# Layers that work in chunks make up to 2,000 blocks for a prompt of 2,048 tokens, in which attention
+# of experts that run one by one is the most; one that goes from token to token makes three or more
+# for each.
+_MOST_BLOCKS_OF_LAYER = 4000
+_MOST_BLOCKS_PER_TOKEN = 2
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -35,6 +41,8 @@ class RunOptions:
         is_routing_balanced: Take it that routers choose experts in turns, where the model's code
             asks which ones they chose.
         workspace_bytes: What the first product of matrices takes for good.
+        may_scan: Whether layers may go from token to token, as some state-space models do: they take
+            minutes for a long prompt, and are refused otherwise.
     """
 
     batch_size: int = 1
@@ -43,6 +51,11 @@ class RunOptions:
     is_routing_kept: bool = False
     is_routing_balanced: bool = False
     workspace_bytes: int = 0
+    may_scan: bool = False
+
+
+class _CallsDone(StopSimulation):
+    """As many calls were made as were asked for."""
 
 
 class MemoryRun:
@@ -94,6 +107,7 @@ class MemoryRun:
 
         Raises:
             CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
         """
         options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
         if self._options.is_cache_static:
@@ -108,6 +122,7 @@ class MemoryRun:
 
         Raises:
             CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
         """
         return self._record(self._call, num_prompt_tokens, {})
 
@@ -116,6 +131,7 @@ class MemoryRun:
 
         Raises:
             CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
         """
         return self._record(
             self._call, num_prompt_tokens, {"use_cache": False, "logits_to_keep": 1}
@@ -137,7 +153,12 @@ class MemoryRun:
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
         recorder = AllocationRecorder(
-            skeleton, origins=self._origins, workspace_bytes=self._options.workspace_bytes
+            skeleton,
+            origins=self._origins,
+            workspace_bytes=self._options.workspace_bytes,
+            max_blocks_of_layer=None
+            if self._options.may_scan
+            else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
         )
         known = KnownValues(
             token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced
@@ -163,7 +184,7 @@ class MemoryRun:
                 known.know(mask, values)
                 options = {**options, "attention_mask": mask}
             result = None
-            with suppress(StopSimulation), without_data():
+            with suppress(_CallsDone), without_data():
                 result = run(input_ids, **options)
             is_cut = num_calls is not None and len(calls) > num_calls
             # Whatever dies from here on does so because the simulation is over.
@@ -199,7 +220,7 @@ def _watching_calls(
 ) -> Iterator[None]:
     """Take note of every call of the skeleton, and of what its cache then holds.
 
-    One more than `num_calls` raises `StopSimulation`.
+    One more than `num_calls` raises `_CallsDone`.
     """
     forward = skeleton.forward
 
@@ -208,7 +229,7 @@ def _watching_calls(
         first_event = len(recorder.events)
         if len(calls) == num_calls:
             calls.append(Call(first_event, first_event, frozenset(), 0))
-            raise StopSimulation
+            raise _CallsDone
         with known.inside_model():
             output = forward(*args, **kwargs)
         blocks = _find_cache_blocks(output, recorder)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moetool.simulation.flop_counter import FlopCount, FlopCounter, TooManyOperations
+from moetool.simulation.flop_counter import FlopCount, FlopCounter
+from moetool.simulation.generation import TooManyOperations
 from moetool.simulation.meta_kernels import MetaKernels
 from moetool.simulation.repeated_layers import LayerObserver, LayerVisit
 

@@ -268,6 +268,17 @@ def test_large_tensors_are_not_known(
 
 
 @pytest.mark.usefixtures("known")
+def test_what_is_written_in_a_large_tensor_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.zeros(11, device="meta")
+    first = numbers[:1]
+    monkeypatch.setattr(known_values, "_MOST_ELEMENTS", 10)
+    assert not is_unknown(first)
+    numbers.add_(1)
+    assert is_unknown(numbers)
+    assert is_unknown(first)
+
+
+@pytest.mark.usefixtures("known")
 def test_what_only_gpus_compute_is_unknown() -> None:
     numbers = torch.zeros(4, dtype=torch.int32, device="meta")
     assert is_unknown(torch.histc(numbers, bins=2, min=0, max=1))

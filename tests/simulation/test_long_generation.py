@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from moetool.simulation.long_generation import simulate_generation
+from moetool.simulation import long_generation
+from moetool.simulation.decode_steps import take_step
+from moetool.simulation.long_generation import _Sampler, simulate_generation
 from moetool.simulation.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory_run import MemoryRun
 from moetool.simulation.timeline import Call, Event, Origin, Timeline
@@ -58,7 +60,7 @@ class RunByHand:
 
     def __init__(
         self,
-        form: Callable[[int], int] = lambda num_tokens: 0,
+        form: Callable[[int], int] = lambda _: 0,
         size: Callable[[int], int] = lambda num_tokens: 8 * num_tokens,
     ) -> None:
         self._form = form
@@ -96,15 +98,17 @@ def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("end", [150, 151, 157, 198])
-def test_a_stretch_ends_where_steps_begin_to_differ(end: int) -> None:
-    """As with a sliding window: until it is full, one more block; and a size that stops growing."""
+def test_a_stretch_ends_where_steps_begin_to_differ(
+    end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a sliding window: from where it is full, a size stops growing."""
+    monkeypatch.setattr(long_generation, "_MOST_SAMPLES", 40)
     run = RunByHand(
         form=lambda num_tokens: int(num_tokens < end),
-        size=lambda num_tokens: 8 * min(num_tokens, end + 10),
+        size=lambda num_tokens: 8 * min(num_tokens, end),
     )
     timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200)
     assert timeline is not None
-    assert len(run.prompts) < 30
     assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=200))
 
 
@@ -128,10 +132,10 @@ def test_a_generation_of_few_steps_runs_whatever_they_do(num_new_tokens: int) ->
     ("most_events", "numbers"),
     [
         (10**6, [*range(100, 300)]),
-        # 297 steps of four events each are left out but for every second, third and tenth.
-        (4 * 149, [100, 101, 102, *range(103, 300, 2)]),
-        (4 * 99, [100, 101, 102, *range(105, 300, 3)]),
-        (4 * 30, [100, 101, 102, *range(109, 300, 10)]),
+        # Of 197 steps of four events each, every second, third and seventh.
+        (4 * 100, [100, 101, 102, *range(103, 300, 2)]),
+        (4 * 90, [100, 101, 102, *[*range(299, 102, -3)][::-1]]),
+        (4 * 30, [100, 101, 102, *[*range(299, 102, -7)][::-1]]),
     ],
 )
 def test_of_many_steps_every_nth_is_told_and_the_last(
@@ -170,16 +174,30 @@ def test_steps_of_a_family_that_compresses_now_and_then_follow_from_no_others(
     assert simulate(run, num_prompt_tokens=5, num_new_tokens=40) is None
 
 
+def test_steps_around_the_one_that_fills_the_window_are_those_that_run() -> None:
+    run, _ = build_run("mixtral")
+    num_prompt_tokens, last = WINDOW - 5, 12
+    in_full = run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=last + 2)
+    sampler = _Sampler(
+        cast("MemoryRun", run), num_prompt_tokens=num_prompt_tokens, most_samples=last
+    )
+    assert sampler.cover(2, last)
+    kept = [sampler.find(number).cache_bytes for number in range(2, last + 1)]
+    assert kept[0] < kept[1] < kept[2]
+    assert len(set(kept[4:])) == 1
+    for number in range(2, last + 1):
+        step = take_step(in_full, number)
+        assert step is not None
+        assert sampler.find(number) == step
+
+
 @pytest.mark.parametrize(
     ("family", "num_prompt_tokens", "num_new_tokens", "options"),
     [
-        # The window ends in the middle.
-        ("mixtral", WINDOW - 9, 20, {}),
-        ("gemma4_text", WINDOW - 6, 18, {"has_padding": True, "batch_size": 2}),
-        ("gpt_oss", WINDOW + 3, 18, {}),
-        ("qwen3_next", 5, 18, {}),
-        ("deepseek_v3", 5, 40, {}),
-        ("jamba", 5, 18, {}),
+        # Windows are full from the start.
+        ("mixtral", WINDOW + 1, 40, {}),
+        ("qwen3_next", 5, 17, {}),
+        ("deepseek_v3", 5, 17, {"has_padding": True, "batch_size": 2}),
     ],
 )
 def test_a_generation_of_a_few_steps_is_that_of_every_step(

@@ -1,0 +1,70 @@
+"""From short prompts to a long one: of layers that go from token to token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from moetool.simulation.memory_replay import AllocatedParts, MemoryProfile, PhasePeak
+
+# Long enough for the operations of long prompts to make the peaks, short enough to take seconds.
+SHORT_PROMPTS = (128, 256)
+
+
+def profile_by_short_prompts(
+    profile: Callable[[int], MemoryProfile], *, num_prompt_tokens: int, num_new_tokens: int
+) -> MemoryProfile:
+    """Return the profile of a run as those of two shorter ones tell it.
+
+    What a prompt and what a step take is taken to grow evenly with the number of tokens before
+    them, as it does while the same operation makes the peak, but for the allocator's rounding, and
+    for eager attention, which grows faster.
+
+    Args:
+        profile: Returns the profile of a prompt of some tokens, continued by no more than two.
+        num_prompt_tokens: Length of the prompt.
+        num_new_tokens: Tokens written.
+    """
+    short = [profile(number) for number in SHORT_PROMPTS]
+    last = short[-1]
+    prefill = _extrapolate_peak([each.prefill for each in short], num_prompt_tokens)
+    prefill_spare_bytes = last.prefill_reserved_bytes - last.prefill.parts.allocated_bytes
+    prefill_reserved_bytes = prefill.parts.allocated_bytes + prefill_spare_bytes
+    reserved_bytes = [prefill_reserved_bytes]
+    allocated_bytes = [prefill.parts.allocated_bytes]
+    # A short generation's step is the one after its prompt.
+    num_before_last = num_prompt_tokens + max(num_new_tokens - 2, 0)
+    decodes = [each.decode for each in short if each.decode is not None]
+    decode = _extrapolate_peak(decodes, num_before_last) if len(decodes) == len(short) else None
+    if decode is not None:
+        spare_bytes = last.peak_reserved_bytes - last.peak_allocated_bytes
+        allocated_bytes.append(decode.parts.allocated_bytes)
+        reserved_bytes.append(decode.parts.allocated_bytes + min(spare_bytes, prefill_spare_bytes))
+    return replace(
+        last,
+        cache_bytes=_extrapolate([each.cache_bytes for each in short], num_before_last),
+        peak_allocated_bytes=max(allocated_bytes),
+        peak_reserved_bytes=max(reserved_bytes),
+        prefill=prefill,
+        decode=decode,
+        prefill_reserved_bytes=prefill_reserved_bytes,
+    )
+
+
+def _extrapolate_peak(peaks: Sequence[PhasePeak], num_tokens: int) -> PhasePeak:
+    parts = [peak.parts for peak in peaks]
+    return PhasePeak(
+        AllocatedParts(
+            weights_bytes=parts[-1].weights_bytes,
+            cache_bytes=_extrapolate([part.cache_bytes for part in parts], num_tokens),
+            activation_bytes=_extrapolate([part.activation_bytes for part in parts], num_tokens),
+            workspace_bytes=parts[-1].workspace_bytes,
+        ),
+        peaks[-1].origin,
+    )
+
+
+def _extrapolate(values: Sequence[int], num_tokens: int) -> int:
+    """Return the value for a number of tokens from those of `SHORT_PROMPTS`."""
+    (first, last), (start, end) = values, SHORT_PROMPTS
+    return first + (last - first) * (num_tokens - start) // (end - start)

@@ -1,0 +1,38 @@
+"""Tiny families' configurations in files, and what builds and runs their models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moetool.catalogue.gpus import find_gpu
+from moetool.checkpoint.reference import resolve_model
+from moetool.inspection.subject import AskedSource, find_subject
+from moetool.memory.model_runs import ModelRuns
+from moetool.memory.skeletons import SkeletonBuilder
+from tests.families.configs import build_config, find_family
+
+
+def save_config(family: str, folder: Path, **fields: Any) -> str:
+    """Save a tiny family's configuration with some fields as given, and return its path.
+
+    As in a checkpoint, it names the model's class.
+    """
+    path = folder / "config.json"
+    model_class = find_family(family).model_class
+    named = {"architectures": [model_class]} if model_class else {}
+    config = {**build_config(family).to_dict(), **named, **fields}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+def make_builder(model: str) -> SkeletonBuilder:
+    """Return what builds a model of any name."""
+    subject = find_subject(resolve_model(model), source=AskedSource.AUTO, revision=None)
+    return SkeletonBuilder(subject)
+
+
+def make_runs(model: str, *, gpu: str = "h200") -> ModelRuns:
+    """Return a model's runs on a GPU."""
+    return ModelRuns(make_builder(model), find_gpu(gpu))

@@ -1,0 +1,58 @@
+"""Which scenarios there are, and which are refused before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moetool.errors import UsageError
+from moetool.memory.scenario import Quantization, Scenario, Task
+
+SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")
+TOO_LARGE = {"batch_size": 2**20 + 1, "num_prompt_tokens": 2**27 + 1, "num_new_tokens": 2**27 + 1}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("number", [0, -1])
+def test_sizes_of_nothing_are_refused(name: str, number: int) -> None:
+    with pytest.raises(UsageError, match=rf"^The .* can't be {number}\.$") as caught:
+        Scenario(**{name: number})
+    assert caught.value.hint.startswith("Give a whole number from 1 to ")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_beyond_any_machine_are_refused(name: str) -> None:
+    largest = TOO_LARGE[name] - 1
+    assert getattr(Scenario(**{name: largest}), name) == largest
+    with pytest.raises(UsageError) as caught:
+        Scenario(**{name: largest + 1})
+    assert caught.value.hint.endswith(f"to {largest:,}.")
+
+
+@pytest.mark.parametrize("task", [Task.FORWARD, Task.TRACE])
+def test_only_generating_needs_new_tokens(task: Task) -> None:
+    assert Scenario(task=task, num_new_tokens=0).num_new_tokens == 0
+    with pytest.raises(UsageError, match="can't be -1"):
+        Scenario(task=task, num_new_tokens=-1)
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.INT8])
+def test_only_scales_of_4_bit_weights_are_quantized_again(quantization: Quantization) -> None:
+    with pytest.raises(UsageError, match=f"with {quantization} there are none"):
+        Scenario(quantization=quantization, is_double_quantized=True)
+    for four_bit in (Quantization.NF4, Quantization.FP4):
+        assert Scenario(quantization=four_bit, is_double_quantized=True).is_double_quantized
+
+
+@given(st.integers(1, 2**20), st.integers(1, 2**20))
+def test_the_last_new_token_is_never_in_the_cache(num_prompt: int, num_new: int) -> None:
+    scenario = Scenario(num_prompt_tokens=num_prompt, num_new_tokens=num_new)
+    assert scenario.num_cached_tokens == num_prompt + num_new - 1
+
+
+def test_without_new_tokens_the_cache_holds_the_prompt() -> None:
+    options: dict[str, Any] = {"num_prompt_tokens": 7, "num_new_tokens": 0}
+    assert Scenario(task=Task.FORWARD, **options).num_cached_tokens == 7
