@@ -58,6 +58,13 @@ _HEADER = """\
 | model | batch x prompt x new | measured peak, GiB | weights, bytes | allocated | of the rest | \
 reserved | device, GiB | time / bound |
 |---|---|---:|---:|---:|---:|---:|---:|---:|"""
+_WORDS = {
+    **dict.fromkeys(("batch_size", "num_prompt_tokens", "num_new_tokens"), ""),
+    "cache": "{} cache",
+    "has_padding": "pads",
+    "attention": "{} attention",
+    "experts_implementation": "{} experts",
+}
 _FIGURES = ("weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "total_device_bytes")
 
 
@@ -199,10 +206,8 @@ def _find_h200() -> Any:
 
 def _name(options: Mapping[str, Any]) -> str:
     sizes = [options[name] for name in ("batch_size", "num_prompt_tokens", "num_new_tokens")]
-    others = [
-        str(value) for name, value in options.items() if not name.startswith(("num_", "batch"))
-    ]
-    return " ".join([" x ".join(map(str, sizes)), *others])
+    others = [_WORDS.get(name, "{}").format(value) for name, value in options.items()]
+    return ", ".join([" x ".join(map(str, sizes)), *(word for word in others if word)])
 
 
 if __name__ == "__main__":

@@ -150,11 +150,13 @@ def main() -> None:
 
 def read_measured(file: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the runs to ask of, by model: those of `SCENARIOS` with no other option set."""
-    wanted = [dict(zip(SIZES, sizes, strict=True)) for sizes in SCENARIOS]
+    lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
     by_model: dict[str, list[dict[str, Any]]] = {}
-    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        if line["options"] in wanted:
-            by_model.setdefault(line["model"], []).append(line)
+    for sizes in SCENARIOS:
+        wanted = dict(zip(SIZES, sizes, strict=True))
+        for line in lines:
+            if line["options"] == wanted:
+                by_model.setdefault(line["model"], []).append(line)
     return by_model
 
 

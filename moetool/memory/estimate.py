@@ -31,6 +31,10 @@ from moetool.memory.what_fits import (
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
+_OTHER_GPUS = (
+    "The CUDA context's size and what kernels take for themselves are an H200's with torch 2.11: on "
+    "other GPUs they may differ by some hundred MiB."
+)
 
 
 def estimate_memory(
@@ -124,7 +128,7 @@ def _estimate(
         notes=(*run.notes, *stored_notes),
     )
     if named_gpu is None:
-        return estimate
+        return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
     held = runs.get_held(scenario)
     plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
     choices = find_choices(plain)
@@ -143,7 +147,7 @@ def _estimate(
         held,
         scenario,
         named_gpu,
-        cache_bytes=run.figures.cache_bytes or 0,
+        cache_bytes=run.prompt_cache_bytes,
         routing=routing,
         unquantized=plain,
     )
@@ -157,7 +161,6 @@ def _estimate(
         speed=speed,
         notes=(
             *estimate.notes,
-            *speed.notes,
             *_note_fit(estimate.fit),
             *_note_calibration(named_gpu),
         ),
@@ -173,10 +176,7 @@ def _note_fit(fit: Fit | None) -> Iterator[str]:
 
 def _note_calibration(gpu: Gpu) -> Iterator[str]:
     if gpu.id != _DEFAULT_GPU:
-        yield (
-            "The CUDA context's size and what kernels take for themselves are an H200's with torch "
-            "2.11: on other GPUs they may differ by some hundred MiB."
-        )
+        yield _OTHER_GPUS
 
 
 def _note_gpu(measured: Measurement) -> Iterator[str]:

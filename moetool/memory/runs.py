@@ -37,12 +37,14 @@ class SimulatedRun:
         peaks: Of prefill and of decoding.
         method: Whether anything was assumed.
         notes: What was.
+        prompt_cache_bytes: What the cache holds of the prompt alone; 0 if not all of that is filled.
     """
 
     figures: MemoryFigures
     peaks: tuple[Peak, ...]
     method: Method
     notes: tuple[str, ...] = ()
+    prompt_cache_bytes: int = 0
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
         """Return the same run with weights that take so many bytes more."""
@@ -119,7 +121,14 @@ def run_scenario(
     peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
     if profile.decode is not None:
         peaks.append(_make_peak(Phase.DECODE, profile.decode))
-    return SimulatedRun(figures, tuple(peaks), method, tuple(notes))
+    is_filled = scenario.cache is CacheKind.DYNAMIC
+    return SimulatedRun(
+        figures,
+        tuple(peaks),
+        method,
+        tuple(notes),
+        prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
+    )
 
 
 def _profile(

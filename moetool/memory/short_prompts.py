@@ -48,6 +48,9 @@ def profile_by_short_prompts(
         prefill=prefill,
         decode=decode,
         prefill_reserved_bytes=prefill_reserved_bytes,
+        prompt_cache_bytes=_extrapolate(
+            [each.prompt_cache_bytes for each in short], num_prompt_tokens
+        ),
     )
 
 

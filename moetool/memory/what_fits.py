@@ -19,6 +19,8 @@ from moetool.memory.skeletons import find_context
 
 _QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 _NUMS_RANKS = (2, 4, 8)
+# Simulations keep the ids of no more.
+_MOST_TOKENS_AT_ONCE = 2**22
 
 
 def list_fits_everywhere(runs: ModelRuns, scenario: Scenario) -> tuple[Fit, ...]:
@@ -61,9 +63,14 @@ def quantize_scenario(scenario: Scenario, quantization: Quantization) -> Scenari
 
 
 def find_limits_on(runs: ModelRuns, scenario: Scenario, gpu: Gpu) -> Limits:
-    """Return the largest scenarios that fit on a GPU, by runs of the first and the last step."""
+    """Return the largest scenarios that fit on a GPU, by runs of the first and the last step.
+
+    What has more than 2^22 tokens at once is not simulated, and told not to fit.
+    """
 
     def total_bytes_of(batch_size: int, num_prompt_tokens: int) -> int:
+        if batch_size * (num_prompt_tokens + scenario.num_new_tokens) > _MOST_TOKENS_AT_ONCE:
+            return gpu.memory_bytes + 1
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
         total_bytes = runs.run(sized, is_brief=True).figures.total_device_bytes
         assert total_bytes is not None

@@ -58,6 +58,7 @@ class MemoryProfile:
         prefill: The peak until the first call's end and what is made of it.
         decode: The peak from the second call on; None without one.
         prefill_reserved_bytes: The most that was reserved until then.
+        prompt_cache_bytes: The cache after the first call, as far as it is still there at the end.
     """
 
     weights_bytes: int
@@ -67,6 +68,7 @@ class MemoryProfile:
     prefill: PhasePeak
     decode: PhasePeak | None
     prefill_reserved_bytes: int
+    prompt_cache_bytes: int
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
@@ -112,6 +114,7 @@ def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> Memor
         prefill=prefill,
         decode=decode,
         prefill_reserved_bytes=prefill_reserved_bytes,
+        prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
     )
 
 

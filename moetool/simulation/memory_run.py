@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from moetool.simulation.allocations import AllocationRecorder, Origins
 from moetool.simulation.generation import StopSimulation, without_data
@@ -266,16 +266,21 @@ def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, i
     return blocks
 
 
-def _find_tensors(value: Any) -> Iterator[torch.Tensor]:
+def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _find_tensors(item)
+            yield from _find_tensors(item, is_in_cache=is_in_cache)
     elif isinstance(value, dict):
-        yield from _find_tensors(list(value.values()))
-    elif isinstance(value, Cache | CacheLayerMixin):
-        yield from _find_tensors(list(vars(value).values()))
+        yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
+    elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
+        # Layers of a cache are of several classes, families' own among them.
+        yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
+
+
+def _keeps_state(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | PreTrainedConfig | nn.Module)
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

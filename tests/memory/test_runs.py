@@ -94,7 +94,7 @@ def test_a_trace_of_a_generation_keeps_the_routing_of_its_steps_as_well() -> Non
 
 
 def test_a_trace_of_routing_that_no_module_receives_says_so() -> None:
-    noted = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0), family="dbrx").notes
+    noted = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0), family="llama4_text").notes
     assert any("routing is left out" in note for note in noted)
     assert not run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0)).notes
 
@@ -120,12 +120,24 @@ def test_a_dynamic_cache_grows_and_a_static_one_is_there_from_the_start() -> Non
     assert static.peaks[0].cache_bytes == static.peaks[1].cache_bytes
 
 
+def are_alike(one: SimulatedRun, other: SimulatedRun) -> bool:
+    """Return whether two runs take as much, but for which ids were there from the start."""
+    assert one.figures.peak_allocated_bytes is not None
+    assert other.figures.peak_allocated_bytes is not None
+    off_bytes = one.figures.peak_allocated_bytes - other.figures.peak_allocated_bytes
+    return (
+        one.figures.weights_bytes == other.figures.weights_bytes
+        and one.figures.cache_bytes == other.figures.cache_bytes
+        and abs(off_bytes) <= 2 * round_up(2 * 72 * 8)
+    )
+
+
 def test_in_brief_it_takes_as_much() -> None:
-    scenario = replace(SCENARIO, num_new_tokens=9)
+    scenario = replace(SCENARIO, num_new_tokens=40)
     brief, whole = run(scenario, is_brief=True), run(scenario)
-    assert brief.peaks == whole.peaks
-    for name in ("weights_bytes", "cache_bytes", "peak_allocated_bytes"):
-        assert getattr(brief.figures, name) == getattr(whole.figures, name)
+    assert are_alike(brief, whole)
+    assert brief.peaks[0] == whole.peaks[0]
+    assert brief.notes == ()
 
 
 @pytest.mark.parametrize(("num_new_tokens", "lengths"), [(4, [(32, 4)]), (9, [(32, 2), (39, 2)])])
@@ -156,8 +168,9 @@ def test_of_steps_that_do_not_follow_from_a_few_both_ends_run(
     assert ends.notes == (
         "Its steps differ from one to the next: the first and the last 8 of 40 were simulated.",
     )
-    assert ends.figures.cache_bytes == whole.figures.cache_bytes
-    assert ends.figures.peak_allocated_bytes == whole.figures.peak_allocated_bytes
+    assert are_alike(ends, whole)
+    assert ends.figures.slack_bytes is not None
+    assert ends.figures.slack_bytes >= 0
 
 
 def test_a_family_that_looks_up_its_experts_is_approximate() -> None:

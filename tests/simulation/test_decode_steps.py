@@ -85,9 +85,9 @@ def test_a_step_that_frees_what_the_prompt_left_is_none() -> None:
 def test_blocks_that_stay_in_the_cache_are_not_the_step_s_own() -> None:
     timeline = write_generation(4)
     calls = list(timeline.calls)
-    calls[2] = dataclasses.replace(
-        calls[2], cache_blocks=calls[2].cache_blocks | calls[1].cache_blocks
-    )
+    # The first block of the step before.
+    earlier = timeline.events[calls[1].first_event].block
+    calls[2] = dataclasses.replace(calls[2], cache_blocks=calls[2].cache_blocks | {earlier})
     step = take_step(dataclasses.replace(timeline, calls=tuple(calls)), 2)
     assert step is not None
     assert step.cache_numbers == frozenset({1})

@@ -244,6 +244,23 @@ def test_known_values_go_to_the_host(known: KnownValues) -> None:
 
 
 @pytest.mark.usefixtures("known")
+def test_integers_pick_by_place() -> None:
+    places = torch.tensor([0, 2], device="meta")
+    assert meta(5, 8)[places].shape == (2, 8)
+    assert (torch.arange(5, device="meta") * 3)[places].tolist() == [0, 6]
+
+
+@pytest.mark.usefixtures("known")
+def test_copies_to_the_device_stay_there() -> None:
+    for copy in (
+        torch.arange(3, device="meta").to("meta", torch.float64),
+        torch.arange(3, device="meta").to(device="meta", copy=True),
+    ):
+        assert copy.device.type == "meta"
+        assert copy.tolist() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("known")
 def test_values_of_the_host_are_known_on_the_device() -> None:
     assert torch.tensor([1, 2]).to("meta").tolist() == [1, 2]
     assert (torch.arange(2, device="meta") + torch.tensor(5)).tolist() == [5, 6]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -69,11 +71,21 @@ def test_one_call_has_no_decoding() -> None:
 
 
 def test_what_happens_after_the_first_call_and_before_the_second_is_prefill() -> None:
-    timeline = make_timeline([(0, 1), (1, 1), (0, -1)], call_ends=[2, 3], cache=[{0: 1}, {}])
+    timeline = make_timeline([(0, 1), (1, 1), (0, -1)], call_ends=[1, 3], cache=[{0: 1}, {}])
+    second = dataclasses.replace(timeline.calls[1], first_event=2)
+    timeline = dataclasses.replace(timeline, calls=(timeline.calls[0], second))
     profile = replay_timeline(timeline, weight_bytes=[])
     assert profile.prefill.parts.allocated_bytes == 1024
     # Nothing is born in it.
     assert profile.decode is None
+
+
+def test_a_cache_that_is_gone_counts_no_more() -> None:
+    timeline = make_timeline([(0, 512), (0, -1), (1, 2048)], call_ends=[1, 3], cache=[{0: 512}, {}])
+    profile = replay_timeline(timeline, weight_bytes=[])
+    assert profile.decode is not None
+    assert profile.decode.parts.cache_bytes == 0
+    assert profile.decode.parts.activation_bytes == 2048
 
 
 def test_the_first_moment_of_the_most_is_the_peak() -> None:
