@@ -21,6 +21,7 @@ from moetool.simulation.memory_replay import (
     replay_timeline,
 )
 from moetool.simulation.memory_run import MemoryRun, RunOptions
+from moetool.simulation.timeline import Timeline
 
 # Of a generation whose steps don't follow from a few, this many at each end run.
 _NUM_NEW_TOKENS_AT_ENDS = 8
@@ -149,6 +150,8 @@ def _profile(
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
+    elif not run.can_start_later:
+        timeline = _generate_from_start(run, scenario)
     elif is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
         return _profile_ends(
             run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS
@@ -167,6 +170,23 @@ def _profile(
             )
         timeline = found
     return replay_timeline(timeline, weight_bytes=weight_bytes)
+
+
+def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
+    """Return the timeline of a generation that can't be joined later.
+
+    Those are of encoder-decoders, whose every step runs; and those with a static cache, which is
+    there from the start: what later steps take besides are the ids written, 8 bytes each.
+    """
+    sizes = {
+        "num_prompt_tokens": scenario.num_prompt_tokens,
+        "num_new_tokens": scenario.num_new_tokens,
+    }
+    is_static = scenario.cache is CacheKind.STATIC
+    if not is_static or scenario.num_new_tokens <= _NUM_NEW_TOKENS_AT_ENDS:
+        return run.generate(**sizes)
+    timeline = run.generate(**sizes, num_calls=_NUM_NEW_TOKENS_AT_ENDS)
+    return replace(timeline, calls=timeline.calls[:-1])
 
 
 def _profile_by_short_prompts(

@@ -117,7 +117,8 @@ def test_weights_stored_in_fp8_are_held_so() -> None:
     layer_weights = 128 * 3 * 2048 * 768 + 2 * 2048 * 4096 + 2 * 2048 * 512
     saved_bytes = 48 * layer_weights * (2 - 1 - 4 / 128**2)
     off_bytes = plain.figures.weights_bytes - stored.figures.weights_bytes - saved_bytes
-    assert abs(off_bytes) < 48 * 8 * 512
+    # Of embeddings and output layer the allocator may leave up to 1 MiB each unsplit.
+    assert abs(off_bytes) <= 2 * MIB
     peaks = plain.figures.peak_allocated_bytes, stored.figures.peak_allocated_bytes
     assert peaks[0] is not None
     assert peaks[1] is not None
@@ -152,5 +153,7 @@ def test_weights_that_another_library_lays_out_are_told_in_full_precision(tmp_pa
     plain = make_runs(save_config("olmoe", tmp_path / "plain", dtype="float16")).run(auto)
     assert shown.method is Method.APPROXIMATE
     assert shown.figures == plain.figures
-    assert shown.notes[-1].endswith("So are the weights themselves: what they take on a GPU is unknown.")
+    assert shown.notes[-1].endswith(
+        "So are the weights themselves: what they take on a GPU is unknown."
+    )
     assert plain.notes == ()

@@ -147,7 +147,9 @@ def test_in_brief_only_ends_of_a_long_generation_run(
     ran: list[tuple[int, int]] = []
     generate: Any = MemoryRun.generate
 
-    def watched(self: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int, **more: Any) -> Any:
+    def watched(
+        self: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int, **more: Any
+    ) -> Any:
         ran.append((num_prompt_tokens, num_new_tokens))
         return generate(
             self, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens, **more

@@ -106,7 +106,9 @@ def test_a_quantization_that_is_not_possible_is_unknown(tmp_path: Path) -> None:
     assert own.fits
     assert {(fit.fits, fit.headroom_bytes, fit.num_gpus) for fit in others} == {(None, None, None)}
     with pytest.raises(UsageError, match="quantized already"):
-        list_fits_on(make_runs(path), replace(auto, quantization=Quantization.NF4), find_gpu("h200"))
+        list_fits_on(
+            make_runs(path), replace(auto, quantization=Quantization.NF4), find_gpu("h200")
+        )
 
 
 def test_only_4_bit_weights_keep_scales_that_are_quantized() -> None:

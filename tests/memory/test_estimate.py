@@ -1,0 +1,283 @@
+"""From a name and scenarios to all that is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.memory.estimate import estimate_memory
+from moetool.memory.result import Estimate, Method
+from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.sweep import list_scenarios
+from moetool.report.memory_estimate import render_json
+from tests.families.models import available
+from tests.memory.saved_configs import make_runs, save_config
+
+TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3, dtype="float32")
+SHORT = Scenario(batch_size=1, num_prompt_tokens=128, num_new_tokens=4, dtype="bfloat16")
+FIGURES = (
+    *("weights_bytes", "cache_bytes", "peak_allocated_bytes", "peak_reserved_bytes"),
+    "total_device_bytes",
+)
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> Estimate:
+    """Mixtral's estimate at batch 32."""
+    wide = Scenario(batch_size=32, num_prompt_tokens=512, num_new_tokens=16, dtype="bfloat16")
+    (estimate,) = estimate_memory("mixtral-8x7b", [wide])
+    return estimate
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A tiny model's config.json."""
+    return save_config("olmoe", tmp_path)
+
+
+def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
+    told = json.loads(render_json([mixtral]))
+    assert set(told) == {"schema", "moetool", "estimates"}
+    assert told["schema"] == "moetool.memory-estimate/1"
+    (estimate,) = told["estimates"]
+    assert {
+        *("model", "scenario", "method", *FIGURES, "context_bytes", "at_peak", "peaks"),
+        *("variants", "fits", "notes"),
+    } <= set(estimate)
+    parts = ("weights_bytes", "cache_bytes", "activation_bytes", "workspace_bytes")
+    assert set(estimate["at_peak"]) == {"phase", "layer", "operation", *parts}
+    assert sum(estimate["at_peak"][part] for part in parts) == estimate["peak_allocated_bytes"]
+    assert estimate["at_peak"] in estimate["peaks"]
+    context_bytes = estimate["total_device_bytes"] - estimate["peak_reserved_bytes"]
+    assert context_bytes == estimate["context_bytes"]
+    fit = {"gpu", "memory_bytes", "quantization", "num_gpus", "fits", "headroom_bytes"}
+    assert all(set(each) == fit for each in estimate["fits"])
+    assert (estimate["variants"], estimate["method"]) == ({}, "simulated")
+
+
+def test_a_step_copies_the_chosen_experts_weights_of_every_sequence(mixtral: Estimate) -> None:
+    """`batched_mm`: two experts of three matrices each for every one of 32 sequences."""
+    copied_bytes = 32 * 2 * 3 * 4096 * 14336 * 2
+    prefill, decode = mixtral.peaks
+    assert mixtral.at_peak == decode
+    assert 22.5 * GB < copied_bytes < decode.activation_bytes < 1.01 * copied_bytes
+    assert prefill.activation_bytes < decode.activation_bytes / 4
+    assert decode.operation.endswith(" in mlp.experts")
+    assert decode.layer is not None
+    assert decode.layer.startswith("model.layers.")
+
+
+def test_the_cache_holds_all_tokens_but_the_last(mixtral: Estimate) -> None:
+    per_position = 32 * 2 * 8 * 128 * 2
+    assert mixtral.figures.cache_bytes == 32 * (512 + 16 - 1) * per_position
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_latent_cache_holds_latents_alone(batch_size: int) -> None:
+    scenario = replace(SHORT, batch_size=batch_size)
+    cache_bytes = make_runs("deepseek-v2-lite").run(scenario).figures.cache_bytes
+    assert cache_bytes == 27 * (512 + 64) * 2 * (128 + 4 - 1) * batch_size
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [64, 1024])
+def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> None:
+    """gpt-oss: of 24 layers every second has a window of 128, and counts its tokens in an int64."""
+    scenario = replace(SHORT, num_prompt_tokens=num_prompt_tokens)
+    num_positions = num_prompt_tokens + 4 - 1
+    per_position = 2 * 8 * 64 * 2
+    expected = 12 * per_position * (num_positions + min(num_positions, 128)) + 12 * 8
+    assert make_runs("gpt-oss-20b").run(scenario).figures.cache_bytes == expected
+
+
+def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> None:
+    """Nf4 takes half a byte and a float32 for 64 weights, and a table of 16 for each parameter."""
+    nf4 = replace(SHORT, quantization=Quantization.NF4)
+    as_loaded, quantized = estimate_memory(
+        "olmoe-1b-7b", [nf4, replace(nf4, experts=QuantizedExperts.QUANTIZED)]
+    )
+    assert as_loaded.variants == quantized.variants
+    assert list(as_loaded.variants) == ["transformers", "experts_quantized"]
+    assert as_loaded.figures == as_loaded.variants["transformers"]
+    assert quantized.figures == quantized.variants["experts_quantized"]
+    assert as_loaded.figures.weights_bytes == 13_452_481_536
+    expert_weights = 16 * 64 * 3 * 2048 * 1024
+    saved_bytes = expert_weights * 2 - expert_weights * (0.5 + 4 / 64) - 16 * 2 * 512
+    assert quantized.figures.weights_bytes == 13_452_481_536 - saved_bytes
+    assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
+
+
+def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
+    (estimate,) = estimate_memory("qwen3-30b-a3b-fp8", [replace(SHORT, dtype="auto")])
+    assert estimate.method is Method.APPROXIMATE
+    assert estimate.stored is not None
+    assert estimate.figures.weights_bytes == estimate.stored.loaded_bytes
+    assert not estimate.stored.is_dequantized
+    assert estimate.at_peak is not None
+    assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
+    assert any("Its weights are stored in fp8" in note for note in estimate.notes)
+
+
+def test_a_model_without_experts_is_estimated() -> None:
+    """Llama 2 70B: 8 key and value heads of 128, in 80 layers."""
+    (estimate,) = estimate_memory("llama-2-70b", [SHORT], gpu="2TiB")
+    assert estimate.method is Method.SIMULATED
+    assert estimate.figures.cache_bytes == 80 * 2 * 8 * 128 * 2 * (128 + 4 - 1)
+    # Parameters and, in blocks of 512 bytes, the rotary frequencies.
+    assert 0 <= estimate.figures.weights_bytes - 2 * 68_976_648_192 <= 2048
+    assert estimate.offload is None
+    assert estimate.speed is not None
+    assert estimate.limits is not None
+
+
+def test_the_same_is_told_every_time(tiny: str) -> None:
+    scenarios = [TINY, replace(TINY, quantization=Quantization.NF4)]
+    once, again = (estimate_memory(tiny, scenarios, gpu="1GiB") for _ in range(2))
+    assert once == again
+
+
+def test_scenarios_do_not_change_one_another(tiny: str) -> None:
+    scenarios = [
+        TINY,
+        replace(TINY, quantization=Quantization.NF4, experts=QuantizedExperts.QUANTIZED),
+        replace(TINY, dtype="bfloat16"),
+        replace(TINY, cache=CacheKind.STATIC, attention="eager"),
+        replace(TINY, task=Task.TRACE, num_new_tokens=0),
+    ]
+    alone = [estimate_memory(tiny, [scenario])[0] for scenario in scenarios]
+    assert estimate_memory(tiny, scenarios) == alone
+    assert estimate_memory(tiny, scenarios[::-1]) == alone[::-1]
+    assert len({estimate.figures for estimate in alone}) == len(alone)
+
+
+def test_a_sweep_keeps_its_order_and_tells_its_progress(tiny: str) -> None:
+    scenarios = list_scenarios(TINY, batch_sizes=(3, 1), prompt_tokens=(8, 4))
+    words: list[str] = []
+    estimates = estimate_memory(tiny, scenarios, on_progress=words.append)
+    assert [estimate.scenario for estimate in estimates] == scenarios
+    assert [word.rpartition(": ")[2] for word in words] == [
+        *("3 × 8 tokens", "3 × 4 tokens", "1 × 8 tokens", "1 × 4 tokens")
+    ]
+
+
+def test_what_is_told_in_detail_is_of_the_gpu_that_is_named(tiny: str) -> None:
+    (everywhere,), (named,) = (
+        estimate_memory(tiny, [TINY]),
+        estimate_memory(tiny, [TINY], gpu="1GiB"),
+    )
+    assert everywhere.figures == named.figures
+    details = (everywhere.limits, everywhere.offload, everywhere.speed, everywhere.ranks)
+    assert details == (None, None, None, ())
+    assert everywhere.gpu == "h200"
+    assert named.gpu == "1gib"
+    assert {fit.gpu for fit in named.fits} == {"1gib"}
+    for detail in (named.limits, named.offload, named.speed):
+        assert detail is not None
+        assert detail.gpu == "1gib"
+    assert named.ranks
+
+
+def test_it_is_said_where_it_is_tight(tiny: str) -> None:
+    (ample,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    needed_bytes = ample.figures.total_device_bytes
+    (just,), (short,) = (
+        estimate_memory(tiny, [TINY], gpu=f"{memory_bytes}B")
+        for memory_bytes in (needed_bytes, (needed_bytes or 0) - 1)
+    )
+    assert [each.fit.fits for each in (ample, just, short) if each.fit] == [True, True, False]
+    tight = [
+        any(note.startswith("It is tight") for note in each.notes) for each in (ample, just, short)
+    ]
+    assert tight == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "error", "hint"),
+    [
+        (lambda: estimate_memory("gpt-4"), InputError, "GPT-4 is known from reports", "inspect"),
+        (lambda: estimate_memory("demo", gpu="h2000"), UsageError, "'h2000'", "h200"),
+        (
+            lambda: estimate_memory("demo", [replace(TINY, num_prompt_tokens=10_000)]),
+            UsageError,
+            "10,000 prompt and 3 new tokens are past the context of demo",
+            "--prompt-tokens",
+        ),
+        (
+            lambda: estimate_memory("demo", [TINY, replace(TINY, num_new_tokens=10_000)]),
+            UsageError,
+            "16 prompt and 10,000 new tokens",
+            "--new-tokens",
+        ),
+        (lambda: estimate_memory("demo", revision="main"), UsageError, "no revision", "--revision"),
+        (
+            lambda: estimate_memory("deepseek-v3", [Scenario(quantization=Quantization.NF4)]),
+            UsageError,
+            "quantized already (fp8)",
+            "--quantization",
+        ),
+        (lambda: estimate_memory("no-such-model"), InputError, "'no-such-model'", "Name a folder"),
+        (
+            lambda: estimate_memory("demo", [TINY], gpu="h200", trace=Path("no-such.parquet")),
+            InputError,
+            "no-such.parquet",
+            "",
+        ),
+    ],
+)
+def test_what_can_not_be_estimated_is_refused_with_a_hint(
+    ask: Callable[[], Any], kind: type[MoetoolError], error: str, hint: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        ask()
+    assert error in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.hint
+
+
+def test_nothing_is_simulated_if_it_can_not_be_measured(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words: list[str] = []
+    with pytest.raises(UsageError, match="no GPU that torch can use"):
+        estimate_memory(tiny, [TINY], measure=True, on_progress=words.append)
+    assert words == []
+
+
+# What can't be told of some, and why.
+REFUSED: dict[str, tuple[type[MoetoolError], str]] = {
+    "deepseek_ocr2_text": (UntraceableError, "no language-model class"),
+    "diffusion_gemma": (InputError, "its forward needs"),
+    "glm5_next": (InputError, "its forward needs data"),
+    "openai_privacy_filter": (UsageError, "doesn't generate text"),
+    "qwen3_omni_moe_talker_text": (UntraceableError, "no language-model class"),
+    "unlimited_ocr_text": (UntraceableError, "no language-model class"),
+}
+# Their code asks which experts were chosen.
+APPROXIMATE = ["dbrx", "jetmoe", "longcat_flash", "nllb-moe", "step3p7", "switch_transformers"]
+
+
+@pytest.mark.parametrize("family", [name for name in available() if name not in REFUSED])
+def test_every_family_is_estimated(family: str, tmp_path: Path) -> None:
+    (estimate,) = estimate_memory(save_config(family, tmp_path), [TINY])
+    assert (estimate.method is Method.APPROXIMATE) == (family in APPROXIMATE)
+    assert estimate.at_peak is not None
+    assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
+    assert all((getattr(estimate.figures, name) or 0) > 0 for name in FIGURES)
+
+
+# `torch.distributions` warns of torch's own code.
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("family", [name for name in available() if name in REFUSED])
+def test_what_can_not_be_told_of_a_family_is_said(family: str, tmp_path: Path) -> None:
+    kind, words = REFUSED[family]
+    with pytest.raises(kind, match=words) as caught:
+        estimate_memory(save_config(family, tmp_path), [TINY])
+    assert caught.value.hint
