@@ -178,7 +178,9 @@ def compare(file: Path, *, only: list[str]) -> None:
 
 def _compare_time(seconds: float, bound: Any, scenario: Any) -> str:
     """Return how many times longer a run took than its bound."""
-    if bound.prefill_s is None or (scenario.num_new_tokens > 1 and bound.decode_s_per_token is None):
+    if bound.prefill_s is None or (
+        scenario.num_new_tokens > 1 and bound.decode_s_per_token is None
+    ):
         return "unknown"
     steps = max(scenario.num_new_tokens - 1, 0)
     return f"{seconds / (bound.prefill_s + steps * (bound.decode_s_per_token or 0)):.1f}"

@@ -10,7 +10,7 @@ import pytest
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError, UsageError
-from moetool.memory import model_runs
+from moetool.memory import model_runs, runs
 from moetool.memory.model_runs import find_workspace_bytes
 from moetool.memory.result import Method
 from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
@@ -26,7 +26,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
 def simulated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scenario, bool]]:
     """What is simulated in a test, in order, and whether in brief."""
     seen: list[tuple[Scenario, bool]] = []
-    run_scenario: Any = model_runs.run_scenario
+    run_scenario: Any = runs.run_scenario
 
     def watched(skeleton: Any, scenario: Scenario, *, is_brief: bool, **options: Any) -> Any:
         seen.append((scenario, is_brief))

@@ -15,20 +15,26 @@ SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")
 TOO_LARGE = {"batch_size": 2**20 + 1, "num_prompt_tokens": 2**27 + 1, "num_new_tokens": 2**27 + 1}
 
 
+def make(name: str, number: int) -> Scenario:
+    """Return the usual scenario with one size as given."""
+    sizes: dict[str, Any] = {name: number}
+    return Scenario(**sizes)
+
+
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("number", [0, -1])
 def test_sizes_of_nothing_are_refused(name: str, number: int) -> None:
     with pytest.raises(UsageError, match=rf"^The .* can't be {number}\.$") as caught:
-        Scenario(**{name: number})
+        make(name, number)
     assert caught.value.hint.startswith("Give a whole number from 1 to ")
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_beyond_any_machine_are_refused(name: str) -> None:
     largest = TOO_LARGE[name] - 1
-    assert getattr(Scenario(**{name: largest}), name) == largest
+    assert getattr(make(name, largest), name) == largest
     with pytest.raises(UsageError) as caught:
-        Scenario(**{name: largest + 1})
+        make(name, largest + 1)
     assert caught.value.hint.endswith(f"to {largest:,}.")
 
 

@@ -135,7 +135,9 @@ def test_the_towers_of_a_model_that_generates_with_them_are_loaded(tmp_path: Pat
 def test_without_a_class_named_the_text_model_is_loaded(tmp_path: Path) -> None:
     """transformers' class for text takes the configuration of the text model alone."""
     unnamed = make_builder(save_config("llama4", tmp_path, architectures=None))
-    assert type(unnamed.build(SCENARIO)).__name__ == "Llama4ForCausalLM"
+    skeleton = unnamed.build(SCENARIO)
+    assert type(skeleton).__name__ == "Llama4ForCausalLM"
+    assert not skeleton.training
     named = make_builder(
         save_config("llama4", tmp_path, architectures=["Llama4ForConditionalGeneration"])
     )

@@ -237,12 +237,12 @@ def test_the_smallest_free_block_that_suffices_is_taken(
 
 
 def test_of_free_blocks_of_one_size_the_lowest_is_taken(allocator: CachingAllocator) -> None:
-    """A quarter of each of two segments is free: the first segment's is used again."""
+    """A quarter of each of two segments is free: the second segment, which lies lower, is used."""
     quarters = [allocator.allocate(MIB // 2) for _ in range(8)]
     allocator.free(quarters[6])
     allocator.free(quarters[3])
     allocator.allocate(MIB // 2)
-    for place in (4, 5, 7):
+    for place in (0, 1, 2):
         allocator.free(quarters[place])
     allocator.release_free_segments()
     assert allocator.reserved_bytes == 2 * MIB
