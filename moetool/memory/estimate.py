@@ -73,6 +73,11 @@ def estimate_memory(
         UsageError: A scenario is not possible with this model, or the GPU is not known.
     """
     named_gpu = None if gpu is None else find_gpu(gpu)
+    if trace is not None and named_gpu is None:
+        raise UsageError(
+            "A trace tells how many experts a GPU has to read, and no GPU was named.",
+            hint="Name one with --gpu.",
+        )
     reference = resolve_model(model) if isinstance(model, str) else model
     if revision is not None and reference.kind is not ModelKind.HUB:
         raise UsageError(

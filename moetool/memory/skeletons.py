@@ -189,5 +189,7 @@ def _refuse_length(config: PreTrainedConfig, scenario: Scenario, *, model: str) 
         raise UsageError(
             f"{scenario.num_prompt_tokens:,} prompt and {scenario.num_new_tokens:,} new tokens "
             f"are past the context of {model}, {context:,} tokens.",
-            hint="Give fewer --prompt-tokens or --new-tokens.",
+            hint=f"Give --prompt-tokens {context - scenario.num_new_tokens} or fewer."
+            if scenario.num_new_tokens < context
+            else "Give fewer --new-tokens.",
         )

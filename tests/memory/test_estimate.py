@@ -281,3 +281,8 @@ def test_what_can_not_be_told_of_a_family_is_said(family: str, tmp_path: Path) -
     with pytest.raises(kind, match=words) as caught:
         estimate_memory(save_config(family, tmp_path), [TINY])
     assert caught.value.hint
+
+
+def test_a_trace_without_a_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match="no GPU was named"):
+        estimate_memory("olmoe-1b-7b", trace=Path("trace.parquet"))

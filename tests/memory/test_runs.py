@@ -11,6 +11,7 @@ from moetool.memory import runs
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.simulation import memory_run
 from moetool.simulation.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory_run import MemoryRun, RunOptions
 from tests.simulation.skeletons import build_family_skeleton
@@ -180,6 +181,23 @@ def test_a_family_that_looks_up_its_experts_is_approximate() -> None:
     assert shown.method is Method.APPROXIMATE
     (note,) = shown.notes
     assert note.startswith("Its code asks for what only data tells (its forward needs data: ")
+
+
+def test_layers_that_go_from_token_to_token_are_approximate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = Scenario(batch_size=2, num_prompt_tokens=320, num_new_tokens=4)
+    whole = run(scenario, family="jamba")
+    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
+    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
+    shown = run(scenario, family="jamba")
+    assert (whole.method, shown.method) == (Method.SIMULATED, Method.APPROXIMATE)
+    (note,) = shown.notes
+    assert "go from token to token" in note
+    assert shown.figures.weights_bytes == whole.figures.weights_bytes
+    for name in ("cache_bytes", "peak_allocated_bytes"):
+        expected = getattr(whole.figures, name)
+        assert abs(getattr(shown.figures, name) - expected) <= 0.01 * expected
 
 
 def test_other_weights_shift_everything_but_the_cache() -> None:
