@@ -21,9 +21,8 @@ from moetool.simulation.meta_kernels import MetaKernels
 from moetool.simulation.repeated_layers import RepeatedLayers
 from moetool.simulation.timeline import Call, Timeline
 
-# Layers that work in chunks make up to 2,000 blocks for a prompt of 2,048 tokens, in which attention
-# of experts that run one by one is the most; one that goes from token to token makes three or more
-# for each.
+# Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
+# to token makes three or more for each.
 _MOST_BLOCKS_OF_LAYER = 4000
 _MOST_BLOCKS_PER_TOKEN = 2
 
