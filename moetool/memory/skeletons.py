@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from moetool.anatomy.attributes import read_count
+from moetool.anatomy.attributes import find_context
 from moetool.anatomy.dtype_plan import hold_as_loaded
 from moetool.anatomy.skeleton import (
     build_model,
@@ -28,7 +27,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -131,21 +129,6 @@ class SkeletonBuilder:
                 hint="Give --dtype, such as bfloat16.",
             )
         return dtype
-
-
-def find_context(config: PreTrainedConfig) -> int | None:
-    """Return how many positions a configuration says its model can take; None if it doesn't."""
-    return read_count(config.get_text_config(), *_CONTEXT_NAMES)
-
-
-def find_quantization_config(config: Mapping[str, object]) -> Mapping[str, object] | None:
-    """Return what a config.json says of how its checkpoint is quantized; None if it isn't."""
-    text_config = config.get("text_config")
-    for holder in (config, text_config if isinstance(text_config, Mapping) else {}):
-        found = holder.get("quantization_config")
-        if isinstance(found, Mapping):
-            return found
-    return None
 
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+from moetool.anatomy.attributes import find_context
 from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import MoetoolError
 from moetool.memory.device_maps import share_by_device_map
@@ -15,7 +16,6 @@ from moetool.memory.parallel import share_by_expert_parallel, share_by_tensor_pa
 from moetool.memory.result import Fit, Limits, RankBytes
 from moetool.memory.runs import SimulatedRun
 from moetool.memory.scenario import Quantization, Scenario
-from moetool.memory.skeletons import find_context
 
 _QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 _NUMS_RANKS = (2, 4, 8)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import library
 
-_Library: Any = torch.library.Library
-_LIBRARY = _Library("moetool", "DEF")
+# torch leaves its constructor untyped.
+_make_library: Any = library.Library
+_LIBRARY = _make_library("moetool", "DEF")
 _ops = torch.ops.moetool
 
 

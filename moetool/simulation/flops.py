@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
-from moetool.anatomy.attributes import read_count
+from moetool.anatomy.attributes import find_context
 from moetool.anatomy.moe_layers import find_moe_layers
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear
 from moetool.errors import DenseModelError, UntraceableError
@@ -24,7 +24,6 @@ __all__ = ["CantSimulate", "FlopsPerToken", "count_flops"]
 # Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
 # token takes eight or more for each.
 _MAX_OPERATIONS_OF_LAYER = 4000
-_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def count_flops(skeleton: PreTrainedModel, *, num_prompt_tokens: int = 2048) -> 
     Raises:
         CantSimulate: The model's forward can't run without data.
     """
-    num_tokens = min(num_prompt_tokens, _find_context(skeleton) or num_prompt_tokens)
+    num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
     experts = _find_expert_modules(skeleton)
     try:
         limit = max(_MAX_OPERATIONS_OF_LAYER, 2 * num_tokens)
@@ -196,10 +195,6 @@ def _is_plain(cache: object) -> bool:
     return type(cache) is DynamicCache and all(
         type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in cache.layers
     )
-
-
-def _find_context(skeleton: PreTrainedModel) -> int | None:
-    return read_count(skeleton.config.get_text_config(), *_CONTEXT_NAMES)
 
 
 def _find_expert_modules(skeleton: PreTrainedModel) -> list[nn.Module] | None:

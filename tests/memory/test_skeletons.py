@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
+from moetool.anatomy.attributes import find_context
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory.scenario import Quantization, Scenario, Task
-from moetool.memory.skeletons import SkeletonBuilder, find_context
+from moetool.memory.skeletons import SkeletonBuilder
 from tests.families.configs import build_config
 from tests.memory.saved_configs import make_builder, save_config
 
