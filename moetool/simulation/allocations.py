@@ -233,8 +233,6 @@ class AllocationRecorder:
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
     ) -> None:
         """Record the memory of an operation's results, and what its kernel takes while it runs."""
-        if self._deaths_put_off is not None:
-            return
         new = [
             leaf
             for leaf in tree_leaves(result)
