@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from moetool.anatomy.caches import find_cache_keyword, find_caches, name_fields
 from moetool.simulation.meta_kernels import MetaKernels
 
 # What torch says where values are asked for that are not there, and what was asked for.
@@ -64,6 +65,8 @@ class SimulatedGeneration:
         self._is_cache_given = is_cache_given
         self._batch_size = batch_size
         self._inputs: dict[str, Any] = {}
+        # The cache, under the name by which the model takes it.
+        self._kept: dict[str, Any] = {}
         parameters = inspect.signature(skeleton.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
@@ -81,7 +84,7 @@ class SimulatedGeneration:
     @property
     def cache(self) -> Any:
         """What the model keeps of the tokens so far; None if it keeps nothing to go on from."""
-        return self._inputs.get("past_key_values")
+        return next(iter(self._kept.values()), None)
 
     @property
     def can_decode(self) -> bool:
@@ -99,12 +102,12 @@ class SimulatedGeneration:
         if self._skeleton.config.is_encoder_decoder:
             with without_data(), _experts_as(self._skeleton, "grouped_mm"):
                 encoded = self._skeleton.get_encoder()(input_ids=prompt)
-            self._inputs = {"encoder_outputs": encoded}
+            self._inputs, self._kept = {"encoder_outputs": encoded}, {}
             return
         if self._is_cache_given:
             config = self._skeleton.config.get_text_config(decoder=True)
             with without_data():
-                self._inputs = {"past_key_values": DynamicCache(config=config)}
+                self._keep_cache({"new": DynamicCache(config=config)})
         self._forward("grouped_mm", input_ids=prompt)
 
     def decode(self) -> None:
@@ -123,10 +126,25 @@ class SimulatedGeneration:
             raise CantSimulate("it refines a canvas of tokens instead of decoding one by one")
 
     def _forward(self, experts_implementation: str, **tokens: torch.Tensor) -> None:
-        inputs = {**self._inputs, **tokens, **self._options, "use_cache": True}
+        inputs = {**self._inputs, **self._kept, **tokens, **self._options, "use_cache": True}
         with without_data(), _experts_as(self._skeleton, experts_implementation):
             output = self._skeleton(**inputs)
-        self._inputs["past_key_values"] = getattr(output, "past_key_values", None)
+        self._keep_cache(find_caches(name_fields(output)))
+
+    def _keep_cache(self, found: Mapping[str, Any]) -> None:
+        """Give the cache that was found to the next call, under the name that the model takes.
+
+        Raises:
+            CantSimulate: There are several caches, or the model takes none.
+        """
+        if len(found) > 1:
+            raise CantSimulate(f"it returns several caches: {', '.join(found)}")
+        self._kept = {}
+        for name, cache in found.items():
+            keyword = find_cache_keyword(self._skeleton.forward, also=[name])
+            if keyword is None:
+                raise CantSimulate(f"its forward takes no {type(cache).__name__}")
+            self._kept = {keyword: cache}
 
     def _make_tokens(self, num_tokens: int) -> torch.Tensor:
         return torch.zeros((self._batch_size, num_tokens), dtype=torch.long, device="meta")

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.allocations import AllocationRecorder, Origins
 from moetool.simulation.generation import StopSimulation, without_data
 from moetool.simulation.known_values import KnownValues
@@ -251,8 +252,7 @@ def _watching_calls(
 
 def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors that the cache in a model's or `generate`'s output keeps."""
-    names = ("past_key_values", "cache_params", "mems", "past_buckets_states")
-    return _find_tensors([getattr(output, name, None) for name in names])
+    return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
 
 
 def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:

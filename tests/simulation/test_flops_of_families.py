@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.flops import CantSimulate, FlopsPerToken, count_flops
 from tests.families.models import available, build_family
 from tests.simulation.skeletons import (
@@ -121,10 +122,10 @@ def _count_on_cpu(family: str) -> list[int]:
         with _torch_counter() as counter:
             output = model(input_ids=tokens[:, :NUM_TOKENS], **options)
         counts.append(counter.get_total_flops())
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None:
+        found = find_caches(name_fields(output))
+        if found:
             with _torch_counter() as counter:
-                model(input_ids=tokens[:, NUM_TOKENS:], past_key_values=cache, **options)
+                model(input_ids=tokens[:, NUM_TOKENS:], **found, **options)
             counts.append(counter.get_total_flops())
     return counts
 

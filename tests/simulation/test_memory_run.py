@@ -212,5 +212,10 @@ def test_the_tensors_of_every_kind_of_cache_are_found() -> None:
     nested = Output(past_key_values=((keys, None), {"state": [state]}), logits=values)
     assert [id(t) for t in find_cache_tensors(nested)] == [id(keys), id(state)]
     assert [id(t) for t in find_cache_tensors(Output(cache_params=state))] == [id(state)]
+    renamed = Output(kept_tokens=cache, logits=values)
+    assert [id(t) for t in find_cache_tensors(renamed)] == [
+        id(tensor) for tensor in (slots[0].keys, slots[0].values)
+    ]
+    assert len(list(find_cache_tensors((values, cache)))) == 2
     assert list(find_cache_tensors(Output(logits=values))) == []
     assert list(find_cache_tensors(nn.Module())) == []
