@@ -28,6 +28,8 @@ _MLP = re.compile(
 )
 _MLP_PROJECTION = re.compile(r"^(gate|up|down)_proj$")
 _ROUTER = re.compile(r"gate|router|classifier|bias|scale", re.IGNORECASE)
+# How much of an earlier pass through the same layers goes into this one.
+_MESSAGE = re.compile(r"_message_gate$")
 _SHARED = re.compile(r"shared", re.IGNORECASE)
 _HEAD = re.compile(r"^(lm_head|embed_out|score|classifier)$")
 _POSITION = re.compile(r"pos|^wpe$", re.IGNORECASE)
@@ -129,6 +131,8 @@ class Placement:
             (word, self._modules[".".join(words[: depth + 1])]) for depth, word in enumerate(words)
         ]
         owner = holders[-1][1] if holders else None
+        if any(_MESSAGE.search(word) for word in words):
+            return Component.OTHER
         if any(_MIXER.search(word) and not _is_mlp(module) for word, module in holders):
             return Component.MIXER
         if isinstance(owner, nn.Embedding):

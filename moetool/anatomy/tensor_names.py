@@ -14,7 +14,7 @@ from moetool.anatomy.components import TOWERS, Component, Place
 _AUDIO = re.compile(r"audio|speech|sound|(^|\.)(talker|code2wav)\.")
 _VISION = re.compile(
     r"vision|visual|image|multi_modal|mm_proj|patch_merge|resampler|view_sep|sam_model|qwen2_model"
-    r"|(^|\.)(projector|vit_\w+)\.|^mlp1\."
+    r"|(^|\.)(projector|vit(_\w+)?)\.|^mlp1\."
 )
 
 # Outside layers, the first that matches decides.
@@ -51,6 +51,8 @@ _IN_ROUTED_LAYERS = (
     ),
 )
 _IN_LAYERS = (
+    # How much of an earlier pass through the same layers goes into this one.
+    (Component.OTHER, re.compile(r"^controllers\.")),
     (Component.DENSE_MLP, re.compile(r"^mixer\.(gate|up|down)_proj\.")),
     (
         Component.MIXER,

@@ -22,6 +22,7 @@ from tests.families.models import (
     CANVAS_FAMILIES,
     EMBEDDING_FAMILIES,
     ENCODER_DECODERS,
+    LOOPED_FAMILIES,
     available,
     build_family,
     text_inputs,
@@ -86,6 +87,11 @@ def test_active_parameters_are_those_that_one_token_reads(name: str) -> None:
         assert chosen is not None
         assert chosen.exact is not None
         read_of_experts = chosen.exact
+    if name in LOOPED_FAMILIES:
+        # Counted is one pass: the layers that run again read other experts in the second.
+        assert active.exact is not None
+        assert active.exact < read_at_all + read_of_experts <= 2 * active.exact
+        return
     assert active.fewest <= read_at_all + read_of_experts <= active.most
 
 

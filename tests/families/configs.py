@@ -23,6 +23,7 @@ _Fields = dict[str, Any]
 
 _TEXT: _Fields = {
     "vocab_size": VOCAB_SIZE,
+    "unpadded_vocab_size": VOCAB_SIZE,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -120,12 +121,15 @@ class Family:
         overrides: What the configuration needs beyond the common table; dicts are for the
             configurations inside it.
         runs_since: The first transformers whose model runs, if it is not the first that has it.
+        broken_in: By version of transformers, such as "5.24", what its own code raises there when
+            the model is called.
     """
 
     model_type: str
     model_class: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     runs_since: str | None = None
+    broken_in: Mapping[str, str] = field(default_factory=dict)
 
 
 # An out-of-vocabulary id for the placeholders whose default is a small number.
@@ -298,6 +302,22 @@ FAMILIES: dict[str, Family] = {
         _family("hunyuan_v1_moe"),
         _family("hy_v3"),
         _family("hy_v4", **_MULTI_HEAD),
+        _family(
+            "hy_v4_vl",
+            "HYV4VLForConditionalGeneration",
+            text_config={**_MULTI_HEAD, "rope_parameters": _mrope(2, 1, 1)},
+        ),
+        _family(
+            "inkling2_loop_text",
+            "Inkling2LoopForCausalLM",
+            **_INKLING,
+            # The two layers in the middle run twice.
+            n_layers_per_attn_res_block=1,
+            loop_layer_index_start=1,
+            loop_layer_index_end=3,
+            loop_num_passes=2,
+            loop_gate_rank=8,
+        ),
         _family("inkling2_text", "Inkling2ForCausalLM", **_INKLING),
         _family("inkling_text", "InklingForCausalLM", **_INKLING, n_shared_experts=2),
         _family(
@@ -312,15 +332,29 @@ FAMILIES: dict[str, Family] = {
         _family("kimi_linear", **_MULTI_HEAD, **_LINEAR),
         _family("kolibri1", **_SLIDING),
         _family("laguna", **_SLIDING),
-        _family("lfm2_moe", layer_types=["conv", "full_attention"] * 2),
         _family(
+            "lara_mini",
+            layer_types=[
+                "linear_attention",
+                "sliding_attention",
+                "linear_attention",
+                "full_attention",
+            ],
+        ),
+        _family("lfm2_moe", layer_types=["conv", "full_attention"] * 2),
+        Family(
             "llama4",
             "Llama4ForConditionalGeneration",
-            text_config=_LLAMA4,
-            vision_config={
-                "vision_output_dim": 32,
-                "projector_input_dim": 32,
-                "projector_output_dim": 32,
+            overrides={
+                "text_config": _LLAMA4,
+                "vision_config": {
+                    "vision_output_dim": 32,
+                    "projector_input_dim": 32,
+                    "projector_output_dim": 32,
+                },
+            },
+            broken_in={
+                "5.24": "'MoeCausalLMOutputWithPast' object has no attribute 'image_outputs'"
             },
         ),
         _family("llama4_text", "Llama4ForCausalLM", **_LLAMA4),
@@ -423,6 +457,8 @@ FAMILIES: dict[str, Family] = {
             ngram_vocab_size_base=64,
             split_ngram_parts=2,
         ),
+        _family("sarvam_mla", **_MULTI_HEAD),
+        _family("sarvam_moe"),
         _family("solar_open"),
         _family("step3p7", "Step3p7ForConditionalGeneration", text_config=_SLIDING),
         _family(

@@ -39,12 +39,30 @@ _LOGIT_BIAS_FAMILIES = ("kolibri1",)
 _WIDE_ROUTER, _WIDE_ROUTER_STD = "router_mlp.out_proj", 4.0
 
 
+# Some of their layers run several times in one call.
+LOOPED_FAMILIES = ("inkling2_loop_text",)
+
+
 def available() -> list[str]:
     """Return the families that the installed transformers has and can run."""
-    return [name for name, family in FAMILIES.items() if _is_available(family)]
+    return [name for name in _installed() if name not in broken()]
 
 
-def _is_available(family: Family) -> bool:
+def broken() -> dict[str, str]:
+    """Return the families that the installed transformers can build but not call, and its error."""
+    version = ".".join(map(str, Version(transformers.__version__).release[:2]))
+    return {
+        name: FAMILIES[name].broken_in[version]
+        for name in _installed()
+        if version in FAMILIES[name].broken_in
+    }
+
+
+def _installed() -> list[str]:
+    return [name for name, family in FAMILIES.items() if _is_installed(family)]
+
+
+def _is_installed(family: Family) -> bool:
     installed = Version(transformers.__version__)
     if family.runs_since is not None and installed < Version(family.runs_since):
         return False

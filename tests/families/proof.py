@@ -16,7 +16,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.recording import RecordedCall, RecordedLayer
 from tests.families.dense_reference import ObservedExperts, observe_experts
 from tests.families.gemm_audit import GemmAudit
-from tests.families.models import available, build_family, text_inputs
+from tests.families.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,20 @@ def recorded_layers(calls: list[RecordedCall]) -> list[RecordedLayer]:
 @cache
 def why_refused(name: str) -> str | None:
     """Return why a family is not traced exactly; None if it is."""
+    model = build_family(name)
     try:
-        find_moe_layers(build_family(name))
+        find_moe_layers(model)
+        if name in LOOPED_FAMILIES:
+            record(model)
     except UntraceableError as error:
         return str(error)
     return None
+
+
+def record(model: PreTrainedModel, *, allow_inexact: bool = False) -> None:
+    """Run a model under the recorder, which raises what keeps it from being traced."""
+    with RoutingRecorder(model, allow_inexact=allow_inexact):
+        run(model, text_inputs(model))
 
 
 def exact_families() -> list[str]:

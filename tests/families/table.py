@@ -21,8 +21,8 @@ from moetool.errors import UntraceableError
 from moetool.tracing.probabilities import find_score_function
 from moetool.tracing.recording import RecordedLayer
 from tests.conftest import REPOSITORY
-from tests.families.models import available, build_family
-from tests.families.proof import Proof, prove, why_refused
+from tests.families.models import available, broken, build_family
+from tests.families.proof import Proof, prove, record, why_refused
 
 DOCUMENT = REPOSITORY / "docs" / "families.md"
 COLUMNS = ("family", "auto class", "traced", "rule", "router", "scores", "remarks")
@@ -37,7 +37,12 @@ def table_row(name: str) -> str:
         auto_class = find_auto_class(model.config).removeprefix("AutoModelFor")
     except UntraceableError:
         auto_class = "part of a model"
-    if why_refused(name):
+    if name in broken():
+        version = ".".join(transformers.__version__.split(".")[:2])
+        rules = _join({layer.rule.value for layer in find_moe_layers(model)})
+        remark = f"transformers {version} can't run it: {broken()[name]}"
+        cells = [name, auto_class, "no", rules, "", "", remark]
+    elif why_refused(name):
         traced, rules = _try_inexactly(model)
         cells = [name, auto_class, traced, rules, "", "", "see below"]
     else:
@@ -59,12 +64,13 @@ def table() -> list[str]:
     """Return the table's lines for the families that the installed transformers has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [*HEADER, *(table_row(name) for name in sorted(available()))]
+        return [*HEADER, *(table_row(name) for name in sorted({*available(), *broken()}))]
 
 
 def _try_inexactly(model: PreTrainedModel) -> tuple[str, str]:
     try:
         layers = find_moe_layers(model, allow_inexact=True)
+        record(model, allow_inexact=True)
     except UntraceableError:
         return "refused", ""
     return "with --allow-inexact", _join({layer.rule.value for layer in layers})

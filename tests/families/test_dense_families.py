@@ -16,7 +16,9 @@ from tests.families.configs import FAMILIES
 PROVEN_UNDER_ANOTHER_NAME = {
     "glm4v_moe_text",
     "glm5_next_text",
+    "hy_v4_vl_text",
     "inkling2",
+    "inkling2_loop",
     "inkling_mm_model",
     "mistral_large4_text",
     "muse_spark_text",

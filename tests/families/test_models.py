@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tests.families.configs import FAMILIES, NOT_ROUTED, NUM_EXPERTS
-from tests.families.models import available, build_family, text_inputs
+from tests.families.models import available, broken, build_family, text_inputs
 
-# What transformers 5.17, the oldest supported, lacks or cannot run.
+# What transformers 5.17, the oldest supported, or 5.23 lacks or cannot run.
 NEW_FAMILIES = {
     "bailing_hybrid",
     "beam",
@@ -25,11 +26,16 @@ NEW_FAMILIES = {
     "dots3_note",
     "dots3_note_text",
     "flint",
+    "hy_v4_vl",
+    "inkling2_loop_text",
     "inkling2_text",
     "kolibri1",
+    "lara_mini",
     "mistral_large4",
     "muse_spark",
     "nemotron_h_omni",
+    "sarvam_mla",
+    "sarvam_moe",
     "unlimited_ocr",
     "unlimited_ocr_text",
 }
@@ -87,7 +93,15 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_installed_transformers_lacks_only_new_families() -> None:
-    assert set(FAMILIES) - set(available()) <= NEW_FAMILIES
+    assert set(FAMILIES) - {*available(), *broken()} <= NEW_FAMILIES
+
+
+@pytest.mark.parametrize("name", broken())
+def test_a_broken_family_fails_in_transformers_own_code(name: str) -> None:
+    model = build_family(name)
+    with pytest.raises(Exception, match=re.escape(broken()[name])) as raised:
+        model(**text_inputs(model))
+    assert "transformers/models" in str(raised.traceback[-1].path)
 
 
 @pytest.mark.parametrize("name", NOT_ROUTED)
