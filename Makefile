@@ -1,4 +1,4 @@
-.PHONY: help check format lint types layers test families families-on-both
+.PHONY: help check format lint types layers test families families-on-all
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -26,11 +26,15 @@ test:  ## Run every test
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families
 
-# The oldest transformers that is supported, in an environment of its own.
-OLDEST := .venv-5.17
-families-on-both: families  ## Prove them on the oldest supported transformers as well
-	python -m venv $(OLDEST)
-	sed -e 's/^transformers==.*/transformers==5.17.0/' -e '/^huggingface_hub==/d' \
-		constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt -e ".[dev]"
-	$(OLDEST)/bin/python -m pytest tests/anatomy tests/families
+# The oldest transformers that is supported, and the last one whose caches are `past_key_values`,
+# each in an environment of its own.
+OLDER := 5.17.0 5.23.0
+families-on-all: families  ## Prove them, and the recorder, on older supported transformers as well
+	set -e; for version in $(OLDER); do \
+		venv=.venv-$$version; \
+		python -m venv $$venv; \
+		sed -e "s/^transformers==.*/transformers==$$version/" -e '/^huggingface_hub==/d' \
+			constraints.txt > $$venv/constraints.txt; \
+		$$venv/bin/pip install -q -c $$venv/constraints.txt -e ".[dev]"; \
+		$$venv/bin/python -m pytest tests/anatomy tests/families tests/tracing; \
+	done

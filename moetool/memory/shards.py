@@ -55,7 +55,7 @@ def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
         num_dims: How many dimensions it has.
 
     Raises:
-        UnknownStyle: It is none of those of transformers 5.23.
+        UnknownStyle: It is none of those of transformers 5.24.
     """
     num_packed = 2 if style in _PACKED and num_dims > 1 else 1
     if style in _ROWS:

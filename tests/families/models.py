@@ -73,16 +73,19 @@ def _is_installed(family: Family) -> bool:
     return hasattr(transformers, family.model_class)
 
 
-def build_family(name: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+def build_family(
+    name: str, *, seed: int = 0, is_automatic: bool = False, **overrides: Any
+) -> PreTrainedModel:
     """Return a tiny random model of a family in float32, its routing as lively as a trained one's.
 
     Args:
-        name: The family, one of `available()` or of `NOT_ROUTED`.
+        name: The family, one of `available()`, `broken()` or `NOT_ROUTED`.
         seed: What the weights depend on. The global random state is left as it was.
+        is_automatic: Let `AutoModelForCausalLM` choose the class, whatever the family's is.
         overrides: Fields of the configuration, as in `build_config`.
     """
     config = build_config(name, **overrides)
-    model_class = find_family(name).model_class
+    model_class = None if is_automatic else find_family(name).model_class
     # A few vectors, such as decay rates, keep what the model's own initialisation drew.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

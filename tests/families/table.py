@@ -21,6 +21,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.probabilities import find_score_function
 from moetool.tracing.recording import RecordedLayer
 from tests.conftest import REPOSITORY
+from tests.families.configs import find_family
 from tests.families.models import available, broken, build_family
 from tests.families.proof import Proof, prove, record, why_refused
 
@@ -32,17 +33,12 @@ HEADER = (" | ".join(COLUMNS).join(("| ", " |")), "|".join(["---"] * len(COLUMNS
 @cache
 def table_row(name: str) -> str:
     """Return a family's row."""
-    model = build_family(name)
+    model = build_family(name, is_automatic=name in broken())
     try:
         auto_class = find_auto_class(model.config).removeprefix("AutoModelFor")
     except UntraceableError:
         auto_class = "part of a model"
-    if name in broken():
-        version = ".".join(transformers.__version__.split(".")[:2])
-        rules = _join({layer.rule.value for layer in find_moe_layers(model)})
-        remark = f"transformers {version} can't run it: {broken()[name]}"
-        cells = [name, auto_class, "no", rules, "", "", remark]
-    elif why_refused(name):
+    if name not in broken() and why_refused(name):
         traced, rules = _try_inexactly(model)
         cells = [name, auto_class, traced, rules, "", "", "see below"]
     else:
@@ -51,11 +47,11 @@ def table_row(name: str) -> str:
         cells = [
             name,
             auto_class,
-            "exactly",
+            f"exactly, as {model.config.model_type}" if name in broken() else "exactly",
             _join({layer.place.rule.value for layer in proof.layers}),
             _join(routers) or "in the block",
             _join({_name_scores(layer.recorded) for layer in proof.layers}),
-            "; ".join(_remarks(proof)),
+            "; ".join((*_remarks_on_transformers(name), *_remarks(proof))),
         ]
     return " | ".join(cells).join(("| ", " |"))
 
@@ -81,6 +77,12 @@ def _name_scores(layer: RecordedLayer) -> str:
         return find_score_function(layer).name
     except UntraceableError:
         return "unknown"
+
+
+def _remarks_on_transformers(name: str) -> Iterator[str]:
+    if name in broken():
+        version = ".".join(transformers.__version__.split(".")[:2])
+        yield f"transformers {version} can't run {find_family(name).model_class}: {broken()[name]}"
 
 
 def _remarks(proof: Proof) -> Iterator[str]:
