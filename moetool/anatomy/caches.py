@@ -7,7 +7,8 @@ before that `past_key_values` or `cache_params`, and others in older models.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
 # Newest first. The last three are those of RWKV, XLNet and Reformer.
@@ -19,6 +20,12 @@ CACHE_NAMES = (
     "mems",
     "past_buckets_states",
 )
+
+# A word of a name, or of a class's name, that says of what an argument is made.
+_CACHE_WORD = re.compile(r"(^|_)(past|caches?|mems?|kv)(_|$)")
+_WORDS_OF_CLASS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# `cache_position` and masks of it hold numbers, keys and values have more dimensions.
+_MOST_DIMS_OF_POSITIONS = 2
 
 
 def is_cache(value: object) -> bool:
@@ -57,3 +64,54 @@ def find_cache_keyword(forward: Callable[..., Any], *, also: Iterable[str] = ())
     """
     accepted = inspect.signature(forward).parameters
     return next((name for name in (*also, *CACHE_NAMES) if name in accepted), None)
+
+
+def looks_like_cache(name: str, value: object) -> bool:
+    """Return whether an argument may hold earlier tokens, without being a cache that is known.
+
+    Its name or its class says so, and it is more than a switch or a number.
+    """
+    import torch
+
+    if value is None or isinstance(value, bool | int | float | str | type):
+        return False
+    if isinstance(value, torch.Tensor):
+        return value.dim() > _MOST_DIMS_OF_POSITIONS and bool(_CACHE_WORD.search(name))
+    if isinstance(value, Sized) and not len(value):
+        return False
+    words = (name, _WORDS_OF_CLASS.sub("_", type(value).__name__).lower())
+    return name in CACHE_NAMES or any(_CACHE_WORD.search(word) for word in words)
+
+
+def count_cached(inputs: Mapping[str, Any]) -> int | None:
+    """Return how many tokens of each row lie in the cache of a call; None if they can't be counted.
+
+    Args:
+        inputs: The call's arguments by name.
+    """
+    counts: set[int | None] = set()
+    for name, value in inputs.items():
+        if is_cache(value):
+            counts.add(_count_tokens(value))
+        elif looks_like_cache(name, value):
+            counts.add(None)
+    return counts.pop() if len(counts) == 1 else (None if counts else 0)
+
+
+def _count_tokens(cache: Any) -> int | None:
+    try:
+        return int(cache.get_seq_length())
+    except (ValueError, TypeError, NotImplementedError):
+        # One of state-space layers alone keeps no tokens, only whether there were any.
+        layers = getattr(cache, "layers", None)
+        if not layers or any(_holds_tensors(vars(layer)) for layer in layers):
+            return None
+        return 0
+
+
+def _holds_tensors(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    return isinstance(value, torch.Tensor)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from moetool.tracing.recording import find_input, is_token_mask
+from moetool.tracing.recording import find_input
+from moetool.tracing.token_masks import is_token_mask
 
 _METHOD = "prepare_inputs_for_generation"
 _MASKS = ("attention_mask", "decoder_attention_mask")

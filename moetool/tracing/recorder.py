@@ -21,12 +21,13 @@ from moetool.tracing.recording import (
     RecordedLayer,
     check_decisions,
     find_input,
-    is_token_mask,
     locate_tokens,
     name_inputs,
 )
 from moetool.tracing.scopes import CallScope, find_scopes
+from moetool.tracing.token_masks import is_token_mask
 from moetool.tracing.watch import Decision, Watch, watch_layer
+from moetool.tracing.watch.chance import ChanceWatch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,20 +50,23 @@ class RoutingRecorder:
     Enter the recorder before the model is first compiled: hooks that come later are not seen by
     compiled code, which ends in an error rather than in an empty record.
 
-    In an encoder-decoder each stack's call is recorded by itself, with positions of its own.
+    In an encoder-decoder each stack's call is recorded by itself, with positions of its own. The
+    attention mask is read as transformers' models read it: 1 for a token, 0 for a pad.
 
     Args:
         model: A transformers model with routed experts, or any module that is called with
             `input_ids` or `inputs_embeds`.
         layers: Record only these layer numbers; by default all.
         keep_scores: Also keep what each router gave every expert, in `RecordedLayer.scores`.
-        allow_inexact: Record layers whose decisions are not those that the experts carry out.
+        allow_inexact: Record layers whose decisions are not those that the experts carry out, and
+            those that draw random numbers while they train.
 
     Raises:
         DenseModelError: The model has no routed experts.
         UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
-            it has been compiled, by its forward while recording, when a call is not a plain one,
-            and on leaving, when no call was seen.
+            it has been compiled, by its forward while recording, when a call is not a plain one or
+            a routed layer draws random numbers in training mode, and on leaving, when no call was
+            seen.
         ValueError: A layer number in `layers` has no routed experts.
     """
 
@@ -83,6 +87,8 @@ class RoutingRecorder:
             layer.experts_path: watch_layer(layer, keep_scores=keep_scores) for layer in self.layers
         }
         self._masks = GenerateMasks(model)
+        self._allow_chance = allow_inexact
+        self._chances: list[ChanceWatch] = []
         # The calls under way: where their tokens are, and what their layers decided so far.
         self._tokens: dict[CallScope, CallTokens] = {}
         self._decisions: dict[MoeLayer, Decision] = {}
@@ -116,12 +122,14 @@ class RoutingRecorder:
     def _install(self) -> None:
         for scope in find_scopes(self.model, self.layers):
             self._scopes.update(dict.fromkeys(scope.layers, scope))
+            chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
+            self._chances.append(chance)
             module = self.model.get_submodule(scope.path)
             self._handles += [
                 module.register_forward_pre_hook(
-                    as_written(self._begin_call(scope)), with_kwargs=True
+                    as_written(self._begin_call(scope, chance)), with_kwargs=True
                 ),
-                module.register_forward_hook(as_written(self._end_call(scope))),
+                module.register_forward_hook(as_written(self._end_call(scope, chance))),
             ]
         for watch in self._watches.values():
             watch.install(self.model, self._take_decision)
@@ -129,6 +137,9 @@ class RoutingRecorder:
 
     def _remove(self) -> None:
         self._masks.remove()
+        for chance in self._chances:
+            chance.end()
+        self._chances.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -183,7 +194,7 @@ class RoutingRecorder:
             return pd.DataFrame(columns=columns)
         return pd.concat(frames, ignore_index=True)
 
-    def _begin_call(self, scope: CallScope) -> Any:
+    def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._was_called = True
             for layer in scope.layers:
@@ -193,6 +204,7 @@ class RoutingRecorder:
             if mask is not None and not is_token_mask(mask):
                 inputs = self._masks.restore(inputs)
             self._tokens[scope] = locate_tokens(inputs)
+            chance.begin()
 
         return hook
 
@@ -223,8 +235,9 @@ class RoutingRecorder:
             None if scores is None else scores.detach().to(torch.float32, copy=True),
         )
 
-    def _end_call(self, scope: CallScope) -> Any:
+    def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
+            chance.end()
             tokens = self._tokens.pop(scope)
             decisions = {
                 layer: self._decisions.pop(layer)

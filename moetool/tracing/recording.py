@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from moetool.anatomy.caches import count_cached
 from moetool.anatomy.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
+from moetool.tracing.token_masks import read_token_mask, refuse_other_masks
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,16 @@ class CallTokens:
 def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     """Return where the real tokens of a forward call are, by its attention mask.
 
-    The mask may cover cached tokens before those of this call, as it does in decoding; positions
-    count on from them.
+    A mask says 1 where a token is and 0 where a pad is, as transformers' models read it. It covers
+    the cached tokens before those of this call, as it does in decoding; positions count on from
+    them.
 
     Args:
         inputs: The call's arguments by name, of a model or of one stack of an encoder-decoder.
 
     Raises:
-        UntraceableError: The call has no token input, or its mask tells no pads.
+        UntraceableError: The call has no tokens, its mask does not tell pads from tokens, or
+            nothing says how many tokens came before.
     """
     tokens = find_input(inputs, "input_ids")
     if tokens is None:
@@ -90,19 +94,12 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
             hint="Call it as model(input_ids=…, attention_mask=…).",
         )
     num_rows, num_columns = tokens.shape[0], tokens.shape[1]
-    mask = find_input(inputs, "attention_mask")
-    if mask is None:
-        cache = inputs.get("past_key_values")
-        num_cached = int(cache.get_seq_length()) if cache is not None else 0
-        real = np.ones((num_rows, num_cached + num_columns), dtype=bool)
-    elif is_token_mask(mask) and mask.shape[1] >= num_columns:
-        real = mask.detach().cpu().numpy() != 0
-    else:
-        kind = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+    if not num_rows * num_columns:
         raise UntraceableError(
-            f"Can't tell pads from tokens: the attention mask is {kind}.",
-            hint="Pass the two-dimensional mask of ones and zeros that the tokenizer returns.",
+            f"The model was called with an empty batch: {num_rows} rows of {num_columns} tokens.",
+            hint="Leave out batches without tokens.",
         )
+    real = _find_real(inputs, num_rows=num_rows, num_columns=num_columns)
     position = np.cumsum(real, axis=1) - 1
     here = real[:, -num_columns:]  # (num_rows, num_columns)
     row, column = np.nonzero(here)
@@ -114,15 +111,44 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     )
 
 
+def _find_real(inputs: Mapping[str, Any], *, num_rows: int, num_columns: int) -> NDArray[np.bool_]:
+    """Return which columns are tokens, those in the cache first.
+
+    Returns:
+        # (num_rows, num_cached + num_columns)
+    """
+    num_cached = count_cached(inputs)
+    mask = find_input(inputs, "attention_mask")
+    if mask is None:
+        refuse_other_masks(inputs)
+        if num_cached is None:
+            raise UntraceableError(
+                "Can't tell how many tokens came before those of a call: its cache does not say.",
+                hint="Pass an attention_mask that covers the cached tokens as well.",
+            )
+        return np.ones((num_rows, num_cached + num_columns), dtype=bool)
+    real = read_token_mask(mask, num_rows=num_rows)
+    # Without a count the mask has to be longer than the call: an unknown cache is not empty.
+    is_long_enough = (
+        real.shape[1] > num_columns
+        if num_cached is None
+        else real.shape[1] >= num_cached + num_columns
+    )
+    if not is_long_enough:
+        cached = "an unknown number of" if num_cached is None else num_cached
+        raise UntraceableError(
+            f"The attention mask is {real.shape[1]} wide, and has to cover {num_columns} tokens "
+            f"after {cached} in the cache.",
+            hint="Pass an attention_mask that covers the cached tokens as well.",
+        )
+    # As models read it: what a longer mask says of columns to come is nothing yet.
+    return real if num_cached is None else real[:, : num_cached + num_columns]
+
+
 def find_input(inputs: Mapping[str, Any], name: str) -> Any:
     """Return the argument of this name, which a decoder may call `decoder_<name>`; else None."""
     value = inputs.get(name)
     return inputs.get(f"decoder_{name}") if value is None else value
-
-
-def is_token_mask(mask: object) -> bool:
-    """Return whether a mask has one number for every token of every row."""
-    return isinstance(mask, torch.Tensor) and mask.dim() == 2
 
 
 def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torch.Tensor) -> None:
@@ -160,7 +186,10 @@ def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torc
 def name_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a forward call's arguments by name."""
-    bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-    inputs = dict(bound.arguments)
-    return {**inputs, **inputs.pop("kwargs", {})}
+    """Return a forward call's arguments by name.
+
+    Keywords are taken as they are: a forward may accept some that its signature lacks, such as
+    earlier names of its own.
+    """
+    named = inspect.signature(module.forward).bind_partial(*args).arguments
+    return {**named, **kwargs}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moetool import RoutingRecorder
+from moetool.anatomy.caches import find_caches, name_fields
 from moetool.errors import DenseModelError, UntraceableError
 from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_model
 
@@ -101,7 +102,7 @@ def test_cached_steps_continue_the_positions() -> None:
             [batch["attention_mask"], torch.ones(len(LENGTHS), 1, dtype=torch.long)], 1
         )
         step = output.logits[:, -1:].argmax(-1)
-        model(input_ids=step, attention_mask=mask, past_key_values=output.past_key_values)
+        model(input_ids=step, attention_mask=mask, **find_caches(name_fields(output)))
     decoded = recorder.to_frame().query("call == 1")
     positions = decoded.groupby("batch_index")["position"].unique().map(list).tolist()
     assert positions == [[length] for length in LENGTHS]
@@ -112,7 +113,7 @@ def test_positions_continue_from_the_cache_without_a_mask() -> None:
     row = sequences()[1][None]
     with RoutingRecorder(model) as recorder, torch.inference_mode():
         output = model(input_ids=row, use_cache=True)
-        model(input_ids=row[:, :1], past_key_values=output.past_key_values)
+        model(input_ids=row[:, :1], **find_caches(name_fields(output)))
     assert set(recorder.to_frame().query("call == 1")["position"]) == {9}
 
 

@@ -1,0 +1,66 @@
+"""Which slots of a batch hold tokens, by the mask that a model was called with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moetool.errors import UntraceableError
+
+# Masks of other things than the tokens of the call.
+_OTHER_MASKS = re.compile(r"encoder|cross|pixel|image|video|visual|vision|audio|feature|head|label")
+_KNOWN = ("attention_mask", "decoder_attention_mask")
+_HINT = "Pass the two-dimensional mask of ones and zeros that the tokenizer returns."
+
+
+def is_token_mask(mask: object) -> TypeGuard[torch.Tensor]:
+    """Return whether a mask has one number for every token of every row."""
+    return isinstance(mask, torch.Tensor) and mask.dim() == 2
+
+
+def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
+    """Return where a mask has tokens.
+
+    Returns:
+        # (num_rows, num_mask_columns)
+
+    Raises:
+        UntraceableError: It does not say so with ones and zeros, one for each token.
+    """
+    if not is_token_mask(mask) or mask.shape[0] != num_rows:
+        kind = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise UntraceableError(
+            f"Can't tell pads from tokens: the attention mask is {kind}.", hint=_HINT
+        )
+    is_one = mask == 1
+    if not bool((is_one | (mask == 0)).all()):
+        # Such as an additive mask, which says 0 where others say 1.
+        other = float(mask[~(is_one | (mask == 0))][0])
+        raise UntraceableError(
+            f"Can't tell pads from tokens: the attention mask holds {other:g}.", hint=_HINT
+        )
+    real: NDArray[np.bool_] = is_one.cpu().numpy()
+    return real
+
+
+def refuse_other_masks(inputs: Mapping[str, Any]) -> None:
+    """Refuse a call without an attention mask that has another one, which may tell pads.
+
+    Raises:
+        UntraceableError: It has.
+    """
+    for name, value in inputs.items():
+        is_mask = isinstance(value, Mapping) or (
+            isinstance(value, torch.Tensor) and value.dim() >= 2
+        )
+        if name not in _KNOWN and "mask" in name and is_mask and not _OTHER_MASKS.search(name):
+            raise UntraceableError(
+                f"Can't tell pads from tokens: the model was called with {name} and without "
+                "attention_mask.",
+                hint="Call it as model(input_ids=…, attention_mask=…).",
+            )
