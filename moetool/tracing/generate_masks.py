@@ -39,7 +39,9 @@ class GenerateMasks:
         @wraps(prepare)  # `generate` checks its arguments against the signature.
         def listen(*args: Any, **kwargs: Any) -> Any:
             inputs = prepare(*args, **kwargs)
-            self._masks = [(inputs.get(name), kwargs.get(name)) for name in _MASKS]
+            # Under another name a mask would look as if there were none, that is, no pads.
+            is_named = _MASKS[0] in kwargs
+            self._masks = [(inputs.get(name), kwargs.get(name)) for name in _MASKS if is_named]
             return inputs
 
         self._previous = self._model.__dict__.get(_METHOD)

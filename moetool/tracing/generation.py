@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.checkpoint.config import first_line
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, UntraceableError, UsageError
 from moetool.tracing.batches import Batch
 from moetool.tracing.generation_options import GenerationOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What a checkpoint's generation settings say about its tokens is kept. What they say about
 # choosing among tokens is not: greedy means the most likely token, in every model.
@@ -88,10 +88,9 @@ def generation_settings(
 
     Raises:
         UsageError: The model has no cache of the kind asked for.
+        UntraceableError: transformers lacks a setting of this name.
         InputError: Nothing says with which token its decoder begins.
     """
-    from transformers import GenerationConfig
-
     if options.cache == "static":
         _check_static_cache(model)
     own = model.generation_config
@@ -117,20 +116,40 @@ def generation_settings(
             "top_k": 0,
         }
         torch.manual_seed(options.seed)
-    settings: Any = GenerationConfig
-    model.generation_config = settings(
+    settings: dict[str, Any] = {
         **kept,
         **chosen,
-        max_new_tokens=options.max_new_tokens,
-        do_sample=not options.is_greedy,
-        cache_implementation="static" if options.cache == "static" else None,
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": not options.is_greedy,
+        "cache_implementation": "static" if options.cache == "static" else None,
         # Compiled code runs past hooks.
-        disable_compile=True,
-    )
+        "disable_compile": True,
+    }
+    model.generation_config = _make_settings(settings)
     try:
         yield
     finally:
         model.generation_config = own
+
+
+def _make_settings(settings: Mapping[str, Any]) -> GenerationConfig:
+    """Return generation settings, all of which the installed transformers knows.
+
+    Raises:
+        UntraceableError: It would pass over one of them in silence.
+    """
+    from transformers import GenerationConfig
+
+    known = vars(GenerationConfig())
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise UntraceableError(
+            f"This version of transformers has no generation setting '{unknown[0]}'.",
+            hint="Install a version of transformers that moetool is tested with.",
+        )
+    make: Any = GenerationConfig
+    made: GenerationConfig = make(**settings)
+    return made
 
 
 def _check_static_cache(model: PreTrainedModel) -> None:

@@ -59,14 +59,13 @@ class RoutingRecorder:
         layers: Record only these layer numbers; by default all.
         keep_scores: Also keep what each router gave every expert, in `RecordedLayer.scores`.
         allow_inexact: Record layers whose decisions are not those that the experts carry out, and
-            those that draw random numbers while they train.
+            experts that draw random numbers while they train.
 
     Raises:
         DenseModelError: The model has no routed experts.
         UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
             it has been compiled, by its forward while recording, when a call is not a plain one or
-            a routed layer draws random numbers in training mode, and on leaving, when no call was
-            seen.
+            experts draw random numbers in training mode, and on leaving, when no call was seen.
         ValueError: A layer number in `layers` has no routed experts.
     """
 

@@ -1,4 +1,4 @@
-"""Routed layers that draw random numbers while they train are refused, and others recorded."""
+"""Experts that draw random numbers while they train are refused; noise before them is recorded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
 from tests.families.models import build_family, text_inputs
+from tests.families.proof import prove
 from tests.tiny_models import build_model
 
 TOKENS = torch.arange(3, 17).view(2, 7)
@@ -57,25 +58,39 @@ def shake_scores(block: nn.Module) -> None:
     router.forward = lambda hidden: forward(hidden + 0.1 * torch.rand_like(hidden))
 
 
-NOISES = [drop_experts_output, drop_activations, jitter_hidden_states, shake_scores]
-
-
-@pytest.mark.parametrize("make_noisy", NOISES)
-def test_noise_in_a_routed_layer_in_training_mode_is_refused(
+@pytest.mark.parametrize("make_noisy", [drop_experts_output, drop_activations])
+def test_noise_in_experts_in_training_mode_is_refused(
     make_noisy: Callable[[nn.Module], None],
 ) -> None:
     model = build_model("mixtral").train()
     make_noisy(model.get_submodule(BLOCK))
 
-    with pytest.raises(UntraceableError, match=f"{BLOCK} draws random numbers") as raised:
+    with pytest.raises(UntraceableError, match=f"{BLOCK}.experts draws random numbers") as raised:
         record(model)
 
     assert "model.eval()" in str(raised.value.hint)
     assert not any(module._forward_hooks for module in model.modules())
-    # The other routed layers, one without noise among them, can be recorded.
+    # The other layers, and whatever one wants to see of a training run.
     assert set(record(model, layers=[0, 2])["layer"]) == {0, 2}
-    # Whoever wants to see the routing of a training run may.
     assert set(record(model, allow_inexact=True)["layer"]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("make_noisy", [jitter_hidden_states, shake_scores])
+def test_noise_before_the_decision_is_part_of_it(make_noisy: Callable[[nn.Module], None]) -> None:
+    """The experts carry out what is recorded, which is not what a calm router would choose."""
+    model = build_model("mixtral").train()
+    calm = record(model)
+    make_noisy(model.get_submodule(BLOCK))
+    torch.manual_seed(3)
+
+    proof = prove(model)
+
+    for layer in proof.layers:
+        assert layer.relative_error(layer.ids, layer.weights) <= 1e-5
+        assert layer.pairs == layer.expected_pairs(layer.ids)
+    noisy = record(model)
+    assert noisy.query("layer == 0").equals(calm.query("layer == 0"))
+    assert not noisy.query("layer == 1").equals(calm.query("layer == 1"))
 
 
 def test_a_training_model_without_noise_in_its_routing_is_recorded() -> None:
@@ -88,7 +103,9 @@ def test_a_training_model_without_noise_in_its_routing_is_recorded() -> None:
 
 def test_the_mode_counts_that_a_call_runs_in() -> None:
     model = build_model("mixtral")
-    jitter_hidden_states(model.get_submodule(BLOCK))
+    drop = nn.Dropout(0.5)
+    model.get_submodule(BLOCK).get_submodule("experts").add_module("dropout", drop)
+    add_after(model.get_submodule(BLOCK).get_submodule("experts"), drop)
     with RoutingRecorder(model) as recorder, torch.no_grad():
         model(input_ids=TOKENS)
         assert len(recorder.take_calls()) == 1
@@ -110,7 +127,7 @@ def test_experts_that_are_modules_of_their_own_are_refused_with_dropout() -> Non
         model(**text_inputs(model))
 
 
-def test_a_decoder_layer_that_routes_itself_is_watched_without_its_attention() -> None:
+def test_a_decoder_layer_that_routes_itself_may_drop_attention_but_not_experts() -> None:
     """Gemma 4's router and experts are children of the decoder layer, next to its attention."""
     model = build_family("gemma4_text").train()
     for module in model.modules():

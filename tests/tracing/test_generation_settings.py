@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, UntraceableError, UsageError
 from moetool.tracing.generation_options import GenerationOptions, choose_generation
 from moetool.tracing.prompts import Prompt
 from moetool.tracing.tokens import TokenizedPrompt, tokenize_prompts
@@ -198,6 +198,22 @@ def test_options_at_their_limits_can_be_carried_out(
     assert not chosen.is_greedy
     traced = trace_writing(model, SEQUENCES, **options)
     assert all(traced.continuations)
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "max_new_tokens", "disable_compile"])
+def test_a_setting_that_transformers_no_longer_has_is_not_passed_over_in_silence(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make: Any = GenerationConfig.__init__
+
+    def make_without(self: GenerationConfig, **settings: Any) -> None:
+        make(self, **settings)
+        if not settings:
+            del vars(self)[name]
+
+    monkeypatch.setattr(GenerationConfig, "__init__", make_without)
+    with pytest.raises(UntraceableError, match=f"has no generation setting '{name}'"):
+        trace_writing(model, SEQUENCES)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"top_p": 1e-12}])

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StaticCache
 
 from moetool import RoutingRecorder
+from moetool.anatomy.caches import find_cache_keyword
 from moetool.errors import UntraceableError
 from moetool.tracing.collect import RoutedSequence, TracedBatch, collect_scopes
 from tests.tiny_models import build_model
@@ -131,6 +132,27 @@ def test_a_mask_of_the_callers_own_is_not_taken_for_the_last_one_of_generate(
             generate(model, cache_implementation=cache)
             with pytest.raises(UntraceableError, match="Can't tell pads from tokens"):
                 model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=mask)
+
+
+def test_a_mask_that_generate_prepares_from_another_keyword_is_refused(
+    model: PreTrainedModel,
+) -> None:
+    """Were it taken for a mask of no pads, those of the shorter rows would be recorded."""
+    plain: Any = model.prepare_inputs_for_generation
+
+    def renamed(input_ids: torch.Tensor, *, padding_mask: torch.Tensor, **kwargs: Any) -> Any:
+        return plain(input_ids, attention_mask=padding_mask, **kwargs)
+
+    inputs = left_padded(SEQUENCES)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    keyword = find_cache_keyword(model.forward)
+    model.__dict__[PREPARE] = renamed
+    with RoutingRecorder(model):
+        prepared = model.__dict__[PREPARE](
+            inputs["input_ids"], padding_mask=inputs["attention_mask"], **{str(keyword): cache}
+        )
+        with pytest.raises(UntraceableError, match="the attention mask is"):
+            model(**prepared)
 
 
 def test_generate_checks_its_arguments_as_it_does_without_a_recorder(

@@ -563,8 +563,8 @@ class Recorded:
     router: str | None
 
 
-def record(model: Model, input_ids: torch.Tensor, *, keep_scores: bool = False) -> Recorded:
-    with RoutingRecorder(model, keep_scores=keep_scores) as recorder, torch.no_grad():
+def record(model: Model, input_ids: torch.Tensor, **options: bool) -> Recorded:
+    with RoutingRecorder(model, **options) as recorder, torch.no_grad():
         output = call(model, input_ids)
     ((layer,),) = (call.layers for call in recorder.calls)
     assert layer.place.rule is RoutingRule.SEPARATE_EXPERTS
@@ -659,7 +659,12 @@ def test_the_recorder_leaves_no_trace(what: str, is_training: bool) -> None:
     plain, watched = (build(EXACT[what]).train(is_training) for _ in range(2))
     outputs, states = [], []
     modules = list(watched.modules())
-    for model, go in ((plain, run), (watched, lambda *args: record(*args).output)):
+
+    def go_watched(model: Model, input_ids: torch.Tensor) -> torch.Tensor:
+        # Experts that drop out are refused in training otherwise.
+        return record(model, input_ids, allow_inexact=is_training).output
+
+    for model, go in ((plain, run), (watched, go_watched)):
         torch.manual_seed(11)
         outputs.append(go(model, tokens()))
         states.append(torch.get_rng_state())
@@ -763,6 +768,13 @@ def test_a_block_that_can_not_be_read_is_refused_and_left_as_it_was(
     assert list(model.modules()) == modules
     assert count_hooks(model) == 0
     assert torch.equal(run(model, tokens(*shape)), plain)
+
+
+def test_dropout_within_experts_is_refused_in_training() -> None:
+    model = build(WithRouterOfItsOwn)
+    record(model, tokens())
+    with pytest.raises(UntraceableError, match=r"mlp\.experts\.\d draws random numbers"):
+        record(model.train(), tokens())
 
 
 def test_dropout_on_the_sum_is_refused_in_training() -> None:

@@ -1,8 +1,11 @@
-"""Random numbers that a layer's router or experts draw, as dropout and jitter do in training."""
+"""Random numbers that experts draw while they train, as dropout does.
+
+What a router draws, such as jitter, goes into a decision that the experts receive and carry out: it
+is recorded as it was. What experts draw comes after it, and then their outputs confirm no decision.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,14 +17,12 @@ from moetool.anatomy.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
 from moetool.tracing.compiled import as_written
 
-_MIXER = re.compile(r"attn|attention|mamba|mixer|conv", re.IGNORECASE)
-
 
 class ChanceWatch:
-    """Compares the state of torch's random generators before and after each routed layer.
+    """Compares the state of torch's random generators before and after experts run.
 
-    Whatever draws from them is found so: modules, functions, and noise that a block makes itself.
-    Only layers in training mode are looked at, call by call.
+    Whatever draws from them is found so, modules and functions. Only experts in training mode are
+    looked at, call by call.
 
     Args:
         model: The recorded model.
@@ -30,7 +31,7 @@ class ChanceWatch:
 
     def __init__(self, model: nn.Module, layers: Iterable[MoeLayer]) -> None:
         self._modules = [
-            (path, module) for layer in layers for path, module in _list_routing(model, layer)
+            (path, module) for layer in layers for path, module in _list_experts(model, layer)
         ]
         self._handles: list[RemovableHandle] = []
         self._before: dict[str, list[torch.Tensor]] = {}
@@ -64,24 +65,22 @@ class ChanceWatch:
             before, now = self._before.pop(path), _read_generators(module)
             if not all(torch.equal(*states) for states in zip(before, now, strict=True)):
                 raise UntraceableError(
-                    f"{path} draws random numbers in training mode, so that nothing can confirm "
-                    "what is recorded of it.",
-                    hint="Call model.eval() first, or set its dropout and jitter to 0.",
+                    f"{path} draws random numbers in training mode, so that its output confirms "
+                    "no decision.",
+                    hint="Call model.eval() first, or set the dropout of its experts to 0.",
                 )
 
         return hook
 
 
-def _list_routing(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
-    """Yield a layer's block, or, where that is a whole decoder layer, all of it but attention."""
-    block = model.get_submodule(layer.block_path)
-    children = dict(block.named_children())
-    if not any(_MIXER.search(name) for name in children):
-        yield layer.block_path, block
+def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what runs a layer's experts: one module, or, if they lie in a list, each of them."""
+    experts = model.get_submodule(layer.experts_path)
+    if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
+        yield layer.experts_path, experts
         return
-    for name, child in children.items():
-        if not _MIXER.search(name):
-            yield f"{layer.block_path}.{name}".removeprefix("."), child
+    for name, expert in experts.named_children():
+        yield f"{layer.experts_path}.{name}", expert
 
 
 def _read_generators(module: nn.Module) -> list[torch.Tensor]:
