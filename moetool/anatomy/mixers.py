@@ -123,9 +123,8 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
     if kind is not None:
         return Mixer(kind, 1, read_count(module, "num_heads"), None, None, None, is_sparse=False)
     num_heads = read_count(module, *_CONFIG_HEADS) or read_count(config, *_CONFIG_HEADS)
-    groups = read_count(module, "num_key_value_groups")
     head_dim = read_count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
-    num_kv_heads = None if is_latent or not num_heads else num_heads // (groups or 1)
+    num_kv_heads = None if is_latent or not num_heads else _count_kv_heads(module, num_heads)
     return Mixer(
         kind=MixerKind.LATENT if is_latent else _name_by_heads(num_heads, num_kv_heads),
         num_layers=1,
@@ -136,6 +135,20 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
         is_sparse=any(name.endswith("indexer") for name, _ in module.named_modules())
         or bool(layer_type and "sparse" in layer_type),
     )
+
+
+def _count_kv_heads(module: nn.Module, num_heads: int) -> int | None:
+    """Return how many heads of keys attention has, by its group size or its projections' widths."""
+    groups = read_count(module, "num_key_value_groups")
+    if groups is not None:
+        return num_heads // groups
+    widths = [
+        child.weight.shape[0]
+        for word in ("q", "k")
+        for name, child in module.named_children()
+        if name in (word, f"{word}_proj") and isinstance(child, nn.Linear)
+    ]
+    return num_heads * widths[1] // widths[0] if len(widths) == len("qk") else None
 
 
 def _name_by_heads(num_heads: int | None, num_kv_heads: int | None) -> MixerKind:

@@ -18,7 +18,7 @@ def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:
     Those of towers are left out, layers within layers, and those of an encoder beside a decoder.
     Empty if the model names none.
     """
-    names = set(getattr(skeleton, "_no_split_modules", None) or ())
+    names = set(skeleton._no_split_modules or ())
     placement = Placement(skeleton, find_experts(skeleton).layers)
     found: dict[str, nn.Module] = {}
     stacks: dict[str, str] = {}

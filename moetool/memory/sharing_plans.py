@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 def read_tensor_plan(skeleton: PreTrainedModel) -> dict[str, str]:
     """Return the style of all that the tensor-parallel plan names, by path; empty without one."""
-    return _expand(skeleton, getattr(skeleton, "_tp_plan", None) or {})
+    return _expand(skeleton, skeleton._tp_plan or {})
 
 
 def read_expert_plan(skeleton: PreTrainedModel) -> dict[str, str]:
     """Return the style of all that the expert-parallel plan names, by path; empty without one."""
-    return _expand(skeleton, getattr(skeleton, "_ep_plan", None) or {})
+    return _expand(skeleton, skeleton._ep_plan or {})
 
 
 def _expand(skeleton: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, str]:

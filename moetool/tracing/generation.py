@@ -140,14 +140,14 @@ def _make_settings(settings: Mapping[str, Any]) -> GenerationConfig:
     """
     from transformers import GenerationConfig
 
-    known = vars(GenerationConfig())
+    make: Any = GenerationConfig
+    known = vars(make())
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise UntraceableError(
             f"This version of transformers has no generation setting '{unknown[0]}'.",
             hint="Install a version of transformers that moetool is tested with.",
         )
-    make: Any = GenerationConfig
     made: GenerationConfig = make(**settings)
     return made
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from moetool.anatomy.mixers import Mixer, MixerKind, list_mixers
+from moetool.anatomy.moe_layers import find_experts
 from moetool.anatomy.placement import Placement
 from tests.anatomy.counting import count_family
-from tests.families.models import available
+from tests.families.models import available, build_family
 
 
 def mixers_of(name: str) -> tuple[Mixer, ...]:
@@ -74,3 +76,27 @@ def test_every_layer_of_every_family_has_its_mixers(name: str) -> None:
 
     assert found >= len(layers)
     assert all(mixer.kind is not MixerKind.OTHER for mixer in mixers_of(name))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen3_moe", GQA), ("olmoe", MixerKind.GQA)])
+def test_heads_are_counted_by_widths_where_no_group_size_is_kept(
+    name: str, kind: MixerKind
+) -> None:
+    """Under another name a group size looks as if every head had keys of its own."""
+    model = build_family(name)
+    for module in model.modules():
+        if hasattr(module, "num_key_value_groups"):
+            vars(module)["num_query_heads_of_a_key"] = vars(module).pop("num_key_value_groups")
+    (mixer,) = list_mixers(model, Placement(model, find_experts(model).layers))
+    assert (mixer.kind, mixer.num_kv_heads) == (kind, 2)
+
+
+def test_heads_that_cannot_be_counted_are_not_guessed() -> None:
+    model = build_family("phimoe")
+    for module in model.modules():
+        if hasattr(module, "num_key_value_groups"):
+            del module.num_key_value_groups
+            module.add_module("qkv_proj", nn.Linear(2, 2, device="meta"))
+            del module.q_proj
+    (mixer,) = list_mixers(model, Placement(model, find_experts(model).layers))
+    assert (mixer.kind, mixer.num_kv_heads) == (MixerKind.OTHER, None)

@@ -13,6 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     DynamicCache,
     EncoderDecoderCache,
+    PreTrainedConfig,
     PreTrainedModel,
     StaticCache,
 )
@@ -65,7 +66,7 @@ def record(model: nn.Module, **inputs: Any) -> pd.DataFrame:
 
 
 def positions_of(tokens: CallTokens) -> list[int]:
-    return tokens.position.tolist()
+    return [int(position) for position in tokens.position]
 
 
 def test_positions_continue_from_a_cache_under_any_keyword(mixtral: PreTrainedModel) -> None:
@@ -82,7 +83,7 @@ def test_every_kind_of_transformers_cache_is_counted_under_every_name(name: str)
     keys = torch.ones(NUM_ROWS, 2, NUM_CACHED, 4)
     dynamic = DynamicCache()
     dynamic.update(keys, keys, 0)
-    static = StaticCache(config=CONFIG_MAPPING["mixtral"](num_hidden_layers=1), max_cache_len=16)
+    static = StaticCache(config=make_config("mixtral"), max_cache_len=16)
     static.update(keys, keys, 0)
     for cache in (dynamic, static, EncoderDecoderCache(dynamic, DynamicCache())):
         assert positions_of(locate_tokens({"input_ids": STEP, name: cache})) == [NUM_CACHED] * 2
@@ -138,8 +139,7 @@ def test_what_is_no_cache_is_not_taken_for_one(name: str, value: object) -> None
 
 
 def test_a_cache_of_states_alone_is_known_to_be_empty_or_needs_a_mask() -> None:
-    config = CONFIG_MAPPING["mamba2"](num_hidden_layers=1)
-    cache = DynamicCache(config=config)
+    cache = DynamicCache(config=make_config("mamba2"))
     with pytest.raises(ValueError, match="LinearAttention"):
         cache.get_seq_length()
     assert positions_of(locate_tokens({"input_ids": STEP, "cache": cache})) == [0, 0]
@@ -246,6 +246,12 @@ def test_a_batch_of_pads_alone_has_no_rows(mixtral: PreTrainedModel) -> None:
     frame = record(mixtral, input_ids=PROMPT, attention_mask=torch.zeros_like(PROMPT))
     assert frame.empty
     assert list(frame.columns) == list(record(mixtral, input_ids=PROMPT).columns)
+
+
+def make_config(model_type: str) -> PreTrainedConfig:
+    make: Any = CONFIG_MAPPING[model_type]
+    config: PreTrainedConfig = make(num_hidden_layers=1)
+    return config
 
 
 def find_inputs(model: PreTrainedModel, cache: Any) -> dict[str, Any]:

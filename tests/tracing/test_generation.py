@@ -175,7 +175,7 @@ def test_the_batch_size_leaves_no_mark_and_neither_do_left_pads(
 def test_both_caches_give_the_same_rows(
     model: PreTrainedModel, traced: Traced, kind: str, cache_class: type[Cache]
 ) -> None:
-    seen = set()
+    seen: set[type] = set()
 
     def see(_model: object, _args: object, inputs: dict[str, Any]) -> None:
         seen.update(type(value) for value in inputs.values() if isinstance(value, Cache))

@@ -563,7 +563,7 @@ class Recorded:
     router: str | None
 
 
-def record(model: Model, input_ids: torch.Tensor, **options: bool) -> Recorded:
+def record(model: Model, input_ids: torch.Tensor, **options: Any) -> Recorded:
     with RoutingRecorder(model, **options) as recorder, torch.no_grad():
         output = call(model, input_ids)
     ((layer,),) = (call.layers for call in recorder.calls)
