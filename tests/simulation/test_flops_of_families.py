@@ -38,8 +38,8 @@ NEED_MORE_THAN_TOKENS = {"diffusion_gemma", "qwen3_omni_moe_talker_text"}
 SIMULATED = [name for name in available() if name not in NEED_DATA | NEED_MORE_THAN_TOKENS]
 
 # Each layer of Beam numbers its own residuals, each of Mistral Large 4 names the layer whose keys it
-# uses: no two are built the same.
-ALL_DIFFERENT = {"beam", "mistral_large4"}
+# uses: no two are built the same. Each of Inkling's looped model is given one state more.
+ALL_DIFFERENT = {"beam", "inkling2_loop_text", "mistral_large4"}
 # Their number of layers is not that of the tiny families, or follows from another field.
 NOT_DEEPENED = {"nemotron_h", "nemotron_h_omni", "zaya"}
 
@@ -50,11 +50,11 @@ UNKNOWN_EXPERTS = {"doge"}
 NAMES_OF_NO_PRODUCTS = """
     _local_scalar_dense _softmax _to_copy _unsafe_view abs add add_ alias all amax arange
     bitwise_and bitwise_not bitwise_or cat clamp clamp_min clone constant_pad_nd copy_ cos cumsum
-    detach detach_ div div_ embedding empty_like empty_strided eq exp expand eye flip floor
+    detach detach_ div div_ embedding empty empty_like empty_strided eq exp expand eye flip floor
     floor_divide full full_like gather ge gelu gt histc index index_put_ index_select le lift_fresh
     linalg_vector_norm log log1p log_sigmoid_forward logsumexp lt masked_fill max mean mul mul_
     native_layer_norm ne neg new_empty new_full new_ones new_zeros ones ones_like permute polar pow
-    reciprocal relu repeat rsqrt scalar_tensor scatter scatter_ select sigmoid silu sin slice
+    reciprocal relu repeat rsqrt rsub scalar_tensor scatter scatter_ select set_ sigmoid silu sin slice
     softplus sort split split_with_sizes sqrt squeeze stack sub sum t tanh topk transpose tril triu
     unbind unfold unsqueeze view view_as_complex view_as_real where zeros zeros_like
 """
