@@ -21,9 +21,9 @@ CACHE_NAMES = (
     "past_buckets_states",
 )
 
-# A word of a name, or of a class's name, that says of what an argument is made.
-_CACHE_WORD = re.compile(r"(^|_)(past|caches?|mems?|kv)(_|$)")
-_WORDS_OF_CLASS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# What an argument's name, or its class's name, says of one that holds earlier tokens.
+_NAME = re.compile(r"(^|_)(past|caches?|mems?|kv)(_|$)")
+_CLASS = re.compile(r"(Caches?|Mems?|InferenceParams)$")
 # `cache_position` and masks of it hold numbers, keys and values have more dimensions.
 _MOST_DIMS_OF_POSITIONS = 2
 
@@ -76,11 +76,12 @@ def looks_like_cache(name: str, value: object) -> bool:
     if value is None or isinstance(value, bool | int | float | str | type):
         return False
     if isinstance(value, torch.Tensor):
-        return value.dim() > _MOST_DIMS_OF_POSITIONS and bool(_CACHE_WORD.search(name))
+        return value.dim() > _MOST_DIMS_OF_POSITIONS and bool(_NAME.search(name))
     if isinstance(value, Sized) and not len(value):
         return False
-    words = (name, _WORDS_OF_CLASS.sub("_", type(value).__name__).lower())
-    return name in CACHE_NAMES or any(_CACHE_WORD.search(word) for word in words)
+    return (
+        name in CACHE_NAMES or bool(_NAME.search(name)) or bool(_CLASS.search(type(value).__name__))
+    )
 
 
 def count_cached(inputs: Mapping[str, Any]) -> int | None:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from moetool import RoutingRecorder
 from moetool.anatomy.caches import find_cache_keyword, find_caches, looks_like_cache, name_fields
@@ -132,6 +133,7 @@ def test_what_looks_like_a_cache_and_cannot_be_counted_needs_a_mask(name: str) -
         ("encoder_hidden_states", PAIR[0]),
         ("inputs_embeds", PAIR[0]),
         ("output_hidden_states", True),
+        ("encoder_outputs", BaseModelOutputWithPast(last_hidden_state=PAIR[0])),
     ],
 )
 def test_what_is_no_cache_is_not_taken_for_one(name: str, value: object) -> None:
