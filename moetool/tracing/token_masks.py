@@ -37,14 +37,16 @@ def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
         raise UntraceableError(
             f"Can't tell pads from tokens: the attention mask is {kind}.", hint=_HINT
         )
-    is_one = mask == 1
-    if not bool((is_one | (mask == 0)).all()):
+    values = mask.detach().cpu()
+    is_one = values == 1
+    is_other = ~is_one & (values != 0)
+    if bool(is_other.any()):
         # Such as an additive mask, which says 0 where others say 1.
-        other = float(mask[~(is_one | (mask == 0))][0])
         raise UntraceableError(
-            f"Can't tell pads from tokens: the attention mask holds {other:g}.", hint=_HINT
+            f"Can't tell pads from tokens: the attention mask holds {float(values[is_other][0]):g}.",
+            hint=_HINT,
         )
-    real: NDArray[np.bool_] = is_one.cpu().numpy()
+    real: NDArray[np.bool_] = is_one.numpy()
     return real
 
 
