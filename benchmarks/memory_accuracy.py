@@ -1,7 +1,10 @@
 """Memory that a GPU shows for published geometries with random weights, beside the estimates.
 
-    python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]    # on a GPU
-    python -m benchmarks.memory_accuracy compare benchmarks/memory_h200.jsonl  # anywhere
+    python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]     # on a GPU
+    python -m benchmarks.memory_accuracy mechanisms measured.jsonl [MODEL ...]  # on a GPU
+    python -m benchmarks.memory_accuracy compare benchmarks/memory_h200.jsonl   # anywhere
+
+`mechanisms` takes published geometries that are too large for one GPU, cut to their first layers.
 
 Each scenario is measured in a process of its own, as a user would run it: what an earlier one gave
 back to the driver changes where the next one's memory lies, and so how well blocks fit. Each line
@@ -19,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks.cut_models import write_cut_model
 
 # Batch size, prompt tokens, new tokens: one short, a long prompt, in between, a wide batch, and
 # mostly decoding.
@@ -53,6 +58,42 @@ OTHERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("qwen1.5-moe-a2.7b", {"dtype": "float32"}),
     ("switch-base-8", {"dtype": "float32"}),
 )
+_QWEN4_FIELDS = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 1024,
+    "indexer_compress_ratio": 4,
+}
+# Full attention comes at a published depth that these cuts don't reach.
+_MINIMAX_FIELDS = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+_GRANITE_FIELDS = {"layer_types": ["mamba"] * 3 + ["attention"] + ["mamba"] * 3 + ["attention"]}
+# What else keeps or computes in ways of its own: compressed and sparse attention, linear attention of
+# several kinds, Mamba-2, chunks, an encoder-decoder. By model, the layers that are left and what
+# else differs from the published configuration.
+MECHANISMS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("deepseek-v4-flash", {"num_layers": 4}),
+    ("deepseek-v3.2", {"num_layers": 5}),
+    ("glm-5", {"num_layers": 5}),
+    ("minimax-m3", {"num_layers": 5}),
+    ("hy_v4", {"num_layers": 6}),
+    ("qwen4_exp_text", {"num_layers": 8, "fields": _QWEN4_FIELDS}),
+    ("kimi_linear", {"num_layers": 8}),
+    ("bailing_hybrid", {"num_layers": 8}),
+    ("qwen3-next-80b-a3b", {"num_layers": 8}),
+    ("minimax-text-01", {"num_layers": 4, "fields": _MINIMAX_FIELDS}),
+    ("granitemoehybrid", {"num_layers": 8, "fields": _GRANITE_FIELDS}),
+    ("zaya", {"num_layers": 8}),
+    ("step-3.7-flash", {"num_layers": 8}),
+    ("mimo-v2-flash", {"num_layers": 6}),
+    ("llama-4-scout-17b-16e", {"num_layers": 8}),
+    ("glm-4.5-air", {"num_layers": 8}),
+    ("dbrx", {"num_layers": 6}),
+    ("jamba-v0.1", {"num_layers": 8}),
+    ("nemotron-3-nano-30b-a3b", {}),
+    ("nllb-moe-54b", {"num_layers": 4, "fields": {"encoder_layers": 4, "decoder_layers": 4}}),
+)
+MECHANISM_SCENARIOS = ((1, 128, 32), (8, 2048, 16), (3, 777, 5))
 _OTHERS_SIZES = {"batch_size": 4, "num_prompt_tokens": 512, "num_new_tokens": 16}
 _HEADER = """\
 | model | batch x prompt x new | measured peak, GiB | weights, bytes | allocated | of the rest | \
@@ -71,13 +112,14 @@ _FIGURES = ("weights_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "tot
 def main() -> None:
     """Measure, or compare with what was measured."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("measure", "measure-one", "compare"))
+    parser.add_argument("action", choices=("measure", "mechanisms", "measure-one", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("models", nargs="*")
     arguments = parser.parse_args()
     match arguments.action:
-        case "measure":
-            for model, options in list_cases(arguments.models):
+        case "measure" | "mechanisms":
+            list_all = list_cases if arguments.action == "measure" else list_mechanisms
+            for model, options in list_all(arguments.models):
                 case = json.dumps([model, options])
                 script = [sys.executable, "-m", "benchmarks.memory_accuracy"]
                 subprocess.run([*script, "measure-one", str(arguments.file), case], check=False)
@@ -100,6 +142,19 @@ def list_cases(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
     ]
     cases += [(model, {**_OTHERS_SIZES, **options}) for model, options in OTHERS]
     return [(model, options) for model, options in cases if not models or model in models]
+
+
+def list_mechanisms(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the scenarios of models cut to some layers."""
+    return [
+        (
+            model,
+            {"batch_size": batch, "num_prompt_tokens": prompt, "num_new_tokens": new, **options},
+        )
+        for model, options in MECHANISMS
+        for batch, prompt, new in MECHANISM_SCENARIOS
+        if not models or model in models
+    ]
 
 
 def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
@@ -193,9 +248,12 @@ def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     from moetool.memory.scenario import CacheKind, Scenario, Task
     from moetool.memory.skeletons import SkeletonBuilder
 
-    subject = find_subject(resolve_model(model), source=AskedSource.SKELETON, revision=None)
     enums = {"task": Task, "cache": CacheKind}
     values: dict[str, Any] = {"dtype": "bfloat16", **options}
+    num_layers, fields = values.pop("num_layers", None), values.pop("fields", None)
+    if num_layers is not None:
+        model = str(write_cut_model(model, num_layers=num_layers, fields=fields))
+    subject = find_subject(resolve_model(model), source=AskedSource.SKELETON, revision=None)
     values |= {name: kind(values[name]) for name, kind in enums.items() if name in values}
     return SkeletonBuilder(subject), Scenario(**values)
 
