@@ -1,10 +1,12 @@
-.PHONY: help check format lint types layers test families families-on-all
+.PHONY: help check static format lint types layers test families families-on-all
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-check: lint types layers test  ## All that CI runs
+check: static test  ## All that CI runs
+
+static: lint types layers  ## Check format, lint, types and layers
 
 format:  ## Format the code and apply safe fixes
 	ruff format .

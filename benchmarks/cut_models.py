@@ -55,6 +55,5 @@ def _cut_lists(value: dict[str, Any], *, num_before: int, num_layers: int) -> No
     for name, item in value.items():
         if isinstance(item, dict):
             _cut_lists(item, num_before=num_before, num_layers=num_layers)
-        elif isinstance(item, list):
-            if num_before <= len(item) <= num_before + _MOST_FURTHER_LAYERS:
-                value[name] = item[:num_layers]
+        elif isinstance(item, list) and 0 <= len(item) - num_before <= _MOST_FURTHER_LAYERS:
+            value[name] = item[:num_layers]
