@@ -9,6 +9,7 @@ from pathlib import Path
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
 from moetool.memory.experts_touched import find_choices, read_routing
@@ -42,7 +43,7 @@ def estimate_memory(
     scenarios: Sequence[Scenario] = (Scenario(),),
     *,
     gpu: str | None = None,
-    trace: Path | None = None,
+    trace: str | Path | None = None,
     measure: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -72,13 +73,17 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is not known.
     """
-    named_gpu = None if gpu is None else find_gpu(gpu)
+    scenarios = _take_scenarios(scenarios)
+    measure = take_flag(measure, name="measure")
+    trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
+    trace = None if trace is None else take_path(trace, name="trace")
+    named_gpu = None if gpu is None else find_gpu(take_text(gpu, name="GPU"))
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace tells how many experts a GPU has to read, and no GPU was named.",
             hint="Name one with --gpu.",
         )
-    reference = resolve_model(model) if isinstance(model, str) else model
+    reference = model if isinstance(model, ModelReference) else resolve_model(model)
     if revision is not None and reference.kind is not ModelKind.HUB:
         raise UsageError(
             f"'{reference.text}' is local: it has no revision '{revision}'.",
@@ -169,6 +174,15 @@ def _estimate(
             *_note_fit(estimate.fit),
             *_note_calibration(named_gpu),
         ),
+    )
+
+
+def _take_scenarios(scenarios: object) -> list[Scenario]:
+    if isinstance(scenarios, Sequence) and all(isinstance(each, Scenario) for each in scenarios):
+        return list(scenarios)
+    raise UsageError(
+        f"The scenarios can't be of type {type(scenarios).__name__}, or hold anything else.",
+        hint="Give a list of Scenario.",
     )
 
 

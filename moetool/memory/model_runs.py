@@ -45,7 +45,11 @@ class ModelRuns:
     def get_skeleton(self, scenario: Scenario) -> PreTrainedModel:
         """Return the model as a scenario loads it."""
         key = replace(
-            scenario, batch_size=1, num_prompt_tokens=1, num_new_tokens=1, has_padding=False
+            scenario,
+            batch_size=1,
+            num_prompt_tokens=1,
+            num_new_tokens=min(scenario.num_new_tokens, 1),
+            has_padding=False,
         )
         if key not in self._skeletons:
             self._skeletons[key] = self.builder.build(key)

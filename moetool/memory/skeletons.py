@@ -20,7 +20,7 @@ from moetool.anatomy.skeleton import (
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
 from moetool.inspection.subject import Subject
-from moetool.memory.scenario import Quantization, Scenario, Task
+from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
 
 _DTYPES = {
     "float32": torch.float32,
@@ -115,12 +115,7 @@ class SkeletonBuilder:
         return skeleton
 
     def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
-        if scenario.dtype != "auto":
-            if scenario.dtype not in _DTYPES:
-                raise UsageError(
-                    f"'{scenario.dtype}' is no dtype that weights are loaded in.",
-                    hint=f"Choose auto, {', '.join(_DTYPES)}.",
-                )
+        if scenario.dtype != Dtype.AUTO:
             return _DTYPES[scenario.dtype]
         dtype = find_dtype(config)
         if dtype is None:
