@@ -124,7 +124,7 @@ def test_only_the_layers_asked_for_are_recorded() -> None:
 
 
 def test_a_layer_that_does_not_route_is_refused() -> None:
-    with pytest.raises(UsageError, match="^Layer 0 has no routed experts"):
+    with pytest.raises(UsageError, match=r"^Layer 0 has no routed experts"):
         RoutingRecorder(build_model("deepseek_v3"), layers=[0])
 
 
