@@ -133,12 +133,16 @@ def find_embedding(model: PreTrainedModel) -> nn.Module | None:
 def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """Return the dtype a configuration states for its weights, its text model's first if it differs.
 
-    None if it states none: then transformers takes that of the files.
+    None if it states none: then transformers takes that of the files. With mxfp4 it unpacks them to
+    bfloat16.
     """
     for holder in (config, config.get_text_config()):
         dtype = getattr(holder, "dtype", None)
         if isinstance(dtype, torch.dtype):
             return dtype
+    stated = getattr(config, "quantization_config", None)
+    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+        return torch.bfloat16
     return None
 
 

@@ -3,10 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moetool.anatomy.packed_weights import INTEGERS
+from moetool.anatomy.stored_weights import Role, read_stored
+
+if TYPE_CHECKING:
+    from moetool.checkpoint.tensor_headers import TensorHeaders
+    from moetool.inspection.subject import Subject
 
 # Names longer than this, or of several lines, are junk and not shown.
 _LONGEST_NAME = 40
+# Where a config.json says it, newer names first.
+_FIELDS = ("quantization_config", "compression_config", "quantization")
 _LARGEST_COUNT = 1 << 32
+
+
+def find_quantization(subject: Subject) -> str | None:
+    """Return the format of a model's weights as it is published; None if they are not quantized.
+
+    It is the one that config.json names. Some config.json name none though the files are quantized:
+    then the headers show it, or what the catalogue knows of the published files says so.
+    """
+    named = name_quantization(subject.config)
+    if named is not None:
+        return named
+    if subject.headers is not None:
+        return _name_packed(subject.headers, subject.config)
+    return subject.published.stored_as if subject.published is not None else None
+
+
+def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return what a config.json says of how its weights are quantized; nothing if it says nothing."""
+    for holder in (config, config.get("text_config")):
+        for name in _FIELDS:
+            stated = holder.get(name) if isinstance(holder, Mapping) else None
+            if isinstance(stated, Mapping) and stated:
+                return stated
+    return {}
+
+
+def _name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | None:
+    """Return the dtypes of packed weights in words; None if all weights are plain."""
+    if not any(_is_packed_dtype(tensor.dtype) for tensor in headers.tensors):
+        return None
+    dtypes = {
+        stored.header.dtype
+        for stored in read_stored(headers.tensors, config)
+        if stored.role is Role.PARAMETER
+        and len(stored.header.shape) > 1
+        and _is_packed_dtype(stored.header.dtype)
+    }
+    words = " and ".join(sorted(dtypes))
+    return f"packed in {words}, which config.json doesn't state" if dtypes else None
+
+
+def _is_packed_dtype(dtype: str) -> bool:
+    return dtype in INTEGERS or dtype.startswith(("F8", "F6", "F4"))
 
 
 def name_quantization(config: Mapping[str, object]) -> str | None:
@@ -15,7 +68,7 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
     None if config.json names none: files may be quantized all the same, if another file says so.
     """
     for holder in (config, config.get("text_config")):
-        for name in ("quantization_config", "compression_config", "quantization"):
+        for name in _FIELDS:
             stated = holder.get(name) if isinstance(holder, Mapping) else None
             if isinstance(stated, Mapping) and stated:
                 method = _as_name(stated.get("quant_method"))

@@ -12,6 +12,7 @@ from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_mode
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
+from moetool.memory.attention_scores import note_scores
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
@@ -32,6 +33,10 @@ from moetool.memory.what_fits import (
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
+_ONLY_IN_ALL = (
+    "Sharing, offloading and speed are left out: what each parameter takes packed is not known, only "
+    "what all take together."
+)
 _OTHER_GPUS = (
     "The CUDA context's size and what kernels take for themselves are an H200's with torch 2.11: on "
     "other GPUs they may differ by some hundred MiB."
@@ -121,7 +126,10 @@ def _estimate(
 ) -> Estimate:
     run = runs.run(scenario)
     stored, stored_notes = runs.get_stored(scenario)
-    variants = {name: runs.run(each) for name, each in runs.list_variants(scenario).items()}
+    variants = {
+        **{name: runs.run(each).figures for name, each in runs.list_variants(scenario).items()},
+        **runs.list_stored_variants(scenario),
+    }
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -130,21 +138,36 @@ def _estimate(
         figures=run.figures,
         context_bytes=CONTEXT_BYTES,
         peaks=run.peaks,
-        variants={name: each.figures for name, each in variants.items()},
+        variants=variants,
         fits=list_fits_everywhere(runs, scenario)
         if named_gpu is None
         else list_fits_on(runs, scenario, named_gpu),
         stored=stored,
         notes=(*run.notes, *stored_notes),
     )
+    scores = note_scores(runs.get_skeleton(scenario), scenario, estimate.at_peak)
+    if scores is not None:
+        estimate = replace(estimate, notes=(*estimate.notes, scores))
     if named_gpu is None:
         return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
+    total_bytes = run.figures.total_device_bytes
+    if total_bytes is None:
+        return replace(estimate, notes=(*estimate.notes, *_note_calibration(named_gpu)))
     held = runs.get_held(scenario)
+    if held is None:
+        return replace(
+            estimate,
+            limits=find_limits_on(runs, scenario, named_gpu),
+            notes=(
+                *estimate.notes,
+                _ONLY_IN_ALL,
+                *_note_fit(estimate.fit),
+                *_note_calibration(named_gpu),
+            ),
+        )
     plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
     choices = find_choices(plain)
     routing = None if trace is None or choices is None else read_routing(trace, choices)
-    total_bytes = run.figures.total_device_bytes
-    assert total_bytes is not None
     offload = plan_offload(
         held,
         gpu=named_gpu,

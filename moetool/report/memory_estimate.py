@@ -53,6 +53,8 @@ _COLUMNS = (
     "model",
     *_SCENARIO,
     "method",
+    "stored_as",
+    "weights_basis",
     "gpu",
     *_FIGURES,
     *(f"at_peak_{name}" for name in _PEAK),
@@ -102,6 +104,7 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "peaks": estimate.peaks,
         "variants": estimate.variants,
         "fits": estimate.fits,
+        "fits_dequantized": estimate.fits_dequantized,
         "notes": estimate.notes,
         "gpu": estimate.gpu,
         "stored": estimate.stored,
@@ -127,11 +130,12 @@ def _name_figures(figures: MemoryFigures, *, context_bytes: int | None) -> dict[
 
 
 def _as_row(estimate: Estimate) -> dict[str, Any]:
-    peak, measured = estimate.at_peak, estimate.measured
+    peak, measured, stored = estimate.at_peak, estimate.measured, estimate.stored
     return {
         "model": estimate.model,
         **asdict(estimate.scenario),
         "method": estimate.method,
+        **({"stored_as": stored.method, "weights_basis": stored.basis} if stored else {}),
         "gpu": estimate.gpu,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
         **({f"at_peak_{name}": getattr(peak, name) for name in _PEAK} if peak else {}),
