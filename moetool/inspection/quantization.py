@@ -55,7 +55,7 @@ def _name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | 
         and _is_packed_dtype(stored.header.dtype)
     }
     words = " and ".join(sorted(dtypes))
-    return f"packed in {words}, which config.json doesn't state" if dtypes else None
+    return f"unstated format, stored as {words}" if dtypes else None
 
 
 def _is_packed_dtype(dtype: str) -> bool:
@@ -75,7 +75,9 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
                 if method is None:
                     # MLX names neither itself nor its method.
                     method = "mlx" if name == "quantization" else "unnamed method"
-                return ", ".join(dict.fromkeys((method, *_describe(stated))))
+                return ", ".join(
+                    dict.fromkeys((method, *_describe(stated), *_describe_experts(config)))
+                )
     return None
 
 
@@ -105,6 +107,13 @@ def _describe(stated: Mapping[str, object]) -> Iterator[str]:
     books = _as_count(stated.get("num_codebooks")), _as_count(stated.get("nbits_per_codebook"))
     if None not in books:
         yield f"codebooks {books[0]} x {books[1]} bits"
+
+
+def _describe_experts(config: Mapping[str, object]) -> Iterator[str]:
+    """Yield in what DeepSeek-V4 stores its experts, if not like all else."""
+    word = _as_name(config.get("expert_dtype"))
+    if word is not None:
+        yield f"experts in {word.lower()}"
 
 
 def _describe_weights(weights: Mapping[str, object]) -> Iterator[str]:

@@ -276,8 +276,10 @@ class StoredWeights:
 
     @property
     def held_bytes(self) -> int | None:
-        """What the figures take for the weights; None if that is unknown."""
-        return self.loaded_bytes if self.basis is Basis.LOADED else self.packed_bytes
+        """What the figures take for the weights; None if that is unknown, or if they are of a copy."""
+        if self.basis is Basis.LOADED:
+            return self.loaded_bytes
+        return self.packed_bytes if self.basis is Basis.PUBLISHED else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from moetool.anatomy.skeleton import (
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.tensor_headers import TensorHeaders
 from moetool.errors import UsageError
+from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import Subject
 from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
 
@@ -85,6 +86,7 @@ class SkeletonBuilder:
         _set_implementations(skeleton, scenario, model=self.subject.model)
         _refuse_generation(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
+            self._refuse_quantized()
             from moetool.memory.quantized_skeleton import quantize_skeleton
 
             quantize_skeleton(
@@ -116,6 +118,15 @@ class SkeletonBuilder:
         skeleton = build_skeleton(config, trust_remote_code=self.trust_remote_code, device=device)
         skeleton.train(False)
         return skeleton
+
+    def _refuse_quantized(self) -> None:
+        method = find_quantization(self.subject)
+        if method is not None:
+            raise UsageError(
+                f"The weights are quantized already ({method.partition(',')[0]}): transformers won't "
+                "quantize them again.",
+                hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+            )
 
     def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
         if scenario.dtype != Dtype.AUTO:

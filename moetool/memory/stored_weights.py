@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,9 @@ _FP8_SINCE, _MXFP4_SINCE = (8, 9), (7, 5)
 _CANT_CONVERT = (AssertionError, AttributeError, TypeError, ValueError)
 _NO_QUANTIZER = "transformers has no quantizer for this format."
 _NOT_STATED = "config.json doesn't say how the files are quantized, so transformers can't load them as they are."
+_NOT_IN_CATALOGUE = (
+    "the catalogue's configuration doesn't say how the published files are quantized."
+)
 _MXFP4_DEPENDS = (
     "transformers keeps mxfp4 packed on GPUs from compute capability 7.5 on, where the packages "
     "`kernels` and `triton` are installed, with padding of its kernels' own; elsewhere it dequantizes "
@@ -91,6 +94,8 @@ def find_stored_weights(
         compute_capability=compute_capability,
         is_traced=is_traced,
     )
+    if subject.is_from_catalogue and not find_stated(subject.config):
+        loaded = replace(loaded, reason=_NOT_IN_CATALOGUE)
     packed_bytes = loaded.packed_bytes
     if packed_bytes is None:
         packed_bytes = count_packed_bytes(subject, skeleton)

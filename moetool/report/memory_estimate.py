@@ -53,13 +53,13 @@ _COLUMNS = (
     "model",
     *_SCENARIO,
     "method",
-    "stored_as",
-    "weights_basis",
     "gpu",
     *_FIGURES,
     *(f"at_peak_{name}" for name in _PEAK),
     *(f"{phase}_peak_allocated_bytes" for phase in _PHASES),
     *(f"measured_{name}" for name in _FIGURES),
+    "stored_as",
+    "weights_basis",
 )
 
 
@@ -104,7 +104,6 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "peaks": estimate.peaks,
         "variants": estimate.variants,
         "fits": estimate.fits,
-        "fits_dequantized": estimate.fits_dequantized,
         "notes": estimate.notes,
         "gpu": estimate.gpu,
         "stored": estimate.stored,
@@ -113,6 +112,7 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "offload": estimate.offload,
         "speed": estimate.speed,
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
+        "fits_dequantized": estimate.fits_dequantized,
     }
 
 

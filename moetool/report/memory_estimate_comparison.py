@@ -97,9 +97,13 @@ def _render_table(columns: Mapping[str, Sequence[str]], rows: Sequence[int]) -> 
 def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
     fits = [estimate.fit for estimate in estimates]
     known = [fit for fit in fits if fit is not None and fit.fits is not None]
+    num_unknown = len(fits) - len(known)
+    unknown = f"; of {num_unknown:,} it is unknown" if num_unknown else ""
     for gpu in dict.fromkeys(map(word_gpu, known)):
         does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
-        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
+        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}{unknown}."
+    if not known and num_unknown:
+        yield f"Of none of {num_unknown:,} it is known whether they fit."
 
 
 def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:

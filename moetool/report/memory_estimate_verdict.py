@@ -55,12 +55,12 @@ def _list_unknown(estimate: Estimate) -> Iterator[str]:
         words += f" Its weights alone take {format_bytes(weights_bytes)}."
     yield words
     known = [
-        f"{format_bytes(figures.total_device_bytes)} with its weights {_VARIANTS[name]}"
+        f"{format_bytes(figures.total_device_bytes)} {_VARIANTS[name]}"
         for name, figures in estimate.variants.items()
         if name in _VARIANTS and figures.total_device_bytes is not None
     ]
     if known:
-        yield f"It would be {' and '.join(known)}."
+        yield f"It would be {' and '.join(known)}, if its weights are held so."
 
 
 def _list_dequantized(estimate: Estimate) -> Iterator[str]:

@@ -145,14 +145,15 @@ def word_unquantized(estimate: Estimate) -> str:
     stored = estimate.stored
     if stored is None or stored.basis.value == "copy":
         return "unquantized"
-    return "dequantized" if stored.is_dequantized else stored.method.partition(",")[0]
+    is_dequantized = stored.basis.value == "as-loaded" and stored.is_dequantized
+    return "dequantized" if is_dequantized else stored.method.partition(",")[0]
 
 
 def word_stored(stored: StoredWeights) -> str:
     """Return what a quantized checkpoint takes in its files, as loaded and dequantized."""
     words = f"{stored.method}: {word_size(stored.stored_bytes)} in its files"
     words += f", {word_size(stored.loaded_bytes)} as loaded"
-    if stored.is_dequantized is not None:
+    if stored.is_dequantized is not None and stored.loaded_bytes is not None:
         words += f", {'dequantized' if stored.is_dequantized else 'still quantized'}"
     others = {
         "packed as published": stored.packed_bytes,
@@ -161,7 +162,7 @@ def word_stored(stored: StoredWeights) -> str:
     known = [
         f"{format_bytes(num_bytes)} {how}"
         for how, num_bytes in others.items()
-        if num_bytes is not None and num_bytes != stored.loaded_bytes
+        if num_bytes is not None and num_bytes not in (stored.loaded_bytes, stored.stored_bytes)
     ]
     return "; ".join([words, *([", ".join(known)] if known else [])])
 
