@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from moetool.checkpoint.config import first_line
+from moetool.checkpoint.config import first_line, missing_package
 from moetool.errors import InputError, MoetoolError, UntraceableError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def refuse_unbuildable(
         trust_remote_code: Whether its repository's own code is run.
 
     Raises:
-        InputError: No model can be built.
+        InputError: No model can be built, or a package is missing for it.
     """
     registered = 0
 
@@ -176,6 +176,8 @@ def refuse_unbuildable(
         yield
     except MoetoolError:
         raise
+    except ImportError as error:
+        raise missing_package(name, error) from error
     except Exception as error:
         has_code = trust_remote_code and getattr(config, "auto_map", None)
         raise InputError(

@@ -29,7 +29,7 @@ def find_quantization(subject: Subject) -> str | None:
     if named is not None:
         return named
     if subject.headers is not None:
-        return _name_packed(subject.headers, subject.config)
+        return name_packed(subject.headers, subject.config)
     return subject.published.stored_as if subject.published is not None else None
 
 
@@ -43,8 +43,8 @@ def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
     return {}
 
 
-def _name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | None:
-    """Return the dtypes of packed weights in words; None if all weights are plain."""
+def name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | None:
+    """Return how weights are stored that config.json doesn't say to be quantized; None if plainly."""
     if not any(_is_packed_dtype(tensor.dtype) for tensor in headers.tensors):
         return None
     dtypes = {

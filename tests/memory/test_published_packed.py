@@ -185,12 +185,17 @@ def test_gpt_oss_is_answered_by_default_and_fits_where_it_is_published_to() -> N
     assert any("what their kernels allocate" in note for note in estimate.notes)
 
 
-def test_gpt_oss_is_traced_in_bfloat16() -> None:
-    trace = Scenario(task=Task.TRACE, num_prompt_tokens=128)
-    (estimate,) = estimate_memory("gpt-oss-20b", [trace], gpu="h200")
-    assert estimate.figures == estimate.variants["dequantized"]
-    assert estimate.stored is not None
-    assert estimate.stored.is_dequantized is True
+def test_mxfp4_is_traced_in_bfloat16(tmp_path: Path) -> None:
+    model = save_config("gpt_oss", tmp_path, quantization_config={"quant_method": "mxfp4"})
+    traced, generated = (
+        Scenario(task=task, num_prompt_tokens=8, num_new_tokens=2)
+        for task in (Task.TRACE, Task.GENERATE)
+    )
+    trace, generate = estimate_memory(model, [traced, generated], gpu="h200")
+    assert trace.figures == trace.variants["dequantized"]
+    assert generate.figures == generate.variants["as_published"]
+    assert trace.fits_dequantized == ()
+    assert [fit.fits for fit in generate.fits_dequantized] == [True]
 
 
 def test_a_long_prompt_of_eager_attention_says_what_makes_its_peak(tmp_path: Path) -> None:
