@@ -210,8 +210,8 @@ class SpeedBound:
             nothing is decoded.
         prefill_is_bound_by: `compute` or `memory`.
         decode_is_bound_by: `compute` or `memory`.
-        prefill_flops: FLOPs of the prompt's batch.
-        decode_flops: FLOPs of one step.
+        prefill_weight_flops: FLOPs of the products with weights alone, of the prompt's batch.
+        decode_weight_flops: Of one step.
         prefill_read_bytes: Weights that the prompt's batch reads at least.
         decode_read_bytes: Weights and cache that one step reads at least.
         experts_touched_per_layer: Distinct routed experts that a step of decoding reads, in the mean
@@ -225,8 +225,8 @@ class SpeedBound:
     decode_s_per_token: float | None = None
     prefill_is_bound_by: str | None = None
     decode_is_bound_by: str | None = None
-    prefill_flops: int | None = None
-    decode_flops: int | None = None
+    prefill_weight_flops: int | None = None
+    decode_weight_flops: int | None = None
     prefill_read_bytes: int | None = None
     decode_read_bytes: int | None = None
     experts_touched_per_layer: float | None = None

@@ -122,7 +122,7 @@ def bound_speed(
         bound,
         decode_s_per_token=decode.seconds,
         decode_is_bound_by=decode.is_bound_by,
-        decode_flops=sum(decode_flops.values()),
+        decode_weight_flops=sum(decode_flops.values()),
         decode_read_bytes=decode_bytes,
         experts_touched_per_layer=touched.mean,
         notes=(*bound.notes, *([_PARTLY_READ] if picks else [])),
@@ -151,7 +151,7 @@ def _bound_prefill(
         routing=routing.name,
         prefill_s=prefill.seconds,
         prefill_is_bound_by=prefill.is_bound_by,
-        prefill_flops=sum(prefill_flops.values()),
+        prefill_weight_flops=sum(prefill_flops.values()),
         prefill_read_bytes=prefill_bytes,
         notes=(*routing.notes, *_note_gpu(gpu, prefill_flops)),
     )

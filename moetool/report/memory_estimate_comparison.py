@@ -97,13 +97,15 @@ def _render_table(columns: Mapping[str, Sequence[str]], rows: Sequence[int]) -> 
 def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
     fits = [estimate.fit for estimate in estimates]
     known = [fit for fit in fits if fit is not None and fit.fits is not None]
-    num_unknown = len(fits) - len(known)
-    unknown = f"; of {num_unknown:,} it is unknown" if num_unknown else ""
     for gpu in dict.fromkeys(map(word_gpu, known)):
         does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
-        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}{unknown}."
-    if not known and num_unknown:
-        yield f"Of none of {num_unknown:,} it is known whether they fit."
+        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
+    num_unknown = sum(
+        estimate.stored is not None and estimate.stored.basis.value == "unknown"
+        for estimate in estimates
+    )
+    if num_unknown:
+        yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
 
 
 def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:

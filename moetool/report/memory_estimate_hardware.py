@@ -151,19 +151,29 @@ def render_speed(speed: SpeedBound) -> str:
             "prefill of the batch",
             word_seconds(speed.prefill_s),
             speed.prefill_is_bound_by or UNKNOWN,
-            _word_flops(speed.prefill_flops),
+            _word_flops(speed.prefill_weight_flops),
             word_size(speed.prefill_read_bytes),
         ),
         (
             "step of decoding",
             word_seconds(speed.decode_s_per_token),
             speed.decode_is_bound_by or UNKNOWN,
-            _word_flops(speed.decode_flops),
+            _word_flops(speed.decode_weight_flops),
             word_size(speed.decode_read_bytes),
         ),
     ]
-    headers = (f"at least, on {make_printable(speed.gpu)}", "time", "bound by", "FLOPs", "read")
-    words = "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower."
+    headers = (
+        f"at least, on {make_printable(speed.gpu)}",
+        "time",
+        "bound by",
+        "weights' FLOPs",
+        "read",
+    )
+    words = (
+        "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. The FLOPs "
+        "are those of products with weights: attention between tokens, and what transformers computes "
+        "anew from its cache, are left out here and counted by `moetool inspect`."
+    )
     if speed.experts_touched_per_layer is not None:
         words += (
             f" A step reads {speed.experts_touched_per_layer:.1f} experts a layer, "

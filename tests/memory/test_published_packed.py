@@ -165,7 +165,7 @@ def test_several_are_rendered_with_what_is_unknown(form: str, tmp_path: Path) ->
     estimates = [estimate_of(name, tmp_path / name) for name in ("awq", "mlx")]
     text = RENDERERS[form](estimates)
     if form == "table":
-        assert text.startswith("1 of 1 fit on 1 × 24gib (24.0 GiB); of 1 it is unknown.")
+        assert text.startswith("1 of 1 fit on 1 × 24gib (24.0 GiB).\nWhat 1 of 2 need is unknown")
         assert max(map(len, text.splitlines())) <= 80
 
 
