@@ -28,9 +28,11 @@ def find_quantization(subject: Subject) -> str | None:
     named = name_quantization(subject.config)
     if named is not None:
         return named
-    if subject.headers is not None:
-        return name_packed(subject.headers, subject.config)
-    return subject.published.stored_as if subject.published is not None else None
+    known = subject.published.stored_as if subject.published is not None else None
+    if subject.headers is None:
+        return known
+    packed = name_packed(subject.headers, subject.config)
+    return None if packed is None else known or packed
 
 
 def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:

@@ -11,14 +11,15 @@ from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
-from moetool.inspection.subject import AskedSource, find_subject
+from moetool.inspection.quantization import find_quantization
+from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
 from moetool.memory.result import Estimate, Fit, Measurement
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Dtype, Quantization, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
 from moetool.memory.what_fits import (
@@ -107,6 +108,7 @@ def estimate_memory(
         builder.refuse_scenario(scenario)
     if measure:
         refuse_unmeasurable(scenarios)
+        _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     estimates = []
     for scenario in scenarios:
@@ -198,6 +200,16 @@ def _estimate(
             *_note_calibration(named_gpu),
         ),
     )
+
+
+def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario]) -> None:
+    method = find_quantization(subject)
+    if method is not None and any(scenario.dtype == Dtype.AUTO for scenario in scenarios):
+        raise UsageError(
+            f"The weights of {subject.model} are published quantized ({method.partition(',')[0]}), "
+            "and random weights stand for plain ones alone.",
+            hint="Give --dtype bfloat16 to measure a copy, or leave --measure out.",
+        )
 
 
 def _take_scenarios(scenarios: object) -> list[Scenario]:

@@ -32,7 +32,7 @@ _COMPUTE, _MEMORY = "compute", "memory"
 _NO_PEAK = "No peak in {} is known of {}: the bound on time is that of reading alone."
 _NO_BANDWIDTH = "No bandwidth is known of {}: the bound on time is that of computing alone."
 _NOTHING_KNOWN = "Neither bandwidth nor peak is known of {}: there is no bound on time."
-_INT8_IS_FREE = "Products of int8 weights are not timed: how fast {} computes them isn't known."
+_INT8_IS_FREE = "Products of weights that are held as int8 are not timed: how fast {} computes them isn't known."
 _FLOAT32_AS_16_BITS = (
     "Products in float32 are timed at the peak in 16 bits, which float32 stays well below."
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moetool import Scenario, estimate_memory, inspect_model
 from moetool.catalogue.published import read_published_models
@@ -156,6 +157,16 @@ def test_with_a_dtype_named_the_figures_are_of_a_copy(name: str, tmp_path: Path)
     assert estimate.fit is not None
     assert estimate.fit.fits is True
     assert any("of a copy in bfloat16" in note for note in estimate.notes)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_random_plain_weights_do_not_stand_for_packed_ones(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="published quantized") as caught:
+        estimate_memory(save_packed(name, tmp_path), [SCENARIO], measure=True)
+    assert "--dtype bfloat16" in caught.value.hint
 
 
 @pytest.mark.parametrize("form", RENDERERS)

@@ -270,7 +270,7 @@ def test_products_of_int8_take_no_time() -> None:
     assert saved == pytest.approx(4 * 2 * 64 * 64 / 1e9)
     assert in_int8.decode_weight_flops == plain.decode_weight_flops
     assert in_int8.notes == (
-        "Products of int8 weights are not timed: how fast custom GPU of 24 GiB computes them isn't "
+        "Products of weights that are held as int8 are not timed: how fast custom GPU of 24 GiB computes them isn't "
         "known.",
     )
 
