@@ -9,26 +9,50 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.inspection.subject import AskedSource as AskedSource
     from moetool.memory.estimate import estimate_memory as estimate_memory
+    from moetool.memory.scenario import Attention as Attention
+    from moetool.memory.scenario import CacheKind as CacheKind
+    from moetool.memory.scenario import Dtype as Dtype
+    from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
+    from moetool.memory.scenario import Quantization as Quantization
+    from moetool.memory.scenario import QuantizedExperts as QuantizedExperts
     from moetool.memory.scenario import Scenario as Scenario
+    from moetool.memory.scenario import Task as Task
     from moetool.trace.reader import read_trace as read_trace
     from moetool.tracing.recorder import RoutingRecorder as RoutingRecorder
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "AskedSource": "moetool.inspection.subject",
+    "Attention": "moetool.memory.scenario",
+    "CacheKind": "moetool.memory.scenario",
+    "Dtype": "moetool.memory.scenario",
+    "ExpertsImplementation": "moetool.memory.scenario",
     "MoetoolError": "moetool.errors",
+    "Quantization": "moetool.memory.scenario",
+    "QuantizedExperts": "moetool.memory.scenario",
     "RoutingRecorder": "moetool.tracing.recorder",
     "Scenario": "moetool.memory.scenario",
+    "Task": "moetool.memory.scenario",
     "estimate_memory": "moetool.memory.estimate",
     "inspect_model": "moetool.inspection.inspect",
     "read_trace": "moetool.trace.reader",
 }
 
 __all__ = [
+    "AskedSource",
+    "Attention",
+    "CacheKind",
+    "Dtype",
+    "ExpertsImplementation",
     "MoetoolError",
+    "Quantization",
+    "QuantizedExperts",
     "RoutingRecorder",
     "Scenario",
+    "Task",
     "__version__",
     "estimate_memory",
     "inspect_model",

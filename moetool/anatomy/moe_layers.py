@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear, rule_of, stacked_parameters
-from moetool.errors import DenseModelError, UntraceableError
+from moetool.choices import take_numbers
+from moetool.errors import DenseModelError, UntraceableError, UsageError
 
+# Beyond any model's.
+_LARGEST_LAYER = 100_000
 # A word in a module's path, and the stack it means; the first that occurs decides.
 _STACK_OF_WORD = {
     "vision": "vision",
@@ -108,14 +111,18 @@ def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tup
     """Return the routed layers with the given layer numbers; all of them for None.
 
     Raises:
-        ValueError: A number has no routed layer; the message names those that have.
+        UsageError: A number has no routed layer, or what is given are no numbers of layers.
     """
+    numbers = take_numbers(numbers, name="layer", largest=_LARGEST_LAYER)
     if numbers is None:
         return tuple(found)
     routed = sorted({layer.layer for layer in found})
     wrong = sorted(set(numbers) - set(routed))
     if wrong:
-        raise ValueError(f"layer {wrong[0]} has no routed experts; these have: {routed}")
+        raise UsageError(
+            f"Layer {wrong[0]} has no routed experts; these have: {routed}.",
+            hint="Name layers that route.",
+        )
     return tuple(layer for layer in found if layer.layer in numbers)
 
 

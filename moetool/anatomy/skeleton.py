@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from moetool.checkpoint.config import first_line
+from moetool.checkpoint.config import first_line, missing_package
 from moetool.errors import InputError, MoetoolError, UntraceableError
 
 if TYPE_CHECKING:
@@ -133,12 +133,16 @@ def find_embedding(model: PreTrainedModel) -> nn.Module | None:
 def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """Return the dtype a configuration states for its weights, its text model's first if it differs.
 
-    None if it states none: then transformers takes that of the files.
+    None if it states none: then transformers takes that of the files. With mxfp4 it unpacks them to
+    bfloat16.
     """
     for holder in (config, config.get_text_config()):
         dtype = getattr(holder, "dtype", None)
         if isinstance(dtype, torch.dtype):
             return dtype
+    stated = getattr(config, "quantization_config", None)
+    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+        return torch.bfloat16
     return None
 
 
@@ -157,7 +161,7 @@ def refuse_unbuildable(
         trust_remote_code: Whether its repository's own code is run.
 
     Raises:
-        InputError: No model can be built.
+        InputError: No model can be built, or a package is missing for it.
     """
     registered = 0
 
@@ -172,6 +176,8 @@ def refuse_unbuildable(
         yield
     except MoetoolError:
         raise
+    except ImportError as error:
+        raise missing_package(name, error) from error
     except Exception as error:
         has_code = trust_remote_code and getattr(config, "auto_map", None)
         raise InputError(

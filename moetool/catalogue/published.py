@@ -78,6 +78,8 @@ class PublishedModel:
         extra_parameters: What that class lacks.
         vendor: The published figures.
         not_counted_because: Why there is no configuration to count it by; None if there is one.
+        stored_as: How the published files are quantized, where the configuration doesn't say so;
+            None if it does, or if they are not.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PublishedModel:
     extra_parameters: tuple[ExtraParameters, ...]
     vendor: VendorFigures
     not_counted_because: str | None
+    stored_as: str | None = None
 
     @property
     def can_be_counted(self) -> bool:
@@ -175,6 +178,7 @@ def _as_model(name: str, entry: dict[str, Any]) -> PublishedModel:
         extra_parameters=tuple(ExtraParameters(**row) for row in entry["extra_parameters"]),
         vendor=VendorFigures(**vendor),
         not_counted_because=entry.get("not_counted_because"),
+        stored_as=entry.get("stored_as"),
     )
 
 

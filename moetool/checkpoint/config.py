@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,11 @@ _LIMITS = (
     (re.compile(r"^num_labels$"), 100_000),
     (re.compile(r"^(hidden|vocab|intermediate|moe_intermediate)_size$|^d_(model|ff|kv)$"), 2**40),
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
+)
+
+# How libraries say what they miss, between backquotes or brackets.
+_PIP_INSTALL = re.compile(
+    r"pip install (?:-U |--upgrade )?([A-Za-z0-9][\w.-]*(?:\[[\w,-]+\])?(?:[<>=~!]=?[\w.]+)?)"
 )
 
 _IMPLEMENTATIONS = (
@@ -116,6 +122,8 @@ def make_config(
                 code or place, revision=revision, trust_remote_code=trust_remote_code
             )
         )
+    except ImportError as error:
+        raise missing_package(name, error) from error
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
     return config
@@ -139,6 +147,24 @@ def unusable_config(place: str, model_type: object, error: BaseException) -> Inp
     return InputError(
         f"'{place}' is not a usable {model_type} configuration.",
         hint="Use the config.json that came with the checkpoint.",
+        facts=[f"seen: {first_line(error)}"],
+    )
+
+
+def missing_package(name: str, error: ImportError) -> InputError:
+    """Return the error for a model that needs a package which is not installed here.
+
+    Args:
+        name: The model as the user named it.
+        error: What transformers, or the model's own code, raised for want of it.
+    """
+    asked = _PIP_INSTALL.search(str(error))
+    package = asked[1] if asked else error.name
+    return InputError(
+        f"{name} needs a package that is not installed here{f': {package}' if package else ''}.",
+        hint=f"Install it: pip install {shlex.quote(package)}."
+        if package
+        else "Install what it asks for.",
         facts=[f"seen: {first_line(error)}"],
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moetool.catalogue.names import DEMO, demo_folder
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.choices import take_text
 from moetool.errors import InputError
 
 # The Hub's own rule for repository ids, with the organisation required.
@@ -51,7 +52,9 @@ def resolve_model(text: str) -> ModelReference:
 
     Raises:
         InputError: It is none of these.
+        UsageError: It is not a text.
     """
+    text = take_text(text, name="model")
     if not text.strip():
         raise InputError(
             "No model '': the name is empty.", hint="Name a folder, a Hub id, or 'demo'."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,31 +12,17 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options import ReportFormat, choose_report_format, parse_numbers
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
-
-
-class Dtype(StrEnum):
-    """What the weights are converted to."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Attention(StrEnum):
-    """transformers' implementations of attention."""
-
-    EAGER = "eager"
-    SDPA = "sdpa"
-
-
-class ExpertsImplementation(StrEnum):
-    """transformers' implementations of experts."""
-
-    EAGER = "eager"
-    GROUPED_MM = "grouped_mm"
-    BATCHED_MM = "batched_mm"
+from moetool.memory.scenario import (
+    NUM_NEW_TOKENS,
+    Attention,
+    CacheKind,
+    Dtype,
+    ExpertsImplementation,
+    Quantization,
+    QuantizedExperts,
+    Scenario,
+    Task,
+)
 
 
 @speaks_errors
@@ -62,7 +47,7 @@ def memory_estimate(
         typer.Option(
             metavar="N,...",
             help="Tokens that each sequence is continued by; by default "
-            f"{Scenario.num_new_tokens} with the task generate, none with the others.",
+            f"{NUM_NEW_TOKENS} with the task generate, none with the others.",
         ),
     ] = None,
     gpu: Annotated[
@@ -139,12 +124,14 @@ def memory_estimate(
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, replace_existing=force)
+    numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
+    by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
     common = Scenario(
-        num_new_tokens=Scenario.num_new_tokens if task is Task.GENERATE else 0,
+        num_new_tokens=numbers_new[0] if numbers_new else by_default,
         task=task,
-        dtype=dtype.value,
-        attention=attention.value if attention else None,
-        experts_implementation=experts_implementation.value if experts_implementation else None,
+        dtype=dtype,
+        attention=attention,
+        experts_implementation=experts_implementation,
         cache=cache,
         has_padding=padding,
         quantization=quantization,
@@ -155,9 +142,7 @@ def memory_estimate(
         common,
         batch_sizes=parse_numbers(batch_size, option="--batch-size"),
         prompt_tokens=parse_numbers(prompt_tokens, option="--prompt-tokens"),
-        new_tokens=parse_numbers(new_tokens, option="--new-tokens")
-        if new_tokens is not None
-        else (),
+        new_tokens=numbers_new,
     )
     references = [resolve_model(model) for model in models]
     # Only now, because they bring in torch: what is wrong with the options is said at once.

@@ -11,7 +11,7 @@ from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 from moetool.inspection.differences import pair_rows
 from moetool.inspection.notes import note_towers
 from moetool.inspection.published import compare_published
-from moetool.inspection.quantization import name_quantization
+from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import (
     Difference,
     Files,
@@ -46,7 +46,7 @@ def inspect_headers(
         top_k=table.top_k if table.num_experts else 0,
         num_shared_experts=_count_shared(subject.config, table.table),
         anatomy=None,
-        quantization=name_quantization(subject.config),
+        quantization=find_quantization(subject),
         dtype=None,
         parameters=parameters,
         rows=tuple(replace(row, dtype=None, bytes=None) for row in pair_rows(table.table, table)),

@@ -28,7 +28,7 @@ from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
 from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
 from moetool.inspection.published import compare_published
-from moetool.inspection.quantization import name_quantization
+from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import Flops, Inspection, Source
 from moetool.inspection.subject import Subject
 from moetool.simulation.flops import count_flops
@@ -77,7 +77,7 @@ def inspect_skeleton(
         table = _add_extra(table, published.extra_parameters)
     parameters = summarize(table)
     flops, why_no_flops = _count_flops(model, experts)
-    quantization = name_quantization(subject.config)
+    quantization = find_quantization(subject)
     routed = anatomy.routed_layers
     return Inspection(
         model=subject.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moetool.anatomy.header_table import HeaderTable, count_headers
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.choices import choose, take_flag
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
 from moetool.inspection.from_headers import inspect_headers
 from moetool.inspection.result import Inspection, Source
@@ -33,10 +34,12 @@ def inspect_model(
     Raises:
         InputError: The model, its configuration or its files can't be used.
         UntraceableError: This transformers has no class for it, and there are no files to read.
-        UsageError: A revision was given for something that is not on the Hub.
+        UsageError: An option has no such choice, or a revision was given for something that is not
+            on the Hub.
     """
-    reference = resolve_model(model) if isinstance(model, str) else model
-    source = AskedSource(source)
+    reference = model if isinstance(model, ModelReference) else resolve_model(model)
+    source = choose(source, AskedSource, name="source")
+    trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     if revision is not None and reference.kind is not ModelKind.HUB:
         raise UsageError(
             f"'{reference.text}' is local: it has no revision '{revision}'.",

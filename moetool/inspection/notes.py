@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from moetool.anatomy.moe_layers import FoundExperts
     from moetool.inspection.result import Flops
 
+_DEQUANTIZED = (
+    "dtype and bytes are those of the weights once dequantized; `moetool memory-estimate` shows what "
+    "they take as loaded."
+)
 _MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 
 
@@ -100,9 +104,6 @@ def note_config(
         )
     if quantization:
         files = "The files are" if has_headers else "The published files are"
-        yield (
-            f"{files} quantized ({quantization})"
-            f"{': dtype and bytes are those of the weights once dequantized.' if has_dtype else '.'}"
-        )
+        yield (f"{files} quantized ({quantization}){f': {_DEQUANTIZED}' if has_dtype else '.'}")
     if not has_dtype:
         yield "config.json states no dtype, so bytes are unknown."

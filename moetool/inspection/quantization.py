@@ -3,10 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moetool.anatomy.packed_weights import INTEGERS
+from moetool.anatomy.stored_weights import Role, read_stored
+
+if TYPE_CHECKING:
+    from moetool.checkpoint.tensor_headers import TensorHeaders
+    from moetool.inspection.subject import Subject
 
 # Names longer than this, or of several lines, are junk and not shown.
 _LONGEST_NAME = 40
+# Where a config.json says it, newer names first.
+_FIELDS = ("quantization_config", "compression_config", "quantization")
 _LARGEST_COUNT = 1 << 32
+
+
+def find_quantization(subject: Subject) -> str | None:
+    """Return the format of a model's weights as it is published; None if they are not quantized.
+
+    It is the one that config.json names. Some config.json name none though the files are quantized:
+    then the headers show it, or what the catalogue knows of the published files says so.
+    """
+    named = name_quantization(subject.config)
+    if named is not None:
+        return named
+    known = subject.published.stored_as if subject.published is not None else None
+    if subject.headers is None:
+        return known
+    packed = name_packed(subject.headers, subject.config)
+    return None if packed is None else known or packed
+
+
+def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return what a config.json says of how its weights are quantized; nothing if it says nothing."""
+    for holder in (config, config.get("text_config")):
+        for name in _FIELDS:
+            stated = holder.get(name) if isinstance(holder, Mapping) else None
+            if isinstance(stated, Mapping) and stated:
+                return stated
+    return {}
+
+
+def name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | None:
+    """Return how weights are stored that config.json doesn't say to be quantized; None if plainly."""
+    if not any(_is_packed_dtype(tensor.dtype) for tensor in headers.tensors):
+        return None
+    dtypes = {
+        stored.header.dtype
+        for stored in read_stored(headers.tensors, config)
+        if stored.role is Role.PARAMETER
+        and len(stored.header.shape) > 1
+        and _is_packed_dtype(stored.header.dtype)
+    }
+    words = " and ".join(sorted(dtypes))
+    return f"unstated format, stored as {words}" if dtypes else None
+
+
+def _is_packed_dtype(dtype: str) -> bool:
+    return dtype in INTEGERS or dtype.startswith(("F8", "F6", "F4"))
 
 
 def name_quantization(config: Mapping[str, object]) -> str | None:
@@ -15,14 +70,16 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
     None if config.json names none: files may be quantized all the same, if another file says so.
     """
     for holder in (config, config.get("text_config")):
-        for name in ("quantization_config", "compression_config", "quantization"):
+        for name in _FIELDS:
             stated = holder.get(name) if isinstance(holder, Mapping) else None
             if isinstance(stated, Mapping) and stated:
                 method = _as_name(stated.get("quant_method"))
                 if method is None:
                     # MLX names neither itself nor its method.
                     method = "mlx" if name == "quantization" else "unnamed method"
-                return ", ".join(dict.fromkeys((method, *_describe(stated))))
+                return ", ".join(
+                    dict.fromkeys((method, *_describe(stated), *_describe_experts(config)))
+                )
     return None
 
 
@@ -52,6 +109,13 @@ def _describe(stated: Mapping[str, object]) -> Iterator[str]:
     books = _as_count(stated.get("num_codebooks")), _as_count(stated.get("nbits_per_codebook"))
     if None not in books:
         yield f"codebooks {books[0]} x {books[1]} bits"
+
+
+def _describe_experts(config: Mapping[str, object]) -> Iterator[str]:
+    """Yield in what DeepSeek-V4 stores its experts, if not like all else."""
+    word = _as_name(config.get("expert_dtype"))
+    if word is not None:
+        yield f"experts in {word.lower()}"
 
 
 def _describe_weights(weights: Mapping[str, object]) -> Iterator[str]:

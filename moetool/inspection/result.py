@@ -44,7 +44,8 @@ class InspectedRow:
             unknown.
         active_params_min: No token runs fewer; None if unknown.
         active_params_max: No token runs more; None if unknown.
-        dtype: In which transformers holds them; None if unknown.
+        dtype: In which transformers holds them, those of quantized weights once dequantized; None
+            if unknown.
         bytes: At that dtype; None if unknown.
         file_params: Parameters in the files; None without files, or if some can't be counted.
         file_dtype: In which they are stored; None likewise.
@@ -77,7 +78,8 @@ class Parameters:
         active_components: Those that a text token runs, likewise.
         expert_share: Part of the total that is routed experts; None if unknown.
         sparsity: Active (`all`) over total; None if either is no single number.
-        num_bytes: In the dtype that transformers holds them in; None if unknown.
+        num_bytes: In the dtype that transformers holds them in, those of quantized weights once
+            dequantized; None if unknown.
         is_tied: Whether the embedding is the head too; None if unknown.
     """
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
-from moetool.inspection.subject import AskedSource, find_subject
+from moetool.inspection.quantization import find_quantization
+from moetool.inspection.subject import AskedSource, Subject, find_subject
+from moetool.memory.attention_scores import note_scores
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
 from moetool.memory.result import Estimate, Fit, Measurement
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Dtype, Quantization, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
 from moetool.memory.what_fits import (
@@ -31,6 +34,10 @@ from moetool.memory.what_fits import (
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
+_ONLY_IN_ALL = (
+    "Sharing, offloading and speed are left out: what each parameter takes packed is not known, only "
+    "what all take together."
+)
 _OTHER_GPUS = (
     "The CUDA context's size and what kernels take for themselves are an H200's with torch 2.11: on "
     "other GPUs they may differ by some hundred MiB."
@@ -42,7 +49,7 @@ def estimate_memory(
     scenarios: Sequence[Scenario] = (Scenario(),),
     *,
     gpu: str | None = None,
-    trace: Path | None = None,
+    trace: str | Path | None = None,
     measure: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -72,13 +79,17 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is not known.
     """
-    named_gpu = None if gpu is None else find_gpu(gpu)
+    scenarios = _take_scenarios(scenarios)
+    measure = take_flag(measure, name="measure")
+    trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
+    trace = None if trace is None else take_path(trace, name="trace")
+    named_gpu = None if gpu is None else find_gpu(take_text(gpu, name="GPU"))
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace tells how many experts a GPU has to read, and no GPU was named.",
             hint="Name one with --gpu.",
         )
-    reference = resolve_model(model) if isinstance(model, str) else model
+    reference = model if isinstance(model, ModelReference) else resolve_model(model)
     if revision is not None and reference.kind is not ModelKind.HUB:
         raise UsageError(
             f"'{reference.text}' is local: it has no revision '{revision}'.",
@@ -97,6 +108,7 @@ def estimate_memory(
         builder.refuse_scenario(scenario)
     if measure:
         refuse_unmeasurable(scenarios)
+        _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     estimates = []
     for scenario in scenarios:
@@ -116,7 +128,10 @@ def _estimate(
 ) -> Estimate:
     run = runs.run(scenario)
     stored, stored_notes = runs.get_stored(scenario)
-    variants = {name: runs.run(each) for name, each in runs.list_variants(scenario).items()}
+    variants = {
+        **{name: runs.run(each).figures for name, each in runs.list_variants(scenario).items()},
+        **runs.list_stored_variants(scenario),
+    }
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -125,21 +140,36 @@ def _estimate(
         figures=run.figures,
         context_bytes=CONTEXT_BYTES,
         peaks=run.peaks,
-        variants={name: each.figures for name, each in variants.items()},
+        variants=variants,
         fits=list_fits_everywhere(runs, scenario)
         if named_gpu is None
         else list_fits_on(runs, scenario, named_gpu),
         stored=stored,
         notes=(*run.notes, *stored_notes),
     )
+    scores = note_scores(runs.get_skeleton(scenario), scenario, estimate.at_peak)
+    if scores is not None:
+        estimate = replace(estimate, notes=(*estimate.notes, scores))
     if named_gpu is None:
         return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
+    total_bytes = run.figures.total_device_bytes
+    if total_bytes is None:
+        return replace(estimate, notes=(*estimate.notes, *_note_calibration(named_gpu)))
     held = runs.get_held(scenario)
+    if held is None:
+        return replace(
+            estimate,
+            limits=find_limits_on(runs, scenario, named_gpu),
+            notes=(
+                *estimate.notes,
+                _ONLY_IN_ALL,
+                *_note_fit(estimate.fit),
+                *_note_calibration(named_gpu),
+            ),
+        )
     plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
     choices = find_choices(plain)
     routing = None if trace is None or choices is None else read_routing(trace, choices)
-    total_bytes = run.figures.total_device_bytes
-    assert total_bytes is not None
     offload = plan_offload(
         held,
         gpu=named_gpu,
@@ -169,6 +199,25 @@ def _estimate(
             *_note_fit(estimate.fit),
             *_note_calibration(named_gpu),
         ),
+    )
+
+
+def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario]) -> None:
+    method = find_quantization(subject)
+    if method is not None and any(scenario.dtype == Dtype.AUTO for scenario in scenarios):
+        raise UsageError(
+            f"The weights of {subject.model} are published quantized ({method.partition(',')[0]}), "
+            "and random weights stand for plain ones alone.",
+            hint="Give --dtype bfloat16 to measure a copy, or leave --measure out.",
+        )
+
+
+def _take_scenarios(scenarios: object) -> list[Scenario]:
+    if isinstance(scenarios, Sequence) and all(isinstance(each, Scenario) for each in scenarios):
+        return list(scenarios)
+    raise UsageError(
+        f"The scenarios can't be of type {type(scenarios).__name__}, or hold anything else.",
+        hint="Give a list of Scenario.",
     )
 
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
 from moetool.memory.device_maps import DeviceMaps
-from moetool.memory.result import Method, StoredWeights
+from moetool.memory.result import Basis, MemoryFigures, Method, StoredWeights
 from moetool.memory.runs import SimulatedRun, run_scenario
-from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
+from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.stored_weights import build_as_stored, find_stored_weights
 from moetool.simulation.generation import CantSimulate
@@ -21,6 +21,16 @@ from moetool.simulation.generation import CantSimulate
 _WORKSPACE_BYTES = 4096 * 2**10 * 8
 _WORKSPACE_BYTES_BEFORE_HOPPER = (4096 * 2 + 16 * 8) * 2**10
 _HOPPER = (9, 0)
+_AS_IF = (
+    "What runs besides is simulated as if they were in full precision: what their kernels allocate "
+    "themselves is not simulated."
+)
+_NOTES = {
+    Basis.LOADED: f"Its weights are published in {{method}}. {_AS_IF}",
+    Basis.PUBLISHED: "Its weights count as they are published, packed in {method}. " + _AS_IF,
+    Basis.UNKNOWN: "Its weights are published in {method}, and what they take on a GPU is unknown. "
+    "So are all figures that they are part of.",
+}
 # An H200's with torch 2.11 and CUDA 13, after a run; 720 to 752 MB were seen.
 CONTEXT_BYTES = 738_197_504
 
@@ -38,56 +48,86 @@ class ModelRuns:
     gpu: Gpu
     _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
-    _held: dict[int, PreTrainedModel] = field(default_factory=dict)
+    _unshifted: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
+    _held: dict[int, PreTrainedModel | None] = field(default_factory=dict)
     _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
-    _stored: dict[str, tuple[StoredWeights | None, tuple[str, ...]]] = field(default_factory=dict)
+    _stored: dict[tuple[str, bool], tuple[StoredWeights | None, tuple[str, ...]]] = field(
+        default_factory=dict
+    )
 
     def get_skeleton(self, scenario: Scenario) -> PreTrainedModel:
         """Return the model as a scenario loads it."""
         key = replace(
-            scenario, batch_size=1, num_prompt_tokens=1, num_new_tokens=1, has_padding=False
+            scenario,
+            batch_size=1,
+            num_prompt_tokens=1,
+            num_new_tokens=min(scenario.num_new_tokens, 1),
+            has_padding=False,
         )
         if key not in self._skeletons:
             self._skeletons[key] = self.builder.build(key)
         return self._skeletons[key]
 
-    def get_device_maps(self, scenario: Scenario) -> DeviceMaps:
-        """Return transformers' device maps of the model as a scenario loads it."""
+    def get_device_maps(self, scenario: Scenario) -> DeviceMaps | None:
+        """Return transformers' device maps of the model as a scenario loads it; None if unknown."""
         held = self.get_held(scenario)
+        if held is None:
+            return None
         if id(held) not in self._device_maps:
             self._device_maps[id(held)] = DeviceMaps(held, scenario.quantization)
         return self._device_maps[id(held)]
 
-    def get_held(self, scenario: Scenario) -> PreTrainedModel:
+    def get_held(self, scenario: Scenario) -> PreTrainedModel | None:
         """Return the model with every parameter as a GPU holds it: fp8 checkpoints in fp8.
 
-        Not all of these can run on the meta device; `get_skeleton` can.
+        Not all of these can run on the meta device; `get_skeleton` can. None where nothing tells
+        what each of its parameters takes.
         """
         skeleton = self.get_skeleton(scenario)
-        if scenario.quantization is not Quantization.NONE or scenario.dtype != "auto":
+        if scenario.quantization is not Quantization.NONE:
             return skeleton
         if id(skeleton) not in self._held:
-            self._held[id(skeleton)] = build_as_stored(
-                self.builder.subject, skeleton, compute_capability=_find_capability(self.gpu)
-            )
+            stored, _ = self.get_stored(scenario)
+            self._held[id(skeleton)] = build_as_stored(self.builder.subject, skeleton, stored)
         return self._held[id(skeleton)]
 
     def get_stored(self, scenario: Scenario) -> tuple[StoredWeights | None, tuple[str, ...]]:
         """Return what the checkpoint's own quantization makes of it, and what is to be said."""
-        if scenario.dtype not in self._stored:
+        key = scenario.dtype, scenario.task is Task.TRACE
+        if key not in self._stored:
             plain = replace(scenario, quantization=Quantization.NONE, is_double_quantized=False)
-            self._stored[scenario.dtype] = find_stored_weights(
+            self._stored[key] = find_stored_weights(
                 self.builder.subject,
                 self.get_skeleton(plain),
                 compute_capability=_find_capability(self.gpu),
+                is_traced=scenario.task is Task.TRACE,
+                is_copy=scenario.dtype != Dtype.AUTO,
             )
-        return self._stored[scenario.dtype]
+        return self._stored[key]
+
+    def list_stored_variants(self, scenario: Scenario) -> dict[str, MemoryFigures]:
+        """Return the figures of a checkpoint that is quantized already, packed and dequantized.
+
+        Empty if it is not, or if the scenario is about a copy of it in another dtype.
+        """
+        self.run(scenario)
+        stored, _ = self.get_stored(scenario)
+        plain = self._unshifted.get((scenario, False))
+        if stored is None or plain is None or stored.basis is Basis.COPY:
+            return {}
+        variants = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
+        return {
+            name: plain.shift_weights(num_bytes - (plain.figures.weights_bytes or 0)).figures
+            for name, num_bytes in variants.items()
+            if num_bytes is not None
+        }
 
     def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
         """Return what a simulation of a scenario shows.
 
-        A checkpoint that is quantized already runs with the weights that transformers loads, and
-        otherwise as if they were in full precision; with a dtype named it is a copy in that dtype.
+        A checkpoint that is quantized already runs with the weights that transformers loads, or with
+        them as they are published where it depends on the machine how it loads them; where neither
+        is known, what they take is None. With a dtype named it is a copy in that dtype.
 
         Args:
             scenario: What is run.
@@ -113,6 +153,7 @@ class ModelRuns:
                     f"{self.builder.subject.model} can't be simulated: {error.reason}.",
                     hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
                 ) from error
+            self._unshifted[scenario, is_brief] = run
             self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)
         return self._runs[scenario, is_brief]
 
@@ -122,21 +163,18 @@ class ModelRuns:
         stored, _ = self.get_stored(scenario)
         if stored is None:
             return run
-        if scenario.dtype != "auto":
-            note = f"Its weights are stored in {stored.method}: told is a copy in {scenario.dtype}."
+        if stored.basis is Basis.COPY:
+            note = (
+                f"Its weights are published in {stored.method}; the figures are of a copy in "
+                f"{scenario.dtype}."
+            )
             return replace(run, notes=(*run.notes, note))
-        note = (
-            f"Its weights are stored in {stored.method}: what runs beside them is told as if they "
-            "were in full precision."
-        )
-        if stored.loaded_bytes is None:
-            note += " So are the weights themselves: what they take on a GPU is unknown."
-            return replace(run, method=Method.APPROXIMATE, notes=(*run.notes, note))
-        shift_bytes = stored.loaded_bytes - run.figures.weights_bytes
+        held_bytes, weights_bytes = stored.held_bytes, run.figures.weights_bytes
+        assert weights_bytes is not None
         return replace(
-            run.shift_weights(shift_bytes),
+            run.shift_weights(None if held_bytes is None else held_bytes - weights_bytes),
             method=Method.APPROXIMATE,
-            notes=(*run.notes, note),
+            notes=(*run.notes, _NOTES[stored.basis].format(method=stored.method)),
         )
 
     def list_variants(self, scenario: Scenario) -> dict[str, Scenario]:

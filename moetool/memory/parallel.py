@@ -81,6 +81,10 @@ def _read_plan(skeleton: PreTrainedModel, way: str) -> dict[str, str]:
     """Return the style of each parameter and module that the plan names, by path."""
     name = type(skeleton).__name__
     if any(not p.is_floating_point() for p in skeleton.parameters()):
+        if getattr(skeleton.config, "quantization_config", None):
+            raise _CantShare(
+                "how transformers shares weights that are published packed isn't known"
+            )
         raise _CantShare("transformers' forward fails with shared weights of bitsandbytes")
     tensor_plan = read_tensor_plan(skeleton)
     if not tensor_plan:

@@ -6,7 +6,7 @@ All sizes are in bytes. What is unknown is None, with the reason among the notes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 from moetool.memory.scenario import Quantization, Scenario
@@ -43,7 +43,7 @@ class Peak:
         phase: The phase.
         layer: The path of the layer that made it; None outside of layers.
         operation: The operation that made it, with the module it ran in.
-        weights_bytes: Parameters and buffers.
+        weights_bytes: Parameters and buffers; None if unknown.
         cache_bytes: Keys, values and states that the cache holds.
         activation_bytes: Everything else that comes and goes.
         workspace_bytes: What libraries keep for products of matrices.
@@ -52,15 +52,22 @@ class Peak:
     phase: Phase
     layer: str | None
     operation: str
-    weights_bytes: int
+    weights_bytes: int | None
     cache_bytes: int
     activation_bytes: int
     workspace_bytes: int
 
     @property
-    def allocated_bytes(self) -> int:
-        """All of it: what `torch.cuda.memory_allocated` would show."""
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
+    def allocated_bytes(self) -> int | None:
+        """All of it: what `torch.cuda.memory_allocated` would show; None if unknown."""
+        if self.weights_bytes is None:
+            return None
+        return self.weights_bytes + self.above_weights_bytes
+
+    @property
+    def above_weights_bytes(self) -> int:
+        """All of it but the weights."""
+        return self.cache_bytes + self.activation_bytes + self.workspace_bytes
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class MemoryFigures:
     """What a run takes.
 
     Attributes:
-        weights_bytes: Parameters and buffers, as the allocator holds them.
+        weights_bytes: Parameters and buffers, as the allocator holds them; None if unknown.
         cache_bytes: The cache after the last token that is run; 0 without a cache.
         peak_allocated_bytes: What `torch.cuda.max_memory_allocated` shows; None if unknown.
         peak_reserved_bytes: What `torch.cuda.max_memory_reserved` shows; None if unknown.
@@ -76,7 +83,7 @@ class MemoryFigures:
             if unknown.
     """
 
-    weights_bytes: int
+    weights_bytes: int | None
     cache_bytes: int | None
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
@@ -203,8 +210,8 @@ class SpeedBound:
             nothing is decoded.
         prefill_is_bound_by: `compute` or `memory`.
         decode_is_bound_by: `compute` or `memory`.
-        prefill_flops: FLOPs of the prompt's batch.
-        decode_flops: FLOPs of one step.
+        prefill_weight_flops: FLOPs of the products with weights alone, of the prompt's batch.
+        decode_weight_flops: Of one step.
         prefill_read_bytes: Weights that the prompt's batch reads at least.
         decode_read_bytes: Weights and cache that one step reads at least.
         experts_touched_per_layer: Distinct routed experts that a step of decoding reads, in the mean
@@ -218,12 +225,29 @@ class SpeedBound:
     decode_s_per_token: float | None = None
     prefill_is_bound_by: str | None = None
     decode_is_bound_by: str | None = None
-    prefill_flops: int | None = None
-    decode_flops: int | None = None
+    prefill_weight_flops: int | None = None
+    decode_weight_flops: int | None = None
     prefill_read_bytes: int | None = None
     decode_read_bytes: int | None = None
     experts_touched_per_layer: float | None = None
     notes: tuple[str, ...] = ()
+
+
+class Basis(StrEnum):
+    """Which bytes of a quantized checkpoint's weights its figures rest on.
+
+    Attributes:
+        LOADED: What transformers' own modules take.
+        PUBLISHED: The weights packed as they are published. Whether they are held so on the GPU
+            depends on what is installed there.
+        COPY: A copy in the dtype that was asked for.
+        UNKNOWN: Nothing tells what they take.
+    """
+
+    LOADED = "as-loaded"
+    PUBLISHED = "as-published"
+    COPY = "copy"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -232,15 +256,30 @@ class StoredWeights:
 
     Attributes:
         method: The quantization's name.
-        stored_bytes: In the files, scales included; None if unknown.
+        stored_bytes: All that is in the files, scales included; None if unknown.
         loaded_bytes: On the GPU as transformers loads it; None if unknown.
-        is_dequantized: Whether it is loaded in full precision.
+        is_dequantized: Whether it is loaded in full precision; None if unknown.
+        packed_bytes: What of it a model holds, packed as it is published; None if unknown.
+        dequantized_bytes: The same weights in full precision.
+        basis: Which of them the figures rest on.
+        reason: Why the bytes as loaded are unknown; None if they are known.
     """
 
     method: str
     stored_bytes: int | None
     loaded_bytes: int | None
     is_dequantized: bool | None
+    packed_bytes: int | None = None
+    dequantized_bytes: int | None = None
+    basis: Basis = Basis.LOADED
+    reason: str | None = None
+
+    @property
+    def held_bytes(self) -> int | None:
+        """What the figures take for the weights; None if that is unknown, or if they are of a copy."""
+        if self.basis is Basis.LOADED:
+            return self.loaded_bytes
+        return self.packed_bytes if self.basis is Basis.PUBLISHED else None
 
 
 @dataclass(frozen=True)
@@ -273,7 +312,9 @@ class Estimate:
         context_bytes: What the CUDA context takes on the device; None if unknown.
         peaks: Of prefill and of decoding, in this order; without the latter if nothing is decoded.
         variants: Under quantization: `transformers`, as it loads the model today, and
-            `experts_quantized`, with routed experts quantized as well. Else empty.
+            `experts_quantized`, with routed experts quantized as well. Of a checkpoint that is
+            quantized already: `as_published`, packed, if that is known, and `dequantized`. Else
+            empty.
         fits: By GPU and quantization.
         limits: The largest scenarios that fit; None if no GPU was named.
         ranks: How several GPUs would share the weights.
@@ -304,12 +345,34 @@ class Estimate:
     @property
     def at_peak(self) -> Peak | None:
         """The moment at which most memory is allocated; None if unknown."""
-        return max(self.peaks, key=lambda peak: peak.allocated_bytes, default=None)
+        return max(self.peaks, key=lambda peak: peak.above_weights_bytes, default=None)
 
     @property
     def fit(self) -> Fit | None:
         """Whether it fits on the GPU that the figures are for; None if it is not among `fits`."""
         return next((fit for fit in self._fits_as_run if fit.gpu == self.gpu), None)
+
+    @property
+    def fits_dequantized(self) -> tuple[Fit, ...]:
+        """Whether it fits on each GPU where its weights are dequantized.
+
+        Of a checkpoint that is quantized already, unless it is known how transformers loads it: else
+        empty.
+        """
+        figures = self.variants.get("dequantized")
+        is_open = self.stored is not None and self.stored.basis in (Basis.PUBLISHED, Basis.UNKNOWN)
+        total_bytes = figures.total_device_bytes if figures is not None and is_open else None
+        if total_bytes is None:
+            return ()
+        return tuple(
+            replace(
+                fit,
+                num_gpus=1 if total_bytes <= fit.memory_bytes else None,
+                fits=total_bytes <= fit.memory_bytes,
+                headroom_bytes=fit.memory_bytes - total_bytes,
+            )
+            for fit in self._fits_as_run
+        )
 
     @property
     def smallest_fit(self) -> Fit | None:

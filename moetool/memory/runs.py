@@ -47,20 +47,21 @@ class SimulatedRun:
     notes: tuple[str, ...] = ()
     prompt_cache_bytes: int = 0
 
-    def shift_weights(self, num_bytes: int) -> SimulatedRun:
-        """Return the same run with weights that take so many bytes more."""
+    def shift_weights(self, num_bytes: int | None) -> SimulatedRun:
+        """Return the same run with weights that take so many bytes more; None if that is unknown."""
         figures = self.figures
         return replace(
             self,
             figures=MemoryFigures(
-                weights_bytes=figures.weights_bytes + num_bytes,
+                weights_bytes=_add(figures.weights_bytes, num_bytes),
                 cache_bytes=figures.cache_bytes,
                 peak_allocated_bytes=_add(figures.peak_allocated_bytes, num_bytes),
                 peak_reserved_bytes=_add(figures.peak_reserved_bytes, num_bytes),
                 total_device_bytes=_add(figures.total_device_bytes, num_bytes),
             ),
             peaks=tuple(
-                replace(peak, weights_bytes=peak.weights_bytes + num_bytes) for peak in self.peaks
+                replace(peak, weights_bytes=_add(peak.weights_bytes, num_bytes))
+                for peak in self.peaks
             ),
         )
 
@@ -267,5 +268,5 @@ def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
     )
 
 
-def _add(number: int | None, more: int) -> int | None:
-    return None if number is None else number + more
+def _add(number: int | None, more: int | None) -> int | None:
+    return None if number is None or more is None else number + more

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
+from moetool.choices import choose, take_count, take_flag
 from moetool.errors import UsageError
 
+# What `generate` writes unless another number is given.
+NUM_NEW_TOKENS = 256
 # Beyond any machine's; keeps a slip of the finger from running for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
@@ -25,6 +29,30 @@ class Task(StrEnum):
     GENERATE = "generate"
     FORWARD = "forward"
     TRACE = "trace"
+
+
+class Dtype(StrEnum):
+    """What the weights are converted to; `auto`: the configuration's own dtype."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Attention(StrEnum):
+    """transformers' implementations of attention."""
+
+    EAGER = "eager"
+    SDPA = "sdpa"
+
+
+class ExpertsImplementation(StrEnum):
+    """transformers' implementations of experts."""
+
+    EAGER = "eager"
+    GROUPED_MM = "grouped_mm"
+    BATCHED_MM = "batched_mm"
 
 
 class CacheKind(StrEnum):
@@ -57,12 +85,13 @@ class QuantizedExperts(StrEnum):
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run of a model.
+    """One run of a model. Options may be given as members of their enums or as their values.
 
     Attributes:
         batch_size: Sequences at once.
         num_prompt_tokens: Tokens of each sequence's prompt.
-        num_new_tokens: Tokens that each sequence is continued by.
+        num_new_tokens: Tokens that each sequence is continued by; by default 256 with the task
+            generate, none with the others.
         task: What is done.
         dtype: Of the weights as loaded: `auto` for the configuration's own.
         attention: transformers' attention implementation; None for the one it chooses.
@@ -75,14 +104,16 @@ class Scenario:
         experts: Which experts the figures are for, under quantization.
 
     Raises:
-        UsageError: A size is not positive, too large, or options contradict each other.
+        UsageError: An option has no such choice, a size is not a positive whole number or too
+            large, or options contradict each other.
     """
 
     batch_size: int = 1
     num_prompt_tokens: int = 2048
-    num_new_tokens: int = 256
+    # None until the task is known.
+    num_new_tokens: int = cast("int", None)
     task: Task = Task.GENERATE
-    dtype: str = "auto"
+    dtype: str = Dtype.AUTO
     attention: str | None = None
     experts_implementation: str | None = None
     cache: CacheKind = CacheKind.DYNAMIC
@@ -92,15 +123,49 @@ class Scenario:
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
 
     def __post_init__(self) -> None:
-        for name, number, most in (
-            ("batch size", self.batch_size, _LARGEST_BATCH_SIZE),
-            ("number of prompt tokens", self.num_prompt_tokens, _MOST_TOKENS),
+        # Compared by identity everywhere, so a value becomes the member that it means.
+        for field, kind, name in (
+            ("task", Task, "task"),
+            ("dtype", Dtype, "dtype"),
+            ("attention", Attention, "attention"),
+            ("experts_implementation", ExpertsImplementation, "experts implementation"),
+            ("cache", CacheKind, "cache"),
+            ("quantization", Quantization, "quantization"),
+            ("experts", QuantizedExperts, "choice of experts"),
         ):
-            _refuse_size(name, number, smallest=1, largest=most)
-        smallest = 1 if self.task is Task.GENERATE else 0
-        _refuse_size(
-            "number of new tokens", self.num_new_tokens, smallest=smallest, largest=_MOST_TOKENS
-        )
+            value = getattr(self, field)
+            if value is not None or field not in ("attention", "experts_implementation"):
+                self._set(field, choose(value, kind, name=name))
+        for field in ("has_padding", "is_double_quantized"):
+            self._set(field, take_flag(getattr(self, field), name=field))
+        generates = self.task is Task.GENERATE
+        given: int | None = self.num_new_tokens
+        if given is None:
+            self._set("num_new_tokens", NUM_NEW_TOKENS if generates else 0)
+        for field, name, smallest, largest in (
+            ("batch_size", "batch size", 1, _LARGEST_BATCH_SIZE),
+            ("num_prompt_tokens", "number of prompt tokens", 1, _MOST_TOKENS),
+            ("num_new_tokens", "number of new tokens", 1 if generates else 0, _MOST_TOKENS),
+        ):
+            value = getattr(self, field)
+            number = take_count(value, name=name, smallest=smallest, largest=largest)
+            self._set(field, number)
+        self._refuse_contradictions()
+
+    def _set(self, field: str, value: object) -> None:
+        object.__setattr__(self, field, value)
+
+    def _refuse_contradictions(self) -> None:
+        if self.task is Task.FORWARD and self.num_new_tokens:
+            raise UsageError(
+                "A forward pass makes no new tokens.",
+                hint="Leave the new tokens out, or choose the task generate.",
+            )
+        if self.cache is CacheKind.STATIC and not self.num_new_tokens:
+            raise UsageError(
+                "A static cache is for generating, and no new tokens are asked for.",
+                hint="Leave the cache out, or choose the task generate.",
+            )
         if self.is_double_quantized and self.quantization not in (
             Quantization.NF4,
             Quantization.FP4,
@@ -114,12 +179,3 @@ class Scenario:
     def num_cached_tokens(self) -> int:
         """Positions of each sequence in the cache after the last token that is run."""
         return self.num_prompt_tokens + max(self.num_new_tokens - 1, 0)
-
-
-def _refuse_size(name: str, number: int, *, smallest: int, largest: int) -> None:
-    if smallest <= number <= largest:
-        return
-    raise UsageError(
-        f"The {name} can't be {number:,}.",
-        hint=f"Give a whole number from {smallest} to {largest:,}.",
-    )

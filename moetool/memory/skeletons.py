@@ -18,15 +18,19 @@ from moetool.anatomy.skeleton import (
     refuse_unbuildable,
 )
 from moetool.checkpoint.config import make_config
+from moetool.checkpoint.tensor_headers import TensorHeaders
 from moetool.errors import UsageError
+from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import Subject
-from moetool.memory.scenario import Quantization, Scenario, Task
+from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
 
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# By safetensors' names.
+_STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class SkeletonBuilder:
         _set_implementations(skeleton, scenario, model=self.subject.model)
         _refuse_generation(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
+            self._refuse_quantized()
             from moetool.memory.quantized_skeleton import quantize_skeleton
 
             quantize_skeleton(
@@ -114,21 +119,32 @@ class SkeletonBuilder:
         skeleton.train(False)
         return skeleton
 
+    def _refuse_quantized(self) -> None:
+        method = find_quantization(self.subject)
+        if method is not None:
+            raise UsageError(
+                f"The weights are quantized already ({method.partition(',')[0]}): transformers won't "
+                "quantize them again.",
+                hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+            )
+
     def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
-        if scenario.dtype != "auto":
-            if scenario.dtype not in _DTYPES:
-                raise UsageError(
-                    f"'{scenario.dtype}' is no dtype that weights are loaded in.",
-                    hint=f"Choose auto, {', '.join(_DTYPES)}.",
-                )
+        if scenario.dtype != Dtype.AUTO:
             return _DTYPES[scenario.dtype]
-        dtype = find_dtype(config)
+        dtype = find_dtype(config) or _find_dtype_of_files(self.subject.headers)
         if dtype is None:
             raise UsageError(
                 f"The config.json of {self.subject.model} doesn't say which dtype its weights are.",
                 hint="Give --dtype, such as bfloat16.",
             )
         return dtype
+
+
+def _find_dtype_of_files(headers: TensorHeaders | None) -> torch.dtype | None:
+    """Return the one dtype of plain floats in the files, which transformers then keeps."""
+    dtypes = set() if headers is None else {tensor.dtype for tensor in headers.tensors}
+    found = [_DTYPES[name] for stored, name in _STORED_DTYPES.items() if stored in dtypes]
+    return found[0] if len(found) == 1 else None
 
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:

@@ -32,7 +32,7 @@ _COMPUTE, _MEMORY = "compute", "memory"
 _NO_PEAK = "No peak in {} is known of {}: the bound on time is that of reading alone."
 _NO_BANDWIDTH = "No bandwidth is known of {}: the bound on time is that of computing alone."
 _NOTHING_KNOWN = "Neither bandwidth nor peak is known of {}: there is no bound on time."
-_INT8_IS_FREE = "Products of int8 weights are not timed: how fast {} computes them isn't known."
+_INT8_IS_FREE = "Products of weights that are held as int8 are not timed: how fast {} computes them isn't known."
 _FLOAT32_AS_16_BITS = (
     "Products in float32 are timed at the peak in 16 bits, which float32 stays well below."
 )
@@ -122,7 +122,7 @@ def bound_speed(
         bound,
         decode_s_per_token=decode.seconds,
         decode_is_bound_by=decode.is_bound_by,
-        decode_flops=sum(decode_flops.values()),
+        decode_weight_flops=sum(decode_flops.values()),
         decode_read_bytes=decode_bytes,
         experts_touched_per_layer=touched.mean,
         notes=(*bound.notes, *([_PARTLY_READ] if picks else [])),
@@ -151,7 +151,7 @@ def _bound_prefill(
         routing=routing.name,
         prefill_s=prefill.seconds,
         prefill_is_bound_by=prefill.is_bound_by,
-        prefill_flops=sum(prefill_flops.values()),
+        prefill_weight_flops=sum(prefill_flops.values()),
         prefill_read_bytes=prefill_bytes,
         notes=(*routing.notes, *_note_gpu(gpu, prefill_flops)),
     )

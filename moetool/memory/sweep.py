@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from moetool.choices import take_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Scenario, Task
 
@@ -32,18 +33,18 @@ def list_scenarios(
         UsageError: A size is not possible, the task makes no new tokens, or there would be more
             than 1,000 scenarios.
     """
+    new_tokens = take_sizes(new_tokens, name="numbers of new tokens")
     if common.task is Task.FORWARD and any(new_tokens):
         raise UsageError(
             "A forward pass makes no new tokens.",
             hint="Leave the new tokens out, or choose the task generate.",
         )
-    # A size that is given twice is the same scenario.
     choices = [
-        tuple(dict.fromkeys(sizes)) or (own,)
-        for sizes, own in (
-            (batch_sizes, common.batch_size),
-            (prompt_tokens, common.num_prompt_tokens),
-            (new_tokens, common.num_new_tokens),
+        take_sizes(sizes, name=name) or (own,)
+        for name, sizes, own in (
+            ("batch sizes", batch_sizes, common.batch_size),
+            ("numbers of prompt tokens", prompt_tokens, common.num_prompt_tokens),
+            ("numbers of new tokens", new_tokens, common.num_new_tokens),
         )
     ]
     number = math.prod(map(len, choices))

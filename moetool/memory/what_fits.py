@@ -97,8 +97,13 @@ def list_ranks(
         gpu: What each of them is.
         num_gpus: How many it takes with a device map; None if no number does: then one shows what
             is left to the host.
+
+    Returns:
+        A row for each way; nothing where what each parameter takes is unknown.
     """
     skeleton = runs.get_held(scenario)
+    if skeleton is None:
+        return ()
     by_map = share_by_device_map(
         skeleton,
         gpu_memory_bytes=gpu.memory_bytes,
@@ -137,7 +142,10 @@ def _find_total_bytes(
 
 def _count_gpus(runs: ModelRuns, scenario: Scenario, *, memory_bytes: int) -> int | None:
     run = runs.run(scenario, is_brief=True)
-    return runs.get_device_maps(scenario).count_gpus(
+    maps = runs.get_device_maps(scenario)
+    if maps is None:
+        return None
+    return maps.count_gpus(
         gpu_memory_bytes=memory_bytes,
         cache_bytes=run.figures.cache_bytes or 0,
         activation_bytes=_count_other_bytes(run),
@@ -149,4 +157,5 @@ def _count_other_bytes(run: SimulatedRun) -> int:
     """Return what a run holds in reserve beside weights and cache at its peak."""
     figures = run.figures
     assert figures.peak_reserved_bytes is not None
+    assert figures.weights_bytes is not None
     return figures.peak_reserved_bytes - figures.weights_bytes - (figures.cache_bytes or 0)

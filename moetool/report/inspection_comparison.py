@@ -92,7 +92,7 @@ def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
     yield "prefill FLOPs per token", UNKNOWN if prefill is None else format_count(prefill)
     yield "decode FLOPs per token", UNKNOWN if decode is None else format_count(decode)
     num_bytes = model.parameters.num_bytes if model.parameters else None
-    yield "bytes as loaded", UNKNOWN if num_bytes is None else format_bytes(num_bytes)
+    yield "bytes in full precision", UNKNOWN if num_bytes is None else format_bytes(num_bytes)
 
 
 def _describe_parameters(model: Inspection) -> Iterator[tuple[str, str]]:

@@ -58,6 +58,8 @@ _COLUMNS = (
     *(f"at_peak_{name}" for name in _PEAK),
     *(f"{phase}_peak_allocated_bytes" for phase in _PHASES),
     *(f"measured_{name}" for name in _FIGURES),
+    "stored_as",
+    "weights_basis",
 )
 
 
@@ -110,6 +112,7 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "offload": estimate.offload,
         "speed": estimate.speed,
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
+        "fits_dequantized": estimate.fits_dequantized,
     }
 
 
@@ -127,11 +130,12 @@ def _name_figures(figures: MemoryFigures, *, context_bytes: int | None) -> dict[
 
 
 def _as_row(estimate: Estimate) -> dict[str, Any]:
-    peak, measured = estimate.at_peak, estimate.measured
+    peak, measured, stored = estimate.at_peak, estimate.measured, estimate.stored
     return {
         "model": estimate.model,
         **asdict(estimate.scenario),
         "method": estimate.method,
+        **({"stored_as": stored.method, "weights_basis": stored.basis} if stored else {}),
         "gpu": estimate.gpu,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
         **({f"at_peak_{name}": getattr(peak, name) for name in _PEAK} if peak else {}),

@@ -100,6 +100,12 @@ def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
     for gpu in dict.fromkeys(map(word_gpu, known)):
         does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
         yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
+    num_unknown = sum(
+        estimate.stored is not None and estimate.stored.basis.value == "unknown"
+        for estimate in estimates
+    )
+    if num_unknown:
+        yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
 
 
 def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:

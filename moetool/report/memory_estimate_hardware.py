@@ -14,25 +14,40 @@ from moetool.report.memory_estimate_words import (
     word_seconds,
     word_size,
     word_sizes,
+    word_unquantized,
 )
 from moetool.report.numbers import format_bytes, format_count
 from moetool.report.tables import render_table
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Fit, Offload, RankBytes, SpeedBound
+    from moetool.memory.result import Estimate, Fit, Offload, RankBytes, SpeedBound
 
-_UNQUANTIZED = "unquantized"
+_NONE, _DEQUANTIZED = "none", "dequantized"
 _YES_OR_NO = {True: "yes", False: "no"}
 
 
-def render_fits(fits: Sequence[Fit]) -> str:
-    """Return a row for each GPU, by memory, and a column for each quantization."""
+def render_fits(estimate: Estimate) -> str:
+    """Return a row for each GPU, by memory, and a column for each way of storing weights.
+
+    Of a checkpoint that is quantized already, ways of which nothing is known are left out: no
+    library quantizes it again.
+    """
+    fits = estimate.fits
     if not fits:
         return ""
     by_gpu: dict[tuple[int, str], dict[str, Fit]] = {}
     for fit in fits:
         by_gpu.setdefault((fit.memory_bytes, fit.gpu), {})[fit.quantization.value] = fit
-    quantizations = list(dict.fromkeys(fit.quantization.value for fit in fits))
+    for fit in estimate.fits_dequantized:
+        by_gpu[fit.memory_bytes, fit.gpu][_DEQUANTIZED] = fit
+    known = {fit.quantization.value for fit in fits if fit.fits is not None}
+    quantizations = [
+        name
+        for name in dict.fromkeys(fit.quantization.value for fit in fits)
+        if estimate.stored is None or name in known or name == _NONE
+    ]
+    if estimate.fits_dequantized:
+        quantizations.append(_DEQUANTIZED)
     rows = [
         (
             make_printable(gpu),
@@ -44,7 +59,10 @@ def render_fits(fits: Sequence[Fit]) -> str:
     headers = (
         "fits on one",
         "memory",
-        *(_UNQUANTIZED if name == "none" else name for name in quantizations),
+        *(
+            make_printable(word_unquantized(estimate)) if name == _NONE else name
+            for name in quantizations
+        ),
     )
     legend = "yes and no: the GiB left on one GPU, or missing."
     if any(_takes_several(fit) for fit in fits):
@@ -133,19 +151,29 @@ def render_speed(speed: SpeedBound) -> str:
             "prefill of the batch",
             word_seconds(speed.prefill_s),
             speed.prefill_is_bound_by or UNKNOWN,
-            _word_flops(speed.prefill_flops),
+            _word_flops(speed.prefill_weight_flops),
             word_size(speed.prefill_read_bytes),
         ),
         (
             "step of decoding",
             word_seconds(speed.decode_s_per_token),
             speed.decode_is_bound_by or UNKNOWN,
-            _word_flops(speed.decode_flops),
+            _word_flops(speed.decode_weight_flops),
             word_size(speed.decode_read_bytes),
         ),
     ]
-    headers = (f"at least, on {make_printable(speed.gpu)}", "time", "bound by", "FLOPs", "read")
-    words = "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower."
+    headers = (
+        f"at least, on {make_printable(speed.gpu)}",
+        "time",
+        "bound by",
+        "weights' FLOPs",
+        "read",
+    )
+    words = (
+        "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. The FLOPs "
+        "are those of products with weights: attention between tokens, and what transformers computes "
+        "anew from its cache, are left out here and counted by `moetool inspect`."
+    )
     if speed.experts_touched_per_layer is not None:
         words += (
             f" A step reads {speed.experts_touched_per_layer:.1f} experts a layer, "

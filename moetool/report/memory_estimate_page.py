@@ -27,6 +27,7 @@ from moetool.report.memory_estimate_words import (
     word_run,
     word_size,
     word_stored,
+    word_unquantized,
     word_weights,
 )
 from moetool.report.tables import render_bar, render_table
@@ -39,6 +40,8 @@ _BAR = 20
 _VARIANTS = {
     "transformers": "as transformers loads it",
     "experts_quantized": "experts quantized as well",
+    "as_published": "packed as published",
+    "dequantized": "dequantized",
 }
 _FIGURES = {
     "weights_bytes": "weights",
@@ -58,7 +61,7 @@ def render_page(estimate: Estimate) -> str:
         _render_breakdown(estimate),
         "\n".join(_list_peaks(estimate)),
         _render_variants(estimate),
-        render_fits(estimate.fits),
+        render_fits(estimate),
         "\n".join(_list_limits(estimate)),
         render_ranks(estimate.ranks),
         render_offload(estimate.offload) if estimate.offload else "",
@@ -112,7 +115,7 @@ def _render_breakdown(estimate: Estimate) -> str:
 
 def _list_peaks(estimate: Estimate) -> Iterator[str]:
     """Yield what made the peak of each phase, the highest first, and what the cache grows to."""
-    for peak in sorted(estimate.peaks, key=lambda peak: -peak.allocated_bytes):
+    for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
         yield from list_fact(peak.phase.value, word_peak(peak))
     if estimate.figures.cache_bytes:
         size = word_size(estimate.figures.cache_bytes)
@@ -131,7 +134,14 @@ def _render_variants(estimate: Estimate) -> str:
         )
         for name, figures in estimate.variants.items()
     ]
-    headers = (estimate.scenario.quantization.value, "weights", "peak allocated", "device total")
+    headers = (
+        make_printable(word_unquantized(estimate)),
+        "weights",
+        "peak allocated",
+        "device total",
+    )
+    if estimate.scenario.quantization.value != "none":
+        headers = (estimate.scenario.quantization.value, *headers[1:])
     return render_table(headers, rows, right=(1, 2, 3))
 
 

@@ -11,27 +11,68 @@ from moetool.report.numbers import format_bytes
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Offload
 
+_VARIANTS = {"as_published": "packed as published", "dequantized": "dequantized"}
+
 
 def list_verdict(estimate: Estimate) -> Iterator[str]:
     """Yield whether it fits, and if it doesn't, what would make it fit: a sentence each."""
     total, fit = estimate.figures.total_device_bytes, estimate.fit
+    packed = _word_basis(estimate)
     if total is None:
-        weights = format_bytes(estimate.figures.weights_bytes)
-        yield f"What {estimate.model} needs is unknown. Its weights alone take {weights}."
+        yield from _list_unknown(estimate)
     elif fit is None or fit.fits is None:
-        yield f"{estimate.model} needs {format_bytes(total)} on a GPU."
+        yield f"{estimate.model} needs {format_bytes(total)} on a GPU{packed}."
     else:
         does = "fits" if fit.fits else "doesn't fit"
-        words = f"{estimate.model} needs {format_bytes(total)} and {does} on 1 × {word_gpu(fit)}"
+        words = f"{estimate.model} needs {format_bytes(total)}{packed} and {does} on 1 × {word_gpu(fit)}"
         if fit.headroom_bytes is not None:
             rest = "to spare" if fit.fits else "too much"
             words += f": {format_bytes(abs(fit.headroom_bytes))} {rest}"
         yield f"{words}."
+    if packed:
+        yield from _list_dequantized(estimate)
     if fit is not None and fit.fits is False:
         yield from _list_ways(estimate, fit)
     smallest = estimate.smallest_fit
     if smallest is not None and smallest.gpu != estimate.gpu:
         yield f"The smallest GPU of those listed that holds it is the {word_gpu(smallest)}."
+
+
+def _word_basis(estimate: Estimate) -> str:
+    """Return as what quantized weights count, where that isn't as transformers loads them."""
+    stored = estimate.stored
+    if stored is None or stored.basis.value != "as-published":
+        return ""
+    return f" with its weights packed as published, in {stored.method.partition(',')[0]},"
+
+
+def _list_unknown(estimate: Estimate) -> Iterator[str]:
+    """Yield that it is unknown what is needed, why, and what is known instead."""
+    stored, weights_bytes = estimate.stored, estimate.figures.weights_bytes
+    words = f"What {estimate.model} needs is unknown"
+    words += f": {stored.reason}" if stored is not None and stored.reason is not None else "."
+    if weights_bytes is not None:
+        words += f" Its weights alone take {format_bytes(weights_bytes)}."
+    yield words
+    known = [
+        f"{format_bytes(figures.total_device_bytes)} {_VARIANTS[name]}"
+        for name, figures in estimate.variants.items()
+        if name in _VARIANTS and figures.total_device_bytes is not None
+    ]
+    if known:
+        yield f"It would be {' and '.join(known)}, if its weights are held so."
+
+
+def _list_dequantized(estimate: Estimate) -> Iterator[str]:
+    """Yield what is needed where the weights are dequantized, and whether that fits."""
+    figures = estimate.variants.get("dequantized")
+    if figures is None or figures.total_device_bytes is None:
+        return
+    words = f"Where its weights are dequantized it needs {format_bytes(figures.total_device_bytes)}"
+    fit = next((fit for fit in estimate.fits_dequantized if fit.gpu == estimate.gpu), None)
+    if fit is not None:
+        words += " and fits" if fit.fits else " and doesn't fit"
+    yield f"{words}."
 
 
 def _list_ways(estimate: Estimate, fit: Fit) -> Iterator[str]:

@@ -10,7 +10,7 @@ from moetool.report.numbers import format_bytes
 from moetool.report.tables import WIDTH
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Fit, Limits, Peak, StoredWeights
+    from moetool.memory.result import Estimate, Fit, Limits, Peak, StoredWeights
     from moetool.memory.scenario import Scenario
 
 UNKNOWN = "unknown"
@@ -132,16 +132,39 @@ def word_method(method: str) -> str:
 def word_peak(peak: Peak) -> str:
     """Return what made a peak, and how high it is."""
     place = ", outside of layers" if peak.layer is None else f" of {peak.layer}"
-    return f"peaks at {format_bytes(peak.allocated_bytes)}: {peak.operation}{place}"
+    height = (
+        f"{format_bytes(peak.above_weights_bytes)} above its weights"
+        if peak.allocated_bytes is None
+        else format_bytes(peak.allocated_bytes)
+    )
+    return f"peaks at {height}: {peak.operation}{place}"
+
+
+def word_unquantized(estimate: Estimate) -> str:
+    """Return in what weights are loaded that bitsandbytes doesn't quantize: `mxfp4`, `unquantized`."""
+    stored = estimate.stored
+    if stored is None or stored.basis.value == "copy":
+        return "unquantized"
+    is_dequantized = stored.basis.value == "as-loaded" and stored.is_dequantized
+    return "dequantized" if is_dequantized else stored.method.partition(",")[0]
 
 
 def word_stored(stored: StoredWeights) -> str:
-    """Return what a quantized checkpoint takes in its files and as loaded."""
+    """Return what a quantized checkpoint takes in its files, as loaded and dequantized."""
     words = f"{stored.method}: {word_size(stored.stored_bytes)} in its files"
     words += f", {word_size(stored.loaded_bytes)} as loaded"
-    if stored.is_dequantized is None:
-        return words
-    return f"{words}, {'dequantized' if stored.is_dequantized else 'still quantized'}"
+    if stored.is_dequantized is not None and stored.loaded_bytes is not None:
+        words += f", {'dequantized' if stored.is_dequantized else 'still quantized'}"
+    others = {
+        "packed as published": stored.packed_bytes,
+        "dequantized": stored.dequantized_bytes,
+    }
+    known = [
+        f"{format_bytes(num_bytes)} {how}"
+        for how, num_bytes in others.items()
+        if num_bytes is not None and num_bytes not in (stored.loaded_bytes, stored.stored_bytes)
+    ]
+    return "; ".join([words, *([", ".join(known)] if known else [])])
 
 
 def list_limits(limits: Limits) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from moetool.choices import take_path
 from moetool.errors import InputError
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
@@ -129,7 +130,7 @@ def read_trace(path: str | Path) -> pd.DataFrame:
     Raises:
         InputError: There is no trace at the path.
     """
-    source = open_trace(Path(path))
+    source = open_trace(take_path(path, name="trace"))
     names = [name for name in TRACE_SCHEMA.names if name in source.columns]
     schema = pa.schema([TRACE_SCHEMA.field(name) for name in names])
     tables = [schema.empty_table(), *source.iter_tables(names)]

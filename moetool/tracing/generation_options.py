@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
+from moetool.choices import choose_word, take_count, take_number
 from moetool.errors import UsageError
+from moetool.memory.scenario import CacheKind
 
 # Logits divided by far less are no longer finite.
 LOWEST_TEMPERATURE = 1e-6
 # What seeds torch's generators: 64 bits.
 _NUM_SEEDS = 1 << 64
+# Beyond any machine's.
+_MOST_TOKENS = 2**27
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,9 @@ class GenerationOptions:
         top_p: Sample among the most likely tokens that together have this probability.
         seed: Of the sampling.
         cache: Which of transformers' caches holds keys and values: `dynamic` or `static`.
+
+    Raises:
+        UsageError: A number is out of range, or there is no such cache.
     """
 
     max_new_tokens: int
@@ -29,6 +37,16 @@ class GenerationOptions:
     top_p: float | None = None
     seed: int = 0
     cache: str = "dynamic"
+
+    def __post_init__(self) -> None:
+        take_count(self.max_new_tokens, name="most new tokens", smallest=1, largest=_MOST_TOKENS)
+        take_count(self.seed, name="seed", smallest=0, largest=_NUM_SEEDS - 1)
+        choose_word(self.cache, list(CacheKind), name="cache")
+        for name, value, smallest, largest in (
+            ("temperature", self.temperature, LOWEST_TEMPERATURE, sys.float_info.max),
+            ("top-p", self.top_p, sys.float_info.min, 1.0),
+        ):
+            take_number(value, name=name, smallest=smallest, largest=largest)
 
     @property
     def is_greedy(self) -> bool:

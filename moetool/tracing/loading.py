@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from moetool.anatomy.skeleton import find_auto_class
-from moetool.checkpoint.config import first_line
-from moetool.checkpoint.files import Checkpoint
-from moetool.errors import InputError, OutOfMemoryError, UsageError
+from moetool.checkpoint.config import first_line, missing_package
+from moetool.checkpoint.files import Checkpoint, read_json
+from moetool.checkpoint.local_headers import read_local_headers
+from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
+from moetool.inspection.quantization import find_stated, name_packed
+from moetool.inspection.quantization import name_quantization as name_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -160,6 +163,8 @@ def load_model(
     import transformers
 
     auto_class: Any = getattr(transformers, find_auto_class(config))
+    stated = read_json(checkpoint.folder / "config.json", missing="")
+    _refuse_format(checkpoint, stated)
     wishes: dict[str, Any] = {}
     if name_quantization(config) == "mxfp4":
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
@@ -177,6 +182,8 @@ def load_model(
             output_loading_info=True,
             **wishes,
         )
+    except ImportError as error:
+        raise missing_package(checkpoint.name, error) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
@@ -185,12 +192,17 @@ def load_model(
             ) from error
         raise InputError(
             f"The weights of {checkpoint.name} can't be loaded.",
-            hint="Check that config.json and the weight files belong together.",
+            hint="Check that config.json and the weight files belong together."
+            if _find_quantization(checkpoint, stated) is None
+            else "Run it where its quantization is supported, or name a checkpoint in bfloat16.",
             facts=[f"seen: {first_line(error)}"],
         ) from error
     # transformers fills what a checkpoint lacks with random numbers: their routing would be noise.
     wrong = [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]
     if wrong:
+        stored = _find_quantization(checkpoint, stated)
+        if stored is not None:
+            raise _unloadable(checkpoint, stored)
         raise InputError(
             f"The weights of {checkpoint.name} do not match its config.json: {len(wrong)} tensors are "
             "missing or of another shape.",
@@ -199,6 +211,37 @@ def load_model(
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None:
+    """Refuse quantized weights that transformers would read as if they were plain."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    method = find_stated(stated).get("quant_method")
+    named = name_format(stated)
+    if named is None or method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
+        return
+    raise _unloadable(checkpoint, named)
+
+
+def _unloadable(checkpoint: Checkpoint, stored: str) -> InputError:
+    return InputError(
+        f"The weights of {checkpoint.name} are quantized in a way that transformers can't load: "
+        f"{stored}.",
+        hint="Name a checkpoint in bfloat16, or one in a format that transformers loads.",
+    )
+
+
+def _find_quantization(checkpoint: Checkpoint, stated: Mapping[str, object]) -> str | None:
+    """Return in what format weights are stored; None if they are plain, or nothing tells."""
+    named = name_format(stated)
+    if named is not None:
+        return named
+    try:
+        headers = read_local_headers(checkpoint.folder)
+    except MoetoolError:
+        return None
+    return None if headers is None else name_packed(headers, stated)
 
 
 def find_input_device(model: PreTrainedModel) -> torch.device:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers, select_layers
-from moetool.errors import UntraceableError
+from moetool.choices import take_flag
+from moetool.errors import UntraceableError, UsageError
 from moetool.tracing.compiled import as_written, check_not_compiled, explain_silence
 from moetool.tracing.generate_masks import GenerateMasks
 from moetool.tracing.recording import (
@@ -66,7 +67,7 @@ class RoutingRecorder:
         UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
             it has been compiled, by its forward while recording, when a call is not a plain one or
             experts draw random numbers in training mode, and on leaving, when no call was seen.
-        ValueError: A layer number in `layers` has no routed experts.
+        UsageError: A layer number in `layers` has no routed experts, or is no number.
     """
 
     def __init__(
@@ -77,6 +78,13 @@ class RoutingRecorder:
         keep_scores: bool = False,
         allow_inexact: bool = False,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"What is recorded can't be of type {type(model).__name__}.",
+                hint="Give the loaded model, a torch module.",
+            )
+        keep_scores = take_flag(keep_scores, name="keep_scores")
+        allow_inexact = take_flag(allow_inexact, name="allow_inexact")
         self.model = model
         self.layers = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
         self.calls: list[RecordedCall] = []

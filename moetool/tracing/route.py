@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import moetool
 from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
+from moetool.choices import choose_word, take_count, take_flag, take_numbers, take_text
 from moetool.errors import UsageError
+from moetool.memory.scenario import Dtype
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writer import TraceSink
 from moetool.tracing.prompts import Prompt, hash_prompts
@@ -30,12 +32,17 @@ if TYPE_CHECKING:
     from moetool.tracing.generation_options import GenerationOptions
     from moetool.tracing.run import TracedRun
 
+# Beyond any machine's.
+_LARGEST_NUMBER = 2**27
 _LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
 class TraceOptions:
     """How to trace.
+
+    Raises:
+        UsageError: An option has no such choice, or a number is out of range.
 
     Attributes:
         revision: Branch, tag or commit on the Hub.
@@ -64,6 +71,28 @@ class TraceOptions:
     with_probabilities: bool = False
     allow_inexact: bool = False
     generation: GenerationOptions | None = None
+
+    def __post_init__(self) -> None:
+        for name, words in (("dtype", list(Dtype)), ("special_tokens", get_args(SpecialTokens))):
+            value = getattr(self, name)
+            if value is not None or name != "dtype":
+                choose_word(value, words, name=name.replace("_", " "))
+        for name in ("revision", "device", "device_map"):
+            value = getattr(self, name)
+            if value is not None:
+                take_text(value, name=name.replace("_", " "))
+        for name in ("trust_remote_code", "with_probabilities", "allow_inexact"):
+            take_flag(getattr(self, name), name=name)
+        take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
+        if self.max_prompt_tokens is not None:
+            name = "most tokens of a prompt"
+            take_count(self.max_prompt_tokens, name=name, smallest=1, largest=_LARGEST_NUMBER)
+        take_numbers(self.layers, name="layer", largest=_LARGEST_NUMBER)
+        if self.generation is not None and not hasattr(self.generation, "max_new_tokens"):
+            raise UsageError(
+                f"How to generate can't be given as {type(self.generation).__name__}.",
+                hint="Give GenerationOptions, or None.",
+            )
 
 
 class Observer(Protocol):
@@ -187,11 +216,12 @@ def _check_traceable(
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     if options.generation is not None:
         check_can_generate(skeleton)
+    found = find_moe_layers(skeleton, allow_inexact=options.allow_inexact)
     try:
-        found = find_moe_layers(skeleton, allow_inexact=options.allow_inexact)
         layers = select_layers(found, options.layers)
-    except ValueError as error:
-        raise UsageError(f"--layers: {error}.", hint="Name layers that route.") from error
+    except UsageError as error:
+        words = f"{error.message[0].lower()}{error.message[1:]}"
+        raise UsageError(f"--layers: {words}", hint=error.hint) from error
     if options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
     reasons = dict.fromkeys(layer.rule.inexact_because for layer in layers)

@@ -8,7 +8,7 @@ from torch import nn
 
 from moetool.anatomy.moe_layers import find_moe_layers, select_layers
 from moetool.anatomy.skeleton import build_skeleton, find_auto_class
-from moetool.errors import DenseModelError, UntraceableError
+from moetool.errors import DenseModelError, UntraceableError, UsageError
 from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_config, build_model
 
 
@@ -134,7 +134,7 @@ def test_layers_are_selected_by_the_models_own_numbers() -> None:
     layers = find_moe_layers(build_skeleton(build_config("deepseek_v3")))
     assert select_layers(layers, None) == tuple(layers)
     assert [layer.layer for layer in select_layers(layers, {2})] == [2]
-    with pytest.raises(ValueError, match=r"layer 0 .* these have: \[1, 2\]"):
+    with pytest.raises(UsageError, match=r"^Layer 0 .* these have: \[1, 2\]"):
         select_layers(layers, {0, 2})
 
 

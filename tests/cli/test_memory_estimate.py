@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 
-from moetool.cli.memory_estimate import Attention, Dtype, ExpertsImplementation, memory_estimate
+from moetool.cli.memory_estimate import memory_estimate
 from moetool.cli.options import parse_numbers
 from moetool.errors import UsageError
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import (
+    Attention,
+    CacheKind,
+    Dtype,
+    ExpertsImplementation,
+    Quantization,
+    QuantizedExperts,
+    Scenario,
+    Task,
+)
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 from tests.report.memory_estimates import make_estimate

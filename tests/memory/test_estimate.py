@@ -131,6 +131,7 @@ def test_a_model_without_experts_is_estimated() -> None:
     assert estimate.method is Method.SIMULATED
     assert estimate.figures.cache_bytes == 80 * 2 * 8 * 128 * 2 * (128 + 4 - 1)
     # Parameters and, in blocks of 512 bytes, the rotary frequencies.
+    assert estimate.figures.weights_bytes is not None
     assert 0 <= estimate.figures.weights_bytes - 2 * 68_976_648_192 <= 2048
     assert estimate.offload is None
     assert estimate.speed is not None

@@ -12,7 +12,7 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError, UsageError
 from moetool.memory import model_runs, runs
 from moetool.memory.model_runs import find_workspace_bytes
-from moetool.memory.result import Method
+from moetool.memory.result import MemoryFigures, Method
 from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
 from tests.memory.saved_configs import make_runs, save_config
 
@@ -113,9 +113,11 @@ def test_weights_stored_in_fp8_are_held_so() -> None:
     scenario = replace(SCENARIO, dtype="auto", num_new_tokens=2)
     stored, plain = runs.run(scenario), make_runs("qwen3-30b-a3b").run(scenario)
     assert (stored.method, plain.method) == (Method.APPROXIMATE, Method.SIMULATED)
-    assert "Its weights are stored in fp8" in stored.notes[0]
+    assert "Its weights are published in fp8" in stored.notes[0]
     layer_weights = 128 * 3 * 2048 * 768 + 2 * 2048 * 4096 + 2 * 2048 * 512
     saved_bytes = 48 * layer_weights * (2 - 1 - 4 / 128**2)
+    assert plain.figures.weights_bytes is not None
+    assert stored.figures.weights_bytes is not None
     off_bytes = plain.figures.weights_bytes - stored.figures.weights_bytes - saved_bytes
     # Of embeddings and output layer the allocator may leave up to 1 MiB each unsplit.
     assert abs(off_bytes) <= 2 * MIB
@@ -132,9 +134,11 @@ def test_a_dtype_that_is_named_is_of_a_copy_in_it() -> None:
         runs.run(replace(scenario, dtype=dtype)).figures.weights_bytes
         for dtype in ("auto", "bfloat16")
     )
+    assert named is not None
+    assert auto is not None
     assert named > 1.9 * auto
     (note,) = runs.run(replace(scenario, dtype="bfloat16")).notes
-    assert note.endswith("told is a copy in bfloat16.")
+    assert note.endswith("the figures are of a copy in bfloat16.")
 
 
 def test_what_is_stored_does_not_depend_on_what_was_asked_before() -> None:
@@ -145,15 +149,19 @@ def test_what_is_stored_does_not_depend_on_what_was_asked_before() -> None:
     assert before != runs.get_stored(auto)[0]
 
 
-def test_weights_that_another_library_lays_out_are_told_in_full_precision(tmp_path: Path) -> None:
+def test_without_files_what_another_library_lays_out_is_unknown(tmp_path: Path) -> None:
     path = save_config("olmoe", tmp_path, dtype="float16", quantization_config=GPTQ)
     auto = replace(SCENARIO, dtype="auto")
-    shown = make_runs(path).run(auto)
+    runs = make_runs(path)
+    shown = runs.run(auto)
     (tmp_path / "plain").mkdir()
     plain = make_runs(save_config("olmoe", tmp_path / "plain", dtype="float16")).run(auto)
     assert shown.method is Method.APPROXIMATE
-    assert shown.figures == plain.figures
-    assert shown.notes[-1].endswith(
-        "So are the weights themselves: what they take on a GPU is unknown."
-    )
+    assert shown.figures == MemoryFigures(None, plain.figures.cache_bytes, None, None, None)
+    assert [peak.above_weights_bytes for peak in shown.peaks] == [
+        peak.above_weights_bytes for peak in plain.peaks
+    ]
+    assert shown.notes[-1].endswith("is unknown. So are all figures that they are part of.")
+    assert runs.list_stored_variants(auto) == {"dequantized": plain.figures}
+    assert runs.get_held(auto) is None
     assert plain.notes == ()

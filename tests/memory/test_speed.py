@@ -101,7 +101,7 @@ def test_a_token_of_mixtral_takes_as_long_as_reading_what_it_runs() -> None:
     assert speed.decode_read_bytes == num_bytes
     assert speed.decode_s_per_token == pytest.approx(num_bytes / H200_BANDWIDTH, rel=1e-12)
     assert speed.decode_is_bound_by == "memory"
-    assert speed.decode_flops == 2 * (active - NORMS)
+    assert speed.decode_weight_flops == 2 * (active - NORMS)
     assert speed.experts_touched_per_layer == 2
     assert (speed.gpu, speed.routing, speed.notes) == ("h200", "uniform", ())
 
@@ -109,7 +109,7 @@ def test_a_token_of_mixtral_takes_as_long_as_reading_what_it_runs() -> None:
 def test_a_prompt_of_mixtral_takes_as_long_as_its_products() -> None:
     speed = bound(build_mixtral(), find_gpu("h200"), scenario=Scenario(num_prompt_tokens=4096))
     flops = 4096 * 2 * 32 * (ATTENTION + ROUTER + 2 * EXPERT) + 2 * HEAD
-    assert speed.prefill_flops == flops
+    assert speed.prefill_weight_flops == flops
     assert speed.prefill_s == pytest.approx(flops / H200_PEAK, rel=1e-12)
     assert speed.prefill_is_bound_by == "compute"
     assert speed.prefill_read_bytes == 2 * (32 * (ATTENTION + ROUTER + 8 * EXPERT) + NORMS + HEAD)
@@ -134,11 +134,17 @@ def test_a_whole_forward_makes_all_logits_and_decodes_nothing() -> None:
         bound(skeleton, scenario=Scenario(batch_size=3, num_prompt_tokens=7, task=task))
         for task in (Task.GENERATE, Task.FORWARD)
     )
-    assert generate.prefill_flops is not None
-    assert forward.prefill_flops == generate.prefill_flops + 2 * 64 * 256 * 3 * (7 - 1)
+    assert generate.prefill_weight_flops is not None
+    assert forward.prefill_weight_flops == generate.prefill_weight_flops + 2 * 64 * 256 * 3 * (
+        7 - 1
+    )
     assert forward.prefill_s is not None
     assert (forward.decode_s_per_token, forward.decode_is_bound_by) == (None, None)
-    nothing = (forward.decode_flops, forward.decode_read_bytes, forward.experts_touched_per_layer)
+    nothing = (
+        forward.decode_weight_flops,
+        forward.decode_read_bytes,
+        forward.experts_touched_per_layer,
+    )
     assert nothing == (None, None, None)
 
 
@@ -200,8 +206,8 @@ def test_none_of_a_cache_counts_that_an_indexer_picks_from() -> None:
 
 def test_arithmetic_sets_the_time_where_reading_is_faster() -> None:
     speed = bound(build_tiny(), make_gpu(bandwidth=1e15, bf16_peak=1e3))
-    assert speed.decode_flops is not None
-    assert speed.decode_s_per_token == pytest.approx(speed.decode_flops / 1e3)
+    assert speed.decode_weight_flops is not None
+    assert speed.decode_s_per_token == pytest.approx(speed.decode_weight_flops / 1e3)
     assert speed.decode_is_bound_by == "compute"
 
 
@@ -237,7 +243,7 @@ def test_an_unknown_bandwidth_leaves_the_time_of_computing() -> None:
 def test_an_amount_of_memory_alone_tells_no_time_but_bytes_and_flops() -> None:
     speed = bound(build_tiny(), find_gpu("24GiB"))
     assert set(times_of(speed).values()) == {None}
-    assert speed.decode_flops is not None
+    assert speed.decode_weight_flops is not None
     assert speed.decode_read_bytes is not None
     assert speed.notes == (
         "Neither bandwidth nor peak is known of custom GPU of 24 GiB: there is no bound on time.",
@@ -262,9 +268,9 @@ def test_products_of_int8_take_no_time() -> None:
     assert in_int8.decode_s_per_token is not None
     saved = plain.decode_s_per_token - in_int8.decode_s_per_token
     assert saved == pytest.approx(4 * 2 * 64 * 64 / 1e9)
-    assert in_int8.decode_flops == plain.decode_flops
+    assert in_int8.decode_weight_flops == plain.decode_weight_flops
     assert in_int8.notes == (
-        "Products of int8 weights are not timed: how fast custom GPU of 24 GiB computes them isn't "
+        "Products of weights that are held as int8 are not timed: how fast custom GPU of 24 GiB computes them isn't "
         "known.",
     )
 

@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 from moetool.anatomy.skeleton import build_whole_skeleton
 from moetool.checkpoint.tensor_headers import TensorHeader, TensorHeaders
 from moetool.inspection.subject import Subject
+from moetool.memory.result import Basis
+from moetool.memory.scenario import Scenario
 from moetool.memory.stored_weights import find_stored_weights
+from tests.memory.saved_configs import make_runs
 from tests.tiny_models import build_config
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
@@ -96,36 +99,89 @@ def test_experts_with_biases_are_not_taken_by_transformers_fp8() -> None:
     assert "transformers can't load them" in notes[-1]
 
 
-@pytest.mark.parametrize(("capability", "has_kernels"), [(H100, False), (V100, True)])
-def test_mxfp4_is_dequantized_without_its_kernels(
-    capability: tuple[int, int], has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+MXFP4 = {"quant_method": "mxfp4"}
+
+
+def count_full_bytes(skeleton: PreTrainedModel) -> int:
+    tensors = (*skeleton.parameters(), *skeleton.buffers())
+    return in_blocks(*(tensor.nbytes for tensor in tensors))
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_traced", "reason"),
+    [(V100, False, "this one has 7.0"), (H100, True, "run past hooks")],
+)
+def test_mxfp4_is_dequantized_for_old_gpus_and_to_be_traced(
+    capability: tuple[int, int], is_traced: bool, reason: str
+) -> None:
+    skeleton = build("gpt_oss")
+
+    stored, notes = find_stored_weights(
+        make_subject(MXFP4), skeleton, compute_capability=capability, is_traced=is_traced
+    )
+
+    assert stored is not None
+    assert stored.loaded_bytes == stored.held_bytes == count_full_bytes(skeleton)
+    assert stored.is_dequantized is True
+    assert stored.basis is Basis.LOADED
+    assert reason in notes[-1]
+
+
+@pytest.mark.parametrize("capability", [H100, (7, 5), None])
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_mxfp4_counts_as_published_whatever_is_installed_here(
+    capability: tuple[int, int] | None, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.utils.import_utils.is_kernels_available", lambda: has_kernels)
     skeleton = build("gpt_oss")
 
     stored, notes = find_stored_weights(
-        make_subject({"quant_method": "mxfp4"}), skeleton, compute_capability=capability
+        make_subject(MXFP4), skeleton, compute_capability=capability
     )
 
-    tensors = (*skeleton.parameters(), *skeleton.buffers())
+    experts = {
+        path: parameter
+        for path, parameter in skeleton.named_parameters()
+        if path.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    }
+    # Half a byte for each weight, and a byte for each 32 inputs of an output.
+    saved = [
+        in_blocks(p.nbytes)
+        - in_blocks(p.numel() // 2)
+        - in_blocks(p.shape[0] * p.shape[2] * -(-p.shape[1] // 32))
+        for p in experts.values()
+    ]
     assert stored is not None
-    assert stored.loaded_bytes == in_blocks(*(tensor.nbytes for tensor in tensors))
-    assert stored.is_dequantized is True
-    assert "`kernels` is missing" in notes[-1] or "has 7.0" in notes[-1]
+    assert len(experts) == 2 * skeleton.config.num_hidden_layers
+    assert stored.packed_bytes == count_full_bytes(skeleton) - sum(saved)
+    assert stored.held_bytes == stored.packed_bytes
+    assert stored.dequantized_bytes == count_full_bytes(skeleton)
+    assert (stored.loaded_bytes, stored.is_dequantized) == (None, None)
+    assert stored.basis is Basis.PUBLISHED
+    assert "`kernels` and `triton`" in notes[-1]
 
 
-def test_mxfp4_stays_packed_by_kernels_whose_padding_is_unknown(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("transformers.utils.import_utils.is_kernels_available", lambda: True)
+def test_gpt_oss_takes_what_its_published_files_take() -> None:
+    """The 13,761,264,768 and 65,248,815,744 bytes of tensors in `openai/gpt-oss-*`, in blocks."""
+    for model, published_bytes in (
+        ("gpt-oss-20b", 13_761_264_768),
+        ("gpt-oss-120b", 65_248_815_744),
+    ):
+        stored, _ = make_runs(model).get_stored(Scenario())
+        assert stored is not None
+        assert stored.packed_bytes is not None
+        assert 0 <= stored.packed_bytes - published_bytes < 2**20
 
-    stored, notes = find_stored_weights(
-        make_subject({"quant_method": "mxfp4"}), build("gpt_oss"), compute_capability=(7, 5)
-    )
+
+def test_the_dtype_of_experts_is_read_where_transformers_reads_it() -> None:
+    """DeepSeek-V4 publishes its experts in 4 bits: half a byte, and a byte for each 32."""
+    stored, _ = make_runs("deepseek-v4-flash", gpu="h100").get_stored(Scenario())
+    routed = 43 * 256 * 3 * 4096 * 2048
 
     assert stored is not None
-    assert (stored.loaded_bytes, stored.is_dequantized) == (None, False)
-    assert "padding" in notes[-1]
+    assert stored.method == "fp8, blocks of 128 x 128, experts in fp4"
+    assert stored.loaded_bytes is not None
+    assert routed * (1 / 2 + 1 / 32) < stored.loaded_bytes < routed * (1 / 2 + 1 / 32) + 20 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -152,14 +208,17 @@ def test_what_other_libraries_lay_out_is_unknown_with_a_reason(
     assert reason in notes[-1]
 
 
-@pytest.mark.parametrize("stated", [FP8, {"quant_method": "mxfp4"}])
-def test_without_a_known_gpu_nothing_is_said_of_loading(stated: dict[str, Any]) -> None:
+def test_without_a_known_gpu_fp8_counts_as_published() -> None:
     stored, notes = find_stored_weights(
-        make_subject(stated), build("mixtral"), compute_capability=None
+        make_subject(FP8), build("mixtral"), compute_capability=None
     )
+    known, _ = find_stored_weights(make_subject(FP8), build("mixtral"), compute_capability=H100)
 
     assert stored is not None
+    assert known is not None
     assert (stored.loaded_bytes, stored.is_dequantized) == (None, None)
+    assert stored.held_bytes == known.loaded_bytes
+    assert stored.basis is Basis.PUBLISHED
     assert "isn't known" in notes[-1]
 
 

@@ -34,7 +34,16 @@ ESTIMATE_KEYS = [
     *("peak_reserved_bytes", "context_bytes", "total_device_bytes", "at_peak", "peaks", "variants"),
     *("fits", "notes"),
 ]
-FURTHER_KEYS = ["gpu", "stored", "limits", "ranks", "offload", "speed", "measured"]
+FURTHER_KEYS = [
+    "gpu",
+    "stored",
+    "limits",
+    "ranks",
+    "offload",
+    "speed",
+    "measured",
+    "fits_dequantized",
+]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),
     "workspace_bytes",
@@ -186,11 +195,12 @@ def test_a_small_csv_is_this_one() -> None:
         "at_peak_weights_bytes,at_peak_cache_bytes,at_peak_activation_bytes,"
         "at_peak_workspace_bytes,prefill_peak_allocated_bytes,decode_peak_allocated_bytes,"
         "measured_weights_bytes,measured_cache_bytes,measured_peak_allocated_bytes,"
-        "measured_peak_reserved_bytes,measured_context_bytes,measured_total_device_bytes\n"
+        "measured_peak_reserved_bytes,measured_context_bytes,measured_total_device_bytes,"
+        "stored_as,weights_basis\n"
         "small-4x,1,2048,256,generate,auto,,,dynamic,False,none,False,as-loaded,simulated,big,"
         "17179869184,2147483648,21474836480,22548578304,536870912,23085449216,decode,"
         "model.layers.3,index in mlp.experts,17179869184,2147483648,1879048192,268435456,,"
-        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304\n"
+        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,\n"
     )
 
 

@@ -112,7 +112,7 @@ def test_a_long_name_is_cut_and_no_number_is() -> None:
 @pytest.mark.parametrize(
     ("scenario", "words"),
     [
-        (Scenario(task=Task.FORWARD, num_new_tokens=256), ["generate", "forward"]),
+        (Scenario(task=Task.TRACE, num_new_tokens=256), ["generate", "trace"]),
         (Scenario(num_new_tokens=1), ["256", "1"]),
         (Scenario(dtype="bfloat16"), ["in the configuration's dtype", "in bfloat16"]),
         (Scenario(attention="eager"), ["", "eager attention"]),

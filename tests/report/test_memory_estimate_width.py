@@ -22,7 +22,7 @@ from moetool.memory.result import (
     SpeedBound,
     StoredWeights,
 )
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Attention, Quantization, Scenario
 from moetool.report.memory_estimate import render_table_text
 
 WIDTH = 80
@@ -53,7 +53,7 @@ ESTIMATES = st.builds(
         batch_size=st.integers(1, 2**20),
         num_prompt_tokens=st.integers(1, 2**27),
         num_new_tokens=st.integers(1, 2**27),
-        attention=maybe(WORDS),
+        attention=maybe(st.sampled_from(Attention)),
         quantization=st.sampled_from(Quantization),
     ),
     method=st.sampled_from(Method),
@@ -128,8 +128,8 @@ ESTIMATES = st.builds(
             decode_s_per_token=maybe(SECONDS),
             prefill_is_bound_by=maybe(st.sampled_from(["compute", "memory"])),
             decode_is_bound_by=maybe(st.sampled_from(["compute", "memory"])),
-            prefill_flops=maybe(SIZES),
-            decode_flops=maybe(SIZES),
+            prefill_weight_flops=maybe(SIZES),
+            decode_weight_flops=maybe(SIZES),
             prefill_read_bytes=maybe(SIZES),
             decode_read_bytes=maybe(SIZES),
             experts_touched_per_layer=maybe(st.floats(0, 1e4)),

@@ -8,7 +8,7 @@ import torch
 
 from moetool import RoutingRecorder
 from moetool.anatomy.caches import find_caches, name_fields
-from moetool.errors import DenseModelError, UntraceableError
+from moetool.errors import DenseModelError, UntraceableError, UsageError
 from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_model
 
 LENGTHS = (3, 9, 5, 9, 1, 7, 4, 6)
@@ -125,7 +125,7 @@ def test_only_the_layers_asked_for_are_recorded() -> None:
 
 
 def test_a_layer_that_does_not_route_is_refused() -> None:
-    with pytest.raises(ValueError, match="layer 0 has no routed experts"):
+    with pytest.raises(UsageError, match=r"^Layer 0 has no routed experts"):
         RoutingRecorder(build_model("deepseek_v3"), layers=[0])
 
 

@@ -1,0 +1,44 @@
+"""What eager attention makes of long prompts: a matrix that grows with their square."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetool.anatomy.attributes import read_count
+from moetool.memory.result import Peak, Phase
+from moetool.memory.scenario import Scenario
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MIB = 2**20
+# Of what comes and goes at the peak; less than that, and something else makes it.
+_LEAST_SHARE = 0.1
+
+
+def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None) -> str | None:
+    """Return that eager attention's scores make the peak; None if they don't.
+
+    Args:
+        skeleton: The model that ran.
+        scenario: What was run.
+        peak: The moment at which most is allocated.
+    """
+    config = skeleton.config.get_text_config()
+    if peak is None or peak.phase is not Phase.PREFILL:
+        return None
+    if getattr(config, "_attn_implementation", None) != "eager":
+        return None
+    _, _, module = peak.operation.partition(" in ")
+    num_heads = read_count(config, "num_attention_heads", "n_heads", "num_heads")
+    if "att" not in module.lower() or num_heads is None:
+        return None
+    num_tokens = scenario.num_prompt_tokens
+    num_bytes = scenario.batch_size * num_heads * num_tokens**2 * skeleton.dtype.itemsize
+    if num_bytes < _LEAST_SHARE * peak.activation_bytes:
+        return None
+    return (
+        f"Eager attention makes the peak: each of its {num_heads} heads scores {num_tokens:,} × "
+        f"{num_tokens:,} pairs of tokens, {num_bytes / _MIB:,.0f} MiB in each copy, which grows with "
+        "the square of the prompt."
+    )
