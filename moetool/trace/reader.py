@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from moetool.errors import InputError
 from moetool.printable import printable
+from moetool.trace.decision_scan import DecisionScan
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.files import find_files, open_file, read_small_file
+from moetool.trace.layer_shapes import check_described
 from moetool.trace.merging import Part, describe_parts, merge_metadata
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
@@ -123,20 +125,36 @@ def open_trace(path: Path) -> TraceSource:
     )
 
 
-def read_trace(path: str | Path) -> pd.DataFrame:
+def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
     """Return a whole trace as a DataFrame: one row an assignment, columns as in the README.
 
     Words (prompt, domain, phase, token, stack) are categoricals. For a trace larger than memory,
     query the Parquet file instead.
 
+    Args:
+        path: A file, or a folder of Parquet parts.
+        validate: Refuse rows that no trace has, or that contradict its metadata: rows that occur
+            twice, a prompt under two domains, weights below 0, … Each check is listed in
+            docs/specialization.md.
+
+    Returns:
+        The frame. Its `attrs["notes"]` are sentences on what a reader should know: that the trace
+        is unfinished or inexact, or that its parts differ.
+
     Raises:
-        InputError: There is no trace at the path.
+        InputError: There is no trace at the path, or it fails a check.
     """
     source = open_trace(Path(path))
     names = [name for name in TRACE_SCHEMA.names if name in source.columns]
     schema = pa.schema([TRACE_SCHEMA.field(name) for name in names])
-    tables = [schema.empty_table(), *source.iter_tables(names)]
+    if validate:
+        scan = DecisionScan(source)
+        tables = [schema.empty_table(), *scan.iter_tables(names)]
+        check_described(source, scan.layers)
+    else:
+        tables = [schema.empty_table(), *source.iter_tables(names)]
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    frame.attrs["notes"] = list(source.notes)
     return frame
 
 

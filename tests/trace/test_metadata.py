@@ -147,7 +147,12 @@ def test_a_layer_is_described_once() -> None:
 def test_every_field_is_checked() -> None:
     """A field without a reader would be dropped in silence."""
     texts = {name: "a text" for name, value in json.loads(FULL.to_json()).items() if value is None}
-    values: dict[str, Any] = {"temperature": 0.5, "top_p": 0.5, "seed": 2**64 - 1, "max_new_tokens": 7}
+    values: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "seed": 2**64 - 1,
+        "max_new_tokens": 7,
+    }
     layers = tuple(
         replace(layer, router="a router", rule="a rule", output_factor=2.5) for layer in FULL.layers
     )
