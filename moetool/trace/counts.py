@@ -26,6 +26,23 @@ _MOST_CELLS = 2**30
 
 
 @dataclass(frozen=True)
+class PromptSums:
+    """Sums over the prompts of each group; `a` is a prompt's assignments, `n` its decisions.
+
+    Attributes:
+        num_prompts: Prompts with a decision. # (num_groups,)
+        squared_assignments: Sum of `a * a`. # (num_groups, num_experts)
+        products: Sum of `a * n`. # (num_groups, num_experts)
+        squared_decisions: Sum of `n * n`. # (num_groups,)
+    """
+
+    num_prompts: NDArray[np.float64]
+    squared_assignments: NDArray[np.float64]
+    products: NDArray[np.float64]
+    squared_decisions: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class LayerCounts:
     """How often one routed layer chose each expert.
 
@@ -35,6 +52,8 @@ class LayerCounts:
         top_k: Assignments per decision, at most.
         assignments: Rows per group and expert. # (num_groups, num_experts)
         decisions: Decisions per group, among them those that ran no expert. # (num_groups,)
+        prompt_sums: Where the groups are domains, what is known of their prompts; None if
+            nothing is.
     """
 
     stack: str
@@ -42,6 +61,7 @@ class LayerCounts:
     top_k: int
     assignments: NDArray[np.int64]
     decisions: NDArray[np.int64]
+    prompt_sums: PromptSums | None = None
 
     @property
     def num_experts(self) -> int:
@@ -88,7 +108,8 @@ class ExpertCounter:
         stacks, stack = encode_words(table, "stack", default="decoder")
         layer = table.column("layer").to_numpy().astype(np.int64)
         expert = table.column("expert").to_numpy().astype(np.int64) + 1
-        layers, layer = np.unique(layer, return_inverse=True)
+        occurs = np.bincount(layer) > 0
+        (layers,), layer = np.nonzero(occurs), (np.cumsum(occurs) - 1)[layer]
         width = int(expert.max()) + 1
         cell = ((stack * len(layers) + layer) * len(words) + group) * width + expert
         cells, number = count_values(cell)
@@ -142,6 +163,24 @@ class ExpertCounter:
             layers=tuple(result),
             notes=tuple(notes),
         )
+
+    @property
+    def num_groups(self) -> int:
+        """Groups seen so far."""
+        return len(self._index_of)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domain of each group, in the order they first occur."""
+        return tuple(self._domains)
+
+    @property
+    def rows(self) -> Mapping[tuple[str, int], NDArray[np.int64]]:
+        """By stack and layer, rows per group and expert; column 0 counts those that ran none.
+
+        Groups after the last one with rows of the layer are left out.
+        """
+        return self._rows
 
     def group_index(self, words: Iterable[str]) -> NDArray[np.int64]:
         """Return the index of each of some groups among those of the counts."""
@@ -209,9 +248,9 @@ def count_experts(
     group = counter.group_index(words)
     decisions = {}
     for place, number in scan.num_decisions.items():
-        decisions[place] = np.bincount(
-            group[: len(number)], weights=number, minlength=len(counter.group_index(()))
-        )
+        total = np.zeros(counter.num_groups, dtype=np.int64)
+        np.add.at(total, group[: len(number)], number)
+        decisions[place] = total
     notes = [*source.notes, *shapes.notes]
     return counter.counts(shapes.layers, notes=notes, decisions=decisions)
 

@@ -22,6 +22,8 @@ def encode_words(
     column = table.column(name).unify_dictionaries().combine_chunks()
     codes = column.indices.to_numpy().astype(np.int64)
     occurs = np.bincount(codes, minlength=len(column.dictionary)) > 0
+    if occurs.all():
+        return column.dictionary.to_pylist(), codes
     words = column.dictionary.filter(pa.array(occurs)).to_pylist()
     return words, (np.cumsum(occurs) - 1)[codes]
 
