@@ -30,7 +30,7 @@ class DomainExpert:
         lift: Share over the expert's share among the tokens of all domains. None where either is
             unknown, or the expert was never chosen.
         lift_low: Lower limit of lift's 95 % interval, prompts being what was sampled; see
-            `lift_interval`. None where the domain has one prompt.
+            `lift_interval`. None where a single prompt of the domain chose the expert.
         lift_high: Upper limit. None also where the domain never chose the expert.
     """
 

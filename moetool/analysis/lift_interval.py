@@ -9,9 +9,12 @@ by `u_i` with each prompt (Woodruff 1971, JASA 66:411, for ratios of sums over s
 
 so that, with the m_h prompts of each domain h drawn independently, its variance is the sum over
 domains of `m_h / (m_h - 1) * sum (u_i - mean u)^2`. The limits are those of a log ratio (Katz et al.
-1978, Biometrics 34:469): `lift * exp(± t * sqrt(variance))`, t being Student's with m_d - 1 degrees
-of freedom. Prompts that happen to agree can't make the variance smaller than it would be if all
-tokens were independent.
+1978, Biometrics 34:469): `lift * exp(± t * sqrt(variance))`. Few prompts agree by chance, so
+
+- t is Student's with as many degrees of freedom as prompts of the domain chose the expert, less one
+  (Korn and Graubard 1999, Analysis of Health Surveys, 5.2, for subpopulations);
+- the variance is at least what it would be if all tokens were independent;
+- it is that of one more prompt, which chose the expert as often as those that did.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ def find_interval(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return each domain's lift of each expert and its limits; NaN where there is none.
 
-    An expert that the domain never chose has no upper limit, and in a domain of one prompt no
-    expert has limits.
+    An expert that the domain never chose has no upper limit, and one that a single prompt of the
+    domain chose has none at all.
 
     Args:
         assignments: # (num_domains, num_experts)
@@ -55,11 +58,13 @@ def find_interval(
         # The half keeps what every token of a few chose from being certain.
         per_token = a * (n - a + 0.5) / (n + 1)
         by_tokens = _combine(per_token / all_a**2, per_token * (1 / a - 1 / all_a) ** 2)
-        quantile = np.array([find_quantile(int(m) - 1) for m in sums.num_prompts])
-        reach = quantile[:, None] * np.sqrt(np.maximum(by_prompts, by_tokens))
+        unseen = (sums.squared_assignments.sum(axis=0) / all_a**2) ** 2
+        reach = _find_quantiles(sums.num_choosing) * np.sqrt(
+            np.maximum(by_prompts, by_tokens) + unseen
+        )
         low, high = lift * np.exp(-reach), lift * np.exp(reach)
-    never = (a == 0) & np.isfinite(lift) & np.isfinite(quantile)[:, None]
-    return lift, np.where(never, 0.0, low), np.where(np.isfinite(high), high, np.nan)
+    low = np.where(lift == 0, 0.0, low)
+    return lift, low, np.where(np.isfinite(high), high, np.nan)
 
 
 @cache
@@ -84,6 +89,12 @@ def find_quantile(degrees_of_freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + math.fsum(term / df ** (power + 1) for power, term in enumerate(terms))
+
+
+def _find_quantiles(num_choosing: NDArray[np.float64]) -> NDArray[np.float64]:
+    numbers, index = np.unique(num_choosing, return_inverse=True)
+    quantiles = np.array([find_quantile(int(number) - 1) for number in numbers])
+    return quantiles[index].reshape(num_choosing.shape)
 
 
 def _between_prompts(

@@ -168,13 +168,12 @@ def _explain_unknown(
             f"lift is unknown in {num_unknown:,} of {len(experts):,} cases: the expert was never "
             "chosen, or the domain has no tokens in the layer"
         )
-    single = sorted(
-        {cell.domain for cell in experts if cell.lift is not None and cell.lift_low is None}
-    )
-    if single:
-        shown = ", ".join(printable(domain, max_length=40) for domain in single[:4])
-        more = f" and {len(single) - 4} more" if len(single) > 4 else ""
-        notes.append(f"lift has no interval in domains of one prompt: {shown}{more}")
+    num_single = sum(cell.lift is not None and cell.lift_low is None for cell in experts)
+    if num_single:
+        notes.append(
+            f"lift has no interval in {num_single:,} of {len(experts):,} cases: a single prompt of "
+            "the domain chose the expert"
+        )
     return notes
 
 

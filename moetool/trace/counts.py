@@ -31,12 +31,14 @@ class PromptSums:
 
     Attributes:
         num_prompts: Prompts with a decision. # (num_groups,)
+        num_choosing: Prompts that chose the expert. # (num_groups, num_experts)
         squared_assignments: Sum of `a * a`. # (num_groups, num_experts)
         products: Sum of `a * n`. # (num_groups, num_experts)
         squared_decisions: Sum of `n * n`. # (num_groups,)
     """
 
     num_prompts: NDArray[np.float64]
+    num_choosing: NDArray[np.float64]
     squared_assignments: NDArray[np.float64]
     products: NDArray[np.float64]
     squared_decisions: NDArray[np.float64]

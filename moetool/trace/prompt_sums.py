@@ -39,6 +39,7 @@ def sum_prompts(
 
     return PromptSums(
         num_prompts=add_up(decisions > 0),
+        num_choosing=add_up(assignments > 0),
         squared_assignments=add_up(a * a),
         products=add_up(a * n[:, None]),
         squared_decisions=add_up(n * n),
@@ -92,6 +93,7 @@ def _add(one: PromptSums, other: PromptSums) -> PromptSums:
     one, other = _resize(one, shape, top_k=1), _resize(other, shape, top_k=1)
     return PromptSums(
         num_prompts=one.num_prompts + other.num_prompts,
+        num_choosing=one.num_choosing + other.num_choosing,
         squared_assignments=one.squared_assignments + other.squared_assignments,
         products=one.products + other.products,
         squared_decisions=one.squared_decisions + other.squared_decisions,
@@ -107,6 +109,7 @@ def _resize(sums: PromptSums, shape: tuple[int, ...], *, top_k: int) -> PromptSu
 
     return PromptSums(
         num_prompts=pad(sums.num_prompts),
+        num_choosing=pad(sums.num_choosing),
         squared_assignments=pad(sums.squared_assignments),
         products=pad(sums.products) / top_k,
         squared_decisions=pad(sums.squared_decisions) / top_k**2,
