@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN, NO_EXPERT
-from moetool.trace.rows_of_decisions import Rows, find_fault, find_starts, join_rows
+from moetool.trace.rows_of_decisions import Fault, Rows, find_fault, find_starts, join_rows
 from moetool.trace.words import count_values, encode_words
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class DecisionScan:
         self._num_rows = 0
         self._is_scattered = False
         self._carried: Rows | None = None
+        self._fault: InputError | None = None
         # Every key seen, in ascending order, and the last position seen of it.
         self._keys = np.zeros(0, dtype=np.int64)
         self._last = np.zeros(0, dtype=np.int64)
@@ -126,6 +127,8 @@ class DecisionScan:
             self._scan_again(list(needed))
         elif self._carried is not None:
             self._close(self._carried, find_starts(self._carried.key, self._carried.position))
+        if self._fault is not None and not self._is_scattered:
+            raise self._fault
 
     def _check_values(self, path: Path, table: pa.Table) -> None:
         for name, least in _LEAST.items():
@@ -262,15 +265,11 @@ class DecisionScan:
         """Check and count decisions whose rows lie together and are all there."""
         fault = find_fault(rows, starts) if self._is_checked else None
         if fault is not None:
-            first, second = (self._source.files[rows.file[row]] for row in (fault.other, fault.row))
-            facts = [f"seen: {self._describe(rows.key[fault.row], rows.position[fault.row])}"]
-            if first != second:
-                facts.append(f"first: in '{printable(first)}'")
-            raise InputError(
-                f"'{printable(second)}' {fault.words}.",
-                hint=_TWICE_HINT if fault.is_repeated else _REPAIR_HINT,
-                facts=facts,
-            )
+            error = self._name_fault(fault, rows)
+            # Rows that are there twice stay so, but others may yet prove to be scattered.
+            if fault.is_repeated or self._is_scattered:
+                raise error
+            self._fault = self._fault or error
         key = rows.key[starts]
         sizes = np.diff(starts, append=len(rows))
         num_ids = np.maximum.reduceat(rows.expert, starts) + 1
@@ -293,6 +292,17 @@ class DecisionScan:
                 num_ids=int(num_ids[mine].max()),
             )
             self.layers[place] = self.layers[place].join(seen) if place in self.layers else seen
+
+    def _name_fault(self, fault: Fault, rows: Rows) -> InputError:
+        first, second = (self._source.files[rows.file[row]] for row in (fault.other, fault.row))
+        facts = [f"seen: {self._describe(rows.key[fault.row], rows.position[fault.row])}"]
+        if first != second:
+            facts.append(f"first: in '{printable(first)}'")
+        return InputError(
+            f"'{printable(second)}' {fault.words}.",
+            hint=_TWICE_HINT if fault.is_repeated else _REPAIR_HINT,
+            facts=facts,
+        )
 
     def _describe(self, key: np.int64, position: np.int64) -> str:
         prompt, place = divmod(int(key), 1 << _PLACE_BITS)
