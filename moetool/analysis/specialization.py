@@ -18,7 +18,7 @@ _BATCH = 64
 _CELLS_AT_ONCE = 2**24
 # What neither fits into memory nor is read by anyone.
 _MOST_CELLS = 2**27
-_MOST_EXPERTS = 5_000_000
+_MOST_EXPERTS = 500_000
 
 
 @dataclass(frozen=True)
