@@ -33,8 +33,8 @@ _MOST_PLACES = 1 << _STACK_BITS
 _ROWS_AT_ONCE = 4_000_000
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
 _VALUES_HINT = "See the column table in the README for the values a trace has."
-_TWICE_HINT = "Remove what is there twice, or add --no-validate to count it twice."
-_REPAIR_HINT = "Trace again, or add --no-validate to count the rows as they are."
+_TWICE_HINT = "Remove what is there twice; `specialize --no-validate` counts it twice."
+_REPAIR_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class DecisionScan:
                 raise InputError(
                     f"'{printable(path)}' has prompt '{_short(self.prompts[index])}' under two "
                     f"domains, '{_short(self.domains[index])}' and '{_short(word)}'.",
-                    hint="Give every prompt its own id and one domain, or add --no-validate.",
+                    hint="Give every prompt its own id and one domain.",
                 )
 
     def _add(self, rows: Rows) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Place = tuple[str, int]
 
-_METADATA_HINT = "Trace again, or add --no-validate to count the rows as they are."
+_METADATA_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
 _PLACES_SHOWN = 4
 
 
