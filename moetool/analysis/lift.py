@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.trace.counts import ExpertCounts, LayerCounts
-
-# One imaginary assignment at the average rate keeps experts that were hardly ever chosen from
-# topping every list.
-PSEUDOCOUNT = 1.0
+from moetool.analysis.lift_interval import find_interval
+from moetool.trace.counts import ExpertCounts, LayerCounts, PromptSums
+from moetool.trace.prompt_sums import sum_prompts
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,14 @@ class DomainExpert:
         expert: As in the trace's column.
         assignments: Times chosen for a token of the domain.
         tokens: Decisions the layer made for tokens of the domain.
-        share: `assignments / tokens`; a layer's shares sum to top-k (OLMoE, arXiv 2409.02060, 5.3).
+        share: `assignments / tokens`; a layer's shares sum to top-k (OLMoE, arXiv 2409.02060,
+            5.3). None in a domain without tokens.
         even_share: `top_k / num_experts`, what an even router gives.
-        lift: Share over the expert's share among all tokens, shrunk towards 1 by one imaginary
-            assignment: `(assignments + 1) / (expected + 1)`.
+        lift: Share over the expert's share among the tokens of all domains. None where either is
+            unknown, or the expert was never chosen.
+        lift_low: Lower limit of lift's 95 % interval, prompts being what was sampled; see
+            `lift_interval`. None where a single prompt of the domain chose the expert.
+        lift_high: Upper limit. None also where the domain never chose the expert.
     """
 
     domain: str
@@ -38,9 +40,11 @@ class DomainExpert:
     expert: int
     assignments: int
     tokens: int
-    share: float
+    share: float | None
     even_share: float
-    lift: float
+    lift: float | None
+    lift_low: float | None
+    lift_high: float | None
 
 
 def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
@@ -49,7 +53,7 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
     cells = []
     for layer in counts.layers:
         assignments, decisions = sum_by_domain(layer, counts.domains, domains)
-        lift = _lift(assignments, decisions)
+        lift, low, high = find_interval(assignments, decisions, _sum_prompts(layer, counts))
         for row, domain in enumerate(domains):
             tokens = int(decisions[row])
             for expert in range(layer.num_experts):
@@ -62,19 +66,26 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
                         expert=expert,
                         assignments=chosen,
                         tokens=tokens,
-                        share=chosen / tokens if tokens else 0.0,
+                        share=chosen / tokens if tokens else None,
                         even_share=layer.top_k / layer.num_experts,
-                        lift=float(lift[row, expert]),
+                        lift=_known(lift[row, expert]),
+                        lift_low=_known(low[row, expert]),
+                        lift_high=_known(high[row, expert]),
                     )
                 )
     return cells
 
 
 def find_most_lifted(cells: Sequence[DomainExpert], *, limit: int) -> dict[str, list[DomainExpert]]:
-    """Return each domain's most over-represented experts over all layers, largest lift first."""
-    ranked: dict[str, list[DomainExpert]] = {}
-    for cell in sorted(cells, key=lambda cell: -cell.lift):
-        ranked.setdefault(cell.domain, []).append(cell)
+    """Return each domain's over-represented experts over all layers, the surest first.
+
+    Those whose lift is above 1 even at its lower limit, in the order of that limit: an expert that
+    was hardly ever chosen may have any lift, but not a high lower limit.
+    """
+    ranked: dict[str, list[DomainExpert]] = {cell.domain: [] for cell in cells}
+    for cell in sorted(cells, key=lambda cell: -(cell.lift_low or 0)):
+        if cell.lift_low is not None and cell.lift_low > 1:
+            ranked[cell.domain].append(cell)
     return {domain: ranked[domain][:limit] for domain in sorted(ranked)}
 
 
@@ -82,7 +93,7 @@ def sum_by_domain(
     layer: LayerCounts, domain_of_group: Sequence[str], domains: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return a layer's `(num_domains, num_experts)` assignments and `(num_domains,)` decisions."""
-    index = np.array([domains.index(domain) for domain in domain_of_group])
+    index = _find_index(domain_of_group, domains)
     assignments = np.zeros((len(domains), layer.num_experts), dtype=np.int64)
     decisions = np.zeros(len(domains), dtype=np.int64)
     np.add.at(assignments, index, layer.assignments)
@@ -90,8 +101,19 @@ def sum_by_domain(
     return assignments, decisions
 
 
-def _lift(assignments: NDArray[np.int64], decisions: NDArray[np.int64]) -> NDArray[np.float64]:
-    overall = assignments.sum(axis=0) / max(1, decisions.sum())  # (num_experts,)
-    expected = decisions[:, None] * overall  # (num_domains, num_experts)
-    lift: NDArray[np.float64] = (assignments + PSEUDOCOUNT) / (expected + PSEUDOCOUNT)
-    return lift
+def _sum_prompts(layer: LayerCounts, counts: ExpertCounts) -> PromptSums:
+    """Return the sums over the prompts of each domain, in the order that domains first occur."""
+    if layer.prompt_sums is not None:
+        return layer.prompt_sums
+    domains = list(dict.fromkeys(counts.domains))
+    group = _find_index(counts.domains, domains)
+    return sum_prompts(layer.assignments, layer.decisions, group=group, num_groups=len(domains))
+
+
+def _find_index(of: Sequence[str], domains: Sequence[str]) -> NDArray[np.intp]:
+    number = {domain: index for index, domain in enumerate(domains)}
+    return np.array([number[domain] for domain in of], dtype=np.intp)
+
+
+def _known(value: np.float64) -> float | None:
+    return float(value) if np.isfinite(value) else None

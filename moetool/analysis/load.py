@@ -17,7 +17,7 @@ class LayerLoad:
         stack: As in the trace's column.
         layer: As in the trace's column.
         entropy: Normalised load entropy, 1 when even: `-sum(p ln p) / ln E` over the shares `p`
-            of assignments.
+            of assignments. None, as all that follows but the last, where no expert ever ran.
         random_entropy: What a uniform random router would give on as many assignments `N`:
             `1 - (E - k) / (2 N ln E)`.
         max_over_mean: The busiest expert's load over the mean load.
@@ -26,9 +26,9 @@ class LayerLoad:
 
     stack: str
     layer: int
-    entropy: float
-    random_entropy: float
-    max_over_mean: float
+    entropy: float | None
+    random_entropy: float | None
+    max_over_mean: float | None
     num_idle_experts: int
 
 
@@ -39,7 +39,10 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
         per_expert = layer.assignments.sum(axis=0)  # (num_experts,)
         num_assignments = int(per_expert.sum())
         num_experts = layer.num_experts
-        share = per_expert / max(1, num_assignments)
+        if not num_assignments:
+            loads.append(LayerLoad(layer.stack, layer.layer, None, None, None, num_experts))
+            continue
+        share = per_expert / num_assignments
         used = share[share > 0]
         # A single expert is as evenly loaded as can be.
         log_experts = np.log(max(2, num_experts))
@@ -51,7 +54,7 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
                 if num_experts > 1
                 else 1.0,
                 random_entropy=float(
-                    1 - (num_experts - layer.top_k) / (2 * max(1, num_assignments) * log_experts)
+                    1 - (num_experts - layer.top_k) / (2 * num_assignments * log_experts)
                 ),
                 max_over_mean=float(share.max() * num_experts),
                 num_idle_experts=int((per_expert == 0).sum()),

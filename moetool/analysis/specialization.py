@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,15 @@ from numpy.typing import NDArray
 
 from moetool.analysis.lift import DomainExpert, measure_lift
 from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.counts import ExpertCounts, LayerCounts
 
-# Permutations drawn at a time: bounds the memory of the permuted counts.
+# Permutations drawn at a time, fewer of many prompts: bounds the memory of the permuted counts.
 _BATCH = 64
+_CELLS_AT_ONCE = 2**24
+# What neither fits into memory nor is read by anyone.
+_MOST_CELLS = 2**27
+_MOST_EXPERTS = 500_000
 
 
 @dataclass(frozen=True)
@@ -24,20 +30,22 @@ class LayerSpecialization:
         layer: As in the trace's column.
         mutual_information_nats: Between expert and domain over assignments:
             `H(expert) + H(domain) - H(expert, domain)`.
+            None, as all that follows, where no expert ever ran.
         null_nats: Its mean when the prompts' labels are permuted.
         excess_nats: The difference: what the domains explain.
-        normalized: `excess_nats / H(domain)`, 1 if the expert gives the domain away.
+        normalized: `excess_nats / H(domain)`, 1 if the expert gives the domain away. None also
+            where experts ran for one domain only.
         p_value: Share of permutations that reach the observed value, the observation counted as
             one: `(1 + #{null >= observed}) / (1 + permutations)`.
     """
 
     stack: str
     layer: int
-    mutual_information_nats: float
-    null_nats: float
-    excess_nats: float
-    normalized: float
-    p_value: float
+    mutual_information_nats: float | None
+    null_nats: float | None
+    excess_nats: float | None
+    normalized: float | None
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -78,48 +86,95 @@ def measure_specialization(
         seed: Of the permutations.
 
     Raises:
-        InputError: There are fewer than two domains.
+        InputError: There are fewer than two domains, or far too many.
     """
     names = sorted(set(counts.domains))
     if len(names) < 2:
         raise InputError(
-            f"All prompts are of one domain, {names[0]!r}: there is nothing to tell apart.",
+            f"All prompts are of one domain, '{printable(names[0], max_length=60)}': there is "
+            "nothing to tell apart.",
             hint="Label the prompts with a domain each; see sample_prompts/README.md.",
         )
-    label = np.array([names.index(domain) for domain in counts.domains])
+    num_experts = sum(layer.num_experts for layer in counts.layers)
+    if len(names) * num_experts > _MOST_EXPERTS or len(names) * len(counts.groups) > _MOST_CELLS:
+        raise InputError(
+            f"{len(names):,} domains of {len(counts.groups):,} prompts and {num_experts:,} experts "
+            "are too many to compare.",
+            hint="Label the prompts with fewer domains, or analyse fewer layers at a time.",
+        )
+    index_of = {name: index for index, name in enumerate(names)}
+    label = np.array([index_of[domain] for domain in counts.domains])
     observed = _information(counts, label[None])[0]  # (num_layers,)
     rng = np.random.default_rng(seed)
     null_sum = np.zeros(len(counts.layers))
     num_reached = np.zeros(len(counts.layers), dtype=np.int64)
-    for start in range(0, num_permutations, _BATCH):
-        size = min(_BATCH, num_permutations - start)
+    batch = max(1, min(_BATCH, _CELLS_AT_ONCE // (len(names) * len(label))))
+    for start in range(0, num_permutations, batch):
+        size = min(batch, num_permutations - start)
         null = _information(counts, rng.permuted(np.tile(label, (size, 1)), axis=1))
         null_sum += null.sum(axis=0)
         # A permutation that only swaps equals must count as reaching the observed value.
         num_reached += (null >= observed - 1e-12).sum(axis=0)
     null_mean = null_sum / max(1, num_permutations)
     layers = tuple(
-        LayerSpecialization(
-            stack=layer.stack,
-            layer=layer.layer,
-            mutual_information_nats=float(observed[index]),
-            null_nats=float(null_mean[index]),
-            excess_nats=float(observed[index] - null_mean[index]),
-            normalized=float(
-                (observed[index] - null_mean[index]) / _domain_entropy(layer, label, len(names))
-            ),
+        _describe_layer(
+            layer,
+            observed=float(observed[index]),
+            null=float(null_mean[index]),
             p_value=float((1 + num_reached[index]) / (1 + num_permutations)),
+            domain_entropy=_domain_entropy(layer, label, len(names)),
         )
         for index, layer in enumerate(counts.layers)
     )
+    experts = measure_lift(counts)
     return Specialization(
-        domains=_domain_sizes(counts, names),
+        domains=_domain_sizes(counts, label, names),
         layers=layers,
-        experts=tuple(measure_lift(counts)),
+        experts=tuple(experts),
         num_permutations=num_permutations,
         seed=seed,
-        notes=counts.notes,
+        notes=(*counts.notes, *_explain_unknown(layers, experts)),
     )
+
+
+def _describe_layer(
+    layer: LayerCounts, *, observed: float, null: float, p_value: float, domain_entropy: float
+) -> LayerSpecialization:
+    if not layer.assignments.any():
+        return LayerSpecialization(layer.stack, layer.layer, None, None, None, None, None)
+    return LayerSpecialization(
+        stack=layer.stack,
+        layer=layer.layer,
+        mutual_information_nats=observed,
+        null_nats=null,
+        excess_nats=observed - null,
+        normalized=(observed - null) / domain_entropy if domain_entropy > 0 else None,
+        p_value=p_value,
+    )
+
+
+def _explain_unknown(
+    layers: Sequence[LayerSpecialization], experts: Sequence[DomainExpert]
+) -> list[str]:
+    """Return why some numbers are None, as sentences."""
+    notes = []
+    if any(layer.p_value is None for layer in layers):
+        notes.append("without an expert that ran, a layer has neither MI nor p")
+    if any(layer.normalized is None and layer.p_value is not None for layer in layers):
+        notes.append("where experts ran for one domain only, there is no entropy to be a part of")
+    num_unknown = sum(cell.lift is None for cell in experts)
+    if num_unknown:
+        notes.append(
+            f"lift is unknown in {num_unknown:,} of {len(experts):,} cases: the expert was never "
+            "chosen, or the domain has no tokens in the layer"
+        )
+    num_single = sum(cell.lift is not None and cell.lift_low is None for cell in experts)
+    if num_single:
+        notes.append(
+            f"lift has no interval in {num_single:,} of {len(experts):,} cases: a single prompt of "
+            "the domain chose the expert"
+        )
+    return notes
 
 
 def _information(counts: ExpertCounts, labels: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -137,6 +192,9 @@ def _information(counts: ExpertCounts, labels: NDArray[np.intp]) -> NDArray[np.f
     member = (labels[:, None, :] == np.arange(num_domains)[:, None]).astype(np.float64)
     information = np.empty((len(labels), len(counts.layers)))
     for index, layer in enumerate(counts.layers):
+        if not layer.assignments.any():
+            information[:, index] = 0
+            continue
         joint = member @ layer.assignments  # (num_labellings, num_domains, num_experts)
         joint /= joint.sum(axis=(1, 2), keepdims=True)
         information[:, index] = (
@@ -154,18 +212,18 @@ def _entropy(p: NDArray[np.float64], *, axis: int | tuple[int, ...] = -1) -> NDA
 
 def _domain_entropy(layer: LayerCounts, label: NDArray[np.intp], num_domains: int) -> float:
     sizes = np.bincount(label, weights=layer.assignments.sum(axis=1), minlength=num_domains)
-    return float(_entropy(sizes / sizes.sum()))
+    return float(_entropy(sizes / max(1, sizes.sum())))
 
 
-def _domain_sizes(counts: ExpertCounts, names: list[str]) -> tuple[DomainSize, ...]:
+def _domain_sizes(
+    counts: ExpertCounts, label: NDArray[np.intp], names: list[str]
+) -> tuple[DomainSize, ...]:
     # Every layer decides for every token, so any one tells; the largest is safe if some skip.
     decisions = np.max([layer.decisions for layer in counts.layers], axis=0)  # (num_prompts,)
-    label = np.array([names.index(domain) for domain in counts.domains])
+    prompts = np.bincount(label, minlength=len(names))
+    tokens = np.zeros(len(names), dtype=np.int64)
+    np.add.at(tokens, label, decisions)
     return tuple(
-        DomainSize(
-            domain=name,
-            prompts=int((label == index).sum()),
-            tokens=int(decisions[label == index].sum()),
-        )
+        DomainSize(domain=name, prompts=int(prompts[index]), tokens=int(tokens[index]))
         for index, name in enumerate(names)
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moetool.printable import printable
+
 
 def format_file_size(path: Path) -> str:
     """Return a file's size with a binary unit: `1.4 MiB`."""
@@ -47,5 +49,9 @@ def format_p_value(value: float, *, num_permutations: int) -> str:
 
 def format_place(stack: str, layer: int, expert: int) -> str:
     """Return the short name of an expert: `L3.E5`, after its stack if that is not the decoder."""
-    prefix = "" if stack == "decoder" else f"{stack} "
-    return f"{prefix}L{layer}.E{expert}"
+    return f"{format_stack(stack)}L{layer}.E{expert}"
+
+
+def format_stack(stack: str) -> str:
+    """Return what precedes a layer of a stack: nothing in the decoder, else its name."""
+    return "" if stack == "decoder" else f"{printable(stack, max_length=40)} "

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from moetool.analysis.lift import DomainExpert, find_most_lifted
 from moetool.analysis.load import LayerLoad
-from moetool.report.numbers import format_file_size, format_place
+from moetool.printable import printable
+from moetool.report.numbers import format_file_size, format_place, format_stack
 from moetool.report.tables import render_table
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
-_EXPERTS_SHOWN = 4
+_EXPERTS_SHOWN = 2
 _DOMAINS_SHOWN = 30
 
 
@@ -34,7 +35,7 @@ def print_routing_summary(
         *_describe_domains(lifts),
         "",
         _describe_output(output, num_rows=num_rows),
-        *([f"wrote {texts}"] if texts else []),
+        *([f"wrote {printable(texts)}"] if texts else []),
         f"took {elapsed_s:.1f} s, loading included",
     ]
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
@@ -44,7 +45,7 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
     lines = [
-        f"{metadata.model}: {metadata.num_prompts:,} prompts, {metadata.num_tokens:,} tokens",
+        f"{printable(metadata.model)}: {metadata.num_prompts:,} prompts, {metadata.num_tokens:,} tokens",
         f"{len(metadata.layers)} routed layers, {routing}: {metadata.num_decisions:,} decisions, "
         f"{num_rows:,} assignments",
     ]
@@ -57,16 +58,24 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
             f"{metadata.num_cut_prompts:,} prompts were cut after {metadata.max_prompt_tokens} tokens"
         )
     if not metadata.exact:
-        lines += [note for note in metadata.notes if note.startswith(NOT_EXACT)]
+        lines += [
+            printable(note, max_length=1000)
+            for note in metadata.notes
+            if note.startswith(NOT_EXACT)
+        ]
     return lines
 
 
 def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
-    least = min(loads, key=lambda load: load.entropy)
-    most = max(loads, key=lambda load: load.entropy)
+    known = [(load.entropy, load) for load in loads if load.entropy is not None]
+    if not known:
+        return ["no expert ran in any layer"]
+    (lowest, least), (highest, most) = (
+        pick(known, key=lambda item: item[0]) for pick in (min, max)
+    )
     idle = sum(load.num_idle_experts for load in loads)
     lines = [
-        f"load evenness {least.entropy:.3f} ({_name_layer(least)}) to {most.entropy:.3f} "
+        f"load evenness {lowest:.3f} ({_name_layer(least)}) to {highest:.3f} "
         f"({_name_layer(most)}); 1 is even,",
         f"random routing of as many tokens would give {least.random_entropy:.3f}",
     ]
@@ -76,34 +85,43 @@ def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
 
 
 def _name_layer(load: LayerLoad) -> str:
-    return f"{'' if load.stack == 'decoder' else load.stack + ' '}layer {load.layer}"
+    return f"{format_stack(load.stack)}layer {load.layer}"
 
 
 def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:
+    tokens = {cell.domain: cell.tokens for cell in reversed(lifts)}
+    if len(tokens) == 1:
+        return ["one domain: no expert can be over-represented (label prompts with a domain)"]
     ranked = find_most_lifted(lifts, limit=_EXPERTS_SHOWN)
     rows = [
         (
-            domain,
-            f"{cells[0].tokens:,}",
+            printable(domain, max_length=60),
+            f"{tokens[domain]:,}",
             "  ".join(
-                f"{format_place(cell.stack, cell.layer, cell.expert)} ×{cell.lift:.2f}"
+                f"{format_place(cell.stack, cell.layer, cell.expert)} {_format_lift(cell)}"
                 for cell in cells
-            ),
+            )
+            or "none for certain",
         )
         for domain, cells in list(ranked.items())[:_DOMAINS_SHOWN]
     ]
-    if len(ranked) == 1:
-        return ["one domain: no expert can be over-represented (label prompts with a domain)"]
-    table = render_table(("domain", "tokens", "most over-represented experts"), rows, right=(1,))
-    lines = table.splitlines()
+    headers = ("domain", "tokens", "over-represented experts: lift (95% interval)")
+    lines = render_table(headers, rows, right=(1,)).splitlines()
     if len(ranked) > _DOMAINS_SHOWN:
         lines.append(f"… and {len(ranked) - _DOMAINS_SHOWN} more domains")
     return lines
 
 
+def _format_lift(cell: DomainExpert) -> str:
+    low, high = (
+        "unknown" if limit is None else f"{limit:.1f}" for limit in (cell.lift_low, cell.lift_high)
+    )
+    return f"×{cell.lift:.1f} ({low}–{high})"
+
+
 def _describe_output(output: Path | None, *, num_rows: int) -> str:
     if output is not None and str(output) != "-":
-        return f"wrote {output} ({num_rows:,} rows, {format_file_size(output)})"
+        return f"wrote {printable(output)} ({num_rows:,} rows, {format_file_size(output)})"
     if sys.stdout.isatty() and output is None:
         return "no rows were written: add -o trace.parquet to keep them"
     return f"wrote {num_rows:,} rows to stdout"

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.trace.decisions import NO_DOMAIN, NO_EXPERT
+from moetool.printable import printable
+from moetool.trace.decision_scan import DecisionScan
+from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.layer_shapes import find_shapes
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reader import TraceSource
+from moetool.trace.words import count_values, encode_words
 
 GroupColumn = Literal["domain", "prompt_id"]
+
+# Of all layers together, 8 bytes each: what no machine's memory should be filled with.
+_MOST_CELLS = 2**30
+
+
+@dataclass(frozen=True)
+class PromptSums:
+    """Sums over the prompts of each group; `a` is a prompt's assignments, `n` its decisions.
+
+    Attributes:
+        num_prompts: Prompts with a decision. # (num_groups,)
+        num_choosing: Prompts that chose the expert. # (num_groups, num_experts)
+        squared_assignments: Sum of `a * a`. # (num_groups, num_experts)
+        products: Sum of `a * n`. # (num_groups, num_experts)
+        squared_decisions: Sum of `n * n`. # (num_groups,)
+    """
+
+    num_prompts: NDArray[np.float64]
+    num_choosing: NDArray[np.float64]
+    squared_assignments: NDArray[np.float64]
+    products: NDArray[np.float64]
+    squared_decisions: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,9 +51,11 @@ class LayerCounts:
     Attributes:
         stack: As in the trace's column.
         layer: As in the trace's column.
-        top_k: Assignments per decision.
+        top_k: Assignments per decision, at most.
         assignments: Rows per group and expert. # (num_groups, num_experts)
         decisions: Decisions per group, among them those that ran no expert. # (num_groups,)
+        prompt_sums: Where the groups are domains, what is known of their prompts; None if
+            nothing is.
     """
 
     stack: str
@@ -36,6 +63,7 @@ class LayerCounts:
     top_k: int
     assignments: NDArray[np.int64]
     decisions: NDArray[np.int64]
+    prompt_sums: PromptSums | None = None
 
     @property
     def num_experts(self) -> int:
@@ -79,42 +107,56 @@ class ExpertCounter:
         if not table.num_rows:
             return
         words, group = self._register_groups(table)
-        stacks, stack = _codes(table, "stack", default="decoder")
+        stacks, stack = encode_words(table, "stack", default="decoder")
         layer = table.column("layer").to_numpy().astype(np.int64)
         expert = table.column("expert").to_numpy().astype(np.int64) + 1
-        num_layers, width = int(layer.max()) + 1, int(expert.max()) + 1
-        cell = ((stack * num_layers + layer) * len(words) + group) * width + expert
-        shape = (len(stacks), num_layers, len(words), width)
-        counts = np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
-        num_groups = len(self._index_of)
+        occurs = np.bincount(layer) > 0
+        (layers,), layer = np.nonzero(occurs), (np.cumsum(occurs) - 1)[layer]
+        width = int(expert.max()) + 1
+        cell = ((stack * len(layers) + layer) * len(words) + group) * width + expert
+        cells, number = count_values(cell)
+        cells, expert = np.divmod(cells, width)
+        place, group = np.divmod(cells, len(words))
         groups = np.array([self._index_of[word] for word in words])
-        for stack_code, layer_number in np.argwhere(counts.any(axis=(2, 3))):
-            key = (stacks[stack_code], int(layer_number))
-            total = self._rows.get(key, np.zeros((0, 0), dtype=np.int64))
-            missing = (num_groups - total.shape[0], max(0, width - total.shape[1]))
-            total = np.pad(total, ((0, missing[0]), (0, missing[1])))
-            total[groups, :width] += counts[stack_code, layer_number]
-            self._rows[key] = total
+        starts = np.flatnonzero(np.diff(place, prepend=-1))
+        for start, end in zip(starts, [*starts[1:], len(place)], strict=True):
+            stack_code, layer_code = divmod(int(place[start]), len(layers))
+            key = (stacks[stack_code], int(layers[layer_code]))
+            total = self._widen(key, width=width)
+            total[groups[group[start:end]], expert[start:end]] += number[start:end]
 
-    def counts(self, layers: Iterable[RoutedLayer], *, notes: Iterable[str] = ()) -> ExpertCounts:
-        """Return what was counted so far, given each layer's number of experts and top-k."""
+    def counts(
+        self,
+        layers: Iterable[RoutedLayer],
+        *,
+        notes: Iterable[str] = (),
+        decisions: Mapping[tuple[str, int], NDArray[np.int64]] | None = None,
+    ) -> ExpertCounts:
+        """Return what was counted so far.
+
+        Args:
+            layers: Each layer's number of experts and top-k.
+            notes: As in the result.
+            decisions: By stack and layer, decisions per group; by default the rows of each group
+                over top-k, for rows of which every decision has top-k.
+        """
         shapes = {
             (item.stack, item.layer): (item.num_experts + item.num_identity_experts, item.top_k)
             for item in layers
         }
-        num_groups = len(self._index_of)
         result = []
-        for (stack, layer), rows in sorted(self._rows.items()):
+        for (stack, layer), seen in sorted(self._rows.items()):
             num_experts, top_k = shapes[stack, layer]
-            padding = (num_groups - rows.shape[0], max(0, num_experts + 1 - rows.shape[1]))
-            rows = np.pad(rows, ((0, padding[0]), (0, padding[1])))
+            rows = _pad(seen, (len(self._index_of), num_experts + 1))
             result.append(
                 LayerCounts(
                     stack=stack,
                     layer=layer,
                     top_k=top_k,
-                    assignments=rows[:, 1:],
-                    decisions=rows.sum(axis=1) // top_k,
+                    assignments=rows[:, 1 : num_experts + 1],
+                    decisions=rows.sum(axis=1) // top_k
+                    if decisions is None
+                    else decisions[stack, layer],
                 )
             )
         return ExpertCounts(
@@ -124,16 +166,46 @@ class ExpertCounter:
             notes=tuple(notes),
         )
 
-    def num_ids(self) -> dict[tuple[str, int], int]:
-        """Return the largest id seen plus one, for every layer."""
-        return {
-            key: int(np.flatnonzero(rows.any(axis=0)).max()) for key, rows in self._rows.items()
-        }
+    @property
+    def num_groups(self) -> int:
+        """Groups seen so far."""
+        return len(self._index_of)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domain of each group, in the order they first occur."""
+        return tuple(self._domains)
+
+    @property
+    def rows(self) -> Mapping[tuple[str, int], NDArray[np.int64]]:
+        """By stack and layer, rows per group and expert; column 0 counts those that ran none.
+
+        Groups after the last one with rows of the layer are left out.
+        """
+        return self._rows
+
+    def group_index(self, words: Iterable[str]) -> NDArray[np.int64]:
+        """Return the index of each of some groups among those of the counts."""
+        return np.array([self._index_of[word] for word in words], dtype=np.int64)
+
+    def _widen(self, key: tuple[str, int], *, width: int) -> NDArray[np.int64]:
+        """Return a layer's counts, with room for all groups and `width` columns."""
+        total = self._rows.get(key, np.zeros((0, 0), dtype=np.int64))
+        shape = (len(self._index_of), width)
+        num_cells = sum(rows.size for other, rows in self._rows.items() if other != key)
+        if num_cells + shape[0] * max(width, total.shape[1]) > _MOST_CELLS:
+            raise InputError(
+                f"Counting {shape[0]:,} groups by expert takes more than "
+                f"{_MOST_CELLS >> 27} GiB of memory.",
+                hint="Analyse fewer prompts at a time.",
+            )
+        self._rows[key] = _pad(total, shape)
+        return self._rows[key]
 
     def _register_groups(self, table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
         """Return the table's groups and each row's index into them, and note their domains."""
-        words, group = _codes(table, self.by, default=NO_DOMAIN)
-        domains, domain = _codes(table, "domain", default=NO_DOMAIN)
+        words, group = encode_words(table, self.by, default=NO_DOMAIN)
+        domains, domain = encode_words(table, "domain", default=NO_DOMAIN)
         first_row = np.zeros(len(words), dtype=np.int64)
         first_row[group[::-1]] = np.arange(len(group))[::-1]
         for code in np.argsort(first_row):
@@ -149,6 +221,7 @@ def count_experts(
     by: GroupColumn,
     num_experts: int | None = None,
     top_k: int | None = None,
+    validate: bool = True,
 ) -> ExpertCounts:
     """Return how often each expert was chosen in a stored trace.
 
@@ -157,112 +230,34 @@ def count_experts(
         by: Count per domain or per prompt.
         num_experts: Routed experts per layer, for a trace without metadata; else inferred.
         top_k: Assignments per decision, likewise.
+        validate: Refuse what no trace has: rows that occur twice, weights below 0, … Else rows
+            are counted as they are.
 
     Raises:
-        InputError: The trace lacks a column, holds no rows, or contradicts what was said of it.
+        InputError: The trace lacks a column, holds no rows, fails a check, or contradicts what
+            was said of it.
     """
-    optional = [name for name in ("domain", "stack") if name in source.columns]
-    columns = ["prompt_id", *optional, "position", "layer", "expert"]
+    scan = DecisionScan(source, is_checked=validate)
     counter = ExpertCounter(by=by)
-    # The parts of an unfinished trace may not know their layers yet.
-    described = source.metadata.layers if source.metadata is not None else ()
-    decision: dict[tuple[str, int], int] = {}
-    for table in source.iter_tables(columns):
-        _check_numbers(source, table)
+    for table in scan.iter_tables(["prompt_id", "layer", "expert"]):
         counter.add(table)
-        if not described:
-            _update_largest_decision(decision, table)
-    if described:
-        _check_described(source, counter, described)
-        return _checked(source, counter.counts(described))
-    num_ids = counter.num_ids()
-    if not num_ids:
-        raise InputError(f"'{source.path}' holds no rows.", hint="Trace again.")
-    notes = []
-    if num_experts is None:
-        num_experts = max(1, *num_ids.values())
-        notes.append(
-            f"{num_experts} experts is the largest id seen plus one; --num-experts says otherwise"
-        )
-    if top_k is None:
-        seen = " or ".join(f"top-{k}" for k in sorted(set(decision.values())))
-        notes.append(
-            f"{seen} is the largest number of rows of one decision; --top-k says otherwise"
-        )
-    elif max(decision.values()) > top_k:
-        raise InputError(
-            f"'{source.path}' has decisions of {max(decision.values())} rows, but --top-k says "
-            f"{top_k}.",
-            hint="Leave the option out to have the number inferred.",
-        )
-    if max(num_ids.values()) > num_experts:
-        raise InputError(
-            f"'{source.path}' has expert ids up to {max(num_ids.values()) - 1}, but --num-experts says "
-            f"{num_experts}.",
-            hint="Ids count from 0; leave the option out to have the number inferred.",
-        )
-    layers = [
-        RoutedLayer(
-            stack=stack,
-            layer=layer,
-            module="",
-            router=None,
-            num_experts=num_experts,
-            num_identity_experts=0,
-            top_k=top_k or decision[stack, layer],
-        )
-        for stack, layer in num_ids
-    ]
-    return _checked(source, counter.counts(layers, notes=notes))
+    if not scan.layers:
+        raise InputError(f"'{printable(source.path)}' holds no rows.", hint="Trace again.")
+    shapes = find_shapes(
+        source, scan.layers, num_experts=num_experts, top_k=top_k, is_checked=validate
+    )
+    words = scan.prompts if by == "prompt_id" else scan.domains
+    group = counter.group_index(words)
+    decisions = {}
+    for place, number in scan.num_decisions.items():
+        total = np.zeros(counter.num_groups, dtype=np.int64)
+        np.add.at(total, group[: len(number)], number)
+        decisions[place] = total
+    notes = [*source.notes, *shapes.notes]
+    return counter.counts(shapes.layers, notes=notes, decisions=decisions)
 
 
-def _checked(source: TraceSource, counts: ExpertCounts) -> ExpertCounts:
-    if not counts.layers:
-        raise InputError(f"'{source.path}' holds no rows.", hint="Trace again.")
-    return counts
-
-
-def _check_numbers(source: TraceSource, table: pa.Table) -> None:
-    for name, least in (("layer", 0), ("expert", NO_EXPERT)):
-        seen = pc.min(table.column(name)).as_py()
-        if seen is not None and seen < least:
-            raise InputError(
-                f"'{source.path}' can't be read as a trace.",
-                hint="See the column table in the README for the values a trace has.",
-                facts=[f"seen: {name} {seen}, below {least}"],
-            )
-
-
-def _check_described(
-    source: TraceSource, counter: ExpertCounter, layers: Iterable[RoutedLayer]
-) -> None:
-    sizes = {
-        (item.stack, item.layer): item.num_experts + item.num_identity_experts for item in layers
-    }
-    for (stack, layer), num_ids in counter.num_ids().items():
-        if num_ids > sizes.get((stack, layer), 0):
-            raise InputError(
-                f"'{source.path}' has expert {num_ids - 1} in layer {layer}, of which its metadata "
-                f"knows {sizes.get((stack, layer), 0)} experts.",
-                hint="Trace again, or remove the metadata to read the table alone.",
-            )
-
-
-def _update_largest_decision(largest: dict[tuple[str, int], int], table: pa.Table) -> None:
-    """Raise each layer's largest number of rows of one decision to what a table shows."""
-    layer = ["stack", "layer"] if "stack" in table.column_names else ["layer"]
-    sizes = table.group_by([*layer, "prompt_id", "position"]).aggregate([("expert", "count")])
-    for row in sizes.group_by(layer).aggregate([("expert_count", "max")]).to_pylist():
-        key = (row.get("stack", "decoder"), row["layer"])
-        largest[key] = max(largest.get(key, 0), row["expert_count_max"])
-
-
-def _codes(table: pa.Table, name: str, *, default: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the words that occur in a column, and each row's index into them."""
-    if name not in table.column_names:
-        return [default], np.zeros(table.num_rows, dtype=np.int64)
-    column = table.column(name).unify_dictionaries().combine_chunks()
-    codes = column.indices.to_numpy().astype(np.int64)
-    occurs = np.bincount(codes, minlength=len(column.dictionary)) > 0
-    words = column.dictionary.filter(pa.array(occurs)).to_pylist()
-    return words, (np.cumsum(occurs) - 1)[codes]
+def _pad(table: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Return a table with at least as many rows and columns as asked for, zeros added."""
+    missing = [max(0, size - have) for size, have in zip(shape, table.shape, strict=True)]
+    return np.pad(table, [(0, number) for number in missing]) if any(missing) else table

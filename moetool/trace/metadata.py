@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moetool.errors import InputError
+from moetool.printable import printable
+from moetool.trace.metadata_fields import (
+    LARGEST_ID,
+    FieldError,
+    Reader,
+    as_count,
+    as_flag,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    as_text_by_name,
+    as_texts,
+    load_object,
+    or_none,
+    read_fields,
+)
 from moetool.trace.schema import SCHEMA_VERSION
 
 # The key in a Parquet footer; beside a CSV the same JSON is `<file>.meta.json`.
@@ -106,36 +124,110 @@ class TraceMetadata:
 def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
     """Return the metadata in a JSON text; keys this version doesn't know are left out.
 
+    Args:
+        text: The JSON.
+        source: The file it belongs to, for errors.
+
     Raises:
-        InputError: The text is not metadata, or of a newer schema.
+        InputError: The text is not metadata, a field has a wrong type or is out of its range, or
+            the schema is a newer one.
     """
     try:
-        raw: dict[str, Any] = json.loads(text)
-        schema = str(raw["schema"])
-        version = int(schema.removeprefix("moetool.trace/"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(source) from error
-    if version > SCHEMA_VERSION:
+        values = load_object(text)
+        schema = _read_schema(values)
+        fields = read_fields(values, _READERS)
+        if "layers" in values:
+            fields["layers"] = _read_layers(values["layers"])
+    except FieldError as error:
         raise InputError(
-            f"'{source}' was written by a newer moetool ({schema}).",
+            f"The moetool metadata of '{printable(source)}' can't be read: {error}.",
+            hint="Trace again, or remove the metadata to read the table alone.",
+        ) from error
+    if schema > SCHEMA_VERSION:
+        raise InputError(
+            f"'{printable(source)}' was written by a newer moetool "
+            f"({printable(values['schema'], max_length=40)}).",
             hint="Upgrade: pip install --upgrade moetool.",
         )
-    known = {item.name for item in fields(TraceMetadata)}
-    values = {key: value for key, value in raw.items() if key in known}
-    layer_keys = {item.name for item in fields(RoutedLayer)}
-    try:
-        values["layers"] = tuple(
-            RoutedLayer(**{key: value for key, value in layer.items() if key in layer_keys})
-            for layer in raw.get("layers", ())
-        )
-        values["notes"] = tuple(raw.get("notes", ()))
-        return TraceMetadata(**values)
-    except (TypeError, AttributeError) as error:
-        raise _unreadable(source) from error
+    return TraceMetadata(**fields)
 
 
-def _unreadable(source: str) -> InputError:
-    return InputError(
-        f"The moetool metadata of '{source}' can't be read.",
-        hint="Trace again, or remove the metadata to read the table alone.",
-    )
+def _read_schema(values: Mapping[str, Any]) -> int:
+    prefix = "moetool.trace/"
+    schema = values.get("schema")
+    if isinstance(schema, str) and schema.startswith(prefix):
+        version = schema.removeprefix(prefix)
+        if version.isascii() and version.isdecimal() and len(version) < _MOST_VERSION_DIGITS:
+            return int(version)
+    seen = "missing" if schema is None else printable(repr(schema)[:100], max_length=60)
+    raise FieldError(f"schema is {seen}, not {prefix}{SCHEMA_VERSION}")
+
+
+def _read_layers(value: Any) -> tuple[RoutedLayer, ...]:
+    layers: dict[tuple[str, int], RoutedLayer] = {}
+    for index, item in enumerate(as_list(value, name="layers")):
+        layer = _read_layer(item, name=f"layers[{index}]")
+        if (layer.stack, layer.layer) in layers:
+            place = f"layer {layer.layer} of {printable(layer.stack, max_length=40)}"
+            raise FieldError(f"layers describes {place} twice")
+        layers[layer.stack, layer.layer] = layer
+    return tuple(layers.values())
+
+
+def _read_layer(value: Any, *, name: str) -> RoutedLayer:
+    fields = as_object(value, name=name)
+    missing = [key for key in _LAYER_READERS if key not in fields and key not in _OPTIONAL]
+    if missing:
+        raise FieldError(f"{name} has no {missing[0]}")
+    layer = RoutedLayer(**read_fields(fields, _LAYER_READERS, within=f"{name}."))
+    num_ids = layer.num_experts + layer.num_identity_experts
+    if num_ids > LARGEST_ID + 1:
+        raise FieldError(f"{name} has {num_ids:,} experts, more than {LARGEST_ID + 1:,}")
+    if layer.top_k > num_ids:
+        raise FieldError(f"{name}.top_k is {layer.top_k:,}, but it has {num_ids:,} experts")
+    return layer
+
+
+# Far more digits than versions have, and few enough for int.
+_MOST_VERSION_DIGITS = 10
+_OPTIONAL = ("rule", "output_factor")
+
+_LAYER_READERS: Mapping[str, Reader] = {
+    "stack": as_text,
+    "layer": as_count(0, LARGEST_ID),
+    "module": as_text,
+    "router": or_none(as_text),
+    "num_experts": as_count(1, LARGEST_ID + 1),
+    "num_identity_experts": as_count(0, LARGEST_ID + 1),
+    "top_k": as_count(1, LARGEST_ID + 1),
+    "rule": or_none(as_text),
+    "output_factor": or_none(as_number),
+}
+
+_READERS: Mapping[str, Reader] = {
+    "schema": as_text,
+    "moetool": as_text,
+    "complete": as_flag,
+    "exact": as_flag,
+    **dict.fromkeys(
+        (
+            *("model", "revision", "model_type", "auto_class", "dtype", "quantization", "device"),
+            *("device_map", "attention_implementation", "experts_implementation", "cache"),
+            *("special_tokens", "prompts_sha256", "score_function"),
+        ),
+        or_none(as_text),
+    ),
+    **dict.fromkeys(
+        (
+            *("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens"),
+            "max_new_tokens",
+        ),
+        as_count(),
+    ),
+    "temperature": or_none(as_number),
+    "top_p": or_none(as_number),
+    "seed": or_none(as_count(-(2**63), 2**64 - 1)),
+    "max_prompt_tokens": or_none(as_count(1)),
+    "versions": as_text_by_name,
+    "notes": as_texts,
+}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.choices import take_path
 from moetool.errors import InputError
+from moetool.printable import printable
+from moetool.trace.decision_scan import DecisionScan
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.files import find_files, open_file, read_small_file
+from moetool.trace.layer_shapes import check_described
+from moetool.trace.merging import Part, describe_parts, merge_metadata
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
-from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
-from moetool.trace.writer import PROBABILITIES_SUFFIX, sidecar_path
+from moetool.trace.metadata_fields import MOST_BYTES
+from moetool.trace.schema import KEY_COLUMNS, REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
+from moetool.trace.writer import sidecar_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 _ROWS_PER_TABLE = 1_000_000
 _TYPES_HINT = "See the column table in the README for the types a trace has."
 _DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
+# What pyarrow raises on damaged files and on values that don't fit.
+_READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,15 @@ class TraceSource:
         files: Its Parquet or CSV files, in name order.
         columns: The columns every file has.
         metadata: What the trace says about itself; None if it says nothing.
+        notes: What a reader should know of it, as sentences: unfinished, inexact, parts that
+            differ.
     """
 
     path: Path
     files: tuple[Path, ...]
     columns: tuple[str, ...]
     metadata: TraceMetadata | None
+    notes: tuple[str, ...] = ()
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the named columns, some million rows at a time, with the types of the schema.
@@ -49,10 +60,19 @@ class TraceSource:
         Raises:
             InputError: A column is missing, or a value doesn't fit its column.
         """
+        for _, table in self.iter_file_tables(columns):
+            yield table
+
+    def iter_file_tables(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
+        """Yield the same tables, each after the file that it is from.
+
+        Raises:
+            InputError: A column is missing, or a value doesn't fit its column.
+        """
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise InputError(
-                f"'{self.path}' has no column {missing[0]!r}.",
+                f"'{printable(self.path)}' has no column {missing[0]!r}.",
                 hint=f"A trace for this has the columns {', '.join(columns)}.",
             )
         schema = pa.schema([TRACE_SCHEMA.field(name) for name in columns])
@@ -60,13 +80,12 @@ class TraceSource:
             read = _iter_csv if path.suffix == ".csv" else _iter_parquet
             try:
                 for table in read(path, columns):
-                    yield _fill(path, table.select(columns).cast(schema))
-            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-                raise InputError(
-                    f"'{path}' can't be read as a trace.",
-                    hint=_DAMAGED_HINT if isinstance(error, OSError) else _TYPES_HINT,
-                    facts=[f"seen: {str(error).splitlines()[0]}"],
-                ) from error
+                    typed = _fill(path, table.select(columns).cast(schema))
+                    # Parquet holds texts as bytes, which nobody has looked at until here.
+                    typed.validate(full=True)
+                    yield path, typed
+            except _READ_ERRORS as error:
+                raise _unreadable(path, error) from error
 
 
 def open_trace(path: Path) -> TraceSource:
@@ -75,88 +94,94 @@ def open_trace(path: Path) -> TraceSource:
     Raises:
         InputError: There is no trace at the path.
     """
-    # os.path answers no where pathlib raises: a long text is no path.
-    if os.path.isdir(path):
-        files = tuple(
-            file
-            for file in sorted(path.glob("*.parquet"))
-            if not file.name.endswith(PROBABILITIES_SUFFIX)
-        )
-        if not files:
+    files = find_files(path)
+    headers = []
+    for file in files:
+        try:
+            headers.append(_read_header(file))
+        except _READ_ERRORS as error:
+            raise _unreadable(file, error) from error
+    for file, (names, _) in zip(files, headers, strict=True):
+        repeated = [name for name in TRACE_SCHEMA.names if names.count(name) > 1]
+        if repeated:
             raise InputError(
-                f"'{path}' holds no Parquet files.", hint="Name a trace, or a folder of its parts."
+                f"'{printable(file)}' has the column {repeated[0]!r} more than once.",
+                hint="Name each column once.",
             )
-    elif os.path.isfile(path):
-        if path.suffix not in (".parquet", ".csv"):
-            raise InputError(
-                f"'{path}' is neither .parquet nor .csv.", hint="Name a trace file or a folder."
-            )
-        files = (path,)
-    else:
-        raise InputError(
-            f"No trace at '{path}': no such file or folder.",
-            hint="Make one with: moetool route-trace demo --prompts sample_prompts -o trace.parquet",
-        )
-    try:
-        headers = [_read_header(file) for file in files]
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"'{path}' can't be read as a trace.",
-            hint=_DAMAGED_HINT,
-            facts=[f"seen: {str(error).splitlines()[0]}"],
-        ) from error
     columns = [name for name in headers[0][0] if all(name in names for names, _ in headers)]
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
         raise InputError(
-            f"'{path}' is no trace: it has no column {missing[0]!r}.",
+            f"'{printable(path)}' is no trace: it has no column {missing[0]!r}.",
             hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}.",
-            facts=[f"seen: {', '.join(columns[:12])}"],
+            facts=[f"seen: {printable(', '.join(columns[:12]))}"],
         )
+    parts = [Part(file, meta) for file, (_, meta) in zip(files, headers, strict=True)]
     return TraceSource(
         path=path,
         files=files,
         columns=tuple(columns),
-        metadata=_merge([meta for _, meta in headers]),
+        metadata=merge_metadata(parts),
+        notes=describe_parts(parts),
     )
 
 
-def read_trace(path: str | Path) -> pd.DataFrame:
+def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
     """Return a whole trace as a DataFrame: one row an assignment, columns as in the README.
 
     Words (prompt, domain, phase, token, stack) are categoricals. For a trace larger than memory,
     query the Parquet file instead.
 
+    Args:
+        path: A file, or a folder of Parquet parts.
+        validate: Refuse rows that no trace has, or that contradict its metadata: rows that occur
+            twice, a prompt under two domains, weights below 0, … Each check is listed in
+            docs/specialization.md.
+
+    Returns:
+        The frame. Its `attrs["notes"]` are sentences on what a reader should know: that the trace
+        is unfinished or inexact, or that its parts differ.
+
     Raises:
-        InputError: There is no trace at the path.
+        InputError: There is no trace at the path, or it fails a check.
     """
     source = open_trace(take_path(path, name="trace"))
     names = [name for name in TRACE_SCHEMA.names if name in source.columns]
     schema = pa.schema([TRACE_SCHEMA.field(name) for name in names])
-    tables = [schema.empty_table(), *source.iter_tables(names)]
+    if validate:
+        scan = DecisionScan(source)
+        tables = [schema.empty_table(), *scan.iter_tables(names)]
+        check_described(source, scan.layers)
+    else:
+        tables = [schema.empty_table(), *source.iter_tables(names)]
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    frame.attrs["notes"] = list(source.notes)
     return frame
 
 
 def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
     if path.suffix == ".csv":
-        with pa.csv.open_csv(path, parse_options=_CSV_PARSING) as reader:
+        with (
+            open_file(path) as file,
+            pa.csv.open_csv(file, parse_options=_CSV_PARSING) as reader,
+        ):
             names = reader.schema.names
         sidecar = sidecar_path(path)
-        text = sidecar.read_bytes() if sidecar.is_file() else None
-    else:
-        footer = pq.read_metadata(path)
-        names = footer.schema.to_arrow_schema().names
-        text = (footer.metadata or {}).get(FOOTER_KEY)
-    return names, parse_metadata(text, source=str(path)) if text else None
+        text = read_small_file(sidecar, most_bytes=MOST_BYTES)
+        return names, None if text is None else parse_metadata(text, source=str(sidecar))
+    with open_file(path) as file:
+        footer = pq.read_metadata(file)
+    names = footer.schema.to_arrow_schema().names
+    text = (footer.metadata or {}).get(FOOTER_KEY)
+    return names, None if text is None else parse_metadata(text, source=str(path))
 
 
-def _merge(parts: Sequence[TraceMetadata | None]) -> TraceMetadata | None:
-    """Return one part's metadata for all; parts of one run differ in their counts only."""
-    if None in parts:
-        return None
-    known = [part for part in parts if part is not None]
-    return replace(known[-1], complete=all(part.complete for part in known))
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"'{printable(path)}' can't be read as a trace.",
+        hint=_DAMAGED_HINT if isinstance(error, OSError) else _TYPES_HINT,
+        facts=[f"seen: {printable(str(error).strip().partition(chr(10))[0])}"],
+    )
 
 
 # A token may hold a line break, in which case its field is quoted.
@@ -170,27 +195,51 @@ def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         include_columns=list(columns),
         strings_can_be_null=False,
     )
-    with pa.csv.open_csv(path, parse_options=_CSV_PARSING, convert_options=options) as reader:
+    with (
+        open_file(path) as file,
+        pa.csv.open_csv(file, parse_options=_CSV_PARSING, convert_options=options) as reader,
+    ):
         for batch in reader:
-            table = pa.Table.from_batches([batch])
-            yield _encode_words(table)
-
-
-def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
             yield _encode_words(pa.Table.from_batches([batch]))
 
 
+def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with open_file(path) as file, pq.ParquetFile(file) as parquet:
+        for name in columns:
+            _check_kind(path, name, parquet.schema_arrow.field(name).type)
+        for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
+            yield _encode_words(pa.Table.from_batches([batch]))
+
+
+def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:
+    """Check that a column holds what can be read as numbers or words, whatever its width."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = [pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, _is_string_view]
+    if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
+        tests += [pa.types.is_floating, pa.types.is_decimal]
+    elif name not in KEY_COLUMNS:
+        tests.append(pa.types.is_null)
+    if not any(test(value) for test in tests):
+        raise InputError(
+            f"'{printable(path)}' can't be read as a trace.",
+            hint=_TYPES_HINT,
+            facts=[f"seen: {name!r} of type {printable(kind, max_length=60)}"],
+        )
+
+
+def _is_string_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind))
+
+
 def _fill(path: Path, table: pa.Table) -> pa.Table:
-    """Return the table with `(none)` where it has no domain; no other key may be missing."""
+    """Return the table with `(none)` where it has no domain; nothing else counted may be missing."""
     for name in table.column_names:
         column = table.column(name)
         if not column.null_count:
             continue
-        if name in REQUIRED_COLUMNS:
+        if name in KEY_COLUMNS:
             raise InputError(
-                f"'{path}' can't be read as a trace.",
+                f"'{printable(path)}' can't be read as a trace.",
                 hint=_TYPES_HINT,
                 facts=[f"seen: a row without {name!r}"],
             )
@@ -201,11 +250,22 @@ def _fill(path: Path, table: pa.Table) -> pa.Table:
 
 
 def _encode_words(table: pa.Table) -> pa.Table:
-    """Return the table with the schema's word columns dictionary-encoded."""
+    """Return the table with the schema's word columns dictionary-encoded, each word once."""
     for index, name in enumerate(table.column_names):
-        kind = TRACE_SCHEMA.field(name).type
         column = table.column(index)
-        if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
-            encoded = column.cast(pa.string()).dictionary_encode()
-            table = table.set_column(index, name, encoded)
+        if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
+            if pa.types.is_dictionary(column.type):
+                table = table.set_column(index, name, column.cast(column.type.value_type))
+        elif not _has_each_word_once(column):
+            words = column.cast(pa.string()).dictionary_encode()
+            table = table.set_column(index, name, words)
     return table
+
+
+def _has_each_word_once(column: pa.ChunkedArray) -> bool:
+    """Whether a column is encoded with a dictionary that holds no word twice, and no null."""
+    return pa.types.is_dictionary(column.type) and all(
+        not chunk.dictionary.null_count
+        and pc.count_distinct(chunk.dictionary).as_py() == len(chunk.dictionary)
+        for chunk in column.chunks
+    )

@@ -37,6 +37,9 @@ PROBABILITIES_SCHEMA = pa.schema(
 # Without these a table is no trace; any other column only disables what needs it.
 REQUIRED_COLUMNS = ("prompt_id", "position", "layer", "expert")
 
+# What tells a row from all others and what is counted of it: no row may lack any that is there.
+KEY_COLUMNS = (*REQUIRED_COLUMNS, "stack", "rank", "weight")
+
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """Return the schema with dictionary-encoded columns as plain ones, as CSV has them."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UsageError
-from moetool.trace.counts import ExpertCounter, ExpertCounts
+from moetool.trace.counts import ExpertCounts
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.prompt_sums import DomainCounter
 from moetool.trace.writer import TraceSink
 from moetool.tracing.batches import make_batches, split_windows
 from moetool.tracing.collect import TracedBatch, collect_scopes
@@ -151,7 +152,7 @@ def trace_prompts(
                 advance(count_tokens(token_ids, generation))
         return passes
 
-    counter = ExpertCounter(by="domain")
+    counter = DomainCounter()
     maker = RowMaker(tokenizer, with_probabilities=with_probabilities)
     num_new_tokens = 0
     with settings, recorder:

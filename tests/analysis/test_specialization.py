@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,8 @@ def test_the_demo_specializes_by_domain_in_every_layer(counts: ExpertCounts) -> 
     assert len(result.layers) == 6
     for layer in result.layers:
         assert layer.p_value == 1 / 1000
+        assert layer.excess_nats is not None
+        assert layer.null_nats is not None
         assert layer.excess_nats > 10 * layer.null_nats
 
 
@@ -147,3 +149,47 @@ def test_one_domain_alone_is_refused(counts: ExpertCounts) -> None:
     english = select_prompts(counts, np.flatnonzero(np.array(counts.domains) == "english"))
     with pytest.raises(InputError, match="of one domain, 'english'"):
         measure_specialization(english)
+
+
+def with_idle_layer(counts: ExpertCounts) -> ExpertCounts:
+    """Return the counts with one more layer, none of whose decisions ran an expert."""
+    (layer,) = counts.layers
+    idle = replace(layer, layer=1, assignments=np.zeros_like(layer.assignments))
+    return replace(counts, layers=(layer, idle))
+
+
+def test_a_layer_where_no_expert_ran_has_neither_information_nor_p() -> None:
+    counts = two_domains([[10, 0]] * 20 + [[0, 10]] * 20)
+    alone = measure_specialization(counts)
+    result = measure_specialization(with_idle_layer(counts))
+    first, idle = result.layers
+    assert first == alone.layers[0]
+    assert set(astuple(idle)[2:]) == {None}
+    assert any("neither MI nor p" in note for note in result.notes)
+    assert {cell.lift for cell in result.experts if cell.layer == 1} == {None}
+    assert any("lift is unknown in 4 of 8 cases" in note for note in result.notes)
+
+
+def test_a_layer_that_ran_for_one_domain_only_is_not_significant() -> None:
+    counts = two_domains([[10, 5]] * 20 + [[0, 0]] * 20)
+    (layer,) = counts.layers
+    counts = replace(counts, layers=(replace(layer, decisions=np.full(40, 15)),))
+    result = measure_specialization(counts)
+    assert result.layers[0].mutual_information_nats == pytest.approx(0, abs=1e-12)
+    assert result.layers[0].normalized is None
+    assert result.layers[0].p_value == 1
+    assert any("one domain only" in note for note in result.notes)
+
+
+def test_domains_beyond_measure_are_refused() -> None:
+    num_prompts = 12_000
+    layer = LayerCounts(
+        stack="decoder",
+        layer=0,
+        top_k=1,
+        assignments=np.ones((num_prompts, 1), dtype=np.int64),
+        decisions=np.ones(num_prompts, dtype=np.int64),
+    )
+    names = tuple(map(str, range(num_prompts)))
+    with pytest.raises(InputError, match="too many to compare"):
+        measure_specialization(ExpertCounts(names, names, (layer,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moetool.analysis.lift import measure_lift
@@ -83,15 +84,41 @@ def test_experts_that_were_never_chosen_are_counted(capsys: pytest.CaptureFixtur
     assert "3 experts were never chosen" in capsys.readouterr().err
 
 
+def test_a_layer_where_no_expert_ran_is_not_the_least_even(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = COUNTS.layers
+    idle = replace(second, assignments=np.zeros_like(second.assignments))
+    print_summary(replace(COUNTS, layers=(first, idle)))
+    text = capsys.readouterr().err
+    assert "(layer 0) to" in text
+    assert "8 experts were never chosen" in text
+    print_summary(replace(COUNTS, layers=(idle,)))
+    assert "no expert ran in any layer" in capsys.readouterr().err
+
+
 def test_the_summary_names_what_each_domain_prefers(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary()
+    counts = make_counts(["code", "prose"], prompts_per_domain=12)
+    print_summary(counts)
     lines = capsys.readouterr().err.splitlines()
     for domain in ("code", "prose"):
-        cells = [cell for cell in measure_lift(COUNTS) if cell.domain == domain]
-        most = max(cells, key=lambda cell: cell.lift)
+        cells = [cell for cell in measure_lift(counts) if cell.domain == domain]
+        most = max(cells, key=lambda cell: cell.lift_low or 0)
         (line,) = (line for line in lines if line.startswith(domain))
-        assert line.split()[1] == "600"
-        assert line.split()[2:4] == [f"L{most.layer}.E{most.expert}", f"×{most.lift:.2f}"]
+        assert line.split()[1] == "2,400"
+        interval = f"({most.lift_low:.1f}–{most.lift_high:.1f})"
+        place = f"L{most.layer}.E{most.expert}"
+        assert line.split()[2:5] == [place, f"×{most.lift:.1f}", interval]
+
+
+def test_a_domain_that_prefers_nothing_for_certain_has_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_summary(make_counts(["code", "prose"], prompts_per_domain=1))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2:] for line in lines if line.startswith(("code", "prose"))] == [
+        ["none", "for", "certain"]
+    ] * 2
 
 
 def test_one_domain_has_no_preference(capsys: pytest.CaptureFixture[str]) -> None:

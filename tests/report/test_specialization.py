@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 import moetool
@@ -73,16 +75,83 @@ def test_a_layer_of_another_stack_is_named_with_it() -> None:
     assert "\nencoder 100 " in text
 
 
-def test_the_table_has_a_line_for_every_domain_with_its_most_lifted_expert() -> None:
-    text = render_table_text(SMALL, trace=TRACE)
-    for size in SMALL.domains:
-        cells = [cell for cell in SMALL.experts if cell.domain == size.domain]
-        most = max(cells, key=lambda cell: cell.lift)
+def test_the_table_has_a_line_for_every_domain_with_its_surest_expert() -> None:
+    result = make_result(make_counts(["code", "prose"], prompts_per_domain=12))
+    text = render_table_text(result, trace=TRACE)
+    for size in result.domains:
+        cells = [cell for cell in result.experts if cell.domain == size.domain]
+        most = max(cells, key=lambda cell: cell.lift_low or 0)
         (line,) = (line for line in text.splitlines() if line.startswith(size.domain))
         words = line.split()
         assert words[1:3] == [f"{size.prompts:,}", f"{size.tokens:,}"]
-        place = f"L{most.layer}.E{most.expert}"
-        assert words[3:6] == [place, f"{most.share:.0%}", f"×{most.lift:.1f}"]
+        interval = f"{most.lift_low:.1f}–{most.lift_high:.1f}"
+        figures = [f"{most.share:.0%}", f"{most.lift:.1f}", interval]
+        assert words[3:] == [f"L{most.layer}.E{most.expert}", *figures]
+
+
+def test_the_lift_shown_is_the_share_over_the_share_of_all_tokens() -> None:
+    """As the line below the table says, from the counts themselves."""
+    counts = make_counts(["code", "prose"])
+    for cell in make_result(counts).experts:
+        layer = next(layer for layer in counts.layers if layer.layer == cell.layer)
+        overall = layer.assignments[:, cell.expert].sum() / layer.decisions.sum()
+        assert cell.share is not None
+        assert cell.lift == pytest.approx(cell.share / overall)
+
+
+def test_a_domain_without_a_sure_preference_lists_no_expert() -> None:
+    counts = make_counts(["code", "prose"])
+    even = tuple(
+        replace(layer, assignments=np.full_like(layer.assignments, 5)) for layer in counts.layers
+    )
+    text = render_table_text(make_result(replace(counts, layers=even)), trace=TRACE)
+    assert text.count("none for certain") == 2
+    assert "L0.E" not in text
+
+
+def test_what_is_unknown_is_shown_as_a_dash_and_written_as_null() -> None:
+    counts = make_counts(["code", "prose"])
+    first, second = counts.layers
+    idle = replace(second, assignments=np.zeros_like(second.assignments))
+    result = make_result(replace(counts, layers=(first, idle)))
+    text = render_table_text(result, trace=TRACE)
+    (line,) = (line for line in text.splitlines() if line.startswith("1 "))
+    assert line.split() == ["1", "–", "–", "–", "–", "–"]
+    assert "nan" not in text
+    value = json.loads(render_json(result, trace=TRACE), parse_constant=pytest.fail)
+    assert value["layers"][1] == {
+        **dict.fromkeys(value["layers"][1]),
+        "stack": "decoder",
+        "layer": 1,
+    }
+    assert any("neither MI nor p" in note for note in value["notes"])
+    rows = list(csv.DictReader(io.StringIO(render_csv(result, trace=TRACE))))
+    assert {row["lift"] for row in rows if row["layer"] == "1"} == {""}
+
+
+def test_json_refuses_to_be_anything_else() -> None:
+    layer = replace(SMALL.layers[0], p_value=float("nan"))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        render_json(replace(SMALL, layers=(layer,)), trace=TRACE)
+
+
+@pytest.mark.parametrize("word", ["\x1b[31m", "two\nlines", "\u202egpj", "\x9b2J", "\u2028"])
+def test_foreign_words_cannot_steer_a_terminal(word: str) -> None:
+    counts = make_counts([word, "prose"], places=[(word, 0)], notes=[f"seen {word}"])
+    result = make_result(counts)
+    plain = set("\n")
+    for render in (render_table_text, render_json):
+        text = render(result, trace=f"{word}.parquet")
+        assert {character for character in text if not character.isprintable()} <= plain
+    value = json.loads(render_json(result, trace=f"{word}.parquet"))
+    assert value["trace"] == f"{word}.parquet"
+    assert word in [size["domain"] for size in value["domains"]]
+
+
+def test_a_trace_whose_name_is_not_text_is_named_in_json() -> None:
+    name = os.fsdecode(b"caf\xe9.parquet")
+    text = render_json(SMALL, trace=name)
+    assert json.loads(text.encode())["trace"] == name
 
 
 def test_the_table_says_what_even_routing_would_give() -> None:
@@ -142,7 +211,10 @@ def test_csv_has_the_experts_of_the_json(result: Specialization) -> None:
     experts = json.loads(render_json(result, trace=TRACE))["experts"]
     rows = list(csv.DictReader(io.StringIO(render_csv(result, trace=TRACE), newline="")))
     assert list(rows[0]) == list(experts[0])
-    assert rows == [{name: str(value) for name, value in cell.items()} for cell in experts]
+    assert rows == [
+        {name: "" if value is None else str(value) for name, value in cell.items()}
+        for cell in experts
+    ]
 
 
 @pytest.mark.parametrize("domain", ['a "quoted" one', "a, b", "two\nlines", " spaces "])

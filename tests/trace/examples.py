@@ -133,14 +133,26 @@ def describe_layers(*, top_k: Sequence[int] = (2, 2)) -> tuple[RoutedLayer, ...]
     )
 
 
+def find_top_k(tables: Sequence[pa.Table]) -> list[int]:
+    """Return the top-k of layers 0, 1, … of some rows; of two layers without rows, 2."""
+    frame = pd.concat(
+        [
+            pd.DataFrame({"layer": [0, 1], "rank": 1})[: 0 if tables else 2],
+            *(table.select(["layer", "rank"]).to_pandas() for table in tables),
+        ]
+    )
+    return [int(rank) + 1 for rank in frame.groupby("layer")["rank"].max()]
+
+
 def write_trace(
     target: Path,
     *tables: pa.Table,
     metadata: TraceMetadata | None = None,
     replace_existing: bool = False,
 ) -> Path:
-    """Write a complete trace and return its path."""
-    metadata = metadata or TraceMetadata(complete=True, layers=describe_layers())
+    """Write a complete trace and return its path; by default its metadata has its rows' top-k."""
+    if metadata is None:
+        metadata = TraceMetadata(complete=True, layers=describe_layers(top_k=find_top_k(tables)))
     with TraceFile(target, metadata=metadata, replace_existing=replace_existing) as sink:
         for table in tables:
             sink.write(table)

@@ -156,7 +156,9 @@ def test_a_stored_trace_has_the_counts_of_its_rows(
     suffix: str, by: GroupColumn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moetool.trace.parts.ROWS_PER_PART", 30)
-    tables = [make_rows((4, 3), seed=seed, prompt_ids=[f"{seed}a", "b"]) for seed in range(4)]
+    tables = [
+        make_rows((4, 3), seed=seed, prompt_ids=[f"{seed}a", f"{seed}b"]) for seed in range(4)
+    ]
     path = write_trace(tmp_path / f"trace{suffix}", *tables)
     counts = count_experts(open_trace(path), by=by)
     assert_same_counts(counts, count_tables(tables, describe_layers(), by=by))
@@ -314,9 +316,12 @@ def test_numbers_that_no_trace_has_are_refused(columns: dict[str, Any], tmp_path
 
 
 def write_missing(path: Path, column: str) -> Path:
-    """Write a trace whose fourth row says nothing in a column."""
-    rows = make_rows().to_pydict()
-    rows[column][3] = None
+    """Write a trace whose fourth row, or first prompt, says nothing in a column."""
+    rows = make_rows((2, 2)).to_pydict()
+    # A prompt has one domain, or none.
+    missing = range(8) if column == "domain" else [3]
+    for row in missing:
+        rows[column][row] = None
     pq.write_table(pa.table(rows), path)
     return path
 

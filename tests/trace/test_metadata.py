@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,3 +77,110 @@ def test_a_newer_schema_is_refused_and_an_upgrade_suggested() -> None:
 def test_what_is_no_metadata_is_refused(text: str | bytes) -> None:
     with pytest.raises(InputError, match="metadata of 'trace' can't be read"):
         parse_metadata(text, source="trace")
+
+
+# Every field has its type and range
+
+WRONG_OF_A_LAYER: dict[str, tuple[Any, ...]] = {
+    "stack": (None, 3, ["decoder"]),
+    "layer": ("0", None, -1, 0.5, 2**15, 10**30, True, [0]),
+    "module": (None, {}),
+    "router": (1, []),
+    "num_experts": ("eight", "8", None, 0.5, 8.0, 0, -1, 10**6, 10**400, True, [8]),
+    "num_identity_experts": (None, -1, 2**15 + 1, "0"),
+    "top_k": (None, 0, -2, 7, 10**6, [2], "2", 1.5, float("nan")),
+    "rule": (1,),
+    "output_factor": ("1", float("nan"), float("inf"), [1.0]),
+}
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "complete": (None, 1, "true", []),
+    "exact": (None, 0, "false"),
+    "model": (1, ["demo"], {}),
+    "layers": (None, {}, "layers", 3, [None], [[]], ["layer"], [{}]),
+    "num_tokens": (None, -1, 1.5, "3", 10**30, float("nan")),
+    "num_decisions": (None, -1),
+    "seed": (0.5, 2**64, "0"),
+    "temperature": ("hot", float("inf"), 10**400),
+    "max_prompt_tokens": (0, -1),
+    "versions": (None, [], {"torch": 2}),
+    "notes": (None, "a sentence", [1], {"a": "b"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in WRONG.items() for value in values]
+)
+def test_a_field_of_a_wrong_type_or_range_is_named(field: str, value: Any) -> None:
+    with pytest.raises(
+        InputError, match=rf"metadata of 'trace' can't be read: {field}\b"
+    ) as caught:
+        parse_metadata(change(FULL, **{field: value}), source="trace")
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in WRONG_OF_A_LAYER.items() for value in values],
+)
+def test_a_field_of_a_layer_is_named_with_the_layer(field: str, value: Any) -> None:
+    first, second = json.loads(FULL.to_json())["layers"]
+    text = change(FULL, layers=[first, {**second, field: value}])
+    with pytest.raises(InputError, match=rf"can't be read: layers\[1\]\.{field} ") as caught:
+        parse_metadata(text, source="trace")
+    assert len(caught.value.message) < 300
+
+
+def test_a_layer_that_lacks_a_field_is_named_with_the_field() -> None:
+    (first, second) = json.loads(FULL.to_json())["layers"]
+    del second["top_k"]
+    with pytest.raises(InputError, match=r"layers\[1\] has no top_k"):
+        parse_metadata(change(FULL, layers=[first, second]), source="trace")
+
+
+def test_a_layer_is_described_once() -> None:
+    first = json.loads(FULL.to_json())["layers"][0]
+    with pytest.raises(InputError, match="describes layer 0 of decoder twice"):
+        parse_metadata(change(FULL, layers=[first, first]), source="trace")
+
+
+def test_every_field_is_checked() -> None:
+    """A field without a reader would be dropped in silence."""
+    texts = {name: "a text" for name, value in json.loads(FULL.to_json()).items() if value is None}
+    values: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "seed": 2**64 - 1,
+        "max_new_tokens": 7,
+    }
+    layers = tuple(
+        replace(layer, router="a router", rule="a rule", output_factor=2.5) for layer in FULL.layers
+    )
+    whole = replace(FULL, **{**texts, **values, "layers": layers})
+    assert parse_metadata(whole.to_json(), source="trace") == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        f'{{"schema": "moetool.trace/1", "num_tokens": {"9" * 5000}}}',
+        f'{{"schema": "moetool.trace/{"9" * 5000}"}}',
+        f'{{"schema": "{"x" * 300_000}"}}',
+        f'{{"schema": "moetool.trace/1", "model": {json.dumps(["x"] * 100_000)}}}',
+        f'{{"schema": "moetool.trace/1", "complete": "{"x" * 300_000}"}}',
+        " " * 10_000_001,
+    ],
+    ids=["lists", "objects", "number", "version", "schema", "list", "text", "too long"],
+)
+def test_metadata_without_measure_is_refused_in_a_short_sentence(text: str) -> None:
+    with pytest.raises(InputError, match="metadata of 'trace' can't be read") as caught:
+        parse_metadata(text, source="trace")
+    assert len(caught.value.message) < 300
+
+
+def test_a_refusal_cannot_steer_a_terminal() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_metadata(change(FULL, complete="\x1b[31m\n"), source="a\x1b\n.parquet")
+    assert caught.value.message.isprintable()

@@ -90,7 +90,7 @@ def test_an_unfinished_trace_is_read_from_its_partial_folder(target: Path) -> No
 
 
 def test_after_an_interrupt_everything_written_is_in_the_partial_folder(target: Path) -> None:
-    first, second = make_rows(seed=1), make_rows(seed=2)
+    first, second = make_rows(seed=1), make_rows(seed=2, prompt_ids=["p2", "p3"])
     interrupt(target, first, second)
     assert not target.exists()
     partial = partial_folder(target)

@@ -1,0 +1,125 @@
+"""Between which limits is an expert's lift, given how much prompts of one domain differ?
+
+Let prompt i choose an expert `a_i` times in `n_i` decisions. The lift of domain d is the ratio of two
+shares, `(a_d / n_d) / (a / n)`, d's over that of all prompts. To first order its logarithm changes
+by `u_i` with each prompt (Woodruff 1971, JASA 66:411, for ratios of sums over sampled groups):
+
+    u_i = a_i (1 / a_d - 1 / a) - n_i (1 / n_d - 1 / n)    in the domain
+    u_i = -a_i / a + n_i / n                               in any other
+
+so that, with the m_h prompts of each domain h drawn independently, its variance is the sum over
+domains of `m_h / (m_h - 1) * sum (u_i - mean u)^2`. The limits are those of a log ratio (Katz et al.
+1978, Biometrics 34:469): `lift * exp(± t * sqrt(variance))`. Few prompts agree by chance, so
+
+- t is Student's with as many degrees of freedom as prompts of the domain chose the expert, less one
+  (Korn and Graubard 1999, Analysis of Health Surveys, 5.2, for subpopulations);
+- the variance is at least what it would be if all tokens were independent;
+- it is that of one more prompt, which chose the expert as often as those that did.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.trace.counts import PromptSums
+
+CONFIDENCE = 0.95
+
+
+def find_interval(
+    assignments: NDArray[np.int64], decisions: NDArray[np.int64], sums: PromptSums
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return each domain's lift of each expert and its limits; NaN where there is none.
+
+    An expert that the domain never chose has no upper limit, and one that a single prompt of the
+    domain chose has none at all.
+
+    Args:
+        assignments: # (num_domains, num_experts)
+        decisions: # (num_domains,)
+        sums: Over the prompts of each domain.
+
+    Returns:
+        Lift, lower and upper limit. # (num_domains, num_experts) each
+    """
+    a, n = assignments.astype(np.float64), decisions.astype(np.float64)[:, None]
+    all_a, all_n = a.sum(axis=0), n.sum()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        lift = (a / n) / (all_a / all_n)
+        by_prompts = _combine(
+            _between_prompts(a, n, sums, 1 / all_a, 1 / all_n),
+            _between_prompts(a, n, sums, 1 / a - 1 / all_a, 1 / n - 1 / all_n),
+        )
+        # The half keeps what every token of a few chose from being certain.
+        per_token = a * (n - a + 0.5) / (n + 1)
+        by_tokens = _combine(per_token / all_a**2, per_token * (1 / a - 1 / all_a) ** 2)
+        unseen = (sums.squared_assignments.sum(axis=0) / all_a**2) ** 2
+        reach = _find_quantiles(sums.num_choosing) * np.sqrt(
+            np.maximum(by_prompts, by_tokens) + unseen
+        )
+        low, high = lift * np.exp(-reach), lift * np.exp(reach)
+    low = np.where(lift == 0, 0.0, low)
+    return lift, low, np.where(np.isfinite(high), high, np.nan)
+
+
+@cache
+def find_quantile(degrees_of_freedom: int) -> float:
+    """Return what Student's t exceeds, one way or the other, with `1 - CONFIDENCE`.
+
+    By the expansion around the normal quantile (Abramowitz and Stegun 26.7.5), exact for one and
+    two degrees of freedom; NaN for none.
+    """
+    p, df = (1 + CONFIDENCE) / 2, degrees_of_freedom
+    if df < 1:
+        return math.nan
+    if df == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if df == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / df ** (power + 1) for power, term in enumerate(terms))
+
+
+def _find_quantiles(num_choosing: NDArray[np.float64]) -> NDArray[np.float64]:
+    numbers, index = np.unique(num_choosing, return_inverse=True)
+    quantiles = np.array([find_quantile(int(number) - 1) for number in numbers])
+    return quantiles[index].reshape(num_choosing.shape)
+
+
+def _between_prompts(
+    a: NDArray[np.float64],
+    n: NDArray[np.float64],
+    sums: PromptSums,
+    of_a: NDArray[np.float64],
+    of_n: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the variance of each domain's sum of `of_a * a_i - of_n * n_i` over its prompts."""
+    m = sums.num_prompts[:, None]
+    squares = (
+        of_a**2 * sums.squared_assignments
+        - 2 * of_a * of_n * sums.products
+        + of_n**2 * sums.squared_decisions[:, None]
+    )
+    spread = squares - (of_a * a - of_n * n) ** 2 / np.maximum(m, 1)
+    # Of a domain with one prompt nothing is known of the spread: its prompt counts whole.
+    variance: NDArray[np.float64] = np.where(
+        m > 1, m / np.maximum(m - 1, 1) * np.maximum(spread, 0), squares
+    )
+    return variance
+
+
+def _combine(elsewhere: NDArray[np.float64], within: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each domain's own variance plus that which all others contribute."""
+    combined: NDArray[np.float64] = within + elsewhere.sum(axis=0) - elsewhere
+    return combined

@@ -1,0 +1,245 @@
+"""Numbers of experts and top-k of each layer, as the metadata, the user or the rows have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetool.errors import InputError
+from moetool.printable import printable
+from moetool.trace.decision_scan import LayerRows
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
+
+if TYPE_CHECKING:
+    from moetool.trace.reader import TraceSource
+
+Place = tuple[str, int]
+
+_METADATA_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
+_PLACES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """What each layer that has rows looks like.
+
+    Attributes:
+        layers: By stack and number.
+        notes: What had to be inferred and what doesn't fit together, as sentences.
+    """
+
+    layers: tuple[RoutedLayer, ...]
+    notes: tuple[str, ...]
+
+
+def find_shapes(
+    source: TraceSource,
+    rows: Mapping[Place, LayerRows],
+    *,
+    num_experts: int | None,
+    top_k: int | None,
+    is_checked: bool = True,
+) -> LayerShapes:
+    """Return every layer's number of experts and top-k.
+
+    Args:
+        source: The trace.
+        rows: What the rows of each layer look like.
+        num_experts: As the user has it; None to take it from the metadata, or infer it.
+        top_k: Likewise.
+        is_checked: Refuse metadata that the rows contradict.
+
+    Raises:
+        InputError: The rows contradict the metadata or the user, or the user the metadata.
+    """
+    # The parts of an unfinished trace may not know their layers yet.
+    if source.metadata is not None and source.metadata.layers:
+        layers = _take_described(source, source.metadata, rows)
+        _compare_with_options(source, layers, num_experts=num_experts, top_k=top_k)
+        notes: list[str] = []
+        if is_checked:
+            _check_sizes(source, layers, rows)
+            notes += _describe_missing(source.metadata, rows)
+    else:
+        layers, notes = _infer(source, rows, num_experts=num_experts, top_k=top_k)
+    if is_checked:
+        notes += _describe_sizes(layers, rows)
+        notes += _describe_idle(rows)
+    return LayerShapes(tuple(layers), tuple(notes))
+
+
+def check_described(source: TraceSource, rows: Mapping[Place, LayerRows]) -> None:
+    """Check the rows of a trace against its metadata, if it has any.
+
+    Raises:
+        InputError: The rows contradict the metadata.
+    """
+    if source.metadata is not None and source.metadata.layers:
+        _check_sizes(source, _take_described(source, source.metadata, rows), rows)
+
+
+def _take_described(
+    source: TraceSource, metadata: TraceMetadata, rows: Mapping[Place, LayerRows]
+) -> list[RoutedLayer]:
+    described = {(layer.stack, layer.layer): layer for layer in metadata.layers}
+    for place, layer in sorted(rows.items()):
+        known, number = described.get(place), layer.num_ids
+        num_known = known.num_experts + known.num_identity_experts if known else 0
+        if number > num_known or known is None:
+            seen = f"expert {number - 1} in" if number else "rows of"
+            raise InputError(
+                f"'{printable(source.path)}' has {seen} {_name(place)}, of which its metadata "
+                f"knows {num_known} experts.",
+                hint="Trace again, or remove the metadata to read the table alone.",
+            )
+    return [described[place] for place in sorted(rows)]
+
+
+def _compare_with_options(
+    source: TraceSource,
+    layers: Iterable[RoutedLayer],
+    *,
+    num_experts: int | None,
+    top_k: int | None,
+) -> None:
+    for layer in layers:
+        for option, asked, known in (
+            ("--num-experts", num_experts, layer.num_experts),
+            ("--top-k", top_k, layer.top_k),
+        ):
+            if asked is not None and asked != known:
+                raise InputError(
+                    f"{option} says {asked}, but the metadata of '{printable(source.path)}' says "
+                    f"{known} in {_name((layer.stack, layer.layer))}.",
+                    hint="Leave the option out: it is for traces without metadata.",
+                )
+
+
+def _check_sizes(
+    source: TraceSource, layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]
+) -> None:
+    for layer in layers:
+        place = (layer.stack, layer.layer)
+        largest = rows[place].most_rows
+        if largest != layer.top_k:
+            amount = "up to " if largest > layer.top_k else "at most "
+            raise InputError(
+                f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
+                f"{_name(place)}, but its metadata says top-{layer.top_k}.",
+                hint=_METADATA_HINT,
+                facts=[f"seen: {rows[place].largest}"],
+            )
+
+
+def _infer(
+    source: TraceSource,
+    rows: Mapping[Place, LayerRows],
+    *,
+    num_experts: int | None,
+    top_k: int | None,
+) -> tuple[list[RoutedLayer], list[str]]:
+    largest = {place: layer.most_rows for place, layer in rows.items()}
+    most_ids, most_rows = max(1, *(layer.num_ids for layer in rows.values())), max(largest.values())
+    notes = []
+    if num_experts is None:
+        num_experts = most_ids
+        notes.append(
+            f"{num_experts} experts is the largest id seen plus one; --num-experts says otherwise"
+        )
+    elif most_ids > num_experts:
+        raise InputError(
+            f"'{printable(source.path)}' has expert ids up to {most_ids - 1}, but --num-experts "
+            f"says {num_experts}.",
+            hint="Ids count from 0; leave the option out to have the number inferred.",
+        )
+    if top_k is None:
+        seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
+        notes.append(
+            f"{seen} is the largest number of rows of one decision; --top-k says otherwise"
+        )
+    elif most_rows > top_k:
+        raise InputError(
+            f"'{printable(source.path)}' has decisions of {most_rows} rows, but --top-k says "
+            f"{top_k}.",
+            hint="Leave the option out to have the number inferred.",
+        )
+    layers = [
+        RoutedLayer(
+            stack=stack,
+            layer=layer,
+            module="",
+            router=None,
+            num_experts=num_experts,
+            num_identity_experts=0,
+            top_k=top_k or largest[stack, layer],
+        )
+        for stack, layer in sorted(rows)
+    ]
+    return layers, notes
+
+
+def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]) -> list[str]:
+    """Return notes on decisions with fewer rows than top-k, and on layers that differ in number."""
+    notes = []
+    num_short, num_all, example = 0, 0, ""
+    per_stack: dict[str, dict[int, int]] = {}
+    for layer in layers:
+        seen = rows[layer.stack, layer.layer]
+        short = sum(number for size, number in seen.num_decisions.items() if size < layer.top_k)
+        example = example or (seen.smallest if short else "")
+        num_short, num_all = num_short + short, num_all + seen.num_decisions.total()
+        per_stack.setdefault(layer.stack, {})[layer.layer] = seen.num_decisions.total()
+    if num_short:
+        notes.append(
+            f"{num_short:,} of {num_all:,} decisions have fewer rows than their layer's top-k, "
+            f"the first at {example}: rows are missing, or tokens choose different numbers of "
+            "experts"
+        )
+    for stack, totals in per_stack.items():
+        if len(set(totals.values())) > 1:
+            fewest, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+            notes.append(
+                f"layers of one stack hold different numbers of tokens: {_name((stack, fewest))} "
+                f"{totals[fewest]:,}, {_name((stack, most))} {totals[most]:,}"
+            )
+    return notes
+
+
+def _describe_idle(rows: Mapping[Place, LayerRows]) -> list[str]:
+    idle = [place for place, layer in sorted(rows.items()) if not layer.num_ids]
+    if not idle:
+        return []
+    number = sum(rows[place].num_decisions.total() for place in idle)
+    return [f"no expert ran for any of {number:,} decisions in {_name_all(idle)}"]
+
+
+def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) -> list[str]:
+    notes = []
+    missing = [
+        (layer.stack, layer.layer)
+        for layer in metadata.layers
+        if (layer.stack, layer.layer) not in rows
+    ]
+    if missing:
+        notes.append(f"the metadata lists {_name_all(missing)}, of which there are no rows")
+    number = sum(layer.num_decisions.total() for layer in rows.values())
+    if metadata.complete and metadata.num_decisions not in (0, number):
+        notes.append(
+            f"the metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
+            f"{number:,}: rows were removed or added since"
+        )
+    return notes
+
+
+def _name(place: Place) -> str:
+    stack, layer = place
+    return f"layer {layer}" + (
+        "" if stack == "decoder" else f" of {printable(stack, max_length=40)}"
+    )
+
+
+def _name_all(places: list[Place]) -> str:
+    shown = ", ".join(_name(place) for place in places[:_PLACES_SHOWN])
+    more = len(places) - _PLACES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

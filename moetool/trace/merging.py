@@ -1,0 +1,126 @@
+"""From what each part of a trace says about itself to what the whole trace is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+from moetool.errors import InputError
+from moetool.printable import printable
+from moetool.trace.metadata import NOT_EXACT, RoutedLayer, TraceMetadata
+
+# Parts that differ in one of these are of two models.
+_OF_THE_MODEL = ("model", "revision", "model_type", "quantization")
+# Parts that differ in one of these are of one model that may have routed differently.
+_OF_THE_RUN = (
+    *("dtype", "auto_class", "attention_implementation", "experts_implementation"),
+    *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
+)
+_COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
+_OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")
+_ONE_TRACE_HINT = "Keep the parts of one trace in a folder, and those of another elsewhere."
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a trace, and what it says about itself."""
+
+    path: Path
+    metadata: TraceMetadata | None
+
+
+def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
+    """Return what is true of all parts together; None if one of them says nothing.
+
+    Raises:
+        InputError: The parts are of different models.
+    """
+    known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
+    _refuse_two_models(known)
+    if len(known) < len(parts):
+        return None
+    each = [metadata for _, metadata in known]
+    return replace(
+        each[-1],
+        complete=all(metadata.complete for metadata in each),
+        exact=all(metadata.exact for metadata in each),
+        layers=_merge_layers(known),
+        notes=_unique(note for metadata in each for note in metadata.notes),
+        **{name: sum(getattr(metadata, name) for metadata in each) for name in _COUNTS},
+    )
+
+
+def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
+    """Return what a reader of the trace should know of its parts, as sentences."""
+    known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
+    silent = [part.path for part in parts if part.metadata is None]
+    notes = []
+    if known and silent:
+        notes.append(f"{_name(silent)} without metadata: that of the other parts is not used")
+    unfinished = [path for path, metadata in known if not metadata.complete]
+    if unfinished:
+        notes.append(f"{_name(unfinished)} unfinished: the run broke off before its end")
+    inexact = [(path, metadata) for path, metadata in known if not metadata.exact]
+    if inexact:
+        reasons = _unique(
+            printable(note.removeprefix(NOT_EXACT).strip(), max_length=400)
+            for _, metadata in inexact
+            for note in metadata.notes
+            if note.startswith(NOT_EXACT)
+        )
+        notes.append(": ".join([f"{_name([path for path, _ in inexact])} not exact", *reasons]))
+    for name in _OF_THE_RUN:
+        values = _unique(getattr(metadata, name) for _, metadata in known)
+        if len(values) > 1:
+            shown = ", ".join(printable(value, max_length=40) for value in values[:4])
+            notes.append(f"the parts differ in {name}: {shown}")
+    return tuple(notes)
+
+
+def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]]) -> None:
+    for (first, one), (second, other) in pairwise(known):
+        for name in _OF_THE_MODEL:
+            values = getattr(one, name), getattr(other, name)
+            if values[0] != values[1]:
+                seen = " and ".join(printable(value, max_length=60) for value in values)
+                raise _two_models(first, second, fact=f"{name} {seen}")
+
+
+def _merge_layers(known: Sequence[tuple[Path, TraceMetadata]]) -> tuple[RoutedLayer, ...]:
+    """Return every layer that a part describes: parts may hold different layers of a model."""
+    layers: dict[tuple[str, int], tuple[Path, RoutedLayer]] = {}
+    for path, metadata in known:
+        for layer in metadata.layers:
+            first, same = layers.setdefault((layer.stack, layer.layer), (path, layer))
+            for name in _OF_A_LAYER:
+                values = getattr(same, name), getattr(layer, name)
+                if values[0] != values[1]:
+                    place = f"layer {layer.layer} of {printable(layer.stack, max_length=40)}"
+                    fact = f"{name} {values[0]} and {values[1]} in {place}"
+                    raise _two_models(first, path, fact=fact)
+    return tuple(layer for _, layer in layers.values())
+
+
+def _two_models(first: Path, second: Path, *, fact: str) -> InputError:
+    return InputError(
+        f"'{printable(first)}' and '{printable(second.name)}' are parts of different models.",
+        hint=_ONE_TRACE_HINT,
+        facts=[f"seen: {fact}"],
+    )
+
+
+def _name(paths: Sequence[Path]) -> str:
+    """Return the names of files as the beginning of a sentence, with its verb."""
+    first = printable(paths[0].name, max_length=60)
+    if len(paths) == 1:
+        return f"{first} is"
+    return f"{first} and {len(paths) - 1} more are"
+
+
+def _unique(values: Iterable[Value]) -> tuple[Value, ...]:
+    return tuple(dict.fromkeys(values))

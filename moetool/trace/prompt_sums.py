@@ -1,0 +1,116 @@
+"""Sums over prompts, from which the spread between prompts follows without keeping any prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moetool.trace.counts import ExpertCounter, ExpertCounts, PromptSums
+from moetool.trace.metadata import RoutedLayer
+
+
+def sum_prompts(
+    assignments: NDArray[np.int64],
+    decisions: NDArray[np.int64],
+    *,
+    group: NDArray[np.intp],
+    num_groups: int,
+) -> PromptSums:
+    """Return the sums over the prompts of each group.
+
+    Args:
+        assignments: Per prompt and expert. # (num_prompts, num_experts)
+        decisions: Per prompt. # (num_prompts,)
+        group: Index of each prompt's group. # (num_prompts,)
+        num_groups: Among them those without prompts.
+    """
+    # In floats: squares of counts of a long trace overflow integers.
+    a, n = assignments.astype(np.float64), decisions.astype(np.float64)
+
+    def add_up(values: NDArray[Any]) -> NDArray[np.float64]:
+        total = np.zeros((num_groups, *values.shape[1:]))
+        np.add.at(total, group, values)
+        return total
+
+    return PromptSums(
+        num_prompts=add_up(decisions > 0),
+        num_choosing=add_up(assignments > 0),
+        squared_assignments=add_up(a * a),
+        products=add_up(a * n[:, None]),
+        squared_decisions=add_up(n * n),
+    )
+
+
+class DomainCounter:
+    """Counts assignments by domain as whole prompts go by; its size depends on the domains."""
+
+    def __init__(self) -> None:
+        self._counter = ExpertCounter(by="domain")
+        self._sums: dict[tuple[str, int], PromptSums] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table; those of one prompt are all in it."""
+        if not table.num_rows:
+            return
+        self._counter.add(table)
+        prompts = ExpertCounter(by="prompt_id")
+        prompts.add(table)
+        group = self._counter.group_index(prompts.domains)
+        for place, rows in prompts.rows.items():
+            # Decisions are rows over top-k, which is known only at the end.
+            sums = sum_prompts(
+                rows[:, 1:], rows.sum(axis=1), group=group[: len(rows)], num_groups=group.max() + 1
+            )
+            self._sums[place] = _add(self._sums[place], sums) if place in self._sums else sums
+
+    def counts(self, layers: Iterable[RoutedLayer]) -> ExpertCounts:
+        """Return what was counted so far; every decision has its layer's top-k of rows."""
+        counted = self._counter.counts(layers)
+        num_groups = len(counted.groups)
+        return replace(
+            counted,
+            layers=tuple(
+                replace(
+                    layer,
+                    prompt_sums=_resize(
+                        self._sums[layer.stack, layer.layer],
+                        (num_groups, layer.num_experts),
+                        top_k=layer.top_k,
+                    ),
+                )
+                for layer in counted.layers
+            ),
+        )
+
+
+def _add(one: PromptSums, other: PromptSums) -> PromptSums:
+    shape = tuple(np.maximum(one.products.shape, other.products.shape).tolist())
+    one, other = _resize(one, shape, top_k=1), _resize(other, shape, top_k=1)
+    return PromptSums(
+        num_prompts=one.num_prompts + other.num_prompts,
+        num_choosing=one.num_choosing + other.num_choosing,
+        squared_assignments=one.squared_assignments + other.squared_assignments,
+        products=one.products + other.products,
+        squared_decisions=one.squared_decisions + other.squared_decisions,
+    )
+
+
+def _resize(sums: PromptSums, shape: tuple[int, ...], *, top_k: int) -> PromptSums:
+    """Return the sums with rows and columns of zeros added, rows turned into decisions."""
+
+    def pad(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        missing = np.subtract(shape[: values.ndim], values.shape)
+        return np.pad(values, [(0, int(number)) for number in missing])
+
+    return PromptSums(
+        num_prompts=pad(sums.num_prompts),
+        num_choosing=pad(sums.num_choosing),
+        squared_assignments=pad(sums.squared_assignments),
+        products=pad(sums.products) / top_k,
+        squared_decisions=pad(sums.squared_decisions) / top_k**2,
+    )
