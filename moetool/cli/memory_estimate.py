@@ -14,6 +14,7 @@ import typer
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options import ReportFormat, choose_report_format, parse_numbers
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.printable import printable
 
 
 class Dtype(StrEnum):
@@ -192,4 +193,4 @@ def _progress_on_terminal() -> Iterator[Callable[[str], None] | None]:
     from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda words: status.update(Text(words))
+        yield lambda words: status.update(Text(printable(words)))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from moetool.analysis.lift import DomainExpert, find_most_lifted
 from moetool.analysis.load import LayerLoad
+from moetool.printable import printable
 from moetool.report.numbers import format_file_size, format_place
 from moetool.report.tables import render_table
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
 _EXPERTS_SHOWN = 4
 _DOMAINS_SHOWN = 30
+_LONGEST_LINE = 1_000
 
 
 def print_routing_summary(
@@ -37,7 +39,8 @@ def print_routing_summary(
         *([f"wrote {texts}"] if texts else []),
         f"took {elapsed_s:.1f} s, loading included",
     ]
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
+    print("\n".join(shown), file=sys.stderr)  # noqa: T201
 
 
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:

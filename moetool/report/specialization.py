@@ -12,11 +12,13 @@ from dataclasses import asdict
 import moetool
 from moetool.analysis.lift import find_most_lifted
 from moetool.analysis.specialization import Specialization
+from moetool.printable import printable
 from moetool.report.numbers import format_p_value, format_place
 from moetool.report.tables import WIDTH, render_table
 
 _EXPERTS_SHOWN = 3
 _ENOUGH_PROMPTS = 20
+_LONGEST_NOTE = 2_000
 
 
 def render_table_text(result: Specialization, *, trace: str) -> str:
@@ -70,7 +72,11 @@ def render_table_text(result: Specialization, *, trace: str) -> str:
         *_warn_of_few_prompts(result),
         *result.notes,
     ]
-    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH)]
+    wrapped = [
+        line
+        for note in notes
+        for line in textwrap.wrap(printable(note, max_length=_LONGEST_NOTE), WIDTH)
+    ]
     return "\n".join([layers, "", domains, "", *wrapped, ""])
 
 
