@@ -221,7 +221,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             bad.append(row)
             continue
         prompt_id = str(number) if row.prompt_id is None else row.prompt_id
-        if not _is_unicode(prompt_id + (row.domain or "") + row.text):
+        if not is_unicode(prompt_id + (row.domain or "") + row.text):
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
             bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
@@ -279,7 +279,7 @@ class _BadLines:
         return InputError(f"{first.place}: {first.complaint}.", hint=first.hint, facts=facts)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Return whether a text can be encoded; JSON's escapes can spell what no encoding holds."""
     try:
         text.encode()
