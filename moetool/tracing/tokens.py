@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.checkpoint.config import first_line
+from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.printable import printable
 from moetool.tracing.chat_template import ChatTemplate
@@ -212,7 +213,8 @@ def _has_own_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _failing_on(prompt: Prompt) -> Iterator[None]:
     """Turn whatever a tokenizer raises into an error that names the prompt."""
     try:
-        yield
+        with native_messages_dropped():
+            yield
     except (MoetoolError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     # A panic in the tokenizers library is not an Exception.
