@@ -79,9 +79,9 @@ class SizeLimit:
 # A vocabulary of 22,000 labels, there and back, has 44,000 values.
 _OF_SETTINGS = SizeLimit(10_000_000, 200_000)
 # The largest are of 40 MB.
-_OF_TOKENIZERS = SizeLimit(100_000_000, 20_000_000)
+_OF_TOKENIZERS = SizeLimit(100_000_000, 5_000_000)
 # The index of a million tensors.
-_OF_OTHERS = SizeLimit(100_000_000, 20_000_000)
+_OF_OTHERS = SizeLimit(100_000_000, 5_000_000)
 
 
 def find_size_limit(name: str) -> SizeLimit:
