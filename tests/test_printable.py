@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.printable import printable
+from moetool.printable import escape_json, printable
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,18 @@ def test_every_text_comes_out_printable_encodable_and_short(text: str, max_lengt
     assert shown.isprintable()
     shown.encode()
     assert len(shown) <= max_length
+
+
+def test_json_reads_the_same_and_steers_no_terminal() -> None:
+    value = {"a\x9b2J": ["\u202e\u2028\x7f", "größer 漢字 🙂", "\ud800 \udcff \U000e0041", "b\n"]}
+    text = escape_json(json.dumps(value, ensure_ascii=False, indent=1))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "größer 漢字 🙂" in text
+    assert json.loads(text) == value
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_every_text_is_read_back_from_its_json(text: str) -> None:
+    escaped = escape_json(json.dumps(text, ensure_ascii=False))
+    assert json.loads(escaped) == text
+    assert escaped.isprintable()
