@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+# What may not be: letters of all languages are among them.
+_UNPRINTABLE = re.compile(r"[^\n\x20-\x7e]")
+
 
 def printable(text: object, *, max_length: int = 200) -> str:
     r"""Return a text on one line, without characters that steer a terminal, cut to a length.
@@ -20,6 +26,16 @@ def printable(text: object, *, max_length: int = 200) -> str:
     if shown.isprintable():
         return shown
     return _cut("".join(map(_escape, shown)), max_length)
+
+
+def escape_json(text: str) -> str:
+    r"""Return JSON that reads the same and steers no terminal, as one character or two `\uXXXX`.
+
+    `json.dumps` escapes only the first 32 characters. Lines and indents are kept.
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text
+    )
 
 
 def _escape(character: str) -> str:

@@ -9,23 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.checkpoint.files import Checkpoint, read_json
+from moetool.checkpoint.native_messages import native_messages_dropped
+from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_files
 from moetool.errors import InputError, UntraceableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-# Any one of these makes a tokenizer; transformers' own error names none of them.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*.tiktoken",
-    "tiktoken.model",
-)
 
 # By words in the names of fields: the most that is believed. Nothing is built that is larger, since
 # building takes time and memory by the layer, the expert and the label.
@@ -196,16 +185,21 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTra
     """
     from transformers import AutoTokenizer
 
-    if not _holds_any(checkpoint.folder, _TOKENIZER_FILES) and not trust_remote_code:
+    if not _holds_any(checkpoint.folder, TOKENIZER_FILES) and not trust_remote_code:
         raise InputError(
             f"'{checkpoint.folder}' holds no tokenizer.",
             hint="Put the model's tokenizer files (tokenizer.json, …) beside config.json.",
         )
+    check_tokenizer_files(checkpoint.folder)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            checkpoint.folder, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
+        with native_messages_dropped():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                checkpoint.folder, trust_remote_code=trust_remote_code
+            )
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    # A panic in the tokenizers library is not an Exception.
+    except BaseException as error:
         raise InputError(
             f"The tokenizer in '{checkpoint.folder}' can't be loaded.",
             hint="Put the model's own tokenizer files beside config.json.",

@@ -10,12 +10,10 @@ from pathlib import Path
 from moetool.checkpoint.hub import download_snapshot
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.checkpoint.safetensors_header import read_header
+from moetool.checkpoint.size_limits import check_settings, find_size_limit
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.checkpoint.weight_files import WeightFiles, choose_weight_files
 from moetool.errors import InputError, UsageError
-
-# The most that is read of a JSON file: the largest real index takes a tenth of it.
-_MAX_JSON_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def check_files(folder: Path) -> None:
         InputError: Naming the file that is missing or broken.
     """
     read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
+    check_settings(folder)
     for path in list_weight_files(folder):
         if path.suffix == ".safetensors":
             read_header(path, file=path.name)
@@ -146,9 +145,11 @@ def read_json(path: Path, *, missing: str) -> dict[str, object]:
     if not os.path.isfile(path):
         raise InputError(missing, hint="Name a folder in Hugging Face format.")
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise JsonError(f"it is larger than {_MAX_JSON_BYTES // 1_000_000} MB")
-        value = parse_json(path.read_bytes())
+        limit = find_size_limit(path.name)
+        limit.check_size(path.stat().st_size)
+        content = path.read_bytes()
+        limit.check_values(content)
+        value = parse_json(content)
     except (JsonError, OSError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise InputError(

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TypeGuard
 
+from moetool.checkpoint.size_limits import SizeLimit
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.checkpoint.tensor_headers import TensorHeader, TensorHeaders
 from moetool.errors import InputError
@@ -22,6 +23,8 @@ LENGTH_BYTES = 8
 
 # The library's own limit; the largest real headers take a few megabytes.
 _MAX_HEADER_BYTES = 100_000_000
+# Nine for each of half a million tensors.
+_LIMIT = SizeLimit(_MAX_HEADER_BYTES, 5_000_000)
 
 # Sizes are unsigned integers of 64 bits in the library.
 _MAX_SIZE = 2**64 - 1
@@ -143,6 +146,7 @@ class _HeaderError(Exception):
 def _read_entries(content: bytes) -> dict[str, object]:
     """Return the entries of a header by tensor, without its `__metadata__`."""
     try:
+        _LIMIT.check_values(content)
         # Where no number can have a sign, Python's own and faster reading of numbers will do.
         entries = parse_json(content, parse_int=_read_count if b"-" in content else None)
     except JsonError as error:

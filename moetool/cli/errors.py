@@ -12,10 +12,16 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from moetool.errors import MoetoolError
+from moetool.printable import printable
 
 DONE = 0
 USAGE = 2
 INTERRUPTED = 130
+
+# The most that is shown of a line, and of the lines between error and hint: what an input holds may
+# be of any length.
+_LONGEST_LINE = 1_000
+_MOST_FACTS = 20
 
 # What only an output can run into, and only after it was opened.
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -85,8 +91,14 @@ def say_usage_error(message: str) -> int:
 def _say(
     message: str, *, hint: str, facts: tuple[str, ...] = (), notes: tuple[str, ...] = ()
 ) -> None:
-    lines = [f"error: {message}", *(f"  {fact}" for fact in facts), f"hint: {hint}", *notes]
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    lines = [
+        f"error: {message}",
+        *(f"  {fact}" for fact in facts[:_MOST_FACTS]),
+        f"hint: {hint}",
+        *notes[:_MOST_FACTS],
+    ]
+    shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
+    print("\n".join(shown), file=sys.stderr)  # noqa: T201
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options import ReportFormat, choose_report_format
+from moetool.printable import printable
 
 
 class Source(StrEnum):
@@ -95,4 +96,4 @@ def _naming_on_terminal(*, num_models: int) -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda name: status.update(Text(f"inspecting {name}"))
+        yield lambda name: status.update(Text(printable(f"inspecting {name}")))

@@ -37,8 +37,9 @@ def main() -> None:
     """Run the command line and exit with its code."""
     _quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Data is UTF-8, whatever the terminal's locale.
-        sys.stdout.reconfigure(encoding="utf-8")
+        # Data is UTF-8, whatever the terminal's locale. A file's name may hold bytes that are not:
+        # as escapes they stay readable, also to readers of JSON.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = app(prog_name="moetool", standalone_mode=False)
     except typer.TyperException as error:

@@ -23,6 +23,7 @@ from moetool.memory.scenario import (
     Scenario,
     Task,
 )
+from moetool.printable import printable
 
 
 @speaks_errors
@@ -177,4 +178,4 @@ def _progress_on_terminal() -> Iterator[Callable[[str], None] | None]:
     from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda words: status.update(Text(words))
+        yield lambda words: status.update(Text(printable(words)))

@@ -6,8 +6,12 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from moetool.printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+_LONGEST_LINE = 1_000
 
 
 class TerminalObserver:
@@ -37,11 +41,11 @@ class TerminalObserver:
     def announce(self, line: str) -> None:
         """Print a line."""
         if not self._is_quiet:
-            print(line, file=sys.stderr)  # noqa: T201
+            print(printable(line, max_length=_LONGEST_LINE), file=sys.stderr)  # noqa: T201
 
     def warn(self, line: str) -> None:
         """Print a warning, whether asked to be quiet or not."""
-        print(f"warning: {line}", file=sys.stderr)  # noqa: T201
+        print(printable(f"warning: {line}", max_length=_LONGEST_LINE), file=sys.stderr)  # noqa: T201
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""

@@ -33,7 +33,7 @@ def write_report(text: str, output: Path | None, *, replace_existing: bool) -> N
     check_report_path(output, replace_existing=replace_existing)
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(output)
     except OSError as error:
         with suppress(OSError):

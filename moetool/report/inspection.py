@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import moetool
+from moetool.printable import escape_json
 from moetool.report.inspection_comparison import render_comparison
 from moetool.report.inspection_table import render_model
 
@@ -48,7 +49,7 @@ def render_json(models: Sequence[Inspection], *, per_layer: bool) -> str:
         "moetool": moetool.__version__,
         "models": [_make_finite(_as_object(model, per_layer=per_layer)) for model in models],
     }
-    return _make_writable(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
+    return escape_json(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
 
 
 def render_csv(models: Sequence[Inspection], *, per_layer: bool) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moetool.report.inspection_text import make_printable
 from moetool.report.inspection_words import UNKNOWN, word_indices
 from moetool.report.numbers import format_bytes, format_count
-from moetool.report.tables import render_table
+from moetool.report.tables import Cell, render_table
 
 if TYPE_CHECKING:
     from moetool.inspection.result import InspectedRow, Inspection
@@ -64,7 +64,7 @@ def group_layers(
     return [(alike[0].stack, tuple(layers), alike) for alike, layers in groups.items()]
 
 
-def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[str]:
+def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[Cell]:
     """Return what layers are called, cut to stand beside so many rows.
 
     A table would rather narrow the columns of numbers than cut it here.
@@ -73,7 +73,7 @@ def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[s
     named = words if stack == "decoder" else make_printable(f"{stack} {words}")
     lines = textwrap.wrap(named, _LAYERS)
     lines += [""] * (num_lines - len(lines))
-    return [*lines[: num_lines - 1], "\n".join(lines[num_lines - 1 :])]
+    return [*lines[: num_lines - 1], tuple(lines[num_lines - 1 :])]
 
 
 def _word_active(row: InspectedRow) -> str:

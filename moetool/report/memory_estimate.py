@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import moetool
+from moetool.printable import escape_json
 from moetool.report.memory_estimate_comparison import render_comparison
 from moetool.report.memory_estimate_page import render_page
 
@@ -75,7 +76,7 @@ def render_json(estimates: Sequence[Estimate]) -> str:
         "moetool": moetool.__version__,
         "estimates": [_as_plain(_as_object(estimate)) for estimate in estimates],
     }
-    return _make_writable(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
+    return escape_json(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
 
 
 def render_csv(estimates: Sequence[Estimate]) -> str:

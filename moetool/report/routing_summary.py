@@ -15,6 +15,7 @@ from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
 _EXPERTS_SHOWN = 2
 _DOMAINS_SHOWN = 30
+_LONGEST_LINE = 1_000
 
 
 def print_routing_summary(
@@ -38,7 +39,8 @@ def print_routing_summary(
         *([f"wrote {printable(texts)}"] if texts else []),
         f"took {elapsed_s:.1f} s, loading included",
     ]
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
+    print("\n".join(shown), file=sys.stderr)  # noqa: T201
 
 
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -13,7 +12,7 @@ from dataclasses import asdict, fields
 import moetool
 from moetool.analysis.lift import DomainExpert, find_most_lifted
 from moetool.analysis.specialization import Specialization
-from moetool.printable import printable
+from moetool.printable import escape_json, printable
 from moetool.report.numbers import format_p_value, format_place, format_stack
 from moetool.report.tables import WIDTH, render_table
 
@@ -22,7 +21,6 @@ _ENOUGH_PROMPTS = 20
 _DOMAINS_NAMED = 12
 _LONGEST_NOTE = 1000
 _UNKNOWN = "–"
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_table_text(result: Specialization, *, trace: str) -> str:
@@ -110,8 +108,7 @@ def render_json(result: Specialization, *, trace: str) -> str:
         "notes": [*_warn_of_few_prompts(result), *result.notes],
     }
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    # JSON has escapes for what steers a terminal, and for what no file can hold as it is.
-    return _UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text) + "\n"
+    return escape_json(text) + "\n"
 
 
 def render_csv(result: Specialization, *, trace: str) -> str:

@@ -15,6 +15,8 @@ from moetool.checkpoint.config import first_line
 from moetool.errors import InputError, UntraceableError, UsageError
 from moetool.tracing.batches import Batch
 from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.token_settings import check_token_settings
+from moetool.tracing.tokens import choose_pad, count_embeddings
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +91,7 @@ def generation_settings(
     Raises:
         UsageError: The model has no cache of the kind asked for.
         UntraceableError: transformers lacks a setting of this name.
-        InputError: Nothing says with which token its decoder begins.
+        InputError: Nothing says with which token its decoder begins, or what says so names none.
     """
     if options.cache == "static":
         _check_static_cache(model)
@@ -97,11 +99,13 @@ def generation_settings(
     kept: dict[str, Any] = {name: getattr(own, name, None) for name in _KEPT_SETTINGS}
     if kept["eos_token_id"] is None:
         kept["eos_token_id"] = tokenizer.eos_token_id
+    vocabulary = count_embeddings(model)
     if kept["pad_token_id"] is None:
-        kept["pad_token_id"] = tokenizer.pad_token_id or 0
+        kept["pad_token_id"] = choose_pad(tokenizer, vocabulary=vocabulary)
     if kept["decoder_start_token_id"] is None:
         # As `generate` does.
         kept["decoder_start_token_id"] = kept["bos_token_id"]
+    check_token_settings(kept, vocabulary=vocabulary)
     if model.config.is_encoder_decoder and kept["decoder_start_token_id"] is None:
         raise InputError(
             f"The checkpoint does not say with which token the decoder of {type(model).__name__} "

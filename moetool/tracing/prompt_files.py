@@ -5,11 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import BinaryIO
 
+from moetool.printable import printable
+
 FORMAT_HINT = "See sample_prompts/README.md for the format."
+SMALLER_HINT = "Split it, or keep the prompts that you need."
+
+# The most that is read: of all files together in bytes, and of one row in bytes or characters. All
+# prompts are held in memory, and no model takes a text of that length.
+MOST_BYTES = 200_000_000
+LONGEST_ROW = 20_000_000
+
+# Of the columns that an error names.
+_COLUMNS_SHOWN = 10
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -87,73 +100,99 @@ def read_text(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[Ra
 def read_csv(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
     """Yield a CSV file's rows; the first line names the columns."""
     csv.field_size_limit(2**31 - 1)  # the default refuses prompts beyond 128 KiB
+    lines = _CsvLines(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    reader = csv.reader(lines, strict=True)
     try:
-        reader = csv.DictReader(
-            io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True
-        )
-        columns = list(reader.fieldnames or [])
+        columns = next(reader, [])
         if fields.text not in columns:
-            yield _missing_text(columns, name=name, line=1, fields=fields)
+            yield missing_text(columns, name=name, line=1, fields=fields)
             return
-        for row in reader:
-            named = {key: value for key, value in row.items() if key is not None and value != ""}
-            if row[fields.text] == "":
-                named[fields.text] = ""
-            yield _make_row(named, name=name, line=reader.line_num, fields=fields)
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        yield _not_utf8(name, line)
+        wanted = (fields.prompt_id, fields.text, fields.domain)
+        twice = next((column for column in wanted if columns.count(column) > 1), None)
+        if twice is not None:
+            yield column_twice(twice, name=name)
+            return
+        places = {column: place for place, column in enumerate(columns) if column in wanted}
+        lines.begin_row()
+        for cells in reader:
+            if cells:
+                row = {
+                    column: cells[place] if place < len(cells) else None
+                    for column, place in places.items()
+                }
+                yield make_row(row, name=name, line=reader.line_num, fields=fields)
+            lines.begin_row()
+    except UnicodeDecodeError:
+        yield _not_utf8(name, _find_undecodable_line(file))
     except csv.Error as error:
         yield BadLine(
             file=name,
-            line=reader.reader.line_num,
+            line=max(1, reader.line_num),
             complaint=f"broken CSV: {error}",
             hint=FORMAT_HINT,
         )
+    finally:
+        lines.release()
 
 
-def read_parquet(
-    file: BinaryIO, *, name: str, fields: PromptFields
-) -> Iterator[RawPrompt | BadLine]:
-    """Yield a Parquet file's rows; the line is the row's number, from 1."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class _CsvLines:
+    """The lines of a CSV file, of which one row may take no more than is allowed."""
 
-    try:
-        parquet = pq.ParquetFile(file)
-        columns = parquet.schema_arrow.names
-        if fields.text not in columns:
-            yield _missing_text(columns, name=name, line=1, fields=fields)
-            return
-        wanted = (fields.prompt_id, fields.text, fields.domain)
-        number = 0
-        for batch in parquet.iter_batches(columns=[c for c in columns if c in wanted]):
-            for row in batch.to_pylist():
-                number += 1
-                yield _make_row(row, name=name, line=number, fields=fields)
-    except pa.ArrowException as error:
-        yield BadLine(
-            file=name,
-            line=1,
-            complaint=f"not a Parquet file: {str(error).splitlines()[0].rstrip('.')}",
-            hint="Write the file again.",
-        )
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._left = LONGEST_ROW
 
+    def __iter__(self) -> Iterator[str]:
+        return self
 
-READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
-    ".jsonl": read_jsonl,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-    ".txt": read_text,
-}
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise csv.Error(f"a row of more than {LONGEST_ROW:,} characters")
+        if not line:
+            raise StopIteration
+        return line
+
+    def begin_row(self) -> None:
+        """Count from here."""
+        self._left = LONGEST_ROW
+
+    def release(self) -> None:
+        """Leave the file to whoever opened it."""
+        self._text.detach()
 
 
 def _decode_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str | BadLine]]:
-    for number, line in enumerate(file, start=1):
+    left = MOST_BYTES
+    for number in count(1):
+        line = file.readline(LONGEST_ROW + 1)
+        left -= len(line)
+        if len(line) > LONGEST_ROW or left < 0:
+            complaint = (
+                f"more than {MOST_BYTES // 1_000_000:,} MB in all"
+                if left < 0
+                else f"more than {LONGEST_ROW // 1_000_000:,} MB in one line"
+            )
+            yield number, BadLine(file=name, line=number, complaint=complaint, hint=SMALLER_HINT)
+            return
+        if not line:
+            return
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             yield number, _not_utf8(name, number)
+
+
+def _find_undecodable_line(file: BinaryIO) -> int:
+    """Return the number of the first line of a file that is not UTF-8."""
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    return 1
 
 
 def _parse_json_line(
@@ -167,16 +206,17 @@ def _parse_json_line(
     if not isinstance(row, dict):
         complaint = f"expected an object, found {type(row).__name__}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
-    return _make_row(row, name=name, line=line, fields=fields)
+    return make_row(row, name=name, line=line, fields=fields)
 
 
-def _make_row(
+def make_row(
     row: Mapping[str, object], *, name: str, line: int, fields: PromptFields
 ) -> RawPrompt | BadLine:
+    """Return the prompt in a row of named values, or what is wrong with it."""
     text = row.get(fields.text)
     if not isinstance(text, str):
         if fields.text not in row:
-            return _missing_text(list(row), name=name, line=line, fields=fields)
+            return missing_text(list(row), name=name, line=line, fields=fields)
         kind = "null" if text is None else f"no string but {type(text).__name__}"
         complaint = f"'{fields.text}' is {kind}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
@@ -194,15 +234,26 @@ def _make_row(
     )
 
 
-def _missing_text(columns: list[str], *, name: str, line: int, fields: PromptFields) -> BadLine:
-    seen = ", ".join(str(column) for column in columns) or "nothing"
+def missing_text(columns: Sequence[str], *, name: str, line: int, fields: PromptFields) -> BadLine:
+    """Return the complaint of a row, or a file, that has no column of texts."""
+    shown = [printable(column, max_length=_LONGEST_NAME) for column in columns[:_COLUMNS_SHOWN]]
+    more = len(columns) - len(shown)
+    seen = ", ".join(shown) + (f" and {more:,} more" if more else "") or "nothing"
     others = [name for name in columns if name not in (fields.prompt_id, fields.domain)]
     return BadLine(
         file=name,
         line=line,
         complaint=f"expected a '{fields.text}', found {seen}",
-        hint=f"Name the field with --text-field {others[0]}." if others else FORMAT_HINT,
+        hint=f"Name the field with --text-field {printable(others[0], max_length=_LONGEST_NAME)}."
+        if others
+        else FORMAT_HINT,
     )
+
+
+def column_twice(column: str, *, name: str) -> BadLine:
+    """Return the complaint of a file of which two columns have one name."""
+    complaint = f"the column '{printable(column, max_length=_LONGEST_NAME)}' is there twice"
+    return BadLine(file=name, line=1, complaint=complaint, hint="Keep one of the two.")
 
 
 def _not_utf8(name: str, line: int) -> BadLine:

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.tracing.prompt_files import READERS, BadLine, PromptFields, RawPrompt, read_jsonl
+from moetool.tracing.prompt_files import (
+    LONGEST_ROW,
+    MOST_BYTES,
+    SMALLER_HINT,
+    BadLine,
+    PromptFields,
+    RawPrompt,
+    read_csv,
+    read_jsonl,
+    read_text,
+)
+from moetool.tracing.prompt_parquet import read_parquet
+
+READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".txt": read_text,
+}
+
+# Each is held in memory, and most are a few thousand tokens long.
+_MOST_PROMPTS = 1_000_000
+# Of an id and of a domain, which stand in every row of a trace.
+_LONGEST_NAME = 1_000
 
 # How many bad lines an error names before it counts the rest.
 _LINES_SHOWN = 4
@@ -40,7 +66,7 @@ def read_prompts(
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
     The domain is the row's own, else, in a folder, the file's stem. A prompt without an id gets
-    its running number, from 1.
+    its running number, from 1. At most 200 MB and a million prompts are read.
 
     Args:
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
@@ -52,6 +78,8 @@ def read_prompts(
     """
     fields = fields or PromptFields()
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
         return _check(
             read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
         )
@@ -62,17 +90,18 @@ def read_prompts(
     path = Path(source)
     # os.path answers no where pathlib raises: a long text is no path.
     if os.path.isdir(path):
-        files = [file for file in sorted(path.iterdir()) if file.suffix in READERS]
+        files = _list_files(path)
         if not files:
             raise InputError(
                 f"'{path}' holds no prompts.",
                 hint=f"Prompts are files ending in {', '.join(READERS)}.",
             )
+        _check_sizes(files, source=f"'{path}'")
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
         return _check(rows, source=f"'{path}'", limit=limit)
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
             hint="Name a file or folder of prompts, or pass one with --prompt TEXT.",
@@ -82,6 +111,7 @@ def read_prompts(
             f"'{path}' is of no known kind of prompts.",
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
+    _check_sizes([path], source=f"'{path}'")
     return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
 
 
@@ -109,36 +139,102 @@ def hash_prompts(prompts: Iterable[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
-    reader: Callable[..., Iterator[RawPrompt | BadLine]] = READERS[path.suffix]
+def _list_files(folder: Path) -> list[Path]:
+    """Return the files of prompts in a folder, in name order."""
     try:
-        with path.open("rb") as file:
-            yield from reader(file, name=str(path), fields=fields)
+        return sorted(file for file in folder.iterdir() if file.suffix in READERS)
     except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _check_sizes(files: Iterable[Path], *, source: str) -> None:
+    """Refuse what would take too long to read, and what may never end.
+
+    Raises:
+        InputError: One is not a file, or all together are too large.
+    """
+    num_bytes = 0
+    for file in files:
+        try:
+            found = os.stat(file)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_a_file(file)
+        num_bytes += found.st_size
+    if num_bytes > MOST_BYTES:
         raise InputError(
-            f"Can't read '{path}': {error.strerror or error}.",
-            hint="Check the file and its permissions.",
-        ) from error
+            f"The prompts in {source} take {num_bytes / 1e6:,.0f} MB; at most "
+            f"{MOST_BYTES // 1_000_000} MB are read.",
+            hint=SMALLER_HINT,
+        )
+
+
+def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
+    try:
+        with _open_file(path) as file:
+            yield from READERS[path.suffix](file, name=str(path), fields=fields)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open a file, without waiting for a pipe that took its place since it was looked at."""
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_a_file(path)
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _not_a_file(path: Path) -> InputError:
+    return InputError(
+        f"'{path}' is not a regular file.",
+        hint="Name a file or a folder of prompts, or send JSON lines to `--prompts -`.",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"Can't read '{path}': {error.strerror or error}.",
+        hint="Check the file and its permissions.",
+    )
 
 
 def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
     prompts: list[Prompt] = []
-    bad: list[BadLine] = []
+    bad = _BadLines()
     place_of: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
+        if number > _MOST_PROMPTS:
+            if bad.shown:
+                raise bad.as_error()
+            raise InputError(
+                f"There are more than {_MOST_PROMPTS:,} prompts in {source}.", hint=SMALLER_HINT
+            )
         if isinstance(row, BadLine):
             bad.append(row)
             continue
         prompt_id = str(number) if row.prompt_id is None else row.prompt_id
-        if not _is_unicode(prompt_id + (row.domain or "") + row.text):
+        if not is_unicode(prompt_id + (row.domain or "") + row.text):
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
             bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
+        elif len(row.text) > LONGEST_ROW:
+            complaint = f"more than {LONGEST_ROW:,} characters"
+            bad.append(row.complain(complaint, hint="Cut its text."))
+        elif max(len(prompt_id), len(row.domain or "")) > _LONGEST_NAME:
+            complaint = f"an id or a domain of more than {_LONGEST_NAME:,} characters"
+            bad.append(row.complain(complaint, hint="Give it a shorter one."))
         elif prompt_id in place_of:
             bad.append(
                 row.complain(
-                    f"duplicate id {prompt_id!r}, first seen at {place_of[prompt_id]}",
+                    f"duplicate id '{printable(prompt_id)}', first seen at {place_of[prompt_id]}",
                     hint="Give every prompt an id of its own, or none at all.",
                 )
             )
@@ -152,28 +248,41 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
                     place=row.place,
                 )
             )
-    if bad:
-        raise _error(bad)
+    if bad.shown:
+        raise bad.as_error()
     if not prompts:
         raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
     return prompts[:limit]
 
 
-def _is_unicode(text: str) -> bool:
+class _BadLines:
+    """The bad lines of all files: the first few, and how many there are."""
+
+    def __init__(self) -> None:
+        self.shown: list[BadLine] = []
+        self._number = 0
+
+    def append(self, line: BadLine) -> None:
+        """Take one more."""
+        self._number += 1
+        if len(self.shown) < _LINES_SHOWN:
+            self.shown.append(line)
+
+    def as_error(self) -> InputError:
+        """Return one error for all: the first in full, the next by place, the rest counted."""
+        first, *others = self.shown
+        facts = []
+        if others:
+            more = self._number - len(self.shown)
+            places = ", ".join(line.place for line in others)
+            facts.append(f"also: {places}" + (f" and {more:,} more" if more else ""))
+        return InputError(f"{first.place}: {first.complaint}.", hint=first.hint, facts=facts)
+
+
+def is_unicode(text: str) -> bool:
     """Return whether a text can be encoded; JSON's escapes can spell what no encoding holds."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _error(bad: list[BadLine]) -> InputError:
-    """Return one error for all bad lines: the first in full, the next by place, the rest counted."""
-    first, *others = bad
-    facts = []
-    if others:
-        shown = [line.place for line in others[: _LINES_SHOWN - 1]]
-        more = len(others) - len(shown)
-        facts.append(f"also: {', '.join(shown)}" + (f" and {more:,} more" if more else ""))
-    return InputError(f"{first.place}: {first.complaint}.", hint=first.hint, facts=facts)

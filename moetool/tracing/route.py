@@ -22,6 +22,7 @@ from moetool.tracing.prompts import Prompt, hash_prompts
 from moetool.tracing.texts import TextFile
 from moetool.tracing.tokens import (
     SpecialTokens,
+    count_embeddings,
     read_context_tokens,
     tokenize_prompts,
 )
@@ -143,7 +144,8 @@ def trace_model(
     else:
         device_map = choose_device_map(options.device_map)
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    for reason in _check_traceable(config, checkpoint, options, device_map=device_map):
+    reasons, vocabulary = _check_traceable(config, checkpoint, options, device_map=device_map)
+    for reason in reasons:
         observer.warn(f"{checkpoint.name} is not traced exactly: {reason}.")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
@@ -151,6 +153,7 @@ def trace_model(
         tokenizer,
         special_tokens=options.special_tokens,
         context_tokens=read_context_tokens(config),
+        vocabulary=vocabulary,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
     )
@@ -200,11 +203,12 @@ def _check_traceable(
     options: TraceOptions,
     *,
     device_map: str | dict[str, Any],
-) -> list[str]:
+) -> tuple[list[str], int | None]:
     """Refuse on the skeleton what would be refused after minutes of loading.
 
     Returns:
-        Why the trace will not be exact, if it will not and may be so.
+        Why the trace will not be exact, if it will not and may be so; and how many token ids the
+        model has, if that is known.
     """
     from moetool.anatomy.moe_layers import find_moe_layers, select_layers
     from moetool.anatomy.skeleton import build_skeleton, find_auto_class, refuse_unbuildable
@@ -225,7 +229,7 @@ def _check_traceable(
     if options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
     reasons = dict.fromkeys(layer.rule.inexact_because for layer in layers)
-    return [reason for reason in reasons if reason]
+    return [reason for reason in reasons if reason], count_embeddings(skeleton)
 
 
 def _describe_run(

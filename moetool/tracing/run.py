@@ -29,7 +29,7 @@ from moetool.tracing.recorder import RoutingRecorder
 from moetool.tracing.routed_layers import describe_layers, describe_routing
 from moetool.tracing.scopes import find_encoder, find_scopes
 from moetool.tracing.texts import TextFile, decode_texts
-from moetool.tracing.tokens import TokenizedPrompt
+from moetool.tracing.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.window import RowMaker
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def trace_prompts(
         for batch in make_batches(
             window,
             batch_size=batch_size,
-            pad_token_id=tokenizer.pad_token_id or 0,
+            pad_token_id=choose_pad(tokenizer, vocabulary=count_embeddings(model)),
             pad_side="right" if generation is None or find_encoder(model) else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         ):

@@ -99,7 +99,7 @@ def test_a_file_of_a_size_that_no_configuration_has_is_refused_unread(tmp_path: 
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
-    with pytest.raises(InputError, match="it is larger than 100 MB"):
+    with pytest.raises(InputError, match="it is larger than 10 MB"):
         read_json(path, missing="")
 
 
@@ -125,3 +125,34 @@ def test_a_file_that_cannot_be_opened_is_refused(
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match="can't be read as JSON: Permission denied"):
         read_json(path, missing="")
+
+
+def test_an_index_may_be_larger_than_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {f"tensor.{n}": "a" for n in range(300_000)}}))
+    assert len(path.read_bytes()) > 5_000_000
+    weight_map = read_json(path, missing="")["weight_map"]
+    assert isinstance(weight_map, dict)
+    assert len(weight_map) == 300_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"a": [' + "[]," * 300_000 + "[]]}", json.dumps({f"k{n}": n for n in range(300_000)})],
+    ids=["lists", "keys"],
+)
+def test_a_number_of_values_that_no_configuration_has_is_refused_unread(
+    content: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="it has more than 200,000 values"):
+        read_json(path, missing="")
+
+
+def test_the_labels_of_a_large_data_set_are_not_too_many(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    names = [f"a label, with a comma {n}" for n in range(22_000)]
+    labels = {"id2label": dict(enumerate(names)), "label2id": dict.fromkeys(names, 0)}
+    path.write_text(json.dumps(labels, indent=2))
+    assert read_json(path, missing="")

@@ -312,3 +312,11 @@ def test_a_file_that_is_a_folder_or_gone_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"'{path}' is not a whole") as caught:
             read_header(path, file="model.safetensors")
         assert caught.value.facts[0].startswith(f"seen: {fact}")
+
+
+def test_a_header_of_millions_of_values_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(join_file(b'{"a":[' + b"[]," * 2_500_000 + b"[]]}", data_bytes=0))
+    with pytest.raises(InputError) as caught:
+        read_header(path, file="model.safetensors")
+    assert "more than 5,000,000 values" in caught.value.facts[0]

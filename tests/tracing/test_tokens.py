@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from moetool.tracing.prompts import Prompt
 from moetool.tracing.tokens import (
     SpecialTokens,
     TokenizedPrompt,
+    choose_pad,
     read_context_tokens,
     spell_tokens,
     tokenize_prompts,
@@ -203,3 +206,112 @@ def test_an_id_beyond_the_vocabulary_has_an_empty_piece(
 ) -> None:
     ids = np.array([len(tokenizer) + 5, 1], dtype=np.int32)
     assert spell_tokens(ids, tokenizer) == ["<s>", ""]
+
+
+# Tokenizers that fail
+
+
+def spoil_tokenizer(demo: Path, folder: Path, name: str, **changes: object) -> Checkpoint:
+    """Return the demonstration's tokenizer with changes to one of its files."""
+    for file in demo.glob("*.json"):
+        shutil.copy(file, folder)
+    settings = json.loads((folder / name).read_text("utf-8"))
+    (folder / name).write_text(json.dumps({**settings, **changes}), "utf-8")
+    return Checkpoint(name="spoiled", folder=folder, revision=None)
+
+
+def test_a_panic_inside_the_tokenizers_library_is_an_error_and_announces_nothing(
+    demo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {},
+    }
+    checkpoint = spoil_tokenizer(demo, tmp_path, "tokenizer.json", post_processor=template)
+    panicking = load_tokenizer(checkpoint, trust_remote_code=False)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:1: the tokenizer fails on prompt '1'"
+    ) as caught:
+        tokenize(panicking, "Hello")
+    assert "PanicException" in caught.value.facts[0]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_word_for_a_length_is_an_error(demo: Path, tmp_path: Path) -> None:
+    checkpoint = spoil_tokenizer(
+        demo, tmp_path, "tokenizer_config.json", model_max_length="as many as you like"
+    )
+    spoiled = load_tokenizer(checkpoint, trust_remote_code=False)
+    with pytest.raises(InputError, match="the tokenizer fails on prompt '1'"):
+        tokenize(spoiled, "Hello")
+
+
+@pytest.mark.parametrize("special_tokens", ["tokenizer", "chat template"])
+@pytest.mark.parametrize("context_tokens", [CONTEXT, None])
+def test_a_text_that_fits_no_context_is_refused_untokenized(
+    special_tokens: SpecialTokens,
+    context_tokens: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    monkeypatch.setattr(tokenizer, "encode", None)
+    most = "1,000,000" if context_tokens else "10,000,000"
+    with pytest.raises(InputError, match=f"has 20,000,000 characters; at most {most} are"):
+        tokenize(
+            tokenizer,
+            "a" * 20_000_000,
+            special_tokens=special_tokens,
+            context_tokens=context_tokens,
+            max_prompt_tokens=5,
+        )
+
+
+def test_a_long_context_allows_a_longer_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InputError, match="at most 1,600,000 are tokenized"):
+        tokenize(tokenizer, "a" * 1_600_001, context_tokens=100_000)
+
+
+def test_a_chat_template_may_not_make_a_text_that_fits_no_context(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ 'a' * 5_000_000 }}")
+    with pytest.raises(InputError, match="has 5,000,000 characters"):
+        tokenize(tokenizer, "Hello", special_tokens="chat template")
+
+
+def test_a_token_that_the_model_does_not_have_is_an_error(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    prompts = [make_prompt("Hello world")]
+    ids = tokenizer.encode("Hello world")
+    for vocabulary, is_enough in ((max(ids) + 1, True), (max(ids), False)):
+        if is_enough:
+            (tokenized,) = tokenize_prompts(
+                prompts,
+                tokenizer,
+                special_tokens="tokenizer",
+                context_tokens=CONTEXT,
+                vocabulary=vocabulary,
+            )
+            assert tokenized.token_ids.tolist() == ids
+        else:
+            with pytest.raises(InputError, match=f"the token {max(ids):,}, and the model has"):
+                tokenize_prompts(
+                    prompts,
+                    tokenizer,
+                    special_tokens="tokenizer",
+                    context_tokens=CONTEXT,
+                    vocabulary=vocabulary,
+                )
+
+
+def test_a_pad_that_the_model_does_not_have_is_replaced(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tokenizer), "pad_token_id", 2_048, raising=False)
+    assert choose_pad(tokenizer, vocabulary=2_049) == 2_048
+    assert choose_pad(tokenizer, vocabulary=2_048) == 0
+    assert choose_pad(tokenizer, vocabulary=None) == 2_048
