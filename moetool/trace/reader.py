@@ -13,10 +13,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.errors import InputError
+from moetool.trace.companions import PROBABILITIES_SUFFIX, sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
-from moetool.trace.writer import PROBABILITIES_SUFFIX, sidecar_path
 
 if TYPE_CHECKING:
     import pandas as pd

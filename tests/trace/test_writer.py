@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetool.errors import UsageError
+from moetool.trace.companions import probabilities_path, sidecar_path
+from moetool.trace.partial import partial_folder
 from moetool.trace.reader import open_trace, read_trace
 from moetool.trace.rows import assignment_rows, probability_rows
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
@@ -22,9 +24,6 @@ from moetool.trace.writer import (
     TraceFile,
     TraceStream,
     check_target,
-    partial_folder,
-    probabilities_path,
-    sidecar_path,
 )
 from tests.trace.examples import (
     BEFORE,
@@ -61,6 +60,13 @@ def interrupt(target: Path, *tables: pa.Table, replace_existing: bool = False) -
     with pytest.raises(KeyboardInterrupt) as caught:
         break_off(target, *tables, replace_existing=replace_existing)
     return caught.value
+
+
+def write_with_probabilities(target: Path, *, replace_existing: bool = False) -> None:
+    tokens, layers = make_tokens([3, 2]), make_layers(5, top_k=(2, 2))
+    with TraceFile(target, metadata=BEFORE, replace_existing=replace_existing) as sink:
+        sink.write(assignment_rows(tokens, layers), probability_rows(tokens, layers))
+        sink.finish(AFTER)
 
 
 def test_the_target_appears_only_on_finish(target: Path) -> None:
@@ -137,7 +143,7 @@ def test_a_finish_that_fails_leaves_the_parts(target: Path) -> None:
             target.mkdir()
             sink.finish(AFTER)
 
-    with pytest.raises(OSError, match="directory") as caught:
+    with pytest.raises(UsageError, match="is a folder") as caught:
         finish_where_a_folder_is_in_the_way()
     assert columns_of(read_trace(partial_folder(target))) == make_rows().to_pydict()
     assert str(partial_folder(target)) in caught.value.__notes__[0]
@@ -164,7 +170,7 @@ def test_parts_are_closed_as_rows_come_in(target: Path) -> None:
         for count in range(1, 4):
             sink.write(make_rows(seed=count))
             parts = [f"part-{number:05d}.parquet" for number in range(count)]
-            assert names_in(sink.partial) == parts
+            assert names_in(sink.partial) == ["lock", *parts]
         sink.finish(AFTER)
 
 
@@ -174,7 +180,7 @@ def test_a_part_is_closed_when_enough_time_has_passed(
     monkeypatch.setattr("moetool.trace.parts.SECONDS_PER_PART", 0.0)
     with TraceFile(target, metadata=BEFORE) as sink:
         sink.write(make_rows())
-        assert names_in(sink.partial) == ["part-00000.parquet"]
+        assert names_in(sink.partial) == ["lock", "part-00000.parquet"]
         sink.finish(AFTER)
 
 
@@ -251,10 +257,7 @@ def test_force_discards_the_parts_of_an_unfinished_run(target: Path) -> None:
 
 
 def test_a_replacement_leaves_no_probabilities_of_the_trace_it_replaced(target: Path) -> None:
-    tokens, layers = make_tokens([3, 2]), make_layers(5, top_k=(2, 2))
-    with TraceFile(target, metadata=BEFORE) as sink:
-        sink.write(assignment_rows(tokens, layers), probability_rows(tokens, layers))
-        sink.finish(AFTER)
+    write_with_probabilities(target)
     write_trace(target, make_rows(seed=2), replace_existing=True)
     assert not probabilities_path(target).exists()
 
@@ -275,7 +278,9 @@ def test_an_existing_trace_is_not_replaced_without_force(target: Path) -> None:
 
 
 def test_existing_probabilities_are_not_replaced_without_force(target: Path) -> None:
-    probabilities_path(target).touch()
+    write_with_probabilities(target)
+    target.unlink()
+    sidecar_path(target).unlink(missing_ok=True)
     assert refusal(target) == f"'{probabilities_path(target)}' exists."
     check_target(target, replace_existing=True)
 
