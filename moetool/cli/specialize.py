@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_trace_files
 from moetool.cli.options import ReportFormat, choose_report_format
 
 
@@ -44,12 +45,13 @@ def specialize(
     prompts as a whole do. CSV has one row for every domain, layer and expert.
     """
     from moetool.analysis.specialization import measure_specialization
-    from moetool.report.files import write_report
+    from moetool.report.files import check_report_path, write_report
     from moetool.report.specialization import RENDERERS
     from moetool.trace.counts import count_experts
     from moetool.trace.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
+    check_report_path(output, replace_existing=force, inputs=list_trace_files(trace))
     source = open_trace(trace)
     counts = count_experts(source, by="prompt_id", num_experts=num_experts, top_k=top_k)
     result = measure_specialization(counts, num_permutations=permutations, seed=seed)

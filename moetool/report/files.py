@@ -26,19 +26,17 @@ def check_report_path(
         check_target_file(output, replace_existing=replace_existing, inputs=inputs)
 
 
-def write_report(
-    text: str, output: Path | None, *, replace_existing: bool, inputs: Iterable[Path] = ()
-) -> None:
+def write_report(text: str, output: Path | None, *, replace_existing: bool) -> None:
     """Write a report to a file, or to stdout for None and `-`.
 
     A link is replaced, and the file that it leads to is kept.
 
     Raises:
-        UsageError: The file exists, is one of the inputs, or can't be written.
+        UsageError: The file exists, or can't be written.
     """
     if output is None or str(output) == "-":
         sys.stdout.write(text)
         return
-    check_report_path(output, replace_existing=replace_existing, inputs=inputs)
+    check_report_path(output, replace_existing=replace_existing)
     with saying_what_failed(output):
         write_file(text.encode(), output, replace_existing=replace_existing)

@@ -250,6 +250,16 @@ class NoTrace(_KeepsNothing):
         """Do nothing."""
 
 
+def list_places(target: Path) -> list[Path]:
+    """Return every path that a run may write for a trace at a target."""
+    return [
+        target,
+        sidecar_path(target),
+        probabilities_path(target),
+        partial_folder(target),
+    ]
+
+
 def check_target(
     target: Path,
     *,

@@ -161,6 +161,11 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
             _open_partial(path, discard=replace_existing).close()
 
 
+def list_text_places(path: Path) -> list[Path]:
+    """Return every path that a run may write for texts at a path."""
+    return [path, _partial_file(path)]
+
+
 def _open_partial(path: Path, *, discard: bool) -> BinaryIO:
     """Return the unfinished file of texts, locked.
 
