@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from moetool.cli.main import app
 from moetool.trace.companions import sidecar_path
+from moetool.trace.counts import ExpertCounter
+from moetool.trace.partial import partial_folder
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import Completed
 from tests.trace.examples import make_rows, write_trace
@@ -180,6 +183,25 @@ def test_what_a_report_would_replace_is_seen_before_the_work(tmp_path: Path) -> 
     target.write_text("old", encoding="utf-8")
     exists = Refusal(2, error=f"'{target}' exists", hint="--force")
     assert_kept(tmp_path, "specialize", tmp_path / "missing.csv", "-o", target, refusal=exists)
+
+
+@pytest.mark.parametrize("what", ["folder", "parts"])
+def test_a_folder_that_is_removed_during_a_run_ends_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "folder" / "trace.csv"
+    target.parent.mkdir()
+    partial = partial_folder(target)
+    add = ExpertCounter.add
+
+    def remove_and_add(counter: ExpertCounter, rows: pa.Table) -> None:
+        shutil.rmtree(target.parent if what == "folder" else partial)
+        add(counter, rows)
+
+    monkeypatch.setattr(ExpertCounter, "add", remove_and_add)
+    completed = run_here("route-trace", "demo", "--prompt", "hello", "-o", target, "-q")
+    refusal = Refusal(2, error=f"'{partial}' was removed or changed during the run", hint="again")
+    assert_refused(completed, refusal, target=target)
 
 
 class Terminal(io.StringIO):
