@@ -13,6 +13,8 @@ from moetool.trace.reader import open_trace, read_trace
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed
 
+DEADLINE_S = 120
+
 INTERRUPTED = Refusal(130, error="Interrupted", hint="same command")
 
 AT_IMPORT = """
@@ -64,6 +66,7 @@ def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Comple
         text=True,
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=DEADLINE_S,
         check=False,
     )
 
