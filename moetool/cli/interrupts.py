@@ -11,6 +11,7 @@ import _thread
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,14 +23,15 @@ HINT = "Run the same command to start over."
 
 # After so many, whoever sends them does not want to wait for anything to be saved.
 _PATIENCE = 3
-# Time for a finalizer to end, in which a raised exception would be lost.
-_FINALIZER_S = 0.05
+# Libraries catch everything while they try what they can import: what is raised there may be lost.
+_REMINDER_S = 0.2
 
 
 class _State:
     """What is known of the one command that a process runs."""
 
     num_received = 0
+    is_reminder = False
     is_in_command = False
     is_over = False
     was_said = False
@@ -42,7 +44,7 @@ def catch_interrupts() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
-        sys.unraisablehook = _raise_again
+        sys.unraisablehook = _ignore_interrupts
 
 
 def was_interrupted() -> bool:
@@ -93,12 +95,19 @@ def end_interrupts() -> None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     del number, frame
+    if _State.is_reminder:
+        _State.is_reminder = False
+        if _State.is_in_command and not _is_on_its_way(sys.exc_info()[1]):
+            raise KeyboardInterrupt
+        return
     if _State.is_over and not was_interrupted():
         return
     _State.num_received += 1
     if not (_State.is_in_command or _State.is_over) or _State.num_received >= _PATIENCE:
         _leave()
     if _State.num_received == 1:
+        # Not through `threading`, whose locks the interrupted code may hold.
+        _thread.start_new_thread(_remind, ())
         raise KeyboardInterrupt
 
 
@@ -110,14 +119,24 @@ def _leave() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Raise an interrupt again that came where nothing can be raised, as in a finalizer."""
-    import threading
+def _remind() -> None:
+    """Interrupt the command again and again, until the interrupt has come through."""
+    while True:
+        time.sleep(_REMINDER_S)
+        if not _State.is_in_command:
+            return
+        _State.is_reminder = True
+        _thread.interrupt_main()
 
-    if unraisable.exc_type is KeyboardInterrupt and was_interrupted():
-        _State.num_received -= 1
-        again = threading.Timer(_FINALIZER_S, _thread.interrupt_main)
-        again.daemon = True
-        again.start()
-    else:
+
+def _is_on_its_way(error: BaseException | None) -> bool:
+    """Return whether an interrupt, or what a library made of it, is being handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _ignore_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Say nothing of an interrupt where nothing can be raised, as in a finalizer; it comes again."""
+    if not (unraisable.exc_type is KeyboardInterrupt and was_interrupted()):
         sys.__unraisablehook__(unraisable)

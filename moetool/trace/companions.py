@@ -66,7 +66,7 @@ def check_companions(target: Path, *, replace_existing: bool, with_probabilities
 
 def _is_sidecar(path: Path) -> bool:
     """Return whether there is a file that holds a trace's metadata; a link is none."""
-    if path.is_symlink() or not path.is_file():
+    if os.path.islink(path) or not os.path.isfile(path):
         return False
     try:
         metadata = json.loads(path.read_bytes())
@@ -77,7 +77,7 @@ def _is_sidecar(path: Path) -> bool:
 
 def _read_owner(path: Path) -> str | None:
     """Return the file name of the trace that probabilities belong to; None if they don't say."""
-    if path.is_symlink() or not path.is_file():
+    if os.path.islink(path) or not os.path.isfile(path):
         return None
     try:
         footer = pq.read_metadata(path).metadata or {}

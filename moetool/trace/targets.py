@@ -85,6 +85,17 @@ def _check_replaceable(target: Path, found: os.stat_result, *, inputs: Iterable[
                 )
 
 
+def check_names(paths: Iterable[Path]) -> None:
+    """Check that files can have the names that are made of a target's, for example by their length.
+
+    Raises:
+        UsageError: One can't.
+    """
+    for path in paths:
+        with saying_what_failed(path), suppress(FileNotFoundError):
+            os.lstat(path)
+
+
 @contextmanager
 def saying_what_failed(target: Path) -> Iterator[None]:
     """Turn the system's errors into a sentence that names the target.

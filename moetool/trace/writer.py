@@ -37,7 +37,13 @@ from moetool.trace.partial import (
 )
 from moetool.trace.parts import PartWriter
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
-from moetool.trace.targets import check_target_file, new_file, put_in_place, saying_what_failed
+from moetool.trace.targets import (
+    check_names,
+    check_target_file,
+    new_file,
+    put_in_place,
+    saying_what_failed,
+)
 
 FILE_SUFFIXES = (".parquet", ".csv")
 
@@ -286,6 +292,13 @@ def check_target(
             f"Can't tell the format of '{target}'.", hint="End the name in .parquet or .csv."
         )
     check_target_file(target, replace_existing=replace_existing, inputs=inputs)
+    check_names(
+        [
+            partial_folder(target),
+            *([sidecar_path(target)] if target.suffix == ".csv" else []),
+            *([probabilities_path(target)] if with_probabilities else []),
+        ]
+    )
     check_companions(
         target, replace_existing=replace_existing, with_probabilities=with_probabilities
     )

@@ -18,6 +18,7 @@ from moetool.errors import UsageError
 from moetool.trace.interrupts import holding_interrupts
 from moetool.trace.locks import open_locked, refuse_as_held
 from moetool.trace.targets import (
+    check_names,
     check_target_file,
     put_in_place,
     refuse_as_removed,
@@ -156,6 +157,7 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
         inputs=inputs,
         hint="Choose another --save-text, or give --force to replace it.",
     )
+    check_names([_partial_file(path)])
     with saying_what_failed(path):
         if os.path.lexists(_partial_file(path)):
             _open_partial(path, discard=replace_existing).close()

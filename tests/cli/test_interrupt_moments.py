@@ -144,6 +144,26 @@ moetool.trace.reader.open_trace = open_trace
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
 
 
+def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path) -> None:
+    swallow = """
+import moetool.trace.reader, signal, time
+
+def open_trace(path):
+    for _ in range(2):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        except BaseException:
+            pass
+    while True:
+        time.sleep(0.01)
+
+moetool.trace.reader.open_trace = open_trace
+"""
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
+
+
 def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path) -> None:
     swallow = """
 import moetool.trace.reader, signal, time

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 import pytest
@@ -26,13 +27,13 @@ IS_INPUT = Refusal(2, error="' is an input of this command", hint="another")
 NOT_REGULAR = Refusal(2, error="' is not a regular file", hint="- for stdout")
 
 
-def run_here(*words: str | Path, stdout: io.StringIO | None = None) -> Completed:
+def run_here(*words: str | Path, stdout: TextIO | None = None) -> Completed:
     """Run a command in this process."""
     args = [str(word) for word in words]
-    stdout, stderr = stdout or io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
+    caught, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout or caught), redirect_stderr(stderr):
         code = app(args, prog_name="moetool", standalone_mode=False) or 0
-    return Completed(args, code, stdout.getvalue(), stderr.getvalue())
+    return Completed(args, code, caught.getvalue(), stderr.getvalue())
 
 
 def contents_of(folder: Path) -> dict[Path, bytes]:
@@ -204,12 +205,8 @@ def test_a_folder_that_is_removed_during_a_run_ends_it(
     assert_refused(completed, refusal, target=target)
 
 
-class Terminal(io.StringIO):
-    """A stdout that is a terminal and takes bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffer = io.BytesIO()
+class Terminal(io.TextIOWrapper):
+    """A stdout that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -217,11 +214,12 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_on_a_terminal_the_summary_says_where_the_rows_are(is_asked: bool) -> None:
-    terminal = Terminal()
+    shown = io.BytesIO()
+    terminal = Terminal(shown, encoding="utf-8")
     asked = ("--format", "csv") if is_asked else ()
     completed = run_here("route-trace", "demo", "--prompt", "hello", *asked, stdout=terminal)
     assert completed.returncode == 0, completed.stderr
-    num_rows = max(0, len(terminal.buffer.getvalue().splitlines()) - 1)
+    num_rows = max(0, len(shown.getvalue().splitlines()) - 1)
     if is_asked:
         assert f"wrote {num_rows} rows to stdout" in completed.stderr
     else:

@@ -161,6 +161,15 @@ def test_devices_are_refused(device: str) -> None:
     assert refusal(Path(device)) == f"'{device}' is not a regular file."
 
 
+def test_the_standard_streams_are_refused_whatever_they_are() -> None:
+    for name in ("stdout", "stderr"):
+        assert refusal(Path(f"/dev/{name}")) in (
+            f"'/dev/{name}' is not a regular file.",
+            f"'/dev/{name}' is this command's stdout.",
+            f"'/dev/{name}' is this command's stderr.",
+        )
+
+
 def test_a_streams_own_file_is_refused(tmp_path: Path) -> None:
     """As with `moetool … -o /dev/stdout > file`."""
     kept = os.dup(0)

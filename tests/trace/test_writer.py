@@ -651,6 +651,24 @@ def test_a_target_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(tmp_path / "missing" / "trace.parquet")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "with_probabilities", "spare"),
+    [
+        (".csv", False, ".meta.json"),
+        (".parquet", False, ".partial"),
+        (".parquet", True, ".probabilities"),
+    ],
+)
+def test_a_name_that_leaves_no_room_for_what_goes_with_it_is_refused_early(
+    suffix: str, with_probabilities: bool, spare: str, tmp_path: Path
+) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(suffix) - len(spare)
+    check = partial(check_target, replace_existing=False, with_probabilities=with_probabilities)
+    check(tmp_path / f"{'n' * longest}{suffix}")
+    with pytest.raises(UsageError, match=r"Can't write .*: File name too long"):
+        check(tmp_path / f"{'n' * (longest + 1)}{suffix}")
+
+
 def test_the_check_leaves_no_mark(target: Path) -> None:
     check_target(target, replace_existing=False)
     assert names_in(target.parent) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,13 @@ def test_an_unfinished_file_is_never_opened_through_a_link(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="not a regular file"):
         TextFile(tmp_path / "texts.jsonl", replace_existing=True)
     assert elsewhere.read_text() == OLD_TEXT
+
+
+def test_a_name_that_leaves_no_room_for_the_unfinished_file_is_refused(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".partial")
+    check_text_path(tmp_path / ("n" * longest), replace_existing=False)
+    with pytest.raises(UsageError, match="File name too long"):
+        check_text_path(tmp_path / ("n" * (longest + 1)), replace_existing=False)
 
 
 def test_a_link_is_replaced_and_the_texts_it_leads_to_are_kept(tmp_path: Path) -> None:
