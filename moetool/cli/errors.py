@@ -11,12 +11,12 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
 from moetool.errors import MoetoolError
 from moetool.printable import printable
 
 DONE = 0
 USAGE = 2
-INTERRUPTED = 130
 
 # The most that is shown of a line, and of the lines between error and hint: what an input holds may
 # be of any length.
@@ -46,9 +46,10 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
     @wraps(command)
     def spoken(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            result = command(*args, **kwargs)
-            # Here, so that a closed pipe or a full disk is met where it can be put into words.
-            sys.stdout.flush()
+            with interruptible():
+                result = command(*args, **kwargs)
+                # Here, so that a closed pipe or a full disk is met where it can be put into words.
+                sys.stdout.flush()
             return result
         except MoetoolError as error:
             _show_traceback_if_asked()
@@ -58,7 +59,8 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             _say("Memory ran out.", hint="Use a machine with more of it.", notes=_notes(error))
             raise typer.Exit(6) from error
         except KeyboardInterrupt as error:
-            _say("Interrupted.", hint="Run the same command to start over.", notes=_notes(error))
+            if say_once():
+                _say(MESSAGE, hint=HINT, notes=_notes(error))
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             # Whoever read our output has had enough.

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_model_files
 from moetool.cli.options import ReportFormat, choose_report_format
 from moetool.printable import printable
 
@@ -68,8 +69,8 @@ def inspect(
     from moetool.report.inspection import RENDERERS
 
     chosen = choose_report_format(output_format, output)
-    check_report_path(output, replace_existing=force)
     references = [resolve_model(model) for model in models]
+    check_report_path(output, replace_existing=force, inputs=list_model_files(references))
     inspected = []
     with _naming_on_terminal(num_models=len(references)) as name:
         for reference in references:

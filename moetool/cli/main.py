@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.errors import DONE, EXIT_CODES, INTERRUPTED, discard_stdout, say_usage_error
+from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.inspect import inspect
+from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
 from moetool.cli.memory_estimate import memory_estimate
 from moetool.cli.models import models
 from moetool.cli.route_trace import route_trace
@@ -35,6 +36,7 @@ app.command("models")(models)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    catch_interrupts()
     _quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Data is UTF-8, whatever the terminal's locale. A file's name may hold bytes that are not:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import ReportFormat, choose_report_format, parse_numbers
 from moetool.memory.scenario import (
     NUM_NEW_TOKENS,
@@ -124,7 +125,6 @@ def memory_estimate(
     from moetool.report.files import check_report_path, write_report
 
     chosen = choose_report_format(output_format, output)
-    check_report_path(output, replace_existing=force)
     numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
     by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
     common = Scenario(
@@ -146,6 +146,8 @@ def memory_estimate(
         new_tokens=numbers_new,
     )
     references = [resolve_model(model) for model in models]
+    inputs = [*list_model_files(references), *list_trace_files(trace)]
+    check_report_path(output, replace_existing=force, inputs=inputs)
     # Only now, because they bring in torch: what is wrong with the options is said at once.
     from moetool.memory.estimate import estimate_memory
     from moetool.report.memory_estimate import RENDERERS

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_model_files, list_prompt_files
 from moetool.cli.options import parse_layers
 from moetool.errors import UsageError
 
@@ -151,7 +153,12 @@ def route_trace(
     from moetool.tracing.route import TraceOptions, trace_model
 
     reference = resolve_model(model)
-    open_sink = _choose_sink(output, output_format, force=force, with_probabilities=probabilities)
+    inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
+    if device_map is not None:
+        inputs.append(Path(device_map))
+    open_sink = _choose_sink(
+        output, output_format, force=force, with_probabilities=probabilities, inputs=inputs
+    )
     generation = choose_generation(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -175,7 +182,7 @@ def route_trace(
         allow_inexact=allow_inexact,
         generation=generation,
     )
-    open_texts = _choose_texts(save_text, generation, output=output, force=force)
+    open_texts = _choose_texts(save_text, generation, output=output, force=force, inputs=inputs)
     read = _read_prompts(prompts, prompt, fields=(id_field, text_field, domain_field), limit=limit)
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
@@ -199,6 +206,7 @@ def route_trace(
         lifts=measure_lift(run.counts),
         num_rows=run.num_rows,
         output=output,
+        keeps_rows=_keeps_rows(output, output_format),
         texts=save_text,
         elapsed_s=time.monotonic() - started,
     )
@@ -226,10 +234,16 @@ def _read_prompts(
 
 
 def _choose_texts(
-    path: Path | None, generation: GenerationOptions | None, *, output: Path | None, force: bool
+    path: Path | None,
+    generation: GenerationOptions | None,
+    *,
+    output: Path | None,
+    force: bool,
+    inputs: Sequence[Path],
 ) -> Callable[[], TextFile] | None:
     """Return what opens the file of texts, after checking that it can be opened."""
-    from moetool.tracing.texts import TextFile, check_text_path
+    from moetool.trace.writer import list_places
+    from moetool.tracing.texts import TextFile, check_text_path, list_text_places
 
     if path is None:
         return None
@@ -238,10 +252,19 @@ def _choose_texts(
             "--save-text keeps what the model writes, and nothing was asked of it.",
             hint="Add --max-new-tokens.",
         )
-    if output is not None and path.resolve() == output.resolve():
-        raise UsageError(f"--output and --save-text both name '{path}'.", hint="Name two files.")
-    check_text_path(path, replace_existing=force)
+    if output is not None and str(output) != "-":
+        taken = {_spell_out(place) for place in list_places(output)}
+        if both := [place for place in list_text_places(path) if _spell_out(place) in taken]:
+            raise UsageError(
+                f"--output and --save-text both name '{both[0]}'.", hint="Name two files."
+            )
+    check_text_path(path, replace_existing=force, inputs=inputs)
     return lambda: TextFile(path, replace_existing=force)
+
+
+def _spell_out(path: Path) -> str:
+    """Return a path in the one spelling that it has, apart from a link in its last part."""
+    return os.path.normcase(path.parent.resolve() / path.name)
 
 
 def _choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
@@ -250,12 +273,18 @@ def _choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens
     return "tokenizer" if special_tokens else "none"
 
 
+def _keeps_rows(output: Path | None, output_format: TraceFormat | None) -> bool:
+    """Return whether rows are written: not where they would fill a terminal unasked."""
+    return output is not None or output_format is not None or not sys.stdout.isatty()
+
+
 def _choose_sink(
     output: Path | None,
     output_format: TraceFormat | None,
     *,
     force: bool,
     with_probabilities: bool,
+    inputs: Sequence[Path],
 ) -> Callable[[TraceMetadata], TraceSink]:
     """Return what opens the sink, after checking that it can be opened."""
     from moetool.trace.writer import NoTrace, TraceFile, TraceStream, check_target
@@ -268,7 +297,12 @@ def _choose_sink(
         )
     if is_file:
         assert output is not None
-        check_target(output, replace_existing=force)
+        check_target(
+            output,
+            replace_existing=force,
+            with_probabilities=with_probabilities,
+            inputs=inputs,
+        )
         if output_format and output.suffix != f".{output_format.value}":
             raise UsageError(
                 f"--format {output_format.value} contradicts '{output}'.", hint="Leave one out."
@@ -276,6 +310,6 @@ def _choose_sink(
         return lambda metadata: TraceFile(output, metadata=metadata, replace_existing=force)
     if output_format is TraceFormat.PARQUET:
         raise UsageError("Parquet can't be written to stdout.", hint="Add -o trace.parquet.")
-    if output is None and output_format is None and sys.stdout.isatty():
+    if not _keeps_rows(output, output_format):
         return lambda _: NoTrace()
     return lambda _: TraceStream(sys.stdout.buffer)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_trace_files
 from moetool.cli.options import ReportFormat, choose_report_format
 
 # Expert ids are 16-bit integers.
@@ -66,7 +67,7 @@ def specialize(
     from moetool.trace.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
-    check_report_path(output, replace_existing=force)
+    check_report_path(output, replace_existing=force, inputs=list_trace_files(trace))
     source = open_trace(trace)
     counts = count_experts(
         source,

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 
-from moetool.errors import UsageError
+from moetool.trace.targets import check_target_file, saying_what_failed, write_file
 
 
-def check_report_path(output: Path | None, *, replace_existing: bool) -> None:
+def check_report_path(
+    output: Path | None, *, replace_existing: bool, inputs: Iterable[Path] = ()
+) -> None:
     """Check, before the work for a report is done, that it may be written where it is to go.
 
+    Args:
+        output: Where the report is to go; None and `-` are stdout.
+        replace_existing: Accept a file or a link that is there.
+        inputs: Files that the report is made from.
+
     Raises:
-        UsageError: The file exists.
+        UsageError: The file exists, is one of the inputs, or can't be written.
     """
-    if output is None or str(output) == "-":
-        return
-    if output.exists() and not replace_existing:
-        raise UsageError(f"'{output}' exists.", hint="Choose another name, or add --force.")
+    if output is not None and str(output) != "-":
+        check_target_file(output, replace_existing=replace_existing, inputs=inputs)
 
 
 def write_report(text: str, output: Path | None, *, replace_existing: bool) -> None:
     """Write a report to a file, or to stdout for None and `-`.
+
+    A link is replaced, and the file that it leads to is kept.
 
     Raises:
         UsageError: The file exists, or can't be written.
@@ -31,13 +38,7 @@ def write_report(text: str, output: Path | None, *, replace_existing: bool) -> N
         sys.stdout.write(text)
         return
     check_report_path(output, replace_existing=replace_existing)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(output)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise UsageError(
-            f"Can't write '{output}': {error.strerror}.", hint="Name a file you may write."
-        ) from error
+    with saying_what_failed(output):
+        write_file(
+            text.encode(errors="backslashreplace"), output, replace_existing=replace_existing
+        )

@@ -39,6 +39,11 @@ def format_count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def format_number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, regular in the plural: `1 prompt`, `1,200 tokens`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_p_value(value: float, *, num_permutations: int) -> str:
     """Return a p-value; the smallest that so many permutations can give is a bound."""
     smallest = 1 / (1 + num_permutations)

@@ -9,7 +9,12 @@ from pathlib import Path
 from moetool.analysis.lift import DomainExpert, find_most_lifted
 from moetool.analysis.load import LayerLoad
 from moetool.printable import printable
-from moetool.report.numbers import format_file_size, format_place, format_stack
+from moetool.report.numbers import (
+    format_file_size,
+    format_number_of,
+    format_place,
+    format_stack,
+)
 from moetool.report.tables import render_table
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
@@ -26,16 +31,22 @@ def print_routing_summary(
     num_rows: int,
     output: Path | None,
     elapsed_s: float,
+    keeps_rows: bool = True,
     texts: Path | None = None,
 ) -> None:
-    """Print what was traced, how even the load is, and what each domain prefers."""
+    """Print what was traced, how even the load is, and what each domain prefers.
+
+    Rows went to the output, or to stdout where it is None or `-`, unless none were kept.
+    """
     lines = [
         *_describe_size(metadata, num_rows),
         *_describe_load(loads),
         "",
         *_describe_domains(lifts),
         "",
-        _describe_output(output, num_rows=num_rows),
+        _describe_output(output, num_rows=num_rows)
+        if keeps_rows
+        else "no rows were written: add -o trace.parquet to keep them",
         *([f"wrote {printable(texts)}"] if texts else []),
         f"took {elapsed_s:.1f} s, loading included",
     ]
@@ -47,17 +58,20 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
     lines = [
-        f"{printable(metadata.model)}: {metadata.num_prompts:,} prompts, {metadata.num_tokens:,} tokens",
-        f"{len(metadata.layers)} routed layers, {routing}: {metadata.num_decisions:,} decisions, "
-        f"{num_rows:,} assignments",
+        f"{printable(metadata.model)}: {format_number_of(metadata.num_prompts, 'prompt')}, "
+        f"{format_number_of(metadata.num_tokens, 'token')}",
+        f"{format_number_of(len(metadata.layers), 'routed layer')}, {routing}: "
+        f"{format_number_of(metadata.num_decisions, 'decision')}, "
+        f"{format_number_of(num_rows, 'assignment')}",
     ]
     if metadata.max_new_tokens:
         lines.append(
-            f"{metadata.num_new_tokens:,} tokens written, at most {metadata.max_new_tokens:,} a prompt"
+            f"{format_number_of(metadata.num_new_tokens, 'token')} written, at most {metadata.max_new_tokens:,} a prompt"
         )
     if metadata.num_cut_prompts:
         lines.append(
-            f"{metadata.num_cut_prompts:,} prompts were cut after {metadata.max_prompt_tokens} tokens"
+            f"{format_number_of(metadata.num_cut_prompts, 'prompt')} {_was(metadata.num_cut_prompts)} cut "
+            f"after {format_number_of(metadata.max_prompt_tokens or 0, 'token')}"
         )
     if not metadata.exact:
         lines += [
@@ -66,6 +80,10 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
             if note.startswith(NOT_EXACT)
         ]
     return lines
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
@@ -82,7 +100,7 @@ def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
         f"random routing of as many tokens would give {least.random_entropy:.3f}",
     ]
     if idle:
-        lines.append(f"{idle:,} experts were never chosen")
+        lines.append(f"{format_number_of(idle, 'expert')} {_was(idle)} never chosen")
     return lines
 
 
@@ -110,7 +128,7 @@ def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:
     headers = ("domain", "tokens", "over-represented experts: lift (95% interval)")
     lines = render_table(headers, rows, right=(1,)).splitlines()
     if len(ranked) > _DOMAINS_SHOWN:
-        lines.append(f"… and {len(ranked) - _DOMAINS_SHOWN} more domains")
+        lines.append(f"… and {format_number_of(len(ranked) - _DOMAINS_SHOWN, 'more domain')}")
     return lines
 
 
@@ -123,7 +141,6 @@ def _format_lift(cell: DomainExpert) -> str:
 
 def _describe_output(output: Path | None, *, num_rows: int) -> str:
     if output is not None and str(output) != "-":
-        return f"wrote {printable(output)} ({num_rows:,} rows, {format_file_size(output)})"
-    if sys.stdout.isatty() and output is None:
-        return "no rows were written: add -o trace.parquet to keep them"
-    return f"wrote {num_rows:,} rows to stdout"
+        size = f"{format_number_of(num_rows, 'row')}, {format_file_size(output)}"
+        return f"wrote {printable(output)} ({size})"
+    return f"wrote {format_number_of(num_rows, 'row')} to stdout"

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.writer import PROBABILITIES_SUFFIX
+from moetool.trace.companions import PROBABILITIES_SUFFIX
 
 # To open one of these can wait for ever; what is neither a file nor a folder is never opened.
 _KINDS = (

@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from moetool.errors import UsageError
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.schema import plain_schema
+from moetool.trace.targets import new_file, put_in_place, refuse_as_removed
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
+
+# The key in a part's footer that tells the parts of two runs apart.
+_RUN_KEY = b"moetool.run"
 
 
 class PartWriter:
     """Collects rows and closes them as one more Parquet part whenever there are enough.
 
     A part appears under its own name only when it is whole, so a killed run leaves nothing
-    broken behind: it loses what was collected since the last part.
+    broken behind: it loses what was collected since the last part. Only the parts that it closed
+    itself are merged, whatever else lies in the folder.
 
     Args:
-        folder: Where the parts go; created with the first part.
+        folder: Where the parts go; it must exist by the first part.
         schema: Of every table appended.
         footer: Returns the metadata to put into the next part's footer, as JSON.
+        check_folder: Raises if the folder is no longer this run's; called before each part.
     """
 
-    def __init__(self, folder: Path, *, schema: pa.Schema, footer: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        schema: pa.Schema,
+        footer: Callable[[], str],
+        check_folder: Callable[[], None],
+    ) -> None:
         self.folder = folder
         self.schema = schema
         self.num_rows = 0
         self._footer = footer
+        self._check_folder = check_folder
         self._collected: list[pa.Table] = []
         self._num_collected = 0
-        self._num_parts = 0
+        self._parts: list[Path] = []
+        self._run = secrets.token_hex(8).encode()
         self._last_part_s = time.monotonic()
+
+    @property
+    def num_parts(self) -> int:
+        """Parts closed so far."""
+        return len(self._parts)
 
     def append(self, table: pa.Table) -> None:
         """Collect a table's rows."""
@@ -48,31 +71,45 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Close what was collected as a part."""
+        """Close what was collected as a part.
+
+        Raises:
+            UsageError: Another run put a part there, or the folder is gone.
+            OSError: The part can't be written; what was collected is kept.
+        """
         if self._num_collected:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"part-{self._num_parts:05d}.parquet"
-            unfinished = part.with_suffix(".unfinished")
-            with _open_parquet(unfinished, self.schema) as writer:
-                writer.write_table(_join(self._collected))
-                writer.add_key_value_metadata({FOOTER_KEY: self._footer().encode()})
-            unfinished.replace(part)
+            self._write_part(_join(self._collected))
             self.num_rows += self._num_collected
-            self._num_parts += 1
         self._collected, self._num_collected = [], 0
         self._last_part_s = time.monotonic()
 
-    def merge_into_parquet(self, path: Path, *, footer: str) -> None:
-        """Write the rows of all parts into one Parquet file with the given metadata."""
-        with _open_parquet(path, self.schema) as writer:
+    def _write_part(self, rows: pa.Table) -> None:
+        part = self.folder / f"part-{len(self._parts):05d}.parquet"
+        unfinished = part.with_suffix(".unfinished")
+        self._check_folder()
+        try:
+            with _new_parquet(unfinished, self.schema) as writer:
+                writer.write_table(rows)
+                footer = {FOOTER_KEY: self._footer().encode(), _RUN_KEY: self._run}
+                writer.add_key_value_metadata(footer)
+            put_in_place(unfinished, part, replace_existing=False)
+        except (FileExistsError, UsageError) as error:
+            raise _refuse_as_shared(self.folder) from error
+        except FileNotFoundError as error:
+            raise refuse_as_removed(self.folder) from error
+        self._parts.append(part)
+
+    def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
+        """Write the rows of all parts into one new Parquet file with the given footer."""
+        with _new_parquet(path, self.schema) as writer:
             for table in self._read_groups():
                 writer.write_table(table)
-            writer.add_key_value_metadata({FOOTER_KEY: footer.encode()})
+            writer.add_key_value_metadata(footer)
 
     def merge_into_csv(self, path: Path) -> None:
-        """Write the rows of all parts into one CSV file."""
+        """Write the rows of all parts into one new CSV file."""
         schema = plain_schema(self.schema)
-        with pa.csv.CSVWriter(path, schema) as writer:
+        with new_file(path) as file, pa.csv.CSVWriter(file, schema) as writer:
             for table in self._read_groups():
                 writer.write_table(table.cast(schema))
 
@@ -80,26 +117,48 @@ class PartWriter:
         """Yield the rows of all parts in order, about `ROWS_PER_PART` at a time."""
         self.flush()
         group: list[pa.Table] = []
-        for path in sorted(self.folder.glob("part-*.parquet")):
-            group.append(pq.read_table(path, schema=self.schema))
+        for path in self._parts:
+            group.append(self._read_part(path))
             if sum(table.num_rows for table in group) >= ROWS_PER_PART:
                 yield _join(group)
                 group = []
         if group:
             yield _join(group)
 
+    def _read_part(self, path: Path) -> pa.Table:
+        try:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.metadata.get(_RUN_KEY) != self._run:
+                    raise _refuse_as_shared(self.folder)
+                return file.read().cast(self.schema)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise refuse_as_removed(path) from error
 
-def _open_parquet(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+
+@contextmanager
+def _new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of a new file, which is gone if the block fails."""
     # Routing weights hardly repeat: split into byte planes they compress better than by dictionary.
     floats = [field.name for field in schema if pa.types.is_float32(field.type)]
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=[name for name in schema.names if name not in floats],
-        use_byte_stream_split=floats,
-    )
+    with (
+        new_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=[name for name in schema.names if name not in floats],
+            use_byte_stream_split=floats,
+        ) as writer,
+    ):
+        yield writer
 
 
 def _join(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _refuse_as_shared(folder: Path) -> UsageError:
+    return UsageError(
+        f"Another run wrote to '{folder}' during this one.",
+        hint="Give each run another target.",
+    )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from moetool.choices import take_path
 from moetool.errors import InputError
 from moetool.printable import printable
+from moetool.trace.companions import sidecar_path
 from moetool.trace.decision_scan import DecisionScan
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.files import find_files, open_file, read_small_file
@@ -23,7 +24,6 @@ from moetool.trace.merging import Part, describe_parts, merge_metadata
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.schema import KEY_COLUMNS, REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
-from moetool.trace.writer import sidecar_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,12 +2,14 @@
 
 A file appears under its own name only when the trace is complete. Until then its closed parts
 lie in `<file>.partial/`, itself a trace marked `complete: false`; after an interrupt or a crash
-they stay there.
+they stay there. The metadata beside a CSV, and the probabilities, appear right after the trace that
+they belong to.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +18,34 @@ from typing import BinaryIO, Protocol, Self
 import pyarrow as pa
 import pyarrow.csv
 
-from moetool.errors import UsageError
-from moetool.trace.metadata import TraceMetadata
+from moetool.errors import MoetoolError, UsageError
+from moetool.trace.companions import (
+    TRACE_KEY,
+    check_companions,
+    find_companions,
+    probabilities_path,
+    sidecar_path,
+)
+from moetool.trace.interrupts import holding_interrupts
+from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
+from moetool.trace.partial import (
+    PROBABILITIES_NAME,
+    WHOLE_NAMES,
+    PartialFolder,
+    check_partial_folder,
+    partial_folder,
+)
 from moetool.trace.parts import PartWriter
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
+from moetool.trace.targets import (
+    check_names,
+    check_target_file,
+    new_file,
+    put_in_place,
+    saying_what_failed,
+)
 
 FILE_SUFFIXES = (".parquet", ".csv")
-PROBABILITIES_SUFFIX = ".probabilities.parquet"
 
 
 class TraceSink(Protocol):
@@ -52,8 +75,8 @@ class TraceSink(Protocol):
 class TraceFile:
     """A trace on its way to a `.parquet` or `.csv` file.
 
-    Use as a context manager: left through an exception, it closes what it has as parts and adds
-    a note to the exception that says where they are.
+    Use as a context manager: left before the trace is finished, it closes what it has as parts,
+    and adds a note that says where they are to the exception, if there is one.
 
     Args:
         target: The file to write.
@@ -61,7 +84,7 @@ class TraceFile:
         replace_existing: Replace an existing file, and an earlier run's unfinished parts.
 
     Raises:
-        UsageError: The target can't be written.
+        UsageError: The target can't be written, or another run is writing it.
     """
 
     def __init__(
@@ -70,17 +93,15 @@ class TraceFile:
         check_target(target, replace_existing=replace_existing)
         self.target = target
         self.partial = partial_folder(target)
+        self._replace_existing = replace_existing
         self._is_finished = False
         self._metadata = replace(metadata, complete=False)
-        self._rows = PartWriter(self.partial, schema=TRACE_SCHEMA, footer=self._footer)
-        self._probabilities = PartWriter(
-            self.partial / "probabilities",
-            schema=PROBABILITIES_SCHEMA,
-            footer=self._footer,
+        with saying_what_failed(target):
+            self._folder = PartialFolder(target, discard=replace_existing)
+        self._rows = self._open_parts(self.partial, TRACE_SCHEMA)
+        self._probabilities = self._open_parts(
+            self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
-        if replace_existing:
-            shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
 
     def __enter__(self) -> Self:
         return self
@@ -91,48 +112,93 @@ class TraceFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None or self._is_finished:
+        if self._is_finished:
             return
-        self._rows.flush()
-        self._probabilities.flush()
-        if self._rows.num_rows:
-            error.add_note(
-                f"what was traced until then: {self.partial} ({self._rows.num_rows:,} rows)"
-            )
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        with holding_interrupts():
+            # What could not be written before may fail again; the parts that are closed stay.
+            with suppress(OSError, MoetoolError):
+                self._rows.flush()
+                self._probabilities.flush()
+            if not self._rows.num_rows:
+                self._folder.remove()
+                return
+            self._folder.release()
+            if error is not None and self.partial.is_dir():
+                error.add_note(
+                    f"what was traced until then: {self.partial} ({self._rows.num_rows:,} rows)"
+                )
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
-        """Collect rows, closing a part now and then."""
-        self._rows.append(rows)
-        if probabilities is not None:
-            self._probabilities.append(probabilities)
+        """Collect rows, closing a part now and then.
+
+        Raises:
+            UsageError: A part can't be written, or the folder of the parts is gone.
+        """
+        with saying_what_failed(self.target):
+            self._rows.append(rows)
+            if probabilities is not None:
+                if not self._probabilities.num_parts:
+                    self._folder.check_held()
+                    self._probabilities.folder.mkdir(exist_ok=True)
+                self._probabilities.append(probabilities)
 
     def describe(self, metadata: TraceMetadata) -> None:
         """Give later parts this metadata, still with `complete: false`."""
         self._metadata = replace(metadata, complete=False)
 
     def finish(self, metadata: TraceMetadata) -> None:
-        """Write the complete trace to its place and remove the parts."""
-        text = metadata.to_json()
-        whole = self.partial / "whole"
+        """Write the complete trace to its place and remove the parts.
+
+        Raises:
+            UsageError: The trace can't be written; the parts stay.
+        """
+        with saying_what_failed(self.target), self._folder.emptied_of_wholes():
+            self._rows.flush()
+            self._probabilities.flush()
+            places = self._merge(metadata.to_json().encode())
+            with holding_interrupts():
+                self._put_in_place(places)
+                self._is_finished = True
+                self._folder.remove()
+
+    def _merge(self, metadata: bytes) -> list[tuple[Path, Path]]:
+        """Return the finished files and where each is to go, the trace first."""
+        whole, sidecar, scores = (self.partial / name for name in WHOLE_NAMES)
+        places = [(whole, self.target)]
         if self.target.suffix == ".csv":
             self._rows.merge_into_csv(whole)
-            sidecar = self.partial / "whole.meta.json"
-            sidecar.write_text(text, encoding="utf-8")
-            sidecar.replace(sidecar_path(self.target))
+            with new_file(sidecar) as file:
+                file.write(metadata)
+            places.append((sidecar, sidecar_path(self.target)))
         else:
-            self._rows.merge_into_parquet(whole, footer=text)
-        self._probabilities.flush()
+            self._rows.merge_into_parquet(whole, footer={FOOTER_KEY: metadata})
         if self._probabilities.num_rows:
-            scores = self.partial / "whole.probabilities"
-            self._probabilities.merge_into_parquet(scores, footer=text)
-            scores.replace(probabilities_path(self.target))
-        else:
-            probabilities_path(self.target).unlink(missing_ok=True)
-        whole.replace(self.target)
-        self._is_finished = True
-        shutil.rmtree(self.partial)
+            footer = {FOOTER_KEY: metadata, TRACE_KEY: self.target.name.encode()}
+            self._probabilities.merge_into_parquet(scores, footer=footer)
+            places.append((scores, probabilities_path(self.target)))
+        return places
+
+    def _put_in_place(self, places: Sequence[tuple[Path, Path]]) -> None:
+        """Give the finished files their names, so that what lies there is always of one trace.
+
+        What goes with the old trace goes before it does; what goes with the new one comes after.
+        """
+        self._folder.check_held()
+        check_target(
+            self.target,
+            replace_existing=self._replace_existing,
+            with_probabilities=self._probabilities.num_rows > 0,
+            is_running=True,
+        )
+        for path in find_companions(self.target):
+            path.unlink()
+        for unfinished, path in places:
+            put_in_place(unfinished, path, replace_existing=self._replace_existing)
+
+    def _open_parts(self, folder: Path, schema: pa.Schema) -> PartWriter:
+        return PartWriter(
+            folder, schema=schema, footer=self._footer, check_folder=self._folder.check_held
+        )
 
     def _footer(self) -> str:
         return self._metadata.to_json()
@@ -190,61 +256,52 @@ class NoTrace(_KeepsNothing):
         """Do nothing."""
 
 
-def check_target(target: Path, *, replace_existing: bool) -> None:
+def list_places(target: Path) -> list[Path]:
+    """Return every path that a run may write for a trace at a target."""
+    return [
+        target,
+        sidecar_path(target),
+        probabilities_path(target),
+        partial_folder(target),
+    ]
+
+
+def check_target(
+    target: Path,
+    *,
+    replace_existing: bool,
+    with_probabilities: bool = False,
+    inputs: Iterable[Path] = (),
+    is_running: bool = False,
+) -> None:
     """Check that a trace can be written to a path, before any work is done for it.
 
+    Args:
+        target: Where the trace is to go.
+        replace_existing: Accept a trace that is there, and what an unfinished run left.
+        with_probabilities: The run writes probabilities as well.
+        inputs: Files that the run reads.
+        is_running: The run has taken the folder of the parts.
+
     Raises:
-        UsageError: The path exists, an earlier run left parts there, or its folder can't be used.
+        UsageError: The path exists, an earlier run left parts there, another run writes there, or
+            its folder can't be used.
     """
     if target.suffix not in FILE_SUFFIXES:
         raise UsageError(
             f"Can't tell the format of '{target}'.", hint="End the name in .parquet or .csv."
         )
-    if target.is_dir():
-        raise UsageError(f"'{target}' is a folder.", hint="Name a file in it.")
-    for path in (target, sidecar_path(target), probabilities_path(target)):
-        if path.exists() and not replace_existing:
-            raise UsageError(f"'{path}' exists.", hint="Choose another name, or add --force.")
-    partial = partial_folder(target)
-    if partial.exists() and not replace_existing:
-        raise UsageError(
-            f"'{partial}' holds what an unfinished run traced.",
-            hint="It can be read as a trace; add --force to discard it and start over.",
-        )
-    check_folder_of(target)
-
-
-def check_folder_of(target: Path) -> None:
-    """Check that a file can be made beside a path.
-
-    Raises:
-        UsageError: Its folder is none, or can't be written to.
-    """
-    if not target.parent.is_dir():
-        raise UsageError(
-            f"'{target.parent}' is not a folder.", hint="Create it first, or name another."
-        )
-    try:
-        probe = target.with_name(f".{target.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"Can't write to '{target.parent}': {error.strerror}.",
-            hint="Name a folder you may write to.",
-        ) from error
-
-
-def partial_folder(target: Path) -> Path:
-    """Return the folder that holds an unfinished trace's parts."""
-    return target.with_name(f"{target.name}.partial")
-
-
-def probabilities_path(target: Path) -> Path:
-    """Return the Parquet file beside a trace that holds its router probabilities."""
-    return target.with_name(f"{target.stem}{PROBABILITIES_SUFFIX}")
-
-
-def sidecar_path(target: Path) -> Path:
-    """Return the JSON file beside a CSV trace that holds its metadata."""
-    return target.with_name(f"{target.name}.meta.json")
+    check_target_file(target, replace_existing=replace_existing, inputs=inputs)
+    check_names(
+        [
+            partial_folder(target),
+            *([sidecar_path(target)] if target.suffix == ".csv" else []),
+            *([probabilities_path(target)] if with_probabilities else []),
+        ]
+    )
+    check_companions(
+        target, replace_existing=replace_existing, with_probabilities=with_probabilities
+    )
+    if not is_running:
+        with saying_what_failed(target):
+            check_partial_folder(target, discard=replace_existing)

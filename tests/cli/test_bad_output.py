@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.trace.metadata import TraceMetadata
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import Completed, RunMoetool
 
@@ -35,12 +36,13 @@ def test_the_metadata_of_another_trace_is_refused_and_kept(
     trace_to: RunMoetool, tmp_path: Path
 ) -> None:
     metadata = tmp_path / "trace.csv.meta.json"
-    metadata.write_bytes(KEPT)
+    kept = TraceMetadata(model="another").to_json().encode()
+    metadata.write_bytes(kept)
 
     completed = trace_to("-o", tmp_path / "trace.csv")
 
     assert_refused(completed, Refusal(2, error=f"'{metadata}' exists", hint="--force"), target=None)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {metadata: KEPT}
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {metadata: kept}
 
 
 def test_the_parts_of_an_unfinished_run_are_refused_and_kept(

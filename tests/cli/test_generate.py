@@ -93,8 +93,10 @@ def sampled(
 ) -> Written:
     """Sampled tokens, with every other option, in place of what lay there."""
     folder = tmp_path_factory.mktemp("sampled")
-    for name in ("trace.parquet", "texts.jsonl", "texts.jsonl.partial"):
+    for name in ("trace.parquet", "texts.jsonl"):
         (folder / name).write_text("old")
+    # Only what looks like texts of a run is discarded.
+    (folder / "texts.jsonl.partial").write_text('{"id": "old"}')
     return write(
         *(run_moetool, prompts, folder, "--force", "--temperature", "1.5", "--top-p", "0.9"),
         *("--seed", "11", "--cache", "static", "--layers", "1,4", "--batch-size", "2"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from moetool.errors import UsageError
-from moetool.report.files import write_report
+from moetool.report.files import check_report_path, write_report
 
 
 @pytest.mark.parametrize("output", [None, Path("-")], ids=["none", "dash"])
@@ -36,9 +37,52 @@ def test_an_existing_report_is_replaced_only_if_asked_for(tmp_path: Path) -> Non
 
 
 def test_a_report_that_can_not_be_written_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Can't write"):
+    with pytest.raises(UsageError, match="is not a folder"):
         write_report("new", tmp_path / "missing" / "report.txt", replace_existing=False)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="Can't write"):
+    with pytest.raises(UsageError, match="is a folder"):
         write_report("new", tmp_path / "folder", replace_existing=True)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_full_disk_leaves_the_old_report_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.txt"
+    path.write_text("old", encoding="utf-8")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"Can't write '.*report.txt': File too large"):
+            write_report("new" * 1000, path, replace_existing=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_through_a_link_replaces_the_link(tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere.txt", tmp_path / "report.txt"
+    elsewhere.write_text("old", encoding="utf-8")
+    link.symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="exists"):
+        write_report("new", link, replace_existing=False)
+    write_report("new", link, replace_existing=True)
+    assert elsewhere.read_text(encoding="utf-8") == "old"
+    assert not link.is_symlink()
+    assert link.read_text(encoding="utf-8") == "new"
+
+
+def test_a_link_of_a_name_once_used_on_the_way_is_not_followed(tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere.json", tmp_path / ".report.json.unfinished"
+    elsewhere.write_text("old", encoding="utf-8")
+    link.symlink_to(elsewhere)
+    write_report("new", tmp_path / "report.json", replace_existing=False)
+    assert elsewhere.read_text(encoding="utf-8") == "old"
+    assert link.is_symlink()
+
+
+def test_a_report_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(UsageError, match="is an input"):
+        check_report_path(path, replace_existing=True, inputs=[path])
+    assert path.read_text(encoding="utf-8") == "old"

@@ -42,13 +42,16 @@ def print_summary(
     *,
     metadata: TraceMetadata = METADATA,
     output: Path | None = None,
+    num_rows: int = 4800,
+    keeps_rows: bool = True,
 ) -> None:
     print_routing_summary(
         metadata,
         loads=measure_load(counts),
         lifts=measure_lift(counts),
-        num_rows=4800,
+        num_rows=num_rows,
         output=output,
+        keeps_rows=keeps_rows,
         elapsed_s=1.25,
     )
 
@@ -157,9 +160,45 @@ def test_rows_that_went_to_a_pipe_are_counted(
     assert "wrote 4,800 rows to stdout" in capsys.readouterr().err
 
 
-def test_on_a_terminal_the_summary_says_how_to_keep_the_rows(
+def test_where_no_rows_are_kept_the_summary_says_how_to_keep_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_summary(keeps_rows=False)
+    assert "no rows were written: add -o trace.parquet" in capsys.readouterr().err
+
+
+def test_rows_that_a_terminal_showed_are_counted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    print_summary()
-    assert "add -o trace.parquet" in capsys.readouterr().err
+    print_summary(keeps_rows=True)
+    text = capsys.readouterr().err
+    assert "wrote 4,800 rows to stdout" in text
+    assert "no rows" not in text
+
+
+def test_one_of_a_kind_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    one = replace(
+        METADATA,
+        layers=METADATA.layers[:1],
+        num_prompts=1,
+        num_tokens=1,
+        num_decisions=1,
+        num_cut_prompts=1,
+        max_prompt_tokens=1,
+        num_new_tokens=1,
+        max_new_tokens=1,
+    )
+    layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
+    layers[0].assignments[:, 2] = 0
+    print_summary(replace(COUNTS, layers=tuple(layers)), metadata=one, num_rows=1)
+    text = capsys.readouterr().err
+    for words in (
+        "demo: 1 prompt, 1 token\n",
+        "1 routed layer, top-2 of 8 experts: 1 decision, 1 assignment\n",
+        "1 token written, at most 1 a prompt\n",
+        "1 prompt was cut after 1 token\n",
+        "1 expert was never chosen\n",
+        "wrote 1 row to stdout\n",
+    ):
+        assert words in text

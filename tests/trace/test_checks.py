@@ -20,8 +20,8 @@ from moetool import read_trace
 from moetool.errors import InputError
 from moetool.trace.counts import ExpertCounts, count_experts
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.partial import partial_folder
 from moetool.trace.reader import open_trace
-from moetool.trace.writer import partial_folder
 from tests.trace.examples import (
     NUM_EXPERTS,
     break_off,

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from moetool.errors import InputError
 from moetool.trace.counts import ExpertCounter, ExpertCounts, GroupColumn, count_experts
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from moetool.trace.partial import partial_folder
 from moetool.trace.reader import open_trace
 from moetool.trace.rows import assignment_rows
-from moetool.trace.writer import partial_folder
 from tests.trace.examples import (
     NUM_EXPERTS,
     break_off,

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from moetool import read_trace
 from moetool.errors import InputError
+from moetool.trace.companions import sidecar_path
 from moetool.trace.counts import count_experts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reader import open_trace
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writer import sidecar_path
 from tests.trace.examples import describe_layers, make_rows
 
 METADATA = TraceMetadata(complete=True, layers=describe_layers(), num_decisions=10)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -14,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetool.errors import UsageError
+from moetool.trace.companions import probabilities_path, sidecar_path
+from moetool.trace.partial import partial_folder
 from moetool.trace.reader import open_trace, read_trace
 from moetool.trace.rows import assignment_rows, probability_rows
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
@@ -22,9 +32,6 @@ from moetool.trace.writer import (
     TraceFile,
     TraceStream,
     check_target,
-    partial_folder,
-    probabilities_path,
-    sidecar_path,
 )
 from tests.trace.examples import (
     BEFORE,
@@ -61,6 +68,13 @@ def interrupt(target: Path, *tables: pa.Table, replace_existing: bool = False) -
     with pytest.raises(KeyboardInterrupt) as caught:
         break_off(target, *tables, replace_existing=replace_existing)
     return caught.value
+
+
+def write_with_probabilities(target: Path, *, replace_existing: bool = False) -> None:
+    tokens, layers = make_tokens([3, 2]), make_layers(5, top_k=(2, 2))
+    with TraceFile(target, metadata=BEFORE, replace_existing=replace_existing) as sink:
+        sink.write(assignment_rows(tokens, layers), probability_rows(tokens, layers))
+        sink.finish(AFTER)
 
 
 def test_the_target_appears_only_on_finish(target: Path) -> None:
@@ -137,7 +151,7 @@ def test_a_finish_that_fails_leaves_the_parts(target: Path) -> None:
             target.mkdir()
             sink.finish(AFTER)
 
-    with pytest.raises(OSError, match="directory") as caught:
+    with pytest.raises(UsageError, match="is a folder") as caught:
         finish_where_a_folder_is_in_the_way()
     assert columns_of(read_trace(partial_folder(target))) == make_rows().to_pydict()
     assert str(partial_folder(target)) in caught.value.__notes__[0]
@@ -164,7 +178,7 @@ def test_parts_are_closed_as_rows_come_in(target: Path) -> None:
         for count in range(1, 4):
             sink.write(make_rows(seed=count))
             parts = [f"part-{number:05d}.parquet" for number in range(count)]
-            assert names_in(sink.partial) == parts
+            assert names_in(sink.partial) == ["lock", *parts]
         sink.finish(AFTER)
 
 
@@ -174,7 +188,7 @@ def test_a_part_is_closed_when_enough_time_has_passed(
     monkeypatch.setattr("moetool.trace.parts.SECONDS_PER_PART", 0.0)
     with TraceFile(target, metadata=BEFORE) as sink:
         sink.write(make_rows())
-        assert names_in(sink.partial) == ["part-00000.parquet"]
+        assert names_in(sink.partial) == ["lock", "part-00000.parquet"]
         sink.finish(AFTER)
 
 
@@ -251,12 +265,348 @@ def test_force_discards_the_parts_of_an_unfinished_run(target: Path) -> None:
 
 
 def test_a_replacement_leaves_no_probabilities_of_the_trace_it_replaced(target: Path) -> None:
-    tokens, layers = make_tokens([3, 2]), make_layers(5, top_k=(2, 2))
-    with TraceFile(target, metadata=BEFORE) as sink:
-        sink.write(assignment_rows(tokens, layers), probability_rows(tokens, layers))
-        sink.finish(AFTER)
+    write_with_probabilities(target)
     write_trace(target, make_rows(seed=2), replace_existing=True)
     assert not probabilities_path(target).exists()
+
+
+# What is of others
+
+
+def probabilities_of_another(target: Path) -> bytes:
+    """Put the probabilities of the trace of the same name in the other format beside a target."""
+    other = target.with_suffix(".parquet" if target.suffix == ".csv" else ".csv")
+    write_with_probabilities(other)
+    return probabilities_path(target).read_bytes()
+
+
+def test_probabilities_of_another_trace_are_left_alone(target: Path) -> None:
+    theirs = probabilities_of_another(target)
+    check_target(target, replace_existing=False)
+    write_trace(target, make_rows())
+    write_trace(target, make_rows(), replace_existing=True)
+    assert probabilities_path(target).read_bytes() == theirs
+
+
+def test_probabilities_of_another_trace_are_never_replaced(target: Path) -> None:
+    theirs = probabilities_of_another(target)
+    with pytest.raises(UsageError, match=r"exists and belongs to 'trace\.") as early:
+        check_target(target, replace_existing=True, with_probabilities=True)
+    with pytest.raises(UsageError) as late:
+        write_with_probabilities(target, replace_existing=True)
+    assert late.value.message == early.value.message
+    assert probabilities_path(target).read_bytes() == theirs
+    assert len(read_trace(partial_folder(target))) > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not quite", None], ids=["empty", "broken", "bare"])
+def test_probabilities_of_nobody_are_never_replaced(content: bytes | None, target: Path) -> None:
+    path = probabilities_path(target)
+    if content is None:
+        pq.write_table(pa.table({"a": [1]}), path)
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    for force in (False, True):
+        with pytest.raises(UsageError, match="doesn't say that it belongs to"):
+            check_target(target, replace_existing=force)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"schema": "moetool.inspect/1"}'])
+def test_a_sidecar_that_is_not_a_trace_s_is_never_replaced(content: str, target: Path) -> None:
+    sidecar_path(target).write_text(content, encoding="utf-8")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="is not the metadata of a trace"):
+            check_target(target, replace_existing=force)
+    assert sidecar_path(target).read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize("beside", [sidecar_path, probabilities_path])
+def test_what_goes_with_a_trace_is_never_a_link(
+    beside: Callable[[Path], Path], target: Path
+) -> None:
+    elsewhere = target.with_name("elsewhere.csv")
+    write_with_probabilities(elsewhere)
+    beside(target).symlink_to(beside(elsewhere))
+    with pytest.raises(UsageError, match="exists and"):
+        check_target(target, replace_existing=True)
+    assert beside(elsewhere).is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "part-1.parquet", "probabilities/notes.txt", "sub/a"]
+)
+def test_a_folder_that_holds_more_than_parts_is_never_emptied(name: str, target: Path) -> None:
+    interrupt(target, make_rows())
+    kept = partial_folder(target) / name
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(b"kept")
+    parts = names_in(partial_folder(target))
+    for force in (False, True):
+        with pytest.raises(UsageError, match="which is not from a run"):
+            TraceFile(target, metadata=BEFORE, replace_existing=force)
+    assert names_in(partial_folder(target)) == parts
+    assert kept.read_bytes() == b"kept"
+
+
+def test_what_someone_puts_among_the_parts_stays(target: Path) -> None:
+    with TraceFile(target, metadata=BEFORE) as sink:
+        sink.write(make_rows())
+        (sink.partial / "notes.txt").write_bytes(b"kept")
+        sink.finish(AFTER)
+    assert names_in(partial_folder(target)) == ["notes.txt"]
+    assert columns_of(read_trace(target)) == make_rows().to_pydict()
+
+
+@pytest.mark.parametrize("leads_to", ["folder", "missing"])
+def test_parts_never_go_through_a_link(leads_to: str, target: Path) -> None:
+    elsewhere = target.with_name("folder")
+    elsewhere.mkdir()
+    (elsewhere / "part-00000.parquet").write_bytes(b"kept")
+    partial_folder(target).symlink_to(target.with_name(leads_to))
+    with pytest.raises(UsageError, match="is not a folder, and that is where the parts"):
+        TraceFile(target, metadata=BEFORE, replace_existing=True)
+    assert names_in(elsewhere) == ["part-00000.parquet"]
+
+
+def test_a_trace_through_a_link_replaces_the_link(target: Path) -> None:
+    old, new = make_rows(seed=1), make_rows(seed=2)
+    elsewhere = write_trace(target.with_stem("elsewhere"), old)
+    target.symlink_to(elsewhere)
+    assert refusal(target) == f"'{target}' exists."
+    write_trace(target, new, replace_existing=True)
+    assert not target.is_symlink()
+    assert columns_of(read_trace(target)) == new.to_pydict()
+    assert columns_of(read_trace(elsewhere)) == old.to_pydict()
+
+
+def test_a_target_that_appears_during_the_run_is_kept_and_so_are_the_parts(target: Path) -> None:
+    def write_while_another_does() -> None:
+        with TraceFile(target, metadata=BEFORE) as sink:
+            sink.write(make_rows())
+            target.write_bytes(b"kept")
+            sink.finish(AFTER)
+
+    with pytest.raises(UsageError, match="exists") as caught:
+        write_while_another_does()
+    assert target.read_bytes() == b"kept"
+    assert str(partial_folder(target)) in caught.value.__notes__[0]
+    assert columns_of(read_trace(partial_folder(target))) == make_rows().to_pydict()
+    assert names_in(partial_folder(target)) == ["lock", "part-00000.parquet"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_input_is_refused_as_a_target(target: Path) -> None:
+    write_trace(target, make_rows())
+    with pytest.raises(UsageError, match="is an input of this command"):
+        check_target(target, replace_existing=True, inputs=[target])
+
+
+# Two runs
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_target_that_another_run_writes_is_refused(force: bool, target: Path) -> None:
+    with TraceFile(target, metadata=BEFORE) as sink:
+        sink.write(make_rows())
+        for attempt in (check_target, partial(TraceFile, metadata=BEFORE)):
+            with pytest.raises(UsageError) as caught:
+                attempt(target, replace_existing=force)
+            assert caught.value.message.startswith(f"Another run (process {os.getpid()}, since "), (
+                caught.value.message
+            )
+        sink.finish(AFTER)
+    assert columns_of(read_trace(target)) == make_rows().to_pydict()
+    assert not partial_folder(target).exists()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_without_locks_the_rows_of_two_runs_are_not_mixed_either(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def write_while_another_does() -> None:
+        with TraceFile(target, metadata=BEFORE) as first:
+            first.write(make_rows(seed=1))
+            with TraceFile(target, metadata=BEFORE, replace_existing=True) as second:
+                second.write(make_rows(seed=2))
+                first.finish(AFTER)
+
+    monkeypatch.setattr("fcntl.flock", deny)
+    with pytest.raises(UsageError, match="Another run wrote to"):
+        write_while_another_does()
+    assert not target.exists()
+
+
+def test_a_run_that_ended_early_holds_nothing(target: Path) -> None:
+    interrupt(target, make_rows())
+    interrupt(target, replace_existing=True)
+    interrupt(target, make_rows())
+    with TraceFile(target, metadata=BEFORE, replace_existing=True) as sink:
+        sink.write(make_rows(seed=2))
+        sink.finish(AFTER)
+    assert columns_of(read_trace(target)) == make_rows(seed=2).to_pydict()
+
+
+def test_a_folder_without_parts_is_in_nobody_s_way(target: Path) -> None:
+    """As a kill leaves it before the first part."""
+    folder = partial_folder(target)
+    folder.mkdir()
+    (folder / "lock").write_text('{"pid": 1, "host": "a", "since": "2026"}')
+    (folder / "part-00000.unfinished").touch()
+    write_trace(target, make_rows())
+    assert columns_of(read_trace(target)) == make_rows().to_pydict()
+    assert not folder.exists()
+
+
+# What is taken away during the run
+
+
+def remove_and_go_on(target: Path, remove: Callable[[TraceFile], object]) -> UsageError:
+    """Remove something between two writes, and return what becomes of the run."""
+
+    def run() -> None:
+        with TraceFile(target, metadata=BEFORE) as sink:
+            sink.write(make_rows(seed=1))
+            remove(sink)
+            sink.write(make_rows(seed=2))
+            sink.finish(AFTER)
+
+    with pytest.raises(UsageError) as caught:
+        run()
+    assert not target.exists()
+    return caught.value
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_folder_that_is_removed_ends_the_run(
+    is_early: bool, target: Path, request: pytest.FixtureRequest
+) -> None:
+    if is_early:
+        request.getfixturevalue("small_parts")
+    error = remove_and_go_on(target, lambda sink: shutil.rmtree(sink.partial))
+    assert error.message == f"'{partial_folder(target)}' was removed or changed during the run."
+    assert not hasattr(error, "__notes__")
+    assert names_in(target.parent) == []
+
+
+def test_a_folder_above_that_is_removed_ends_the_run(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "trace.csv"
+    target.parent.mkdir()
+    error = remove_and_go_on(target, lambda _: shutil.rmtree(target.parent))
+    assert "was removed" in error.message
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("what", ["removed", "damaged"])
+def test_a_part_that_is_lost_ends_the_run(what: str, target: Path) -> None:
+    part = partial_folder(target) / "part-00000.parquet"
+    change = part.unlink if what == "removed" else partial(part.write_bytes, b"damaged")
+    error = remove_and_go_on(target, lambda _: change())
+    assert error.message == f"'{part}' was removed or changed during the run."
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_folder_that_another_run_has_now_is_not_written_to(target: Path) -> None:
+    with TraceFile(target, metadata=BEFORE) as first:
+        first.write(make_rows(seed=1))
+        shutil.rmtree(first.partial)
+        with TraceFile(target, metadata=BEFORE) as second:
+            second.write(make_rows(seed=2))
+            with pytest.raises(UsageError, match="was removed"):
+                first.write(make_rows(seed=3))
+            second.finish(AFTER)
+    assert columns_of(read_trace(target)) == make_rows(seed=2).to_pydict()
+    assert not partial_folder(target).exists()
+
+
+# What a full disk leaves
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_full_disk_leaves_the_parts_that_were_closed(target: Path) -> None:
+    rows = make_rows()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk() -> None:
+        with TraceFile(target, metadata=BEFORE) as sink:
+            sink.write(rows)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            sink.write(rows)
+
+    try:
+        with pytest.raises(UsageError, match=r"Can't write '.*': File too large") as caught:
+            fill_the_disk()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(partial_folder(target)) in caught.value.__notes__[0]
+    assert columns_of(read_trace(partial_folder(target))) == rows.to_pydict()
+    assert names_in(partial_folder(target)) == ["lock", "part-00000.parquet"]
+
+
+# Every step of the end
+
+
+def models_at(target: Path) -> dict[str, str | None]:
+    """Return the model that each file of a trace was made with; None where there is no file."""
+
+    def model_of(path: Path, read: Callable[[Path], bytes]) -> str | None:
+        return json.loads(read(path))["model"] if path.exists() else None
+
+    def read_footer(path: Path) -> bytes:
+        return bytes(pq.read_metadata(path).metadata[b"moetool"])
+
+    trace = open_trace(target).metadata if target.exists() else None
+    rows = read_trace(target)["weight"].sum() if target.exists() else None
+    return {
+        "rows": {sum_of(1): "old", sum_of(2): "new", None: None}[rows],
+        "trace": trace.model if trace else None,
+        "sidecar": model_of(sidecar_path(target), Path.read_bytes),
+        "probabilities": model_of(probabilities_path(target), read_footer),
+    }
+
+
+def sum_of(seed: int) -> float:
+    return float(make_rows(seed=seed).to_pandas()["weight"].sum())
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_at_every_instant_all_files_are_of_one_trace(
+    is_replaced: bool, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(seed: int, model: str) -> None:
+        tokens, layers = make_tokens([3, 2]), make_layers(5, top_k=(2, 2))
+        with TraceFile(target, metadata=BEFORE, replace_existing=True) as sink:
+            sink.write(make_rows(seed=seed), probability_rows(tokens, layers))
+            sink.finish(replace(AFTER, model=model))
+
+    if is_replaced:
+        write(1, "old")
+    seen: list[dict[str, str | None]] = [models_at(target)]
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "link")):
+        step = getattr(owner, name)
+
+        def step_and_look(*args: Any, step: Any = step, **options: Any) -> None:
+            step(*args, **options)
+            seen.append(models_at(target))
+
+        monkeypatch.setattr(owner, name, step_and_look)
+    write(2, "new")
+
+    for models in seen:
+        assert len({model for model in models.values() if model}) <= 1, models
+        assert models["rows"] is not None or not any(models.values()), models
+    whole = {"rows", "trace", "probabilities"} | ({"sidecar"} & {sidecar_of(target)})
+    assert {name for name, model in seen[-1].items() if model == "new"} == whole
+    assert not is_replaced or seen[0]["rows"] == "old"
+
+
+def sidecar_of(target: Path) -> str | None:
+    return "sidecar" if target.suffix == ".csv" else None
 
 
 # What can't be written to
@@ -275,7 +625,9 @@ def test_an_existing_trace_is_not_replaced_without_force(target: Path) -> None:
 
 
 def test_existing_probabilities_are_not_replaced_without_force(target: Path) -> None:
-    probabilities_path(target).touch()
+    write_with_probabilities(target)
+    target.unlink()
+    sidecar_path(target).unlink(missing_ok=True)
     assert refusal(target) == f"'{probabilities_path(target)}' exists."
     check_target(target, replace_existing=True)
 
@@ -297,6 +649,24 @@ def test_a_folder_is_refused_as_a_target(target: Path) -> None:
 
 def test_a_target_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(tmp_path / "missing" / "trace.parquet")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "with_probabilities", "spare"),
+    [
+        (".csv", False, ".meta.json"),
+        (".parquet", False, ".partial"),
+        (".parquet", True, ".probabilities"),
+    ],
+)
+def test_a_name_that_leaves_no_room_for_what_goes_with_it_is_refused_early(
+    suffix: str, with_probabilities: bool, spare: str, tmp_path: Path
+) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(suffix) - len(spare)
+    check = partial(check_target, replace_existing=False, with_probabilities=with_probabilities)
+    check(tmp_path / f"{'n' * longest}{suffix}")
+    with pytest.raises(UsageError, match=r"Can't write .*: File name too long"):
+        check(tmp_path / f"{'n' * (longest + 1)}{suffix}")
 
 
 def test_the_check_leaves_no_mark(target: Path) -> None:

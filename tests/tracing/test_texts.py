@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -141,19 +142,25 @@ def test_an_error_before_the_first_text_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["texts.jsonl", "texts.jsonl.partial"])
-def test_what_lies_there_is_replaced_only_by_force(tmp_path: Path, name: str) -> None:
+# Texts are told from any other file by how they begin.
+OLD_TEXT = json.dumps(vars(replace(TEXT, text="old")))
+
+
+@pytest.mark.parametrize(
+    ("name", "old"), [("texts.jsonl", "old"), ("texts.jsonl.partial", OLD_TEXT)]
+)
+def test_what_lies_there_is_replaced_only_by_force(tmp_path: Path, name: str, old: str) -> None:
     path = tmp_path / "texts.jsonl"
-    (tmp_path / name).write_text("old")
+    (tmp_path / name).write_text(old)
 
     with pytest.raises(UsageError) as caught:
         check_text_path(path, replace_existing=False)
     assert f"'{tmp_path / name}'" in caught.value.message
     assert "--force" in caught.value.hint
-    assert (tmp_path / name).read_text() == "old"
+    assert (tmp_path / name).read_text() == old
 
     check_text_path(path, replace_existing=True)
-    assert (tmp_path / name).read_text() == "old"
+    assert (tmp_path / name).read_text() == old
     with TextFile(path, replace_existing=True) as file:
         file.write([TEXT])
     assert names_in(tmp_path) == ["texts.jsonl"]
@@ -183,13 +190,90 @@ def test_a_folder_where_the_unfinished_file_would_be_is_refused(tmp_path: Path) 
 def test_a_folder_that_takes_no_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deny(_path: Path) -> NoReturn:
+    def deny(**_: Any) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", deny)
+    monkeypatch.setattr("tempfile.TemporaryFile", deny)
 
     with pytest.raises(UsageError, match=r"Can.t write to .*: Permission denied"):
         check_text_path(tmp_path / "texts.jsonl", replace_existing=False)
+
+
+def test_an_unfinished_file_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
+    partial = tmp_path / "texts.jsonl.partial"
+    partial.write_text("a download of something else")
+    with pytest.raises(UsageError, match="doesn't hold texts"):
+        check_text_path(tmp_path / "texts.jsonl", replace_existing=True)
+    with pytest.raises(UsageError, match="doesn't hold texts"):
+        TextFile(tmp_path / "texts.jsonl", replace_existing=True)
+    assert partial.read_text() == "a download of something else"
+
+
+def test_an_unfinished_file_is_never_opened_through_a_link(tmp_path: Path) -> None:
+    elsewhere, partial = tmp_path / "elsewhere", tmp_path / "texts.jsonl.partial"
+    elsewhere.write_text(OLD_TEXT)
+    partial.symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="not a regular file"):
+        TextFile(tmp_path / "texts.jsonl", replace_existing=True)
+    assert elsewhere.read_text() == OLD_TEXT
+
+
+def test_a_name_that_leaves_no_room_for_the_unfinished_file_is_refused(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".partial")
+    check_text_path(tmp_path / ("n" * longest), replace_existing=False)
+    with pytest.raises(UsageError, match="File name too long"):
+        check_text_path(tmp_path / ("n" * (longest + 1)), replace_existing=False)
+
+
+def test_a_link_is_replaced_and_the_texts_it_leads_to_are_kept(tmp_path: Path) -> None:
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "texts.jsonl"
+    elsewhere.write_text("old")
+    path.symlink_to(elsewhere)
+    with TextFile(path, replace_existing=True) as file:
+        file.write([TEXT])
+    assert elsewhere.read_text() == "old"
+    assert not path.is_symlink()
+    assert json.loads(path.read_text()) == vars(TEXT)
+
+
+def test_texts_that_another_run_writes_are_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    with TextFile(path) as file:
+        file.write([TEXT])
+        for force in (False, True):
+            with pytest.raises(UsageError, match=f"Another run is writing '{path}'"):
+                check_text_path(path, replace_existing=force)
+        file.write([TEXT])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [vars(TEXT)] * 2
+
+
+def test_what_appears_during_the_run_is_kept_with_the_unfinished_texts(tmp_path: Path) -> None:
+    path, partial = tmp_path / "texts.jsonl", tmp_path / "texts.jsonl.partial"
+
+    def write_while_another_does() -> None:
+        with TextFile(path) as file:
+            file.write([TEXT])
+            path.write_text("of someone else")
+
+    with pytest.raises(UsageError, match="exists"):
+        write_while_another_does()
+    assert path.read_text() == "of someone else"
+    assert json.loads(partial.read_text()) == vars(TEXT)
+
+
+def test_an_unfinished_file_that_is_removed_ends_the_run(tmp_path: Path) -> None:
+    path, partial = tmp_path / "texts.jsonl", tmp_path / "texts.jsonl.partial"
+
+    def remove_it() -> None:
+        with TextFile(path) as file:
+            file.write([TEXT])
+            partial.unlink()
+            file.write([TEXT])
+
+    with pytest.raises(UsageError, match=r"texts.jsonl.partial' was removed") as caught:
+        remove_it()
+    assert not hasattr(caught.value, "__notes__")
+    assert names_in(tmp_path) == []
 
 
 def break_off(path: Path, texts: Sequence[WrittenText]) -> NoReturn:

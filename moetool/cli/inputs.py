@@ -1,0 +1,59 @@
+"""The files that a command reads, which its output must not replace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moetool.checkpoint.reference import ModelReference
+
+# A folder may hold reports next to the checkpoint, and those may be replaced.
+_CHECKPOINT_FILES = (
+    "*config.json",
+    "*.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "tekken.json",
+    "chat_template*",
+    "*.safetensors",
+    "*.model",
+    "*.tiktoken",
+)
+
+
+def list_model_files(references: Sequence[ModelReference]) -> list[Path]:
+    """Return the files that local checkpoints are made of."""
+    paths = [reference.path for reference in references if reference.path is not None]
+    folders = [path for path in paths if os.path.isdir(path)]
+    files = [path for path in paths if path not in folders]
+    return files + [
+        file for folder in folders for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern)
+    ]
+
+
+def list_trace_files(trace: Path | None) -> list[Path]:
+    """Return the files of a trace: its own and its metadata, or a folder's parts."""
+    from moetool.trace.companions import sidecar_path
+
+    if trace is None or not trace.name:
+        return []
+    if os.path.isdir(trace):
+        return sorted(trace.glob("*.parquet"))
+    return [trace, sidecar_path(trace)]
+
+
+def list_prompt_files(prompts: str | None) -> list[Path]:
+    """Return the prompts file, or the files in a folder of them."""
+    from moetool.tracing.prompts import READERS
+
+    if prompts is None or prompts == "-":
+        return []
+    if os.path.isdir(prompts):
+        return [file for file in Path(prompts).iterdir() if file.suffix in READERS]
+    return [Path(prompts)]

@@ -1,0 +1,142 @@
+"""Ctrl-C at any moment: one error, one hint, exit 130.
+
+Before a command runs there is nothing to save, so the first Ctrl-C ends the process at once. In a
+command it is raised, so that what was written is kept; the next one, which impatience sends, changes
+nothing, and a third ends the process at once. After the command there is nothing left to interrupt.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+MESSAGE = "Interrupted."
+HINT = "Run the same command to start over."
+
+# After so many, whoever sends them does not want to wait for anything to be saved.
+_PATIENCE = 3
+# Libraries catch everything while they try what they can import: what is raised there may be lost.
+_REMINDER_S = 0.2
+
+
+class _State:
+    """What is known of the one command that a process runs."""
+
+    num_received = 0
+    is_reminder = False
+    is_in_command = False
+    is_over = False
+    was_said = False
+
+
+def catch_interrupts() -> None:
+    """Have every Ctrl-C end this process in the sentence above; call it first of all.
+
+    One that the process was started to ignore, as behind `nohup`, stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _handle)
+        sys.unraisablehook = _ignore_interrupts
+
+
+def was_interrupted() -> bool:
+    """Return whether there has been a Ctrl-C."""
+    return _State.num_received > 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a Ctrl-C be raised in the block, where what was written can be kept.
+
+    Raises:
+        KeyboardInterrupt: There was a Ctrl-C, whatever a library made of it.
+    """
+    _State.num_received, _State.is_over, _State.was_said = 0, False, False
+    _State.is_in_command = True
+    try:
+        yield
+    except Exception as error:
+        if not was_interrupted():
+            raise
+        interrupt = KeyboardInterrupt()
+        for note in getattr(error, "__notes__", ()):
+            interrupt.add_note(note)
+        raise interrupt from error
+    finally:
+        _State.is_in_command = False
+        _State.is_over = True
+
+
+def say_once() -> bool:
+    """Return whether the sentence is still to be said, and take it as said."""
+    was_said, _State.was_said = _State.was_said, True
+    return not was_said
+
+
+def end_interrupts() -> None:
+    """Ignore every Ctrl-C from now on; if there was one, end the process.
+
+    Python would die of one on its way down, when nothing is left to interrupt. A library that was
+    interrupted on its way up may not survive that way at all.
+    """
+    if was_interrupted():
+        _leave()
+    if signal.getsignal(signal.SIGINT) is _handle:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    if _State.is_reminder:
+        _State.is_reminder = False
+        if _State.is_in_command and not _is_on_its_way(sys.exc_info()[1]):
+            raise KeyboardInterrupt
+        return
+    if _State.is_over and not was_interrupted():
+        return
+    _State.num_received += 1
+    if not (_State.is_in_command or _State.is_over) or _State.num_received >= _PATIENCE:
+        _leave()
+    if _State.num_received == 1:
+        # Not through `threading`, whose locks the interrupted code may hold.
+        _thread.start_new_thread(_remind, ())
+        raise KeyboardInterrupt
+
+
+def _leave() -> NoReturn:
+    if say_once():
+        # What the terminal shows of progress is wiped, and its cursor shown again.
+        clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+        os.write(2, f"{clear}error: {MESSAGE}\nhint: {HINT}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _remind() -> None:
+    """Interrupt the command again and again, until the interrupt has come through."""
+    while True:
+        time.sleep(_REMINDER_S)
+        if not _State.is_in_command:
+            return
+        _State.is_reminder = True
+        _thread.interrupt_main()
+
+
+def _is_on_its_way(error: BaseException | None) -> bool:
+    """Return whether an interrupt, or what a library made of it, is being handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _ignore_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Say nothing of an interrupt where nothing can be raised, as in a finalizer; it comes again."""
+    if not (unraisable.exc_type is KeyboardInterrupt and was_interrupted()):
+        sys.__unraisablehook__(unraisable)

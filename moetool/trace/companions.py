@@ -1,0 +1,86 @@
+"""The files that go with a trace: a CSV's metadata, and the router probabilities."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetool.errors import UsageError
+from moetool.trace.targets import REPLACE_HINT
+
+PROBABILITIES_SUFFIX = ".probabilities.parquet"
+
+# The key in the footer of probabilities that names the file of their trace: `a.csv` and
+# `a.parquet` share a name for theirs.
+TRACE_KEY = b"moetool.trace"
+
+_MOVE_HINT = "Move it elsewhere, or choose another name for the trace."
+
+
+def probabilities_path(target: Path) -> Path:
+    """Return the Parquet file beside a trace that holds its router probabilities."""
+    return target.with_name(f"{target.stem}{PROBABILITIES_SUFFIX}")
+
+
+def sidecar_path(target: Path) -> Path:
+    """Return the JSON file beside a CSV trace that holds its metadata."""
+    return target.with_name(f"{target.name}.meta.json")
+
+
+def find_companions(target: Path) -> list[Path]:
+    """Return the files there are that belong to a trace, of this path and written by a run."""
+    sidecar, probabilities = sidecar_path(target), probabilities_path(target)
+    found = [sidecar] if _is_sidecar(sidecar) else []
+    if _read_owner(probabilities) == target.name:
+        found.append(probabilities)
+    return found
+
+
+def check_companions(target: Path, *, replace_existing: bool, with_probabilities: bool) -> None:
+    """Check that nothing of others lies where a trace's other files would.
+
+    Probabilities of another trace are in the way only of probabilities.
+
+    Raises:
+        UsageError: A file is in the way.
+    """
+    sidecar, probabilities = sidecar_path(target), probabilities_path(target)
+    if os.path.lexists(sidecar) and not _is_sidecar(sidecar):
+        raise UsageError(f"'{sidecar}' exists and is not the metadata of a trace.", hint=_MOVE_HINT)
+    if os.path.lexists(probabilities):
+        owner = _read_owner(probabilities)
+        if owner is None:
+            raise UsageError(
+                f"'{probabilities}' exists and doesn't say that it belongs to '{target.name}'.",
+                hint=_MOVE_HINT,
+            )
+        if owner != target.name and with_probabilities:
+            raise UsageError(f"'{probabilities}' exists and belongs to {owner!r}.", hint=_MOVE_HINT)
+    if not replace_existing and (companions := find_companions(target)):
+        raise UsageError(f"'{companions[0]}' exists.", hint=REPLACE_HINT)
+
+
+def _is_sidecar(path: Path) -> bool:
+    """Return whether there is a file that holds a trace's metadata; a link is none."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return False
+    try:
+        metadata = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(metadata, dict) and str(metadata.get("schema")).startswith("moetool.trace/")
+
+
+def _read_owner(path: Path) -> str | None:
+    """Return the file name of the trace that probabilities belong to; None if they don't say."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return None
+    try:
+        footer = pq.read_metadata(path).metadata or {}
+        return bytes(footer[TRACE_KEY]).decode()
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,181 @@
+"""The folder of an unfinished trace: held by one run at a time, and by none that was killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from moetool.errors import UsageError
+from moetool.trace.locks import open_locked, refuse_as_held, write_holder
+from moetool.trace.targets import refuse_as_removed
+
+LOCK_NAME = "lock"
+PROBABILITIES_NAME = "probabilities"
+# What the parts are merged into: the trace, a CSV's metadata, the probabilities.
+WHOLE_NAMES = ("whole", "whole.meta.json", "whole.probabilities")
+_PART = re.compile(r"part-\d{5,}\.(parquet|unfinished)")
+
+
+class PartialFolder:
+    """The folder of an unfinished trace, taken for one run.
+
+    Args:
+        target: The trace that the run writes.
+        discard: Take over, and empty, what an earlier run left.
+
+    Raises:
+        UsageError: Another run holds the folder, or it is not one that a run may empty.
+    """
+
+    def __init__(self, target: Path, *, discard: bool) -> None:
+        self.path = partial_folder(target)
+        self._lock = _take(target, discard=discard)
+        try:
+            self._empty()
+            write_holder(self._lock)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def check_held(self) -> None:
+        """Check that the folder is still the one that this run took.
+
+        Raises:
+            UsageError: It was removed, perhaps for another run.
+        """
+        with suppress(OSError):
+            found = os.lstat(self.path / LOCK_NAME)
+            if os.path.samestat(os.fstat(self._lock.fileno()), found):
+                return
+        raise refuse_as_removed(self.path)
+
+    @contextmanager
+    def emptied_of_wholes(self) -> Iterator[None]:
+        """Remove what the parts were merged into if the block fails: the parts hold it all."""
+        try:
+            yield
+        except BaseException:
+            for name in WHOLE_NAMES:
+                with suppress(OSError):
+                    (self.path / name).unlink()
+            raise
+
+    def release(self) -> None:
+        """Let other runs have the folder, with what is in it."""
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Remove the folder with what this run put there, and release it."""
+        with suppress(OSError):
+            self._empty()
+        if sys.platform == "win32":
+            # There an open file can't be removed.
+            self._lock.close()
+        # While the lock is held: a run that opened the file before will see that it is gone.
+        with suppress(OSError):
+            (self.path / LOCK_NAME).unlink()
+            # Not empty where another run took it over just now.
+            self.path.rmdir()
+        self._lock.close()
+        # Network file systems keep a removed file under another name until it is closed.
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def _empty(self) -> None:
+        """Remove what runs put there, except the lock."""
+        probabilities = self.path / PROBABILITIES_NAME
+        for folder in (probabilities, self.path):
+            with suppress(FileNotFoundError):
+                for path in folder.iterdir():
+                    if _is_ours(path.name) and path.name != LOCK_NAME:
+                        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            probabilities.rmdir()
+
+
+def partial_folder(target: Path) -> Path:
+    """Return the folder that holds an unfinished trace's parts."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def check_partial_folder(target: Path, *, discard: bool) -> None:
+    """Check that a run may take the folder of a target's parts.
+
+    Raises:
+        UsageError: Another run holds it, or it is not one that a run may empty.
+    """
+    folder = partial_folder(target)
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError(
+            f"'{folder}' is not a folder, and that is where the parts of '{target.name}' go.",
+            hint="Choose another name.",
+        )
+    _check_contents(folder)
+    # A folder without a lock is one that nobody is writing to.
+    if os.path.lexists(folder / LOCK_NAME):
+        with suppress(FileNotFoundError):
+            _open_lock(target).close()
+    if not discard and _holds_parts(folder):
+        raise UsageError(
+            f"'{folder}' holds what an unfinished run traced.",
+            hint="It can be read as a trace; add --force to discard it and start over.",
+        )
+
+
+def _check_contents(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.iterdir()):
+            inner = path.name == PROBABILITIES_NAME and path.is_dir() and not path.is_symlink()
+            names = [f"{path.name}/{part.name}" for part in path.iterdir()] if inner else []
+            strange = [name for name in names if not _PART.fullmatch(name.partition("/")[2])]
+            if not inner and (not _is_ours(path.name) or path.is_dir()):
+                strange = [path.name]
+            if strange:
+                raise UsageError(
+                    f"'{folder}' holds '{strange[0]}', which is not from a run of moetool.",
+                    hint="Move it elsewhere, or choose another name for the trace.",
+                )
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a run may have put a file of this name there."""
+    return name in (LOCK_NAME, *WHOLE_NAMES) or _PART.fullmatch(name) is not None
+
+
+def _holds_parts(folder: Path) -> bool:
+    return any(path.suffix == ".parquet" for path in folder.iterdir())
+
+
+def _take(target: Path, *, discard: bool) -> BinaryIO:
+    folder = partial_folder(target)
+    while True:
+        check_partial_folder(target, discard=discard)
+        with suppress(FileExistsError):
+            folder.mkdir()
+        # Its run may have ended and removed it since.
+        with suppress(FileNotFoundError):
+            lock = _open_lock(target)
+            try:
+                # As long as it wasn't locked, it may have got parts.
+                _check_contents(folder)
+                if discard or not _holds_parts(folder):
+                    return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+
+
+def _open_lock(target: Path) -> BinaryIO:
+    path = partial_folder(target) / LOCK_NAME
+    try:
+        return open_locked(path)
+    except BlockingIOError as error:
+        raise refuse_as_held(target, lock=path) from error

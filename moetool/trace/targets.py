@@ -1,0 +1,179 @@
+"""Files that appear whole or not at all, under names that nobody else uses.
+
+A target is replaced by renaming, never written into: where its name is a link, the link is
+replaced, and what it led to stays as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from moetool.errors import UsageError
+
+REPLACE_HINT = "Choose another name, or add --force."
+_OWN_STREAMS = {0: "stdin", 1: "stdout", 2: "stderr"}
+
+
+def check_target_file(
+    target: Path,
+    *,
+    replace_existing: bool,
+    inputs: Iterable[Path] = (),
+    hint: str = REPLACE_HINT,
+) -> None:
+    """Check that a file can be put at a path, before any work is done for it.
+
+    Args:
+        target: Where the file is to go.
+        replace_existing: Accept a file or a link that is there.
+        inputs: Files that the work reads; the target may be none of them, replaced or not.
+        hint: Said where something exists.
+
+    Raises:
+        UsageError: The path exists, is not that of a file, or its folder takes no files.
+    """
+    if not os.path.isdir(target.parent):
+        raise UsageError(
+            f"'{target.parent}' is not a folder.", hint="Create it first, or name another."
+        )
+    with saying_what_failed(target):
+        found = _stat(target)
+    if found is not None:
+        _check_replaceable(target, found, inputs=inputs)
+    if os.path.lexists(target) and not replace_existing:
+        raise UsageError(f"'{target}' exists.", hint=hint)
+    try:
+        # It has no name, or one that is nobody's, and is gone even after a kill -9.
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"Can't write to '{target.parent}': {error.strerror}.",
+            hint="Name a folder you may write to.",
+        ) from error
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return what lies at a path, or where its link leads; None for nothing."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _check_replaceable(target: Path, found: os.stat_result, *, inputs: Iterable[Path]) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"'{target}' is a folder.", hint="Name a file in it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"'{target}' is not a regular file.", hint="Name a file, or - for stdout.")
+    for descriptor, name in _OWN_STREAMS.items():
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), found):
+                raise UsageError(f"'{target}' is this command's {name}.", hint="Name another file.")
+    for path in inputs:
+        with suppress(OSError):
+            if os.path.samestat(os.stat(path), found):
+                raise UsageError(
+                    f"'{target}' is an input of this command.", hint="Name another file."
+                )
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """Check that files can have the names that are made of a target's, for example by their length.
+
+    Raises:
+        UsageError: One can't.
+    """
+    for path in paths:
+        with saying_what_failed(path), suppress(FileNotFoundError):
+            os.lstat(path)
+
+
+@contextmanager
+def saying_what_failed(target: Path) -> Iterator[None]:
+    """Turn the system's errors into a sentence that names the target.
+
+    Raises:
+        UsageError: The system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"Can't write '{target}': {error.strerror or error}.",
+            hint="Name a file you may write, in a place with room for it.",
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file for writing, with the permissions that the umask leaves.
+
+    It is gone if the block fails.
+
+    Raises:
+        FileExistsError: Something lies at the path, be it a link.
+    """
+    with path.open("xb") as file:
+        try:
+            yield file
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def write_file(content: bytes, target: Path, *, replace_existing: bool) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        UsageError: Something lies there that may not be replaced.
+        OSError: The file can't be written.
+    """
+    # Not made of the target's name, which may have the greatest length.
+    unfinished = target.with_name(f".moetool-{secrets.token_hex(8)}.unfinished")
+    try:
+        with new_file(unfinished) as file:
+            file.write(content)
+        put_in_place(unfinished, target, replace_existing=replace_existing)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def put_in_place(unfinished: Path, target: Path, *, replace_existing: bool) -> None:
+    """Give a finished file its name, in one step.
+
+    Raises:
+        UsageError: Something lies there that may not be replaced.
+    """
+    if os.path.isdir(target):
+        raise UsageError(f"'{target}' is a folder.", hint="Name a file in it.")
+    if replace_existing:
+        unfinished.replace(target)
+        return
+    try:
+        # Unlike a rename it fails where something appeared at the last moment.
+        os.link(unfinished, target)
+    except FileExistsError as error:
+        raise UsageError(f"'{target}' exists.", hint=REPLACE_HINT) from error
+    except OSError as error:
+        # Some file systems have no hard links.
+        if os.path.lexists(target):
+            raise UsageError(f"'{target}' exists.", hint=REPLACE_HINT) from error
+        unfinished.replace(target)
+    else:
+        unfinished.unlink()
+
+
+def refuse_as_removed(path: Path) -> UsageError:
+    """Return the error for something that a run needs until its end."""
+    return UsageError(
+        f"'{path}' was removed or changed during the run.",
+        hint="Run again, and leave the folder as it is until the run has ended.",
+    )

@@ -1,0 +1,261 @@
+"""A Ctrl-C at given moments, in processes that interrupt themselves there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moetool.trace.reader import open_trace, read_trace
+from tests.cli.refusals import Refusal, assert_refused
+from tests.conftest import REPOSITORY, Completed
+
+DEADLINE_S = 120
+
+INTERRUPTED = Refusal(130, error="Interrupted", hint="same command")
+
+AT_IMPORT = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == moment:
+            sys.meta_path.remove(self)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+# Replaces a method by one that first sends the signals, the first time it is called.
+AT_CALL = """
+import importlib, signal
+
+module, _, name = moment.partition(":")
+owner = importlib.import_module(module)
+*holders, last = name.split(".")
+for holder in holders:
+    owner = getattr(owner, holder)
+called = getattr(owner, last)
+
+def interrupted(*args, **options):
+    setattr(owner, last, called)
+    for _ in range(times):
+        signal.raise_signal(signal.SIGINT)
+    return called(*args, **options)
+
+setattr(owner, last, interrupted)
+"""
+
+
+def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
+    """Run the command line in a process that is interrupted at a moment."""
+    code = (
+        "import sys\n"
+        f"moment, times = {moment!r}, {times}\n"
+        f"{setting}\n"
+        "from moetool.__main__ import main\n"
+        "sys.argv = ['moetool', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("module", ["moetool.cli.main", "typer", "moetool.cli.route_trace"])
+def test_before_the_command_line_is_there(module: str, times: int) -> None:
+    assert_refused(run(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
+
+
+@pytest.mark.parametrize(
+    ("module", "times"),
+    [
+        ("moetool.checkpoint.reference", 1),
+        ("pyarrow", 2),
+        ("torch", 1),
+        ("torch._C", 1),
+        ("numpy", 3),
+        ("torch.nn.modules.linear", 2),
+        ("transformers", 1),
+        ("transformers.modeling_utils", 3),
+    ],
+)
+def test_while_libraries_are_imported(module: str, times: int, tmp_path: Path) -> None:
+    target = tmp_path / "trace.parquet"
+    completed = run(
+        AT_IMPORT, module, "route-trace", "demo", "--prompt", "hello", "-o", target, times=times
+    )
+    assert_refused(completed, INTERRUPTED, target=target)
+
+
+SPECIALIZE = ("specialize", "{}/trace.csv", "--permutations", "9", "-o", "{}/report.json")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.csv"
+    rows = "".join(f"{word},{word},0,0,{expert}\n" for word in "xy" for expert in range(4))
+    path.write_text(f"prompt_id,domain,position,layer,expert\n{rows}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "moetool.trace.reader:open_trace",
+        "moetool.analysis.specialization:measure_specialization",
+        "moetool.report.files:write_report",
+        "moetool.trace.targets:put_in_place",
+    ],
+)
+def test_in_a_report(moment: str, times: int, trace: Path) -> None:
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    completed = run(AT_CALL, moment, *words, times=times)
+    assert_refused(completed, INTERRUPTED, target=None)
+    assert not trace.with_name("report.json").exists()
+    # At the third nothing more is tidied up.
+    assert times == 3 or os.listdir(trace.parent) == [trace.name]
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(trace: Path) -> None:
+    swallow = """
+import moetool.trace.reader, signal
+
+def open_trace(path):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise ImportError("numpy is broken") from error
+
+moetool.trace.reader.open_trace = open_trace
+"""
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
+
+
+def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path) -> None:
+    swallow = """
+import moetool.trace.reader, signal, time
+
+def open_trace(path):
+    for _ in range(2):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        except BaseException:
+            pass
+    while True:
+        time.sleep(0.01)
+
+moetool.trace.reader.open_trace = open_trace
+"""
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
+
+
+def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path) -> None:
+    swallow = """
+import moetool.trace.reader, signal, time
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def open_trace(path):
+    Finalized()
+    while True:
+        time.sleep(0.01)
+
+moetool.trace.reader.open_trace = open_trace
+"""
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_when_all_is_done_it_changes_nothing(times: int, trace: Path) -> None:
+    at_exit = """
+import atexit, signal
+
+def interrupt():
+    for _ in range(times):
+        signal.raise_signal(signal.SIGINT)
+
+atexit.register(interrupt)
+"""
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    completed = run(at_exit, "", *words, times=times)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+    assert trace.with_name("report.json").exists()
+
+
+def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path) -> None:
+    """As behind `nohup`."""
+    ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    words = [word.format(trace.parent) for word in SPECIALIZE]
+    moment = "moetool.trace.reader:open_trace"
+    completed = run(ignore + AT_CALL, moment, *words)
+    assert (completed.returncode, completed.stderr) == (0, "")
+
+
+# With rows to keep. The demonstration checkpoint makes twelve of every token.
+
+# Sends one more signal when what there is is saved.
+AGAIN_IN_CLEAN_UP = (
+    AT_CALL
+    + """
+from moetool.trace.parts import PartWriter
+
+flush = PartWriter.flush
+
+def flush_interrupted(self):
+    signal.raise_signal(signal.SIGINT)
+    flush(self)
+    signal.raise_signal(signal.SIGINT)
+
+PartWriter.flush = flush_interrupted
+"""
+)
+
+
+@pytest.mark.parametrize("setting", [AT_CALL, AGAIN_IN_CLEAN_UP], ids=["once", "again"])
+def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> None:
+    target, partial = tmp_path / "trace.csv", tmp_path / "trace.csv.partial"
+    completed = run(
+        *(setting, "moetool.trace.counts:ExpertCounter.add"),
+        *("route-trace", "demo", "--prompt", "hello", "-o", target),
+    )
+    num_rows = len(read_trace(partial))
+    metadata = open_trace(partial).metadata
+    note = f"what was traced until then: {partial} ({num_rows} rows)"
+    assert_refused(completed, INTERRUPTED, target=None, note=note)
+    assert num_rows > 0
+    assert metadata is not None
+    assert not metadata.complete
+    assert os.listdir(tmp_path) == [partial.name]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_trace_that_is_being_put_in_its_place_gets_there(times: int, tmp_path: Path) -> None:
+    target = tmp_path / "trace.csv"
+    completed = run(
+        *(AT_CALL, "moetool.trace.writer:put_in_place"),
+        *("route-trace", "demo", "--prompt", "hello", "-o", target),
+        times=times,
+    )
+    metadata = open_trace(target).metadata
+    assert_refused(completed, INTERRUPTED, target=None)
+    assert metadata is not None
+    assert metadata.complete
+    assert sorted(os.listdir(tmp_path)) == ["trace.csv", "trace.csv.meta.json"]
