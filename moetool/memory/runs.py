@@ -12,6 +12,7 @@ from moetool.anatomy.rules import RoutingRule
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
+from moetool.simulation.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.generation import CantSimulate, TooManyOperations
 from moetool.simulation.long_generation import simulate_generation
 from moetool.simulation.memory_replay import (
@@ -71,6 +72,7 @@ def run_scenario(
     *,
     workspace_bytes: int,
     context_bytes: int,
+    lt_workspace_bytes: int = LT_WORKSPACE_BYTES,
     is_brief: bool = False,
 ) -> SimulatedRun:
     """Return what a simulation of a scenario shows.
@@ -83,6 +85,7 @@ def run_scenario(
         scenario: What is run.
         workspace_bytes: What products of matrices keep on the GPU in question.
         context_bytes: What a CUDA context takes on it.
+        lt_workspace_bytes: What products with a bias keep besides.
         is_brief: Of a generation, simulate the prefill, the first step of decoding and the last
             one alone: it takes less time, and says less of what the allocator holds in reserve.
 
@@ -95,6 +98,7 @@ def run_scenario(
         is_cache_static=scenario.cache is CacheKind.STATIC,
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
+        lt_workspace_bytes=lt_workspace_bytes,
     )
     notes: list[str] = []
     method = Method.SIMULATED

@@ -140,7 +140,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay events from one number to another, and return where most was allocated."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
-        workspace = self._timeline.workspace_block
+        workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
             if num_bytes < 0:
@@ -152,8 +152,8 @@ class _Meter:
             handle = handles[block] = allocator.allocate(num_bytes)
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
-            elif block == workspace:
-                self._workspace_bytes = allocator.size_of(handle)
+            elif block in workspaces:
+                self._workspace_bytes += allocator.size_of(handle)
             if allocator.allocated_bytes > most:
                 most = allocator.allocated_bytes
                 parts, at = (self._cache_bytes, self._workspace_bytes), origin

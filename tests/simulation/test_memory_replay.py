@@ -49,6 +49,14 @@ def test_a_generation_is_told_by_what_is_allocated_at_its_peaks() -> None:
     assert profile.peak_reserved_bytes == 22 * MIB
 
 
+def test_both_workspaces_are_told_apart_from_what_comes_and_goes() -> None:
+    events = [(0, 8 * MIB), (1, MIB), (2, 512)]
+    timeline = make_timeline(events, call_ends=[3], cache=[{}], workspace_block=0)
+    timeline = dataclasses.replace(timeline, lt_workspace_block=1)
+    parts = replay_timeline(timeline, weight_bytes=[]).prefill.parts
+    assert (parts.workspace_bytes, parts.activation_bytes) == (9 * MIB, 512)
+
+
 def test_a_peak_of_the_prompt_stays_the_run_s() -> None:
     events = [(0, 50 * MIB), (0, -1), (1, 512), (2, 1024)]
     timeline = make_timeline(events, call_ends=[2, 4], cache=[{}, {2: 1024}])
