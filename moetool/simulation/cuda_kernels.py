@@ -61,7 +61,9 @@ def needs_lt_workspace(operation: Any, args: Sequence[Any]) -> bool:
     if operation is not aten.addmm:
         return False
     bias, rows, matrix = args[:3]
-    return bool(bias.dim() == 1 and bias.is_contiguous() and rows.dim() == 2 and min(matrix.shape) > 1)
+    return bool(
+        bias.dim() == 1 and bias.is_contiguous() and rows.dim() == 2 and min(matrix.shape) > 1
+    )
 
 
 def find_temporaries(
