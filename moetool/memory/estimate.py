@@ -31,6 +31,10 @@ from moetool.memory.what_fits import (
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
+_RETRIED = (
+    "It fits because torch's allocator gives back what it holds in reserve where the GPU has no room "
+    "left, which takes time: on a GPU with more memory it would reserve more."
+)
 _OTHER_GPUS = (
     "The CUDA context's size and what kernels take for themselves are an H200's with torch 2.11: on "
     "other GPUs they may differ by some hundred MiB."
@@ -114,7 +118,9 @@ def estimate_memory(
 def _estimate(
     runs: ModelRuns, scenario: Scenario, *, named_gpu: Gpu | None, trace: Path | None
 ) -> Estimate:
-    run = runs.run(scenario)
+    run = in_full = runs.run(scenario)
+    if named_gpu is not None:
+        run = runs.run_within(scenario, named_gpu.memory_bytes) or in_full
     stored, stored_notes = runs.get_stored(scenario)
     variants = {name: runs.run(each) for name, each in runs.list_variants(scenario).items()}
     estimate = Estimate(
@@ -166,16 +172,17 @@ def _estimate(
         speed=speed,
         notes=(
             *estimate.notes,
-            *_note_fit(estimate.fit),
+            *([_RETRIED] if run is not in_full else []),
+            *_note_fit(runs, scenario, estimate.fit),
             *_note_calibration(named_gpu),
         ),
     )
 
 
-def _note_fit(fit: Fit | None) -> Iterator[str]:
-    if fit is None or fit.headroom_bytes is None:
+def _note_fit(runs: ModelRuns, scenario: Scenario, fit: Fit | None) -> Iterator[str]:
+    if fit is None or not fit.fits:
         return
-    if 0 <= fit.headroom_bytes < fit.memory_bytes * _TIGHT_SHARE:
+    if runs.run_within(scenario, int(fit.memory_bytes * (1 - _TIGHT_SHARE))) is None:
         yield "It is tight: the driver keeps some hundred MiB of a GPU's memory for itself."
 
 

@@ -21,6 +21,8 @@ from moetool.simulation.generation import CantSimulate
 _WORKSPACE_BYTES = 4096 * 2**10 * 8
 _WORKSPACE_BYTES_BEFORE_HOPPER = (4096 * 2 + 16 * 8) * 2**10
 _HOPPER = (9, 0)
+# A long generation's takes tens of megabytes.
+_NUM_REPLAYS_KEPT = 6
 # An H200's with torch 2.11 and CUDA 13, after a run; 720 to 752 MB were seen.
 CONTEXT_BYTES = 738_197_504
 
@@ -38,6 +40,7 @@ class ModelRuns:
     gpu: Gpu
     _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
+    _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
     _held: dict[int, PreTrainedModel] = field(default_factory=dict)
     _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
     _stored: dict[str, tuple[StoredWeights | None, tuple[str, ...]]] = field(default_factory=dict)
@@ -96,8 +99,7 @@ class ModelRuns:
         Raises:
             InputError: The model's code can't run without data.
         """
-        if (scenario, False) in self._runs:
-            return self._runs[scenario, False]
+        is_brief = is_brief and (scenario, False) not in self._runs
         if (scenario, is_brief) not in self._runs:
             self.builder.refuse_scenario(scenario)
             try:
@@ -114,7 +116,39 @@ class ModelRuns:
                     hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
                 ) from error
             self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)
+            self._drop_old_replays()
         return self._runs[scenario, is_brief]
+
+    def run_within(
+        self, scenario: Scenario, memory_bytes: int, *, is_brief: bool = False
+    ) -> SimulatedRun | None:
+        """Return what a scenario takes of a GPU with that much memory; None if it doesn't fit.
+
+        Args:
+            scenario: What is run.
+            memory_bytes: What the GPU has, the CUDA context's part included.
+            is_brief: The first and the last step of decoding are enough.
+
+        Raises:
+            InputError: The model's code can't run without data.
+        """
+        is_brief = is_brief and (scenario, False) not in self._runs
+        key = (scenario, is_brief, memory_bytes)
+        if key not in self._limited:
+            run = self.run(scenario, is_brief=is_brief)
+            total_bytes = run.figures.total_device_bytes
+            assert total_bytes is not None
+            if run.replay is None and total_bytes > memory_bytes:
+                del self._runs[scenario, is_brief]
+                run = self.run(scenario, is_brief=is_brief)
+            self._limited[key] = run.limit_to(memory_bytes)
+        return self._limited[key]
+
+    def _drop_old_replays(self) -> None:
+        """Keep what the last few runs did to memory, and of older ones the figures alone."""
+        kept = [key for key, run in self._runs.items() if run.replay is not None]
+        for key in kept[:-_NUM_REPLAYS_KEPT]:
+            self._runs[key] = replace(self._runs[key], replay=None)
 
     def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
         if scenario.quantization is not Quantization.NONE:

@@ -100,8 +100,10 @@ class Fit:
         quantization: How the weights are stored.
         num_gpus: How many of them it takes with transformers' `device_map="auto"`, whose unit is the
             decoder layer; None if no number does, or it is unknown.
-        fits: Whether it fits on one.
-        headroom_bytes: What is left on one; negative if it doesn't fit.
+        fits: Whether it fits on one: whether it runs through there, torch's allocator giving back
+            what it holds in reserve where the GPU has no room left.
+        headroom_bytes: What is left on one. If it doesn't fit, negative: what one lacks of all that
+            the allocator asks for.
     """
 
     gpu: str
