@@ -56,7 +56,7 @@ class SimulatedRun:
     method: Method
     notes: tuple[str, ...] = ()
     prompt_cache_bytes: int = 0
-    shifted_bytes: int = 0
+    shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
