@@ -21,8 +21,8 @@ from moetool.simulation.generation import CantSimulate
 _WORKSPACE_BYTES = 4096 * 2**10 * 8
 _WORKSPACE_BYTES_BEFORE_HOPPER = (4096 * 2 + 16 * 8) * 2**10
 _HOPPER = (9, 0)
-# A long generation's takes tens of megabytes.
-_NUM_REPLAYS_KEPT = 6
+# A long generation takes up to 100 MB.
+_NUM_REPLAYS_KEPT = 4
 # An H200's with torch 2.11 and CUDA 13, after a run; 720 to 752 MB were seen.
 CONTEXT_BYTES = 738_197_504
 

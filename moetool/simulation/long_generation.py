@@ -35,7 +35,7 @@ class StepBudget:
     few_steps: int = 16
     most_steps: int = 32
     most_samples: int = 24
-    most_events: int = 500_000
+    most_events: int = 1_000_000
 
 
 DEFAULT_BUDGET = StepBudget()
