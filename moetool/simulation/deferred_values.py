@@ -16,6 +16,9 @@ from moetool.simulation.generation import CantSimulate
 class DeferredCall:
     """An operation on tensors of the CPU that runs once one of its results is read.
 
+    Attributes:
+        results: Its results; empty as long as it hasn't run, or if it can't.
+
     Args:
         func: The operation.
         args: Its positional arguments. `DeferredValue` stands for tensors that aren't computed yet.
@@ -37,7 +40,7 @@ class DeferredCall:
         self._given: tuple[Any, Any] | None = (args, kwargs or {})
         self._num_bytes = num_bytes
         self._most_bytes = most_bytes
-        self._results: list[Any] = []
+        self.results: list[Any] = []
         self._error: Exception | None = None
 
     @property
@@ -55,12 +58,12 @@ class DeferredCall:
         if self._given is not None:
             given, self._given = self._given, None
             try:
-                self._results = self._compute(*given)
+                self.results = self._compute(*given)
             except (CantSimulate, NotImplementedError) as error:
                 self._error = error
         if self._error is not None:
             raise self._error
-        return self._results
+        return self.results
 
     def settle(self) -> None:
         """Run before what it is given changes; what can't be computed then never can be."""
@@ -74,7 +77,8 @@ class DeferredCall:
         return any(
             tensor.untyped_storage()._cdata == address
             for leaf in tree_leaves(self._given)
-            if (tensor := _find_tensor(leaf)) is not None
+            if (tensor := leaf.find() if isinstance(leaf, DeferredValue) else leaf) is not None
+            and isinstance(tensor, torch.Tensor)
         )
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -111,6 +115,10 @@ class DeferredValue:
         value: torch.Tensor = self.call.run()[self.place]
         return value
 
+    def find(self) -> torch.Tensor | None:
+        """Return the value if it has been computed."""
+        return self.call.results[self.place] if self.call.results else None
+
 
 class PendingCalls:
     """The operations that have not run yet, as long as anything may read their results."""
@@ -131,18 +139,4 @@ class PendingCalls:
                 call.settle()
 
     def _find_dependent(self, address: int) -> Iterator[DeferredCall]:
-        return (
-            call for call in list(self._calls) if call.is_pending and call.depends_on(address)
-        )
-
-
-def _find_tensor(leaf: object) -> torch.Tensor | None:
-    """Return the tensor that an argument is or stands for; None if that isn't computed yet."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf
-    if isinstance(leaf, DeferredValue) and not leaf.call.is_pending:
-        try:
-            return leaf.compute()
-        except (CantSimulate, NotImplementedError):
-            return None
-    return None
+        return (call for call in list(self._calls) if call.is_pending and call.depends_on(address))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from moetool.simulation.deferred_values import DeferredCall, DeferredValue, PendingCalls
 from moetool.simulation.dispatch import DispatchMode
+from moetool.simulation.generation import CantSimulate
 
 aten = torch.ops.aten
 
@@ -193,19 +197,21 @@ class KnownValues(DispatchMode):
         if func._schema.is_mutable:
             for tensor in _find_written(func, args, kwargs):
                 self._settle_before_writing(tensor)
-        is_late = any(isinstance(leaf, DeferredValue) for leaf in tree_leaves((args, kwargs)))
-        is_late = is_late or any(tensor.numel() > self._most_elements for tensor in made)
+        is_deferred = any(
+            isinstance(leaf, DeferredValue) for leaf in tree_leaves((twin_args, twin_kwargs))
+        ) or any(tensor.numel() > self._most_elements for tensor in made)
         twins: list[Any] = [DeferredValue(call, place) for place in range(len(results))]
-        if func._schema.is_mutable or not is_late:
+        if is_deferred and not func._schema.is_mutable:
+            self._pending.add(call)
+        else:
             try:
                 twins = call.run()
-            except NotImplementedError:  # such as a histogram of whole numbers: GPUs alone take it
+            except NotImplementedError:
                 self._forget_written(func, args, kwargs)
                 return
             except CantSimulate:
+                # Whoever reads what was to be written gets this error.
                 self._forget_written(func, args, kwargs)
-        else:
-            self._pending.add(call)
         for tensor, twin in zip(results, twins, strict=True):
             if isinstance(tensor, torch.Tensor):
                 self._twins[tensor] = twin
@@ -224,15 +230,9 @@ class KnownValues(DispatchMode):
         twin = self._twins.get(tensor) if tensor.device.type == "meta" else tensor
         if isinstance(twin, DeferredValue):
             twin.call.settle()
-            twin = None if twin.call.is_pending else self._find_settled(twin)
+            twin = twin.find()
         if twin is not None:
             self._pending.settle(twin)
-
-    def _find_settled(self, value: DeferredValue) -> torch.Tensor | None:
-        try:
-            return value.compute()
-        except (CantSimulate, NotImplementedError):
-            return None
 
     def _find_on_host(self, tensor: torch.Tensor) -> torch.Tensor | None:
         return self.find_value(tensor) if tensor.device.type == "meta" else tensor
@@ -244,23 +244,36 @@ class KnownValues(DispatchMode):
 
     def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forget what an operation writes unknown values to, with all that shares its memory."""
-        if not func._schema.is_mutable:
-            return
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(value, torch.Tensor) and value in self._twins:
-                address = self._twins[value].untyped_storage()._cdata
-                for tensor, twin in list(self._twins.items()):
-                    if twin.untyped_storage()._cdata == address:
+        for written in _find_written(func, args, kwargs):
+            if written in self._twins:
+                address = written.untyped_storage()._cdata
+                for tensor in list(self._twins):
+                    if tensor.untyped_storage()._cdata == address:
                         del self._twins[tensor]
 
 
-def _choose_in_turns(chosen: torch.Tensor, *, num_choices: int) -> torch.Tensor:
+def _find_written(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operation writes to."""
+    if not func._schema.is_mutable:
+        return
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
+def _is_view(func: Any) -> bool:
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:
     """Return numbers below `num_choices`, each as often as any other."""
-    turns = torch.arange(chosen.numel(), dtype=chosen.dtype) % max(num_choices, 1)
-    return turns.reshape(chosen.shape)
+    turns = torch.arange(math.prod(shape), dtype=dtype) % max(num_choices, 1)
+    return turns.reshape(shape)
 
 
 def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> bool:
@@ -275,10 +288,6 @@ def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict
 
 def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
     return kwargs.get("device") is not None and func.overloadpacket not in _LEAVES_UNSET
-
-
-def _can_be_known(tensor: torch.Tensor) -> bool:
-    return tensor.numel() <= _MOST_ELEMENTS
 
 
 class _Literals(TorchFunctionMode):
@@ -301,6 +310,6 @@ class _Literals(TorchFunctionMode):
             shown = args[0] if value is None else value
             return func(shown, *args[1:])  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
-        if func is torch.tensor and result.device.type == "meta" and _can_be_known(result):
+        if func is torch.tensor and result.device.type == "meta":
             self._known.know(result, func(*args, **{**kwargs, "device": "cpu"}))
         return result

@@ -178,7 +178,7 @@ class MemoryRun:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
             shape = (batch_size, num_prompt_tokens)
             input_ids = torch.zeros(shape, dtype=torch.long, device="meta")
-            known.know(input_ids, torch.full(shape, self._token_id))
+            known.know_filled(input_ids, self._token_id)
             if self._options.has_padding:
                 mask = torch.ones(shape, dtype=torch.long, device="meta")
                 values = torch.ones(shape, dtype=torch.long)
