@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
+from moetool.memory.confirmed import find_confirmation
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
-from moetool.memory.result import Estimate, Fit, Measurement
+from moetool.memory.result import Estimate, Fit, Measurement, Offload, SpeedBound
+from moetool.memory.runs import SimulatedRun
 from moetool.memory.scenario import Quantization, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
@@ -27,10 +31,18 @@ from moetool.memory.what_fits import (
     quantize_scenario,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_T = TypeVar("_T")
 # What figures are for if no GPU is named: they were measured on it.
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
 _TIGHT_SHARE = 0.015
+_UNCONFIRMED = (
+    "No GPU has confirmed estimates of this kind of model ({}) yet: it may do something that none of "
+    "the measured ones do."
+)
 _RETRIED = (
     "It fits because torch's allocator gives back what it holds in reserve where the GPU has no room "
     "left, which takes time: on a GPU with more memory it would reserve more."
@@ -122,7 +134,19 @@ def _estimate(
     if named_gpu is not None:
         run = runs.run_within(scenario, named_gpu.memory_bytes) or in_full
     stored, stored_notes = runs.get_stored(scenario)
-    variants = {name: runs.run(each) for name, each in runs.list_variants(scenario).items()}
+    unknown = _Unknown()
+    variants = {
+        name: unknown.unless(f"What it takes with the variant {name} is", runs.run, each)
+        for name, each in runs.list_variants(scenario).items()
+    }
+    fits = unknown.unless(
+        "What it fits on is",
+        partial(list_fits_everywhere, runs, scenario)
+        if named_gpu is None
+        else partial(list_fits_on, runs, scenario, named_gpu),
+    )
+    model_type = runs.builder.make_config().model_type
+    confirmed = find_confirmation(model_type, scenario.quantization)
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -131,52 +155,105 @@ def _estimate(
         figures=run.figures,
         context_bytes=CONTEXT_BYTES,
         peaks=run.peaks,
-        variants={name: each.figures for name, each in variants.items()},
-        fits=list_fits_everywhere(runs, scenario)
-        if named_gpu is None
-        else list_fits_on(runs, scenario, named_gpu),
+        variants={name: each.figures for name, each in variants.items() if each is not None},
+        fits=fits or (),
         stored=stored,
-        notes=(*run.notes, *stored_notes),
+        notes=(
+            *run.notes,
+            *stored_notes,
+            *([_UNCONFIRMED.format(model_type)] if confirmed is None else []),
+        ),
+        confirmed_on=None if confirmed is None else confirmed.where,
     )
     if named_gpu is None:
-        return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
-    held = runs.get_held(scenario)
-    plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
-    choices = find_choices(plain)
-    routing = None if trace is None or choices is None else read_routing(trace, choices)
-    total_bytes = run.figures.total_device_bytes
-    assert total_bytes is not None
-    offload = plan_offload(
-        held,
-        gpu=named_gpu,
-        total_bytes=total_bytes,
-        batch_size=scenario.batch_size,
-        choices=choices,
-        quantization=scenario.quantization,
-    )
-    speed = bound_speed(
-        held,
-        scenario,
-        named_gpu,
-        cache_bytes=run.prompt_cache_bytes,
-        routing=routing,
-        unquantized=plain,
+        return replace(estimate, notes=(*estimate.notes, *unknown.notes, _OTHER_GPUS))
+    num_gpus = estimate.fit.num_gpus if estimate.fit else None
+    estimate = replace(
+        estimate,
+        limits=unknown.unless(
+            "The longest prompt and the largest batch that fit are",
+            partial(find_limits_on, runs, scenario, named_gpu),
+        ),
+        ranks=unknown.unless(
+            "What several GPUs would hold is",
+            partial(list_ranks, runs, scenario, named_gpu, num_gpus=num_gpus),
+        )
+        or (),
+        offload=unknown.unless(
+            "What would move to the host is", partial(_plan_offload, runs, scenario, named_gpu, run)
+        ),
+        speed=_bound_speed(runs, scenario, named_gpu, run, trace=trace),
     )
     return replace(
         estimate,
-        limits=find_limits_on(runs, scenario, named_gpu),
-        ranks=list_ranks(
-            runs, scenario, named_gpu, num_gpus=estimate.fit.num_gpus if estimate.fit else None
-        ),
-        offload=offload,
-        speed=speed,
         notes=(
             *estimate.notes,
+            *unknown.notes,
             *([_RETRIED] if run is not in_full else []),
             *_note_fit(runs, scenario, estimate.fit),
             *_note_calibration(named_gpu),
         ),
     )
+
+
+class _Unknown:
+    """What could not be found out beside the estimate itself, which stands without it.
+
+    Attributes:
+        notes: What is unknown and why, a sentence each.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def unless(self, what: str, find: Callable[..., _T], *args: Any) -> _T | None:
+        """Return what a function finds; None, and a note, if it can't.
+
+        Args:
+            what: The subject and verb of the note.
+            find: The function.
+            args: What it is given.
+        """
+        try:
+            return find(*args)
+        except MoetoolError as error:
+            self.notes.append(f"{what} unknown: {error.message}")
+            return None
+
+
+def _plan_offload(
+    runs: ModelRuns, scenario: Scenario, gpu: Gpu, run: SimulatedRun
+) -> Offload | None:
+    total_bytes = run.figures.total_device_bytes
+    assert total_bytes is not None
+    return plan_offload(
+        runs.get_held(scenario),
+        gpu=gpu,
+        total_bytes=total_bytes,
+        batch_size=scenario.batch_size,
+        choices=find_choices(_get_plain(runs, scenario)),
+        quantization=scenario.quantization,
+    )
+
+
+def _bound_speed(
+    runs: ModelRuns, scenario: Scenario, gpu: Gpu, run: SimulatedRun, *, trace: Path | None
+) -> SpeedBound:
+    plain = _get_plain(runs, scenario)
+    choices = find_choices(plain)
+    routing = None if trace is None or choices is None else read_routing(trace, choices)
+    return bound_speed(
+        runs.get_held(scenario),
+        scenario,
+        gpu,
+        cache_bytes=run.prompt_cache_bytes,
+        routing=routing,
+        unquantized=plain,
+    )
+
+
+def _get_plain(runs: ModelRuns, scenario: Scenario) -> PreTrainedModel:
+    return runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
 
 
 def _note_fit(runs: ModelRuns, scenario: Scenario, fit: Fit | None) -> Iterator[str]:

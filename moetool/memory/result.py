@@ -284,6 +284,8 @@ class Estimate:
         stored: Of checkpoints that are quantized already.
         measured: What a GPU showed; None if it wasn't asked.
         notes: What a reader has to know.
+        confirmed_on: The GPU and the day on which runs of this kind of model were measured and
+            compared with their estimates; None if none were.
     """
 
     model: str
@@ -302,6 +304,7 @@ class Estimate:
     stored: StoredWeights | None = None
     measured: Measurement | None = None
     notes: tuple[str, ...] = ()
+    confirmed_on: str | None = None
 
     @property
     def at_peak(self) -> Peak | None:
