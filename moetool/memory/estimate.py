@@ -15,7 +15,7 @@ from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.inspection.subject import AskedSource, find_subject
 from moetool.memory.confirmed import find_confirmation
 from moetool.memory.experts_touched import find_choices, read_routing
-from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
+from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
 from moetool.memory.result import Estimate, Fit, Measurement, Offload, SpeedBound
@@ -112,7 +112,7 @@ def estimate_memory(
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
     if measure:
-        refuse_unmeasurable(scenarios)
+        refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
     say = on_progress or (lambda _: None)
     estimates = []
     for scenario in scenarios:
@@ -122,7 +122,11 @@ def estimate_memory(
         return estimates
     say(f"measuring {reference.text}")
     return [
-        replace(estimate, measured=measured, notes=(*estimate.notes, *_note_gpu(measured)))
+        replace(
+            estimate,
+            measured=measured,
+            notes=(*estimate.notes, *_note_gpu(measured, estimate.scenario.quantization)),
+        )
         for estimate, measured in zip(estimates, measure_scenarios(builder, scenarios), strict=True)
     ]
 
@@ -268,8 +272,16 @@ def _note_calibration(gpu: Gpu) -> Iterator[str]:
         yield _OTHER_GPUS
 
 
-def _note_gpu(measured: Measurement) -> Iterator[str]:
-    yield f"Measured on {measured.gpu} with random weights in {measured.seconds:.1f} s."
+def _note_gpu(measured: Measurement, quantization: Quantization) -> Iterator[str]:
+    weights = "random weights" if quantization is Quantization.NONE else "the checkpoint's weights"
+    yield f"Measured on {measured.gpu} with {weights} in {measured.seconds:.1f} s."
+    if measured.held_before_bytes is None:
+        yield "What other processes hold on the GPU is not known: it counts in the measured total."
+    elif measured.held_before_bytes:
+        yield (
+            f"The GPU held {measured.held_before_bytes / 2**20:,.0f} MiB before it was measured, which "
+            "the measured total leaves out."
+        )
 
 
 def _describe(model: str, scenario: Scenario) -> str:

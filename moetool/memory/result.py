@@ -252,7 +252,10 @@ class Measurement:
     Attributes:
         gpu: The device's name.
         figures: The figures.
-        context_bytes: What the device holds beside torch's reserved memory.
+        context_bytes: What the device holds beside torch's reserved memory, without what it held
+            before.
+        held_before_bytes: What the device held before this process used it; None if unknown: then
+            it counts as the context's.
         seconds: Wall time of the run.
     """
 
@@ -260,6 +263,7 @@ class Measurement:
     figures: MemoryFigures
     context_bytes: int
     seconds: float
+    held_before_bytes: int | None = None
 
 
 @dataclass(frozen=True)

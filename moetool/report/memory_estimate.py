@@ -97,7 +97,6 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "model": estimate.model,
         "scenario": estimate.scenario,
         "method": estimate.method,
-        "confirmed_on": estimate.confirmed_on,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
         "at_peak": estimate.at_peak,
         "peaks": estimate.peaks,
@@ -111,6 +110,7 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "offload": estimate.offload,
         "speed": estimate.speed,
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
+        "confirmed_on": estimate.confirmed_on,
     }
 
 

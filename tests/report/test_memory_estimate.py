@@ -34,7 +34,7 @@ ESTIMATE_KEYS = [
     *("peak_reserved_bytes", "context_bytes", "total_device_bytes", "at_peak", "peaks", "variants"),
     *("fits", "notes"),
 ]
-FURTHER_KEYS = ["gpu", "stored", "limits", "ranks", "offload", "speed", "measured"]
+FURTHER_KEYS = ["gpu", "stored", "limits", "ranks", "offload", "speed", "measured", "confirmed_on"]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),
     "workspace_bytes",
