@@ -146,7 +146,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
         "bnb_4bit_compute_dtype": skeleton.dtype,
     }
     try:
-        model: PreTrainedModel = type(skeleton).from_pretrained(
+        model: Any = type(skeleton).from_pretrained(
             builder.subject.code,
             config=config,
             dtype=skeleton.dtype,
@@ -165,7 +165,8 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
             hint="Check that bitsandbytes is installed, and leave --measure out otherwise.",
             facts=[f"seen: {(str(error).splitlines() or [type(error).__name__])[0]}"],
         ) from error
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _measure(
@@ -231,9 +232,8 @@ def _run(
 
 
 def _have_model_in_common(one: Scenario, other: Scenario) -> bool:
-    sizes = {"batch_size": 1, "num_prompt_tokens": 1, "num_new_tokens": 1, "has_padding": False}
-    common = {**sizes, "task": Task.GENERATE, "cache": CacheKind.DYNAMIC}
-    return replace(one, **common) == replace(other, **common)
+    names = ("dtype", "attention", "experts_implementation", "quantization", "is_double_quantized")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _release() -> None:

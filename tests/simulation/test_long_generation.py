@@ -216,7 +216,7 @@ def test_a_generation_of_a_few_steps_is_that_of_every_step(
 ) -> None:
     lengths = {"num_prompt_tokens": num_prompt_tokens, "num_new_tokens": num_new_tokens}
     run, weight_bytes = build_run(family, **options)
-    extended = simulate(run, **lengths)
+    extended = simulate(run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     assert extended is not None
     assert run.num_calls < num_new_tokens
     in_full = run.generate(**lengths)

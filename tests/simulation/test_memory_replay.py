@@ -105,12 +105,13 @@ def test_weights_that_are_too_large_do_not_fit() -> None:
 def test_a_prompt_that_is_not_limited_may_take_more_than_its_steps() -> None:
     events = [(0, 90 * MIB), (0, -1), (1, 30 * MIB), (1, -1)]
     timeline = make_timeline(events, call_ends=[2, 4], cache=[{}, {}])
-    options = {"weight_bytes": [20 * MIB], "capacity_bytes": 50 * MIB}
-    profile = replay_timeline(timeline, **options, is_prompt_limited=False)
+    profile = replay_timeline(
+        timeline, weight_bytes=[20 * MIB], capacity_bytes=50 * MIB, is_prompt_limited=False
+    )
     assert profile.decode is not None
     assert profile.decode.parts.allocated_bytes == 50 * MIB
     with pytest.raises(DeviceFullError):
-        replay_timeline(timeline, **options)
+        replay_timeline(timeline, weight_bytes=[20 * MIB], capacity_bytes=50 * MIB)
     with pytest.raises(DeviceFullError):
         replay_timeline(
             timeline, weight_bytes=[20 * MIB], capacity_bytes=49 * MIB, is_prompt_limited=False
