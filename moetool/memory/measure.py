@@ -121,7 +121,8 @@ def find_held_bytes() -> int | None:
 
     The driver's own tool says so: torch would have to make a context first, which then counts.
     """
-    if torch.cuda.is_initialized():
+    has_context: Any = torch.cuda.is_initialized
+    if has_context():
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={visible}"]
@@ -138,6 +139,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
     """Return a checkpoint's model with weights that bitsandbytes quantizes as they are loaded."""
     config = builder.make_config()
     skeleton = builder.build(replace(scenario, quantization=Quantization.NONE))
+    make_config: Any = BitsAndBytesConfig
     is_int8 = scenario.quantization is Quantization.INT8
     in_4_bits: dict[str, Any] = {
         "load_in_4bit": True,
@@ -153,9 +155,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
             device_map={"": 0},
             attn_implementation=scenario.attention,
             experts_implementation=scenario.experts_implementation,
-            quantization_config=BitsAndBytesConfig(
-                **({"load_in_8bit": True} if is_int8 else in_4_bits)
-            ),
+            quantization_config=make_config(**({"load_in_8bit": True} if is_int8 else in_4_bits)),
         )
     except torch.OutOfMemoryError:
         raise
