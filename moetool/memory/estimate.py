@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.choices import take_flag, take_path, take_text
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
+from moetool.memory.confirmed import find_confirmation
 from moetool.memory.experts_touched import find_choices, read_routing
-from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
+from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
-from moetool.memory.result import Estimate, Fit, Measurement
+from moetool.memory.result import Estimate, Fit, Measurement, Offload, SpeedBound
+from moetool.memory.runs import SimulatedRun
 from moetool.memory.scenario import Dtype, Quantization, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
@@ -30,6 +34,10 @@ from moetool.memory.what_fits import (
     quantize_scenario,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_T = TypeVar("_T")
 # What figures are for if no GPU is named: they were measured on it.
 _DEFAULT_GPU = "h200"
 # Of a GPU's memory, what its driver may keep for itself.
@@ -37,6 +45,14 @@ _TIGHT_SHARE = 0.015
 _ONLY_IN_ALL = (
     "Sharing, offloading and speed are left out: what each parameter takes packed is not known, only "
     "what all take together."
+)
+_UNCONFIRMED = (
+    "No GPU has confirmed estimates of this kind of model ({}) yet: it may do something that none of "
+    "the measured ones do."
+)
+_RETRIED = (
+    "It fits because torch's allocator gives back what it holds in reserve where the GPU has no room "
+    "left, which takes time: on a GPU with more memory it would reserve more."
 )
 _OTHER_GPUS = (
     "The CUDA context's size and what kernels take for themselves are an H200's with torch 2.11: on "
@@ -107,7 +123,7 @@ def estimate_memory(
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
     if measure:
-        refuse_unmeasurable(scenarios)
+        refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     estimates = []
@@ -118,7 +134,11 @@ def estimate_memory(
         return estimates
     say(f"measuring {reference.text}")
     return [
-        replace(estimate, measured=measured, notes=(*estimate.notes, *_note_gpu(measured)))
+        replace(
+            estimate,
+            measured=measured,
+            notes=(*estimate.notes, *_note_gpu(measured, estimate.scenario.quantization)),
+        )
         for estimate, measured in zip(estimates, measure_scenarios(builder, scenarios), strict=True)
     ]
 
@@ -126,12 +146,23 @@ def estimate_memory(
 def _estimate(
     runs: ModelRuns, scenario: Scenario, *, named_gpu: Gpu | None, trace: Path | None
 ) -> Estimate:
-    run = runs.run(scenario)
+    run = in_full = runs.run(scenario)
+    if named_gpu is not None:
+        run = runs.run_within(scenario, named_gpu.memory_bytes) or in_full
     stored, stored_notes = runs.get_stored(scenario)
+    unknown = _Unknown()
     variants = {
-        **{name: runs.run(each).figures for name, each in runs.list_variants(scenario).items()},
-        **runs.list_stored_variants(scenario),
+        name: unknown.unless(f"What it takes with the variant {name} is", runs.run, each)
+        for name, each in runs.list_variants(scenario).items()
     }
+    fits = unknown.unless(
+        "What it fits on is",
+        partial(list_fits_everywhere, runs, scenario)
+        if named_gpu is None
+        else partial(list_fits_on, runs, scenario, named_gpu),
+    )
+    model_type = runs.builder.make_config().model_type
+    confirmed = find_confirmation(model_type, scenario.quantization)
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -140,65 +171,71 @@ def _estimate(
         figures=run.figures,
         context_bytes=CONTEXT_BYTES,
         peaks=run.peaks,
-        variants=variants,
-        fits=list_fits_everywhere(runs, scenario)
-        if named_gpu is None
-        else list_fits_on(runs, scenario, named_gpu),
+        variants={
+            **{name: each.figures for name, each in variants.items() if each is not None},
+            **runs.list_stored_variants(scenario),
+        },
+        fits=fits or (),
         stored=stored,
-        notes=(*run.notes, *stored_notes),
+        notes=(
+            *run.notes,
+            *stored_notes,
+            *([_UNCONFIRMED.format(model_type)] if confirmed is None else []),
+        ),
+        confirmed_on=None if confirmed is None else confirmed.where,
     )
     scores = note_scores(runs.get_skeleton(scenario), scenario, estimate.at_peak)
     if scores is not None:
         estimate = replace(estimate, notes=(*estimate.notes, scores))
     if named_gpu is None:
-        return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
-    total_bytes = run.figures.total_device_bytes
-    if total_bytes is None:
-        return replace(estimate, notes=(*estimate.notes, *_note_calibration(named_gpu)))
-    held = runs.get_held(scenario)
-    if held is None:
-        return replace(
-            estimate,
-            limits=find_limits_on(runs, scenario, named_gpu),
-            notes=(
-                *estimate.notes,
-                _ONLY_IN_ALL,
-                *_note_fit(estimate.fit),
-                *_note_calibration(named_gpu),
-            ),
-        )
-    plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
-    choices = find_choices(plain)
-    routing = None if trace is None or choices is None else read_routing(trace, choices)
-    offload = plan_offload(
-        held,
-        gpu=named_gpu,
-        total_bytes=total_bytes,
-        batch_size=scenario.batch_size,
-        choices=choices,
-        quantization=scenario.quantization,
-    )
-    speed = bound_speed(
-        held,
-        scenario,
-        named_gpu,
-        cache_bytes=run.prompt_cache_bytes,
-        routing=routing,
-        unquantized=plain,
-    )
+        return replace(estimate, notes=(*estimate.notes, *unknown.notes, _OTHER_GPUS))
+    if run.figures.total_device_bytes is not None:
+        estimate = _add_limits(estimate, runs, run, named_gpu, trace=trace, unknown=unknown)
     return replace(
         estimate,
-        limits=find_limits_on(runs, scenario, named_gpu),
-        ranks=list_ranks(
-            runs, scenario, named_gpu, num_gpus=estimate.fit.num_gpus if estimate.fit else None
-        ),
-        offload=offload,
-        speed=speed,
         notes=(
             *estimate.notes,
-            *_note_fit(estimate.fit),
+            *unknown.notes,
+            *([_RETRIED] if run is not in_full else []),
+            *_note_fit(runs, scenario, estimate.fit),
             *_note_calibration(named_gpu),
         ),
+    )
+
+
+def _add_limits(
+    estimate: Estimate,
+    runs: ModelRuns,
+    run: SimulatedRun,
+    gpu: Gpu,
+    *,
+    trace: Path | None,
+    unknown: _Unknown,
+) -> Estimate:
+    """Return an estimate with what more of it fits, is shared or moved, and how fast it runs."""
+    scenario = estimate.scenario
+    limits = unknown.unless(
+        "The longest prompt and the largest batch that fit are",
+        partial(find_limits_on, runs, scenario, gpu),
+    )
+    held = runs.get_held(scenario)
+    if held is None:
+        return replace(estimate, limits=limits, notes=(*estimate.notes, _ONLY_IN_ALL))
+    num_gpus = estimate.fit.num_gpus if estimate.fit else None
+    plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
+    return replace(
+        estimate,
+        limits=limits,
+        ranks=unknown.unless(
+            "What several GPUs would hold is",
+            partial(list_ranks, runs, scenario, gpu, num_gpus=num_gpus),
+        )
+        or (),
+        offload=unknown.unless(
+            "What would move to the host is",
+            partial(_plan_offload, held, plain, scenario, gpu, run),
+        ),
+        speed=_bound_speed(held, plain, scenario, gpu, run, trace=trace),
     )
 
 
@@ -221,10 +258,71 @@ def _take_scenarios(scenarios: object) -> list[Scenario]:
     )
 
 
-def _note_fit(fit: Fit | None) -> Iterator[str]:
-    if fit is None or fit.headroom_bytes is None:
+class _Unknown:
+    """What could not be found out beside the estimate itself, which stands without it.
+
+    Attributes:
+        notes: What is unknown and why, a sentence each.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def unless(self, what: str, find: Callable[..., _T], *args: Any) -> _T | None:
+        """Return what a function finds; None, and a note, if it can't.
+
+        Args:
+            what: The subject and verb of the note.
+            find: The function.
+            args: What it is given.
+        """
+        try:
+            return find(*args)
+        except MoetoolError as error:
+            self.notes.append(f"{what} unknown: {error.message}")
+            return None
+
+
+def _plan_offload(
+    held: PreTrainedModel, plain: PreTrainedModel, scenario: Scenario, gpu: Gpu, run: SimulatedRun
+) -> Offload | None:
+    total_bytes = run.figures.total_device_bytes
+    assert total_bytes is not None
+    return plan_offload(
+        held,
+        gpu=gpu,
+        total_bytes=total_bytes,
+        batch_size=scenario.batch_size,
+        choices=find_choices(plain),
+        quantization=scenario.quantization,
+    )
+
+
+def _bound_speed(
+    held: PreTrainedModel,
+    plain: PreTrainedModel,
+    scenario: Scenario,
+    gpu: Gpu,
+    run: SimulatedRun,
+    *,
+    trace: Path | None,
+) -> SpeedBound:
+    choices = find_choices(plain)
+    routing = None if trace is None or choices is None else read_routing(trace, choices)
+    return bound_speed(
+        held,
+        scenario,
+        gpu,
+        cache_bytes=run.prompt_cache_bytes,
+        routing=routing,
+        unquantized=plain,
+    )
+
+
+def _note_fit(runs: ModelRuns, scenario: Scenario, fit: Fit | None) -> Iterator[str]:
+    if fit is None or not fit.fits:
         return
-    if 0 <= fit.headroom_bytes < fit.memory_bytes * _TIGHT_SHARE:
+    if runs.run_within(scenario, int(fit.memory_bytes * (1 - _TIGHT_SHARE))) is None:
         yield "It is tight: the driver keeps some hundred MiB of a GPU's memory for itself."
 
 
@@ -233,8 +331,16 @@ def _note_calibration(gpu: Gpu) -> Iterator[str]:
         yield _OTHER_GPUS
 
 
-def _note_gpu(measured: Measurement) -> Iterator[str]:
-    yield f"Measured on {measured.gpu} with random weights in {measured.seconds:.1f} s."
+def _note_gpu(measured: Measurement, quantization: Quantization) -> Iterator[str]:
+    weights = "random weights" if quantization is Quantization.NONE else "the checkpoint's weights"
+    yield f"Measured on {measured.gpu} with {weights} in {measured.seconds:.1f} s."
+    if measured.held_before_bytes is None:
+        yield "What other processes hold on the GPU is not known: it counts in the measured total."
+    elif measured.held_before_bytes:
+        yield (
+            f"The GPU held {measured.held_before_bytes / 2**20:,.0f} MiB before it was measured, which "
+            "the measured total leaves out."
+        )
 
 
 def _describe(model: str, scenario: Scenario) -> str:

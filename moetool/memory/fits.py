@@ -14,6 +14,7 @@ def list_fits(
     gpus: Iterable[Gpu],
     *,
     count_gpus: Callable[[Quantization, Gpu], int | None] | None = None,
+    find_total_within: Callable[[Quantization, Gpu], int | None] | None = None,
 ) -> tuple[Fit, ...]:
     """Return whether a run fits on each GPU under each quantization.
 
@@ -21,16 +22,19 @@ def list_fits(
     some hundred MiB less.
 
     Args:
-        total_by_quantization: What the run takes on the device; None if unknown.
+        total_by_quantization: What the run takes on a device that has all it asks for; None if
+            unknown.
         gpus: The GPUs.
         count_gpus: Returns how many of a GPU are needed where one is not enough; None if that
             isn't asked.
+        find_total_within: Returns what the run takes on a GPU that has less than that, None if it
+            doesn't run through there; None if no run does.
 
     Returns:
         By growing memory, then by id, quantizations in the order they were given.
     """
     return tuple(
-        _fit(gpu, quantization, total_bytes, count_gpus)
+        _fit(gpu, quantization, total_bytes, count_gpus, find_total_within)
         for gpu in sorted(gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id))
         for quantization, total_bytes in total_by_quantization.items()
     )
@@ -41,9 +45,13 @@ def _fit(
     quantization: Quantization,
     total_bytes: int | None,
     count_gpus: Callable[[Quantization, Gpu], int | None] | None,
+    find_total_within: Callable[[Quantization, Gpu], int | None] | None,
 ) -> Fit:
     if total_bytes is None:
         return Fit(gpu.id, gpu.memory_bytes, quantization, None, None, None)
+    if total_bytes > gpu.memory_bytes and find_total_within is not None:
+        within_bytes = find_total_within(quantization, gpu)
+        total_bytes = total_bytes if within_bytes is None else within_bytes
     headroom_bytes = gpu.memory_bytes - total_bytes
     num_gpus: int | None = 1
     if headroom_bytes < 0:

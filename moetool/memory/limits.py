@@ -16,6 +16,8 @@ _STEP_TOKENS = 64
 _STEP_SHARE = 100
 # By how much a number grows at once while everything fits.
 _LARGEST_GROWTH = 16
+# By what part it grows where it fits in less than it would take.
+_SMALL_GROWTH = 8
 # After so many calls that followed lines, what is left is halved.
 _MOST_LINES = 8
 
@@ -23,6 +25,7 @@ _MOST_LINES = 8
 def find_limits(
     total_bytes_of: Callable[[int, int], int],
     *,
+    runs_within: Callable[[int, int], bool] | None = None,
     gpu: Gpu,
     batch_size: int,
     num_prompt_tokens: int,
@@ -41,7 +44,10 @@ def find_limits(
 
     Args:
         total_bytes_of: Simulates a batch size and a number of prompt tokens and returns what they
-            take on the device. It is called once for each.
+            take on a device that has all they ask for. It is called once for each.
+        runs_within: Returns whether a batch size and a number of prompt tokens that take more than
+            the GPU has run through on it all the same, because torch's allocator gives back what it
+            holds in reserve. Called after `total_bytes_of`; None if none does.
         gpu: The GPU.
         batch_size: At which the longest prompt is looked for.
         num_prompt_tokens: At which the largest batch is looked for.
@@ -49,9 +55,16 @@ def find_limits(
         context: Tokens that a sequence may have, new ones included; None if the model doesn't say.
     """
     count_bytes = cache(total_bytes_of)
+
+    def fits(batch_size: int, tokens: int) -> bool:
+        if count_bytes(batch_size, tokens) <= gpu.memory_bytes:
+            return True
+        return runs_within is not None and runs_within(batch_size, tokens)
+
     most_tokens = _MOST_TOKENS if context is None else context - num_new_tokens
     prompt = _find_largest(
         lambda number: count_bytes(batch_size, number),
+        lambda number: fits(batch_size, number),
         capacity_bytes=gpu.memory_bytes,
         start=num_prompt_tokens,
         largest=most_tokens,
@@ -59,6 +72,7 @@ def find_limits(
     )
     batch = _find_largest(
         lambda number: count_bytes(number, num_prompt_tokens),
+        lambda number: fits(number, num_prompt_tokens),
         capacity_bytes=gpu.memory_bytes,
         start=batch_size,
         largest=_MOST_SEQUENCES,
@@ -74,6 +88,7 @@ def find_limits(
 
 def _find_largest(
     count_bytes: Callable[[int], int],
+    fits: Callable[[int], bool],
     *,
     capacity_bytes: int,
     start: int,
@@ -83,7 +98,8 @@ def _find_largest(
     """Return a number that fits while one at most a step above doesn't; 0 if 1 doesn't fit.
 
     Args:
-        count_bytes: Returns what a number takes.
+        count_bytes: Returns what a number takes where there is room for it.
+        fits: Returns whether it fits, even if there is less.
         capacity_bytes: What there is.
         start: Where to begin.
         largest: The largest number that may be tried, and that is returned if it fits.
@@ -94,7 +110,7 @@ def _find_largest(
     number: int | None = min(start, largest)
     while number is not None and number > 0:
         seen[number] = count_bytes(number)
-        if seen[number] <= capacity_bytes:
+        if fits(number):
             fitting = number
         else:
             failing = number
@@ -116,6 +132,9 @@ def _grow(
         return min(2 * fitting, largest)
     crossing = _find_crossing(seen, sorted(seen)[-2:], capacity_bytes)
     most = min(_LARGEST_GROWTH * fitting, largest)
+    if seen[fitting] > capacity_bytes:
+        # It fits in less than it would take, and little more will.
+        return min(fitting + max(fitting // _SMALL_GROWTH, step), largest)
     return most if crossing is None else min(max(crossing, fitting + step), most)
 
 
@@ -128,7 +147,7 @@ def _narrow(
     if failing - fitting <= step:
         return None
     number = (fitting + failing) // 2
-    if len(seen) <= _MOST_LINES:
+    if len(seen) <= _MOST_LINES and seen[fitting] <= capacity_bytes < seen[failing]:
         nearest = sorted(seen, key=lambda number: abs(seen[number] - capacity_bytes))[:2]
         crossing = _find_crossing(seen, nearest, capacity_bytes)
         if crossing is None or not fitting <= crossing < failing:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from moetool.errors import OutOfMemoryError, UsageError
+from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.result import Measurement, MemoryFigures
-from moetool.memory.scenario import CacheKind, Quantization, Scenario, Task
+from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.simulation.memory_run import find_cache_tensors, find_ordinary_token
 
 
-def refuse_unmeasurable(scenarios: Sequence[Scenario]) -> None:
+def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = False) -> None:
     """Refuse to measure what this machine can't, or what random weights can't stand for.
+
+    Args:
+        scenarios: What is to be measured.
+        has_weights: Whether the model is a checkpoint with weights.
 
     Raises:
         UsageError: There is no GPU, or a scenario can't be measured with random weights.
@@ -32,8 +40,8 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario]) -> None:
     for scenario in scenarios:
         reason = None
         if scenario.quantization is not Quantization.NONE:
-            reason = "quantized weights, which have to come from a checkpoint"
-        elif scenario.task is Task.TRACE:
+            _refuse_unloadable(scenario, has_weights=has_weights)
+        if scenario.task is Task.TRACE:
             reason = "a trace: run `moetool route-trace` for that"
         if reason is not None:
             raise UsageError(
@@ -41,10 +49,25 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario]) -> None:
             )
 
 
-def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
-    """Run scenarios of one model on the first GPU, with random weights, and return what it shows.
+def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
+    if not has_weights:
+        raise UsageError(
+            "Random weights can't be used to measure quantized weights, which have to come from a "
+            "checkpoint.",
+            hint="Leave --measure out.",
+        )
+    if scenario.experts is QuantizedExperts.QUANTIZED:
+        raise UsageError(
+            "Quantized experts can't be measured: transformers loads them in their own dtype.",
+            hint="Leave --measure out, or --experts.",
+        )
 
-    Weights are measured before anything runs. A scenario that differs in nothing but sizes from the
+
+def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
+    """Run scenarios of one model on the first GPU, and return what it shows.
+
+    Weights are random, or those of the checkpoint if they are to be quantized. They are measured
+    before anything runs. A scenario that differs in nothing but sizes from the
     one before runs on the same weights.
 
     Args:
@@ -55,7 +78,8 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
         OutOfMemoryError: A scenario doesn't fit.
         UsageError: There is no GPU, or a scenario can't be measured with random weights.
     """
-    refuse_unmeasurable(scenarios)
+    refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
+    held_before_bytes = find_held_bytes()
     measured: list[Measurement] = []
     model: PreTrainedModel | None = None
     weights_bytes = 0
@@ -64,19 +88,94 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
             if model is None or before is None or not _have_model_in_common(before, scenario):
                 model = None
                 weights_bytes, model = _load(builder, scenario)
-            measured.append(_measure(model, scenario, weights_bytes=weights_bytes))
+            measured.append(
+                _measure(
+                    model,
+                    scenario,
+                    weights_bytes=weights_bytes,
+                    held_before_bytes=held_before_bytes,
+                )
+            )
     return measured
 
 
 def _load(builder: SkeletonBuilder, scenario: Scenario) -> tuple[int, PreTrainedModel]:
     _release()
     before = torch.cuda.memory_allocated()
-    model = builder.build(scenario, device="cuda")
+    if scenario.quantization is Quantization.NONE:
+        model = builder.build(scenario, device="cuda")
+    else:
+        model = _load_quantized(builder, scenario)
     _release()
     return torch.cuda.memory_allocated() - before, model
 
 
-def _measure(model: PreTrainedModel, scenario: Scenario, *, weights_bytes: int) -> Measurement:
+def has_weights(builder: SkeletonBuilder) -> bool:
+    """Return whether a model is a checkpoint with weights on this machine."""
+    code, headers = builder.subject.code, builder.subject.headers
+    return headers is not None and code is not None and Path(code).is_dir()
+
+
+def find_held_bytes() -> int | None:
+    """Return what the first GPU holds before this process uses it; None if it isn't known.
+
+    The driver's own tool says so: torch would have to make a context first, which then counts.
+    """
+    has_context: Any = torch.cuda.is_initialized
+    if has_context():
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={visible}"]
+    try:
+        shown = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        return int(shown.strip()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedModel:
+    """Return a checkpoint's model with weights that bitsandbytes quantizes as they are loaded."""
+    config = builder.make_config()
+    skeleton = builder.build(replace(scenario, quantization=Quantization.NONE))
+    make_config: Any = BitsAndBytesConfig
+    is_int8 = scenario.quantization is Quantization.INT8
+    in_4_bits: dict[str, Any] = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": scenario.quantization.value,
+        "bnb_4bit_use_double_quant": scenario.is_double_quantized,
+        "bnb_4bit_compute_dtype": skeleton.dtype,
+    }
+    try:
+        model: Any = type(skeleton).from_pretrained(
+            builder.subject.code,
+            config=config,
+            dtype=skeleton.dtype,
+            device_map={"": 0},
+            attn_implementation=scenario.attention,
+            experts_implementation=scenario.experts_implementation,
+            quantization_config=make_config(**({"load_in_8bit": True} if is_int8 else in_4_bits)),
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{builder.subject.model} can't be loaded in {scenario.quantization.value}.",
+            hint="Check that bitsandbytes is installed, and leave --measure out otherwise.",
+            facts=[f"seen: {(str(error).splitlines() or [type(error).__name__])[0]}"],
+        ) from error
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _measure(
+    model: PreTrainedModel,
+    scenario: Scenario,
+    *,
+    weights_bytes: int,
+    held_before_bytes: int | None = None,
+) -> Measurement:
     _release()
     torch.cuda.reset_peak_memory_stats()
     token_id = find_ordinary_token(model.config)
@@ -94,6 +193,7 @@ def _measure(model: PreTrainedModel, scenario: Scenario, *, weights_bytes: int) 
     seconds = time.perf_counter() - start
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     context_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved()
+    context_bytes -= held_before_bytes or 0
     peak_reserved_bytes = torch.cuda.max_memory_reserved()
     return Measurement(
         gpu=torch.cuda.get_device_name(),
@@ -106,6 +206,7 @@ def _measure(model: PreTrainedModel, scenario: Scenario, *, weights_bytes: int) 
         ),
         context_bytes=context_bytes,
         seconds=seconds,
+        held_before_bytes=held_before_bytes,
     )
 
 
@@ -131,11 +232,8 @@ def _run(
 
 
 def _have_model_in_common(one: Scenario, other: Scenario) -> bool:
-    return (one.dtype, one.attention, one.experts_implementation) == (
-        other.dtype,
-        other.attention,
-        other.experts_implementation,
-    )
+    names = ("dtype", "attention", "experts_implementation", "quantization", "is_double_quantized")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _release() -> None:

@@ -31,6 +31,8 @@ _NOTES = {
     Basis.UNKNOWN: "Its weights are published in {method}, and what they take on a GPU is unknown. "
     "So are all figures that they are part of.",
 }
+# A long generation takes up to 100 MB.
+_NUM_REPLAYS_KEPT = 4
 # An H200's with torch 2.11 and CUDA 13, after a run; 720 to 752 MB were seen.
 CONTEXT_BYTES = 738_197_504
 
@@ -49,6 +51,7 @@ class ModelRuns:
     _skeletons: dict[Scenario, PreTrainedModel] = field(default_factory=dict)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _unshifted: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
+    _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
     _held: dict[int, PreTrainedModel | None] = field(default_factory=dict)
     _device_maps: dict[int, DeviceMaps] = field(default_factory=dict)
     _stored: dict[tuple[str, bool], tuple[StoredWeights | None, tuple[str, ...]]] = field(
@@ -136,8 +139,7 @@ class ModelRuns:
         Raises:
             InputError: The model's code can't run without data.
         """
-        if (scenario, False) in self._runs:
-            return self._runs[scenario, False]
+        is_brief = is_brief and (scenario, False) not in self._runs
         if (scenario, is_brief) not in self._runs:
             self.builder.refuse_scenario(scenario)
             try:
@@ -153,9 +155,44 @@ class ModelRuns:
                     f"{self.builder.subject.model} can't be simulated: {error.reason}.",
                     hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
                 ) from error
-            self._unshifted[scenario, is_brief] = run
+            self._unshifted[scenario, is_brief] = replace(run, replay=None)
             self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)
+            self._drop_old_replays()
         return self._runs[scenario, is_brief]
+
+    def run_within(
+        self, scenario: Scenario, memory_bytes: int, *, is_brief: bool = False
+    ) -> SimulatedRun | None:
+        """Return what a scenario takes of a GPU with that much memory.
+
+        None if it doesn't fit, or if nothing tells what its weights take.
+
+        Args:
+            scenario: What is run.
+            memory_bytes: What the GPU has, the CUDA context's part included.
+            is_brief: The first and the last step of decoding are enough.
+
+        Raises:
+            InputError: The model's code can't run without data.
+        """
+        is_brief = is_brief and (scenario, False) not in self._runs
+        key = (scenario, is_brief, memory_bytes)
+        if key not in self._limited:
+            run = self.run(scenario, is_brief=is_brief)
+            total_bytes = run.figures.total_device_bytes
+            if total_bytes is None:
+                return None
+            if run.replay is None and total_bytes > memory_bytes:
+                del self._runs[scenario, is_brief]
+                run = self.run(scenario, is_brief=is_brief)
+            self._limited[key] = run.limit_to(memory_bytes)
+        return self._limited[key]
+
+    def _drop_old_replays(self) -> None:
+        """Keep what the last few runs did to memory, and of older ones the figures alone."""
+        kept = [key for key, run in self._runs.items() if run.replay is not None]
+        for key in kept[:-_NUM_REPLAYS_KEPT]:
+            self._runs[key] = replace(self._runs[key], replay=None)
 
     def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
         if scenario.quantization is not Quantization.NONE:

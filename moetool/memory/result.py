@@ -107,8 +107,10 @@ class Fit:
         quantization: How the weights are stored.
         num_gpus: How many of them it takes with transformers' `device_map="auto"`, whose unit is the
             decoder layer; None if no number does, or it is unknown.
-        fits: Whether it fits on one.
-        headroom_bytes: What is left on one; negative if it doesn't fit.
+        fits: Whether it fits on one: whether it runs through there, torch's allocator giving back
+            what it holds in reserve where the GPU has no room left.
+        headroom_bytes: What is left on one. If it doesn't fit, negative: what one lacks of all that
+            the allocator asks for.
     """
 
     gpu: str
@@ -289,7 +291,10 @@ class Measurement:
     Attributes:
         gpu: The device's name.
         figures: The figures.
-        context_bytes: What the device holds beside torch's reserved memory.
+        context_bytes: What the device holds beside torch's reserved memory, without what it held
+            before.
+        held_before_bytes: What the device held before this process used it; None if unknown: then
+            it counts as the context's.
         seconds: Wall time of the run.
     """
 
@@ -297,6 +302,7 @@ class Measurement:
     figures: MemoryFigures
     context_bytes: int
     seconds: float
+    held_before_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -323,6 +329,8 @@ class Estimate:
         stored: Of checkpoints that are quantized already.
         measured: What a GPU showed; None if it wasn't asked.
         notes: What a reader has to know.
+        confirmed_on: The GPU and the day on which runs of this kind of model were measured and
+            compared with their estimates; None if none were.
     """
 
     model: str
@@ -341,6 +349,7 @@ class Estimate:
     stored: StoredWeights | None = None
     measured: Measurement | None = None
     notes: tuple[str, ...] = ()
+    confirmed_on: str | None = None
 
     @property
     def at_peak(self) -> Peak | None:

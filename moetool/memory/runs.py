@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +13,8 @@ from moetool.anatomy.rules import RoutingRule
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
+from moetool.simulation.caching_allocator import DeviceFullError
+from moetool.simulation.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.generation import CantSimulate, TooManyOperations
 from moetool.simulation.long_generation import simulate_generation
 from moetool.simulation.memory_replay import (
@@ -29,6 +32,11 @@ _NUM_NEW_TOKENS_AT_ENDS = 8
 _NUM_NEW_TOKENS_AT_BRIEF_ENDS = 2
 
 
+# Returns what a run takes where torch's allocator may take so many bytes of a GPU; None stands for all
+# it asks for. Raises `DeviceFullError` where the run doesn't run through in that much.
+Replay = Callable[[int | None], MemoryProfile]
+
+
 @dataclass(frozen=True)
 class SimulatedRun:
     """What a simulation showed of a scenario.
@@ -39,6 +47,8 @@ class SimulatedRun:
         method: Whether anything was assumed.
         notes: What was.
         prompt_cache_bytes: What the cache holds of the prompt alone; 0 if not all of that is filled.
+        shifted_bytes: What was added to its weights since it was simulated.
+        replay: Replays it where the allocator may take less; None if it isn't kept.
     """
 
     figures: MemoryFigures
@@ -46,6 +56,8 @@ class SimulatedRun:
     method: Method
     notes: tuple[str, ...] = ()
     prompt_cache_bytes: int = 0
+    shifted_bytes: int = field(default=0, compare=False)
+    replay: Replay | None = field(default=None, repr=False, compare=False)
 
     def shift_weights(self, num_bytes: int | None) -> SimulatedRun:
         """Return the same run with weights that take so many bytes more; None if that is unknown."""
@@ -63,7 +75,33 @@ class SimulatedRun:
                 replace(peak, weights_bytes=_add(peak.weights_bytes, num_bytes))
                 for peak in self.peaks
             ),
+            shifted_bytes=self.shifted_bytes + (num_bytes or 0),
         )
+
+    def limit_to(self, memory_bytes: int) -> SimulatedRun | None:
+        """Return the same run on a GPU of that much memory; None if it doesn't run through there.
+
+        Where the GPU has no room left, torch's allocator gives back what it holds in reserve and
+        asks again, so that a run may fit that would take more.
+        """
+        figures = self.figures
+        assert figures.total_device_bytes is not None
+        assert figures.peak_reserved_bytes is not None
+        if figures.total_device_bytes <= memory_bytes:
+            return self
+        assert self.replay is not None
+        context_bytes = figures.total_device_bytes - figures.peak_reserved_bytes
+        try:
+            profile = self.replay(memory_bytes - context_bytes - self.shifted_bytes)
+        except DeviceFullError:
+            return None
+        limited = replace(
+            self,
+            figures=_make_figures(profile, context_bytes=context_bytes),
+            peaks=_make_peaks(profile),
+            shifted_bytes=0,
+        )
+        return limited.shift_weights(self.shifted_bytes)
 
 
 def run_scenario(
@@ -72,6 +110,7 @@ def run_scenario(
     *,
     workspace_bytes: int,
     context_bytes: int,
+    lt_workspace_bytes: int = LT_WORKSPACE_BYTES,
     is_brief: bool = False,
 ) -> SimulatedRun:
     """Return what a simulation of a scenario shows.
@@ -84,6 +123,7 @@ def run_scenario(
         scenario: What is run.
         workspace_bytes: What products of matrices keep on the GPU in question.
         context_bytes: What a CUDA context takes on it.
+        lt_workspace_bytes: What products with a bias keep besides.
         is_brief: Of a generation, simulate the prefill, the first step of decoding and the last
             one alone: it takes less time, and says less of what the allocator holds in reserve.
 
@@ -96,14 +136,15 @@ def run_scenario(
         is_cache_static=scenario.cache is CacheKind.STATIC,
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
+        lt_workspace_bytes=lt_workspace_bytes,
     )
     notes: list[str] = []
     method = Method.SIMULATED
     try:
-        profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
+        replay = _simulate(skeleton, scenario, options, notes=notes, is_brief=is_brief)
     except TooManyOperations:
         method = Method.APPROXIMATE
-        profile = _profile_by_short_prompts(skeleton, scenario, options, notes=notes)
+        replay = _simulate_short_prompts(skeleton, scenario, options, notes=notes)
     except CantSimulate as error:
         notes.append(
             f"Its code asks for what only data tells ({error.reason}): it was simulated as if "
@@ -112,35 +153,28 @@ def run_scenario(
         method = Method.APPROXIMATE
         # Experts that run one by one make many blocks, but no more for every token.
         options = replace(options, is_routing_balanced=True, may_scan=True)
-        profile = _profile(skeleton, scenario, options, notes=notes, is_brief=is_brief)
-    figures = MemoryFigures(
-        weights_bytes=profile.weights_bytes,
-        cache_bytes=profile.cache_bytes,
-        peak_allocated_bytes=profile.peak_allocated_bytes,
-        peak_reserved_bytes=profile.peak_reserved_bytes,
-        total_device_bytes=profile.peak_reserved_bytes + context_bytes,
-    )
-    peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
-    if profile.decode is not None:
-        peaks.append(_make_peak(Phase.DECODE, profile.decode))
+        replay = _simulate(skeleton, scenario, options, notes=notes, is_brief=is_brief)
+    profile = replay(None)
     is_filled = scenario.cache is CacheKind.DYNAMIC
     return SimulatedRun(
-        figures,
-        tuple(peaks),
+        _make_figures(profile, context_bytes=context_bytes),
+        _make_peaks(profile),
         method,
         tuple(notes),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
+        replay=replay,
     )
 
 
-def _profile(
+def _simulate(
     skeleton: PreTrainedModel,
     scenario: Scenario,
     options: RunOptions,
     *,
     notes: list[str],
     is_brief: bool,
-) -> MemoryProfile:
+) -> Replay:
+    """Return what replays a scenario, which is run here."""
     modules: tuple[nn.Module, ...] = ()
     if options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
@@ -154,7 +188,7 @@ def _profile(
     elif not run.can_start_later:
         timeline = _generate_from_start(run, scenario)
     elif is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
-        return _profile_ends(
+        return _simulate_ends(
             run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS
         )
     else:
@@ -166,11 +200,13 @@ def _profile(
                 f"Its steps differ from one to the next: the first and the last "
                 f"{_NUM_NEW_TOKENS_AT_ENDS} of {num_new_tokens:,} were simulated."
             )
-            return _profile_ends(
+            return _simulate_ends(
                 run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS
             )
         timeline = found
-    return replay_timeline(timeline, weight_bytes=weight_bytes)
+    return lambda capacity_bytes: replay_timeline(
+        timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
+    )
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
@@ -190,9 +226,13 @@ def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
     return replace(timeline, calls=timeline.calls[:-1])
 
 
-def _profile_by_short_prompts(
+def _simulate_short_prompts(
     skeleton: PreTrainedModel, scenario: Scenario, options: RunOptions, *, notes: list[str]
-) -> MemoryProfile:
+) -> Replay:
+    """Return what replays a scenario that follows from shorter ones, which are run here.
+
+    What giving memory back would save isn't known of it: it runs through if all it asks for is there.
+    """
     notes.append(
         "Some of its layers go from token to token: the figures follow from those of prompts of "
         f"{SHORT_PROMPTS[0]} and {SHORT_PROMPTS[1]} tokens."
@@ -204,44 +244,64 @@ def _profile_by_short_prompts(
             num_prompt_tokens=num_prompt_tokens,
             num_new_tokens=min(scenario.num_new_tokens, 2),
         )
-        return _profile(
+        return _simulate(
             skeleton, short, replace(options, may_scan=True), notes=notes, is_brief=False
-        )
+        )(None)
 
-    return profile_by_short_prompts(
+    found = profile_by_short_prompts(
         profile,
         num_prompt_tokens=scenario.num_prompt_tokens,
         num_new_tokens=scenario.num_new_tokens,
     )
 
+    def replay(capacity_bytes: int | None) -> MemoryProfile:
+        if capacity_bytes is not None and found.peak_reserved_bytes > capacity_bytes:
+            raise DeviceFullError
+        return found
 
-def _profile_ends(
+    return replay
+
+
+def _simulate_ends(
     run: MemoryRun, scenario: Scenario, *, weight_bytes: list[int], num_at_ends: int
-) -> MemoryProfile:
-    """Return the profile of a generation from its first steps and its last ones.
+) -> Replay:
+    """Return what replays a generation by its first steps and its last ones, which are run here.
 
-    What the allocator holds in reserve beyond what is allocated is taken from the first.
+    What the allocator holds in reserve beyond what is allocated is taken from the first. The last
+    ones come after a prompt that holds the tokens written before them: a GPU's memory doesn't limit
+    that prompt, which isn't run.
     """
     start, end = (
-        replay_timeline(
-            run.generate(
-                num_prompt_tokens=scenario.num_prompt_tokens + more, num_new_tokens=num_at_ends
-            ),
-            weight_bytes=weight_bytes,
+        run.generate(
+            num_prompt_tokens=scenario.num_prompt_tokens + more, num_new_tokens=num_at_ends
         )
         for more in (0, scenario.num_new_tokens - num_at_ends)
     )
-    peaks = [peak for peak in (start.decode, end.decode) if peak is not None]
-    decode = max(peaks, key=lambda peak: peak.parts.allocated_bytes)
-    allocated_bytes = max(start.peak_allocated_bytes, decode.parts.allocated_bytes)
-    spare_bytes = start.peak_reserved_bytes - start.peak_allocated_bytes
-    return replace(
-        start,
-        cache_bytes=end.cache_bytes,
-        peak_allocated_bytes=allocated_bytes,
-        peak_reserved_bytes=allocated_bytes + spare_bytes,
-        decode=decode,
-    )
+
+    def replay(capacity_bytes: int | None) -> MemoryProfile:
+        first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
+        last = replay_timeline(
+            end,
+            weight_bytes=weight_bytes,
+            capacity_bytes=capacity_bytes,
+            is_prompt_limited=False,
+        )
+        peaks = [peak for peak in (first.decode, last.decode) if peak is not None]
+        decode = max(peaks, key=lambda peak: peak.parts.allocated_bytes)
+        allocated_bytes = max(first.peak_allocated_bytes, decode.parts.allocated_bytes)
+        spare_bytes = first.peak_reserved_bytes - first.peak_allocated_bytes
+        reserved_bytes = allocated_bytes + spare_bytes
+        return replace(
+            first,
+            cache_bytes=last.cache_bytes,
+            peak_allocated_bytes=allocated_bytes,
+            peak_reserved_bytes=reserved_bytes
+            if capacity_bytes is None
+            else min(reserved_bytes, capacity_bytes),
+            decode=decode,
+        )
+
+    return replay
 
 
 def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
@@ -252,6 +312,23 @@ def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tup
             "What is kept of the routing is left out where experts don't receive it as tensors."
         )
     return tuple(skeleton.get_submodule(layer.experts_path) for layer in received)
+
+
+def _make_figures(profile: MemoryProfile, *, context_bytes: int) -> MemoryFigures:
+    return MemoryFigures(
+        weights_bytes=profile.weights_bytes,
+        cache_bytes=profile.cache_bytes,
+        peak_allocated_bytes=profile.peak_allocated_bytes,
+        peak_reserved_bytes=profile.peak_reserved_bytes,
+        total_device_bytes=profile.peak_reserved_bytes + context_bytes,
+    )
+
+
+def _make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
+    peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
+    if profile.decode is not None:
+        peaks.append(_make_peak(Phase.DECODE, profile.decode))
+    return tuple(peaks)
 
 
 def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from moetool.anatomy.attributes import find_context
 from moetool.catalogue.gpus import Gpu, read_gpus
@@ -36,6 +36,7 @@ def list_fits_everywhere(runs: ModelRuns, scenario: Scenario) -> tuple[Fit, ...]
     return list_fits(
         _find_totals(runs, scenario),
         read_gpus().values(),
+        find_total_within=partial(_find_total_within, runs, scenario),
         count_gpus=lambda quantization, gpu: (
             count(gpu.memory_bytes) if quantization is scenario.quantization else None
         ),
@@ -47,6 +48,7 @@ def list_fits_on(runs: ModelRuns, scenario: Scenario, gpu: Gpu) -> tuple[Fit, ..
     return list_fits(
         _find_totals(runs, scenario),
         [gpu],
+        find_total_within=partial(_find_total_within, runs, scenario),
         count_gpus=lambda quantization, gpu: _count_gpus(
             runs, quantize_scenario(scenario, quantization), memory_bytes=gpu.memory_bytes
         ),
@@ -76,8 +78,15 @@ def find_limits_on(runs: ModelRuns, scenario: Scenario, gpu: Gpu) -> Limits:
         assert total_bytes is not None
         return total_bytes
 
+    def runs_within(batch_size: int, num_prompt_tokens: int) -> bool:
+        if batch_size * (num_prompt_tokens + scenario.num_new_tokens) > _MOST_TOKENS_AT_ONCE:
+            return False
+        sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
+        return runs.run_within(sized, gpu.memory_bytes, is_brief=True) is not None
+
     return find_limits(
         total_bytes_of,
+        runs_within=runs_within,
         gpu=gpu,
         batch_size=scenario.batch_size,
         num_prompt_tokens=scenario.num_prompt_tokens,
@@ -138,6 +147,18 @@ def _find_total_bytes(
             raise
         return None
     return run.figures.total_device_bytes
+
+
+def _find_total_within(
+    runs: ModelRuns, scenario: Scenario, quantization: Quantization, gpu: Gpu
+) -> int | None:
+    """Return what a scenario takes under a quantization on a GPU; None if it doesn't fit."""
+    run = runs.run_within(
+        quantize_scenario(scenario, quantization),
+        gpu.memory_bytes,
+        is_brief=quantization is not scenario.quantization,
+    )
+    return None if run is None else run.figures.total_device_bytes
 
 
 def _count_gpus(runs: ModelRuns, scenario: Scenario, *, memory_bytes: int) -> int | None:

@@ -114,6 +114,7 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "speed": estimate.speed,
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
         "fits_dequantized": estimate.fits_dequantized,
+        "confirmed_on": estimate.confirmed_on,
     }
 
 

@@ -81,6 +81,7 @@ def _list_facts(estimate: Estimate) -> Iterator[str]:
     if estimate.stored is not None:
         yield from list_fact("checkpoint", word_stored(estimate.stored))
     yield from list_fact("method", word_method(estimate.method.value))
+    yield from list_fact("confirmed", f"on {estimate.confirmed_on or 'no GPU yet'}")
 
 
 def _render_breakdown(estimate: Estimate) -> str:

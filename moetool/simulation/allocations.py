@@ -16,6 +16,7 @@ from moetool.simulation.cuda_kernels import (
     Temporaries,
     find_temporaries,
     is_one_kernel,
+    needs_lt_workspace,
     needs_workspace,
 )
 from moetool.simulation.dispatch import DispatchMode
@@ -94,11 +95,13 @@ class AllocationRecorder:
     Attributes:
         events: What happened so far, in order.
         workspace_block: The block that products of matrices keep; None before the first.
+        lt_workspace_block: The block that products with a bias keep; None before the first.
 
     Args:
         model: The model.
         origins: Numbers the places where blocks are born.
         workspace_bytes: What the first product of matrices takes, and is never given back.
+        lt_workspace_bytes: What the first product with a bias takes besides, for good.
         max_blocks_of_layer: How many blocks a layer may make; None for any number. One more raises
             `TooManyOperations`.
         device: The type of the device whose tensors are followed.
@@ -110,12 +113,15 @@ class AllocationRecorder:
         *,
         origins: Origins,
         workspace_bytes: int = 0,
+        lt_workspace_bytes: int = 0,
         max_blocks_of_layer: int | None = None,
         device: str = "meta",
     ) -> None:
         self.events: list[Event] = []
         self.workspace_block: int | None = None
+        self.lt_workspace_block: int | None = None
         self._workspace_bytes = workspace_bytes
+        self._lt_workspace_bytes = lt_workspace_bytes
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
@@ -177,7 +183,7 @@ class AllocationRecorder:
         alive: set[int] = set()
         events = []
         for event in self.events[mark.num_events :]:
-            if event.block == self.workspace_block:
+            if event.block in (self.workspace_block, self.lt_workspace_block):
                 continue
             if event.block >= mark.num_blocks:
                 names[event.block] = event.block - mark.num_blocks
@@ -248,6 +254,12 @@ class AllocationRecorder:
         origin = self._find_origin(operation)
         if self.workspace_block is None and needs_workspace(operation):
             self.workspace_block = self._bear(self._workspace_bytes, origin)
+        if (
+            self._lt_workspace_bytes
+            and self.lt_workspace_block is None
+            and needs_lt_workspace(operation, args)
+        ):
+            self.lt_workspace_block = self._bear(self._lt_workspace_bytes, origin)
         temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:

@@ -1,7 +1,7 @@
 """What torch's CUDA caching allocator takes from a device for allocations and frees in order.
 
-A model of `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream and a
-device that never runs full. Its rules:
+A model of `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream. Its rules
+(torch 2.8 to 2.14):
 
 - A request is rounded up to whole blocks of 512 bytes (`round_size`).
 - What takes at most 1 MiB comes from the small pool, the rest from the large one (`get_pool`).
@@ -12,6 +12,10 @@ device that never runs full. Its rules:
 - What a block has to spare becomes a free block behind it: always in the small pool, above 1 MiB
   in the large one (`should_split`). Other blocks are handed out, and counted, whole.
 - A block that is freed merges with the free ones beside it in its segment (`free_block`).
+- Where the device has no room for a segment, all segments without a block in use are given back to
+  it, of both pools, and it is asked once more (`release_cached_blocks`). Without a largest size of
+  blocks that may be split, which is the default, fewer are never tried
+  (`release_available_cached_blocks`). If there is still no room, torch raises `OutOfMemoryError`.
 """
 
 from __future__ import annotations
@@ -111,6 +115,10 @@ class _Block:
             self.next.previous = self
 
 
+class DeviceFullError(Exception):
+    """The device has no room for a segment, not even once all that is free is given back."""
+
+
 class CachingAllocator:
     """Counts what torch would for the same allocations and frees.
 
@@ -118,6 +126,8 @@ class CachingAllocator:
     taken some back it fills the gaps, so among free blocks of equal size torch may take another.
 
     Attributes:
+        capacity_bytes: What segments may take in all; None for a device that never runs full.
+        num_retries: How often segments were given back to make room.
         allocated_bytes: What blocks in use take: `torch.cuda.memory_allocated`.
         reserved_bytes: What segments take: `torch.cuda.memory_reserved`.
         peak_allocated_bytes: The most that blocks in use took: `torch.cuda.max_memory_allocated`.
@@ -131,12 +141,16 @@ class CachingAllocator:
         "_small",
         "_used",
         "allocated_bytes",
+        "capacity_bytes",
+        "num_retries",
         "peak_allocated_bytes",
         "peak_reserved_bytes",
         "reserved_bytes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, capacity_bytes: int | None = None) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.num_retries = 0
         self.allocated_bytes = 0
         self.reserved_bytes = 0
         self.peak_allocated_bytes = 0
@@ -154,6 +168,7 @@ class CachingAllocator:
             num_bytes: How many bytes are asked for.
 
         Raises:
+            DeviceFullError: There is no room left on the device.
             ValueError: Fewer than none are asked for.
         """
         if num_bytes <= 0:
@@ -208,6 +223,19 @@ class CachingAllocator:
                     pool.remove(block)
                     self.reserved_bytes -= block.num_bytes
 
+    def restrict(self, capacity_bytes: int) -> None:
+        """Take it that segments may take no more than that from now on, as if they never had.
+
+        Raises:
+            DeviceFullError: They take more, even once all that is free is given back.
+        """
+        self.capacity_bytes = capacity_bytes
+        if not self._has_room_for(0):
+            self.release_free_segments()
+            if not self._has_room_for(0):
+                raise DeviceFullError
+        self.peak_reserved_bytes = min(self.peak_reserved_bytes, capacity_bytes)
+
     def reset_peaks(self) -> None:
         """Let the peaks start from what is taken now: `torch.cuda.reset_peak_memory_stats`."""
         self.peak_allocated_bytes = self.allocated_bytes
@@ -231,11 +259,20 @@ class CachingAllocator:
 
     def _reserve_segment(self, needed_bytes: int, pool: _Pool) -> _Block:
         num_bytes = _segment_bytes(needed_bytes)
+        if not self._has_room_for(num_bytes):
+            self.num_retries += 1
+            self.release_free_segments()
+            if not self._has_room_for(num_bytes):
+                raise DeviceFullError
         self._lowest_address -= num_bytes
         segment = _Block(self._lowest_address, num_bytes, pool)
         self.reserved_bytes += num_bytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         return segment
+
+    def _has_room_for(self, num_bytes: int) -> bool:
+        capacity_bytes = self.capacity_bytes
+        return capacity_bytes is None or self.reserved_bytes + num_bytes <= capacity_bytes
 
 
 def _segment_bytes(needed_bytes: int) -> int:

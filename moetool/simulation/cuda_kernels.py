@@ -13,6 +13,9 @@ import torch
 aten = torch.ops.aten
 
 _PRODUCTS = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten._grouped_mm})
+# By torch's default, whatever the architecture (`parseCUDABlasLtWorkspaceSize`). An H200 showed it
+# with torch 2.11; versions that let cublasLt use cuBLAS's workspace take nothing.
+LT_WORKSPACE_BYTES = 1024 * 2**10
 # Made of others by torch's own definition, but on a GPU one kernel, or zeros that are written to.
 _FUSED = frozenset({aten.scaled_dot_product_attention, aten.one_hot})
 
@@ -47,6 +50,20 @@ def is_one_kernel(operation: Any) -> bool:
 def needs_workspace(operation: Any) -> bool:
     """Return whether an operation is a product of matrices by cuBLAS, which keeps a workspace."""
     return operation in _PRODUCTS
+
+
+def needs_lt_workspace(operation: Any, args: Sequence[Any]) -> bool:
+    """Return whether an operation is a product with a bias by cublasLt, which keeps a workspace.
+
+    torch takes cublasLt where the bias is one row, and the matrix that rows are multiplied by has
+    more than one row and column (`addmm_out_cuda_impl`).
+    """
+    if operation is not aten.addmm:
+        return False
+    bias, rows, matrix = args[:3]
+    return bool(
+        bias.dim() == 1 and bias.is_contiguous() and rows.dim() == 2 and min(matrix.shape) > 1
+    )
 
 
 def find_temporaries(

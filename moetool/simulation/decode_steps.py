@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -140,7 +140,7 @@ def continue_timeline(
                 cache_bytes=step.cache_bytes,
             )
         )
-    return Timeline(tuple(events), timeline.origins, tuple(calls), timeline.workspace_block)
+    return replace(timeline, events=tuple(events), calls=tuple(calls))
 
 
 def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:

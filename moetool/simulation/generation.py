@@ -169,7 +169,7 @@ def without_data() -> Iterator[None]:
     """Turn whatever a model's own code raises into why it can't be simulated."""
     try:
         yield
-    except StopSimulation:
+    except (StopSimulation, CantSimulate):
         raise
     except Exception as error:
         message = str(error)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from moetool.simulation.deferred_values import DeferredCall, DeferredValue, PendingCalls
 from moetool.simulation.dispatch import DispatchMode
+from moetool.simulation.generation import CantSimulate
 
 aten = torch.ops.aten
 
-# A mask over all pairs of 4,096 positions has 16 million; more than that takes longer than it tells.
+# A mask over all pairs of 2,048 positions. What has more is computed only if it is read.
 _MOST_ELEMENTS = 2**22
+# As much as a mask over all pairs of 32,768 positions takes.
+_MOST_BYTES = 2**30
 # They make no tensor, or one on the CPU.
 _READS = (aten.item, aten._local_scalar_dense, aten.is_nonzero, aten.equal)
 _TAKES_MASKS = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
@@ -38,13 +44,28 @@ class KnownValues(DispatchMode):
     on request, what is chosen by scores within the model is taken to be chosen in turns: routers
     then send every expert as many tokens as any other.
 
+    Large tensors, and what follows from them, have no twin until something is read of it.
+
     Args:
         token_id: The token that generation writes.
         is_routing_balanced: Take it that routers choose experts in turns.
+        most_elements: What a tensor may have to be computed as soon as it is made.
+        most_bytes: What a larger one may take to be computed once it is read. Reading what follows
+            from a larger one raises `CantSimulate`.
     """
 
-    def __init__(self, *, token_id: int, is_routing_balanced: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        token_id: int,
+        is_routing_balanced: bool = False,
+        most_elements: int = _MOST_ELEMENTS,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
         super().__init__()
+        self._most_elements = most_elements
+        self._most_bytes = most_bytes
+        self._pending = PendingCalls()
         self._token_id = token_id
         self._is_routing_balanced = is_routing_balanced
         self._twins: Any = WeakTensorKeyDictionary()
@@ -73,10 +94,26 @@ class KnownValues(DispatchMode):
         """Take a tensor on the CPU for the values of one on the meta device."""
         self._twins[tensor] = value
 
+    def know_filled(self, tensor: torch.Tensor, number: int) -> None:
+        """Take it that every value of a tensor on the meta device is a number."""
+        self._twins[tensor] = self._call_later(
+            tensor, partial(torch.full, tensor.shape, number, dtype=tensor.dtype)
+        )
+
     def find_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return a tensor on the CPU with the values of another; None if they are unknown."""
-        value: torch.Tensor | None = self._twins.get(tensor)
-        return value
+        """Return a tensor on the CPU with the values of another; None if they are unknown.
+
+        Raises:
+            CantSimulate: They follow from too large a tensor.
+        """
+        twin: torch.Tensor | DeferredValue | None = self._twins.get(tensor)
+        if not isinstance(twin, DeferredValue):
+            return twin
+        try:
+            return twin.compute()
+        except NotImplementedError:  # such as a histogram of whole numbers, which only GPUs take
+            del self._twins[tensor]
+            return None
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result, and take note of its values where they are known."""
@@ -86,10 +123,13 @@ class KnownValues(DispatchMode):
         are_known = torch.Tag.nondeterministic_seeded not in func.tags and all(
             tensor.device.type != "meta" or tensor in self._twins for tensor in given
         )
-        if are_known and (packet in _READS or _is_copy_to_host(packet, given, kwargs)):
-            return func(*(tree_map_only(torch.Tensor, self._twin_of, args)), **kwargs)
-        if are_known and packet is aten.nonzero:
-            return self._make_known(func(self._twin_of(args[0])))
+        is_read = packet in _READS or packet is aten.nonzero
+        if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
+            values = tree_map_only(torch.Tensor, self._find_on_host, args)
+            if None not in [values[place] for place, arg in enumerate(args) if arg is not None]:
+                result = func(*values, **kwargs)
+                return self._make_known(result) if packet is aten.nonzero else result
+            are_known = False
         if packet in _TAKES_MASKS:
             args = (args[0], self._find_where(args[1]), *args[2:])
         result = func(*args, **kwargs)
@@ -111,10 +151,12 @@ class KnownValues(DispatchMode):
         """Return indices with known masks replaced by the positions that they let through."""
         found: list[torch.Tensor | None] = []
         for index in indices:
-            if index is None or index.dtype != torch.bool or index not in self._twins:
+            is_mask = index is not None and index.dtype == torch.bool
+            mask = self.find_value(index) if index is not None and is_mask else None
+            if mask is None:
                 found.append(index)
             else:
-                positions = self._twins[index].nonzero(as_tuple=True)
+                positions = mask.nonzero(as_tuple=True)
                 found.extend(self._make_known(position) for position in positions)
         return found
 
@@ -125,53 +167,113 @@ class KnownValues(DispatchMode):
                 chosen = result[1] if isinstance(result, tuple | list) else result
                 # Without a dimension, `max` tells a value, not where it is.
                 if not chosen.is_floating_point():
-                    self._twins[chosen] = _choose_in_turns(chosen, num_choices=args[0].shape[-1])
+                    self._twins[chosen] = self._call_later(
+                        chosen,
+                        partial(
+                            _choose_in_turns,
+                            chosen.shape,
+                            dtype=chosen.dtype,
+                            num_choices=args[0].shape[-1],
+                        ),
+                    )
         elif operation in _CHOOSES_TOKENS:
-            self._twins[result] = torch.full(result.shape, self._token_id, dtype=result.dtype)
+            self.know_filled(result, self._token_id)
 
     def _keep_twin(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         results, _ = tree_flatten(result)
         made = [leaf for leaf in results if isinstance(leaf, torch.Tensor)]
-        if not all(_can_be_known(tensor) for tensor in made):
-            self._forget_written(func, args, kwargs)
-            return
         twin_args, twin_kwargs = tree_map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
             twin_kwargs["device"] = torch.device("cpu")
-        try:
-            twins, _ = tree_flatten(func(*twin_args, **twin_kwargs))
-        except NotImplementedError:  # such as a histogram of whole numbers, which only GPUs take
-            self._forget_written(func, args, kwargs)
-            return
+        call = DeferredCall(
+            func,
+            twin_args,
+            twin_kwargs,
+            num_bytes=0 if _is_view(func) else sum(tensor.nbytes for tensor in made),
+            most_bytes=self._most_bytes,
+        )
+        if func._schema.is_mutable:
+            for tensor in _find_written(func, args, kwargs):
+                self._settle_before_writing(tensor)
+        is_deferred = any(
+            isinstance(leaf, DeferredValue) for leaf in tree_leaves((twin_args, twin_kwargs))
+        ) or any(tensor.numel() > self._most_elements for tensor in made)
+        twins: list[Any] = [DeferredValue(call, place) for place in range(len(results))]
+        if is_deferred and not func._schema.is_mutable:
+            self._pending.add(call)
+        else:
+            try:
+                twins = call.run()
+            except NotImplementedError:
+                self._forget_written(func, args, kwargs)
+                return
+            except CantSimulate:
+                # Whoever reads what was to be written gets this error.
+                self._forget_written(func, args, kwargs)
         for tensor, twin in zip(results, twins, strict=True):
             if isinstance(tensor, torch.Tensor):
                 self._twins[tensor] = twin
 
-    def _twin_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        twin: torch.Tensor = self._twins[tensor] if tensor.device.type == "meta" else tensor
+    def _call_later(
+        self, tensor: torch.Tensor, compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | DeferredValue:
+        """Return a tensor's values, or what computes them if there are many."""
+        if tensor.numel() <= self._most_elements:
+            return compute()
+        call = DeferredCall(compute, num_bytes=tensor.nbytes, most_bytes=self._most_bytes)
+        return DeferredValue(call)
+
+    def _settle_before_writing(self, tensor: torch.Tensor) -> None:
+        """Compute what follows from a tensor that is about to be written to."""
+        twin = self._twins.get(tensor) if tensor.device.type == "meta" else tensor
+        if isinstance(twin, DeferredValue):
+            twin.call.settle()
+            twin = twin.find()
+        if twin is not None:
+            self._pending.settle(twin)
+
+    def _find_on_host(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return self.find_value(tensor) if tensor.device.type == "meta" else tensor
+
+    def _twin_of(self, tensor: torch.Tensor) -> torch.Tensor | DeferredValue:
+        twin: torch.Tensor | DeferredValue
+        twin = self._twins[tensor] if tensor.device.type == "meta" else tensor
         return twin
 
     def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forget what an operation writes unknown values to, with all that shares its memory."""
-        if not func._schema.is_mutable:
-            return
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(value, torch.Tensor) and value in self._twins:
-                address = self._twins[value].untyped_storage()._cdata
-                for tensor, twin in list(self._twins.items()):
-                    if twin.untyped_storage()._cdata == address:
+        for written in _find_written(func, args, kwargs):
+            if written in self._twins:
+                address = written.untyped_storage()._cdata
+                for tensor in list(self._twins):
+                    if tensor.untyped_storage()._cdata == address:
                         del self._twins[tensor]
 
 
-def _choose_in_turns(chosen: torch.Tensor, *, num_choices: int) -> torch.Tensor:
+def _find_written(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operation writes to."""
+    if not func._schema.is_mutable:
+        return
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
+def _is_view(func: Any) -> bool:
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:
     """Return numbers below `num_choices`, each as often as any other."""
-    turns = torch.arange(chosen.numel(), dtype=chosen.dtype) % max(num_choices, 1)
-    return turns.reshape(chosen.shape)
+    turns = torch.arange(math.prod(shape), dtype=dtype) % max(num_choices, 1)
+    return turns.reshape(shape)
 
 
 def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> bool:
@@ -186,10 +288,6 @@ def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict
 
 def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
     return kwargs.get("device") is not None and func.overloadpacket not in _LEAVES_UNSET
-
-
-def _can_be_known(tensor: torch.Tensor) -> bool:
-    return tensor.numel() <= _MOST_ELEMENTS
 
 
 class _Literals(TorchFunctionMode):
@@ -212,6 +310,6 @@ class _Literals(TorchFunctionMode):
             shown = args[0] if value is None else value
             return func(shown, *args[1:])  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
-        if func is torch.tensor and result.device.type == "meta" and _can_be_known(result):
+        if func is torch.tensor and result.device.type == "meta":
             self._known.know(result, func(*args, **{**kwargs, "device": "cpu"}))
         return result

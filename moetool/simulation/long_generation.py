@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 
@@ -14,31 +15,50 @@ from moetool.simulation.decode_steps import (
 from moetool.simulation.memory_run import MemoryRun
 from moetool.simulation.timeline import Timeline
 
-# Up to here every step runs in any case, and up to there if too many differ from one another.
-_FEW_STEPS = 16
-_MOST_STEPS = 32
 # A step is taken from a generation in which it is the second: by then nothing is left of how the
 # prompt was laid out. It ends where the next one begins.
 _NUM_STEPS_BEFORE = 2
-# Steps that run in search of those that others follow from.
-_MOST_SAMPLES = 24
-# More events take longer to replay than they tell: of longer generations every n-th step is.
-_MOST_EVENTS = 200_000
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """How many steps of a generation run, and how many follow from them.
+
+    Attributes:
+        few_steps: Up to this many, every step runs in any case.
+        most_steps: Up to this many, every step runs if too many differ from one another.
+        most_samples: Steps that run in search of those that others follow from.
+        most_events: Of generations of more events, which take seconds to replay, every n-th step is
+            replayed.
+    """
+
+    few_steps: int = 16
+    most_steps: int = 32
+    most_samples: int = 24
+    most_events: int = 1_000_000
+
+
+DEFAULT_BUDGET = StepBudget()
 
 
 def simulate_generation(
-    run: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int
+    run: MemoryRun,
+    *,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    budget: StepBudget = DEFAULT_BUDGET,
 ) -> Timeline | None:
     """Return the timeline of a generation whose steps follow from a few that ran.
 
     Between two steps that do the same, sizes are taken to grow evenly if those of the one half-way
-    do. Of a generation of more events than are replayed in a second, steps are left out at equal
+    do. Of a generation of more events than the budget allows, steps are left out at equal
     distances, never the last one.
 
     Args:
         run: Runs the skeleton.
         num_prompt_tokens: Length of the prompt.
         num_new_tokens: Tokens written.
+        budget: How many steps run.
 
     Returns:
         The timeline; None if too many steps differ from those around them.
@@ -46,21 +66,21 @@ def simulate_generation(
     Raises:
         CantSimulate: The model's code needs data, or more than token ids.
     """
-    if num_new_tokens <= (_FEW_STEPS if run.can_start_later else _MOST_STEPS):
+    if num_new_tokens <= (budget.few_steps if run.can_start_later else budget.most_steps):
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     if not run.can_start_later:
         return None
     # More samples than that take as long as every step does.
-    most_samples = min(_MOST_SAMPLES, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
+    most_samples = min(budget.most_samples, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
     sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)
     head = sampler.generate_around(_NUM_STEPS_BEFORE)
     last = num_new_tokens - 1
     if not sampler.cover(_NUM_STEPS_BEFORE, last):
-        if num_new_tokens > _MOST_STEPS:
+        if num_new_tokens > budget.most_steps:
             return None
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     events_of_step = len(sampler.find(last).events)
-    stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // _MOST_EVENTS))
+    stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // budget.most_events))
     numbers = range(last, _NUM_STEPS_BEFORE, -stride)[::-1]
     return continue_timeline(
         head,

@@ -83,7 +83,13 @@ def list_weight_bytes(model: nn.Module) -> list[int]:
     return list(sizes.values())
 
 
-def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> MemoryProfile:
+def replay_timeline(
+    timeline: Timeline,
+    *,
+    weight_bytes: Sequence[int],
+    capacity_bytes: int | None = None,
+    is_prompt_limited: bool = True,
+) -> MemoryProfile:
     """Return what a run takes on a GPU that holds nothing else.
 
     Weights are allocated one after the other, what their loading left in reserve is released, and
@@ -92,8 +98,13 @@ def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> Memor
     Args:
         timeline: The run.
         weight_bytes: The storages of the model.
+        capacity_bytes: What torch's allocator may take of the GPU; None for all it asks for.
+        is_prompt_limited: Whether that limits the prompt's call as well as later ones.
+
+    Raises:
+        DeviceFullError: It doesn't run through in that much.
     """
-    allocator = CachingAllocator()
+    allocator = CachingAllocator(capacity_bytes=capacity_bytes if is_prompt_limited else None)
     for num_bytes in weight_bytes:
         allocator.allocate(num_bytes)
     allocator.release_free_segments()
@@ -104,6 +115,8 @@ def replay_timeline(timeline: Timeline, *, weight_bytes: Sequence[int]) -> Memor
     meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
     prefill = meter.run(0, end_of_prefill)
     assert prefill is not None
+    if capacity_bytes is not None and not is_prompt_limited:
+        allocator.restrict(capacity_bytes)
     prefill_reserved_bytes = allocator.peak_reserved_bytes
     decode = meter.run(end_of_prefill, None) if end_of_prefill is not None else None
     return MemoryProfile(
@@ -140,7 +153,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay events from one number to another, and return where most was allocated."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
-        workspace = self._timeline.workspace_block
+        workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
             if num_bytes < 0:
@@ -152,8 +165,8 @@ class _Meter:
             handle = handles[block] = allocator.allocate(num_bytes)
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
-            elif block == workspace:
-                self._workspace_bytes = allocator.size_of(handle)
+            elif block in workspaces:
+                self._workspace_bytes += allocator.size_of(handle)
             if allocator.allocated_bytes > most:
                 most = allocator.allocated_bytes
                 parts, at = (self._cache_bytes, self._workspace_bytes), origin

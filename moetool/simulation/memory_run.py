@@ -41,6 +41,7 @@ class RunOptions:
         is_routing_balanced: Take it that routers choose experts in turns, where the model's code
             asks which ones they chose.
         workspace_bytes: What the first product of matrices takes for good.
+        lt_workspace_bytes: What the first product with a bias takes for good.
         may_scan: Whether layers may go from token to token, as some state-space models do: they take
             minutes for a long prompt, and are refused otherwise.
     """
@@ -51,6 +52,7 @@ class RunOptions:
     is_routing_kept: bool = False
     is_routing_balanced: bool = False
     workspace_bytes: int = 0
+    lt_workspace_bytes: int = 0
     may_scan: bool = False
 
 
@@ -156,6 +158,7 @@ class MemoryRun:
             skeleton,
             origins=self._origins,
             workspace_bytes=self._options.workspace_bytes,
+            lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
             if self._options.may_scan
             else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
@@ -176,7 +179,7 @@ class MemoryRun:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
             shape = (batch_size, num_prompt_tokens)
             input_ids = torch.zeros(shape, dtype=torch.long, device="meta")
-            known.know(input_ids, torch.full(shape, self._token_id))
+            known.know_filled(input_ids, self._token_id)
             if self._options.has_padding:
                 mask = torch.ones(shape, dtype=torch.long, device="meta")
                 values = torch.ones(shape, dtype=torch.long)
@@ -194,6 +197,7 @@ class MemoryRun:
                 origins=self._origins.found,
                 calls=tuple(calls),
                 workspace_block=recorder.workspace_block,
+                lt_workspace_block=recorder.lt_workspace_block,
             )
             del result
         return timeline

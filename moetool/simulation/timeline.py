@@ -62,9 +62,11 @@ class Timeline:
         origins: Where blocks were born. Timelines of one skeleton have theirs in common.
         calls: The model's calls: the prompt's first, then one a token.
         workspace_block: The block that products of matrices keep; None if there were none.
+        lt_workspace_block: The block that products with a bias keep; None if there were none.
     """
 
     events: tuple[Event, ...]
     origins: Sequence[Origin]
     calls: tuple[Call, ...]
     workspace_block: int | None
+    lt_workspace_block: int | None = None

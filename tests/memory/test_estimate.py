@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.memory import estimate
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.result import Estimate, Method
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.sweep import list_scenarios
 from moetool.report.memory_estimate import render_json
+from moetool.simulation import memory_run
+from moetool.simulation.known_values import KnownValues
 from tests.families.models import available
 from tests.memory.saved_configs import make_runs, save_config
 
@@ -287,3 +291,42 @@ def test_what_can_not_be_told_of_a_family_is_said(family: str, tmp_path: Path) -
 def test_a_trace_without_a_gpu_is_refused() -> None:
     with pytest.raises(UsageError, match="no GPU was named"):
         estimate_memory("olmoe-1b-7b", trace=Path("trace.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "words"),
+    [
+        (
+            "find_limits_on",
+            "limits",
+            "The longest prompt and the largest batch that fit are unknown",
+        ),
+        ("list_ranks", "ranks", "What several GPUs would hold is unknown"),
+        ("plan_offload", "offload", "What would move to the host is unknown"),
+        ("list_fits_on", "fits", "What it fits on is unknown"),
+    ],
+)
+def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
+    name: str, left_out: str, words: str, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("it can't be simulated: too large.", hint="None.")
+
+    (whole,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    monkeypatch.setattr(estimate, name, refuse)
+    (told,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    assert not getattr(told, left_out)
+    assert told.figures == whole.figures
+    assert f"{words}: it can't be simulated: too large." in told.notes
+
+
+def test_a_limit_s_search_that_reads_too_much_says_so(
+    tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = partial(KnownValues, most_elements=2**10, most_bytes=2**16)
+    monkeypatch.setattr(memory_run, "KnownValues", narrow)
+    eager = replace(TINY, experts_implementation="eager")
+    (told,) = estimate_memory(tiny, [eager], gpu="1GiB")
+    assert told.limits is None
+    (note,) = [note for note in told.notes if note.startswith("The longest prompt")]
+    assert "moetool computes no more than 65,536 at once" in note

@@ -40,6 +40,25 @@ def test_what_does_not_fit_says_by_how_much_and_on_how_many() -> None:
     assert asked == [(Quantization.NONE, SMALL)]
 
 
+def test_what_runs_through_in_less_than_it_would_take_fits() -> None:
+    asked = []
+
+    def find_total_within(quantization: Quantization, gpu: Gpu) -> int | None:
+        asked.append((quantization, gpu))
+        return 23 * GIB if quantization is Quantization.INT8 else None
+
+    totals: dict[Quantization, int | None] = {
+        Quantization.NONE: 30 * GIB, Quantization.INT8: 25 * GIB, Quantization.NF4: 20 * GIB
+    }  # fmt: skip
+    fits = list_fits(totals, [SMALL], find_total_within=find_total_within)
+    assert [(fit.fits, fit.headroom_bytes, fit.num_gpus) for fit in fits] == [
+        (False, -6 * GIB, None),
+        (True, GIB, 1),
+        (True, 4 * GIB, 1),
+    ]
+    assert asked == [(Quantization.NONE, SMALL), (Quantization.INT8, SMALL)]
+
+
 def test_the_last_byte_fits() -> None:
     exactly = list_fits({Quantization.NONE: 24 * GIB}, [SMALL])
     over = list_fits({Quantization.NONE: 24 * GIB + 1}, [SMALL])

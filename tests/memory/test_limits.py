@@ -137,6 +137,45 @@ def test_no_scenario_is_simulated_twice() -> None:
     assert len(set(simulation.calls)) == len(simulation.calls)
 
 
+def _count_with_reserve(batch_size: int, num_prompt_tokens: int) -> int:
+    """Return what is reserved where a quarter of what comes and goes is free."""
+    return 87 * GIB + (_count_as_mixtral(batch_size, num_prompt_tokens) - 87 * GIB) * 5 // 4
+
+
+@pytest.mark.parametrize("size", ["88GiB", "89GiB", "100GiB", "140GiB"])
+def test_what_runs_through_in_less_than_it_would_take_is_within_the_limits(size: str) -> None:
+    gpu = find_gpu(size)
+    simulation = _Simulation(_count_with_reserve)
+    asked: list[tuple[int, int]] = []
+
+    def runs_within(batch_size: int, num_prompt_tokens: int) -> bool:
+        asked.append((batch_size, num_prompt_tokens))
+        return _count_as_mixtral(batch_size, num_prompt_tokens) <= gpu.memory_bytes
+
+    limits = find_limits(
+        simulation,
+        runs_within=runs_within,
+        gpu=gpu,
+        batch_size=1,
+        num_prompt_tokens=2048,
+        num_new_tokens=256,
+        context=None,
+    )
+    without_reserve = _find(_count_as_mixtral, size)
+    with_reserve = _find(_count_with_reserve, size)
+    assert limits.largest_batch_size == without_reserve.largest_batch_size
+    tokens = limits.largest_prompt_tokens
+    step = max(64, tokens // 100)
+    if tokens:
+        assert _count_as_mixtral(1, tokens) <= gpu.memory_bytes
+    assert _count_as_mixtral(1, tokens + step) > gpu.memory_bytes
+    assert limits.largest_prompt_tokens >= with_reserve.largest_prompt_tokens
+    assert set(asked) <= set(simulation.calls)
+    assert all(_count_with_reserve(*call) > gpu.memory_bytes for call in asked)
+    assert len([call for call in simulation.calls if call[0] == 1]) <= 16
+    assert len([call for call in simulation.calls if call[1] == 2048]) <= 12
+
+
 def _count_as_eager(batch_size: int, num_prompt_tokens: int) -> int:
     per_sequence = num_prompt_tokens * 200_000 + num_prompt_tokens**2 * 64
     return 10 * GIB + batch_size * per_sequence

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,11 @@ import torch
 from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
-from moetool.memory.scenario import CacheKind, Quantization, Scenario, Task
+from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from tests.families.configs import build_config
+from tests.memory.saved_configs import make_builder as find_builder
+from tests.memory.saved_configs import save_config
+from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=1, num_prompt_tokens=4, num_new_tokens=2, dtype="float32")
 
@@ -26,7 +32,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_builder(build: Callable[..., Any]) -> Any:
     """Return what builds models in a test's own way."""
-    return SimpleNamespace(subject=SimpleNamespace(model="some-model"), build=build)
+    return SimpleNamespace(
+        subject=SimpleNamespace(model="some-model", code=None, headers=None), build=build
+    )
 
 
 def build_nothing(*_: Any, **__: Any) -> Any:
@@ -55,6 +63,76 @@ def test_what_random_weights_can_not_show_is_refused_before_any_other(
     with pytest.raises(UsageError, match=words) as caught:
         measure_scenarios(make_builder(build_nothing), [SCENARIO, scenario])
     assert caught.value.hint == "Leave --measure out."
+
+
+@pytest.mark.usefixtures("gpu")
+def test_quantized_weights_of_a_checkpoint_can_be_measured() -> None:
+    nf4 = replace(SCENARIO, quantization=Quantization.NF4)
+    refuse_unmeasurable([SCENARIO, nf4], has_weights=True)
+    for_experts = replace(nf4, experts=QuantizedExperts.QUANTIZED)
+    with pytest.raises(UsageError, match="Quantized experts can't be measured"):
+        refuse_unmeasurable([for_experts], has_weights=True)
+    with pytest.raises(UsageError, match="route-trace"):
+        refuse_unmeasurable([replace(nf4, task=Task.TRACE)], has_weights=True)
+
+
+def test_a_checkpoint_has_weights_and_a_configuration_alone_has_none(tmp_path: Path) -> None:
+    config = save_config("olmoe", tmp_path)
+    assert not measure.has_weights(find_builder(config))
+    assert not measure.has_weights(find_builder("mixtral-8x7b"))
+    build_family_skeleton("olmoe").to_empty(device="cpu").save_pretrained(tmp_path / "saved")
+    assert measure.has_weights(find_builder(str(tmp_path / "saved")))
+
+
+def show_with_nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("script", "held"), [("echo 1234", 1234 * 2**20), ("echo '[N/A]'", None), ("exit 9", None)]
+)
+def test_what_the_gpu_holds_before_is_what_its_driver_says(
+    script: str, held: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_with_nvidia_smi(tmp_path, script, monkeypatch)
+    assert measure.find_held_bytes() == held
+
+
+def test_the_gpu_asked_for_is_the_one_that_torch_sees_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    show_with_nvidia_smi(tmp_path, 'case "$*" in *--id=3) echo 7;; esac', monkeypatch)
+    assert measure.find_held_bytes() == 7 * 2**20
+
+
+def test_a_gpu_that_this_process_uses_already_can_not_say_what_it_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show_with_nvidia_smi(tmp_path, "echo 5", monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert measure.find_held_bytes() is None
+
+
+@pytest.mark.parametrize(("held", "context"), [(0, 900), (300, 600), (None, 900)])
+def test_what_others_hold_is_not_the_run_s(
+    held: int | None, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "empty_cache": None, "reset_peak_memory_stats": None, "synchronize": None,
+        "mem_get_info": (10_000 - 5_900, 10_000), "memory_reserved": 5_000,
+        "max_memory_reserved": 6_000, "max_memory_allocated": 5_500, "get_device_name": "a GPU",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch, "full", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "_run", lambda *_: 10)
+    model: Any = SimpleNamespace(config=build_config("olmoe"))
+    shown = measure._measure(model, SCENARIO, weights_bytes=1, held_before_bytes=held)
+    assert (shown.context_bytes, shown.held_before_bytes) == (context, held)
+    assert shown.figures.total_device_bytes == 6_000 + context
 
 
 @pytest.mark.usefixtures("gpu")

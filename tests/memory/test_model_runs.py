@@ -52,6 +52,40 @@ def test_a_brief_run_is_no_whole_one(simulated: list[Any], tmp_path: Path) -> No
     assert simulated == [(SCENARIO, True), (SCENARIO, False)]
 
 
+WIDE = replace(SCENARIO, batch_size=512, num_prompt_tokens=64)
+
+
+def test_a_run_within_some_memory_is_replayed_not_simulated_again(
+    simulated: list[Any], tmp_path: Path
+) -> None:
+    runs = make_runs(save_config("olmoe", tmp_path))
+    whole = runs.run(WIDE)
+    total_bytes = whole.figures.total_device_bytes
+    assert total_bytes is not None
+    assert runs.run_within(WIDE, total_bytes) is whole
+    limited = runs.run_within(WIDE, total_bytes - 1)
+    assert limited is not None
+    assert runs.run_within(WIDE, total_bytes - 1, is_brief=True) is limited
+    assert runs.run_within(WIDE, total_bytes // 2) is None
+    assert simulated == [(WIDE, False)]
+
+
+def test_what_old_runs_did_is_dropped_and_simulated_again_if_it_is_asked_for(
+    simulated: list[Any], tmp_path: Path
+) -> None:
+    runs = make_runs(save_config("olmoe", tmp_path))
+    first = runs.run(WIDE)
+    total_bytes = first.figures.total_device_bytes
+    assert total_bytes is not None
+    for number in range(1, 10):
+        runs.run(replace(WIDE, batch_size=number))
+    assert runs.run(WIDE) == first
+    assert simulated.count((WIDE, False)) == 1
+    assert sum(run.replay is not None for run in runs._runs.values()) == 4
+    assert runs.run_within(WIDE, total_bytes - 1) is not None
+    assert simulated.count((WIDE, False)) == 2
+
+
 def test_sizes_share_a_skeleton_and_what_is_loaded_otherwise_does_not(tmp_path: Path) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
     skeleton = runs.get_skeleton(SCENARIO)

@@ -223,6 +223,66 @@ def test_other_weights_shift_everything_but_the_cache() -> None:
     assert unknown.shift_weights(1).figures == MemoryFigures(2, None, None, None, None)
 
 
+WIDE = Scenario(batch_size=512, num_prompt_tokens=64, num_new_tokens=6)
+
+
+def find_total(shown: SimulatedRun) -> int:
+    assert shown.figures.total_device_bytes is not None
+    return shown.figures.total_device_bytes
+
+
+def find_least_memory(shown: SimulatedRun) -> int:
+    """Return the least memory that a run is seen to run through in, to 2 MiB, by halving."""
+    fits, fails = find_total(shown), 0
+    while fits - fails > 2**21:
+        middle = (fits + fails) // 2
+        limited = shown.limit_to(middle)
+        fits, fails = (middle, fails) if limited is not None else (fits, middle)
+    return fits
+
+
+@pytest.mark.parametrize("is_brief", [False, True])
+def test_a_run_fits_in_less_memory_than_it_would_take(is_brief: bool) -> None:
+    shown = run(WIDE, is_brief=is_brief)
+    total, least = find_total(shown), find_least_memory(shown)
+    assert least < total
+    limited = shown.limit_to(least)
+    assert limited is not None
+    assert find_total(limited) <= least
+    # What is allocated is what it was, but for blocks that are handed out whole.
+    allocated_bytes = limited.figures.peak_allocated_bytes
+    assert allocated_bytes == pytest.approx(shown.figures.peak_allocated_bytes, rel=0.02)
+    assert limited.figures.cache_bytes == shown.figures.cache_bytes
+    assert limited.method is shown.method
+    assert shown.limit_to(least - 2**21) is None
+
+
+def test_a_run_that_has_all_it_asks_for_stays_as_it_is() -> None:
+    shown = run(SCENARIO)
+    assert shown.limit_to(find_total(shown)) is shown
+
+
+def test_weights_that_were_shifted_are_shifted_where_memory_is_limited() -> None:
+    shown = run(WIDE)
+    least = find_least_memory(shown)
+    shifted = shown.shift_weights(10 * 2**21)
+    assert find_least_memory(shifted) == pytest.approx(least + 10 * 2**21, abs=2**22)
+    limited, moved = shown.limit_to(least), shifted.limit_to(least + 10 * 2**21)
+    assert limited is not None
+    assert moved is not None
+    assert moved == limited.shift_weights(10 * 2**21)
+
+
+def test_a_run_that_follows_from_shorter_ones_fits_where_all_it_asks_for_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
+    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
+    shown = run(Scenario(num_prompt_tokens=320, num_new_tokens=4), family="jamba")
+    assert shown.limit_to(find_total(shown)) is shown
+    assert shown.limit_to(find_total(shown) - 1) is None
+
+
 def test_the_skeleton_is_left_as_it_was() -> None:
     skeleton = build_family_skeleton("dbrx").eval()
     before = {name: set(vars(module)) for name, module in skeleton.named_modules()}

@@ -35,14 +35,8 @@ ESTIMATE_KEYS = [
     *("fits", "notes"),
 ]
 FURTHER_KEYS = [
-    "gpu",
-    "stored",
-    "limits",
-    "ranks",
-    "offload",
-    "speed",
-    "measured",
-    "fits_dequantized",
+    *("gpu", "stored", "limits", "ranks", "offload", "speed", "measured", "fits_dequantized"),
+    "confirmed_on",
 ]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),

@@ -40,6 +40,7 @@ run         generate: 1 sequence of 2,048 prompt tokens and 256 new ones
 weights     in the configuration's dtype
 method      simulated: the model's own code, run without data, every allocation
             followed
+confirmed   on no GPU yet
 
 peak of decode         bytes    share   of the device total
 ───────────────────────────────────────────────────────────────────────

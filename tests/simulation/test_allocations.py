@@ -117,6 +117,42 @@ def test_the_first_product_takes_a_workspace_for_good(recorder: AllocationRecord
     assert steps(recorder) == [(0, 16), (1, 100), (2, 16), (2, -1), (3, 16), (3, -1)]
 
 
+def test_the_first_product_with_a_bias_takes_another_workspace_for_good() -> None:
+    recorder = AllocationRecorder(
+        nn.Module(), origins=Origins(), workspace_bytes=100, lt_workspace_bytes=7
+    )
+    with recorder:
+        left = meta(2, 2)
+        left @ left
+        for _ in range(2):
+            F.linear(left, left, left[0])
+    assert (recorder.workspace_block, recorder.lt_workspace_block) == (1, 3)
+    assert steps(recorder) == [
+        (0, 16), (1, 100), (2, 16), (2, -1), (3, 7), (4, 16), (4, -1), (5, 16), (5, -1),
+    ]  # fmt: skip
+
+
+def test_a_bias_in_the_first_product_takes_both_workspaces() -> None:
+    recorder = AllocationRecorder(
+        nn.Module(), origins=Origins(), workspace_bytes=100, lt_workspace_bytes=7
+    )
+    with recorder:
+        F.linear(meta(2, 2), meta(2, 2), meta(2))
+    assert (recorder.workspace_block, recorder.lt_workspace_block) == (3, 4)
+
+
+def test_a_layer_that_takes_cublaslt_s_workspace_can_be_repeated() -> None:
+    model = Model(do_nothing, num_layers=3)
+    recorder = AllocationRecorder(
+        model, origins=Origins(), workspace_bytes=100, lt_workspace_bytes=7
+    )
+    with RepeatedLayers(model, observers=[recorder]) as layers, recorder:
+        model(is_kept=False)
+    taken = [event.num_bytes for event in recorder.events]
+    assert taken.count(100) == taken.count(7) == 1
+    assert layers.num_repeated == 2
+
+
 def test_an_operation_that_makes_nothing_takes_nothing(recorder: AllocationRecorder) -> None:
     rows = meta(2, 2)
     torch.sort(rows.view(4), out=(rows.view(4), meta(4, dtype=torch.int64)))

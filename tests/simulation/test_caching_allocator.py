@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.simulation.caching_allocator import CachingAllocator
+from moetool.simulation.caching_allocator import CachingAllocator, DeviceFullError
 
 MIB = 2**20
 
@@ -32,6 +32,7 @@ class NaiveAllocator:
     """The same rules without an index: every question is answered by looking at every block."""
 
     segments: list[NaiveSegment] = field(default_factory=list)
+    capacity_bytes: int = 2**60
     peak_allocated_bytes: int = 0
     peak_reserved_bytes: int = 0
 
@@ -60,6 +61,10 @@ class NaiveAllocator:
                 taken = 20 * MIB
             else:
                 taken = next(size for size in range(0, 2**40, 2 * MIB) if size >= needed)
+            if self.reserved_bytes + taken > self.capacity_bytes:
+                self.release_free_segments()
+            if self.reserved_bytes + taken > self.capacity_bytes:
+                raise MemoryError
             segment = NaiveSegment(is_small, [NaiveBlock(taken)])
             self.segments.append(segment)
             fits = [(segment, segment.blocks[0])]
@@ -366,6 +371,88 @@ def test_long_replays_take_what_they_take_without_an_index(seed: int, most_in_us
             naive.free(handle)
         assert figures(allocator) == figures(naive)
     assert allocator.allocated_bytes == sum(map(allocator.size_of, handles))
+
+
+@given(st.data(), st.integers(min_value=2, max_value=120))
+def test_every_sequence_runs_full_when_it_does_without_an_index(
+    data: st.DataObject, capacity_mib: int
+) -> None:
+    capacity_bytes = capacity_mib * MIB
+    allocator = CachingAllocator(capacity_bytes=capacity_bytes)
+    naive = NaiveAllocator(capacity_bytes=capacity_bytes)
+    handles: list[int] = []
+    for event in data.draw(st.lists(st.sampled_from(["allocate"] * 4 + ["free"] * 3), min_size=20)):
+        if event == "allocate":
+            num_bytes = data.draw(SIZES)
+            try:
+                handle = allocator.allocate(num_bytes)
+            except DeviceFullError:
+                with pytest.raises(MemoryError):
+                    naive.allocate(num_bytes, user=0)
+            else:
+                handles.append(handle)
+                naive.allocate(num_bytes, user=handle)
+        elif handles:
+            handle = handles.pop(data.draw(st.integers(0, len(handles) - 1)))
+            allocator.free(handle)
+            naive.free(handle)
+        assert figures(allocator) == figures(naive)
+        assert allocator.reserved_bytes <= capacity_bytes
+
+
+def test_a_full_device_gets_every_free_segment_back_and_is_asked_again() -> None:
+    allocator = CachingAllocator(capacity_bytes=100 * MIB)
+    small, large = allocator.allocate(1), allocator.allocate(30 * MIB)
+    kept = allocator.allocate(40 * MIB)
+    allocator.free(small)
+    allocator.free(large)
+    # Neither of them has room for 50, both have to go.
+    allocator.allocate(50 * MIB)
+    assert (allocator.allocated_bytes, allocator.reserved_bytes) == (90 * MIB, 90 * MIB)
+    assert allocator.num_retries == 1
+    assert allocator.size_of(kept) == 40 * MIB
+
+
+def test_free_blocks_of_segments_in_use_are_of_no_help_to_a_full_device() -> None:
+    allocator = CachingAllocator(capacity_bytes=100 * MIB)
+    allocator.free(allocator.allocate(60 * MIB))
+    front, back = allocator.allocate(40 * MIB), allocator.allocate(20 * MIB)
+    allocator.free(front)
+    assert (allocator.allocated_bytes, allocator.reserved_bytes) == (20 * MIB, 60 * MIB)
+    with pytest.raises(DeviceFullError):
+        allocator.allocate(50 * MIB)
+    allocator.free(back)
+    allocator.allocate(50 * MIB)
+
+
+def test_the_last_byte_of_a_device_can_be_taken() -> None:
+    allocator = CachingAllocator(capacity_bytes=22 * MIB)
+    allocator.allocate(1)
+    allocator.allocate(20 * MIB)
+    with pytest.raises(DeviceFullError):
+        allocator.allocate(2 * MIB)
+    assert (allocator.reserved_bytes, allocator.num_retries) == (22 * MIB, 1)
+
+
+def test_a_device_without_a_capacity_never_runs_full() -> None:
+    allocator = CachingAllocator()
+    for _ in range(3):
+        allocator.allocate(2**50)
+    assert (allocator.reserved_bytes, allocator.num_retries) == (3 * 2**50, 0)
+
+
+def test_a_device_is_restricted_to_what_is_in_use() -> None:
+    allocator = CachingAllocator()
+    allocator.free(allocator.allocate(50 * MIB))
+    allocator.allocate(30 * MIB)
+    allocator.restrict(60 * MIB)
+    assert (allocator.reserved_bytes, allocator.peak_reserved_bytes) == (50 * MIB, 50 * MIB)
+    with pytest.raises(DeviceFullError):
+        allocator.restrict(49 * MIB)
+    allocator = CachingAllocator()
+    allocator.free(allocator.allocate(50 * MIB))
+    allocator.restrict(10 * MIB)
+    assert (allocator.reserved_bytes, allocator.peak_reserved_bytes) == (0, 10 * MIB)
 
 
 @given(st.lists(SIZES), st.randoms(use_true_random=False))

@@ -12,6 +12,7 @@ from moetool.simulation.cuda_kernels import (
     Temporaries,
     find_temporaries,
     is_one_kernel,
+    needs_lt_workspace,
     needs_workspace,
 )
 
@@ -104,6 +105,29 @@ def test_products_of_matrices_need_a_workspace(name: str) -> None:
 @pytest.mark.parametrize("name", ["mul", "scaled_dot_product_attention", "convolution", "sum"])
 def test_nothing_else_needs_a_workspace(name: str) -> None:
     assert not needs_workspace(getattr(aten, name))
+
+
+@pytest.mark.parametrize(
+    ("bias", "matrix", "needs"),
+    [
+        ((4,), (3, 4), True),
+        # A bias for each row is added by cuBLAS, and so is one that lies apart.
+        ((2, 4), (3, 4), False),
+        ((1,), (3, 1), False),
+        ((4,), (1, 4), False),
+    ],
+)
+def test_a_product_with_one_row_of_bias_needs_cublaslt_s_workspace(
+    bias: tuple[int, ...], matrix: tuple[int, ...], needs: bool
+) -> None:
+    args = (meta(bias), meta(2, matrix[0]), meta(matrix))
+    assert needs_lt_workspace(aten.addmm, args) == needs
+
+
+def test_other_products_need_no_workspace_of_cublaslt() -> None:
+    assert not needs_lt_workspace(aten.mm, (meta(2, 3), meta(3, 4)))
+    assert not needs_lt_workspace(aten.baddbmm, (meta(4), meta(1, 2, 3), meta(1, 3, 4)))
+    assert not needs_lt_workspace(aten.addmm, (meta(8)[::2], meta(2, 3), meta(3, 4)))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.simulation import known_values
 from moetool.simulation.allocations import AllocationRecorder, Origins
+from moetool.simulation.deferred_values import DeferredCall
+from moetool.simulation.generation import CantSimulate
 from moetool.simulation.known_values import KnownValues
 from moetool.simulation.meta_kernels import MetaKernels
 
@@ -21,10 +22,11 @@ TOKEN_ID = 7
 meta = partial(torch.empty, device="meta")
 
 
-@pytest.fixture(params=["alone", "as in a run"])
+@pytest.fixture(params=["alone", "as in a run", "computed late"])
 def known(request: pytest.FixtureRequest) -> Iterator[KnownValues]:
-    """Known values, alone or between the modes that a run puts around them."""
-    values = KnownValues(token_id=TOKEN_ID)
+    """Known values, alone or between the modes that a run puts around them, or all of them late."""
+    most_elements = 0 if request.param == "computed late" else 2**22
+    values = KnownValues(token_id=TOKEN_ID, most_elements=most_elements)
     with entered(values, is_alone=request.param == "alone"):
         yield values
 
@@ -273,26 +275,85 @@ def test_what_a_caller_knows_is_known(known: KnownValues) -> None:
     assert (mask == 0).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("num_more", [0, 1])
-def test_large_tensors_are_not_known(
-    known: KnownValues, num_more: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("late")
+def test_large_tensors_are_computed_once_they_are_read() -> None:
+    positions = torch.arange(11, device="meta")
+    mask = positions[:, None] >= positions
+    assert mask.sum().item() == 66
+    assert (mask.all().item(), mask[0, 0].item()) == (False, True)
+    assert positions[mask[3]].tolist() == [0, 1, 2, 3]
+    assert mask.nonzero().shape == (66, 2)
+
+
+def test_large_tensors_that_nothing_reads_are_never_computed(
+    late: KnownValues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_values, "_MOST_ELEMENTS", 10)
-    made = torch.zeros(10 + num_more, device="meta")
-    literal = torch.tensor([1] * (10 + num_more), device="meta")
-    spread = torch.zeros(1, device="meta").expand(10 + num_more)
-    assert [known.find_value(t) is None for t in (made, literal, spread)] == [num_more == 1] * 3
+    ran: list[object] = []
+    compute = DeferredCall._compute
+
+    def watched(self: DeferredCall, *given: Any) -> Any:
+        ran.append(self)
+        return compute(self, *given)
+
+    monkeypatch.setattr(DeferredCall, "_compute", watched)
+    positions = meta(100, dtype=torch.long)
+    late.know_filled(positions, 3)
+    doubled = positions + positions
+    mask = doubled[:, None] == doubled
+    assert ran == []
+    assert mask.all().item()
+    # Sum, comparison, its two views and what was known, each once.
+    num_ran = len(ran)
+    assert mask.any().item()
+    assert len(ran) == num_ran + 1
 
 
-@pytest.mark.usefixtures("known")
-def test_what_is_written_in_a_large_tensor_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = torch.zeros(11, device="meta")
-    first = numbers[:1]
-    monkeypatch.setattr(known_values, "_MOST_ELEMENTS", 10)
-    assert not is_unknown(first)
+@pytest.mark.usefixtures("late")
+def test_a_large_tensor_is_what_it_was_when_something_followed_from_it() -> None:
+    numbers = torch.arange(11, device="meta")
+    view, copy = numbers[1:], numbers + 0
+    from_view = view * 2
     numbers.add_(1)
+    view.mul_(10)
+    assert copy.tolist() == [*range(11)]
+    assert from_view.tolist() == [2 * number for number in range(1, 11)]
+    assert view.tolist() == [10 * (number + 1) for number in range(1, 11)]
+    assert numbers.tolist() == [1, *view.tolist()]
+
+
+@pytest.mark.usefixtures("late")
+def test_unknown_values_written_to_a_large_tensor_make_it_unknown() -> None:
+    numbers = torch.zeros(11, device="meta")
+    view, copy = numbers[1:], numbers + 1
+    numbers[2:4] = meta(2)
     assert is_unknown(numbers)
-    assert is_unknown(first)
+    assert is_unknown(view)
+    assert copy.tolist() == [1.0] * 11
+
+
+def test_what_follows_from_too_much_is_refused_by_its_size() -> None:
+    values = KnownValues(token_id=TOKEN_ID, most_elements=10, most_bytes=1000)
+    with entered(values, is_alone=False):
+        positions = torch.arange(100, device="meta")
+        mask = positions[:, None] >= positions
+        assert positions[:, None].expand(100, 1000)[0, 0].item() == 0
+        with pytest.raises(CantSimulate) as caught:
+            mask.all().item()
+        assert "10,000 bytes" in caught.value.reason
+        assert "no more than 1,000 at once" in caught.value.reason
+        written = positions.repeat(2)
+        written.add_(1)
+        with pytest.raises(CantSimulate):
+            written[0].item()
+        assert positions[5].item() == 5
+
+
+@pytest.fixture
+def late() -> Iterator[KnownValues]:
+    """Known values that compute no more than ten at once unless they are read."""
+    values = KnownValues(token_id=TOKEN_ID, most_elements=10)
+    with entered(values, is_alone=False):
+        yield values
 
 
 @pytest.mark.usefixtures("known")

@@ -7,9 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from moetool.simulation import long_generation
 from moetool.simulation.decode_steps import take_step
-from moetool.simulation.long_generation import _Sampler, simulate_generation
+from moetool.simulation.long_generation import (
+    DEFAULT_BUDGET,
+    StepBudget,
+    _Sampler,
+    simulate_generation,
+)
 from moetool.simulation.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory_run import MemoryRun
 from moetool.simulation.timeline import Call, Event, Origin, Timeline
@@ -44,8 +48,19 @@ def build_run(family: str, **options: Any) -> tuple[CountedRun, list[int]]:
     return CountedRun(run), list_weight_bytes(skeleton)
 
 
-def simulate(run: CountedRun | RunByHand, **lengths: int) -> Timeline | None:
-    return simulate_generation(cast("MemoryRun", run), **lengths)
+def simulate(
+    run: CountedRun | RunByHand,
+    *,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    budget: StepBudget = DEFAULT_BUDGET,
+) -> Timeline | None:
+    return simulate_generation(
+        cast("MemoryRun", run),
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=num_new_tokens,
+        budget=budget,
+    )
 
 
 class RunByHand:
@@ -98,16 +113,14 @@ def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("end", [150, 151, 157, 198])
-def test_a_stretch_ends_where_steps_begin_to_differ(
-    end: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stretch_ends_where_steps_begin_to_differ(end: int) -> None:
     """As with a sliding window: from where it is full, a size stops growing."""
-    monkeypatch.setattr(long_generation, "_MOST_SAMPLES", 40)
+    budget = StepBudget(most_samples=40)
     run = RunByHand(
         form=lambda num_tokens: int(num_tokens < end),
         size=lambda num_tokens: 8 * min(num_tokens, end),
     )
-    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200)
+    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200, budget=budget)
     assert timeline is not None
     assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=200))
 
@@ -115,7 +128,7 @@ def test_a_stretch_ends_where_steps_begin_to_differ(
 def test_steps_that_alternate_follow_from_no_others() -> None:
     run = RunByHand(form=lambda num_tokens: num_tokens % 2)
     assert simulate(run, num_prompt_tokens=100, num_new_tokens=1000) is None
-    assert len(run.prompts) == long_generation._MOST_SAMPLES
+    assert len(run.prompts) == DEFAULT_BUDGET.most_samples
 
 
 @pytest.mark.parametrize("num_new_tokens", [1, 16, 24, 32])
@@ -138,12 +151,10 @@ def test_a_generation_of_few_steps_runs_whatever_they_do(num_new_tokens: int) ->
         (4 * 30, [100, 101, 102, *[*range(299, 102, -7)][::-1]]),
     ],
 )
-def test_of_many_steps_every_nth_is_told_and_the_last(
-    most_events: int, numbers: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(long_generation, "_MOST_EVENTS", most_events)
+def test_of_many_steps_every_nth_is_told_and_the_last(most_events: int, numbers: list[int]) -> None:
     run = RunByHand()
-    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200)
+    budget = StepBudget(most_events=most_events)
+    timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200, budget=budget)
     in_full = run.generate(num_prompt_tokens=100, num_new_tokens=200)
     assert timeline is not None
     assert [call.cache_bytes for call in timeline.calls] == [16 * number for number in numbers]
@@ -155,23 +166,20 @@ def test_of_many_steps_every_nth_is_told_and_the_last(
     ("family", "options"), [("switch_transformers", {}), ("deepseek_v3", {"is_cache_static": True})]
 )
 def test_steps_that_a_longer_prompt_does_not_lead_to_all_run(
-    family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    family: str, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(long_generation, "_FEW_STEPS", 2)
-    monkeypatch.setattr(long_generation, "_MOST_STEPS", 4)
+    budget = StepBudget(few_steps=2, most_steps=4)
     run, _ = build_run(family, **options)
-    timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4)
+    timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4, budget=budget)
     assert timeline is not None
     assert tell(timeline) == tell(run.generate(num_prompt_tokens=5, num_new_tokens=4))
-    assert simulate(run, num_prompt_tokens=5, num_new_tokens=5) is None
+    assert simulate(run, num_prompt_tokens=5, num_new_tokens=5, budget=budget) is None
 
 
-def test_steps_of_a_family_that_compresses_now_and_then_follow_from_no_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(long_generation, "_MOST_SAMPLES", 3)
+def test_steps_of_a_family_that_compresses_now_and_then_follow_from_no_others() -> None:
+    budget = StepBudget(most_samples=3)
     run, _ = build_run("deepseek_v4")
-    assert simulate(run, num_prompt_tokens=5, num_new_tokens=40) is None
+    assert simulate(run, num_prompt_tokens=5, num_new_tokens=40, budget=budget) is None
 
 
 def test_steps_around_the_one_that_fills_the_window_are_those_that_run() -> None:
@@ -208,7 +216,7 @@ def test_a_generation_of_a_few_steps_is_that_of_every_step(
 ) -> None:
     lengths = {"num_prompt_tokens": num_prompt_tokens, "num_new_tokens": num_new_tokens}
     run, weight_bytes = build_run(family, **options)
-    extended = simulate(run, **lengths)
+    extended = simulate(run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     assert extended is not None
     assert run.num_calls < num_new_tokens
     in_full = run.generate(**lengths)

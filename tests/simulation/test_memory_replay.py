@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from moetool.simulation.caching_allocator import DeviceFullError
 from moetool.simulation.memory_replay import (
     AllocatedParts,
     list_weight_bytes,
@@ -49,6 +50,14 @@ def test_a_generation_is_told_by_what_is_allocated_at_its_peaks() -> None:
     assert profile.peak_reserved_bytes == 22 * MIB
 
 
+def test_both_workspaces_are_told_apart_from_what_comes_and_goes() -> None:
+    events = [(0, 8 * MIB), (1, MIB), (2, 512)]
+    timeline = make_timeline(events, call_ends=[3], cache=[{}], workspace_block=0)
+    timeline = dataclasses.replace(timeline, lt_workspace_block=1)
+    parts = replay_timeline(timeline, weight_bytes=[]).prefill.parts
+    assert (parts.workspace_bytes, parts.activation_bytes) == (9 * MIB, 512)
+
+
 def test_a_peak_of_the_prompt_stays_the_run_s() -> None:
     events = [(0, 50 * MIB), (0, -1), (1, 512), (2, 1024)]
     timeline = make_timeline(events, call_ends=[2, 4], cache=[{}, {2: 1024}])
@@ -60,6 +69,53 @@ def test_a_peak_of_the_prompt_stays_the_run_s() -> None:
     )
     assert profile.peak_allocated_bytes == 50 * MIB
     assert profile.peak_reserved_bytes == 52 * MIB
+
+
+# What passes in the prompt's call is of no use to the next one, which asks for more at once.
+GROWING = [(0, 30 * MIB), (0, -1), (1, 40 * MIB), (1, -1)]
+
+
+def test_a_run_fits_in_less_than_it_would_take() -> None:
+    timeline = make_timeline(GROWING, call_ends=[2, 4], cache=[{}, {}])
+    in_full, limited = (
+        replay_timeline(timeline, weight_bytes=[20 * MIB], capacity_bytes=capacity_bytes)
+        for capacity_bytes in (None, 60 * MIB)
+    )
+    assert in_full.peak_reserved_bytes == 90 * MIB
+    assert limited == dataclasses.replace(in_full, peak_reserved_bytes=60 * MIB)
+    with pytest.raises(DeviceFullError):
+        replay_timeline(timeline, weight_bytes=[20 * MIB], capacity_bytes=60 * MIB - 1)
+
+
+def test_a_run_does_not_fit_where_free_memory_lies_between_blocks_in_use() -> None:
+    events = [(0, 60 * MIB), (0, -1), (1, 30 * MIB), (2, 30 * MIB), (1, -1), (3, 40 * MIB)]
+    timeline = make_timeline(events, call_ends=[6], cache=[{}])
+    profile = replay_timeline(timeline, weight_bytes=[])
+    assert (profile.peak_allocated_bytes, profile.peak_reserved_bytes) == (70 * MIB, 100 * MIB)
+    with pytest.raises(DeviceFullError):
+        replay_timeline(timeline, weight_bytes=[], capacity_bytes=100 * MIB - 1)
+
+
+def test_weights_that_are_too_large_do_not_fit() -> None:
+    timeline = make_timeline([(0, 1)], call_ends=[1], cache=[{}])
+    with pytest.raises(DeviceFullError):
+        replay_timeline(timeline, weight_bytes=[20 * MIB] * 3, capacity_bytes=59 * MIB)
+
+
+def test_a_prompt_that_is_not_limited_may_take_more_than_its_steps() -> None:
+    events = [(0, 90 * MIB), (0, -1), (1, 30 * MIB), (1, -1)]
+    timeline = make_timeline(events, call_ends=[2, 4], cache=[{}, {}])
+    profile = replay_timeline(
+        timeline, weight_bytes=[20 * MIB], capacity_bytes=50 * MIB, is_prompt_limited=False
+    )
+    assert profile.decode is not None
+    assert profile.decode.parts.allocated_bytes == 50 * MIB
+    with pytest.raises(DeviceFullError):
+        replay_timeline(timeline, weight_bytes=[20 * MIB], capacity_bytes=50 * MIB)
+    with pytest.raises(DeviceFullError):
+        replay_timeline(
+            timeline, weight_bytes=[20 * MIB], capacity_bytes=49 * MIB, is_prompt_limited=False
+        )
 
 
 def test_one_call_has_no_decoding() -> None:

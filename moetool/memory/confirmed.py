@@ -1,0 +1,75 @@
+"""Which estimates a GPU has confirmed: measured runs, by the kind of model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from moetool.memory.scenario import Quantization
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Measured runs of one kind of model, compared with their estimates.
+
+    Attributes:
+        model_type: transformers' name of the kind.
+        quantization: How the weights were stored.
+        models: The models whose geometry ran.
+        gpu: The GPU's name.
+        date: The day they ran.
+        torch: torch's version.
+        transformers: transformers' version.
+        num_runs: How many runs there were.
+        worst_error: The largest difference between peaks allocated, over the measured one.
+        source: The file with the measured figures.
+    """
+
+    model_type: str
+    quantization: Quantization
+    models: tuple[str, ...]
+    gpu: str
+    date: str
+    torch: str
+    transformers: str
+    num_runs: int
+    worst_error: float
+    source: str
+
+    @property
+    def where(self) -> str:
+        """The GPU and the day."""
+        return f"{self.gpu}, {self.date}"
+
+
+@cache
+def read_confirmations() -> tuple[Confirmation, ...]:
+    """Return all measured runs, in the order of the file."""
+    text = files("moetool.memory").joinpath("confirmed.json").read_text(encoding="utf-8")
+    return tuple(
+        Confirmation(
+            **{
+                **row,
+                "quantization": Quantization(row["quantization"]),
+                "models": tuple(row["models"]),
+            }
+        )
+        for row in json.loads(text)
+    )
+
+
+def find_confirmation(model_type: str, quantization: Quantization) -> Confirmation | None:
+    """Return the latest measured runs of a kind of model; None if there are none.
+
+    Args:
+        model_type: transformers' name of the kind.
+        quantization: How the weights are stored.
+    """
+    found = [
+        each
+        for each in read_confirmations()
+        if (each.model_type, each.quantization) == (model_type, quantization)
+    ]
+    return max(found, key=lambda each: each.date, default=None)

@@ -1,0 +1,60 @@
+"""Which estimates a GPU has confirmed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from moetool.memory.confirmed import find_confirmation, read_confirmations
+from moetool.memory.estimate import estimate_memory
+from moetool.memory.scenario import Quantization, Scenario
+from moetool.report.memory_estimate import render_json
+from moetool.report.memory_estimate_page import render_page
+from tests.memory.saved_configs import make_builder, save_config
+
+ROOT = Path(__file__).parents[2]
+TINY = Scenario(num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
+
+
+def test_every_measured_run_is_counted_as_a_confirmation() -> None:
+    lines = (ROOT / "benchmarks" / "memory_h200.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = [json.loads(line) for line in lines]
+    rows = [row for row in read_confirmations() if row.source.endswith("memory_h200.jsonl")]
+    assert sum(row.num_runs for row in rows) == len(measured)
+    of_model = {name: row for row in rows for name in row.models}
+    assert set(of_model) == {line["model"] for line in measured}
+    for name, row in of_model.items():
+        assert make_builder(name).make_config().model_type == row.model_type
+        (versions,) = {
+            (line["gpu"], line["torch"], line["transformers"])
+            for line in measured
+            if line["model"] == name
+        }
+        assert versions == (row.gpu, row.torch, row.transformers)
+        assert 0 <= row.worst_error < 0.002
+
+
+def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
+    assert find_confirmation("olmoe", Quantization.NF4) is not None
+    assert find_confirmation("olmoe", Quantization.FP4) is None
+    assert find_confirmation("mixtral", Quantization.NONE) is not None
+    assert find_confirmation("mixtral", Quantization.NF4) is None
+    assert find_confirmation("deepseek_v4", Quantization.NONE) is None
+
+
+def test_an_estimate_names_the_gpu_that_confirmed_its_kind(tmp_path: Path) -> None:
+    (told,) = estimate_memory(save_config("olmoe", tmp_path), [TINY])
+    assert told.confirmed_on == "NVIDIA H200, 2026-11-24"
+    assert not any(note.startswith("No GPU has confirmed") for note in told.notes)
+    assert json.loads(render_json([told]))["estimates"][0]["confirmed_on"] == told.confirmed_on
+    assert "NVIDIA H200, 2026-11-24" in render_page(told)
+
+
+def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
+    (told,) = estimate_memory(save_config("hunyuan_v1_moe", tmp_path), [TINY])
+    assert told.confirmed_on is None
+    (note,) = [note for note in told.notes if note.startswith("No GPU has confirmed")]
+    assert "hunyuan_v1_moe" in note
+    assert json.loads(render_json([told]))["estimates"][0]["confirmed_on"] is None
+    assert "no GPU yet" in render_page(replace(told, notes=()))
