@@ -34,7 +34,7 @@ def _find(config: object, *, only_undeclared: bool, depth: int) -> Iterator[str]
         if name in declared or name.startswith("_"):
             continue
         if _EXPERTS.search(name) and not _SETTING.search(name) and _means_some(value):
-            yield f"{name} is {str(value):.40}"
+            yield f"{name} is {str(value)[:40]}"
         elif isinstance(value, Mapping) or hasattr(value, "to_dict"):
             yield from _find(value, only_undeclared=only_undeclared, depth=depth + 1)
 

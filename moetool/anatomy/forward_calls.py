@@ -70,7 +70,8 @@ def find_run_code(module: nn.Module) -> RunCode | None:
     if function is None:
         return None
     is_of_class = function is _find_function(getattr(type(module), "forward", None))
-    name = owner.__name__ if isinstance(holder, nn.Module) or own is None else function.__qualname__
+    is_method = is_of_class or function is _find_function(getattr(owner, "forward", None))
+    name = owner.__name__ if is_method else function.__name__
     return RunCode(function, owner, is_of_class, name)
 
 

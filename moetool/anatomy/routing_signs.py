@@ -142,10 +142,8 @@ def _list_own_names(module: nn.Module) -> Iterator[str]:
         if buffer.numel():
             yield name
     for name, value in vars(module).items():
-        is_number = isinstance(value, int | float)
-        if name.startswith("__") or name == "forward" or isinstance(value, float):
-            continue
-        if (is_number and value > 1) or (isinstance(value, dict | list | tuple) and value):
+        is_many = isinstance(value, int) and value > 1
+        if is_many or (isinstance(value, dict | list | tuple) and value):
             yield name
 
 

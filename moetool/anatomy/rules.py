@@ -48,9 +48,9 @@ _INEXACT = {
         "what is recorded is the router's choice"
     ),
     RoutingRule.RETRIEVAL: (
-        "experts that are looked up as rows of embeddings (the rule 'retrieval') are not shown to "
-        "be those that the router chose for a token: it may be scored with other tokens' router "
-        "outputs; what is recorded is the experts that ran, with recomputed weights"
+        "the rule 'retrieval' reads experts that are rows of embeddings, which need not be those that "
+        "a token's router chose: it may be scored with other tokens' router outputs; what is recorded "
+        "is the experts that ran, with recomputed weights"
     ),
 }
 

@@ -295,12 +295,14 @@ def test_a_function_put_in_the_place_of_a_forward_is_read() -> None:
     with pytest.raises(UntraceableError) as caught:
         RoutingRecorder(model)
 
-    assert caught.value.facts == ("seen: model.layers.1.mlp: the forward of choose_neurons calls topk",)
+    assert caught.value.facts == (
+        "seen: model.layers.1.mlp: the forward of choose_neurons calls topk",
+    )
 
 
 def test_code_that_cant_be_read_proves_nothing() -> None:
     model = Model(feed_forward())
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="is deprecated"):
         cast(Any, model.layers[0]).ff = torch.jit.trace(feed_forward(), torch.zeros(1, WIDTH))
 
     with pytest.raises(UntraceableError, match="No routed experts were recognised") as caught:
