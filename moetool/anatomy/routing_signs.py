@@ -66,11 +66,10 @@ def find_routing_signs(
         experts: Module paths of their experts. Modules around them have the names of what they hold.
     """
     signs = [
-        sign
-        for path, module in model.named_modules()
-        if not _is_known(path, blocks, experts)
-        for sign in _find_in_module(path, module)
-        if not (blocks and "shared" in sign.path)
+        RoutingSign(path, seen)
+        for path, shown, module in _walk(model)
+        if not _is_known(path, blocks, experts) and not (blocks and "shared" in shown)
+        for seen in _find_in_module(shown, module)
     ]
     if not blocks:
         is_known_code = all(not is_foreign(module) for module in model.modules())
@@ -107,30 +106,44 @@ def _is_known(path: str, blocks: Collection[str], experts: Collection[str]) -> b
     return is_around or any(f"{path}.".startswith(f"{block}.") for block in blocks)
 
 
-def _find_in_module(path: str, module: nn.Module) -> Iterator[RoutingSign]:
+def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield a model's modules, each by its path, or by that of the module that hides it.
+
+    Yields:
+        The path of a module that torch knows of, what to call the one that is yielded, and that.
+    """
+    waiting = [(path, path, module) for path, module in model.named_modules()]
+    seen = {id(module) for _, _, module in waiting}
+    while waiting:
+        path, shown, module = waiting.pop(0)
+        yield path, shown, module
+        for key, hidden in _list_hidden_modules(module):
+            for inner_path, inner in hidden.named_modules():
+                if id(inner) not in seen:
+                    seen.add(id(inner))
+                    name = ".".join(filter(None, (shown, key, inner_path)))
+                    waiting.append((path, name, inner))
+
+
+def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
     foreign = is_foreign(module)
     words = _ROUTING_WORD if foreign else _EXPERT_WORD
     name = path.rpartition(".")[2]
     if _INDEXER.search(path):
         return
     if words.search(name) and not name.isdecimal():
-        yield RoutingSign(path, f"a module named '{name}' ({type(module).__name__})")
+        yield f"a module named '{name}' ({type(module).__name__})"
     elif _EXPERT_CLASS.search(type(module).__name__) or (
         foreign and _ROUTING_WORD.search(type(module).__name__)
     ):
-        yield RoutingSign(path, f"a {type(module).__name__}")
+        yield f"a {type(module).__name__}"
     for key in _list_own_names(module):
         if words.search(key):
-            yield RoutingSign(path, f"'{key}' of {type(module).__name__}")
-    for seen in _find_in_code(module, foreign=foreign):
-        yield RoutingSign(path, seen)
-    for key, hidden in _list_hidden_modules(module):
-        for inner in _find_in_module(f"{path}.{key}".lstrip("."), hidden):
-            yield RoutingSign(path, inner.seen)
+            yield f"'{key}' of {type(module).__name__}"
+    yield from _find_in_code(module, foreign=foreign)
     if foreign:
-        stacks = () if _TABLE.search(path) else _find_stacks(module)
-        for seen in (*stacks, *_find_siblings(module)):
-            yield RoutingSign(path, seen)
+        yield from () if _TABLE.search(path) else _find_stacks(module)
+        yield from _find_siblings(module)
 
 
 def _list_own_names(module: nn.Module) -> Iterator[str]:
@@ -165,7 +178,6 @@ def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     Adapters are put there, and the owner of a forward that stands in for the module's own.
     """
-    children = set(map(id, module.modules()))
     for key, value in vars(module).items():
         if key.startswith("_"):
             continue
@@ -175,7 +187,7 @@ def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         elif not isinstance(value, dict | list | tuple | set):
             continue
         for item in held:
-            if isinstance(item, nn.Module) and id(item) not in children:
+            if isinstance(item, nn.Module):
                 yield key, item
 
 

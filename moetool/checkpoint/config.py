@@ -90,6 +90,11 @@ def make_config(
 
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
+        if isinstance(raw.get("architecture"), str) and isinstance(raw.get("mapping"), Mapping):
+            raise UntraceableError(
+                f"'{place}' is of TensorRT-LLM, whose models transformers does not build.",
+                hint="Name the checkpoint that it was converted from.",
+            )
         raise InputError(
             f"'{place}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",

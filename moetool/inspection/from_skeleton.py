@@ -69,13 +69,20 @@ def inspect_skeleton(
     hidden_size = _find_hidden_size(config, model)
     top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
     table = count_skeleton(
-        model, experts.layers, top_k=top_k, dtype=dtype, other_experts=experts.unreadable
+        model,
+        experts.layers,
+        top_k=top_k,
+        dtype=dtype,
+        other_experts=experts.unreadable,
+        doubtful=[sign.path for sign in experts.signs],
     )
     anatomy = describe_model(model, experts.layers, table, top_k=top_k, hidden_size=hidden_size)
     published = subject.published
     if published is not None and subject.is_from_catalogue:
         table = _add_extra(table, published.extra_parameters)
     parameters = summarize(table)
+    if not experts.are_all_read:
+        parameters = replace(parameters, expert_share=None)
     flops, why_no_flops = _count_flops(model, experts)
     quantization = name_quantization(subject.config)
     routed = anatomy.routed_layers
@@ -85,9 +92,11 @@ def inspect_skeleton(
         source=Source.SKELETON if files is None else Source.BOTH,
         revision=subject.revision,
         num_layers=anatomy.num_layers,
-        num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed}),
-        num_experts=merge([layer.num_experts for layer in routed]) if routed else 0,
-        top_k=merge([layer.top_k for layer in routed]) if routed else 0,
+        num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed})
+        if experts.are_all_read
+        else None,
+        num_experts=_merge([layer.num_experts for layer in routed], experts),
+        top_k=_merge([layer.top_k for layer in routed], experts),
         num_shared_experts=anatomy.num_shared_experts,
         anatomy=anatomy,
         quantization=quantization,
@@ -118,6 +127,18 @@ def inspect_skeleton(
             *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
         ),
     )
+
+
+def _merge(
+    numbers: list[int | None] | list[int], experts: FoundExperts
+) -> int | tuple[int | None, ...] | None:
+    """Return what layers share; 0 in a dense model, unknown for experts that no rule reads."""
+    if experts.is_dense:
+        return 0
+    # No routed layer at all: experts that only images pass, or none that is read.
+    if not numbers:
+        return 0 if experts.are_all_read else None
+    return merge(numbers if experts.are_all_read else [*numbers, None])
 
 
 def _note_stand_in(subject: Subject) -> list[str]:

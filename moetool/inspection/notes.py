@@ -18,9 +18,17 @@ _MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_la
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:
     """Yield what is to be said of a model's routing and of its active parameters."""
+    from moetool.anatomy.routing_signs import describe_signs
+
     rules = {layer.rule for layer in experts.layers}
-    if not experts.layers and not experts.unreadable:
-        yield "A dense model: a text token runs all of it, but for towers."
+    if experts.is_dense:
+        yield "A dense model: a text token runs all of it, except towers."
+    for seen in describe_signs(experts.signs):
+        others = "other " if experts.layers or experts.unreadable else ""
+        yield (
+            f"No {others}routed experts were recognised, and something may be some, so active "
+            f"parameters are unknown: {seen}."
+        )
     if experts.unreadable:
         yield (
             f"The routing of {experts.unreadable[0]} can't be read, so active parameters are unknown."
