@@ -15,15 +15,17 @@ from moetool.anatomy.placed_tensors import Layer, PlacedTensor, find_place
 from moetool.anatomy.stored_weights import Role
 
 _WORD = re.compile(r"expert|router|(^|[._])ffns([._]|$)", re.IGNORECASE)
-_SHARED = re.compile(r"shared?_(expert|mlp)|modality_router")
-_CONVOLUTION = re.compile(r"conv", re.IGNORECASE)
+_SHARED = re.compile(r"shared?_(expert|mlp)|altup")
+_CONVOLUTION = re.compile(r"conv|patch|sampl|lru", re.IGNORECASE)
 # What may be an MLP, or may be anything.
 _DOUBTFUL = (Component.DENSE_MLP, Component.OTHER)
-_PLACE_IN_LAYER = re.compile(r"(?:^|\.)\d+\.(?P<rest>.+)$")
-_NUMBERED = re.compile(r"(?<=[._a-z])\d+(?=\.)")
-# Two matrices of one shape are a pair of projections; numbered modules of several matrices are not.
-_OF_MODULE = re.compile(r"(?<=[._a-z])\d+\.\w+\.")
-_MANY_MATRICES = 4
+_BEHIND_LAYER = re.compile(r"(?:^|\.)\d+\.(.+)$")
+_NUMBER = re.compile(r"(?<!\d)\d+(?=\.)")
+# What stands one behind the other.
+_STACK = re.compile(r"^res|^conv|(layers?|blocks?|stages?|norms?)$", re.IGNORECASE)
+# So many of a kind are no pair: of modules named by a number alone, by a word and a number (two MLPs
+# around an attention), and of single matrices (gate and up).
+_FEWEST_MODULES, _FEWEST_NAMED, _FEWEST_MATRICES = 2, 3, 4
 
 
 def find_header_signs(
@@ -62,7 +64,9 @@ def find_header_signs(
 
 
 def _is_named(text: str) -> bool:
-    return _WORD.search(text) is not None and not _SHARED.search(text)
+    behind = _BEHIND_LAYER.search(text)
+    rest = behind[1] if behind else text
+    return _WORD.search(rest) is not None and not _SHARED.search(rest)
 
 
 def _may_be_stack(tensor: PlacedTensor, routed: Collection[Layer]) -> bool:
@@ -74,20 +78,20 @@ def _may_be_stack(tensor: PlacedTensor, routed: Collection[Layer]) -> bool:
 
 def _find_siblings(tensors: Sequence[PlacedTensor], routed: Collection[Layer]) -> str | None:
     """Return the name of a matrix of which a layer has several, that a number tells apart."""
-    seen: dict[tuple[Layer, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    seen: dict[tuple[Layer, str, tuple[int, ...], int], list[str]] = defaultdict(list)
     for tensor in tensors:
         header, layer = tensor.stored.header, tensor.layer
-        inside = _PLACE_IN_LAYER.search(header.name)
-        if inside is None or len(header.shape) < 2 or not _NUMBERED.search(inside["rest"]):
+        behind = _BEHIND_LAYER.search(header.name)
+        if behind is None or len(header.shape) < 2 or min(header.shape) < 2:
             continue
-        if find_place(tensor.form, layer, routed).component in _DOUBTFUL:
-            key = layer, _NUMBERED.sub("0", inside["rest"]), header.shape
-            seen[key].append(header.name)
-    return next(
-        (
-            names[0]
-            for (_, rest, _), names in seen.items()
-            if len(names) >= (2 if _OF_MODULE.search(rest) else _MANY_MATRICES)
-        ),
-        None,
-    )
+        if find_place(tensor.form, layer, routed).component not in _DOUBTFUL:
+            continue
+        for found in _NUMBER.finditer(behind[1]):
+            before, after = behind[1][: found.start()], behind[1][found.end() + 1 :]
+            if _STACK.search(before.rstrip("._").rpartition(".")[2]):
+                continue
+            fewest = _FEWEST_MATRICES
+            if "." in after:
+                fewest = _FEWEST_MODULES if before.endswith((".", "_")) else _FEWEST_NAMED
+            seen[layer, f"{before}0.{after}", header.shape, fewest].append(header.name)
+    return next((names[0] for (*_, fewest), names in seen.items() if len(names) >= fewest), None)

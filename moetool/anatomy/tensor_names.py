@@ -23,7 +23,9 @@ _OUTSIDE = (
     (Component.NORM, re.compile(r"norm|(^|\.)ln_\w+\.")),
     (
         Component.OTHER,
-        re.compile(r"(^|\.)(wpe|pos\w*|embed_positions)\.|(^|\.)hc_|hyper_connection"),
+        re.compile(
+            r"(^|\.)(wpe|pos\w*|embed_positions)\.|(^|\.)hc_|hyper_connection|_input\.query$"
+        ),
     ),
     (
         Component.EMBEDDING,
@@ -64,9 +66,14 @@ _IN_LAYERS = (
         ),
     ),
     (Component.NORM, re.compile(r"(^|\.)\w*norm(_?\d+)?\.|(^|\.)ln_\w+\.")),
-    (Component.DENSE_MLP, re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\.")),
+    (Component.DENSE_MLP, re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\d*\.")),
     (Component.DENSE_MLP, re.compile(r"^(fc\d|(gate|up|down)_proj|shared_mlp\.)")),
-    (Component.OTHER, re.compile(r"_hc\.|^hc_|hyper_connection|^attention_input\.")),
+    # BERT's.
+    (Component.DENSE_MLP, re.compile(r"^(intermediate|output)\.dense\.")),
+    (
+        Component.OTHER,
+        re.compile(r"_hc\.|^hc_|hyper_connection|^\w+_input\.query$|altup|laurel|per_layer_"),
+    ),
 )
 
 
