@@ -69,14 +69,18 @@ def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
             and found.config_class is type(config)
         ):
             return found
+    others: list[type[PreTrainedModel]] = []
     # The last one builds what is below any head, for models that have no language model's.
     for mapping in (*(mapping for _, mapping in _AUTO_CLASSES), "MODEL_MAPPING"):
         models: Any = getattr(transformers, mapping)
         if type(config) in models:
             found = models[type(config)]
             chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-            return chosen
-    return None
+            # An auto class may name the text model's, which takes the configuration inside alone.
+            if chosen.config_class is type(config):
+                return chosen
+            others.append(chosen)
+    return others[0] if others else None
 
 
 def build_whole_skeleton(

@@ -66,7 +66,10 @@ _IN_LAYERS = (
         ),
     ),
     (Component.NORM, re.compile(r"(^|\.)\w*norm(_?\d+)?\.|(^|\.)ln_\w+\.")),
-    (Component.DENSE_MLP, re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\d*\.")),
+    (
+        Component.DENSE_MLP,
+        re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\d*\."),
+    ),
     (Component.DENSE_MLP, re.compile(r"^(fc\d|(gate|up|down)_proj|shared_mlp\.)")),
     # BERT's.
     (Component.DENSE_MLP, re.compile(r"^(intermediate|output)\.dense\.")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,10 @@ _LIMITS = (
     (re.compile(r"^(hidden|vocab|intermediate|moe_intermediate)_size$|^d_(model|ff|kv)$"), 2**40),
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
 )
+
+# transformers writes numbers that JSON has no word for as objects with this one key.
+_FLOAT_KEY = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 _IMPLEMENTATIONS = (
     "attn_implementation",
@@ -111,11 +116,12 @@ def make_config(
                 f"{name} needs the Python code in its own repository (model_type '{model_type}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
-    _check_plausible(raw, place=place)
+    fields = _decode_floats(raw)
+    _check_plausible(fields, place=place)
     try:
         # Never without a word on trust, for want of which transformers asks on the terminal.
         config: PreTrainedConfig = (
-            CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(raw))
+            CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(fields))
             if is_known and not (trust_remote_code and "auto_map" in raw)
             else AutoConfig.from_pretrained(
                 code or place, revision=revision, trust_remote_code=trust_remote_code
@@ -124,6 +130,22 @@ def make_config(
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
     return config
+
+
+def _decode_floats(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration with the numbers that transformers writes as objects, as it reads them."""
+    return {name: _decode_float(value) for name, value in fields.items()}
+
+
+def _decode_float(value: object) -> object:
+    if isinstance(value, list):
+        return [_decode_float(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    tag = value.get(_FLOAT_KEY)
+    if len(value) == 1 and isinstance(tag, str) and tag in _FLOATS:
+        return _FLOATS[tag]
+    return _decode_floats(value)
 
 
 def _leave_out_implementations(fields: Mapping[str, object]) -> dict[str, object]:

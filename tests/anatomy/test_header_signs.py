@@ -263,7 +263,9 @@ def test_mlx_checkpoints_differ_from_the_model_in_scales_alone(tmp_path: Path) -
     assert all(row.params == row.file_params for row in inspected.rows)
 
 
-@pytest.mark.parametrize("name", ["mlp.switch_mlp", "block_sparse_moe.switch_mlp", "mlp.switch_glu"])
+@pytest.mark.parametrize(
+    "name", ["mlp.switch_mlp", "block_sparse_moe.switch_mlp", "mlp.switch_glu"]
+)
 def test_mlx_headers_alone_show_the_experts(name: str) -> None:
     tensors = {key.replace("mlp.switch_mlp", name): value for key, value in make_mlx().items()}
 
