@@ -37,6 +37,9 @@ _LIMITS = (
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
 )
 
+# A checkpoint is of one class; a list of a million names would be looked up for minutes.
+_MOST_ARCHITECTURES = 8
+
 # transformers writes numbers that JSON has no word for as objects with this one key.
 _FLOAT_KEY = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -74,6 +77,7 @@ def make_config(
     code: str | None,
     revision: str | None = None,
     trust_remote_code: bool,
+    by_architecture: bool = False,
 ) -> PreTrainedConfig:
     """Return the configuration that a config.json describes.
 
@@ -85,6 +89,9 @@ def make_config(
             if there is none.
         revision: The commit of that Hub id.
         trust_remote_code: Run that code if it is asked for.
+        by_architecture: Where transformers does not have the `model_type`, take the class that
+            `architectures` names, if transformers has that. Whoever asks for it has to say so: the
+            repository's own code may differ.
 
     Raises:
         InputError: The configuration asks for code that was not allowed, or is malformed.
@@ -104,6 +111,10 @@ def make_config(
             f"'{place}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",
         )
+    fields = _decode_floats(raw)
+    if by_architecture and model_type not in CONFIG_MAPPING and not trust_remote_code:
+        model_type = _find_named_type(raw) or model_type
+        fields["model_type"] = model_type
     is_known = model_type in CONFIG_MAPPING
     if not is_known:
         if "auto_map" not in raw or code is None:
@@ -116,7 +127,6 @@ def make_config(
                 f"{name} needs the Python code in its own repository (model_type '{model_type}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
-    fields = _decode_floats(raw)
     _check_plausible(fields, place=place)
     try:
         # Never without a word on trust, for want of which transformers asks on the terminal.
@@ -130,6 +140,23 @@ def make_config(
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
     return config
+
+
+def _find_named_type(raw: Mapping[str, object]) -> str | None:
+    """Return the model type of the one family whose classes `architectures` names, if it is one."""
+    import transformers
+
+    named = raw.get("architectures")
+    if not isinstance(named, list) or not 0 < len(named) <= _MOST_ARCHITECTURES:
+        return None
+    types = set()
+    for name in named:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+        config_class = getattr(found, "config_class", None) if is_model else None
+        types.add(getattr(config_class, "model_type", None) or None)
+    found_type = types.pop() if len(types) == 1 else None
+    return found_type if found_type in transformers.CONFIG_MAPPING else None
 
 
 def _decode_floats(fields: Mapping[str, object]) -> dict[str, object]:

@@ -26,7 +26,13 @@ from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
-from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
+from moetool.inspection.notes import (
+    note_class,
+    note_config,
+    note_flops,
+    note_routing,
+    note_towers,
+)
 from moetool.inspection.published import compare_published
 from moetool.inspection.quantization import name_quantization
 from moetool.inspection.result import Flops, Inspection, Source
@@ -61,6 +67,7 @@ def inspect_skeleton(
         code=subject.code,
         revision=subject.revision,
         trust_remote_code=trust_remote_code,
+        by_architecture=True,
     )
     dtype = find_dtype(config) or _find_dtype_of_files(files)
     with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
@@ -114,6 +121,7 @@ def inspect_skeleton(
         notes=(
             *_note_stand_in(subject),
             *subject.notes,
+            *note_class(subject.config, config),
             *note_routing(experts, anatomy, table),
             *note_towers(table),
             *note_flops(anatomy, flops),

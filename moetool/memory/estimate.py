@@ -10,6 +10,7 @@ from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.errors import InputError, UsageError
+from moetool.inspection.notes import note_class
 from moetool.inspection.subject import AskedSource, find_subject
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
@@ -130,7 +131,11 @@ def _estimate(
         if named_gpu is None
         else list_fits_on(runs, scenario, named_gpu),
         stored=stored,
-        notes=(*run.notes, *stored_notes),
+        notes=(
+            *note_class(runs.builder.subject.config, runs.builder.make_config()),
+            *run.notes,
+            *stored_notes,
+        ),
     )
     if named_gpu is None:
         return replace(estimate, notes=(*estimate.notes, _OTHER_GPUS))
