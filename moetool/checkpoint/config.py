@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.checkpoint.files import Checkpoint, read_json
+from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def make_config(
             repository's own code may differ.
 
     Raises:
-        InputError: The configuration asks for code that was not allowed, or is malformed.
+        InputError: The configuration asks for code that was not allowed, is malformed, or describes
+            no model.
         UntraceableError: This version of transformers has no such architecture.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -139,6 +141,7 @@ def make_config(
         )
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
+    check_top_k(config, place=place)
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameter
 from moetool.anatomy.components import Component
 from moetool.anatomy.description import describe_model
 from moetool.anatomy.header_table import HeaderTable
-from moetool.anatomy.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.moe_layers import FoundExperts, MoeLayer, find_experts
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.skeleton import (
     build_whole_skeleton,
@@ -24,6 +24,7 @@ from moetool.anatomy.skeleton_table import count_skeleton
 from moetool.anatomy.top_k import find_top_k
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
+from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
 from moetool.inspection.notes import (
@@ -75,6 +76,7 @@ def inspect_skeleton(
     experts = find_experts(model)
     hidden_size = _find_hidden_size(config, model)
     top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
+    _refuse_impossible(top_k, place=subject.place)
     table = count_skeleton(
         model,
         experts.layers,
@@ -135,6 +137,22 @@ def inspect_skeleton(
             *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
         ),
     )
+
+
+def _refuse_impossible(top_k: Mapping[MoeLayer, int | None], *, place: str) -> None:
+    """Refuse layers that choose more experts than they have.
+
+    Raises:
+        InputError: Naming the first.
+    """
+    for layer, number in top_k.items():
+        num_ids = layer.num_experts + layer.num_identity_experts
+        if number is not None and number > num_ids:
+            raise InputError(
+                f"'{place}' describes no model: {layer.block_path} chooses {number:,} of {num_ids:,} "
+                "experts.",
+                hint="Use the config.json that came with the checkpoint.",
+            )
 
 
 def _merge(
