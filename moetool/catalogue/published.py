@@ -74,9 +74,12 @@ class PublishedModel:
         hub_id: `org/name` on the Hub.
         kind: Mixture-of-Experts or dense.
         counted_as: Where transformers has no class for it: which class of the same shapes stands
-            in, in words. None for transformers' own class.
+            in, in words. Where its published configuration is of another model: what it is counted
+            by instead. None for transformers' own class and the published configuration.
         extra_parameters: What that class lacks.
         vendor: The published figures.
+        misstated: Fields of the published configuration that contradict the published model, with
+            the values that it gives them. moetool's own configuration has others.
         not_counted_because: Why there is no configuration to count it by; None if there is one.
     """
 
@@ -87,6 +90,7 @@ class PublishedModel:
     counted_as: str | None
     extra_parameters: tuple[ExtraParameters, ...]
     vendor: VendorFigures
+    misstated: Mapping[str, object]
     not_counted_because: str | None
 
     @property
@@ -174,6 +178,7 @@ def _as_model(name: str, entry: dict[str, Any]) -> PublishedModel:
         counted_as=entry["counted_as"],
         extra_parameters=tuple(ExtraParameters(**row) for row in entry["extra_parameters"]),
         vendor=VendorFigures(**vendor),
+        misstated=MappingProxyType(entry.get("misstated", {})),
         not_counted_because=entry.get("not_counted_because"),
     )
 

@@ -34,7 +34,7 @@ from moetool.inspection.notes import (
     note_routing,
     note_towers,
 )
-from moetool.inspection.published import compare_published
+from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.quantization import name_quantization
 from moetool.inspection.result import Flops, Inspection, Source
 from moetool.inspection.subject import Subject
@@ -73,6 +73,28 @@ def inspect_skeleton(
     dtype = find_dtype(config) or _find_dtype_of_files(files)
     with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
         model = build_whole_skeleton(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return inspect_built(subject, model, files=files, dtype=dtype)
+
+
+def inspect_built(
+    subject: Subject,
+    model: PreTrainedModel,
+    *,
+    files: HeaderTable | None,
+    dtype: torch.dtype | None,
+) -> Inspection:
+    """Return a model as its modules tell it.
+
+    Args:
+        subject: The model.
+        model: It, on the meta device and in evaluation mode.
+        files: What the headers of its files tell; None without files.
+        dtype: What transformers converts the weights to; None if unknown.
+
+    Raises:
+        InputError: A layer chooses more experts than it has.
+    """
+    config = model.config
     experts = find_experts(model)
     hidden_size = _find_hidden_size(config, model)
     top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
@@ -124,6 +146,7 @@ def inspect_skeleton(
             *_note_stand_in(subject),
             *subject.notes,
             *note_class(subject.config, config),
+            *note_contradictions(subject, total=parameters.total),
             *note_routing(experts, anatomy, table),
             *note_towers(table),
             *note_flops(anatomy, flops),

@@ -95,7 +95,8 @@ class NumberedChildren(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         best = self.gate(x).max(-1).indices
         every = torch.stack([call(getattr(self, f"expert_{i}"), x) for i in range(NUM_EXPERTS)])
-        return every[best, torch.arange(len(x))]
+        chosen: Tensor = every[best, torch.arange(len(x))]
+        return chosen
 
 
 class TwoBranches(nn.Module):
@@ -105,7 +106,7 @@ class TwoBranches(nn.Module):
         self.ffn1, self.ffn2 = feed_forward(), feed_forward()
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.choose(x).softmax(-1)[:, :1]
+        first = call(self.choose, x).softmax(-1)[:, :1]
         return first * call(self.ffn1, x) + (1 - first) * call(self.ffn2, x)
 
 
@@ -151,8 +152,8 @@ class ChoiceInAFunction(Routed):
         self.bank = nn.Linear(WIDTH, NUM_EXPERTS * WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, ids = dispatch_by(self.score(x))
-        outputs = self.bank(x).view(len(x), NUM_EXPERTS, WIDTH)
+        weights, ids = dispatch_by(call(self.score, x))
+        outputs = call(self.bank, x).view(len(x), NUM_EXPERTS, WIDTH)
         return (outputs[torch.arange(len(x))[:, None], ids] * weights[..., None]).sum(1)
 
 
@@ -186,7 +187,7 @@ class Adapters(nn.Module):
         self.lora_B = nn.ModuleList(nn.Linear(2, width, bias=False) for _ in range(NUM_EXPERTS))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.pick(x).softmax(-1)
+        weights = call(self.pick, x).softmax(-1)
         updates = [b(a(x)) for a, b in zip(self.lora_A, self.lora_B, strict=True)]
         return call(self.mlp, x) + (torch.stack(updates, -1) * weights[..., None, :]).sum(-1)
 
