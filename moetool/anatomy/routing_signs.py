@@ -8,7 +8,7 @@ siblings of equal shapes and what its forward calls count as well.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -65,10 +65,12 @@ def find_routing_signs(
         blocks: Module paths of the blocks whose routing is read. What is in them is known.
         experts: Module paths of their experts. Modules around them have the names of what they hold.
     """
+    around = {holder for path in experts for holder in _list_holders(path)}
     signs = [
         RoutingSign(path, seen)
         for path, shown, module in _walk(model)
-        if not _is_known(path, blocks, experts) and not (blocks and "shared" in shown)
+        if path not in around and not (blocks and "shared" in shown)
+        if not blocks or not any(holder in blocks for holder in (path, *_list_holders(path)))
         for seen in _find_in_module(shown, module)
     ]
     if not blocks:
@@ -101,9 +103,10 @@ def is_foreign(module: nn.Module) -> bool:
     return home.partition(".")[0] not in _KNOWN_PACKAGES or home.startswith("torch.jit")
 
 
-def _is_known(path: str, blocks: Collection[str], experts: Collection[str]) -> bool:
-    is_around = any(not path or name.startswith(f"{path}.") for name in experts)
-    return is_around or any(f"{path}.".startswith(f"{block}.") for block in blocks)
+def _list_holders(path: str) -> list[str]:
+    """Return the paths of the modules that hold a module, the model itself as an empty one."""
+    words = path.split(".") if path else []
+    return [".".join(words[:depth]) for depth in range(len(words))]
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
@@ -112,10 +115,10 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     Yields:
         The path of a module that torch knows of, what to call the one that is yielded, and that.
     """
-    waiting = [(path, path, module) for path, module in model.named_modules()]
+    waiting = deque((path, path, module) for path, module in model.named_modules())
     seen = {id(module) for _, _, module in waiting}
     while waiting:
-        path, shown, module = waiting.pop(0)
+        path, shown, module = waiting.popleft()
         yield path, shown, module
         for key, hidden in _list_hidden_modules(module):
             for inner_path, inner in hidden.named_modules():
