@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -78,9 +78,9 @@ class PublishedModel:
             by instead. None for transformers' own class and the published configuration.
         extra_parameters: What that class lacks.
         vendor: The published figures.
+        not_counted_because: Why there is no configuration to count it by; None if there is one.
         misstated: Fields of the published configuration that contradict the published model, with
             the values that it gives them. moetool's own configuration has others.
-        not_counted_because: Why there is no configuration to count it by; None if there is one.
     """
 
     name: str
@@ -90,8 +90,8 @@ class PublishedModel:
     counted_as: str | None
     extra_parameters: tuple[ExtraParameters, ...]
     vendor: VendorFigures
-    misstated: Mapping[str, object]
     not_counted_because: str | None
+    misstated: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def can_be_counted(self) -> bool:
@@ -178,7 +178,7 @@ def _as_model(name: str, entry: dict[str, Any]) -> PublishedModel:
         counted_as=entry["counted_as"],
         extra_parameters=tuple(ExtraParameters(**row) for row in entry["extra_parameters"]),
         vendor=VendorFigures(**vendor),
-        misstated=MappingProxyType(entry.get("misstated", {})),
+        misstated=entry.get("misstated", {}),
         not_counted_because=entry.get("not_counted_because"),
     )
 

@@ -43,7 +43,7 @@ def inspect_model(
             type that is not accepted.
     """
     source = _read_source(source)
-    if hasattr(model, "named_modules"):
+    if not isinstance(model, str | PathLike | ModelReference) and hasattr(model, "named_modules"):
         return _inspect_module(model, source=source, revision=revision)
     reference = _resolve(model)
     if revision is not None and reference.kind is not ModelKind.HUB:
@@ -70,7 +70,7 @@ def inspect_model(
         return inspect_headers(subject, table, instead_because=_as_note(error))
 
 
-def _read_source(source: object) -> AskedSource:
+def _read_source(source: AskedSource | str) -> AskedSource:
     try:
         return AskedSource(source)
     except ValueError:
