@@ -47,6 +47,7 @@ _CLASSES = (
     (MixerKind.CONVOLUTION, re.compile(r"conv", re.IGNORECASE)),
 )
 _CONFIG_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "decoder_attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
     num_heads = read_count(module, *_CONFIG_HEADS) or read_count(config, *_CONFIG_HEADS)
     groups = read_count(module, "num_key_value_groups")
     head_dim = read_count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
+    if groups is None and num_heads:
+        # Without the module's own word, the configuration's: not every head need have its keys.
+        kv_heads = read_count(module, *_KV_HEADS) or read_count(config, "num_key_value_heads")
+        groups = num_heads // kv_heads if kv_heads and num_heads % kv_heads == 0 else None
     num_kv_heads = None if is_latent or not num_heads else num_heads // (groups or 1)
     return Mixer(
         kind=MixerKind.LATENT if is_latent else _name_by_heads(num_heads, num_kv_heads),

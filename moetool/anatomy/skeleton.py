@@ -42,7 +42,8 @@ def find_auto_class(config: PreTrainedConfig) -> str:
     import transformers
 
     for auto_class, mapping in _AUTO_CLASSES:
-        if type(config) in getattr(transformers, mapping, {}):
+        # Without a default: were one renamed, a model would be built as another class in silence.
+        if type(config) in getattr(transformers, mapping):
             return auto_class
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return "AutoModelForCausalLM"
