@@ -38,6 +38,8 @@ _LIMITS = (
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
 )
 
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 # A checkpoint is of one class; a list of a million names would be looked up for minutes.
 _MOST_ARCHITECTURES = 8
 
@@ -114,7 +116,8 @@ def make_config(
             hint="Use the config.json that came with the checkpoint.",
         )
     fields = _decode_floats(raw)
-    if by_architecture and model_type not in CONFIG_MAPPING and not trust_remote_code:
+    is_name = by_architecture and _MODEL_TYPE.fullmatch(model_type) is not None
+    if is_name and model_type not in CONFIG_MAPPING and not trust_remote_code:
         model_type = _find_named_type(raw) or model_type
         fields["model_type"] = model_type
     is_known = model_type in CONFIG_MAPPING
