@@ -115,7 +115,7 @@ def describe_model(
         mixers=list_mixers(model, Placement(model, moe_layers)),
         context_length=read_count(config, *_CONTEXT_FIELDS),
         vocab_size=read_count(config, "vocab_size"),
-        is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+        is_encoder_decoder=bool(model.config.is_encoder_decoder),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.header_signs import find_header_signs
 from moetool.anatomy.left_out import LeftOut, sort_out
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.placed_tensors import (
@@ -20,6 +21,7 @@ from moetool.anatomy.placed_tensors import (
 )
 from moetool.anatomy.stated_top_k import find_stated_top_k
 from moetool.anatomy.stored_weights import read_stored
+from moetool.anatomy.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
 from moetool.checkpoint.tensor_headers import TensorHeaders
 
 # safetensors' names of dtypes that torch names otherwise.
@@ -54,6 +56,9 @@ class HeaderTable:
         unknown: Why some packed tensors could not be counted; None if all were. The totals of the
             table are then too small.
         active_unknown: Why active parameters are unknown; None if they are known.
+        experts_unknown: Why layers whose names show no experts may have some; None if they have none.
+        unclear: A matrix whose name says nothing; None if all are understood. A token may run all
+            of it or nothing.
     """
 
     table: ParameterTable
@@ -65,14 +70,25 @@ class HeaderTable:
     uncounted: Mapping[Place, int]
     unknown: str | None
     active_unknown: str | None
+    experts_unknown: str | None
+    unclear: str | None
 
 
 @dataclass
 class _Cell:
-    """What is summed up for one row; `num_common` is what the experts of a layer share."""
+    """What is summed up for one row.
+
+    Attributes:
+        num_params: All of it.
+        num_common: What the experts of a layer share.
+        num_unclear: Matrices whose names say nothing.
+        num_bytes: In the files.
+        dtypes: Of the tensors.
+    """
 
     num_params: int = 0
     num_common: int = 0
+    num_unclear: int = 0
     num_bytes: int = 0
     dtypes: dict[str, None] = field(default_factory=dict)
 
@@ -88,8 +104,12 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
     """
     text_config = read_text_config(config)
     is_tied = _read_tied(config, text_config)
+    aliases: Mapping[str, str] = {}
+    if is_tensorrt_llm(config):
+        text_config = read_routing_fields(config)
+        aliases = name_experts(tensor.name for tensor in headers.tensors)
     kept, left_out = sort_out(
-        place_tensors(read_stored(headers.tensors, config)),
+        place_tensors(read_stored(headers.tensors, config), aliases=aliases),
         text_config=text_config,
         is_tied=is_tied,
     )
@@ -98,7 +118,9 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
     num_experts = _count_experts(kept, routed)
     components = {place.component for place in cells}
     has_head = Component.LM_HEAD in components
+    experts_unknown = find_header_signs(kept, routed=routed, config=config)
     top_k, active_unknown = find_stated_top_k(config, text_config, num_experts)
+    active_unknown = experts_unknown or active_unknown
     table = ParameterTable(
         rows=tuple(
             ParameterRow(
@@ -125,6 +147,8 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
         uncounted=Counter(find_place(form, layer, routed) for _, form, layer in unread),
         unknown=_explain_unknown(unread) if unread else None,
         active_unknown=active_unknown,
+        experts_unknown=experts_unknown,
+        unclear=next((t.stored.header.name for t in kept if _is_unclear(t)), None),
     )
 
 
@@ -132,7 +156,8 @@ def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, 
     cells: dict[Place, _Cell] = {}
     # Looked up for every tensor, where places would have to be made and hashed.
     cell_of: dict[tuple[NameForm, Layer], _Cell] = {}
-    for stored, form, layer in tensors:
+    for tensor in tensors:
+        stored, form, layer = tensor
         cell = cell_of.get((form, layer))
         if cell is None:
             cell = cells.setdefault(find_place(form, layer, routed), _Cell())
@@ -142,6 +167,8 @@ def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, 
         cell.num_params += num_params
         if not form.is_of_one_expert and len(header.shape) < 2:
             cell.num_common += num_params
+        if _is_unclear(tensor):
+            cell.num_unclear += num_params
         cell.num_bytes += header.num_bytes
         cell.dtypes[header.dtype] = None
     return cells
@@ -183,7 +210,11 @@ def _count_active(
         assert experts is not None
         assert top_k is not None
         num_active = (cell.num_params - cell.num_common) // experts * top_k + cell.num_common
-    return ActiveRange(num_active, num_active)
+    return ActiveRange(num_active - cell.num_unclear, num_active)
+
+
+def _is_unclear(tensor: PlacedTensor) -> bool:
+    return not tensor.form.is_understood and len(tensor.stored.header.shape) > 1
 
 
 def _explain_unknown(tensors: Sequence[PlacedTensor]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from moetool.anatomy.routing_signs import RoutingSign, describe_signs, find_routing_signs
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear, rule_of, stacked_parameters
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
@@ -23,6 +24,11 @@ _STACK_OF_WORD = {
     "talker": "talker",
     "encoder": "encoder",
 }
+
+_HINT = (
+    "A newer transformers may make them readable; else trace a model whose experts take "
+    "(hidden_states, ids, weights), or are separate modules beside a router."
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,22 @@ class FoundExperts:
     Attributes:
         layers: Those whose decisions a rule reads, in the model's own order of modules.
         unreadable: Module paths of experts, or what looks like them, that no rule reads.
+        signs: What else suggests experts. A model without any of the three is dense.
     """
 
     layers: tuple[MoeLayer, ...]
     unreadable: tuple[str, ...]
+    signs: tuple[RoutingSign, ...]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model is known to have no routed experts."""
+        return not (self.layers or self.unreadable or self.signs)
+
+    @property
+    def are_all_read(self) -> bool:
+        """Whether all of its routing is known, as it is in a dense model."""
+        return not (self.unreadable or self.signs)
 
 
 def find_experts(model: nn.Module) -> FoundExperts:
@@ -67,7 +85,12 @@ def find_experts(model: nn.Module) -> FoundExperts:
         _describe(path, model.get_submodule(path), rule) for path, rule in _find_rules(model)
     )
     unreadable = tuple(path for path, _ in _find_other_experts(model, known=layers))
-    return FoundExperts(layers, unreadable)
+    signs = find_routing_signs(
+        model,
+        blocks={layer.block_path for layer in layers},
+        experts={layer.experts_path for layer in layers},
+    )
+    return FoundExperts(layers, unreadable, signs)
 
 
 def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[MoeLayer]:
@@ -78,20 +101,23 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
         allow_inexact: Accept layers whose decisions are not those that the experts carry out.
 
     Raises:
-        DenseModelError: The model has no routed experts.
+        DenseModelError: The model has no routed experts, and nothing that suggests any.
         UntraceableError: It has routed experts, or what looks like them, that no rule can read, or
             whose reading is not exact.
     """
     experts = find_experts(model)
-    layers, strangers = experts.layers, experts.unreadable
-    name = type(model).__name__
-    if strangers:
-        classes = {path: type(model.get_submodule(path)).__name__ for path in strangers[:2]}
+    layers, name = experts.layers, type(model).__name__
+    if not experts.are_all_read and not layers and not experts.unreadable:
+        raise UntraceableError(
+            f"No routed experts were recognised in {name}, and parts of it may be experts.",
+            hint=_HINT,
+            facts=[f"seen: {words}" for words in describe_signs(experts.signs)],
+        )
+    if not experts.are_all_read:
         raise UntraceableError(
             f"Can't trace {name} exactly: no rule reads the routing of some of its experts.",
-            hint="A newer transformers may make them readable; else trace a model whose experts take "
-            "(hidden_states, ids, weights), or are separate modules beside a router.",
-            facts=[f"seen: {path} ({named})" for path, named in classes.items()],
+            hint=_HINT,
+            facts=[f"seen: {words}" for words in describe_unread(model, experts)],
         )
     if not layers:
         raise DenseModelError(
@@ -105,6 +131,14 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
             hint="Give --allow-inexact to trace it all the same, marked as inexact.",
         )
     return _tell_apart(list(layers))
+
+
+def describe_unread(model: nn.Module, experts: FoundExperts) -> list[str]:
+    """Return a few of the experts, and of what may be experts, that no rule reads, in words."""
+    classes = [
+        f"{path} ({type(model.get_submodule(path)).__name__})" for path in experts.unreadable[:2]
+    ]
+    return classes or describe_signs(experts.signs)
 
 
 def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tuple[MoeLayer, ...]:

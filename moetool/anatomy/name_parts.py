@@ -35,6 +35,15 @@ _SCALE_WORDS = frozenset(
         "weight_scales",
         "weight_shape",
         "weight_zero_point",
+        # TensorRT-LLM's.
+        "activation_scaling_factor",
+        "kv_cache_rcp_scaling_factor",
+        "kv_cache_scaling_factor",
+        "per_channel_scale",
+        "prequant_scaling_factor",
+        "weights_block_scaling_factor",
+        "weights_block_scaling_factor_interleaved",
+        "weights_scaling_factor",
     }
 )
 # These are scales if the weight is quantized, and may be parameters otherwise.

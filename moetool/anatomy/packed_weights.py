@@ -29,6 +29,8 @@ _SCALES = (
     "_scale",
 )
 
+_TENSORRT_SCALES = ("weights_scaling_factor", "weights_block_scaling_factor", "per_channel_scale")
+
 
 def count_packed(
     weight: TensorHeader,
@@ -59,7 +61,9 @@ def count_packed(
     if part == "W_q" or "bitmask" in parts:
         return None
     if weight.dtype not in INTEGERS:
-        return weight.num_elements
+        # TensorRT-LLM keeps 4-bit integers in tensors that are said to hold half floats.
+        is_plain = weight.dtype.startswith("F8") or parts.keys().isdisjoint(_TENSORRT_SCALES)
+        return weight.num_elements if is_plain else None
     if weight.dtype in ("I8", "U8"):
         return _count_in_bytes(weight, parts, part=part, packing=packing)
     if weight.dtype not in _WORD_BITS or len(weight.shape) < 2:

@@ -7,13 +7,18 @@ is read once for every form, and what there is one of for every tensor is a plai
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.stored_weights import Role, StoredTensor
-from moetool.anatomy.tensor_names import holds_experts, name_layer, place_tensor
+from moetool.anatomy.tensor_names import (
+    holds_experts,
+    is_understood,
+    name_layer,
+    place_tensor,
+)
 
 _EXPERT_NUMBER = re.compile(r"experts\.(?:expert_)?(\d+)\.")
 _HEAD = re.compile(r"(shared_head\.(head|output)|lm_head)\.")
@@ -37,6 +42,7 @@ class NameForm:
         is_of_tower: Whether it is one of a vision or audio tower.
         in_routed_layer: Where it belongs if its layer has routed experts.
         in_dense_layer: Where it belongs if not.
+        is_understood: Whether the name says that, in a layer of either kind.
     """
 
     text: str
@@ -46,6 +52,7 @@ class NameForm:
     is_of_tower: bool
     in_routed_layer: Place
     in_dense_layer: Place
+    is_understood: bool
 
 
 class PlacedTensor(NamedTuple):
@@ -62,12 +69,21 @@ class PlacedTensor(NamedTuple):
     layer: Layer
 
 
-def place_tensors(tensors: Iterable[StoredTensor]) -> list[PlacedTensor]:
-    """Return the tensors with what their names tell."""
+def place_tensors(
+    tensors: Iterable[StoredTensor], *, aliases: Mapping[str, str] | None = None
+) -> list[PlacedTensor]:
+    """Return the tensors with what their names tell.
+
+    Args:
+        tensors: All of a checkpoint's.
+        aliases: Names that say more, of tensors by the names that they have in the files.
+    """
+    aliases = aliases or {}
     forms: dict[str, NameForm] = {}
     placed = []
     for tensor in tensors:
-        words = tensor.header.name.split(".")
+        name = tensor.header.name
+        words = aliases.get(name, name).split(".")
         last = words.pop()
         numbers = [word for word in words if word.isdecimal()]
         if numbers:
@@ -132,4 +148,7 @@ def _read_form(text: str) -> NameForm:
         is_of_tower=in_routed_layer.component in TOWERS,
         in_routed_layer=in_routed_layer,
         in_dense_layer=place_tensor(text, is_in_routed_layer=False),
+        is_understood=any(
+            is_understood(text, is_in_routed_layer=routed) for routed in (True, False)
+        ),
     )

@@ -139,6 +139,8 @@ def _assemble_masked(
     if weights is None or not tables:
         return None
     kept = mask.sum(dim=1) == 1
+    if not kept.any():
+        return None
     return TrialDecision(
         scores=tables[0][kept].double().numpy(),
         experts=mask[kept].argmax(dim=1, keepdim=True).numpy(),

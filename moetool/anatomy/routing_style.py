@@ -64,7 +64,8 @@ def describe_routing(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> 
     experts = model.get_submodule(layer.experts_path)
     decision = let_choose(block, experts, layer, hidden_size=hidden_size)
     name, is_normalized, scale = _explain(decision) if decision else (None, None, None)
-    modules = [module for module in block.modules() if module not in set(experts.modules())]
+    in_experts = set(experts.modules())
+    modules = [module for module in block.modules() if module not in in_experts]
     modules = [block, *modules] if block is experts else modules
     names = [name for name, _ in _list_state(block)]
     num_groups, num_chosen_groups = _read_groups(modules, decision, layer.num_experts)

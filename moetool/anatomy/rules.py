@@ -21,7 +21,7 @@ class RoutingRule(StrEnum):
             (Switch, the blocks of transformers 4, remote and hand-written code).
         ROUTER_CHOICE: The router's sparse weights, which are not what the experts carry out
             (NLLB-MoE). Inexact.
-        RETRIEVAL: Experts are rows of embeddings, looked up by product keys (Doge). Inexact.
+        RETRIEVAL: Experts are rows of embeddings, looked up by product keys as Doge does. Inexact.
     """
 
     RECEIVED = "received"
@@ -48,8 +48,9 @@ _INEXACT = {
         "what is recorded is the router's choice"
     ),
     RoutingRule.RETRIEVAL: (
-        "Doge scores a token with other tokens' router outputs, so its experts are not those its "
-        "router chose for it; what is recorded is the experts that ran, with recomputed weights"
+        "the rule 'retrieval' reads experts that are rows of embeddings, which need not be those that "
+        "a token's router chose: it may be scored with other tokens' router outputs; what is recorded "
+        "is the experts that ran, with recomputed weights"
     ),
 }
 
@@ -143,6 +144,12 @@ def _sorts_rows(module: nn.Module) -> bool:
 
 
 def _is_retrieval(module: nn.Module) -> bool:
+    """Return whether a module looks experts up in the way that `RetrievalWatch` reads."""
     num_experts = getattr(module, "num_experts", None)
-    tables = [child for child in module.children() if isinstance(child, nn.Embedding)]
-    return len(tables) == 2 and all(table.num_embeddings == num_experts for table in tables)
+    children = dict(module.named_children())
+    tables = [child for child in children.values() if isinstance(child, nn.Embedding)]
+    are_read = {"router_gate", "down_embed"} <= children.keys() and all(
+        isinstance(getattr(module, name, None), int) for name in ("num_keys", "top_k")
+    )
+    are_rows = len(tables) == 2 and all(table.num_embeddings == num_experts for table in tables)
+    return are_read and are_rows

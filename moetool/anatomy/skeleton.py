@@ -29,8 +29,8 @@ _AUTO_CLASSES: tuple[tuple[str, str], ...] = (
 # A checkpoint is of one class; a list of a million names would be looked up for minutes.
 _MOST_CLASSES = 8
 
-# Ten times as many as the largest model of the catalogue has. More take minutes.
-_MOST_PARAMETER_TENSORS = 100_000
+# Switch-C, whose 2,048 experts a layer are modules of their own, has 123,000. More take minutes.
+_MOST_PARAMETER_TENSORS = 150_000
 
 
 def find_auto_class(config: PreTrainedConfig) -> str:
@@ -42,7 +42,8 @@ def find_auto_class(config: PreTrainedConfig) -> str:
     import transformers
 
     for auto_class, mapping in _AUTO_CLASSES:
-        if type(config) in getattr(transformers, mapping, {}):
+        # Without a default: were one renamed, a model would be built as another class in silence.
+        if type(config) in getattr(transformers, mapping):
             return auto_class
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return "AutoModelForCausalLM"
@@ -69,14 +70,18 @@ def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
             and found.config_class is type(config)
         ):
             return found
+    others: list[type[PreTrainedModel]] = []
     # The last one builds what is below any head, for models that have no language model's.
     for mapping in (*(mapping for _, mapping in _AUTO_CLASSES), "MODEL_MAPPING"):
         models: Any = getattr(transformers, mapping)
         if type(config) in models:
             found = models[type(config)]
             chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-            return chosen
-    return None
+            # An auto class may name the text model's, which takes the configuration inside alone.
+            if chosen.config_class is type(config):
+                return chosen
+            others.append(chosen)
+    return others[0] if others else None
 
 
 def build_whole_skeleton(

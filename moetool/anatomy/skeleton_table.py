@@ -38,6 +38,7 @@ def count_skeleton(
     top_k: Mapping[MoeLayer, int | None],
     dtype: torch.dtype | None,
     other_experts: Iterable[str] = (),
+    doubtful: Iterable[str] = (),
 ) -> ParameterTable:
     """Return the parameter table of a model.
 
@@ -51,6 +52,7 @@ def count_skeleton(
         dtype: What the model was built in and transformers converts the weights to when it loads
             them; None if that is unknown.
         other_experts: Module paths of experts whose routing can't be read.
+        doubtful: Module paths of what may be experts.
     """
     placement = Placement(model, moe_layers, other_experts)
     unread = [layer.block_path for layer in moe_layers if not is_run_by_text(layer)]
@@ -73,7 +75,7 @@ def count_skeleton(
         )
         cell.active = _add(cell.active, parameter.numel() if is_read else 0)
     _add_active_experts(model, moe_layers, top_k=top_k, cells=cells, place_of=place_of)
-    _forget_active(model, other_experts, cells=cells, place_of=place_of)
+    _forget_active(model, {*other_experts, *doubtful}, cells=cells, place_of=place_of)
     return ParameterTable(
         rows=tuple(
             ParameterRow(
@@ -125,13 +127,15 @@ def _add_active_experts(
 
 def _forget_active(
     model: PreTrainedModel,
-    other_experts: Iterable[str],
+    paths: Iterable[str],
     *,
     cells: dict[Place, _Cell],
     place_of: Mapping[int, Place],
 ) -> None:
-    for path in other_experts:
-        for parameter in model.get_submodule(path).parameters():
+    """Make what a token runs of some modules unknown; of all, where one has no parameters itself."""
+    for path in paths:
+        held = list(model.get_submodule(path).parameters()) or list(model.parameters())
+        for parameter in held:
             cells[place_of[id(parameter)]].active = None
 
 

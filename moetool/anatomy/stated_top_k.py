@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_TOP_K_FIELDS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "top_k_experts",
-    "moe_top_k",
-    "moe_topk",
-    "moe_k",
-)
+from moetool.checkpoint.top_k_fields import NUM_EXPERTS_FIELDS, TOP_K_FIELDS
+
 # Phi-3.5-MoE's sampler chooses two whatever is stated. DiffusionGemma's stacks share their experts,
 # so that what a token of each runs is no one number.
 _OTHER_TOP_K = {"phimoe": 2, "diffusion_gemma": None}
-_NUM_EXPERTS_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def find_stated_top_k(
@@ -35,8 +28,8 @@ def find_stated_top_k(
     """
     if not num_experts:
         return None, None
-    stated = {text_config[name] for name in _TOP_K_FIELDS if _is_count(text_config.get(name))}
-    counts = {text_config[name] for name in _NUM_EXPERTS_FIELDS if _is_count(text_config.get(name))}
+    stated = {text_config[name] for name in TOP_K_FIELDS if _is_count(text_config.get(name))}
+    counts = {text_config[name] for name in NUM_EXPERTS_FIELDS if _is_count(text_config.get(name))}
     if len(stated) != 1:
         return None, "config.json does not state how many experts a token runs"
     if set(num_experts.values()) != counts:
@@ -45,6 +38,9 @@ def find_stated_top_k(
         return None, "a token may choose experts without weights, and so run fewer than top-k"
     top_k = stated.pop()
     assert isinstance(top_k, int)
+    fewest = min(number for number in num_experts.values() if number is not None)
+    if top_k > fewest:
+        return None, f"config.json states top-{top_k} of {fewest} experts"
     if _OTHER_TOP_K.get(str(config.get("model_type")), top_k) != top_k:
         return None, "this kind of model runs others than config.json states"
     return top_k, None

@@ -21,7 +21,7 @@ from moetool.checkpoint.tensor_headers import TensorHeader
 _BUFFER = re.compile(
     r"(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias$"
     r"|\bexpert_bias$|router_bias$|balancing_biases$|(mlp|ffn)\.gate\.bias$"
-    r"|layer_scalar$|(input|output)_(min|max)$|slope_rate$|(query|key|diagonal)_decay$|lerope\.alpha$"
+    r"|layer_scalar$|(input|output)_(min|max)$|slope_rate$|(query|key|diagonal)_decay$"
     r"|rotary_emb\.\w*inv_freq$|running_(mean|var)$|final_logits_bias$"
 )
 # A cheap look before the expression above: there are many tensors, and few of them are buffers.
@@ -33,7 +33,6 @@ _BUFFER_ENDINGS = (
     "_max",
     "slope_rate",
     "_decay",
-    "lerope.alpha",
     "inv_freq",
     "running_mean",
     "running_var",

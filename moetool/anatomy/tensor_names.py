@@ -21,7 +21,12 @@ _VISION = re.compile(
 _OUTSIDE = (
     (Component.LM_HEAD, re.compile(r"(^|\.)(lm_head|embed_out|unembed|head|output|score)\.")),
     (Component.NORM, re.compile(r"norm|(^|\.)ln_\w+\.")),
-    (Component.OTHER, re.compile(r"(^|\.)(wpe|pos\w*|embed_positions)\.")),
+    (
+        Component.OTHER,
+        re.compile(
+            r"(^|\.)(wpe|pos\w*|embed_positions)\.|(^|\.)hc_|hyper_connection|_input\.query$"
+        ),
+    ),
     (
         Component.EMBEDDING,
         re.compile(r"(^|\.)(\w*embed(ding)?s?|embed_tokens\w*|wte|shared|embed_in)\."),
@@ -32,6 +37,8 @@ _OUTSIDE = (
 # A tensor of experts, by what follows the layer's number: a set of experts, or one stack of all.
 _EXPERTS = re.compile(
     r"(^|\.)experts\.(?!router\.|bias$|e_score)"
+    # MLX's names of a stack of all experts.
+    r"|(^|\.)switch_(mlp|glu)\."
     r"|(^|\.)(block_sparse_moe|mlp|self_attention)\.(input|output)_linear\."
     r"|(^|\.)moe\.(gate|up|down)_proj\.|(^|\.)(up|down)_embed\."
 )
@@ -61,8 +68,17 @@ _IN_LAYERS = (
         ),
     ),
     (Component.NORM, re.compile(r"(^|\.)\w*norm(_?\d+)?\.|(^|\.)ln_\w+\.")),
-    (Component.DENSE_MLP, re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\.")),
+    (
+        Component.DENSE_MLP,
+        re.compile(r"(^|\.)\w*(mlps?|ffn?|feed_forward|DenseReluDense|moe)\d*\."),
+    ),
     (Component.DENSE_MLP, re.compile(r"^(fc\d|(gate|up|down)_proj|shared_mlp\.)")),
+    # BERT's.
+    (Component.DENSE_MLP, re.compile(r"^(intermediate|output)\.dense\.")),
+    (
+        Component.OTHER,
+        re.compile(r"_hc\.|^hc_|hyper_connection|^\w+_input\.query$|altup|laurel|per_layer_"),
+    ),
 )
 
 
@@ -85,17 +101,37 @@ def place_tensor(name: str, *, is_in_routed_layer: bool) -> Place:
         name: Its name in the file.
         is_in_routed_layer: Whether other tensors of its layer are experts.
     """
-    for component, words in ((Component.AUDIO, _AUDIO), (Component.VISION, _VISION)):
-        if words.search(name) and not holds_experts(name.partition(".layers.")[2]):
-            return Place(component.value, None, component)
+    component = _find_tower(name)
+    if component is not None:
+        return Place(component.value, None, component)
     stack, layer = name_layer(name)
-    rules: tuple[tuple[Component, re.Pattern[str]], ...] = _OUTSIDE
-    if layer is not None:
-        rules = (*_IN_ROUTED_LAYERS, *_IN_LAYERS) if is_in_routed_layer else _IN_LAYERS
-    text = _split(name)[1]
-    component = next((kind for kind, words in rules if words.search(text)), Component.OTHER)
+    component = _find_component(name, is_in_routed_layer=is_in_routed_layer) or Component.OTHER
     assert component not in TOWERS
     return Place(stack, layer, component)
+
+
+def is_understood(name: str, *, is_in_routed_layer: bool) -> bool:
+    """Return whether a tensor's name says what it belongs to, if only that it is something else."""
+    return (
+        _find_tower(name) is not None
+        or _find_component(name, is_in_routed_layer=is_in_routed_layer) is not None
+    )
+
+
+def _find_tower(name: str) -> Component | None:
+    for component, words in ((Component.AUDIO, _AUDIO), (Component.VISION, _VISION)):
+        if words.search(name) and not holds_experts(name.partition(".layers.")[2]):
+            return component
+    return None
+
+
+def _find_component(name: str, *, is_in_routed_layer: bool) -> Component | None:
+    """Return what the first rule says that matches; None if none does."""
+    number, text = _split(name)
+    rules: tuple[tuple[Component, re.Pattern[str]], ...] = _OUTSIDE
+    if number is not None:
+        rules = (*_IN_ROUTED_LAYERS, *_IN_LAYERS) if is_in_routed_layer else _IN_LAYERS
+    return next((kind for kind, words in rules if words.search(text)), None)
 
 
 def _split(name: str) -> tuple[int | None, str]:

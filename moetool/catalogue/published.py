@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -74,12 +74,15 @@ class PublishedModel:
         hub_id: `org/name` on the Hub.
         kind: Mixture-of-Experts or dense.
         counted_as: Where transformers has no class for it: which class of the same shapes stands
-            in, in words. None for transformers' own class.
+            in, in words. Where its published configuration is of another model: what it is counted
+            by instead. None for transformers' own class and the published configuration.
         extra_parameters: What that class lacks.
         vendor: The published figures.
         not_counted_because: Why there is no configuration to count it by; None if there is one.
         stored_as: How the published files are quantized, where the configuration doesn't say so;
             None if it does, or if they are not.
+        misstated: Fields of the published configuration that contradict the published model, with
+            the values that it gives them. moetool's own configuration has others.
     """
 
     name: str
@@ -91,6 +94,7 @@ class PublishedModel:
     vendor: VendorFigures
     not_counted_because: str | None
     stored_as: str | None = None
+    misstated: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def can_be_counted(self) -> bool:
@@ -177,6 +181,7 @@ def _as_model(name: str, entry: dict[str, Any]) -> PublishedModel:
         counted_as=entry["counted_as"],
         extra_parameters=tuple(ExtraParameters(**row) for row in entry["extra_parameters"]),
         vendor=VendorFigures(**vendor),
+        misstated=entry.get("misstated", {}),
         not_counted_because=entry.get("not_counted_because"),
         stored_as=entry.get("stored_as"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_files
+from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ _LIMITS = (
 _PIP_INSTALL = re.compile(
     r"pip install (?:-U |--upgrade )?([A-Za-z0-9][\w.-]*(?:\[[\w,-]+\])?(?:[<>=~!]=?[\w.]+)?)"
 )
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# A checkpoint is of one class; a list of a million names would be looked up for minutes.
+_MOST_ARCHITECTURES = 8
+
+# transformers writes numbers that JSON has no word for as objects with this one key.
+_FLOAT_KEY = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 _IMPLEMENTATIONS = (
     "attn_implementation",
@@ -64,6 +74,7 @@ def make_config(
     code: str | None,
     revision: str | None = None,
     trust_remote_code: bool,
+    by_architecture: bool = False,
 ) -> PreTrainedConfig:
     """Return the configuration that a config.json describes.
 
@@ -75,9 +86,13 @@ def make_config(
             if there is none.
         revision: The commit of that Hub id.
         trust_remote_code: Run that code if it is asked for.
+        by_architecture: Where transformers does not have the `model_type`, take the class that
+            `architectures` names, if transformers has that. Whoever asks for it has to say so: the
+            repository's own code may differ.
 
     Raises:
-        InputError: The configuration asks for code that was not allowed, or is malformed.
+        InputError: The configuration asks for code that was not allowed, is malformed, or describes
+            no model.
         UntraceableError: This version of transformers has no such architecture.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -85,10 +100,20 @@ def make_config(
 
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
+        if isinstance(raw.get("architecture"), str) and isinstance(raw.get("mapping"), Mapping):
+            raise UntraceableError(
+                f"'{place}' is of TensorRT-LLM, whose models transformers does not build.",
+                hint="Name the checkpoint that it was converted from.",
+            )
         raise InputError(
             f"'{place}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",
         )
+    fields = _decode_floats(raw)
+    is_name = by_architecture and _MODEL_TYPE.fullmatch(model_type) is not None
+    if is_name and model_type not in CONFIG_MAPPING and not trust_remote_code:
+        model_type = _find_named_type(raw) or model_type
+        fields["model_type"] = model_type
     is_known = model_type in CONFIG_MAPPING
     if not is_known:
         if "auto_map" not in raw or code is None:
@@ -101,11 +126,11 @@ def make_config(
                 f"{name} needs the Python code in its own repository (model_type '{model_type}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
-    _check_plausible(raw, place=place)
+    _check_plausible(fields, place=place)
     try:
         # Never without a word on trust, for want of which transformers asks on the terminal.
         config: PreTrainedConfig = (
-            CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(raw))
+            CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(fields))
             if is_known and not (trust_remote_code and "auto_map" in raw)
             else AutoConfig.from_pretrained(
                 code or place, revision=revision, trust_remote_code=trust_remote_code
@@ -115,7 +140,41 @@ def make_config(
         raise missing_package(name, error) from error
     except Exception as error:
         raise unusable_config(place, model_type, error) from error
+    check_top_k(config, place=place)
     return config
+
+
+def _find_named_type(raw: Mapping[str, object]) -> str | None:
+    """Return the model type of the one family whose classes `architectures` names, if it is one."""
+    import transformers
+
+    named = raw.get("architectures")
+    if not isinstance(named, list) or not 0 < len(named) <= _MOST_ARCHITECTURES:
+        return None
+    types = set()
+    for name in named:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+        config_class = getattr(found, "config_class", None) if is_model else None
+        types.add(getattr(config_class, "model_type", None) or None)
+    found_type = types.pop() if len(types) == 1 else None
+    return found_type if found_type in transformers.CONFIG_MAPPING else None
+
+
+def _decode_floats(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return a configuration with the numbers that transformers writes as objects, as it reads them."""
+    return {name: _decode_float(value) for name, value in fields.items()}
+
+
+def _decode_float(value: object) -> object:
+    if isinstance(value, list):
+        return [_decode_float(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    tag = value.get(_FLOAT_KEY)
+    if len(value) == 1 and isinstance(tag, str) and tag in _FLOATS:
+        return _FLOATS[tag]
+    return _decode_floats(value)
 
 
 def _leave_out_implementations(fields: Mapping[str, object]) -> dict[str, object]:

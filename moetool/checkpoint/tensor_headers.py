@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from math import prod
 
 from moetool.checkpoint.weight_files import list_some
 from moetool.errors import InputError
+
+_RANK = re.compile(r"rank\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ def join_headers(
     if len(files) < len(tensors):
         counts = Counter(tensor.name for tensor in tensors)
         twice = [name for name, count in counts.items() if count > 1]
+        if all(_RANK.fullmatch(part) for part in set(files.values())):
+            raise InputError(
+                f"'{place}' holds a part for each of {len(parts)} GPUs, as TensorRT-LLM writes them; "
+                "what they add up to is not in them.",
+                hint="Name the checkpoint that it was converted from.",
+            )
         raise InputError(
             f"Two weight files of '{place}' hold tensors of the same name.",
             hint="Remove the weight files that belong to another checkpoint.",

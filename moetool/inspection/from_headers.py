@@ -35,15 +35,19 @@ def inspect_headers(
     model_type = subject.config.get("model_type")
     layers = {row.layer for row in table.table.rows if row.layer is not None}
     parameters = summarize(table.table, uncounted=table.uncounted)
+    are_known = table.experts_unknown is None and (table.unclear is None or bool(table.num_experts))
+    if not are_known:
+        parameters = replace(parameters, expert_share=None)
+    num_experts = list(table.num_experts.values())
     return Inspection(
         model=subject.model,
         model_type=model_type if isinstance(model_type, str) else None,
         source=Source.HEADERS,
         revision=subject.revision,
         num_layers=table.num_layers if layers else None,
-        num_moe_layers=len(table.num_experts),
-        num_experts=merge(list(table.num_experts.values())) if table.num_experts else 0,
-        top_k=table.top_k if table.num_experts else 0,
+        num_moe_layers=len(num_experts) if are_known else None,
+        num_experts=_merge_known(num_experts, are_known=are_known),
+        top_k=table.top_k if num_experts else (0 if are_known else None),
         num_shared_experts=_count_shared(subject.config, table.table),
         anatomy=None,
         quantization=find_quantization(subject),
@@ -57,7 +61,7 @@ def inspect_headers(
         else compare_published(subject.published, total=parameters.total, active=parameters.active),
         reported=None,
         notes=(
-            *([f"{instead_because}"] if instead_because else []),
+            *([instead_because] if instead_because else []),
             *subject.notes,
             *_note_unknown(table),
             *note_towers(table.table),
@@ -68,6 +72,15 @@ def inspect_headers(
             ),
         ),
     )
+
+
+def _merge_known(
+    num_experts: list[int | None], *, are_known: bool
+) -> int | tuple[int | None, ...] | None:
+    """Return the experts of the layers that have some; unknown if others may have some too."""
+    if are_known:
+        return merge(num_experts) if num_experts else 0
+    return merge([*num_experts, None])
 
 
 def merge(numbers: Collection[int | None]) -> int | tuple[int | None, ...] | None:
@@ -126,6 +139,11 @@ def _note_unknown(table: HeaderTable) -> list[str]:
     notes = []
     if table.unknown is not None:
         notes.append(f"The total is unknown: {table.unknown}.")
+    if table.unclear is not None:
+        notes.append(
+            f"Some names say nothing of what they are, such as {table.unclear}: a token may run all of "
+            "that or nothing."
+        )
     if table.active_unknown is not None:
         notes.append(f"Active parameters are unknown from headers: {table.active_unknown}.")
     elif table.top_k is not None:

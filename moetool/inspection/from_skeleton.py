@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameter
 from moetool.anatomy.components import Component
 from moetool.anatomy.description import describe_model
 from moetool.anatomy.header_table import HeaderTable
-from moetool.anatomy.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.moe_layers import FoundExperts, MoeLayer, find_experts
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.skeleton import (
     build_whole_skeleton,
@@ -24,10 +24,17 @@ from moetool.anatomy.skeleton_table import count_skeleton
 from moetool.anatomy.top_k import find_top_k
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
+from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
-from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
-from moetool.inspection.published import compare_published
+from moetool.inspection.notes import (
+    note_class,
+    note_config,
+    note_flops,
+    note_routing,
+    note_towers,
+)
+from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import Flops, Inspection, Source
 from moetool.inspection.subject import Subject
@@ -61,21 +68,52 @@ def inspect_skeleton(
         code=subject.code,
         revision=subject.revision,
         trust_remote_code=trust_remote_code,
+        by_architecture=True,
     )
     dtype = find_dtype(config) or _find_dtype_of_files(files)
     with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
         model = build_whole_skeleton(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return inspect_built(subject, model, files=files, dtype=dtype)
+
+
+def inspect_built(
+    subject: Subject,
+    model: PreTrainedModel,
+    *,
+    files: HeaderTable | None,
+    dtype: torch.dtype | None,
+) -> Inspection:
+    """Return a model as its modules tell it.
+
+    Args:
+        subject: The model.
+        model: It, on the meta device and in evaluation mode.
+        files: What the headers of its files tell; None without files.
+        dtype: What transformers converts the weights to; None if unknown.
+
+    Raises:
+        InputError: A layer chooses more experts than it has.
+    """
+    config = model.config
     experts = find_experts(model)
     hidden_size = _find_hidden_size(config, model)
     top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
+    _refuse_impossible(top_k, place=subject.place)
     table = count_skeleton(
-        model, experts.layers, top_k=top_k, dtype=dtype, other_experts=experts.unreadable
+        model,
+        experts.layers,
+        top_k=top_k,
+        dtype=dtype,
+        other_experts=experts.unreadable,
+        doubtful=[sign.path for sign in experts.signs],
     )
     anatomy = describe_model(model, experts.layers, table, top_k=top_k, hidden_size=hidden_size)
     published = subject.published
     if published is not None and subject.is_from_catalogue:
         table = _add_extra(table, published.extra_parameters)
     parameters = summarize(table)
+    if not experts.are_all_read:
+        parameters = replace(parameters, expert_share=None)
     flops, why_no_flops = _count_flops(model, experts)
     quantization = find_quantization(subject)
     routed = anatomy.routed_layers
@@ -85,9 +123,11 @@ def inspect_skeleton(
         source=Source.SKELETON if files is None else Source.BOTH,
         revision=subject.revision,
         num_layers=anatomy.num_layers,
-        num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed}),
-        num_experts=merge([layer.num_experts for layer in routed]) if routed else 0,
-        top_k=merge([layer.top_k for layer in routed]) if routed else 0,
+        num_moe_layers=len({(layer.stack.partition(".")[0], layer.layer) for layer in routed})
+        if experts.are_all_read
+        else None,
+        num_experts=_merge([layer.num_experts for layer in routed], experts),
+        top_k=_merge([layer.top_k for layer in routed], experts),
         num_shared_experts=anatomy.num_shared_experts,
         anatomy=anatomy,
         quantization=quantization,
@@ -105,6 +145,8 @@ def inspect_skeleton(
         notes=(
             *_note_stand_in(subject),
             *subject.notes,
+            *note_class(subject.config, config),
+            *note_contradictions(subject, total=parameters.total),
             *note_routing(experts, anatomy, table),
             *note_towers(table),
             *note_flops(anatomy, flops),
@@ -118,6 +160,34 @@ def inspect_skeleton(
             *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
         ),
     )
+
+
+def _refuse_impossible(top_k: Mapping[MoeLayer, int | None], *, place: str) -> None:
+    """Refuse layers that choose more experts than they have.
+
+    Raises:
+        InputError: Naming the first.
+    """
+    for layer, number in top_k.items():
+        num_ids = layer.num_experts + layer.num_identity_experts
+        if number is not None and number > num_ids:
+            raise InputError(
+                f"'{place}' describes no model: {layer.block_path} chooses {number:,} of {num_ids:,} "
+                "experts.",
+                hint="Use the config.json that came with the checkpoint.",
+            )
+
+
+def _merge(
+    numbers: list[int | None] | list[int], experts: FoundExperts
+) -> int | tuple[int | None, ...] | None:
+    """Return what layers share; 0 in a dense model, unknown for experts that no rule reads."""
+    if experts.is_dense:
+        return 0
+    # No routed layer at all: experts that only images pass, or none that is read.
+    if not numbers:
+        return 0 if experts.are_all_read else None
+    return merge(numbers if experts.are_all_read else [*numbers, None])
 
 
 def _note_stand_in(subject: Subject) -> list[str]:

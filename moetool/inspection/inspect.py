@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
 from moetool.anatomy.header_table import HeaderTable, count_headers
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
@@ -11,9 +14,12 @@ from moetool.inspection.from_headers import inspect_headers
 from moetool.inspection.result import Inspection, Source
 from moetool.inspection.subject import AskedSource, find_subject
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def inspect_model(
-    model: str | ModelReference,
+    model: str | PathLike[str] | ModelReference | nn.Module,
     *,
     source: AskedSource | str = AskedSource.AUTO,
     revision: str | None = None,
@@ -26,7 +32,7 @@ def inspect_model(
 
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or what `resolve_model`
-            made of one.
+            made of one; or a model of transformers in memory.
         source: Where the figures are to come from.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
@@ -34,12 +40,14 @@ def inspect_model(
     Raises:
         InputError: The model, its configuration or its files can't be used.
         UntraceableError: This transformers has no class for it, and there are no files to read.
-        UsageError: An option has no such choice, or a revision was given for something that is not
-            on the Hub.
+        UsageError: An option has no such choice, a revision was given for something that is not on
+            the Hub, or something is of a type that is not accepted.
     """
-    reference = model if isinstance(model, ModelReference) else resolve_model(model)
     source = choose(source, AskedSource, name="source")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
+    if not isinstance(model, str | PathLike | ModelReference) and hasattr(model, "named_modules"):
+        return _inspect_module(model, source=source, revision=revision)
+    reference = _resolve(model)
     if revision is not None and reference.kind is not ModelKind.HUB:
         raise UsageError(
             f"'{reference.text}' is local: it has no revision '{revision}'.",
@@ -62,6 +70,30 @@ def inspect_model(
         if table is None:
             raise
         return inspect_headers(subject, table, instead_because=_as_note(error))
+
+
+def _resolve(model: object) -> ModelReference:
+    if isinstance(model, ModelReference):
+        return model
+    if isinstance(model, PathLike):
+        model = fspath(model)
+    if isinstance(model, str):
+        return resolve_model(model)
+    raise UsageError(
+        f"A model can't be named by something of type {type(model).__name__}.",
+        hint="Give its name or folder as a text, what resolve_model made of it, or a PreTrainedModel.",
+    )
+
+
+def _inspect_module(model: nn.Module, *, source: AskedSource, revision: str | None) -> Inspection:
+    if source is AskedSource.HEADERS or revision is not None:
+        what = "files" if source is AskedSource.HEADERS else f"revision '{revision}'"
+        raise UsageError(
+            f"A model in memory has no {what}.", hint="Give the name or folder of its checkpoint."
+        )
+    from moetool.inspection.from_module import inspect_module
+
+    return inspect_module(model)
 
 
 def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspection:

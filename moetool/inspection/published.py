@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
-from moetool.catalogue.published import PublishedModel
+from moetool.catalogue.published import (
+    PublishedModel,
+    read_published_config,
+    read_published_models,
+)
 from moetool.inspection.result import PublishedFigures
+from moetool.inspection.subject import Subject
 
 _BILLION = Decimal(10**9)
+
+# A configuration is a model's own if it states so many of its numbers, and all but so many alike.
+_FEWEST_SHARED = 8
+_MOST_DIFFERING = 3
 
 
 def compare_published(
@@ -49,6 +58,55 @@ def compare_published(
         source=vendor.source,
         note=" ".join(filter(None, (vendor.active_note, vendor.notes))) or None,
     )
+
+
+def note_contradictions(subject: Subject, *, total: int | None) -> Iterator[str]:
+    """Yield in what a configuration is not that of the published model that it is meant to be.
+
+    Args:
+        subject: A model that is not the catalogue's own.
+        total: The computed total.
+    """
+    if subject.is_from_catalogue or total is None:
+        return
+    billions = f"{total / 1e9:,.1f}B"
+    for model in read_published_models().values():
+        differing = _find_misstated(subject.config, model)
+        if differing:
+            yield (
+                f"This config.json says {' and '.join(differing)}, which builds {billions}; "
+                f"{model.title} was published with {model.vendor.total_b}B. `moetool inspect "
+                f"{model.name}` counts what was published."
+            )
+            return
+    published = subject.published
+    if published is None or published.vendor.total_b is None or published.vendor.notes:
+        return
+    if not meets_figure(total, published.vendor.total_b):
+        yield (
+            f"This config.json builds {billions}, and {published.title} was published with "
+            f"{published.vendor.total_b}B: one of them is of another model."
+        )
+
+
+def _find_misstated(config: Mapping[str, object], model: PublishedModel) -> list[str]:
+    """Return the fields of a model's own published configuration that contradict it, in words.
+
+    None if the configuration is not that one: it says what is known to be wrong, and differs in
+    hardly anything else.
+    """
+    if not model.misstated or any(
+        config.get(name) != value or isinstance(config.get(name), bool)
+        for name, value in model.misstated.items()
+    ):
+        return []
+    right = read_published_config(model.name)
+    numbers = [name for name, value in right.items() if type(value) is int and name in config]
+    differing = [name for name in numbers if config[name] != right[name]]
+    is_same = config.get("model_type") == right["model_type"]
+    if not is_same or len(numbers) < _FEWEST_SHARED or len(differing) > _MOST_DIFFERING:
+        return []
+    return [f"{name} {config[name]} (not {right[name]})" for name in differing]
 
 
 def meets_figure(number: int, published_b: str) -> bool:

@@ -72,11 +72,13 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
     for holder in (config, config.get("text_config")):
         for name in _FIELDS:
             stated = holder.get(name) if isinstance(holder, Mapping) else None
-            if isinstance(stated, Mapping) and stated:
+            # TensorRT-LLM lists every setting, null for those that are not used.
+            if isinstance(stated, Mapping) and any(v is not None for v in stated.values()):
                 method = _as_name(stated.get("quant_method"))
                 if method is None:
                     # MLX names neither itself nor its method.
-                    method = "mlx" if name == "quantization" else "unnamed method"
+                    is_mlx = name == "quantization" and "quant_algo" not in stated
+                    method = "mlx" if is_mlx else "unnamed method"
                 return ", ".join(
                     dict.fromkeys((method, *_describe(stated), *_describe_experts(config)))
                 )

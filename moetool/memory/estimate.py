@@ -13,6 +13,7 @@ from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, MoetoolError, UsageError
+from moetool.inspection.notes import note_class
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
@@ -161,8 +162,8 @@ def _estimate(
         if named_gpu is None
         else partial(list_fits_on, runs, scenario, named_gpu),
     )
-    model_type = runs.builder.make_config().model_type
-    confirmed = find_confirmation(model_type, scenario.quantization)
+    config = runs.builder.make_config()
+    confirmed = find_confirmation(config.model_type, scenario.quantization)
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -178,9 +179,10 @@ def _estimate(
         fits=fits or (),
         stored=stored,
         notes=(
+            *note_class(runs.builder.subject.config, config),
             *run.notes,
             *stored_notes,
-            *([_UNCONFIRMED.format(model_type)] if confirmed is None else []),
+            *([_UNCONFIRMED.format(config.model_type)] if confirmed is None else []),
         ),
         confirmed_on=None if confirmed is None else confirmed.where,
     )

@@ -94,7 +94,7 @@ def find_choices(skeleton: PreTrainedModel) -> Mapping[MoeLayer, int] | None:
         skeleton: The model on the meta device, its weights not quantized.
     """
     experts = find_experts(skeleton)
-    if experts.unreadable:
+    if not experts.are_all_read:
         return None
     hidden_size = _find_hidden_size(skeleton)
     choices: dict[MoeLayer, int] = {}

@@ -58,6 +58,7 @@ class SkeletonBuilder:
             code=self.subject.code,
             revision=self.subject.revision,
             trust_remote_code=self.trust_remote_code,
+            by_architecture=True,
         )
 
     def build(self, scenario: Scenario, *, device: str = "meta") -> PreTrainedModel:

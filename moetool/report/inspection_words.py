@@ -51,6 +51,8 @@ def word_layers(model: Inspection) -> str:
     """Return how many layers there are and which of them route."""
     if model.num_layers is None:
         return UNKNOWN
+    if model.num_moe_layers is None:
+        return f"{model.num_layers}, unknown how many with experts"
     if not model.num_moe_layers:
         return f"{model.num_layers}, all dense"
     if model.num_moe_layers == model.num_layers:
@@ -68,7 +70,9 @@ def word_layers(model: Inspection) -> str:
 
 def word_experts(model: Inspection) -> str:
     """Return how many experts a layer has and how many a token runs."""
-    if not model.num_moe_layers:
+    if model.num_moe_layers is None and model.num_experts is None:
+        return UNKNOWN
+    if model.num_moe_layers == 0:
         return "none"
     top_k = "unknown top-k" if model.top_k is None else f"top-{word_numbers(model.top_k)}"
     words = f"{top_k} of {word_numbers(model.num_experts)}"

@@ -8,8 +8,10 @@ from torch import nn
 from moetool.anatomy.mixers import Mixer, MixerKind, list_mixers
 from moetool.anatomy.moe_layers import find_experts
 from moetool.anatomy.placement import Placement
+from moetool.anatomy.skeleton import find_auto_class
 from tests.anatomy.counting import count_family
 from tests.families.models import available, build_family
+from tests.tiny_models import build_model
 
 
 def mixers_of(name: str) -> tuple[Mixer, ...]:
@@ -100,3 +102,24 @@ def test_heads_that_cannot_be_counted_are_not_guessed() -> None:
             del module.q_proj
     (mixer,) = list_mixers(model, Placement(model, find_experts(model).layers))
     assert (mixer.kind, mixer.num_kv_heads) == (MixerKind.OTHER, None)
+
+
+def test_heads_that_share_keys_are_seen_without_the_modules_word_for_it() -> None:
+    model = build_model("mixtral")
+    for module in model.modules():
+        # As if transformers had renamed it.
+        vars(module).pop("num_key_value_groups", None)
+
+    (mixer,) = list_mixers(model, Placement(model, ()))
+
+    assert (mixer.kind, mixer.num_heads, mixer.num_kv_heads) == (MixerKind.GQA, 4, 2)
+
+
+def test_a_renamed_mapping_of_classes_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(
+        "moetool.anatomy.skeleton._AUTO_CLASSES", (("AutoModelForCausalLM", "RENAMED_MAPPING"),)
+    )
+    with pytest.raises(AttributeError, match="RENAMED_MAPPING"):
+        find_auto_class(transformers.LlamaConfig())

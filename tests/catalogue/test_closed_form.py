@@ -111,6 +111,17 @@ def count_minimax_m3() -> int:
     return layers + hidden + 2 * 200064 * hidden
 
 
+def count_switch_c() -> int:
+    """Return Switch-C's parameters: two stacks of 15 layers with 2048 experts each, a tied head."""
+    hidden, heads, head_dim = 2080, 30, 64
+    attention = 4 * hidden * heads * head_dim
+    experts = 2048 * 2 * hidden * 6144 + 2048 * hidden
+    # The decoder also attends to what the encoder made. Each stack has biases by distance once.
+    encoder = 15 * (attention + experts + 2 * hidden) + hidden + 32 * heads
+    decoder = 15 * (2 * attention + experts + 3 * hidden) + hidden + 32 * heads
+    return encoder + decoder + 32128 * hidden
+
+
 # By short name: how it is counted by hand, and its layers.
 BY_HAND: dict[str, tuple[Callable[[], int], int]] = {
     "grok-1": (count_grok_1, 64),
@@ -123,6 +134,7 @@ BY_HAND: dict[str, tuple[Callable[[], int], int]] = {
     "minimax-m3": (count_minimax_m3, 60),
     "minimax-text-01": (count_minimax_01, 80),
     "snowflake-arctic": (count_snowflake_arctic, 35),
+    "switch-c-2048": (count_switch_c, 30),
 }
 
 

@@ -116,7 +116,7 @@ def test_a_model_that_cant_be_counted_is_refused_with_the_reason() -> None:
 
 def test_reported_systems_are_quoted_with_their_source() -> None:
     systems = read_reported_systems()
-    assert set(systems) == {"gpt-4", "gemini", "glam-64b-64e", "switch-c-2048"}
+    assert set(systems) == {"gpt-4", "gemini", "glam-64b-64e"}
     assert not set(systems) & set(read_published_models())
     gpt_4 = systems["gpt-4"]
     assert (gpt_4.total, gpt_4.active, gpt_4.experts) == ("1.6–1.8T", "200–280B", "16, top-2")

@@ -79,6 +79,7 @@ TOTALS = {
     "snowflake-arctic": 478_584_357_888,
     "step-3.7-flash": 198_937_133_056,
     "switch-base-8": 619_339_008,
+    "switch-c-2048": 1_571_261_049_120,
 }
 
 # Those whose vendor publishes another total; the catalogue says why.

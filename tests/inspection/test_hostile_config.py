@@ -176,3 +176,15 @@ def test_a_router_too_large_to_be_tried_out_has_an_unknown_style(tmp_path: Path)
     (style,) = {layer.style for layer in inspection.anatomy.routed_layers}
     assert style is not None
     assert style.scores is None
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_router_whose_experts_take_no_token_has_an_unknown_style(
+    capacity: int, tmp_path: Path
+) -> None:
+    config = {**read_short_config("switch-base-8"), "expert_capacity": capacity}
+    inspection = inspect_config(config, tmp_path)
+    assert inspection.anatomy is not None
+    assert {layer.style and layer.style.scores for layer in inspection.anatomy.routed_layers} == {
+        None
+    }

@@ -1,0 +1,242 @@
+"""What in a model suggests routed experts, where no rule reads any: without it a model is dense.
+
+A model is proven to be dense by what it lacks. The modules of transformers and torch are known, and
+names suffice to tell theirs. Whatever else runs may route under any name, so its parameters, its
+siblings of equal shapes and what its forward calls count as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from moetool.anatomy.config_signs import find_config_signs
+from moetool.anatomy.forward_calls import find_routing_calls, find_run_code
+
+# In the names of modules, parameters and attributes of any model.
+_EXPERT_WORD = re.compile(r"expert|(^|_)moe(_|$)|moe$", re.IGNORECASE)
+_EXPERT_CLASS = re.compile(r"(Experts?|MoE|Moe|MOE|MoeBlock|MoEBlock|MoELayer|MoeLayer|Router)\d*$")
+# In those of code that is neither transformers' nor torch's.
+_ROUTING_WORD = re.compile(
+    r"expert|moe|router|routing|(^|_)routes?(_|$)|top_?k|mixture|dispatch|(^|_)(ffns|mlps)$",
+    re.IGNORECASE,
+)
+_INDEXER = re.compile(r"(^|\.)\w*indexer(\.|$)")
+# What stands one behind the other, or beside the head, and not side by side to be chosen from.
+_STACK = re.compile(
+    r"(^|_)(layers?|blocks?|h|stages?|encoders?|decoders?|trunk|body|transformer)(_|$|\d)|head|norm|embed"
+)
+_ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|conv|rnn|ssm", re.IGNORECASE)
+# Tables of positions and convolutions over images and sounds have three dimensions as well.
+_TABLE = re.compile(r"vision|visual|image|audio|speech|embed|pos")
+_NUMBER = re.compile(r"\d+")
+# So many single matrices of the same shape and of numbered names are no pair of projections.
+_MANY_MATRICES = 4
+
+_KNOWN_PACKAGES = ("torch", "transformers")
+# Low-rank updates of one module, under the name of each adapter.
+_KNOWN_MODULES = ("peft.tuners.lora.",)
+
+
+@dataclass(frozen=True)
+class RoutingSign:
+    """Something that suggests routed experts.
+
+    Attributes:
+        path: The module that it was seen in; empty for the model itself.
+        seen: It, in words.
+    """
+
+    path: str
+    seen: str
+
+
+def find_routing_signs(
+    model: nn.Module, *, blocks: Collection[str] = (), experts: Collection[str] = ()
+) -> tuple[RoutingSign, ...]:
+    """Return what suggests routed experts in a model, outside what is known of it.
+
+    Args:
+        model: Any model, also on the meta device.
+        blocks: Module paths of the blocks whose routing is read. What is in them is known.
+        experts: Module paths of their experts. Modules around them have the names of what they hold.
+    """
+    around = {holder for path in experts for holder in _list_holders(path)}
+    signs = [
+        RoutingSign(path, seen)
+        for path, shown, module in _walk(model)
+        if path not in around and not (blocks and "shared" in shown)
+        if not blocks or not any(holder in blocks for holder in (path, *_list_holders(path)))
+        for seen in _find_in_module(shown, module)
+    ]
+    if not blocks:
+        is_known_code = all(not is_foreign(module) for module in model.modules())
+        signs += [
+            RoutingSign("", f"the configuration: {words}")
+            for words in find_config_signs(
+                getattr(model, "config", None), only_undeclared=is_known_code
+            )
+        ]
+    return tuple(dict.fromkeys(signs))
+
+
+def describe_signs(signs: Iterable[RoutingSign], *, most: int = 3) -> list[str]:
+    """Return a few signs in words, one of each kind that layers share."""
+    kinds: dict[str, RoutingSign] = {}
+    for sign in signs:
+        kinds.setdefault(_NUMBER.sub("0", f"{sign.path} {sign.seen}"), sign)
+    return [
+        f"{sign.path}: {sign.seen}" if sign.path else sign.seen
+        for sign in list(kinds.values())[:most]
+    ]
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Return whether a module runs code that is neither transformers' nor torch's."""
+    home = type(module).__module__
+    if home.startswith(_KNOWN_MODULES):
+        return False
+    return home.partition(".")[0] not in _KNOWN_PACKAGES or home.startswith("torch.jit")
+
+
+def _list_holders(path: str) -> list[str]:
+    """Return the paths of the modules that hold a module, the model itself as an empty one."""
+    words = path.split(".") if path else []
+    return [".".join(words[:depth]) for depth in range(len(words))]
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield a model's modules, each by its path, or by that of the module that hides it.
+
+    Yields:
+        The path of a module that torch knows of, what to call the one that is yielded, and that.
+    """
+    waiting = deque((path, path, module) for path, module in model.named_modules())
+    seen = {id(module) for _, _, module in waiting}
+    while waiting:
+        path, shown, module = waiting.popleft()
+        yield path, shown, module
+        for key, hidden in _list_hidden_modules(module):
+            for inner_path, inner in hidden.named_modules():
+                if id(inner) not in seen:
+                    seen.add(id(inner))
+                    name = ".".join(filter(None, (shown, key, inner_path)))
+                    waiting.append((path, name, inner))
+
+
+def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
+    foreign = is_foreign(module)
+    words = _ROUTING_WORD if foreign else _EXPERT_WORD
+    name = path.rpartition(".")[2]
+    if _INDEXER.search(path):
+        return
+    if words.search(name) and not name.isdecimal():
+        yield f"a module named '{name}' ({type(module).__name__})"
+    elif _EXPERT_CLASS.search(type(module).__name__) or (
+        foreign and _ROUTING_WORD.search(type(module).__name__)
+    ):
+        yield f"a {type(module).__name__}"
+    for key in _list_own_names(module):
+        if words.search(key):
+            yield f"'{key}' of {type(module).__name__}"
+    yield from _find_in_code(module, foreign=foreign)
+    if foreign:
+        yield from () if _TABLE.search(path) else _find_stacks(module)
+        yield from _find_siblings(module)
+
+
+def _list_own_names(module: nn.Module) -> Iterator[str]:
+    """Yield the names of what a module itself keeps: parameters, buffers, numbers and the like."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.numel():
+            yield name
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.numel():
+            yield name
+    for name, value in vars(module).items():
+        is_many = isinstance(value, int) and value > 1
+        if is_many or (isinstance(value, dict | list | tuple) and value):
+            yield name
+
+
+def _find_in_code(module: nn.Module, *, foreign: bool) -> Iterator[str]:
+    run = find_run_code(module)
+    if run is None:
+        if foreign:
+            yield f"a {type(module).__name__}, whose code can't be read"
+        return
+    if foreign or not run.is_of_class:
+        is_whole_model = any(isinstance(inner, nn.Embedding) for inner in module.modules())
+        calls = find_routing_calls(run, is_whole_model=is_whole_model)
+        if calls:
+            yield f"the forward of {run.name} calls {', '.join(calls)}"
+
+
+def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a module keeps where torch does not look for its children.
+
+    Adapters are put there, and the owner of a forward that stands in for the module's own.
+    """
+    for key, value in vars(module).items():
+        if key.startswith("_"):
+            continue
+        held: Iterable[object] = value.values() if isinstance(value, dict) else value
+        if key == "forward":
+            held = (getattr(value, "__self__", None),)
+        elif not isinstance(value, dict | list | tuple | set):
+            continue
+        for item in held:
+            if isinstance(item, nn.Module):
+                yield key, item
+
+
+def _find_stacks(module: nn.Module) -> Iterator[str]:
+    """Yield the parameters that may be one matrix for each of several experts."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() >= 3 and min(parameter.shape) > 1:
+            shape = " x ".join(map(str, parameter.shape))
+            yield f"a parameter '{name}' of {shape} in {type(module).__name__}"
+
+
+def _find_siblings(module: nn.Module) -> Iterator[str]:
+    """Yield the children that may be experts: several of the same make and shapes, side by side."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) and not _STACK.search(name):
+            members = list(child.children())
+            if len(members) > 1 and _are_alike(members) and _may_be_expert(members[0]):
+                yield f"{len(members)} modules of the same shapes in '{name}'"
+    numbered: dict[str, list[nn.Module]] = defaultdict(list)
+    for name, child in module.named_children():
+        if _NUMBER.search(name) and not name.isdecimal():
+            numbered[_NUMBER.sub("…", name)].append(child)
+    for name, members in numbered.items():
+        if len(members) < 2 or _STACK.search(name) or not _are_alike(members):
+            continue
+        is_mlp = _count_matrices(members[0]) > 1
+        if _may_be_expert(members[0]) and (is_mlp or len(members) >= _MANY_MATRICES):
+            yield f"{len(members)} modules of the same shapes, named '{name}'"
+
+
+def _are_alike(modules: list[nn.Module]) -> bool:
+    shapes = [
+        (type(module), [parameter.shape for parameter in module.parameters()]) for module in modules
+    ]
+    return all(shape == shapes[0] for shape in shapes)
+
+
+def _may_be_expert(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding) or not _count_matrices(module):
+        return False
+    return not any(
+        _ATTENTION.search(name) or _ATTENTION.search(type(inner).__name__)
+        for path, inner in module.named_modules()
+        for name in [path.rpartition(".")[2]]
+    )
+
+
+def _count_matrices(module: nn.Module) -> int:
+    return sum(parameter.dim() > 1 for parameter in module.parameters())
