@@ -75,6 +75,9 @@ def test_all_experts_of_published_models_are_as_large_as_known(
         assert {layer.moved_bytes for layer in experts} == {num_bytes}
         tensors = (*skeleton.parameters(), *skeleton.buffers())
         others = sum(t.nbytes for t in tensors) - len(experts) * num_bytes
+        # Since transformers 5.24 DeepSeek's routers stay in float32: twice what is known.
+        routers = [t for path, t in skeleton.named_parameters() if path.endswith("mlp.gate.weight")]
+        others -= sum(t.nbytes // 2 for t in routers if t.dtype is torch.float32)
         assert others / GIB == pytest.approx(others_gib, abs=0.05)
 
 
