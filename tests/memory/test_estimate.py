@@ -126,7 +126,7 @@ def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
     assert not estimate.stored.is_dequantized
     assert estimate.at_peak is not None
     assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
-    assert any("Its weights are stored in fp8" in note for note in estimate.notes)
+    assert any("Its weights are published in fp8" in note for note in estimate.notes)
 
 
 def test_a_model_without_experts_is_estimated() -> None:
