@@ -29,7 +29,7 @@ families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families
 
 # The oldest transformers that is supported, and the last one whose caches are `past_key_values`,
-# each in an environment of its own.
+# each in its own environment.
 OLDER := 5.17.0 5.23.0
 families-on-all: families  ## Prove them, and the recorder, on older supported transformers as well
 	set -e; for version in $(OLDER); do \

@@ -43,7 +43,7 @@ def sample_prompts() -> Path:
 
 @pytest.fixture(scope="session")
 def run_moetool() -> RunMoetool:
-    """Run `moetool` with some arguments in a process of its own, as a user does in a script."""
+    """Run `moetool` with some arguments in a separate process, as a user does in a script."""
 
     def run(*args: str | Path, stdin: str | bytes = "", cwd: Path = REPOSITORY) -> Completed:
         environment = {

@@ -48,7 +48,9 @@ def find_header_signs(
     ]
     named = next((t for t in others if _is_named(t.form.text)), None)
     if named is not None:
-        return f"{named.stored.header.name} may belong to experts, and nothing tells how many there are"
+        return (
+            f"{named.stored.header.name} may belong to experts, but how many there are is unknown"
+        )
     stacked = next((tensor for tensor in others if _may_be_stack(tensor, routed)), None)
     if stacked is not None:
         header = stacked.stored.header
@@ -59,7 +61,7 @@ def find_header_signs(
         return f"{siblings} has siblings of the same shape, which may be experts"
     stated = [] if routed else find_config_signs(config, only_undeclared=False)
     if stated:
-        return f"config.json states experts ({stated[0]}), and the names of no tensors show any"
+        return f"config.json states experts ({stated[0]}), but no tensor's name shows any"
     return None
 
 

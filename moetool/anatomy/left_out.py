@@ -42,7 +42,7 @@ class Reason(StrEnum):
     MTP = "layers that predict further tokens (MTP), which transformers does not build"
     BEYOND = "layers beyond the number that config.json states"
     SCALES = "scales of quantized weights"
-    BUFFERS = "buffers, which are no parameters"
+    BUFFERS = "buffers, which are not parameters"
     TIED_HEAD = "a head that is tied to the embedding, stored a second time"
     SHARED_EMBEDDING = "the embedding that both stacks share, stored once more for each"
     ADAPTERS = "LoRA adapters, which are none of the model's own weights"

@@ -27,7 +27,7 @@ _STACK_OF_WORD = {
 
 _HINT = (
     "A newer transformers may make them readable; else trace a model whose experts take "
-    "(hidden_states, ids, weights), or are separate modules beside a router."
+    "(hidden_states, ids, weights), or are separate modules next to a router."
 )
 
 

@@ -247,7 +247,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTra
     if not _holds_any(checkpoint.folder, TOKENIZER_FILES) and not trust_remote_code:
         raise InputError(
             f"'{checkpoint.folder}' holds no tokenizer.",
-            hint="Put the model's tokenizer files (tokenizer.json, …) beside config.json.",
+            hint="Put the model's tokenizer files (tokenizer.json, …) next to config.json.",
         )
     check_tokenizer_files(checkpoint.folder)
     try:
@@ -261,7 +261,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTra
     except BaseException as error:
         raise InputError(
             f"The tokenizer in '{checkpoint.folder}' can't be loaded.",
-            hint="Put the model's own tokenizer files beside config.json.",
+            hint="Put the model's own tokenizer files next to config.json.",
             facts=[f"seen: {first_line(error)}"],
         ) from error
     return tokenizer

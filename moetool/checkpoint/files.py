@@ -107,7 +107,7 @@ def list_weight_files(folder: Path) -> list[Path]:
     if not names:
         raise InputError(
             f"'{folder}' holds a config.json but no weights.",
-            hint="Routing needs the trained weights: put model.safetensors beside config.json.",
+            hint="Routing needs the trained weights: put model.safetensors next to config.json.",
         )
     return [folder / name for name in names]
 

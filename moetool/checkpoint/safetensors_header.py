@@ -152,7 +152,7 @@ def _read_entries(content: bytes) -> dict[str, object]:
     except JsonError as error:
         raise _HeaderError(f"a header that can't be read: {error}") from error
     if not isinstance(entries, dict):
-        raise _HeaderError("a header that is no JSON object")
+        raise _HeaderError("a header that is not a JSON object")
     metadata = entries.pop("__metadata__", None)
     if metadata is not None and not _is_texts(metadata):
         raise _HeaderError("a __metadata__ that is not made of texts")

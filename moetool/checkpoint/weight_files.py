@@ -115,7 +115,7 @@ def _read_weight_map(path: str, index: Mapping[str, object]) -> dict[str, str]:
     if outside:
         raise InputError(
             f"'{path}' names files outside the checkpoint.",
-            hint="Do not use this checkpoint: an honest index names files beside itself.",
+            hint="Do not use this checkpoint: an honest index names files next to itself.",
             facts=[f"seen: {list_some(outside)}"],
         )
     return weight_map

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,11 @@ _CHECKPOINT_FILES = (
     "*.safetensors",
     "*.model",
     "*.tiktoken",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.py",
 )
 
 
@@ -41,11 +47,11 @@ def list_trace_files(trace: Path | None) -> list[Path]:
     """Return the files of a trace: its own and its metadata, or a folder's parts."""
     from moetool.trace.companions import sidecar_path
 
-    if trace is None or not trace.name:
+    if trace is None:
         return []
     if os.path.isdir(trace):
         return sorted(trace.glob("*.parquet"))
-    return [trace, sidecar_path(trace)]
+    return [trace, sidecar_path(trace)] if trace.name else []
 
 
 def list_prompt_files(prompts: str | None) -> list[Path]:
@@ -55,5 +61,8 @@ def list_prompt_files(prompts: str | None) -> list[Path]:
     if prompts is None or prompts == "-":
         return []
     if os.path.isdir(prompts):
-        return [file for file in Path(prompts).iterdir() if file.suffix in READERS]
+        # A folder that can't be read is refused where it is read.
+        with suppress(OSError):
+            return [file for file in Path(prompts).iterdir() if file.suffix in READERS]
+        return []
     return [Path(prompts)]

@@ -2,7 +2,8 @@
 
 Before a command runs there is nothing to save, so the first Ctrl-C ends the process at once. In a
 command it is raised, so that what was written is kept; the next one, which impatience sends, changes
-nothing, and a third ends the process at once. After the command there is nothing left to interrupt.
+nothing, and a third ends the process at once, unless it is just saving something. After the command
+there is nothing left to interrupt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 MESSAGE = "Interrupted."
-HINT = "Run the same command to start over."
+HINT = "Run the same command to start over, with --force if it left anything."
 
 # After so many, whoever sends them does not want to wait for anything to be saved.
 _PATIENCE = 3

@@ -34,13 +34,13 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(
-                f"--layers: '{part.strip()}' is no layer number or range.",
+                f"--layers: '{part.strip()}' is not a layer number or range.",
                 hint="Write layers as in 0,2-5.",
             )
         start, end = int(first), int(last or first)
         if end < start or end > _LARGEST_LAYER:
             raise UsageError(
-                f"--layers: '{part.strip()}' is no range of layers.",
+                f"--layers: '{part.strip()}' is not a range of layers.",
                 hint="Write the smaller number first, as in 0,2-5.",
             )
         layers.update(range(start, end + 1))
@@ -57,7 +57,7 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
     for part in parts:
         if not part.removeprefix("-").isdecimal() or len(part) > _MOST_DIGITS:
             raise UsageError(
-                f"{option}: '{part}' is no usable number.",
+                f"{option}: '{part}' is not a usable number.",
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))

@@ -103,7 +103,7 @@ def route_trace(
     probabilities: Annotated[
         bool,
         typer.Option(
-            "--probabilities", help="Also write the routers' probabilities, beside the output."
+            "--probabilities", help="Also write the routers' probabilities, next to the output."
         ),
     ] = False,
     allow_inexact: Annotated[
@@ -292,7 +292,7 @@ def _choose_sink(
     is_file = output is not None and str(output) != "-"
     if with_probabilities and not is_file:
         raise UsageError(
-            "--probabilities are written beside the trace, so the trace must go to a file.",
+            "--probabilities are written next to the trace, so the trace must go to a file.",
             hint="Add -o trace.parquet.",
         )
     if is_file:

@@ -141,8 +141,8 @@ def _note_unknown(table: HeaderTable) -> list[str]:
         notes.append(f"The total is unknown: {table.unknown}.")
     if table.unclear is not None:
         notes.append(
-            f"Some names say nothing of what they are, such as {table.unclear}: a token may run all of "
-            "that or nothing."
+            f"Some names don't say what their tensors are, such as {table.unclear}: a token may run all "
+            "of them or none."
         )
     if table.active_unknown is not None:
         notes.append(f"Active parameters are unknown from headers: {table.active_unknown}.")

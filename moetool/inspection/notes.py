@@ -59,12 +59,12 @@ def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable)
 
     rules = {layer.rule for layer in experts.layers}
     if experts.is_dense:
-        yield "A dense model: a text token runs all of it, except towers."
+        yield "A dense model: a text token runs all of it, except its towers."
     for seen in describe_signs(experts.signs):
         others = "other " if experts.layers or experts.unreadable else ""
         yield (
-            f"No {others}routed experts were recognised, and something may be some, so active "
-            f"parameters are unknown: {seen}."
+            f"No {others}routed experts were recognised, but parts of the model may be experts, so "
+            f"active parameters are unknown: {seen}."
         )
     if experts.unreadable:
         yield (
@@ -101,7 +101,7 @@ def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable)
     if anatomy.is_encoder_decoder:
         yield "Two stacks: active counts one token of each."
     if any(layer.style and layer.style.scores is None for layer in anatomy.routed_layers):
-        yield "What some routers make of their scores can't be told from what they return."
+        yield "What some routers make of their scores can't be known from what they return."
 
 
 def note_flops(anatomy: Anatomy, flops: Flops | None) -> Iterator[str]:

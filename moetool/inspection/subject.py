@@ -93,7 +93,7 @@ def find_subject(
             assert reference.path is not None
             subject = Subject(
                 model=reference.text,
-                config=read_json(reference.path, missing=f"'{reference.path}' is no file."),
+                config=read_json(reference.path, missing=f"'{reference.path}' is not a file."),
                 place=str(reference.path),
                 headers=None,
                 code=str(reference.path.parent) if reference.path.name == "config.json" else None,
@@ -154,7 +154,7 @@ def _find_on_hub(
         has_weights = found.headers is not None or not wants_headers
         notes.append(
             "The Hub was not reached: this is what the local cache holds"
-            f"{'.' if has_weights else ', which is no weights.'}"
+            f"{'.' if has_weights else ', which holds no weights.'}"
         )
     published = read_published_models().values()
     return Subject(

@@ -17,14 +17,22 @@ from moetool.inspection.notes import note_class
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
-from moetool.memory.confirmed import find_confirmation
+from moetool.memory.confirmed import Confirmation, find_confirmation
 from moetool.memory.experts_touched import find_choices, read_routing
 from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
 from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.offload import plan_offload
-from moetool.memory.result import Estimate, Fit, Measurement, Offload, SpeedBound
+from moetool.memory.result import (
+    Basis,
+    Estimate,
+    Fit,
+    Measurement,
+    Offload,
+    SpeedBound,
+    StoredWeights,
+)
 from moetool.memory.runs import SimulatedRun
-from moetool.memory.scenario import Dtype, Quantization, Scenario
+from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.speed import bound_speed
 from moetool.memory.what_fits import (
@@ -48,9 +56,11 @@ _ONLY_IN_ALL = (
     "what all take together."
 )
 _UNCONFIRMED = (
-    "No GPU has confirmed estimates of this kind of model ({}) yet: it may do something that none of "
-    "the measured ones do."
+    "No GPU has confirmed estimates of {} yet: it may do something that none of the measured models "
+    "do."
 )
+_NO_MORE = "Limits, sharing, offloading and speed are left out: they need the bytes of the weights."
+_TRACE_UNREAD = "The trace was not read: it would bound the speed, which is left out."
 _RETRIED = (
     "It fits because torch's allocator gives back what it holds in reserve where the GPU has no room "
     "left, which takes time: on a GPU with more memory it would reserve more."
@@ -147,13 +157,15 @@ def estimate_memory(
 def _estimate(
     runs: ModelRuns, scenario: Scenario, *, named_gpu: Gpu | None, trace: Path | None
 ) -> Estimate:
-    run = in_full = runs.run(scenario)
-    if named_gpu is not None:
-        run = runs.run_within(scenario, named_gpu.memory_bytes) or in_full
+    in_full = runs.run(scenario)
+    run = runs.run_on(scenario, None if named_gpu is None else named_gpu.memory_bytes)
     stored, stored_notes = runs.get_stored(scenario)
     unknown = _Unknown()
+    memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
     variants = {
-        name: unknown.unless(f"What it takes with the variant {name} is", runs.run, each)
+        name: unknown.unless(
+            f"What it takes with the variant {name} is", runs.run_on, each, memory_bytes
+        )
         for name, each in runs.list_variants(scenario).items()
     }
     fits = unknown.unless(
@@ -163,7 +175,7 @@ def _estimate(
         else partial(list_fits_on, runs, scenario, named_gpu),
     )
     config = runs.builder.make_config()
-    confirmed = find_confirmation(config.model_type, scenario.quantization)
+    confirmed = _find_confirmation(config.model_type, scenario, stored)
     estimate = Estimate(
         model=runs.builder.subject.model,
         scenario=scenario,
@@ -174,7 +186,7 @@ def _estimate(
         peaks=run.peaks,
         variants={
             **{name: each.figures for name, each in variants.items() if each is not None},
-            **runs.list_stored_variants(scenario),
+            **runs.list_stored_variants(scenario, memory_bytes),
         },
         fits=fits or (),
         stored=stored,
@@ -182,7 +194,7 @@ def _estimate(
             *note_class(runs.builder.subject.config, config),
             *run.notes,
             *stored_notes,
-            *([_UNCONFIRMED.format(config.model_type)] if confirmed is None else []),
+            *([] if confirmed else [_UNCONFIRMED.format(_name_kind(config.model_type, stored))]),
         ),
         confirmed_on=None if confirmed is None else confirmed.where,
     )
@@ -193,15 +205,41 @@ def _estimate(
         return replace(estimate, notes=(*estimate.notes, *unknown.notes, _OTHER_GPUS))
     if run.figures.total_device_bytes is not None:
         estimate = _add_limits(estimate, runs, run, named_gpu, trace=trace, unknown=unknown)
+    else:
+        estimate = replace(estimate, notes=(*estimate.notes, _NO_MORE))
     return replace(
         estimate,
         notes=(
             *estimate.notes,
+            *([_TRACE_UNREAD] if trace is not None and estimate.speed is None else []),
             *unknown.notes,
             *([_RETRIED] if run is not in_full else []),
             *_note_fit(runs, scenario, estimate.fit),
             *_note_calibration(named_gpu),
         ),
+    )
+
+
+def _find_confirmation(
+    model_type: str, scenario: Scenario, stored: StoredWeights | None
+) -> Confirmation | None:
+    """Return the runs that confirmed estimates of weights that are held as this scenario's are."""
+    if _runs_in_full_precision(stored) and scenario.experts is QuantizedExperts.AS_LOADED:
+        return find_confirmation(model_type, scenario.quantization)
+    return None
+
+
+def _name_kind(model_type: str, stored: StoredWeights | None) -> str:
+    if stored is None or _runs_in_full_precision(stored):
+        return f"models of the type {model_type}"
+    return f"models of the type {model_type} in {stored.method.partition(',')[0]}"
+
+
+def _runs_in_full_precision(stored: StoredWeights | None) -> bool:
+    return (
+        stored is None
+        or stored.basis is Basis.COPY
+        or (stored.basis is Basis.LOADED and bool(stored.is_dequantized))
     )
 
 
@@ -255,8 +293,8 @@ def _take_scenarios(scenarios: object) -> list[Scenario]:
     if isinstance(scenarios, Sequence) and all(isinstance(each, Scenario) for each in scenarios):
         return list(scenarios)
     raise UsageError(
-        f"The scenarios can't be of type {type(scenarios).__name__}, or hold anything else.",
-        hint="Give a list of Scenario.",
+        "The scenarios have to be a list of Scenario.",
+        hint="Give a list such as [Scenario(batch_size=8)].",
     )
 
 

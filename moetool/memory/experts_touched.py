@@ -145,9 +145,12 @@ def read_routing(path: Path, choices: Mapping[MoeLayer, int]) -> Routing:
         phase: _find_shares(_count_phase(source, phase, choices).layers, choices) for phase in Phase
     }
     notes = [
-        f"{path.name} tells no tokens of {phase} apart: all of its tokens stand for them."
-        for phase, shares in of_phase.items()
-        if not shares
+        *source.notes,
+        *(
+            f"{path.name} does not mark tokens of {phase}: all of its tokens stand for them."
+            for phase, shares in of_phase.items()
+            if not shares
+        ),
     ]
     return Routing(
         prefill={**of_all, **of_phase[Phase.PREFILL]},
@@ -235,7 +238,7 @@ def _refuse_other_model(
 
 def _refuse(source: TraceSource, fact: str) -> NoReturn:
     raise InputError(
-        f"'{source.path}' is no trace of this model.",
+        f"'{source.path}' is not a trace of this model.",
         hint=_OTHER_MODEL_HINT,
         facts=[f"seen: {fact}"],
     )

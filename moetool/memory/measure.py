@@ -19,7 +19,11 @@ from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.result import Measurement, MemoryFigures
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder
-from moetool.simulation.memory_run import find_cache_tensors, find_ordinary_token
+from moetool.simulation.memory_run import (
+    find_cache_tensors,
+    find_ordinary_token,
+    find_special_tokens,
+)
 
 
 def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = False) -> None:
@@ -54,7 +58,7 @@ def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
         raise UsageError(
             "Random weights can't be used to measure quantized weights, which have to come from a "
             "checkpoint.",
-            hint="Leave --measure out.",
+            hint="Name a folder with weights, or leave --measure out.",
         )
     if scenario.experts is QuantizedExperts.QUANTIZED:
         raise UsageError(
@@ -125,14 +129,21 @@ def find_held_bytes() -> int | None:
     if has_context():
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
-    query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={visible}"]
+    is_by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     try:
-        shown = subprocess.run(
-            ["nvidia-smi", *query], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-        return int(shown.strip()) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
+        # CUDA counts unlike GPUs by their speed, the driver's tool by where they are plugged in.
+        if visible.isdecimal() and not is_by_bus and len(set(_ask_driver("name"))) > 1:
+            return None
+        return int(_ask_driver("memory.used", f"--id={visible}")[0]) * 2**20
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
+
+
+def _ask_driver(what: str, *options: str) -> list[str]:
+    """Return a property of each GPU."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *options]
+    shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [line.strip() for line in shown.splitlines() if line.strip()]
 
 
 def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedModel:
@@ -178,10 +189,9 @@ def _measure(
 ) -> Measurement:
     _release()
     torch.cuda.reset_peak_memory_stats()
-    token_id = find_ordinary_token(model.config)
     shape = (scenario.batch_size, scenario.num_prompt_tokens)
     start = time.perf_counter()
-    input_ids = torch.full(shape, token_id, device="cuda")
+    input_ids = _make_prompts(model, shape).to("cuda")
     options: dict[str, Any] = {}
     if scenario.has_padding:
         mask = torch.ones(shape, dtype=torch.long, device="cuda")
@@ -208,6 +218,15 @@ def _measure(
         seconds=seconds,
         held_before_bytes=held_before_bytes,
     )
+
+
+def _make_prompts(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+    """Return random tokens without a special meaning: equal ones would all go to the same experts."""
+    embeddings: Any = model.get_input_embeddings()
+    num_tokens: int = embeddings.weight.shape[0]
+    chosen = torch.randint(num_tokens, shape, generator=torch.Generator().manual_seed(0))
+    special = torch.tensor(sorted(find_special_tokens(model.config)), dtype=torch.long)
+    return torch.where(torch.isin(chosen, special), find_ordinary_token(model.config), chosen)
 
 
 def _run(

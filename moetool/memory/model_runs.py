@@ -22,9 +22,10 @@ _WORKSPACE_BYTES = 4096 * 2**10 * 8
 _WORKSPACE_BYTES_BEFORE_HOPPER = (4096 * 2 + 16 * 8) * 2**10
 _HOPPER = (9, 0)
 _AS_IF = (
-    "What runs besides is simulated as if they were in full precision: what their kernels allocate "
-    "themselves is not simulated."
+    "Everything else is simulated as if they were in full precision; what kernels for such weights "
+    "allocate is not simulated."
 )
+_DEQUANTIZED = "Its weights are published in {method}, and dequantized as they are loaded."
 _NOTES = {
     Basis.LOADED: f"Its weights are published in {{method}}. {_AS_IF}",
     Basis.PUBLISHED: "Its weights count as they are published, packed in {method}. " + _AS_IF,
@@ -108,22 +109,34 @@ class ModelRuns:
             )
         return self._stored[key]
 
-    def list_stored_variants(self, scenario: Scenario) -> dict[str, MemoryFigures]:
+    def list_stored_variants(
+        self, scenario: Scenario, memory_bytes: int | None
+    ) -> dict[str, MemoryFigures]:
         """Return the figures of a checkpoint that is quantized already, packed and dequantized.
 
         Empty if it is not, or if the scenario is about a copy of it in another dtype.
+
+        Args:
+            scenario: What is run.
+            memory_bytes: As in `run_on`.
         """
-        self.run(scenario)
+        if memory_bytes is None:
+            self.run(scenario)
+        else:
+            self._run_with_replay(scenario, is_brief=False)
         stored, _ = self.get_stored(scenario)
         plain = self._unshifted.get((scenario, False))
         if stored is None or plain is None or stored.basis is Basis.COPY:
             return {}
         variants = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
-        return {
-            name: plain.shift_weights(num_bytes - (plain.figures.weights_bytes or 0)).figures
+        held = {
+            name: plain.shift_weights(num_bytes - (plain.figures.weights_bytes or 0))
             for name, num_bytes in variants.items()
             if num_bytes is not None
         }
+        if memory_bytes is None:
+            return {name: run.figures for name, run in held.items()}
+        return {name: (run.limit_to(memory_bytes) or run).figures for name, run in held.items()}
 
     def run(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
         """Return what a simulation of a scenario shows.
@@ -155,7 +168,7 @@ class ModelRuns:
                     f"{self.builder.subject.model} can't be simulated: {error.reason}.",
                     hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
                 ) from error
-            self._unshifted[scenario, is_brief] = replace(run, replay=None)
+            self._unshifted[scenario, is_brief] = run
             self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)
             self._drop_old_replays()
         return self._runs[scenario, is_brief]
@@ -182,17 +195,36 @@ class ModelRuns:
             total_bytes = run.figures.total_device_bytes
             if total_bytes is None:
                 return None
-            if run.replay is None and total_bytes > memory_bytes:
-                del self._runs[scenario, is_brief]
-                run = self.run(scenario, is_brief=is_brief)
+            if total_bytes > memory_bytes:
+                run = self._run_with_replay(scenario, is_brief=is_brief)
             self._limited[key] = run.limit_to(memory_bytes)
         return self._limited[key]
+
+    def run_on(self, scenario: Scenario, memory_bytes: int | None) -> SimulatedRun:
+        """Return what a scenario takes on a GPU with that much memory; in full if it doesn't fit.
+
+        Args:
+            scenario: What is run.
+            memory_bytes: What the GPU has; None for a GPU that has all that is asked for.
+
+        Raises:
+            InputError: The model's code can't run without data.
+        """
+        limited = None if memory_bytes is None else self.run_within(scenario, memory_bytes)
+        return limited or self.run(scenario)
+
+    def _run_with_replay(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
+        """Return a run that can be replayed, done again if what it did is not kept any more."""
+        if self.run(scenario, is_brief=is_brief).replay is None:
+            del self._runs[scenario, is_brief]
+        return self.run(scenario, is_brief=is_brief)
 
     def _drop_old_replays(self) -> None:
         """Keep what the last few runs did to memory, and of older ones the figures alone."""
         kept = [key for key, run in self._runs.items() if run.replay is not None]
         for key in kept[:-_NUM_REPLAYS_KEPT]:
             self._runs[key] = replace(self._runs[key], replay=None)
+            self._unshifted[key] = replace(self._unshifted[key], replay=None)
 
     def _hold_as_stored(self, run: SimulatedRun, scenario: Scenario) -> SimulatedRun:
         if scenario.quantization is not Quantization.NONE:
@@ -208,6 +240,10 @@ class ModelRuns:
             return replace(run, notes=(*run.notes, note))
         held_bytes, weights_bytes = stored.held_bytes, run.figures.weights_bytes
         assert weights_bytes is not None
+        if stored.basis is Basis.LOADED and stored.is_dequantized:
+            note = _DEQUANTIZED.format(method=stored.method)
+            more_bytes = None if held_bytes is None else held_bytes - weights_bytes
+            return replace(run.shift_weights(more_bytes), notes=(*run.notes, note))
         return replace(
             run.shift_weights(None if held_bytes is None else held_bytes - weights_bytes),
             method=Method.APPROXIMATE,

@@ -44,7 +44,7 @@ _NOT_ONE_BY_ONE = (
     "There is no bound on time: it has an encoder, or doesn't decode token after token."
 )
 _UNKNOWN_CHOICES = (
-    "There is no bound on time: how many experts its tokens choose can't be told of every layer."
+    "There is no bound on time: how many experts its tokens choose isn't known of every layer."
 )
 
 

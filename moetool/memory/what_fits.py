@@ -117,7 +117,7 @@ def list_ranks(
         skeleton,
         gpu_memory_bytes=gpu.memory_bytes,
         num_gpus=num_gpus or 1,
-        reserve_bytes=CONTEXT_BYTES + _count_other_bytes(runs.run(scenario)),
+        reserve_bytes=CONTEXT_BYTES + _count_other_bytes(runs.run_on(scenario, gpu.memory_bytes)),
         quantization=scenario.quantization,
     )
     shared = (

@@ -66,7 +66,7 @@ def render_fits(estimate: Estimate) -> str:
     )
     legend = "yes and no: the GiB left on one GPU, or missing."
     if any(_takes_several(fit) for fit in fits):
-        legend += ' A number after x: so many hold it with device_map="auto".'
+        legend += ' A number after x: that many hold it with device_map="auto".'
     return "\n".join([render_table(headers, rows, right=(1,)), *wrap_words(legend)])
 
 
@@ -128,7 +128,7 @@ def render_offload(offload: Offload) -> str:
         ("over the bus per token", format_bytes(offload.transfer_bytes_per_token), ""),
         ("read on the host per token", "", word_size(read_bytes)),
     ]
-    headers = (f"experts on the CPU beside 1 × {make_printable(offload.gpu)}",)
+    headers = (f"experts on the CPU with 1 × {make_printable(offload.gpu)}",)
     lines = [render_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))]
     for engine, flags in offload.flags.items():
         lines += [f"{make_printable(engine)}:", *_list_flags(flags)]

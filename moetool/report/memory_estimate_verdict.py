@@ -21,7 +21,7 @@ def list_verdict(estimate: Estimate) -> Iterator[str]:
     if total is None:
         yield from _list_unknown(estimate)
     elif fit is None or fit.fits is None:
-        yield f"{estimate.model} needs {format_bytes(total)} on a GPU{packed}."
+        yield f"{estimate.model} needs {format_bytes(total)} on a GPU{packed.rstrip(',')}."
     else:
         does = "fits" if fit.fits else "doesn't fit"
         words = f"{estimate.model} needs {format_bytes(total)}{packed} and {does} on 1 × {word_gpu(fit)}"
@@ -60,7 +60,7 @@ def _list_unknown(estimate: Estimate) -> Iterator[str]:
         if name in _VARIANTS and figures.total_device_bytes is not None
     ]
     if known:
-        yield f"It would be {' and '.join(known)}, if its weights are held so."
+        yield f"It would need {' or '.join(known)}."
 
 
 def _list_dequantized(estimate: Estimate) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:
                 f"{format_place(cell.stack, cell.layer, cell.expert)} {_format_lift(cell)}"
                 for cell in cells
             )
-            or "none for certain",
+            or "none with certainty",
         )
         for domain, cells in list(ranked.items())[:_DOMAINS_SHOWN]
     ]

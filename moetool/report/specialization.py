@@ -38,7 +38,7 @@ def render_table_text(result: Specialization, *, trace: str) -> str:
         "interval, of each lift by itself, if the prompts are a sample of their domains. Shown "
         "are the experts whose interval lies above 1, ordered by its lower limit.",
         "A randomly initialised model is significant too: random routers route by vocabulary, "
-        "and domains differ in vocabulary. p tells that the routing differs between domains, "
+        "and domains differ in vocabulary. p shows that the routing differs between domains, "
         "not that the model has learned it.",
         *_warn_of_few_prompts(result),
         *(printable(note, max_length=_LONGEST_NOTE) for note in result.notes),
@@ -85,7 +85,7 @@ def _render_domains(result: Specialization) -> str:
             )
             domain = ("", "", "")
         if not ranked[size.domain]:
-            rows.append((*domain, "none for certain", "", "", ""))
+            rows.append((*domain, "none with certainty", "", "", ""))
     headers = ("domain", "prompts", "tokens", "over-represented", "share", "lift", "95%")
     return render_table(headers, rows, right=(1, 2, 4, 5, 6))
 

@@ -205,13 +205,19 @@ class MemoryRun:
 
 def find_ordinary_token(config: PreTrainedConfig) -> int:
     """Return a token id that a configuration gives no meaning to, such as that of a pad."""
+    special = find_special_tokens(config)
+    return next(number for number in range(5, 2**20) if number not in special)
+
+
+def find_special_tokens(config: PreTrainedConfig) -> set[int]:
+    """Return the token ids that a configuration gives a meaning to, and other small numbers of it."""
     special: set[int] = set()
     for holder in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         for name, value in vars(holder).items() if holder is not None else ():
             if "token" in name or name.endswith("_id"):
                 values = value if isinstance(value, list | tuple) else [value]
                 special.update(number for number in values if isinstance(number, int))
-    return next(number for number in range(5, 2**20) if number not in special)
+    return special
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def check_companions(target: Path, *, replace_existing: bool, with_probabilities
         UsageError: A file is in the way.
     """
     sidecar, probabilities = sidecar_path(target), probabilities_path(target)
-    if os.path.lexists(sidecar) and not _is_sidecar(sidecar):
+    if target.suffix == ".csv" and os.path.lexists(sidecar) and not _is_sidecar(sidecar):
         raise UsageError(f"'{sidecar}' exists and is not the metadata of a trace.", hint=_MOVE_HINT)
     if os.path.lexists(probabilities):
         owner = _read_owner(probabilities)
@@ -80,7 +80,8 @@ def _read_owner(path: Path) -> str | None:
     if os.path.islink(path) or not os.path.isfile(path):
         return None
     try:
-        footer = pq.read_metadata(path).metadata or {}
-        return bytes(footer[TRACE_KEY]).decode()
-    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError):
+        with path.open("rb") as file:
+            footer = pq.read_metadata(file).metadata or {}
+        return os.fsdecode(bytes(footer[TRACE_KEY]))
+    except (OSError, pa.ArrowException, KeyError):
         return None

@@ -82,7 +82,7 @@ def find_mode(path: Path) -> int | None:
 
 
 def read_small_file(path: Path, *, most_bytes: int) -> bytes | None:
-    """Return the content of a file; None if there is no file.
+    """Return the content of a file; None if there is not a file.
 
     Raises:
         InputError: It is not a file, longer than `most_bytes`, or can't be read.

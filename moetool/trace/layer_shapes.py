@@ -145,7 +145,8 @@ def _infer(
     if num_experts is None:
         num_experts = most_ids
         notes.append(
-            f"{num_experts} experts is the largest id seen plus one; --num-experts says otherwise"
+            f"the number of experts is taken to be {num_experts}, the largest id seen plus one; give "
+            "--num-experts if there are more"
         )
     elif most_ids > num_experts:
         raise InputError(
@@ -156,7 +157,8 @@ def _infer(
     if top_k is None:
         seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
         notes.append(
-            f"{seen} is the largest number of rows of one decision; --top-k says otherwise"
+            f"{seen} is taken from the largest number of rows of one decision; give --top-k if it is "
+            "another"
         )
     elif most_rows > top_k:
         raise InputError(

@@ -64,7 +64,7 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
         notes.append(f"{_name(silent)} without metadata: that of the other parts is not used")
     unfinished = [path for path, metadata in known if not metadata.complete]
     if unfinished:
-        notes.append(f"{_name(unfinished)} unfinished: the run broke off before its end")
+        notes.append(f"{_name(unfinished)} unfinished: its run has not come to its end")
     inexact = [(path, metadata) for path, metadata in known if not metadata.exact]
     if inexact:
         reasons = _unique(

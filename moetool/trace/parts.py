@@ -90,7 +90,10 @@ class PartWriter:
         try:
             with _new_parquet(unfinished, self.schema) as writer:
                 writer.write_table(rows)
-                footer = {FOOTER_KEY: self._footer().encode(), _RUN_KEY: self._run}
+                footer = {
+                    FOOTER_KEY: self._footer().encode(errors="backslashreplace"),
+                    _RUN_KEY: self._run,
+                }
                 writer.add_key_value_metadata(footer)
             put_in_place(unfinished, part, replace_existing=False)
         except (FileExistsError, UsageError) as error:
@@ -127,7 +130,8 @@ class PartWriter:
 
     def _read_part(self, path: Path) -> pa.Table:
         try:
-            with pq.ParquetFile(path) as file:
+            # Opened here, because pyarrow takes only names that are UTF-8.
+            with path.open("rb") as source, pq.ParquetFile(source) as file:
                 if file.metadata.metadata.get(_RUN_KEY) != self._run:
                     raise _refuse_as_shared(self.folder)
                 return file.read().cast(self.schema)

@@ -101,11 +101,13 @@ def _add(one: PromptSums, other: PromptSums) -> PromptSums:
 
 
 def _resize(sums: PromptSums, shape: tuple[int, ...], *, top_k: int) -> PromptSums:
-    """Return the sums with rows and columns of zeros added, rows turned into decisions."""
+    """Return the sums with rows and columns of zeros added or cut, rows turned into decisions."""
 
     def pad(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        missing = np.subtract(shape[: values.ndim], values.shape)
-        return np.pad(values, [(0, int(number)) for number in missing])
+        # Columns beyond a layer's experts are of other layers in the same table: zeros.
+        kept = values[tuple(slice(size) for size in shape[: values.ndim])]
+        missing = np.subtract(shape[: values.ndim], kept.shape)
+        return np.pad(kept, [(0, int(number)) for number in missing])
 
     return PromptSums(
         num_prompts=pad(sums.num_prompts),

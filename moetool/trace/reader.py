@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from moetool.choices import take_path
+from moetool.choices import take_flag, take_path
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
@@ -145,6 +145,7 @@ def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
     Raises:
         InputError: There is no trace at the path, or it fails a check.
     """
+    validate = take_flag(validate, name="validate")
     source = open_trace(take_path(path, name="trace"))
     names = [name for name in TRACE_SCHEMA.names if name in source.columns]
     schema = pa.schema([TRACE_SCHEMA.field(name) for name in names])

@@ -8,6 +8,7 @@ they belong to.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -155,7 +156,7 @@ class TraceFile:
         with saying_what_failed(self.target), self._folder.emptied_of_wholes():
             self._rows.flush()
             self._probabilities.flush()
-            places = self._merge(metadata.to_json().encode())
+            places = self._merge(metadata.to_json().encode(errors="backslashreplace"))
             with holding_interrupts():
                 self._put_in_place(places)
                 self._is_finished = True
@@ -173,7 +174,7 @@ class TraceFile:
         else:
             self._rows.merge_into_parquet(whole, footer={FOOTER_KEY: metadata})
         if self._probabilities.num_rows:
-            footer = {FOOTER_KEY: metadata, TRACE_KEY: self.target.name.encode()}
+            footer = {FOOTER_KEY: metadata, TRACE_KEY: os.fsencode(self.target.name)}
             self._probabilities.merge_into_parquet(scores, footer=footer)
             places.append((scores, probabilities_path(self.target)))
         return places

@@ -26,7 +26,7 @@ _HINT = "Leave --chat out, or use the chat template that came with the model."
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, rendered in a process of its own; a context manager.
+    """A tokenizer's chat template, rendered in a separate process; a context manager.
 
     That process is given ten seconds for a prompt, and a gibibyte of memory where the system can
     limit it, see `chat_template_process`.
@@ -150,6 +150,8 @@ class ChatTemplate:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
+            # Half a line is what a process leaves that ended in the middle of its answer.
+            line = line if line.endswith(b"\n") else b""
         except BrokenPipeError:
             line = b""
         finally:

@@ -105,7 +105,7 @@ def generation_settings(
     if kept["decoder_start_token_id"] is None:
         # As `generate` does.
         kept["decoder_start_token_id"] = kept["bos_token_id"]
-    check_token_settings(kept, vocabulary=vocabulary)
+    check_token_settings(kept, vocabulary=vocabulary, reads_start=model.config.is_encoder_decoder)
     if model.config.is_encoder_decoder and kept["decoder_start_token_id"] is None:
         raise InputError(
             f"The checkpoint does not say with which token the decoder of {type(model).__name__} "

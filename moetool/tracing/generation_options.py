@@ -69,16 +69,16 @@ def choose_generation(
     """
     if temperature is not None and not LOWEST_TEMPERATURE <= temperature < float("inf"):
         raise UsageError(
-            f"--temperature {temperature:g} is no finite number from {LOWEST_TEMPERATURE:g} up.",
+            f"--temperature {temperature:g} is not a finite number from {LOWEST_TEMPERATURE:g} up.",
             hint="Leave it out to take the most likely token.",
         )
     if top_p is not None and not 0 < top_p <= 1:
         raise UsageError(
-            f"--top-p {top_p:g} is no probability above 0.", hint="Give a number up to 1."
+            f"--top-p {top_p:g} is not a probability above 0.", hint="Give a number up to 1."
         )
     if not 0 <= seed < _NUM_SEEDS:
         raise UsageError(
-            f"--seed {seed} is no number of 64 bits.", hint="Give a number from 0 to 2^64 - 1."
+            f"--seed {seed} is not a number of 64 bits.", hint="Give a number from 0 to 2^64 - 1."
         )
     if max_new_tokens is None:
         is_given = {

@@ -80,7 +80,7 @@ def choose_device_map(name: str) -> str | dict[str, Any]:
         for place in device_map.values()
     ):
         raise UsageError(
-            f"The device map '{name}' is no object of module paths and devices.",
+            f"The device map '{name}' is not an object of module paths and devices.",
             hint='Write it as JSON, as in {"model.embed_tokens": 0, "model.layers": "cpu"}.',
         )
     for place in dict.fromkeys(device_map.values()):

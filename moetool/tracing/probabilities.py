@@ -48,6 +48,6 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
         hint="Trace without --probabilities.",
         facts=[
             f"tried: {', '.join(_PROBABILITIES)}",
-            *([f"seen: {name}, whose values are no probabilities"] if name else []),
+            *([f"seen: {name}, whose values are not probabilities"] if name else []),
         ],
     )

@@ -223,7 +223,7 @@ def make_row(
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)
     for key, value in ((fields.prompt_id, prompt_id), (fields.domain, domain)):
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            complaint = f"'{key}' is no word but {type(value).__name__}"
+            complaint = f"'{key}' is not a word but {type(value).__name__}"
             return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     return RawPrompt(
         prompt_id=None if prompt_id in (None, "") else str(prompt_id),

@@ -108,7 +108,7 @@ def read_prompts(
         )
     if path.suffix not in READERS:
         raise InputError(
-            f"'{path}' is of no known kind of prompts.",
+            f"'{path}' is not a known kind of prompts file.",
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
@@ -235,7 +235,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             bad.append(
                 row.complain(
                     f"duplicate id '{printable(prompt_id)}', first seen at {place_of[prompt_id]}",
-                    hint="Give every prompt an id of its own, or none at all.",
+                    hint="Give every prompt a different id, or none at all.",
                 )
             )
         else:

@@ -152,7 +152,7 @@ def find_input(inputs: Mapping[str, Any], name: str) -> Any:
 
 
 def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torch.Tensor) -> None:
-    """Check what every trace must pass: ids in range and distinct, weights finite.
+    """Check what every trace must pass: ids in range and distinct, weights finite and not negative.
 
     Args:
         layers: The layers.
@@ -173,11 +173,12 @@ def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torc
         .flatten(1)
         .any(dim=1),
         "a routing weight that is not finite": ~weights.isfinite().flatten(1).all(dim=1),
+        "a negative routing weight": (weights < 0).flatten(1).any(dim=1),
     }
     found = torch.stack(list(faults.values())).cpu()  # (num_faults, num_layers)
     for fault, index in found.nonzero().tolist():
         raise UntraceableError(
-            f"What {layers[index].experts_path} received is no routing decision: "
+            f"What {layers[index].experts_path} received is not a routing decision: "
             f"{list(faults)[fault]}.",
             hint="Try another dtype or experts implementation; if it stays, report the model.",
         )

@@ -110,19 +110,16 @@ def trace_prompts(
         allow_inexact: Record layers whose decisions are not those that the experts carry out.
         generation: Continue each prompt, and record this too.
         texts: Takes what was written.
-        advance: Told after each batch how many tokens it held, counting `max_new_tokens` a prompt.
+        advance: Called after each batch with the number of its tokens, counting `max_new_tokens` a prompt.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't write.
     """
-    try:
-        recorder = RoutingRecorder(
-            model, layers=layers, keep_scores=with_probabilities, allow_inexact=allow_inexact
-        )
-    except ValueError as error:
-        raise UsageError(f"--layers: {error}.", hint="Name layers that route.") from error
+    recorder = RoutingRecorder(
+        model, layers=layers, keep_scores=with_probabilities, allow_inexact=allow_inexact
+    )
     scopes = find_scopes(model, recorder.layers)
     settings: AbstractContextManager[None]
     if generation is not None:

@@ -9,25 +9,26 @@ from moetool.printable import printable
 
 # What may be several tokens, and what the model reads and must therefore have.
 _LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-_READ = (
-    "bos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "pad_token_id",
-)
+_READ = ("forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
+# What a decoder begins with that reads nothing else of the prompt.
+_STARTS = ("bos_token_id", "decoder_start_token_id")
 
 
-def check_token_settings(settings: Mapping[str, object], *, vocabulary: int | None) -> None:
+def check_token_settings(
+    settings: Mapping[str, object], *, vocabulary: int | None, reads_start: bool = True
+) -> None:
     """Check that every setting is a token or tokens, and that the model has those that it reads.
 
     Args:
         settings: By name, None where nothing is set.
-        vocabulary: So many token ids, from 0, the model has; None if that is not known.
+        vocabulary: How many token ids, from 0, the model has; None if that is not known.
+        reads_start: Whether generation begins with a token of the settings, as an encoder-decoder's
+            does.
 
     Raises:
         InputError: Naming the first that is neither.
     """
+    read = (*_READ, *_STARTS) if reads_start else _READ
     for name, value in settings.items():
         if value is None:
             continue
@@ -35,7 +36,7 @@ def check_token_settings(settings: Mapping[str, object], *, vocabulary: int | No
         for token in tokens:
             if not isinstance(token, int) or isinstance(token, bool) or abs(token) >= 2**31:
                 raise _wrong(name, token, "is not the number of a token")
-            if name in _READ and not 0 <= token < (2**31 if vocabulary is None else vocabulary):
+            if name in read and not 0 <= token < (2**31 if vocabulary is None else vocabulary):
                 has = "" if vocabulary is None else f", which has {vocabulary:,}"
                 raise _wrong(name, token, f"is not a token of the model{has}")
 

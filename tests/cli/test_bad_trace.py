@@ -25,7 +25,7 @@ BAD_CSV: dict[str, tuple[str, Refusal]] = {
         "prompt_id,layer\na,0\n",
         Refusal(
             3,
-            error="'{}' is no trace: it has no column 'position'",
+            error="'{}' is not a trace: it lacks the column 'position'",
             hint="prompt_id, position, layer, expert",
             fact="seen: prompt_id, layer",
         ),
@@ -143,7 +143,7 @@ def test_parquet_that_is_no_trace_is_refused_by_what_it_lacks(
     path = tmp_path / "trace.parquet"
     pq.write_table(pa.table({"text": ["hello"]}), path)
 
-    refuse(path, Refusal(3, error="'{}' is no trace", hint="prompt_id", fact="seen: text"))
+    refuse(path, Refusal(3, error="'{}' is not a trace", hint="prompt_id", fact="seen: text"))
 
 
 def test_a_truncated_trace_is_refused(

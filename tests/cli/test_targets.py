@@ -15,10 +15,12 @@ from typing import TextIO
 import pyarrow as pa
 import pytest
 
+from moetool import read_trace
 from moetool.cli.main import app
 from moetool.trace.companions import sidecar_path
-from moetool.trace.counts import ExpertCounter
+from moetool.trace.metadata import TraceMetadata
 from moetool.trace.partial import partial_folder
+from moetool.trace.prompt_sums import DomainCounter
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import Completed
 from tests.trace.examples import make_rows, write_trace
@@ -193,13 +195,13 @@ def test_a_folder_that_is_removed_during_a_run_ends_it(
     target = tmp_path / "folder" / "trace.csv"
     target.parent.mkdir()
     partial = partial_folder(target)
-    add = ExpertCounter.add
+    add = DomainCounter.add
 
-    def remove_and_add(counter: ExpertCounter, rows: pa.Table) -> None:
+    def remove_and_add(counter: DomainCounter, rows: pa.Table) -> None:
         shutil.rmtree(target.parent if what == "folder" else partial)
         add(counter, rows)
 
-    monkeypatch.setattr(ExpertCounter, "add", remove_and_add)
+    monkeypatch.setattr(DomainCounter, "add", remove_and_add)
     completed = run_here("route-trace", "demo", "--prompt", "hello", "-o", target, "-q")
     refusal = Refusal(2, error=f"'{partial}' was removed or changed during the run", hint="again")
     assert_refused(completed, refusal, target=target)
@@ -226,3 +228,27 @@ def test_on_a_terminal_the_summary_says_where_the_rows_are(is_asked: bool) -> No
         assert num_rows == 0
         assert "no rows were written: add -o trace.parquet to keep them" in completed.stderr
     assert "demo: 1 prompt, " in completed.stderr
+
+
+def test_the_folder_at_hand_is_an_input_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trace(tmp_path / "part.parquet", make_rows())
+    monkeypatch.chdir(tmp_path)
+    options = ("--force", "--format", "csv", "-o", "part.parquet")
+    assert_kept(tmp_path, "specialize", ".", *options)
+
+
+def test_metadata_next_to_a_parquet_file_is_not_in_its_way(tmp_path: Path) -> None:
+    """Parquet holds its own metadata."""
+    other = tmp_path / "trace.parquet.meta.json"
+    other.write_text("mine", encoding="utf-8")
+    write_trace(tmp_path / "trace.parquet", make_rows(), replace_existing=True)
+    assert other.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_trace_may_have_a_name_that_is_not_text(suffix: str, tmp_path: Path) -> None:
+    target = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
+    write_trace(target, make_rows(), metadata=TraceMetadata(complete=True, model=str(target)))
+    assert read_trace(target).shape[0] == make_rows().num_rows

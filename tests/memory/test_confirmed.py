@@ -40,21 +40,35 @@ def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
     assert find_confirmation("olmoe", Quantization.FP4) is None
     assert find_confirmation("mixtral", Quantization.NONE) is not None
     assert find_confirmation("mixtral", Quantization.NF4) is None
-    assert find_confirmation("deepseek_v4", Quantization.NONE) is None
+    assert find_confirmation("deepseek_v4", Quantization.INT8) is None
 
 
 def test_an_estimate_names_the_gpu_that_confirmed_its_kind(tmp_path: Path) -> None:
-    (told,) = estimate_memory(save_config("olmoe", tmp_path), [TINY])
-    assert told.confirmed_on == "NVIDIA H200, 2026-11-24"
-    assert not any(note.startswith("No GPU has confirmed") for note in told.notes)
-    assert json.loads(render_json([told]))["estimates"][0]["confirmed_on"] == told.confirmed_on
-    assert "NVIDIA H200, 2026-11-24" in render_page(told)
+    (estimate,) = estimate_memory(save_config("olmoe", tmp_path), [TINY])
+    assert estimate.confirmed_on == "NVIDIA H200, 2026-11-24"
+    assert not any(note.startswith("No GPU has confirmed") for note in estimate.notes)
+    assert (
+        json.loads(render_json([estimate]))["estimates"][0]["confirmed_on"] == estimate.confirmed_on
+    )
+    assert "NVIDIA H200, 2026-11-24" in render_page(estimate)
 
 
 def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
-    (told,) = estimate_memory(save_config("hunyuan_v1_moe", tmp_path), [TINY])
-    assert told.confirmed_on is None
-    (note,) = [note for note in told.notes if note.startswith("No GPU has confirmed")]
+    (estimate,) = estimate_memory(save_config("hunyuan_v1_moe", tmp_path), [TINY])
+    assert estimate.confirmed_on is None
+    (note,) = [note for note in estimate.notes if note.startswith("No GPU has confirmed")]
     assert "hunyuan_v1_moe" in note
-    assert json.loads(render_json([told]))["estimates"][0]["confirmed_on"] is None
-    assert "no GPU yet" in render_page(replace(told, notes=()))
+    assert json.loads(render_json([estimate]))["estimates"][0]["confirmed_on"] is None
+    assert "no GPU yet" in render_page(replace(estimate, notes=()))
+
+
+def test_runs_of_plain_weights_confirm_nothing_of_packed_ones() -> None:
+    scenario = Scenario(num_prompt_tokens=16, num_new_tokens=2)
+    packed, plain = (
+        estimate_memory("gpt-oss-20b", [replace(scenario, dtype=dtype)])[0]
+        for dtype in ("auto", "bfloat16")
+    )
+    assert plain.confirmed_on is not None
+    assert packed.confirmed_on is None
+    (note,) = [note for note in packed.notes if note.startswith("No GPU has confirmed")]
+    assert "gpt_oss in mxfp4" in note

@@ -240,7 +240,7 @@ def test_a_trace_of_another_model_is_refused(
     path = write_two_phases(tmp_path)
     with pytest.raises(InputError) as caught:
         read_routing(path, choices)
-    assert caught.value.message == f"'{path}' is no trace of this model."
+    assert caught.value.message == f"'{path}' is not a trace of this model."
     assert caught.value.hint == "Name a trace of this model, made without --layers."
     assert caught.value.facts == (fact,)
 

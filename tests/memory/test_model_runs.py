@@ -196,6 +196,6 @@ def test_without_files_what_another_library_lays_out_is_unknown(tmp_path: Path) 
         peak.above_weights_bytes for peak in plain.peaks
     ]
     assert shown.notes[-1].endswith("is unknown. So are all figures that they are part of.")
-    assert runs.list_stored_variants(auto) == {"dequantized": plain.figures}
+    assert runs.list_stored_variants(auto, None) == {"dequantized": plain.figures}
     assert runs.get_held(auto) is None
     assert plain.notes == ()

@@ -37,15 +37,15 @@ device map             3   4.0 to 6.0 GiB                          4 to 7
 tensor parallel        2          9.0 GiB        2.0 GiB
 expert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.
 
-experts on the CPU beside 1 × small   moved to the GPU   computed there
-───────────────────────────────────────────────────────────────────────
-engine                                    transformers        llama.cpp
-layers, of 18                                        7                6
-fits                                               yes              yes
-GPU, at the peak                              15.0 GiB
-host's memory                                  7.0 GiB
-over the bus per token                         7.0 GiB
-read on the host per token                                      1.8 GiB
+experts on the CPU with 1 × small   moved to the GPU   computed there
+─────────────────────────────────────────────────────────────────────
+engine                                  transformers        llama.cpp
+layers, of 18                                      7                6
+fits                                             yes              yes
+GPU, at the peak                            15.0 GiB
+host's memory                                7.0 GiB
+over the bus per token                       7.0 GiB
+read on the host per token                                    1.8 GiB
 llama.cpp:
   --n-cpu-moe 7
 transformers:

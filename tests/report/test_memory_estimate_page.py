@@ -62,8 +62,8 @@ fits on one     memory   unquantized   nf4
 ────────────────────────────────────────────────
 small         16.0 GiB   no -5.5 x3    yes +6.5
 big           80.0 GiB   yes +58.5     yes +70.5
-yes and no: the GiB left on one GPU, or missing. A number after x: so many hold
-it with device_map="auto".
+yes and no: the GiB left on one GPU, or missing. A number after x: that many
+hold it with device_map="auto".
 
 A note that is long enough to be cut: so so so so so so so so so so so so so
   so

@@ -120,7 +120,7 @@ def test_a_domain_that_prefers_nothing_for_certain_has_a_line(
     print_summary(make_counts(["code", "prose"], prompts_per_domain=1))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2:] for line in lines if line.startswith(("code", "prose"))] == [
-        ["none", "for", "certain"]
+        ["none", "with", "certainty"]
     ] * 2
 
 

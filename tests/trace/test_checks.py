@@ -379,7 +379,7 @@ def test_an_unfinished_trace_is_noted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         break_off(target, make_rows(), metadata=METADATA)
     notes = count(partial_folder(target)).notes
-    assert notes == ("part-00000.parquet is unfinished: the run broke off before its end",)
+    assert notes == ("part-00000.parquet is unfinished: its run has not come to its end",)
 
 
 def test_an_inexact_trace_is_noted_with_its_reason(tmp_path: Path) -> None:

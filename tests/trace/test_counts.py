@@ -19,6 +19,7 @@ from moetool.errors import InputError
 from moetool.trace.counts import ExpertCounter, ExpertCounts, GroupColumn, count_experts
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.partial import partial_folder
+from moetool.trace.prompt_sums import DomainCounter
 from moetool.trace.reader import open_trace
 from moetool.trace.rows import assignment_rows
 from tests.trace.examples import (
@@ -227,7 +228,7 @@ def test_without_metadata_what_is_inferred_is_noted(tmp_path: Path) -> None:
     assert counts.groups == ("a", "b")
     assert counts.domains == ("(none)", "(none)")
     experts_note, top_k_note = counts.notes
-    assert "5 experts" in experts_note
+    assert "taken to be 5" in experts_note
     assert "--num-experts" in experts_note
     assert "top-2" in top_k_note
     assert "--top-k" in top_k_note
@@ -241,7 +242,7 @@ def test_what_is_said_of_a_trace_is_not_inferred(tmp_path: Path) -> None:
     (note,) = count_experts(source, by="prompt_id", num_experts=8).notes
     assert "top-2" in note
     (note,) = count_experts(source, by="prompt_id", top_k=2).notes
-    assert "5 experts" in note
+    assert "taken to be 5" in note
 
 
 def test_a_number_of_experts_that_the_ids_contradict_is_an_error(tmp_path: Path) -> None:
@@ -336,3 +337,25 @@ def test_a_missing_value_is_refused(column: str, tmp_path: Path) -> None:
 def test_a_missing_domain_is_none(tmp_path: Path) -> None:
     path = write_missing(tmp_path / "foreign.parquet", "domain")
     assert set(count_experts(open_trace(path), by="domain").groups) == {"prose", "(none)"}
+
+
+def test_domains_are_counted_in_layers_of_different_numbers_of_experts() -> None:
+    rows = make_rows((3, 2), domains=["x", "y"])
+    few = rows.append_column("kept", pa.array(rows.column("layer").to_numpy() == 0))
+    small = few.set_column(
+        few.schema.get_field_index("expert"),
+        "expert",
+        pa.array(
+            np.where(
+                few.column("layer").to_numpy() == 0,
+                few.column("rank").to_numpy(),
+                few.column("expert").to_numpy(),
+            ).astype(np.int16)
+        ),
+    ).drop_columns(["kept"])
+    layers = (replace(describe_layers()[0], num_experts=2), describe_layers()[1])
+    counter = DomainCounter()
+    counter.add(small)
+    counts = counter.counts(layers)
+    assert [layer.num_experts for layer in counts.layers] == [2, NUM_EXPERTS]
+    assert all(int(layer.assignments.sum()) == 10 for layer in counts.layers)

@@ -552,7 +552,7 @@ def test_a_full_disk_leaves_the_parts_that_were_closed(target: Path) -> None:
 
 
 def models_at(target: Path) -> dict[str, str | None]:
-    """Return the model that each file of a trace was made with; None where there is no file."""
+    """Return the model that each file of a trace was made with; None where there is not a file."""
 
     def model_of(path: Path, read: Callable[[Path], bytes]) -> str | None:
         return json.loads(read(path))["model"] if path.exists() else None

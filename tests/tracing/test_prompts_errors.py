@@ -50,7 +50,7 @@ def test_bad_lines_are_collected_over_all_files_of_a_folder(tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n', encoding="utf-8")
     (tmp_path / "b.txt").write_text("good\n\n", encoding="utf-8")
     error = refusal(tmp_path)
-    assert error.message == f"{tmp_path / 'a.jsonl'}:1: 'text' is no string but int."
+    assert error.message == f"{tmp_path / 'a.jsonl'}:1: 'text' is not a string but int."
     assert error.facts == (f"also: {tmp_path / 'b.txt'}:2",)
 
 
@@ -68,9 +68,9 @@ def test_bad_lines_on_stdin_are_placed_there(monkeypatch: pytest.MonkeyPatch) ->
         (b'{"prompt": "a", "id": 1}', "expected a 'text', found prompt, id"),
         (b"{}", "expected a 'text', found nothing"),
         (b'{"text": null}', "'text' is null"),
-        (b'{"text": ["a"]}', "'text' is no string but list"),
-        (b'{"text": "a", "id": {}}', "'id' is no word but dict"),
-        (b'{"text": "a", "domain": []}', "'domain' is no word but list"),
+        (b'{"text": ["a"]}', "'text' is not a string but list"),
+        (b'{"text": "a", "id": {}}', "'id' is not a word but dict"),
+        (b'{"text": "a", "domain": []}', "'domain' is not a word but list"),
         (b'{"text": " \\n\\t"}', "empty prompt"),
         (b'{"text": "\\ud83d"}', "half a surrogate pair"),
         (b'{"text": "a", "domain": "\\udc00"}', "half a surrogate pair"),
@@ -125,8 +125,8 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_after_it(tmp_pat
         (pd.DataFrame({"prompt": ["a"]}), 1, "expected a 'text', found prompt"),
         (pd.DataFrame({"text": ["good", None]}), 2, "'text' is null"),
         (pd.DataFrame({"text": ["good", ""]}), 2, "empty prompt"),
-        (pd.DataFrame({"text": [b"bytes"]}), 1, "'text' is no string but bytes"),
-        (pd.DataFrame({"text": ["a"], "id": [[1]]}), 1, "'id' is no word but list"),
+        (pd.DataFrame({"text": [b"bytes"]}), 1, "'text' is not a string but bytes"),
+        (pd.DataFrame({"text": ["a"], "id": [[1]]}), 1, "'id' is not a word but list"),
     ],
     ids=["no text", "null", "empty", "bytes", "list"],
 )

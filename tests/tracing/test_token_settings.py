@@ -38,3 +38,11 @@ def test_tokens_and_nothing_are_let_pass() -> None:
     }
     check_token_settings(settings, vocabulary=100)
     check_token_settings({"bos_token_id": 5_000}, vocabulary=None)
+
+
+def test_a_decoder_that_reads_its_prompt_needs_no_token_to_begin_with() -> None:
+    check_token_settings({"bos_token_id": 50_256}, vocabulary=1000, reads_start=False)
+    with pytest.raises(InputError, match="bos_token_id"):
+        check_token_settings({"bos_token_id": 50_256}, vocabulary=1000)
+    with pytest.raises(InputError, match="pad_token_id"):
+        check_token_settings({"pad_token_id": 1000}, vocabulary=1000, reads_start=False)

@@ -15,7 +15,7 @@ from moetool.tracing.compiled import as_written
 _NUM_TOKENS = 32
 # Of the block's output, what a factor may leave unexplained: bfloat16 rounds to 0.4 %.
 _TOLERANCE = 0.02
-# A block has shared experts at most beside its experts; where more add up, nothing is told.
+# A block has shared experts at most next to its experts; where more add up, nothing is told.
 _MAX_TERMS = 2
 
 

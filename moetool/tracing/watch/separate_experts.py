@@ -38,7 +38,7 @@ from moetool.tracing.watch.token_tags import EMPTY, read_tags, tag_tokens
 
 @dataclass(frozen=True)
 class _Part:
-    """A module that a block calls beside its experts: its router, or shared experts.
+    """A module that a block calls next to its experts: its router, or shared experts.
 
     Attributes:
         path: Within the block.
@@ -347,7 +347,7 @@ class SeparateExpertsWatch:
 
 
 def _find_parts(parent: nn.Module, container: nn.Module, *, prefix: str = "") -> Iterator[_Part]:
-    """Yield what a block may call beside its experts; lists are not called, their modules are."""
+    """Yield what a block may call next to its experts; lists are not called, their modules are."""
     for name, child in parent.named_children():
         if child is container:
             continue

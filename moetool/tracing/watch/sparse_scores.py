@@ -110,6 +110,6 @@ def _find_router(block: nn.Module, experts: nn.Module) -> tuple[str, nn.Module]:
         if child is not experts and getattr(child, "num_experts", None) == num_experts:
             return name, child
     raise UntraceableError(
-        f"{type(block).__name__} has no router beside its experts.",
+        f"{type(block).__name__} has no router next to its experts.",
         hint="moetool records blocks whose router is a module of its own.",
     )
