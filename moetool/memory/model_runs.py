@@ -166,7 +166,7 @@ class ModelRuns:
             except CantSimulate as error:
                 raise InputError(
                     f"{self.builder.subject.model} can't be simulated: {error.reason}.",
-                    hint="Run it with --measure on a GPU, or see what `moetool inspect` counts.",
+                    hint="See what `moetool inspect` counts, or try another version of transformers.",
                 ) from error
             self._unshifted[scenario, is_brief] = run
             self._runs[scenario, is_brief] = self._hold_as_stored(run, scenario)

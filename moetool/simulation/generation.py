@@ -177,4 +177,4 @@ def without_data() -> Iterator[None]:
             if words in message:
                 raise CantSimulate(f"its forward needs data: {asked}") from error
         first_line = (message.splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CantSimulate(f"its forward needs more than token ids: {first_line}") from error
+        raise CantSimulate(f"its forward fails on token ids alone: {first_line}") from error

@@ -112,7 +112,7 @@ def open_trace(path: Path) -> TraceSource:
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
         raise InputError(
-            f"'{printable(path)}' is no trace: it has no column {missing[0]!r}.",
+            f"'{printable(path)}' is not a trace: it lacks the column {missing[0]!r}.",
             hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}.",
             facts=[f"seen: {printable(', '.join(columns[:12]))}"],
         )
@@ -180,9 +180,13 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
 def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
         f"'{printable(path)}' can't be read as a trace.",
-        hint=_DAMAGED_HINT if isinstance(error, OSError) else _TYPES_HINT,
+        hint=_DAMAGED_HINT if _is_damage(error) else _TYPES_HINT,
         facts=[f"seen: {printable(str(error).strip().partition(chr(10))[0])}"],
     )
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, OSError) or "Parquet" in str(error)
 
 
 # A token may hold a line break, in which case its field is quoted.

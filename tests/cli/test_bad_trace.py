@@ -181,11 +181,14 @@ def test_an_existing_result_is_refused_and_kept(
     assert output.read_text(encoding="utf-8") == "something worth keeping"
 
 
+NO_FOLDER = Refusal(2, error="' is not a folder", hint="Create it first")
+
+
 @pytest.mark.parametrize(
     ("name", "refusal"),
     [
-        pytest.param("missing/result.json", Refusal(2, error="'{}'"), id="in a missing folder"),
-        pytest.param("trace.csv/result.json", Refusal(2, error="'{}'"), id="below a file"),
+        pytest.param("missing/result.json", NO_FOLDER, id="in a missing folder"),
+        pytest.param("trace.csv/result.json", NO_FOLDER, id="below a file"),
         pytest.param("result.html", Refusal(2, error="'{}'", hint=".json"), id="of no format"),
     ],
 )

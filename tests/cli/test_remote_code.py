@@ -282,8 +282,8 @@ def test_code_that_can_not_be_imported_is_refused_with_what_was_seen(attempts: A
     attempt = attempts.results["broken"]
     expected = Refusal(
         3,
-        error="No model can be built from",
-        hint="Install what its own Python code needs",
+        error="needs a package that is not installed here: nowhere_to_be_found",
+        hint="pip install nowhere_to_be_found",
         fact="nowhere_to_be_found",
     )
     assert_refused(attempt.completed, expected, target=attempt.target)

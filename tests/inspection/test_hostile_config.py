@@ -129,7 +129,7 @@ def _nest(depth: int) -> str:
         ("mixtral-8x7b", {"vocab_size": -5}, "vocab_size is -5"),
         ("llama-2-70b", {"num_labels": 10**8}, "num_labels is 100,000,000"),
         ("gemma-4-26b-a4b", {"vision_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),
-        ("gpt-oss-20b", {"layer_types": ["full_attention"] * 10**6}, "not a usable gpt_oss"),
+        ("gpt-oss-20b", {"layer_types": ["full_attention"] * 10**5}, "not a usable gpt_oss"),
         ("gemma-4-26b-a4b", {"text_config": "x"}, "not a usable gemma4"),
         ("gemma-4-26b-a4b", {"vision_config": [1]}, "not a usable gemma4"),
         ("llama-2-70b", {"hidden_act": "unheard-of"}, "No model can be built"),

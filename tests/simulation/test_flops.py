@@ -242,7 +242,7 @@ def test_a_long_prompt_of_jamba_takes_what_its_shapes_say() -> None:
         ("diffusion_gemma", "it refines a canvas of tokens instead of decoding one by one"),
         (
             "qwen3_omni_moe_talker_text",
-            "its forward needs more than token ids: 'Qwen3OmniMoeTalkerModel' object has no "
+            "its forward fails on token ids alone: 'Qwen3OmniMoeTalkerModel' object has no "
             "attribute 'embed_tokens'",
         ),
     ],
