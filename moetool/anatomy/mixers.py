@@ -97,13 +97,19 @@ def _has_own_layers(config: Any) -> bool:
 def _find_mixers(model: PreTrainedModel, placement: Placement) -> list[tuple[str, nn.Module]]:
     """Return the outermost modules all of whose parameters belong to mixers."""
     kept: list[tuple[str, nn.Module]] = []
+    # Thousands of experts may be modules, in which there is nothing to look for.
+    experts: str | None = None
     for path, module in model.named_modules():
         if any(path.startswith(f"{outer}.") for outer, _ in kept[-1:]):
+            continue
+        if experts is not None and path.startswith(f"{experts}."):
             continue
         if find_layer_number(path) is None or isinstance(module, nn.ModuleList):
             continue
         names = [name for name, _ in module.named_parameters()]
         components = {placement.place(f"{path}.{name}").component for name in names}
+        if components == {Component.ROUTED_EXPERTS}:
+            experts = path
         # JetMoE's attention holds experts as well.
         parts = {Component.MIXER, Component.ROUTED_EXPERTS, Component.ROUTER, Component.OTHER}
         if Component.MIXER in components and components <= parts:

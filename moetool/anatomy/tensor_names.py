@@ -25,8 +25,8 @@ _OUTSIDE = (
         Component.OTHER,
         re.compile(
             r"(^|\.)(wpe|pos\w*|embed_positions)\.|(^|\.)hc_|hyper_connection|_input\.query$"
-            # Inkling's queries of what layers before it, or earlier passes, kept.
-            r"|(^|\.)attn_queries\.|_kv_queries$"
+            # Inkling's queries of what earlier layers and passes kept.
+            r"|(^|\.)\w+_quer(y|ies)(\.|$)"
         ),
     ),
     (

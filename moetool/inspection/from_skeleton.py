@@ -222,7 +222,7 @@ def _grow(row: ParameterRow, num_params: int) -> ParameterRow:
 def _count_flops(model: PreTrainedModel, experts: FoundExperts) -> tuple[Flops | None, str | None]:
     """Return the FLOPs per token, or why they are unknown."""
     try:
-        flops = count_flops(model)
+        flops = count_flops(model, found=experts)
     except CantSimulate as error:
         return None, error.reason
     routed = {

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from moetool.anatomy.attributes import find_context
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.moe_layers import FoundExperts, find_experts
 from moetool.anatomy.rules import RoutingRule, is_grouped_linear
-from moetool.errors import DenseModelError, UntraceableError
 from moetool.simulation.flop_counter import FlopCount, FlopCounter
 from moetool.simulation.generation import CantSimulate, SimulatedGeneration, TooManyOperations
 from moetool.simulation.prompt_length import SHORT_PROMPTS, extrapolate
@@ -86,7 +85,12 @@ class _Counts:
     has_plain_cache: bool
 
 
-def count_flops(skeleton: PreTrainedModel, *, num_prompt_tokens: int = 2048) -> FlopsPerToken:
+def count_flops(
+    skeleton: PreTrainedModel,
+    *,
+    num_prompt_tokens: int = 2048,
+    found: FoundExperts | None = None,
+) -> FlopsPerToken:
     """Return the FLOPs per token of one sequence, as transformers' own code computes them.
 
     They are two per multiply-add of products of matrices, attention, convolutions and triangular
@@ -103,12 +107,13 @@ def count_flops(skeleton: PreTrainedModel, *, num_prompt_tokens: int = 2048) -> 
     Args:
         skeleton: The model on the meta device. It is left as it was.
         num_prompt_tokens: Length of the prompt; the model's context, if that is shorter.
+        found: Its routed experts, which are looked for otherwise.
 
     Raises:
         CantSimulate: The model's forward can't run without data.
     """
     num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
-    experts = _find_expert_modules(skeleton)
+    experts = _find_expert_modules(skeleton, found or find_experts(skeleton))
     try:
         limit = max(_MAX_OPERATIONS_OF_LAYER, 2 * num_tokens)
         counts = _count(skeleton, num_tokens, experts=experts, max_operations=limit)
@@ -197,15 +202,10 @@ def _is_plain(cache: object) -> bool:
     )
 
 
-def _find_expert_modules(skeleton: PreTrainedModel) -> list[nn.Module] | None:
+def _find_expert_modules(skeleton: PreTrainedModel, found: FoundExperts) -> list[nn.Module] | None:
     """Return the modules in which routed experts compute; None if those are not known."""
-    try:
-        layers = find_moe_layers(skeleton, allow_inexact=True)
-    except DenseModelError:
-        return []
-    except UntraceableError:
-        return None
-    if any(layer.rule is RoutingRule.RETRIEVAL for layer in layers):
+    layers = found.layers
+    if not found.are_all_read or any(layer.rule is RoutingRule.RETRIEVAL for layer in layers):
         return None
     return [
         module
