@@ -73,6 +73,7 @@ _GRANITE_FIELDS = {"layer_types": ["mamba"] * 3 + ["attention"] + ["mamba"] * 3 
 # else differs from the published configuration.
 MECHANISMS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("deepseek-v4-flash", {"num_layers": 4}),
+    ("deepseek-v3", {"num_layers": 5}),
     ("deepseek-v3.2", {"num_layers": 5}),
     ("glm-5", {"num_layers": 5}),
     ("minimax-m3", {"num_layers": 5}),
@@ -93,7 +94,7 @@ MECHANISMS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("nemotron-3-nano-30b-a3b", {}),
     ("nllb-moe-54b", {"num_layers": 4, "fields": {"encoder_layers": 4, "decoder_layers": 4}}),
 )
-MECHANISM_SCENARIOS = ((1, 128, 32), (8, 2048, 16), (3, 777, 5))
+MECHANISM_SCENARIOS = ((1, 128, 32), (8, 2048, 16), (3, 777, 5), (32, 512, 16))
 _OTHERS_SIZES = {"batch_size": 4, "num_prompt_tokens": 512, "num_new_tokens": 16}
 _HEADER = """\
 | model | batch x prompt x new | measured peak, GiB | weights, bytes | allocated | of the rest | \

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moetool.trace.reader import read_trace as read_trace
     from moetool.tracing.recorder import RoutingRecorder as RoutingRecorder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME_OF = {
     "AskedSource": "moetool.inspection.subject",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_every_measured_run_is_counted_as_a_confirmation() -> None:
         assert 0 <= row.worst_error < 0.002
 
 
+def test_every_run_of_a_mechanism_is_counted_as_a_confirmation() -> None:
+    lines = (ROOT / "benchmarks" / "mechanisms.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = Counter((line["model"], line["gpu"]) for line in map(json.loads, lines))
+    rows = [row for row in read_confirmations() if row.source.endswith("mechanisms.jsonl")]
+    assert sum(row.num_runs for row in rows) == measured.total()
+    counted = {(name, row.gpu): row.num_runs for row in rows for name in row.models}
+    assert counted == measured
+    assert all(row.worst_error < 0.01 for row in rows)
+
+
 def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
     assert find_confirmation("olmoe", Quantization.NF4) is not None
     assert find_confirmation("olmoe", Quantization.FP4) is None
@@ -45,12 +56,12 @@ def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
 
 def test_an_estimate_names_the_gpu_that_confirmed_its_kind(tmp_path: Path) -> None:
     (estimate,) = estimate_memory(save_config("olmoe", tmp_path), [TINY])
-    assert estimate.confirmed_on == "NVIDIA H200, 2026-11-24"
+    assert estimate.confirmed_on == "NVIDIA H100 80GB HBM3, 2026-11-26"
     assert not any(note.startswith("No GPU has confirmed") for note in estimate.notes)
     assert (
         json.loads(render_json([estimate]))["estimates"][0]["confirmed_on"] == estimate.confirmed_on
     )
-    assert "NVIDIA H200, 2026-11-24" in render_page(estimate)
+    assert "NVIDIA H100 80GB HBM3, 2026-11-26" in render_page(estimate)
 
 
 def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
