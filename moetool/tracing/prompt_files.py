@@ -217,7 +217,7 @@ def make_row(
     if not isinstance(text, str):
         if fields.text not in row:
             return missing_text(list(row), name=name, line=line, fields=fields)
-        kind = "null" if text is None else f"no string but {type(text).__name__}"
+        kind = "null" if text is None else f"not a string but {type(text).__name__}"
         complaint = f"'{fields.text}' is {kind}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)

@@ -188,7 +188,7 @@ A_TWO = json.dumps(TWO).encode()
             (100).to_bytes(8, "little") + b"{}", "100 bytes in a file of 10", id="past the end"
         ),
         pytest.param(join_file(b"\xff{}", data_bytes=0), "can't be read", id="no UTF-8"),
-        pytest.param(join_file(b"[]", data_bytes=0), "no JSON object", id="a list"),
+        pytest.param(join_file(b"[]", data_bytes=0), "not a JSON object", id="a list"),
         pytest.param(join_file(b"[" * 90_000, data_bytes=0), "too deeply", id="deep"),
         pytest.param(
             join_file(b'{"a":' + b"[" * 90_000 + b"]" * 90_000 + b"}", data_bytes=0),

@@ -81,7 +81,7 @@ BAD_FILES: dict[str, tuple[str, bytes, Refusal]] = {
     "another kind of file": (
         "prompts.json",
         b"[]",
-        Refusal(3, error="'{}' is of no known kind", hint=".jsonl, .csv, .parquet, .txt"),
+        Refusal(3, error="'{}' is not a known kind", hint=".jsonl, .csv, .parquet, .txt"),
     ),
 }
 

@@ -21,7 +21,7 @@ from tests.families.models import available
 def _count_no_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes longest, and depends on no file."""
 
-    def refuse(_model: object) -> None:
+    def refuse(_model: object, **_: object) -> None:
         raise CantSimulate("left out")
 
     monkeypatch.setattr(from_skeleton, "count_flops", refuse)

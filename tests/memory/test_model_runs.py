@@ -111,7 +111,7 @@ def test_code_that_needs_data_can_not_be_simulated(tmp_path: Path) -> None:
     runs = make_runs(save_config("glm5_next", tmp_path))
     with pytest.raises(InputError, match=r"can't be simulated: its forward needs data: ") as caught:
         runs.run(SCENARIO)
-    assert "--measure" in caught.value.hint
+    assert "moetool inspect" in caught.value.hint
 
 
 def test_under_quantization_experts_are_looked_at_both_ways(tmp_path: Path) -> None:

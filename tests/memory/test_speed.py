@@ -175,8 +175,7 @@ def test_there_is_no_bound_where_choices_are_unknown() -> None:
     assert set(times_of(speed).values()) == {None}
     assert (speed.gpu, speed.routing) == ("24gib", "trace.parquet")
     assert speed.notes == (
-        "There is no bound on time: how many experts its tokens choose can't be told of every "
-        "layer.",
+        "There is no bound on time: how many experts its tokens choose isn't known of every layer.",
     )
 
 

@@ -247,7 +247,7 @@ def test_a_table_without_a_required_column_is_no_trace(
     suffix: str, column: str, tmp_path: Path
 ) -> None:
     path = write_foreign(FOREIGN.drop(columns=column), tmp_path / f"foreign{suffix}")
-    assert f"no column '{column}'" in refusal(path).message
+    assert f"lacks the column '{column}'" in refusal(path).message
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -314,7 +314,8 @@ def test_probabilities_of_nobody_are_never_replaced(content: bytes | None, targe
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"schema": "moetool.inspect/1"}'])
-def test_a_sidecar_that_is_not_a_trace_s_is_never_replaced(content: str, target: Path) -> None:
+def test_a_sidecar_that_is_not_a_trace_s_is_never_replaced(content: str, tmp_path: Path) -> None:
+    target = tmp_path / "trace.csv"
     sidecar_path(target).write_text(content, encoding="utf-8")
     for force in (False, True):
         with pytest.raises(UsageError, match="is not the metadata of a trace"):
@@ -326,6 +327,7 @@ def test_a_sidecar_that_is_not_a_trace_s_is_never_replaced(content: str, target:
 def test_what_goes_with_a_trace_is_never_a_link(
     beside: Callable[[Path], Path], target: Path
 ) -> None:
+    target = target.with_suffix(".csv")
     elsewhere = target.with_name("elsewhere.csv")
     write_with_probabilities(elsewhere)
     beside(target).symlink_to(beside(elsewhere))

@@ -184,7 +184,7 @@ def test_a_missing_path_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: Path) -> None:
     error = refusal_of(tmp_path / "prompts.json", "[]")
-    assert "no known kind" in error.message
+    assert "not a known kind" in error.message
     assert ".jsonl, .csv, .parquet, .txt" in error.hint
 
 
