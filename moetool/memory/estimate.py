@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,8 @@ from moetool.memory.what_fits import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from moetool.anatomy.moe_layers import MoeLayer
 
 _T = TypeVar("_T")
 # What figures are for if no GPU is named: they were measured on it.
@@ -263,6 +265,7 @@ def _add_limits(
         return replace(estimate, limits=limits, notes=(*estimate.notes, _ONLY_IN_ALL))
     num_gpus = estimate.fit.num_gpus if estimate.fit else None
     plain = runs.get_skeleton(quantize_scenario(scenario, Quantization.NONE))
+    choices = find_choices(plain)
     return replace(
         estimate,
         limits=limits,
@@ -273,9 +276,9 @@ def _add_limits(
         or (),
         offload=unknown.unless(
             "What would move to the host is",
-            partial(_plan_offload, held, plain, scenario, gpu, run),
+            partial(_plan_offload, held, choices, scenario, gpu, run),
         ),
-        speed=_bound_speed(held, plain, scenario, gpu, run, trace=trace),
+        speed=_bound_speed(held, plain, choices, scenario, gpu, run, trace=trace),
     )
 
 
@@ -324,7 +327,11 @@ class _Unknown:
 
 
 def _plan_offload(
-    held: PreTrainedModel, plain: PreTrainedModel, scenario: Scenario, gpu: Gpu, run: SimulatedRun
+    held: PreTrainedModel,
+    choices: Mapping[MoeLayer, int] | None,
+    scenario: Scenario,
+    gpu: Gpu,
+    run: SimulatedRun,
 ) -> Offload | None:
     total_bytes = run.figures.total_device_bytes
     assert total_bytes is not None
@@ -333,7 +340,7 @@ def _plan_offload(
         gpu=gpu,
         total_bytes=total_bytes,
         batch_size=scenario.batch_size,
-        choices=find_choices(plain),
+        choices=choices,
         quantization=scenario.quantization,
     )
 
@@ -341,13 +348,13 @@ def _plan_offload(
 def _bound_speed(
     held: PreTrainedModel,
     plain: PreTrainedModel,
+    choices: Mapping[MoeLayer, int] | None,
     scenario: Scenario,
     gpu: Gpu,
     run: SimulatedRun,
     *,
     trace: Path | None,
 ) -> SpeedBound:
-    choices = find_choices(plain)
     routing = None if trace is None or choices is None else read_routing(trace, choices)
     return bound_speed(
         held,
