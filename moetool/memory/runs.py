@@ -212,15 +212,14 @@ def _simulate(
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
     """Return the timeline of a generation that can't be joined later.
 
-    Those are of encoder-decoders, whose every step runs; and those with a static cache, which is
-    there from the start: what later steps take besides are the ids written, 8 bytes each.
+    Its cache is static, which is there from the start: what later steps take besides are the ids
+    written, 8 bytes each.
     """
     sizes = {
         "num_prompt_tokens": scenario.num_prompt_tokens,
         "num_new_tokens": scenario.num_new_tokens,
     }
-    is_static = scenario.cache is CacheKind.STATIC
-    if not is_static or scenario.num_new_tokens <= _NUM_NEW_TOKENS_AT_ENDS:
+    if scenario.num_new_tokens <= _NUM_NEW_TOKENS_AT_ENDS:
         return run.generate(**sizes)
     timeline = run.generate(**sizes, num_calls=_NUM_NEW_TOKENS_AT_ENDS)
     return replace(timeline, calls=timeline.calls[:-1])
@@ -273,7 +272,9 @@ def _simulate_ends(
     """
     start, end = (
         run.generate(
-            num_prompt_tokens=scenario.num_prompt_tokens + more, num_new_tokens=num_at_ends
+            num_prompt_tokens=scenario.num_prompt_tokens,
+            num_tokens_before=more,
+            num_new_tokens=num_at_ends,
         )
         for more in (0, scenario.num_new_tokens - num_at_ends)
     )

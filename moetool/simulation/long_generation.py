@@ -102,7 +102,8 @@ class _Sampler:
     def generate_around(self, number: int) -> Timeline:
         """Return a generation in which the step of a number is the second."""
         timeline = self._run.generate(
-            num_prompt_tokens=self._num_prompt_tokens + number - _NUM_STEPS_BEFORE,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens_before=number - _NUM_STEPS_BEFORE,
             num_new_tokens=_NUM_STEPS_BEFORE + 2,
             num_calls=_NUM_STEPS_BEFORE + 1,
         )

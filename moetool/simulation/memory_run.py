@@ -88,22 +88,27 @@ class MemoryRun:
 
     @property
     def can_start_later(self) -> bool:
-        """Whether a step does the same after a prompt that holds the tokens written before it.
+        """Whether a step does the same if the tokens written before it are given from the start.
 
-        It does not where prompts go through an encoder, nor with a static cache, which is as long
-        as the whole generation.
+        It does not with a static cache, which is as long as the whole generation.
         """
-        is_encoder_decoder: bool = self._skeleton.config.is_encoder_decoder
-        return not is_encoder_decoder and not self._options.is_cache_static
+        return not self._options.is_cache_static
 
     def generate(
-        self, *, num_prompt_tokens: int, num_new_tokens: int, num_calls: int | None = None
+        self,
+        *,
+        num_prompt_tokens: int,
+        num_new_tokens: int,
+        num_tokens_before: int = 0,
+        num_calls: int | None = None,
     ) -> Timeline:
         """Return the timeline of `generate`, which calls the model once for each new token.
 
         Args:
             num_prompt_tokens: Length of the prompt.
             num_new_tokens: Tokens written.
+            num_tokens_before: Tokens written earlier, which the first call reads: at the end of the
+                prompt, or in an encoder-decoder as the decoder's.
             num_calls: End when the model is called once more than that: this call is the timeline's
                 last one, and empty. None for all.
 
@@ -114,10 +119,19 @@ class MemoryRun:
         options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
         if self._options.is_cache_static:
             options["cache_implementation"] = "static"
-        if self._skeleton.config.is_encoder_decoder:
-            options["decoder_start_token_id"] = self._token_id
         generate: Any = self._skeleton.generate
-        return self._record(generate, num_prompt_tokens, options, num_calls=num_calls)
+        if not self._skeleton.config.is_encoder_decoder:
+            num_prompt_tokens += num_tokens_before
+            return self._record(generate, num_prompt_tokens, options, num_calls=num_calls)
+        options["decoder_start_token_id"] = self._token_id
+        num_decoder_tokens = 1 + num_tokens_before if num_tokens_before else 0
+        return self._record(
+            generate,
+            num_prompt_tokens,
+            options,
+            num_decoder_tokens=num_decoder_tokens,
+            num_calls=num_calls,
+        )
 
     def forward(self, *, num_prompt_tokens: int) -> Timeline:
         """Return the timeline of one call, with the logits of every position.
@@ -151,6 +165,7 @@ class MemoryRun:
         num_prompt_tokens: int,
         options: dict[str, Any],
         *,
+        num_decoder_tokens: int = 0,
         num_calls: int | None = None,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
@@ -180,6 +195,12 @@ class MemoryRun:
             shape = (batch_size, num_prompt_tokens)
             input_ids = torch.zeros(shape, dtype=torch.long, device="meta")
             known.know_filled(input_ids, self._token_id)
+            if num_decoder_tokens:
+                decoder_ids = torch.zeros(
+                    (batch_size, num_decoder_tokens), dtype=torch.long, device="meta"
+                )
+                known.know_filled(decoder_ids, self._token_id)
+                options = {**options, "decoder_input_ids": decoder_ids}
             if self._options.has_padding:
                 mask = torch.ones(shape, dtype=torch.long, device="meta")
                 values = torch.ones(shape, dtype=torch.long)
