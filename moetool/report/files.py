@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from moetool.trace.targets import check_target_file, saying_what_failed, write_file
+from moetool.output.targets import check_target_file, saying_what_failed, write_file
 
 
 def check_report_path(

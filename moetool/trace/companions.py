@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetool.errors import UsageError
-from moetool.trace.targets import REPLACE_HINT
+from moetool.output.targets import REPLACE_HINT
 
 PROBABILITIES_SUFFIX = ".probabilities.parquet"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moetool.errors import UsageError
-from moetool.trace.locks import open_locked, refuse_as_held, write_holder
-from moetool.trace.targets import refuse_as_removed
+from moetool.output.locks import open_locked, refuse_as_held, write_holder
+from moetool.output.targets import refuse_as_removed
 
 LOCK_NAME = "lock"
 PROBABILITIES_NAME = "probabilities"

@@ -13,9 +13,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.errors import UsageError
+from moetool.output.targets import new_file, put_in_place, refuse_as_removed
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.schema import plain_schema
-from moetool.trace.targets import new_file, put_in_place, refuse_as_removed
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0

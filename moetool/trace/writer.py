@@ -20,6 +20,14 @@ import pyarrow as pa
 import pyarrow.csv
 
 from moetool.errors import MoetoolError, UsageError
+from moetool.output.interrupts import holding_interrupts
+from moetool.output.targets import (
+    check_names,
+    check_target_file,
+    new_file,
+    put_in_place,
+    saying_what_failed,
+)
 from moetool.trace.companions import (
     TRACE_KEY,
     check_companions,
@@ -27,7 +35,6 @@ from moetool.trace.companions import (
     probabilities_path,
     sidecar_path,
 )
-from moetool.trace.interrupts import holding_interrupts
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.partial import (
     PROBABILITIES_NAME,
@@ -38,13 +45,6 @@ from moetool.trace.partial import (
 )
 from moetool.trace.parts import PartWriter
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
-from moetool.trace.targets import (
-    check_names,
-    check_target_file,
-    new_file,
-    put_in_place,
-    saying_what_failed,
-)
 
 FILE_SUFFIXES = (".parquet", ".csv")
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 
 from moetool.errors import UsageError
-from moetool.trace.interrupts import holding_interrupts
-from moetool.trace.locks import open_locked, refuse_as_held
-from moetool.trace.targets import (
+from moetool.output.interrupts import holding_interrupts
+from moetool.output.locks import open_locked, refuse_as_held
+from moetool.output.targets import (
     check_names,
     check_target_file,
     put_in_place,

@@ -116,7 +116,7 @@ def trace(tmp_path: Path) -> Path:
         "moetool.trace.reader:open_trace",
         "moetool.analysis.specialization:measure_specialization",
         "moetool.report.files:write_report",
-        "moetool.trace.targets:put_in_place",
+        "moetool.output.targets:put_in_place",
     ],
 )
 def test_in_a_report(moment: str, times: int, trace: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from moetool.errors import UsageError
-from moetool.trace.targets import (
+from moetool.output.targets import (
     check_target_file,
     new_file,
     put_in_place,

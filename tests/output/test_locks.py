@@ -11,12 +11,12 @@ from typing import NoReturn
 
 import pytest
 
-from moetool.trace.locks import open_locked, refuse_as_held, write_holder
+from moetool.output.locks import open_locked, refuse_as_held, write_holder
 
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from moetool.trace.locks import open_locked, write_holder\n"
+    "from moetool.output.locks import open_locked, write_holder\n"
     "file = open_locked(Path(sys.argv[1]))\n"
     "write_holder(file)\n"
     "print('held', flush=True)\n"
@@ -77,7 +77,7 @@ def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the run that held it ends between the two steps."""
-    from moetool.trace import locks
+    from moetool.output import locks
 
     lock = locks._lock
     removed: list[Path] = []
