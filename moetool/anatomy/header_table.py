@@ -22,7 +22,7 @@ from moetool.anatomy.placed_tensors import (
 from moetool.anatomy.stated_top_k import find_stated_top_k
 from moetool.anatomy.stored_weights import read_stored
 from moetool.anatomy.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
-from moetool.checkpoint.tensor_headers import TensorHeaders
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # safetensors' names of dtypes that torch names otherwise.
 _DTYPES = {

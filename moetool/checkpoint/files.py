@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moetool.checkpoint.headers.safetensors_header import read_header
+from moetool.checkpoint.headers.weight_files import WeightFiles, choose_weight_files
 from moetool.checkpoint.hub import download_snapshot
 from moetool.checkpoint.reference import ModelKind, ModelReference
-from moetool.checkpoint.safetensors_header import read_header
 from moetool.checkpoint.size_limits import check_settings, find_size_limit
 from moetool.checkpoint.strict_json import JsonError, parse_json
-from moetool.checkpoint.weight_files import WeightFiles, choose_weight_files
 from moetool.errors import InputError, UsageError
 
 

@@ -9,7 +9,7 @@ from moetool.anatomy.packed_weights import INTEGERS
 from moetool.anatomy.stored_weights import Role, read_stored
 
 if TYPE_CHECKING:
-    from moetool.checkpoint.tensor_headers import TensorHeaders
+    from moetool.checkpoint.headers.tensor_headers import TensorHeaders
     from moetool.inspection.subject import Subject
 
 # Names longer than this, or of several lines, are junk and not shown.

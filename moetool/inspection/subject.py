@@ -9,10 +9,10 @@ from pathlib import Path
 
 from moetool.catalogue.published import PublishedModel, read_published_config, read_published_models
 from moetool.checkpoint.files import read_json
-from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.headers.local_headers import read_local_headers
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders
+from moetool.checkpoint.headers.weight_files import PickledWeightsError
 from moetool.checkpoint.reference import ModelKind, ModelReference
-from moetool.checkpoint.tensor_headers import TensorHeaders
-from moetool.checkpoint.weight_files import PickledWeightsError
 from moetool.errors import InputError
 
 _PICKLED = (
@@ -137,7 +137,7 @@ def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject
 def _find_on_hub(
     reference: ModelReference, *, revision: str | None, source: AskedSource
 ) -> Subject:
-    from moetool.checkpoint.hub_headers import read_hub_headers
+    from moetool.checkpoint.headers.hub_headers import read_hub_headers
 
     hub_id = reference.hub_id
     assert hub_id is not None

@@ -18,7 +18,7 @@ from moetool.anatomy.skeleton import (
     refuse_unbuildable,
 )
 from moetool.checkpoint.config import make_config
-from moetool.checkpoint.tensor_headers import TensorHeaders
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.errors import UsageError
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import Subject

@@ -13,7 +13,7 @@ from torch import nn
 from moetool.anatomy.skeleton import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
-from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
 from moetool.inspection.quantization import find_stated, name_packed
 from moetool.inspection.quantization import name_quantization as name_format

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import ceil
 
-from moetool.checkpoint.tensor_headers import TensorHeader, TensorHeaders
+from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from tests.checkpoint.safetensors_files import BITS_PER_ELEMENT
 
 Tensors = dict[str, tuple[str, list[int]]]

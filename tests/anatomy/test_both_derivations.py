@@ -21,7 +21,7 @@ from moetool.anatomy.header_table import HeaderTable, count_headers
 from moetool.anatomy.moe_layers import find_experts
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.anatomy.skeleton_table import count_skeleton
-from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.inspection.differences import explain_differences
 from tests.anatomy.counting import count_family, readable_families
 from tests.families.models import build_family

@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from moetool.anatomy.header_table import HeaderTable, count_headers
 from moetool.anatomy.stored_weights import Role, read_stored
-from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.headers.local_headers import read_local_headers
 from tests.anatomy import headers as layouts
 from tests.anatomy.headers import Layout, Tensors, make_headers
 from tests.tiny_models import build_model

@@ -11,7 +11,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from moetool.checkpoint import hub_headers
+from moetool.checkpoint.headers import hub_headers
 from moetool.errors import MoetoolError
 
 # Of HF_HUB_DOWNLOAD_TIMEOUT, which is whole seconds: long enough for anything that answers here.

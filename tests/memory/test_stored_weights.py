@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moetool.anatomy.skeleton import build_whole_skeleton
-from moetool.checkpoint.tensor_headers import TensorHeader, TensorHeaders
+from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.inspection.subject import Subject
 from moetool.memory.result import Basis
 from moetool.memory.scenario import Scenario

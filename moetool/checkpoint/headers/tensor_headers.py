@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from moetool.checkpoint.weight_files import list_some
+from moetool.checkpoint.headers.weight_files import list_some
 from moetool.errors import InputError
 
 _RANK = re.compile(r"rank\d+\.safetensors")

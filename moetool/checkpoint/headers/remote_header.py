@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from moetool.checkpoint.safetensors_header import LENGTH_BYTES, parse_header, read_length
-from moetool.checkpoint.tensor_headers import TensorHeaders
+from moetool.checkpoint.headers.safetensors_header import LENGTH_BYTES, parse_header, read_length
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # Most headers are shorter, so that one request will do.
 _FIRST_BYTES = 100_000

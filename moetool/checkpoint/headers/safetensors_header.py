@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import TypeGuard
 
+from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.checkpoint.size_limits import SizeLimit
 from moetool.checkpoint.strict_json import JsonError, parse_json
-from moetool.checkpoint.tensor_headers import TensorHeader, TensorHeaders
 from moetool.errors import InputError
 
 # Of the length that every file begins with.

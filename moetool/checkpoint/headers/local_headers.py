@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moetool.checkpoint.files import find_weight_files
-from moetool.checkpoint.safetensors_header import read_header
-from moetool.checkpoint.tensor_headers import TensorHeaders, join_headers
+from moetool.checkpoint.headers.safetensors_header import read_header
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders, join_headers
 
 
 def read_local_headers(folder: Path) -> TensorHeaders | None:

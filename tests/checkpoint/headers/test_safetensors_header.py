@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.checkpoint.safetensors_header import parse_header, read_header
+from moetool.checkpoint.headers.safetensors_header import parse_header, read_header
 from moetool.errors import InputError
 from tests.checkpoint.safetensors_files import (
     BITS_PER_ELEMENT,

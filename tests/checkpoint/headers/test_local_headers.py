@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.checkpoint.local_headers import read_local_headers
+from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.errors import InputError
 from tests.checkpoint.safetensors_files import read_with_library, write_file
 
@@ -197,7 +197,7 @@ def test_reading_headers_imports_nothing_heavy(demo: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from moetool.checkpoint.local_headers import read_local_headers\n"
+        "from moetool.checkpoint.headers.local_headers import read_local_headers\n"
         "assert read_local_headers(Path(sys.argv[1])) is not None\n"
         "print(*sys.modules)"
     )

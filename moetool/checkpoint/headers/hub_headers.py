@@ -8,12 +8,16 @@ from pathlib import Path
 
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.files import read_json
+from moetool.checkpoint.headers.deadline import Patience, have_patience
+from moetool.checkpoint.headers.local_headers import read_local_headers
+from moetool.checkpoint.headers.remote_header import read_remote_header
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders, join_headers
+from moetool.checkpoint.headers.weight_files import (
+    MissingWeightsError,
+    WeightFiles,
+    choose_weight_files,
+)
 from moetool.checkpoint.hub import refuse_if_certain, unreachable_hub
-from moetool.checkpoint.local_headers import read_local_headers
-from moetool.checkpoint.patience import Patience, have_patience
-from moetool.checkpoint.remote_header import read_remote_header
-from moetool.checkpoint.tensor_headers import TensorHeaders, join_headers
-from moetool.checkpoint.weight_files import MissingWeightsError, WeightFiles, choose_weight_files
 from moetool.errors import InputError
 
 _CONFIG = "config.json"
