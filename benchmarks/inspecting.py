@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from moetool.anatomy.skeleton import build_whole_skeleton
+from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.catalogue.published import read_published_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ SKELETONS = ("mixtral-8x7b", "qwen3-235b-a22b", "deepseek-v3", "deepseek-v4-pro"
 IMPORTS = """
 import torch, transformers, moetool.inspection.from_skeleton
 from transformers import CONFIG_MAPPING
-from moetool.anatomy.skeleton import find_whole_class
+from moetool.anatomy.skeleton.build import find_whole_class
 from moetool.catalogue.published import read_published_config
 raw = read_published_config({name!r})
 find_whole_class(CONFIG_MAPPING[raw["model_type"]].from_dict(raw))

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from moetool.anatomy.components import TOWERS, Component, Place
-from moetool.anatomy.header_table import HeaderTable
-from moetool.anatomy.left_out import Reason
+from moetool.anatomy.headers.other_tensors import Reason
+from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterRow, ParameterTable
 from moetool.inspection.result import Difference, InspectedRow
 

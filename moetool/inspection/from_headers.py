@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from moetool.anatomy.components import Component, Place
-from moetool.anatomy.header_table import HeaderTable, read_text_config
+from moetool.anatomy.headers.table import HeaderTable, read_text_config
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 from moetool.inspection.differences import pair_rows
 from moetool.inspection.notes import note_towers

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
 from moetool.anatomy.components import Component
-from moetool.anatomy.description import describe_model
-from moetool.anatomy.header_table import HeaderTable
-from moetool.anatomy.moe_layers import FoundExperts, MoeLayer, find_experts
+from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
-from moetool.anatomy.skeleton import (
+from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_experts
+from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.skeleton.build import (
     build_whole_skeleton,
     find_dtype,
     find_embedding,
     refuse_unbuildable,
 )
-from moetool.anatomy.skeleton_table import count_skeleton
-from moetool.anatomy.top_k import find_top_k
+from moetool.anatomy.skeleton.description import describe_model
+from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
 from moetool.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from moetool.anatomy.header_table import HeaderTable, count_headers
+from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.choices import choose, take_flag

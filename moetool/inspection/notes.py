@@ -13,8 +13,8 @@ from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from moetool.anatomy.description import Anatomy
-    from moetool.anatomy.moe_layers import FoundExperts
+    from moetool.anatomy.routing.moe_layers import FoundExperts
+    from moetool.anatomy.skeleton.description import Anatomy
     from moetool.inspection.result import Flops
 
 _DEQUANTIZED = (
@@ -55,7 +55,7 @@ def note_class(raw: Mapping[str, object], config: PreTrainedConfig) -> Iterator[
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:
     """Yield what is to be said of a model's routing and of its active parameters."""
-    from moetool.anatomy.routing_signs import describe_signs
+    from moetool.anatomy.routing.routing_signs import describe_signs
 
     rules = {layer.rule for layer in experts.layers}
     if experts.is_dense:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetool.anatomy.packed_weights import INTEGERS
-from moetool.anatomy.stored_weights import Role, read_stored
+from moetool.anatomy.headers.packed_weights import INTEGERS
+from moetool.anatomy.headers.stored_tensors import Role, read_stored
 
 if TYPE_CHECKING:
     from moetool.checkpoint.headers.tensor_headers import TensorHeaders

@@ -11,7 +11,7 @@ from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.catalogue.published import ReportedSystem
 
 if TYPE_CHECKING:
-    from moetool.anatomy.description import Anatomy
+    from moetool.anatomy.skeleton.description import Anatomy
 
 
 class Source(StrEnum):

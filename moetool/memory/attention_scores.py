@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.anatomy.attributes import read_count
+from moetool.anatomy.config_fields import read_count
 from moetool.memory.result import Peak, Phase
 from moetool.memory.scenario import Scenario
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS
-from moetool.anatomy.moe_layers import find_experts
-from moetool.anatomy.placement import Placement
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.placement import Placement
 
 
 def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:

@@ -46,7 +46,7 @@ from moetool.memory.what_fits import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from moetool.anatomy.moe_layers import MoeLayer
+    from moetool.anatomy.routing.moe_layers import MoeLayer
 
 _T = TypeVar("_T")
 # What figures are for if no GPU is named: they were measured on it.

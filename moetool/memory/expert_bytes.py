@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
-from moetool.anatomy.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
 
 _RULES_OF_MODULES = (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
 

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moetool.anatomy.active_experts import is_run_by_text
-from moetool.anatomy.attributes import read_count
-from moetool.anatomy.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.skeleton import find_embedding
-from moetool.anatomy.top_k import find_top_k
+from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.skeleton.active_experts import is_run_by_text
+from moetool.anatomy.skeleton.build import find_embedding
 from moetool.errors import InputError
 from moetool.memory.result import Phase
 from moetool.trace.counts import ExpertCounter, ExpertCounts, LayerCounts, count_experts

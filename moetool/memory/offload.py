@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.catalogue.gpus import Gpu
 from moetool.memory.expert_bytes import LayerExperts, list_layer_experts
 from moetool.memory.offload_maps import make_offload_map, write_offload_map

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moetool.anatomy.header_table import count_headers
-from moetool.anatomy.left_out import Reason
+from moetool.anatomy.headers.other_tensors import Reason
+from moetool.anatomy.headers.table import count_headers
 from moetool.inspection.subject import Subject
 
 if TYPE_CHECKING:

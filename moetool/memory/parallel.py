@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from moetool.anatomy.attributes import read_count
+from moetool.anatomy.config_fields import read_count
 from moetool.memory.result import RankBytes
 from moetool.memory.shards import UnknownStyle, find_shard, split_evenly
 from moetool.memory.sharing_plans import read_expert_plan, read_tensor_plan

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moetool.anatomy.active_experts import list_expert_parameters
-from moetool.anatomy.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.errors import UsageError
 from moetool.memory.scenario import Quantization, QuantizedExperts
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.moe_layers import find_experts
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.short_prompts import SHORT_PROMPTS, profile_by_short_prompts

@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from moetool.anatomy.attributes import find_context
-from moetool.anatomy.dtype_plan import hold_as_loaded
-from moetool.anatomy.skeleton import (
+from moetool.anatomy.config_fields import find_context
+from moetool.anatomy.skeleton.build import (
     build_model,
     build_skeleton,
     find_dtype,
     find_whole_class,
     refuse_unbuildable,
 )
+from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.errors import UsageError

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
 from moetool.anatomy.components import TOWERS, Component
-from moetool.anatomy.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.placement import Placement
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.skeleton.placement import Placement
 
 _FP8_DTYPES = (
     torch.float8_e4m3fn,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache, partial
 
-from moetool.anatomy.attributes import find_context
+from moetool.anatomy.config_fields import find_context
 from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import MoetoolError
 from moetool.memory.device_maps import share_by_device_map

@@ -21,7 +21,7 @@ from moetool.report.numbers import format_bytes, format_count
 from moetool.report.tables import WIDTH, render_bar, render_table
 
 if TYPE_CHECKING:
-    from moetool.anatomy.description import Anatomy
+    from moetool.anatomy.skeleton.description import Anatomy
     from moetool.inspection.result import (
         Files,
         Flops,

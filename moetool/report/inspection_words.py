@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from moetool.report.numbers import format_count
 
 if TYPE_CHECKING:
-    from moetool.anatomy.mixers import Mixer
     from moetool.anatomy.parameters import ActiveRange
-    from moetool.anatomy.routing_style import RoutingStyle
+    from moetool.anatomy.routing.routing_style import RoutingStyle
+    from moetool.anatomy.skeleton.mixers import Mixer
     from moetool.inspection.result import Inspection, PublishedFigures
 
 UNKNOWN = "unknown"

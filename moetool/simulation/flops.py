@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
-from moetool.anatomy.attributes import find_context
-from moetool.anatomy.moe_layers import FoundExperts, find_experts
-from moetool.anatomy.rules import RoutingRule, is_grouped_linear
+from moetool.anatomy.config_fields import find_context
+from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
 from moetool.simulation.flop_counter import FlopCount, FlopCounter
 from moetool.simulation.generation import CantSimulate, SimulatedGeneration, TooManyOperations
 from moetool.simulation.prompt_length import SHORT_PROMPTS, extrapolate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from moetool.anatomy.skeleton import find_auto_class
+from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers

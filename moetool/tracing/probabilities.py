@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.anatomy.score_functions import SCORE_FUNCTIONS, Floats, find_function
+from moetool.anatomy.routing.score_functions import SCORE_FUNCTIONS, Floats, find_function
 from moetool.errors import UntraceableError
 from moetool.tracing.recording import RecordedLayer
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers, select_layers
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
 from moetool.tracing.compiled import as_written, check_not_compiled, explain_silence

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from moetool.anatomy.caches import count_cached
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
 from moetool.tracing.token_masks import read_token_mask, refuse_other_masks
 

@@ -210,8 +210,8 @@ def _check_traceable(
         Why the trace will not be exact, if it will not and may be so; and how many token ids the
         model has, if that is known.
     """
-    from moetool.anatomy.moe_layers import find_moe_layers, select_layers
-    from moetool.anatomy.skeleton import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.anatomy.routing.moe_layers import find_moe_layers, select_layers
+    from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
     from moetool.tracing.generation import check_can_generate
     from moetool.tracing.loading import check_device_map
 
@@ -240,7 +240,7 @@ def _describe_run(
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
     """Return what is known of the run before its first batch."""
-    from moetool.anatomy.skeleton import find_auto_class
+    from moetool.anatomy.skeleton.build import find_auto_class
     from moetool.tracing.loading import name_devices, name_quantization
 
     config = model.config

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.trace.metadata import NOT_EXACT, RoutedLayer, TraceMetadata
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 
 _STACKS = ("encoder", "decoder")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.rows import assignment_rows, merge_by_prompt, probability_rows
 from moetool.tracing.collect import CollectedScope

@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from moetool.anatomy.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.parameters import ParameterTable
-from moetool.anatomy.skeleton_table import count_skeleton
-from moetool.anatomy.top_k import find_top_k
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.skeleton.table import count_skeleton
 from tests.families.configs import HIDDEN_SIZE, build_config, find_family
 from tests.families.models import available, build_family
 from tests.families.proof import Proof, prove

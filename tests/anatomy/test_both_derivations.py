@@ -17,10 +17,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.header_table import HeaderTable, count_headers
-from moetool.anatomy.moe_layers import find_experts
+from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
-from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.inspection.differences import explain_differences
 from tests.anatomy.counting import count_family, readable_families

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from moetool.anatomy.skeleton import find_auto_class
+from moetool.anatomy.skeleton.build import find_auto_class
 
 # Parameters of the class that a model is counted with, its extra parameters left out.
 TOTALS = {

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool import RoutingRecorder, read_trace
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.cli.main import app
 from moetool.errors import UntraceableError
 from moetool.trace.metadata import TraceMetadata

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moetool import RoutingRecorder
-from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UntraceableError
 from moetool.tracing.recording import RecordedCall, RecordedLayer
 from tests.families.dense_reference import ObservedExperts, observe_experts

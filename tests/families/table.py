@@ -15,8 +15,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from moetool.anatomy.moe_layers import find_moe_layers
-from moetool.anatomy.skeleton import find_auto_class
+from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.errors import UntraceableError
 from moetool.tracing.probabilities import find_score_function
 from moetool.tracing.recording import RecordedLayer

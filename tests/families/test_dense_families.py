@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PreTrainedConfig
 
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.errors import DenseModelError, UntraceableError
 from tests.families.configs import FAMILIES
 

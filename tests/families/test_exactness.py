@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.routing.moe_layers import find_moe_layers
 from tests.families.models import LOOPED_FAMILIES, available, build_family
 from tests.families.proof import Proof, exact_families, prove, why_refused
 

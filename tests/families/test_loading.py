@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from moetool.anatomy.moe_layers import MoeLayer, find_moe_layers
-from moetool.anatomy.skeleton import build_skeleton, find_auto_class
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
+from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class
 from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import resolve_model
 from moetool.errors import UntraceableError

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.header_table import count_headers
-from moetool.anatomy.left_out import Reason
+from moetool.anatomy.headers.other_tensors import Reason
+from moetool.anatomy.headers.placed_tensors import find_place, find_routed_layers, place_tensors
+from moetool.anatomy.headers.stored_tensors import read_stored
+from moetool.anatomy.headers.table import count_headers
 from moetool.anatomy.parameters import ParameterTable
-from moetool.anatomy.placed_tensors import find_place, find_routed_layers, place_tensors
-from moetool.anatomy.stored_weights import read_stored
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Difference
-from tests.anatomy import headers as layouts
+from tests.anatomy import header_files as layouts
 from tests.anatomy.counting import count_family
-from tests.anatomy.headers import Tensors, make_headers
+from tests.anatomy.header_files import Tensors, make_headers
 from tests.families.configs import build_config
 from tests.families.models import build_family
 from tests.tiny_models import build_model

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.anatomy import headers as layouts
-from tests.anatomy.headers import Layout, Tensors
+from tests.anatomy import header_files as layouts
+from tests.anatomy.header_files import Layout, Tensors
 from tests.checkpoint.safetensors_files import write_file
 from tests.memory.saved_configs import save_config
 

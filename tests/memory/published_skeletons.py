@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from moetool.anatomy.skeleton import build_whole_skeleton
+from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 

@@ -12,9 +12,9 @@ from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from moetool.anatomy.dtype_plan import hold_as_loaded
-from moetool.anatomy.moe_layers import find_experts
-from moetool.anatomy.skeleton import build_whole_skeleton
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.build import build_whole_skeleton
+from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from moetool.anatomy.attributes import find_context
+from moetool.anatomy.config_fields import find_context
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory.scenario import Quantization, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder

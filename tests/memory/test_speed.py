@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from moetool.anatomy.skeleton import build_whole_skeleton
+from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.moe_layers import find_experts
 from moetool.anatomy.parameters import ActiveDefinition
-from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.memory.experts_touched import find_choices
 from moetool.memory.step_weights import (
     Arithmetic,

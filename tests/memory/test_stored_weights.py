@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from moetool.anatomy.skeleton import build_whole_skeleton
+from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.inspection.subject import Subject
 from moetool.memory.result import Basis

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.anatomy.description import Anatomy, RoutedLayer
-from moetool.anatomy.mixers import Mixer, MixerKind
 from moetool.anatomy.parameters import ActiveDefinition
-from moetool.anatomy.routing_style import RoutingStyle
+from moetool.anatomy.routing.routing_style import RoutingStyle
+from moetool.anatomy.skeleton.description import Anatomy, RoutedLayer
+from moetool.anatomy.skeleton.mixers import Mixer, MixerKind
 from moetool.inspection.result import PublishedFigures
 from moetool.report.inspection_words import (
     word_experts,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.simulation.memory_run import (
     MemoryRun,
     RunOptions,

@@ -18,7 +18,7 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from moetool import RoutingRecorder
-from moetool.anatomy.moe_layers import find_moe_layers
+from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import UntraceableError

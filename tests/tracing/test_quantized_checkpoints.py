@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moetool.anatomy.skeleton import refuse_unbuildable
+from moetool.anatomy.skeleton.build import refuse_unbuildable
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError

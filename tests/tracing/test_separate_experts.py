@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moetool import RoutingRecorder
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
 from moetool.tracing.watch.stand_ins import StandIn
 from tests.families.dense_reference import apply_decisions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 from moetool.tracing.watch.decision import Decision, Tell, Watch
 from moetool.tracing.watch.received import ReceivedWatch
 from moetool.tracing.watch.retrieval import RetrievalWatch

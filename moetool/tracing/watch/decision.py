@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 
 
 @dataclass(frozen=True)

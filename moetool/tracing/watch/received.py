@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
 from moetool.tracing.compiled import as_written
 from moetool.tracing.watch.decision import Decision, Tell

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.rules import RoutingRule
-from moetool.anatomy.score_functions import Floats
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.score_functions import Floats
 
 _NUM_TOKENS = 64
 # Large enough that softmax and sigmoid can be told apart, small enough that neither saturates.

@@ -9,8 +9,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from moetool.anatomy.routing_signs import RoutingSign, describe_signs, find_routing_signs
-from moetool.anatomy.rules import RoutingRule, is_grouped_linear, rule_of, stacked_parameters
+from moetool.anatomy.routing.routing_signs import RoutingSign, describe_signs, find_routing_signs
+from moetool.anatomy.routing.rules import (
+    RoutingRule,
+    is_grouped_linear,
+    rule_of,
+    stacked_parameters,
+)
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 

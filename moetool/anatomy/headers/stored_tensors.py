@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from moetool.anatomy.name_parts import SCALE_PARTS, WEIGHT_PARTS, split_name
-from moetool.anatomy.packed_weights import INTEGERS, count_packed
-from moetool.anatomy.packing import Packing, read_packing
+from moetool.anatomy.headers.name_parts import SCALE_PARTS, WEIGHT_PARTS, split_name
+from moetool.anatomy.headers.packed_weights import INTEGERS, count_packed
+from moetool.anatomy.headers.packing import Packing, read_packing
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
 
 # Persistent state of modules that no training step changes, whatever stores it. Biases that only

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.header_table import HeaderTable, count_headers
-from moetool.anatomy.left_out import Reason
+from moetool.anatomy.headers.other_tensors import Reason
+from moetool.anatomy.headers.stored_tensors import Role, read_stored
+from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition
-from moetool.anatomy.stored_weights import Role, read_stored
-from tests.anatomy import headers as layouts
-from tests.anatomy.headers import Tensors, make_headers
+from tests.anatomy import header_files as layouts
+from tests.anatomy.header_files import Tensors, make_headers
 
 HIDDEN, INNER, VOCAB, NUM_LAYERS, NUM_EXPERTS = 64, 96, 256, 2, 4
 CONFIG: dict[str, object] = {

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moetool.anatomy.components import TOWERS, Component, Place
-from moetool.anatomy.header_signs import find_header_signs
-from moetool.anatomy.left_out import LeftOut, sort_out
-from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
-from moetool.anatomy.placed_tensors import (
+from moetool.anatomy.headers.header_signs import find_header_signs
+from moetool.anatomy.headers.other_tensors import LeftOut, sort_out
+from moetool.anatomy.headers.placed_tensors import (
     Layer,
     NameForm,
     PlacedTensor,
@@ -19,9 +18,10 @@ from moetool.anatomy.placed_tensors import (
     find_routed_layers,
     place_tensors,
 )
-from moetool.anatomy.stated_top_k import find_stated_top_k
-from moetool.anatomy.stored_weights import read_stored
-from moetool.anatomy.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
+from moetool.anatomy.headers.stated_top_k import find_stated_top_k
+from moetool.anatomy.headers.stored_tensors import read_stored
+from moetool.anatomy.headers.tensorrt_llm import is_tensorrt_llm, name_experts, read_routing_fields
+from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # safetensors' names of dtypes that torch names otherwise.

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from moetool.anatomy.active_experts import (
+from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.skeleton.active_experts import (
     count_active_experts,
     is_run_by_text,
     list_expert_parameters,
 )
-from moetool.anatomy.components import TOWERS, Component, Place
-from moetool.anatomy.dtype_plan import read_dtype_plan
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
-from moetool.anatomy.placement import Placement
-from moetool.anatomy.skeleton import find_embedding
+from moetool.anatomy.skeleton.build import find_embedding
+from moetool.anatomy.skeleton.dtype_plan import read_dtype_plan
+from moetool.anatomy.skeleton.placement import Placement
 
 
 @dataclass

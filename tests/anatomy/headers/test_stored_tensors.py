@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations import finegrained_fp8
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
-from moetool.anatomy.header_table import HeaderTable, count_headers
-from moetool.anatomy.stored_weights import Role, read_stored
+from moetool.anatomy.headers.stored_tensors import Role, read_stored
+from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from tests.anatomy import headers as layouts
-from tests.anatomy.headers import Layout, Tensors, make_headers
+from tests.anatomy import header_files as layouts
+from tests.anatomy.header_files import Layout, Tensors, make_headers
 from tests.tiny_models import build_model
 
 # No power of two, so that a factor off does not hit another number by chance.

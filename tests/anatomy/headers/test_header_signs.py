@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moetool.anatomy.header_table import HeaderTable, count_headers
+from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.errors import InputError
 from moetool.inspection.inspect import inspect_model
 from moetool.report.inspection_words import word_experts, word_layers
-from tests.anatomy import headers as layouts
-from tests.anatomy.headers import Tensors, make_headers
+from tests.anatomy import header_files as layouts
+from tests.anatomy.header_files import Tensors, make_headers
 
 HIDDEN, INNER, VOCAB, NUM_LAYERS, NUM_EXPERTS, TOP_K = 64, 96, 128, 2, 8, 2
 CONFIG: dict[str, object] = {"num_hidden_layers": NUM_LAYERS, "hidden_size": HIDDEN}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.placed_tensors import (
+from moetool.anatomy.headers.placed_tensors import (
     Layer,
     NameForm,
     PlacedTensor,
@@ -16,7 +16,7 @@ from moetool.anatomy.placed_tensors import (
     find_place,
     find_routed_layers,
 )
-from moetool.anatomy.stored_weights import Role
+from moetool.anatomy.headers.stored_tensors import Role
 
 _MTP = re.compile(r"(^|\.)mtp(\.|_)|(^|\.)(nextn|eh_proj|enorm|hnorm|shared_head)\.")
 _MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.active_experts import is_run_by_text, list_expert_parameters
-from moetool.anatomy.attributes import read_count
 from moetool.anatomy.components import TOWERS, Component
-from moetool.anatomy.mixers import Mixer, list_mixers
-from moetool.anatomy.moe_layers import MoeLayer
+from moetool.anatomy.config_fields import read_count
 from moetool.anatomy.parameters import ParameterTable
-from moetool.anatomy.placement import Placement
-from moetool.anatomy.routing_style import RoutingStyle, describe_routing
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
+from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.skeleton.mixers import Mixer, list_mixers
+from moetool.anatomy.skeleton.placement import Placement
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 _SHARED_FIELDS = (

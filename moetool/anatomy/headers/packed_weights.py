@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from moetool.anatomy.packing import BITS, Packing
+from moetool.anatomy.headers.packing import BITS, Packing
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from moetool.anatomy.components import Place
-from moetool.anatomy.placement import Placement
-from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import count_family
 from tests.families.models import available, build_family
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from moetool.anatomy.routing_style import RoutingStyle, describe_routing
+from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
 from moetool.errors import UntraceableError
 from moetool.tracing.probabilities import find_score_function
 from tests.anatomy.counting import count_family, prove_family

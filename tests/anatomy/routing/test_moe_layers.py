@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.anatomy.moe_layers import find_moe_layers, select_layers
-from moetool.anatomy.skeleton import build_skeleton, find_auto_class
+from moetool.anatomy.routing.moe_layers import find_moe_layers, select_layers
+from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_config, build_model
 

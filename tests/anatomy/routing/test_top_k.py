@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from moetool.anatomy.moe_layers import find_experts
-from moetool.anatomy.top_k import find_top_k
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.routing.top_k import find_top_k
 from tests.anatomy.counting import build_family_skeleton, count_family, prove_family
 from tests.families.configs import HIDDEN_SIZE, TOP_K, build_config
 from tests.families.models import available

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from moetool.anatomy.mixers import Mixer, MixerKind, list_mixers
-from moetool.anatomy.moe_layers import find_experts
-from moetool.anatomy.placement import Placement
-from moetool.anatomy.skeleton import find_auto_class
+from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.build import find_auto_class
+from moetool.anatomy.skeleton.mixers import Mixer, MixerKind, list_mixers
+from moetool.anatomy.skeleton.placement import Placement
 from tests.anatomy.counting import count_family
 from tests.families.models import available, build_family
 from tests.tiny_models import build_model
@@ -119,7 +119,8 @@ def test_a_renamed_mapping_of_classes_is_not_passed_over(monkeypatch: pytest.Mon
     import transformers
 
     monkeypatch.setattr(
-        "moetool.anatomy.skeleton._AUTO_CLASSES", (("AutoModelForCausalLM", "RENAMED_MAPPING"),)
+        "moetool.anatomy.skeleton.build._AUTO_CLASSES",
+        (("AutoModelForCausalLM", "RENAMED_MAPPING"),),
     )
     with pytest.raises(AttributeError, match="RENAMED_MAPPING"):
         find_auto_class(transformers.LlamaConfig())

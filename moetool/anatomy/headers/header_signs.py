@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from moetool.anatomy.components import Component
 from moetool.anatomy.config_signs import find_config_signs
-from moetool.anatomy.placed_tensors import Layer, PlacedTensor, find_place
-from moetool.anatomy.stored_weights import Role
+from moetool.anatomy.headers.placed_tensors import Layer, PlacedTensor, find_place
+from moetool.anatomy.headers.stored_tensors import Role
 
 _WORD = re.compile(r"expert|router|(^|[._])ffns([._]|$)", re.IGNORECASE)
 _SHARED = re.compile(r"shared?_(expert|mlp)|altup")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from moetool.anatomy.moe_layers import MoeLayer
 from moetool.anatomy.parameters import ActiveRange
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 
 # Their layers route the tokens of images and sounds alone, also within a text model (ERNIE-VL).
 _UNREAD_BY_TEXT = ("vision", "audio", "talker")

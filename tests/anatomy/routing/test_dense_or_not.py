@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moetool import RoutingRecorder
-from moetool.anatomy.moe_layers import find_experts, find_moe_layers
+from moetool.anatomy.routing.moe_layers import find_experts, find_moe_layers
 from moetool.errors import DenseModelError, UntraceableError
 from tests.families.models import available
 from tests.tiny_models import DENSE_FAMILY, build_model

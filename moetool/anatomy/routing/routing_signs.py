@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from moetool.anatomy.config_signs import find_config_signs
-from moetool.anatomy.forward_calls import find_routing_calls, find_run_code
+from moetool.anatomy.routing.forward_calls import find_routing_calls, find_run_code
 
 # In the names of modules, parameters and attributes of any model.
 _EXPERT_WORD = re.compile(r"expert|(^|_)moe(_|$)|moe$", re.IGNORECASE)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from moetool.anatomy.active_experts import list_expert_parameters
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import (
     ActiveDefinition,
@@ -14,7 +13,8 @@ from moetool.anatomy.parameters import (
     ParameterRow,
     ParameterTable,
 )
-from moetool.anatomy.skeleton_table import count_skeleton
+from moetool.anatomy.skeleton.active_experts import list_expert_parameters
+from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import CountedFamily, count_family
 from tests.anatomy.parameter_audit import ParameterAudit
 from tests.families.configs import HIDDEN_SIZE

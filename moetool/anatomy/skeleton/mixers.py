@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.anatomy.attributes import read_count
 from moetool.anatomy.components import Component
-from moetool.anatomy.moe_layers import find_layer_number
-from moetool.anatomy.placement import Placement
+from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.moe_layers import find_layer_number
+from moetool.anatomy.skeleton.placement import Placement
 
 
 class MixerKind(StrEnum):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from moetool.anatomy.attributes import read_count
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.rules import RoutingRule
+from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.rules import RoutingRule
 
 # Names under which blocks and routers keep the number, and configurations state it.
 _ATTRIBUTES = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_top_k")

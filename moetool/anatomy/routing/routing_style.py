@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from moetool.anatomy.attributes import read_count
-from moetool.anatomy.moe_layers import MoeLayer
-from moetool.anatomy.router_trial import TrialDecision, let_choose
-from moetool.anatomy.score_functions import SCORE_FUNCTIONS, find_function, is_constant
+from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.router_trial import TrialDecision, let_choose
+from moetool.anatomy.routing.score_functions import SCORE_FUNCTIONS, find_function, is_constant
 
 _GROUPS = ("num_group", "n_group", "num_expert_group")
 _CHOSEN_GROUPS = ("topk_group",)

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component, Place
-from moetool.anatomy.moe_layers import MoeLayer, find_layer_number
-from moetool.anatomy.rules import RoutingRule, is_grouped_linear
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_layer_number
+from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
 
 # Each is matched against single words of a module's path.
 _NORM = re.compile(r"(^|_)(layer)?norm(_?\d+)?$|^norm_f$|^ln(_\w+)?$", re.IGNORECASE)

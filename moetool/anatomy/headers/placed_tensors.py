@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from moetool.anatomy.components import TOWERS, Component, Place
-from moetool.anatomy.stored_weights import Role, StoredTensor
-from moetool.anatomy.tensor_names import (
+from moetool.anatomy.headers.stored_tensors import Role, StoredTensor
+from moetool.anatomy.headers.tensor_names import (
     holds_experts,
     is_understood,
     name_layer,

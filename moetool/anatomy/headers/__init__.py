@@ -1,0 +1,1 @@
+"""Parameters counted in the headers of a checkpoint's files, without torch."""

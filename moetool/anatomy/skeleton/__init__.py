@@ -1,0 +1,1 @@
+"""Parameters counted in the model that transformers builds, without weights."""
