@@ -38,8 +38,8 @@ from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import Flops, Inspection, Source
 from moetool.inspection.subject import Subject
-from moetool.simulation.flops import count_flops
-from moetool.simulation.generation import CantSimulate
+from moetool.simulation.flops.flops import count_flops
+from moetool.simulation.meta.generation import CantSimulate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

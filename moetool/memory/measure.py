@@ -19,7 +19,7 @@ from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.result import Measurement, MemoryFigures
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder
-from moetool.simulation.memory_run import (
+from moetool.simulation.memory.memory_run import (
     find_cache_tensors,
     find_ordinary_token,
     find_special_tokens,

@@ -14,7 +14,7 @@ from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.skeletons import SkeletonBuilder
 from moetool.memory.stored_weights import build_as_stored, find_stored_weights
-from moetool.simulation.generation import CantSimulate
+from moetool.simulation.meta.generation import CantSimulate
 
 # torch's defaults for cuBLAS: `CUBLAS_WORKSPACE_CONFIG` is :4096:8 from compute capability 9.0 on,
 # before :4096:2:16:8, in KiB and how many of them.

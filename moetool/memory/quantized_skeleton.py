@@ -48,8 +48,8 @@ def quantize_skeleton(
     """
     if quantization is Quantization.NONE:
         return
-    from moetool.simulation.bnb_experts import quantize_parameters
-    from moetool.simulation.bnb_modules import FourBitLinear, Int8Linear
+    from moetool.quantized.experts import quantize_parameters
+    from moetool.quantized.modules import FourBitLinear, Int8Linear
 
     _refuse_quantized(skeleton)
     linears = list(_find_linears(skeleton))

@@ -13,18 +13,18 @@ from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
-from moetool.simulation.caching_allocator import DeviceFullError
-from moetool.simulation.cuda_kernels import LT_WORKSPACE_BYTES
-from moetool.simulation.generation import CantSimulate, TooManyOperations
-from moetool.simulation.long_generation import simulate_generation
-from moetool.simulation.memory_replay import (
+from moetool.simulation.memory.caching_allocator import DeviceFullError
+from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
+from moetool.simulation.memory.long_generation import simulate_generation
+from moetool.simulation.memory.memory_replay import (
     MemoryProfile,
     PhasePeak,
     list_weight_bytes,
     replay_timeline,
 )
-from moetool.simulation.memory_run import MemoryRun, RunOptions
-from moetool.simulation.timeline import Timeline
+from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.timeline import Timeline
+from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
 # Of a generation whose steps don't follow from a few, this many at each end run.
 _NUM_NEW_TOKENS_AT_ENDS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from moetool.simulation.memory_replay import AllocatedParts, MemoryProfile, PhasePeak
+from moetool.simulation.memory.memory_replay import AllocatedParts, MemoryProfile, PhasePeak
 
 # Long enough for the operations of long prompts to make the peaks, short enough to take seconds.
 SHORT_PROMPTS = (128, 256)

@@ -11,7 +11,7 @@ import pytest
 from moetool.checkpoint.config import make_config
 from moetool.inspection import from_skeleton
 from moetool.inspection.inspect import inspect_model
-from moetool.simulation.generation import CantSimulate
+from moetool.simulation.meta.generation import CantSimulate
 from tests.anatomy.counting import build_family_skeleton
 from tests.families.configs import build_config
 from tests.families.models import available

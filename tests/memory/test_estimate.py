@@ -19,8 +19,8 @@ from moetool.memory.result import Estimate, Method
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.sweep import list_scenarios
 from moetool.report.memory_estimate import render_json
-from moetool.simulation import memory_run
-from moetool.simulation.known_values import KnownValues
+from moetool.simulation.memory import memory_run
+from moetool.simulation.meta.known_values import KnownValues
 from tests.families.models import available
 from tests.memory.saved_configs import make_runs, save_config
 

@@ -16,7 +16,7 @@ from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
-from moetool.simulation.memory_run import find_special_tokens
+from moetool.simulation.memory.memory_run import find_special_tokens
 from tests.families.configs import build_config
 from tests.families.models import build_family
 from tests.memory.saved_configs import make_builder as find_builder

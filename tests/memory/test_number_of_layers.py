@@ -13,7 +13,7 @@ from moetool.errors import MoetoolError
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.runs import run_scenario
 from moetool.memory.scenario import Scenario, Task
-from moetool.simulation.generation import CantSimulate
+from moetool.simulation.meta.generation import CantSimulate
 from tests.families.models import available
 from tests.simulation.skeletons import build_family_skeleton, deepen
 

@@ -20,9 +20,9 @@ from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
 from moetool.memory.quantized_skeleton import quantize_skeleton
 from moetool.memory.scenario import Quantization, QuantizedExperts
-from moetool.simulation.allocations import AllocationRecorder, Origins
-from moetool.simulation.bnb_modules import FourBitLinear, Int8Linear
-from moetool.simulation.fingerprints import Fingerprints
+from moetool.quantized.modules import FourBitLinear, Int8Linear
+from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.repeated.fingerprints import Fingerprints
 from tests.families.configs import FAMILIES
 from tests.simulation.skeletons import build_family_skeleton
 from tests.tiny_models import build_config, build_model

@@ -11,9 +11,9 @@ from moetool.memory import runs
 from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import CacheKind, Scenario, Task
-from moetool.simulation import memory_run
-from moetool.simulation.memory_replay import list_weight_bytes, replay_timeline
-from moetool.simulation.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory import memory_run
+from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
+from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=32, num_new_tokens=3)

@@ -18,7 +18,7 @@ from moetool.memory.step_weights import (
     count_product_flops,
     count_read_bytes,
 )
-from moetool.simulation.flops import CantSimulate, count_flops
+from moetool.simulation.flops.flops import CantSimulate, count_flops
 from tests.families.models import available
 from tests.memory.packed import Packed, build_in, pack_queries
 from tests.simulation.skeletons import build_family_skeleton

@@ -10,9 +10,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from moetool.simulation.flop_counter import FlopCounter
-from moetool.simulation.generation import SimulatedGeneration
-from moetool.simulation.repeated_layers import RepeatedLayers
+from moetool.simulation.flops.flop_counter import FlopCounter
+from moetool.simulation.meta.generation import SimulatedGeneration
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.families.configs import build_config, find_family
 
 # They look into their positions unless they are given a cache.

@@ -1,0 +1,189 @@
+"""Count the floating-point operations of a forward's products, as they are dispatched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import flop_registry
+
+from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.generation import TooManyOperations
+from moetool.simulation.repeated.repeated_layers import LayerVisit
+
+aten = torch.ops.aten
+
+
+def _count_grouped_mm(rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of each row times one matrix of a stack.
+
+    (num_rows, width_in) @ (num_groups, width_in, width_out)
+    """
+    return 2 * rows.shape[0] * weights.shape[-2] * weights.shape[-1]
+
+
+def _count_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    """Return the FLOPs of attention: scores and weighted values, of every query and key.
+
+    query (…, num_heads, num_queries, width), key (…, num_kv_heads, num_keys, width),
+    value (…, num_kv_heads, num_keys, width_out). Heads that share keys and values each compute with
+    them, which torch's own formula knows only since 2.13.
+    """
+    num_scores = math.prod(query.shape[:-1]) * key.shape[-2]
+    return 2 * num_scores * (query.shape[-1] + value.shape[-1])
+
+
+def _count_triangular_solve(matrix: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of solving a triangular system by substitution.
+
+    That is as many multiply-adds as half a product with the matrix. # (…, n, n), (…, n, num_columns)
+    """
+    return right.numel() * matrix.shape[-1]
+
+
+# Beside torch's own formulas: what its counter leaves out, and attention before torch has chosen a
+# kernel for it, as the dispatcher shows it in inference mode.
+_FORMULAS: dict[Any, Any] = {
+    aten._grouped_mm: _count_grouped_mm,
+    torch.ops.transformers.grouped_mm_fallback: _count_grouped_mm,
+    aten.scaled_dot_product_attention: _count_attention,
+    aten.linalg_solve_triangular: _count_triangular_solve,
+}
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """How many FLOPs some operations take: two per multiply-add of a product.
+
+    Attributes:
+        total: All of them.
+        in_experts: Those within routed experts.
+    """
+
+    total: int
+    in_experts: int
+
+    def __add__(self, other: FlopCount) -> FlopCount:
+        return FlopCount(self.total + other.total, self.in_experts + other.in_experts)
+
+    def __sub__(self, other: FlopCount) -> FlopCount:
+        return FlopCount(self.total - other.total, self.in_experts - other.in_experts)
+
+
+class FlopCounter:
+    """Counts the FLOPs of all products of matrices, attention and convolutions while it is entered.
+
+        with torch.inference_mode(), FlopCounter(expert_modules) as counter:
+            model(input_ids)
+        counter.count
+
+    It is a `LayerObserver`: layers that `RepeatedLayers` does not run are counted all the same.
+
+    Attributes:
+        count: The FLOPs so far.
+        uncounted: Operations seen that no formula is for, and that are no part of another's.
+
+    Args:
+        expert_modules: Modules whose operations are those of routed experts.
+        max_operations_of_layer: How many operations a layer may take; None for any number.
+    """
+
+    def __init__(
+        self,
+        expert_modules: Iterable[nn.Module] = (),
+        *,
+        max_operations_of_layer: int | None = None,
+    ) -> None:
+        self.count = FlopCount(0, 0)
+        self.uncounted: set[Any] = set()
+        self._expert_modules = list(expert_modules)
+        self._max_operations = max_operations_of_layer
+        self._num_operations = 0
+        self._num_experts_entered = 0
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        for module in self._expert_modules:
+            self._exit.callback(module.register_forward_pre_hook(self._enter_experts).remove)
+            self._exit.callback(module.register_forward_hook(self._leave_experts).remove)
+        self._exit.enter_context(_Products(self._see))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def describe(self, visit: LayerVisit) -> None:
+        """Return nothing: shapes and dtypes alone decide on FLOPs."""
+
+    def begin_layer(self, visit: LayerVisit) -> FlopCount:
+        """Return the FLOPs so far."""
+        del visit
+        self._num_operations = 0
+        return self.count
+
+    def end_layer(self, mark: FlopCount, left: Sequence[torch.Tensor]) -> FlopCount:
+        """Return the FLOPs since a mark."""
+        del left
+        return self.count - mark
+
+    def repeat_layer(
+        self, visit: LayerVisit, done: FlopCount, left: Mapping[int, torch.Tensor]
+    ) -> AbstractContextManager[object]:
+        """Count what an earlier layer took once more."""
+        del visit, left
+        self.count += done
+        return nullcontext()
+
+    def _see(self, operation: Any, flops: int | None) -> None:
+        """Take note of an operation, with its FLOPs if any formula is for it."""
+        self._num_operations += 1
+        if self._max_operations is not None and self._num_operations > self._max_operations:
+            raise TooManyOperations
+        if flops is None:
+            self.uncounted.add(operation)
+        else:
+            self.count += FlopCount(flops, flops if self._num_experts_entered else 0)
+
+    def _enter_experts(self, *_: object) -> None:
+        self._num_experts_entered += 1
+
+    def _leave_experts(self, *_: object) -> None:
+        self._num_experts_entered -= 1
+
+
+class _Products(DispatchMode):
+    """Tells of every operation that is not made of others, or that a formula is for.
+
+    Args:
+        see: Called with the operation, and with its FLOPs or None.
+    """
+
+    def __init__(self, see: Callable[[Any, int | None], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operation's result, and tell of it."""
+        operation = func.overloadpacket
+        is_formula_known = operation in _FORMULAS or operation in flop_registry
+        if not is_formula_known:
+            # In inference mode composite operations arrive whole: `linear` hides its product.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if operation in _FORMULAS:
+            self._see(operation, _FORMULAS[operation](*args, **kwargs))
+        elif is_formula_known:
+            self._see(operation, flop_registry[operation](*args, **kwargs, out_val=result))
+        else:
+            self._see(operation, None)
+        return result

@@ -1,0 +1,226 @@
+"""FLOPs per token of prefill and decoding, counted in a skeleton's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+
+from moetool.anatomy.config_fields import find_context
+from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
+from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
+from moetool.simulation.flops.flop_counter import FlopCount, FlopCounter
+from moetool.simulation.flops.prompt_length import SHORT_PROMPTS, extrapolate
+from moetool.simulation.meta.generation import CantSimulate, SimulatedGeneration, TooManyOperations
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
+
+__all__ = ["CantSimulate", "FlopsPerToken", "count_flops"]
+
+# Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
+# token takes eight or more for each.
+_MAX_OPERATIONS_OF_LAYER = 4000
+
+
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """FLOPs per token of one sequence: of its prompt, and of the token after it.
+
+    Attributes:
+        num_prompt_tokens: Length of the prompt.
+        prefill: Mean over the prompt; in an encoder-decoder, of its encoder alone.
+        decode: Of the next token, with the prompt in the cache; in an encoder-decoder, of its
+            decoder's second token. None for a model that keeps no cache: it does not generate.
+        experts_prefill: What of `prefill` is spent in routed experts. None if unknown.
+        experts_decode: What of `decode` is spent in routed experts. None if unknown.
+    """
+
+    num_prompt_tokens: int
+    prefill: float
+    decode: int | None
+    experts_prefill: float | None
+    experts_decode: int | None
+
+    def of_dense_model(self, *, num_routed_parameters: int) -> FlopsPerToken | None:
+        """Return those of a dense model of the same total; None if those of experts are unknown.
+
+        It is the same model, but runs every routed expert on every token: all else alike, and two
+        FLOPs for each parameter of routed experts, of which their biases, if any, are a
+        negligible part.
+
+        Args:
+            num_routed_parameters: Parameters of the routed experts of all layers that text runs.
+        """
+        if self.experts_prefill is None:
+            return None
+        of_experts = 2 * num_routed_parameters
+        decode = None
+        if self.decode is not None and self.experts_decode is not None:
+            decode = self.decode - self.experts_decode + of_experts
+        return FlopsPerToken(
+            num_prompt_tokens=self.num_prompt_tokens,
+            prefill=self.prefill - self.experts_prefill + of_experts,
+            decode=decode,
+            experts_prefill=of_experts,
+            experts_decode=None if decode is None else of_experts,
+        )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """FLOPs of a whole prompt, and of the token after it.
+
+    Attributes:
+        prefill: Of the prompt.
+        decode: Of the token after it; None if there is none.
+        has_plain_cache: The cache keeps all tokens or states of a fixed size, so FLOPs depend on
+            the prompt's length in one way for all lengths.
+    """
+
+    prefill: FlopCount
+    decode: FlopCount | None
+    has_plain_cache: bool
+
+
+def count_flops(
+    skeleton: PreTrainedModel,
+    *,
+    num_prompt_tokens: int = 2048,
+    found: FoundExperts | None = None,
+) -> FlopsPerToken:
+    """Return the FLOPs per token of one sequence, as transformers' own code computes them.
+
+    They are two per multiply-add of products of matrices, attention, convolutions and triangular
+    solves, by the formulas of `torch.utils.flop_counter` with what those leave out. Causal masks
+    are not made use of: attention counts every query with every key that it is given. What is done
+    element by element is not counted, nor is a product written as a multiplication and a sum.
+    What a model computes anew for each token is counted, such as the keys and values that
+    latent attention expands from its cache. The head is counted for the last position only, where
+    the model can be asked for that.
+
+    A layer that goes from token to token, as some state-space models do, is counted in four
+    short prompts from which the long one follows exactly.
+
+    Args:
+        skeleton: The model on the meta device. It is left as it was.
+        num_prompt_tokens: Length of the prompt; the model's context, if that is shorter.
+        found: Its routed experts, which are looked for otherwise.
+
+    Raises:
+        CantSimulate: The model's forward can't run without data.
+    """
+    num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
+    experts = _find_expert_modules(skeleton, found or find_experts(skeleton))
+    try:
+        limit = max(_MAX_OPERATIONS_OF_LAYER, 2 * num_tokens)
+        counts = _count(skeleton, num_tokens, experts=experts, max_operations=limit)
+    except TooManyOperations:
+        counts = _extrapolate(skeleton, num_tokens, experts=experts) or _count(
+            skeleton, num_tokens, experts=experts
+        )
+    decode = counts.decode
+    is_known = experts is not None
+    return FlopsPerToken(
+        num_prompt_tokens=num_tokens,
+        prefill=counts.prefill.total / num_tokens,
+        decode=decode.total if decode else None,
+        experts_prefill=counts.prefill.in_experts / num_tokens if is_known else None,
+        experts_decode=decode.in_experts if decode and is_known else None,
+    )
+
+
+def _count(
+    skeleton: PreTrainedModel,
+    num_tokens: int,
+    *,
+    experts: list[nn.Module] | None,
+    max_operations: int | None = None,
+) -> _Counts:
+    """Run a prompt of some tokens and one token more, and return their FLOPs."""
+    counts = partial(
+        _count_in, skeleton, num_tokens, experts=experts, max_operations=max_operations
+    )
+    try:
+        return counts(SimulatedGeneration(skeleton))
+    except CantSimulate as error:
+        try:
+            return counts(SimulatedGeneration(skeleton, is_cache_given=True))
+        except CantSimulate:
+            raise error from error.__cause__
+
+
+def _count_in(
+    skeleton: PreTrainedModel,
+    num_tokens: int,
+    generation: SimulatedGeneration,
+    *,
+    experts: list[nn.Module] | None,
+    max_operations: int | None,
+) -> _Counts:
+    counter = FlopCounter(experts or (), max_operations_of_layer=max_operations)
+    with generation.ready(), RepeatedLayers(skeleton, observers=[counter]), counter:
+        generation.prefill(num_prompt_tokens=num_tokens)
+        prefill = counter.count
+        if not generation.can_decode:
+            return _Counts(prefill, None, has_plain_cache=False)
+        if skeleton.config.is_encoder_decoder:
+            # With its first token, a decoder makes the keys and values of the prompt as well.
+            generation.decode()
+        before = counter.count
+        generation.decode()
+    has_plain_cache = _is_plain(generation.cache)
+    return _Counts(prefill, counter.count - before, has_plain_cache=has_plain_cache)
+
+
+def _extrapolate(
+    skeleton: PreTrainedModel, num_tokens: int, *, experts: list[nn.Module] | None
+) -> _Counts | None:
+    """Return the FLOPs of a prompt as those of short ones tell them; None if they don't."""
+    short = [_count(skeleton, num, experts=experts) for num in SHORT_PROMPTS]
+    decodes = [counts.decode for counts in short if counts.decode is not None]
+    if not all(counts.has_plain_cache for counts in short) or len(decodes) < len(short):
+        return None
+    prefill = _extrapolate_counts([counts.prefill for counts in short], num_tokens)
+    decode = _extrapolate_counts(decodes, num_tokens)
+    if prefill is None or decode is None:
+        return None
+    return _Counts(prefill, decode, has_plain_cache=True)
+
+
+def _extrapolate_counts(counts: list[FlopCount], num_tokens: int) -> FlopCount | None:
+    total = extrapolate([count.total for count in counts], num_prompt_tokens=num_tokens)
+    in_experts = extrapolate([count.in_experts for count in counts], num_prompt_tokens=num_tokens)
+    return None if total is None or in_experts is None else FlopCount(total, in_experts)
+
+
+def _is_plain(cache: object) -> bool:
+    return type(cache) is DynamicCache and all(
+        type(layer) in (DynamicLayer, LinearAttentionLayer) for layer in cache.layers
+    )
+
+
+def _find_expert_modules(skeleton: PreTrainedModel, found: FoundExperts) -> list[nn.Module] | None:
+    """Return the modules in which routed experts compute; None if those are not known."""
+    layers = found.layers
+    if not found.are_all_read or any(layer.rule is RoutingRule.RETRIEVAL for layer in layers):
+        return None
+    return [
+        module
+        for layer in layers
+        for module in _computing_modules(skeleton.get_submodule(layer.experts_path), layer.rule)
+    ]
+
+
+def _computing_modules(experts: nn.Module, rule: RoutingRule) -> Iterator[nn.Module]:
+    if rule is RoutingRule.SORTED_ROWS:
+        # What holds the experts is their block, the router in it.
+        yield from (child for child in experts.children() if is_grouped_linear(child))
+    elif isinstance(experts, nn.ModuleList | nn.ModuleDict) and rule is not (
+        RoutingRule.ROUTER_CHOICE
+    ):
+        yield from experts.children()
+    else:
+        yield experts

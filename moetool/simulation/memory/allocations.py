@@ -1,0 +1,340 @@
+"""Follow the memory of every tensor that a forward makes, from its birth to its death."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from moetool.simulation.memory.cuda_kernels import (
+    Temporaries,
+    find_temporaries,
+    is_one_kernel,
+    needs_lt_workspace,
+    needs_workspace,
+)
+from moetool.simulation.memory.timeline import Event, Origin
+from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.generation import TooManyOperations
+from moetool.simulation.repeated.repeated_layers import LayerVisit
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_NO_TEMPORARIES = Temporaries()
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where a layer began.
+
+    Attributes:
+        num_events: Events until then.
+        num_blocks: Blocks until then.
+        places: By block that the layer found, its place among the tensors found.
+    """
+
+    num_events: int
+    num_blocks: int
+    places: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a layer did.
+
+    Attributes:
+        events: Its events; blocks it made are numbered from 0, those it found from -1 downwards.
+        num_made: How many blocks it made.
+        left: The blocks of the tensors that it left behind; None for one that isn't followed.
+    """
+
+    events: tuple[Event, ...]
+    num_made: int
+    left: tuple[int | None, ...]
+
+
+class Origins:
+    """Places where memory is asked for, each with a number.
+
+    Attributes:
+        found: The places so far, by their number.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Origin] = []
+        self._numbers: dict[tuple[str, str, str], int] = {}
+
+    def number(self, layer: str, module: str, operation: str) -> int:
+        """Return the number of a place."""
+        key = (layer, module, operation)
+        number = self._numbers.setdefault(key, len(self.found))
+        if number == len(self.found):
+            self.found.append(Origin(*key))
+        return number
+
+
+class AllocationRecorder:
+    """Records when the memory of each tensor on a device is taken and given back.
+
+        with torch.inference_mode(), AllocationRecorder(model) as recorder:
+            model(input_ids)
+        recorder.events
+
+    Memory is a storage: views and what is written in place take none. Operations that are made of
+    others are taken apart, but for those that are one kernel on a GPU; what such kernels take for
+    themselves while they run is recorded around their results. The model's own parameters and
+    buffers are not recorded.
+
+    It is a `LayerObserver`: layers that `RepeatedLayers` does not run are recorded all the same.
+
+    Attributes:
+        events: What happened so far, in order.
+        workspace_block: The block that products of matrices keep; None before the first.
+        lt_workspace_block: The block that products with a bias keep; None before the first.
+
+    Args:
+        model: The model.
+        origins: Numbers the places where blocks are born.
+        workspace_bytes: What the first product of matrices takes, and is never given back.
+        lt_workspace_bytes: What the first product with a bias takes besides, for good.
+        max_blocks_of_layer: How many blocks a layer may make; None for any number. One more raises
+            `TooManyOperations`.
+        device: The type of the device whose tensors are followed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        origins: Origins,
+        workspace_bytes: int = 0,
+        lt_workspace_bytes: int = 0,
+        max_blocks_of_layer: int | None = None,
+        device: str = "meta",
+    ) -> None:
+        self.events: list[Event] = []
+        self.workspace_block: int | None = None
+        self.lt_workspace_block: int | None = None
+        self._workspace_bytes = workspace_bytes
+        self._lt_workspace_bytes = lt_workspace_bytes
+        self._max_blocks = max_blocks_of_layer
+        self._num_blocks_before_layer = 0
+        self._device = device
+        self._model = model
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._entered: list[str] = [""]
+        self._layer = ""
+        self._origins = origins
+        self._num_blocks = 0
+        # By the address of a storage: its block, and the reference that tells of its death.
+        self._followed: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._holders: dict[int, int] = {}
+        self._bytes_of: dict[int, int] = {}
+        self._deaths_put_off: set[int] | None = None
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            self._followed[tensor.untyped_storage()._cdata] = (-1, _stay(tensor))
+        for module in self._model.modules():
+            self._exit.callback(module.register_forward_pre_hook(self._enter_module).remove)
+            self._exit.callback(
+                module.register_forward_hook(self._leave_module, always_call=True).remove
+            )
+        self._exit.enter_context(_Births(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def find_block(self, tensor: torch.Tensor) -> int | None:
+        """Return the block that a tensor is in; None for parameters and whatever isn't followed."""
+        found = self._followed.get(tensor.untyped_storage()._cdata)
+        return None if found is None or found[0] < 0 else found[0]
+
+    def count_bytes(self, block: int) -> int:
+        """Return what a block that is alive takes."""
+        return self._bytes_of[block]
+
+    def describe(self, visit: LayerVisit) -> Hashable:
+        """Return which of the tensors found share memory."""
+        places: dict[int | None, int] = {}
+        return tuple(places.setdefault(self.find_block(t), len(places)) for t in visit.found)
+
+    def begin_layer(self, visit: LayerVisit) -> _Mark:
+        """Return a mark of where a layer begins."""
+        self._layer = visit.path
+        self._num_blocks_before_layer = self._num_blocks
+        return _Mark(len(self.events), self._num_blocks, self._find_places(visit))
+
+    def end_layer(self, mark: _Mark, left: Sequence[torch.Tensor]) -> _Done | None:
+        """Return what happened since a mark.
+
+        None if the layer keeps memory alive in a way that does not show in what it left behind, or
+        gave back some that it was not given.
+        """
+        self._layer = ""
+        names = {block: -1 - place for block, place in mark.places.items()}
+        alive: set[int] = set()
+        events = []
+        for event in self.events[mark.num_events :]:
+            if event.block in (self.workspace_block, self.lt_workspace_block):
+                continue
+            if event.block >= mark.num_blocks:
+                names[event.block] = event.block - mark.num_blocks
+            if event.block not in names:
+                return None
+            (alive.discard if event.num_bytes < 0 else alive.add)(event.block)
+            events.append(event._replace(block=names[event.block]))
+        blocks = [self.find_block(tensor) for tensor in left]
+        if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
+            return None
+        return _Done(
+            events=tuple(events),
+            num_made=self._num_blocks - mark.num_blocks,
+            left=tuple(None if block is None else names[block] for block in blocks),
+        )
+
+    @contextmanager
+    def repeat_layer(
+        self, visit: LayerVisit, done: _Done, left: Mapping[int, torch.Tensor]
+    ) -> Iterator[None]:
+        """Record what an earlier layer did as done once more."""
+        found = {-1 - place: block for block, place in self._find_places(visit).items()}
+        layer = visit.path
+        # Whoever holds a tensor found keeps it from dying when it should.
+        del visit
+        first, self._num_blocks = self._num_blocks, self._num_blocks + done.num_made
+        self._deaths_put_off = set()
+        try:
+            yield
+        finally:
+            died, self._deaths_put_off = self._deaths_put_off, None
+        # What the layer found and left where it was is held by another tensor now.
+        died -= {found[name] for name in done.left if name is not None and name < 0}
+        for event in done.events:
+            block = event.block + first if event.block >= 0 else found[event.block]
+            is_death = event.num_bytes < 0
+            if event.block < 0 and is_death:
+                # It lives on if someone else holds it here.
+                if block not in died:
+                    continue
+                died.discard(block)
+            if not is_death:
+                self._bytes_of[block] = event.num_bytes
+            origin = event.origin if is_death else self._origin_in(layer, event.origin)
+            self.events.append(Event(block, event.num_bytes, origin))
+        for block in sorted(died):
+            self.events.append(Event(block, -1, 0))
+        for number, name in enumerate(done.left):
+            if name is not None and number in left:
+                self._follow(left[number], name + first if name >= 0 else found[name])
+
+    def see_births(
+        self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Record the memory of an operation's results, and what its kernel takes while it runs."""
+        new = [
+            leaf
+            for leaf in tree_leaves(result)
+            if isinstance(leaf, torch.Tensor)
+            and leaf.device.type == self._device
+            and leaf.untyped_storage()._cdata not in self._followed
+        ]
+        if not new:
+            return
+        num_blocks = self._num_blocks - self._num_blocks_before_layer
+        if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
+            raise TooManyOperations
+        origin = self._find_origin(operation)
+        if self.workspace_block is None and needs_workspace(operation):
+            self.workspace_block = self._bear(self._workspace_bytes, origin)
+        if (
+            self._lt_workspace_bytes
+            and self.lt_workspace_block is None
+            and needs_lt_workspace(operation, args)
+        ):
+            self.lt_workspace_block = self._bear(self._lt_workspace_bytes, origin)
+        temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
+        taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
+        for tensor in new:
+            if tensor.untyped_storage()._cdata not in self._followed:
+                self._follow(tensor, self._bear(tensor.untyped_storage().nbytes(), origin))
+        taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
+        self.events.extend(Event(block, -1, 0) for block in reversed(taken))
+
+    def _bear(self, num_bytes: int, origin: int) -> int:
+        block, self._num_blocks = self._num_blocks, self._num_blocks + 1
+        self.events.append(Event(block, num_bytes, origin))
+        self._bytes_of[block] = num_bytes
+        return block
+
+    def _follow(self, tensor: torch.Tensor, block: int) -> None:
+        """Let a block die with the storage of a tensor, or with the last of several."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        self._holders[block] = self._holders.get(block, 0) + 1
+
+        def die(_: object) -> None:
+            self._followed.pop(address, None)
+            self._holders[block] -= 1
+            if self._holders[block]:
+                return
+            del self._holders[block]
+            if self._deaths_put_off is not None:
+                self._deaths_put_off.add(block)
+            else:
+                self.events.append(Event(block, -1, 0))
+
+        self._followed[address] = (block, weakref.ref(storage, die))
+
+    def _find_places(self, visit: LayerVisit) -> dict[int, int]:
+        places: dict[int, int] = {}
+        for place, tensor in enumerate(visit.found):
+            block = self.find_block(tensor)
+            if block is not None:
+                places.setdefault(block, place)
+        return places
+
+    def _find_origin(self, operation: Any) -> int:
+        path = self._entered[-1]
+        if self._layer and path.startswith(self._layer):
+            path = path[len(self._layer) + 1 :]
+        return self._origins.number(self._layer, path, operation.__name__)
+
+    def _origin_in(self, layer: str, origin: int) -> int:
+        of = self._origins.found[origin]
+        return self._origins.number(layer, of.module, of.operation)
+
+    def _enter_module(self, module: nn.Module, *_: object) -> None:
+        self._entered.append(self._paths[id(module)])
+
+    def _leave_module(self, *_: object) -> None:
+        self._entered.pop()
+
+
+class _Births(DispatchMode):
+    """Shows a recorder every operation that is one kernel on a GPU."""
+
+    def __init__(self, recorder: AllocationRecorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operation's result, with its memory recorded."""
+        if not is_one_kernel(func):
+            # Not `decompose`, which may take torch's decomposition for tracing: it copies in places.
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
+        result = func(*args, **kwargs)
+        self._recorder.see_births(func.overloadpacket, args, kwargs, result)
+        return result
+
+
+def _stay(tensor: torch.Tensor) -> weakref.ref[Any]:
+    return weakref.ref(tensor.untyped_storage())

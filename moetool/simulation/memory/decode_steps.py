@@ -1,0 +1,157 @@
+"""The steps of a long generation, from a few that ran: each is like the one before, but longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import NamedTuple
+
+from moetool.simulation.memory.timeline import Call, Event, Timeline
+
+
+class StepEvent(NamedTuple):
+    """A birth or a death during a step, told without block numbers.
+
+    Attributes:
+        steps_ago: How many steps before this one the block was born.
+        number: Which of that step's blocks it is.
+        num_bytes: The bytes asked for; -1 for its death.
+        origin: Where it was born: index in the timeline's origins.
+    """
+
+    steps_ago: int
+    number: int
+    num_bytes: int
+    origin: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of decoding does to memory, from its call to the next one.
+
+    Attributes:
+        events: What happens, in order.
+        cache_numbers: Which of its blocks the cache holds after its call.
+        cache_bytes: What the cache holds in all.
+        num_events_of_call: How many of the events are its call's.
+    """
+
+    events: tuple[StepEvent, ...]
+    cache_numbers: frozenset[int]
+    cache_bytes: int
+    num_events_of_call: int
+
+    def has_form_of(self, other: Step) -> bool:
+        """Return whether two steps differ in nothing but sizes and names."""
+        return (
+            len(self.events) == len(other.events)
+            and self.cache_numbers == other.cache_numbers
+            and self.num_events_of_call == other.num_events_of_call
+            and all(
+                a.steps_ago == b.steps_ago
+                and a.number == b.number
+                and (a.num_bytes < 0) == (b.num_bytes < 0)
+                for a, b in zip(self.events, other.events, strict=True)
+            )
+        )
+
+
+def take_step(timeline: Timeline, number: int) -> Step | None:
+    """Return one of a timeline's steps; None if it frees what was made before the first step.
+
+    Args:
+        timeline: A generation.
+        number: Its call, counted from the prompt's, which is 0. There has to be a later one.
+    """
+    born = _number_births(timeline)
+    start, end = (timeline.calls[n].first_event for n in (number, number + 1))
+    events = []
+    for block, num_bytes, origin in timeline.events[start:end]:
+        step, place = born[block]
+        if step < 1:
+            return None
+        events.append(StepEvent(number - step, place, num_bytes, origin))
+    call = timeline.calls[number]
+    own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
+    return Step(tuple(events), frozenset(own), call.cache_bytes, call.end_event - start)
+
+
+def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | None:
+    """Return the step a share of the way from one to another; None if they are of another form.
+
+    Sizes are taken to grow evenly. None as well if that gives parts of bytes.
+    """
+    if not first.has_form_of(last):
+        return None
+    events = list(first.events)
+    for place, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
+        if a.num_bytes != b.num_bytes:
+            num_bytes = _find_between(a.num_bytes, b.num_bytes, share=share)
+            if num_bytes is None:
+                return None
+            events[place] = a._replace(num_bytes=num_bytes)
+    cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
+    if cache_bytes is None:
+        return None
+    return Step(tuple(events), first.cache_numbers, cache_bytes, first.num_events_of_call)
+
+
+def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
+    # Fractions themselves take too long here.
+    more, rest = divmod((last - first) * share.numerator, share.denominator)
+    return None if rest else first + more
+
+
+def continue_timeline(
+    timeline: Timeline, *, num_calls: int, steps: Sequence[Callable[[], Step]]
+) -> Timeline:
+    """Return a timeline whose steps from some call on are others.
+
+    Args:
+        timeline: A generation.
+        num_calls: How many of its calls stay.
+        steps: What comes after them.
+    """
+    born = _number_births(timeline)
+    start = timeline.calls[num_calls].first_event
+    events = list(timeline.events[:start])
+    calls = list(timeline.calls[:num_calls])
+    # By step, the blocks that it made, the last step's last.
+    made: list[list[int]] = [[] for _ in range(num_calls)]
+    for block, (number_of_step, _) in born.items():
+        if number_of_step < num_calls:
+            made[number_of_step].append(block)
+    next_block = 1 + max(born, default=-1)
+    for find in steps:
+        step = find()
+        first_event, own = len(events), list[int]()
+        made.append(own)
+        for steps_ago, number, num_bytes, origin in step.events:
+            if num_bytes >= 0:
+                own.append(next_block)
+                next_block += 1
+            events.append(Event(made[-1 - steps_ago][number], num_bytes, origin))
+        calls.append(
+            Call(
+                first_event=first_event,
+                end_event=first_event + step.num_events_of_call,
+                cache_blocks=frozenset(own[number] for number in step.cache_numbers),
+                cache_bytes=step.cache_bytes,
+            )
+        )
+    return replace(timeline, events=tuple(events), calls=tuple(calls))
+
+
+def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:
+    """Return by block the step it was born in, and its number among that step's."""
+    born: dict[int, tuple[int, int]] = {}
+    starts = [call.first_event for call in timeline.calls[1:]]
+    step = number = 0
+    for place, event in enumerate(timeline.events):
+        while step < len(starts) and place >= starts[step]:
+            step, number = step + 1, 0
+        if event.num_bytes >= 0:
+            born[event.block] = (step, number)
+            number += 1
+    return born

@@ -1,0 +1,152 @@
+"""A generation of any length, at the price of a few steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+
+from moetool.simulation.memory.decode_steps import (
+    Step,
+    continue_timeline,
+    find_step_between,
+    take_step,
+)
+from moetool.simulation.memory.memory_run import MemoryRun
+from moetool.simulation.memory.timeline import Timeline
+
+# A step is taken from a generation in which it is the second: by then nothing is left of how the
+# prompt was laid out. It ends where the next one begins.
+_NUM_STEPS_BEFORE = 2
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """How many steps of a generation run, and how many follow from them.
+
+    Attributes:
+        few_steps: Up to this many, every step runs in any case.
+        most_steps: Up to this many, every step runs if too many differ from one another.
+        most_samples: Steps that run in search of those that others follow from.
+        most_events: Of generations of more events, which take seconds to replay, every n-th step is
+            replayed.
+    """
+
+    few_steps: int = 16
+    most_steps: int = 32
+    most_samples: int = 24
+    most_events: int = 1_000_000
+
+
+DEFAULT_BUDGET = StepBudget()
+
+
+def simulate_generation(
+    run: MemoryRun,
+    *,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    budget: StepBudget = DEFAULT_BUDGET,
+) -> Timeline | None:
+    """Return the timeline of a generation whose steps follow from a few that ran.
+
+    Between two steps that do the same, sizes are taken to grow evenly if those of the one half-way
+    do. Of a generation of more events than the budget allows, steps are left out at equal
+    distances, never the last one.
+
+    Args:
+        run: Runs the skeleton.
+        num_prompt_tokens: Length of the prompt.
+        num_new_tokens: Tokens written.
+        budget: How many steps run.
+
+    Returns:
+        The timeline; None if too many steps differ from those around them.
+
+    Raises:
+        CantSimulate: The model's code needs data, or more than token ids.
+    """
+    if num_new_tokens <= (budget.few_steps if run.can_start_later else budget.most_steps):
+        return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
+    if not run.can_start_later:
+        return None
+    # More samples than that take as long as every step does.
+    most_samples = min(budget.most_samples, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
+    sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)
+    head = sampler.generate_around(_NUM_STEPS_BEFORE)
+    last = num_new_tokens - 1
+    if not sampler.cover(_NUM_STEPS_BEFORE, last):
+        if num_new_tokens > budget.most_steps:
+            return None
+        return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
+    events_of_step = len(sampler.find(last).events)
+    stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // budget.most_events))
+    numbers = range(last, _NUM_STEPS_BEFORE, -stride)[::-1]
+    return continue_timeline(
+        head,
+        num_calls=_NUM_STEPS_BEFORE + 1,
+        steps=[partial(sampler.find, number) for number in numbers],
+    )
+
+
+class _Sampler:
+    """Finds steps by their number: those that ran, and those between two of them."""
+
+    def __init__(self, run: MemoryRun, *, num_prompt_tokens: int, most_samples: int) -> None:
+        self._run = run
+        self._most_samples = most_samples
+        self._num_prompt_tokens = num_prompt_tokens
+        self._samples: dict[int, Step | None] = {}
+        self._stretches: list[tuple[int, int]] = []
+
+    def generate_around(self, number: int) -> Timeline:
+        """Return a generation in which the step of a number is the second."""
+        timeline = self._run.generate(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_tokens_before=number - _NUM_STEPS_BEFORE,
+            num_new_tokens=_NUM_STEPS_BEFORE + 2,
+            num_calls=_NUM_STEPS_BEFORE + 1,
+        )
+        self._samples[number] = take_step(timeline, _NUM_STEPS_BEFORE)
+        return timeline
+
+    def cover(self, first: int, last: int) -> bool:
+        """Return whether all steps from one number to another can be found from now on."""
+        ends = self._sample(first), self._sample(last)
+        if ends[0] is None or ends[1] is None:
+            return False
+        if last - first <= 1:
+            self._stretches.append((first, last))
+            return True
+        middle = (first + last) // 2
+        sample = self._sample(middle)
+        share = Fraction(middle - first, last - first)
+        expected = find_step_between(ends[0], ends[1], share=share)
+        if sample is not None and expected is not None and _are_equal(expected, sample):
+            self._stretches.append((first, last))
+            return True
+        return self.cover(first, middle) and self.cover(middle, last)
+
+    def find(self, number: int) -> Step:
+        """Return the step of a number that is covered."""
+        first, last = next(ends for ends in self._stretches if ends[0] <= number <= ends[1])
+        start, end = self._samples[first], self._samples[last]
+        assert start is not None
+        assert end is not None
+        if number == last:
+            return end
+        step = find_step_between(start, end, share=Fraction(number - first, last - first))
+        return start if step is None else step
+
+    def _sample(self, number: int) -> Step | None:
+        if number not in self._samples:
+            if len(self._samples) >= self._most_samples:
+                return None
+            self.generate_around(number)
+        return self._samples[number]
+
+
+def _are_equal(one: Step, other: Step) -> bool:
+    return one.has_form_of(other) and all(
+        a.num_bytes == b.num_bytes for a, b in zip(one.events, other.events, strict=True)
+    )

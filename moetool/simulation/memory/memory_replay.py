@@ -1,0 +1,184 @@
+"""From a timeline to what a GPU's tools would show: torch's allocator, replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from moetool.simulation.memory.caching_allocator import CachingAllocator
+from moetool.simulation.memory.timeline import Origin, Timeline
+
+
+@dataclass(frozen=True)
+class AllocatedParts:
+    """What is allocated at some moment, as torch's allocator counts it, in bytes.
+
+    Attributes:
+        weights_bytes: Parameters and buffers.
+        cache_bytes: What the cache holds.
+        activation_bytes: Everything else that comes and goes.
+        workspace_bytes: What products of matrices keep.
+    """
+
+    weights_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+
+    @property
+    def allocated_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class PhasePeak:
+    """The moment of a phase at which most is allocated.
+
+    Attributes:
+        parts: What is allocated.
+        origin: Where the block was asked for that made it the most.
+    """
+
+    parts: AllocatedParts
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class MemoryProfile:
+    """What a run takes, in bytes.
+
+    Attributes:
+        weights_bytes: Parameters and buffers as the allocator holds them.
+        cache_bytes: The cache after the last call.
+        peak_allocated_bytes: What `torch.cuda.max_memory_allocated` shows.
+        peak_reserved_bytes: What `torch.cuda.max_memory_reserved` shows.
+        prefill: The peak until the first call's end and what is made of it.
+        decode: The peak from the second call on; None without one.
+        prefill_reserved_bytes: The most that was reserved until then.
+        prompt_cache_bytes: The cache after the first call, as far as it is still there at the end.
+    """
+
+    weights_bytes: int
+    cache_bytes: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    prefill: PhasePeak
+    decode: PhasePeak | None
+    prefill_reserved_bytes: int
+    prompt_cache_bytes: int
+
+
+def list_weight_bytes(model: nn.Module) -> list[int]:
+    """Return the bytes of each storage of parameters and buffers, in the order of the modules."""
+    sizes: dict[int, int] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    sizes.setdefault(storage._cdata, storage.nbytes())
+    return list(sizes.values())
+
+
+def replay_timeline(
+    timeline: Timeline,
+    *,
+    weight_bytes: Sequence[int],
+    capacity_bytes: int | None = None,
+    is_prompt_limited: bool = True,
+) -> MemoryProfile:
+    """Return what a run takes on a GPU that holds nothing else.
+
+    Weights are allocated one after the other, what their loading left in reserve is released, and
+    then the run's blocks come and go.
+
+    Args:
+        timeline: The run.
+        weight_bytes: The storages of the model.
+        capacity_bytes: What torch's allocator may take of the GPU; None for all it asks for.
+        is_prompt_limited: Whether that limits the prompt's call as well as later ones.
+
+    Raises:
+        DeviceFullError: It doesn't run through in that much.
+    """
+    allocator = CachingAllocator(capacity_bytes=capacity_bytes if is_prompt_limited else None)
+    for num_bytes in weight_bytes:
+        allocator.allocate(num_bytes)
+    allocator.release_free_segments()
+    allocator.reset_peaks()
+    weights_bytes = allocator.allocated_bytes
+    in_cache = frozenset[int]().union(*(call.cache_blocks for call in timeline.calls))
+    end_of_prefill = timeline.calls[1].first_event if len(timeline.calls) > 1 else None
+    meter = _Meter(allocator, timeline, in_cache=in_cache, weights_bytes=weights_bytes)
+    prefill = meter.run(0, end_of_prefill)
+    assert prefill is not None
+    if capacity_bytes is not None and not is_prompt_limited:
+        allocator.restrict(capacity_bytes)
+    prefill_reserved_bytes = allocator.peak_reserved_bytes
+    decode = meter.run(end_of_prefill, None) if end_of_prefill is not None else None
+    return MemoryProfile(
+        weights_bytes=weights_bytes,
+        cache_bytes=timeline.calls[-1].cache_bytes,
+        peak_allocated_bytes=allocator.peak_allocated_bytes,
+        peak_reserved_bytes=allocator.peak_reserved_bytes,
+        prefill=prefill,
+        decode=decode,
+        prefill_reserved_bytes=prefill_reserved_bytes,
+        prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
+    )
+
+
+class _Meter:
+    """Replays stretches of a timeline, and takes note of the peak of each."""
+
+    def __init__(
+        self,
+        allocator: CachingAllocator,
+        timeline: Timeline,
+        *,
+        in_cache: frozenset[int],
+        weights_bytes: int,
+    ) -> None:
+        self._allocator = allocator
+        self._timeline = timeline
+        self._in_cache = in_cache
+        self._weights_bytes = weights_bytes
+        self._handles: dict[int, int] = {}
+        self._cache_bytes = 0
+        self._workspace_bytes = 0
+
+    def run(self, start: int, end: int | None) -> PhasePeak | None:
+        """Replay events from one number to another, and return where most was allocated."""
+        allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
+        workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
+        most, parts, at = -1, None, -1
+        for block, num_bytes, origin in self._timeline.events[start:end]:
+            if num_bytes < 0:
+                handle = handles.pop(block)
+                if block in in_cache:
+                    self._cache_bytes -= allocator.size_of(handle)
+                allocator.free(handle)
+                continue
+            handle = handles[block] = allocator.allocate(num_bytes)
+            if block in in_cache:
+                self._cache_bytes += allocator.size_of(handle)
+            elif block in workspaces:
+                self._workspace_bytes += allocator.size_of(handle)
+            if allocator.allocated_bytes > most:
+                most = allocator.allocated_bytes
+                parts, at = (self._cache_bytes, self._workspace_bytes), origin
+        if parts is None:
+            return None
+        cache_bytes, workspace_bytes = parts
+        return PhasePeak(
+            AllocatedParts(
+                weights_bytes=self._weights_bytes,
+                cache_bytes=cache_bytes,
+                activation_bytes=most - self._weights_bytes - cache_bytes - workspace_bytes,
+                workspace_bytes=workspace_bytes,
+            ),
+            self._timeline.origins[at],
+        )

@@ -1,0 +1,326 @@
+"""Run a skeleton as it would run on a GPU, and record what that does to memory."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from moetool.anatomy.caches import find_caches, name_fields
+from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.timeline import Call, Timeline
+from moetool.simulation.meta.generation import StopSimulation, without_data
+from moetool.simulation.meta.known_values import KnownValues
+from moetool.simulation.meta.meta_kernels import MetaKernels
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
+
+# Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
+# to token makes three or more for each.
+_MOST_BLOCKS_OF_LAYER = 4000
+_MOST_BLOCKS_PER_TOKEN = 2
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a skeleton is run.
+
+    Attributes:
+        batch_size: Sequences at once.
+        has_padding: The first sequence begins with a pad, so that masks are needed.
+        is_cache_static: `generate` uses transformers' static cache, not compiled.
+        is_routing_kept: What routers choose is copied and kept until the end, as
+            `moetool route-trace` does.
+        is_routing_balanced: Take it that routers choose experts in turns, where the model's code
+            asks which ones they chose.
+        workspace_bytes: What the first product of matrices takes for good.
+        lt_workspace_bytes: What the first product with a bias takes for good.
+        may_scan: Whether layers may go from token to token, as some state-space models do: they take
+            minutes for a long prompt, and are refused otherwise.
+    """
+
+    batch_size: int = 1
+    has_padding: bool = False
+    is_cache_static: bool = False
+    is_routing_kept: bool = False
+    is_routing_balanced: bool = False
+    workspace_bytes: int = 0
+    lt_workspace_bytes: int = 0
+    may_scan: bool = False
+
+
+class _CallsDone(StopSimulation):
+    """As many calls were made as were asked for."""
+
+
+class MemoryRun:
+    """Runs a skeleton without data, under `torch.inference_mode`, and returns what it did to memory.
+
+    `generate` is transformers' own, with all that it does around the model: its calls see ordinary
+    tokens, and no sequence ends early. Layers that are the same run once.
+
+    Args:
+        skeleton: The model on the meta device, in evaluation mode. It is left as it was.
+        options: How it is run.
+        routing_modules: The modules whose second and third arguments are what routers chose and
+            its weights.
+    """
+
+    def __init__(
+        self,
+        skeleton: PreTrainedModel,
+        options: RunOptions,
+        *,
+        routing_modules: tuple[nn.Module, ...] = (),
+    ) -> None:
+        self._skeleton = skeleton
+        self._options = options
+        self._routing_modules = routing_modules if options.is_routing_kept else ()
+        self._token_id = find_ordinary_token(skeleton.config)
+        self._origins = Origins()
+
+    @property
+    def can_start_later(self) -> bool:
+        """Whether a step does the same if the tokens written before it are given from the start.
+
+        It does not with a static cache, which is as long as the whole generation.
+        """
+        return not self._options.is_cache_static
+
+    def generate(
+        self,
+        *,
+        num_prompt_tokens: int,
+        num_new_tokens: int,
+        num_tokens_before: int = 0,
+        num_calls: int | None = None,
+    ) -> Timeline:
+        """Return the timeline of `generate`, which calls the model once for each new token.
+
+        Args:
+            num_prompt_tokens: Length of the prompt.
+            num_new_tokens: Tokens written.
+            num_tokens_before: Tokens written earlier, which the first call reads: at the end of the
+                prompt, or in an encoder-decoder as the decoder's.
+            num_calls: End when the model is called once more than that: this call is the timeline's
+                last one, and empty. None for all.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
+        """
+        options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
+        if self._options.is_cache_static:
+            options["cache_implementation"] = "static"
+        generate: Any = self._skeleton.generate
+        if not self._skeleton.config.is_encoder_decoder:
+            num_prompt_tokens += num_tokens_before
+            return self._record(generate, num_prompt_tokens, options, num_calls=num_calls)
+        options["decoder_start_token_id"] = self._token_id
+        num_decoder_tokens = 1 + num_tokens_before if num_tokens_before else 0
+        return self._record(
+            generate,
+            num_prompt_tokens,
+            options,
+            num_decoder_tokens=num_decoder_tokens,
+            num_calls=num_calls,
+        )
+
+    def forward(self, *, num_prompt_tokens: int) -> Timeline:
+        """Return the timeline of one call, with the logits of every position.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
+        """
+        return self._record(self._call, num_prompt_tokens, {})
+
+    def read(self, *, num_prompt_tokens: int) -> Timeline:
+        """Return the timeline of one call without a cache, for the last position's logits.
+
+        Raises:
+            CantSimulate: The model's code needs data, or more than token ids.
+            TooManyOperations: A layer goes from token to token, and may not.
+        """
+        return self._record(
+            self._call, num_prompt_tokens, {"use_cache": False, "logits_to_keep": 1}
+        )
+
+    def _call(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        accepted = _names_of(self._skeleton)
+        return self._skeleton(
+            input_ids, **{name: value for name, value in options.items() if name in accepted}
+        )
+
+    def _record(
+        self,
+        run: Callable[..., Any],
+        num_prompt_tokens: int,
+        options: dict[str, Any],
+        *,
+        num_decoder_tokens: int = 0,
+        num_calls: int | None = None,
+    ) -> Timeline:
+        skeleton, batch_size = self._skeleton, self._options.batch_size
+        recorder = AllocationRecorder(
+            skeleton,
+            origins=self._origins,
+            workspace_bytes=self._options.workspace_bytes,
+            lt_workspace_bytes=self._options.lt_workspace_bytes,
+            max_blocks_of_layer=None
+            if self._options.may_scan
+            else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
+        )
+        known = KnownValues(
+            token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced
+        )
+        calls: list[Call] = []
+        kept: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(MetaKernels())
+            stack.enter_context(known)
+            stack.enter_context(RepeatedLayers(skeleton, observers=[recorder]))
+            stack.enter_context(recorder)
+            stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
+            for module in self._routing_modules:
+                stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
+            shape = (batch_size, num_prompt_tokens)
+            input_ids = torch.zeros(shape, dtype=torch.long, device="meta")
+            known.know_filled(input_ids, self._token_id)
+            if num_decoder_tokens:
+                decoder_ids = torch.zeros(
+                    (batch_size, num_decoder_tokens), dtype=torch.long, device="meta"
+                )
+                known.know_filled(decoder_ids, self._token_id)
+                options = {**options, "decoder_input_ids": decoder_ids}
+            if self._options.has_padding:
+                mask = torch.ones(shape, dtype=torch.long, device="meta")
+                values = torch.ones(shape, dtype=torch.long)
+                values[0, 0] = 0
+                known.know(mask, values)
+                options = {**options, "attention_mask": mask}
+            result = None
+            with suppress(_CallsDone), without_data():
+                result = run(input_ids, **options)
+            is_cut = num_calls is not None and len(calls) > num_calls
+            # Whatever dies from here on does so because the simulation is over.
+            end = calls[-1].first_event if is_cut else len(recorder.events)
+            timeline = Timeline(
+                events=tuple(recorder.events[:end]),
+                origins=self._origins.found,
+                calls=tuple(calls),
+                workspace_block=recorder.workspace_block,
+                lt_workspace_block=recorder.lt_workspace_block,
+            )
+            del result
+        return timeline
+
+
+def find_ordinary_token(config: PreTrainedConfig) -> int:
+    """Return a token id that a configuration gives no meaning to, such as that of a pad."""
+    special = find_special_tokens(config)
+    return next(number for number in range(5, 2**20) if number not in special)
+
+
+def find_special_tokens(config: PreTrainedConfig) -> set[int]:
+    """Return the token ids that a configuration gives a meaning to, and other small numbers of it."""
+    special: set[int] = set()
+    for holder in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name, value in vars(holder).items() if holder is not None else ():
+            if "token" in name or name.endswith("_id"):
+                values = value if isinstance(value, list | tuple) else [value]
+                special.update(number for number in values if isinstance(number, int))
+    return special
+
+
+@contextmanager
+def _watching_calls(
+    skeleton: PreTrainedModel,
+    recorder: AllocationRecorder,
+    known: KnownValues,
+    calls: list[Call],
+    num_calls: int | None,
+) -> Iterator[None]:
+    """Take note of every call of the skeleton, and of what its cache then holds.
+
+    One more than `num_calls` raises `_CallsDone`.
+    """
+    forward = skeleton.forward
+
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        first_event = len(recorder.events)
+        if len(calls) == num_calls:
+            calls.append(Call(first_event, first_event, frozenset(), 0))
+            raise _CallsDone
+        with known.inside_model():
+            output = forward(*args, **kwargs)
+        blocks = _find_cache_blocks(output, recorder)
+        calls.append(
+            Call(
+                first_event=first_event,
+                end_event=len(recorder.events),
+                cache_blocks=frozenset(blocks),
+                cache_bytes=sum(blocks.values()),
+            )
+        )
+        return output
+
+    skeleton.forward = watched
+    try:
+        yield
+    finally:
+        del skeleton.forward
+
+
+def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that the cache in a model's or `generate`'s output keeps."""
+    return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
+
+
+def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
+    """Return the blocks that an output's cache holds, with what each takes."""
+    blocks: dict[int, int] = {}
+    for tensor in find_cache_tensors(output):
+        block = recorder.find_block(tensor)
+        if block is not None:
+            blocks[block] = recorder.count_bytes(block)
+    return blocks
+
+
+def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _find_tensors(item, is_in_cache=is_in_cache)
+    elif isinstance(value, dict):
+        yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
+    elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
+        # Layers of a cache are of several classes, families' own among them.
+        yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
+
+
+def _keeps_state(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | PreTrainedConfig | nn.Module)
+
+
+def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        _, experts, weights = args
+        kept.append(experts.to(torch.int32, copy=True))
+        kept.append(weights.to(torch.float32, copy=True))
+
+    return keep
+
+
+def _names_of(skeleton: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(type(skeleton).forward).parameters)

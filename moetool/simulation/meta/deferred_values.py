@@ -1,0 +1,142 @@
+"""Values too large to compute in passing: computed once something reads what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from moetool.simulation.meta.generation import CantSimulate
+
+
+class DeferredCall:
+    """An operation on tensors of the CPU that runs once one of its results is read.
+
+    Attributes:
+        results: Its results; empty as long as it hasn't run, or if it can't.
+
+    Args:
+        func: The operation.
+        args: Its positional arguments. `DeferredValue` stands for tensors that aren't computed yet.
+        kwargs: Its other arguments.
+        num_bytes: What its results take that share no memory with its arguments.
+        most_bytes: What they may take; more raises `CantSimulate` once one is read.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        num_bytes: int,
+        most_bytes: int,
+    ) -> None:
+        self._func = func
+        self._given: tuple[Any, Any] | None = (args, kwargs or {})
+        self._num_bytes = num_bytes
+        self._most_bytes = most_bytes
+        self.results: list[Any] = []
+        self._error: Exception | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has not run yet."""
+        return self._given is not None
+
+    def run(self) -> list[Any]:
+        """Return the operation's results, computed at the first call.
+
+        Raises:
+            CantSimulate: They take more than they may.
+            NotImplementedError: The CPU can't compute them.
+        """
+        if self._given is not None:
+            given, self._given = self._given, None
+            try:
+                self.results = self._compute(*given)
+            except (CantSimulate, NotImplementedError) as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self.results
+
+    def settle(self) -> None:
+        """Run before what it is given changes; what can't be computed then never can be."""
+        try:
+            self.run()
+        except (CantSimulate, NotImplementedError):
+            return
+
+    def depends_on(self, address: int) -> bool:
+        """Return whether it is given a tensor of a storage, by the storage's address."""
+        return any(
+            tensor.untyped_storage()._cdata == address
+            for leaf in tree_leaves(self._given)
+            if (tensor := leaf.find() if isinstance(leaf, DeferredValue) else leaf) is not None
+            and isinstance(tensor, torch.Tensor)
+        )
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if self._num_bytes > self._most_bytes:
+            raise CantSimulate(
+                f"it reads what follows from {self._num_bytes:,} bytes of masks or positions, and "
+                f"moetool computes no more than {self._most_bytes:,} at once"
+            )
+        args, kwargs = tree_map_only(DeferredValue, DeferredValue.compute, (args, kwargs))
+        with torch._C._DisableTorchDispatch():
+            results, _ = tree_flatten(self._func(*args, **kwargs))
+        return results
+
+
+@dataclass(frozen=True)
+class DeferredValue:
+    """One of the results of an operation that is computed once it is read.
+
+    Attributes:
+        call: The operation.
+        place: Its place among the results.
+    """
+
+    call: DeferredCall
+    place: int = 0
+
+    def compute(self) -> torch.Tensor:
+        """Return the value.
+
+        Raises:
+            CantSimulate: It takes more than it may.
+            NotImplementedError: The CPU can't compute it.
+        """
+        value: torch.Tensor = self.call.run()[self.place]
+        return value
+
+    def find(self) -> torch.Tensor | None:
+        """Return the value if it has been computed."""
+        return self.call.results[self.place] if self.call.results else None
+
+
+class PendingCalls:
+    """The operations that have not run yet, as long as anything may read their results."""
+
+    def __init__(self) -> None:
+        self._calls: WeakSet[DeferredCall] = WeakSet()
+
+    def add(self, call: DeferredCall) -> None:
+        """Take note of one that has not run yet."""
+        self._calls.add(call)
+
+    def settle(self, written: torch.Tensor) -> None:
+        """Run all that follow from a tensor of the CPU which is about to be written to."""
+        address = written.untyped_storage()._cdata
+        # A view that has run is another tensor of the same storage for those that follow from it.
+        while found := list(self._find_dependent(address)):
+            for call in found:
+                call.settle()
+
+    def _find_dependent(self, address: int) -> Iterator[DeferredCall]:
+        return (call for call in list(self._calls) if call.is_pending and call.depends_on(address))

@@ -1,0 +1,315 @@
+"""Values that are known although no data is: masks, positions, lengths and token ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from moetool.simulation.meta.deferred_values import DeferredCall, DeferredValue, PendingCalls
+from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.generation import CantSimulate
+
+aten = torch.ops.aten
+
+# A mask over all pairs of 2,048 positions. What has more is computed only if it is read.
+_MOST_ELEMENTS = 2**22
+# As much as a mask over all pairs of 32,768 positions takes.
+_MOST_BYTES = 2**30
+# They make no tensor, or one on the CPU.
+_READS = (aten.item, aten._local_scalar_dense, aten.is_nonzero, aten.equal)
+_TAKES_MASKS = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
+# Where nothing but logits tells which token comes next, any ordinary one does.
+_CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
+_CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
+_LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
+
+
+class KnownValues(DispatchMode):
+    """Computes what follows from no weight, beside the meta device.
+
+    A model on the meta device has no data, but much that its code asks for is known all the same:
+    whether a mask hides anything, how long a sequence is, which positions a prompt has. Every such
+    tensor has a twin on the CPU from which it is read.
+
+    Values that follow from weights stay unknown: whoever reads one gets torch's own error. There
+    are two exceptions. Outside of `inside_model`, tokens chosen by their logits are `token_id`. And
+    on request, what is chosen by scores within the model is taken to be chosen in turns: routers
+    then send every expert as many tokens as any other.
+
+    Large tensors, and what follows from them, have no twin until something is read of it.
+
+    Args:
+        token_id: The token that generation writes.
+        is_routing_balanced: Take it that routers choose experts in turns.
+        most_elements: What a tensor may have to be computed as soon as it is made.
+        most_bytes: What a larger one may take to be computed once it is read. Reading what follows
+            from a larger one raises `CantSimulate`.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_id: int,
+        is_routing_balanced: bool = False,
+        most_elements: int = _MOST_ELEMENTS,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
+        super().__init__()
+        self._most_elements = most_elements
+        self._most_bytes = most_bytes
+        self._pending = PendingCalls()
+        self._token_id = token_id
+        self._is_routing_balanced = is_routing_balanced
+        self._twins: Any = WeakTensorKeyDictionary()
+        self._is_in_model = False
+        self._literals = _Literals(self)
+
+    @contextmanager
+    def inside_model(self) -> Iterator[None]:
+        """Take what is chosen by the greatest value for routing, not for the next token."""
+        before, self._is_in_model = self._is_in_model, True
+        try:
+            yield
+        finally:
+            self._is_in_model = before
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._literals.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._literals.__exit__(*reason)  # type: ignore[no-untyped-call]
+        super().__exit__(*reason)
+
+    def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Take a tensor on the CPU for the values of one on the meta device."""
+        self._twins[tensor] = value
+
+    def know_filled(self, tensor: torch.Tensor, number: int) -> None:
+        """Take it that every value of a tensor on the meta device is a number."""
+        self._twins[tensor] = self._call_later(
+            tensor, partial(torch.full, tensor.shape, number, dtype=tensor.dtype)
+        )
+
+    def find_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor on the CPU with the values of another; None if they are unknown.
+
+        Raises:
+            CantSimulate: They follow from too large a tensor.
+        """
+        twin: torch.Tensor | DeferredValue | None = self._twins.get(tensor)
+        if not isinstance(twin, DeferredValue):
+            return twin
+        try:
+            return twin.compute()
+        except NotImplementedError:  # such as a histogram of whole numbers, which only GPUs take
+            del self._twins[tensor]
+            return None
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return an operation's result, and take note of its values where they are known."""
+        leaves, _ = tree_flatten((args, kwargs))
+        given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        packet = func.overloadpacket
+        are_known = torch.Tag.nondeterministic_seeded not in func.tags and all(
+            tensor.device.type != "meta" or tensor in self._twins for tensor in given
+        )
+        is_read = packet in _READS or packet is aten.nonzero
+        if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
+            values = tree_map_only(torch.Tensor, self._find_on_host, args)
+            if None not in [values[place] for place, arg in enumerate(args) if arg is not None]:
+                result = func(*values, **kwargs)
+                return self._make_known(result) if packet is aten.nonzero else result
+            are_known = False
+        if packet in _TAKES_MASKS:
+            args = (args[0], self._find_where(args[1]), *args[2:])
+        result = func(*args, **kwargs)
+        if not are_known:
+            self._forget_written(func, args, kwargs)
+            self._choose(packet, args, result)
+            return result
+        if given or _is_factory(func, kwargs):
+            self._keep_twin(func, args, kwargs, result)
+        return result
+
+    def _make_known(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the meta device whose values are known."""
+        tensor = torch.empty_like(values, device="meta")
+        self._twins[tensor] = values
+        return tensor
+
+    def _find_where(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Return indices with known masks replaced by the positions that they let through."""
+        found: list[torch.Tensor | None] = []
+        for index in indices:
+            is_mask = index is not None and index.dtype == torch.bool
+            mask = self.find_value(index) if index is not None and is_mask else None
+            if mask is None:
+                found.append(index)
+            else:
+                positions = mask.nonzero(as_tuple=True)
+                found.extend(self._make_known(position) for position in positions)
+        return found
+
+    def _choose(self, operation: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Take it as known what is chosen by scores that are not."""
+        if self._is_in_model:
+            if self._is_routing_balanced and operation in _CHOOSES_EXPERTS:
+                chosen = result[1] if isinstance(result, tuple | list) else result
+                # Without a dimension, `max` tells a value, not where it is.
+                if not chosen.is_floating_point():
+                    self._twins[chosen] = self._call_later(
+                        chosen,
+                        partial(
+                            _choose_in_turns,
+                            chosen.shape,
+                            dtype=chosen.dtype,
+                            num_choices=args[0].shape[-1],
+                        ),
+                    )
+        elif operation in _CHOOSES_TOKENS:
+            self.know_filled(result, self._token_id)
+
+    def _keep_twin(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        results, _ = tree_flatten(result)
+        made = [leaf for leaf in results if isinstance(leaf, torch.Tensor)]
+        twin_args, twin_kwargs = tree_map_only(torch.Tensor, self._twin_of, (args, kwargs))
+        if "device" in twin_kwargs:
+            twin_kwargs["device"] = torch.device("cpu")
+        call = DeferredCall(
+            func,
+            twin_args,
+            twin_kwargs,
+            num_bytes=0 if _is_view(func) else sum(tensor.nbytes for tensor in made),
+            most_bytes=self._most_bytes,
+        )
+        if func._schema.is_mutable:
+            for tensor in _find_written(func, args, kwargs):
+                self._settle_before_writing(tensor)
+        is_deferred = any(
+            isinstance(leaf, DeferredValue) for leaf in tree_leaves((twin_args, twin_kwargs))
+        ) or any(tensor.numel() > self._most_elements for tensor in made)
+        twins: list[Any] = [DeferredValue(call, place) for place in range(len(results))]
+        if is_deferred and not func._schema.is_mutable:
+            self._pending.add(call)
+        else:
+            try:
+                twins = call.run()
+            except NotImplementedError:
+                self._forget_written(func, args, kwargs)
+                return
+            except CantSimulate:
+                # Whoever reads what was to be written gets this error.
+                self._forget_written(func, args, kwargs)
+        for tensor, twin in zip(results, twins, strict=True):
+            if isinstance(tensor, torch.Tensor):
+                self._twins[tensor] = twin
+
+    def _call_later(
+        self, tensor: torch.Tensor, compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | DeferredValue:
+        """Return a tensor's values, or what computes them if there are many."""
+        if tensor.numel() <= self._most_elements:
+            return compute()
+        call = DeferredCall(compute, num_bytes=tensor.nbytes, most_bytes=self._most_bytes)
+        return DeferredValue(call)
+
+    def _settle_before_writing(self, tensor: torch.Tensor) -> None:
+        """Compute what follows from a tensor that is about to be written to."""
+        twin = self._twins.get(tensor) if tensor.device.type == "meta" else tensor
+        if isinstance(twin, DeferredValue):
+            twin.call.settle()
+            twin = twin.find()
+        if twin is not None:
+            self._pending.settle(twin)
+
+    def _find_on_host(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return self.find_value(tensor) if tensor.device.type == "meta" else tensor
+
+    def _twin_of(self, tensor: torch.Tensor) -> torch.Tensor | DeferredValue:
+        twin: torch.Tensor | DeferredValue
+        twin = self._twins[tensor] if tensor.device.type == "meta" else tensor
+        return twin
+
+    def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forget what an operation writes unknown values to, with all that shares its memory."""
+        for written in _find_written(func, args, kwargs):
+            if written in self._twins:
+                address = written.untyped_storage()._cdata
+                for tensor in list(self._twins):
+                    if tensor.untyped_storage()._cdata == address:
+                        del self._twins[tensor]
+
+
+def _find_written(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operation writes to."""
+    if not func._schema.is_mutable:
+        return
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
+def _is_view(func: Any) -> bool:
+    return any(returned.alias_info is not None for returned in func._schema.returns)
+
+
+def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:
+    """Return numbers below `num_choices`, each as often as any other."""
+    turns = torch.arange(math.prod(shape), dtype=dtype) % max(num_choices, 1)
+    return turns.reshape(shape)
+
+
+def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> bool:
+    device = kwargs.get("device")
+    return (
+        operation is aten._to_copy
+        and device is not None
+        and torch.device(device).type == "cpu"
+        and given[0].device.type == "meta"
+    )
+
+
+def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("device") is not None and func.overloadpacket not in _LEAVES_UNSET
+
+
+class _Literals(TorchFunctionMode):
+    """Sees what never reaches the dispatcher, or reaches it without its values.
+
+    That is `torch.tensor` of plain numbers, and a tensor of one number written into a text.
+    """
+
+    def __init__(self, known: KnownValues) -> None:
+        super().__init__()
+        self._known = known
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__format__:
+            value = self._known.find_value(args[0])
+            shown = args[0] if value is None else value
+            return func(shown, *args[1:])  # type: ignore[no-untyped-call]
+        result = func(*args, **kwargs)
+        if func is torch.tensor and result.device.type == "meta":
+            self._known.know(result, func(*args, **{**kwargs, "device": "cpu"}))
+        return result

@@ -1,0 +1,1 @@
+"""Layers that do the same work, run once."""
