@@ -189,9 +189,9 @@ def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
 
 def compare(file: Path, *, only: list[str]) -> None:
     """Print a table of how far each estimate is from what was measured, and of speed bounds."""
-    from moetool.memory.model_runs import CONTEXT_BYTES, find_workspace_bytes
-    from moetool.memory.runs import run_scenario
-    from moetool.memory.speed import bound_speed
+    from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
+    from moetool.memory.simulated.runs import run_scenario
+    from moetool.memory.speed.bounds import bound_speed
 
     gpu = _find_h200()
     errors: dict[str, list[float]] = {"peak allocated": [], "peak reserved": []}
@@ -254,8 +254,8 @@ def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return what builds a model, and the scenario that options are of."""
     from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.subject import AskedSource, find_subject
+    from moetool.memory.loaded.skeletons import SkeletonBuilder
     from moetool.memory.scenario import CacheKind, Scenario, Task
-    from moetool.memory.skeletons import SkeletonBuilder
 
     enums = {"task": Task, "cache": CacheKind}
     values: dict[str, Any] = {"dtype": "bfloat16", **options}

@@ -18,10 +18,16 @@ from moetool.inspection.quantization import find_quantization
 from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
 from moetool.memory.confirmed import Confirmation, find_confirmation
-from moetool.memory.experts_touched import find_choices, read_routing
+from moetool.memory.fitting.what_fits import (
+    find_limits_on,
+    list_fits_everywhere,
+    list_fits_on,
+    list_ranks,
+    quantize_scenario,
+)
+from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
-from moetool.memory.model_runs import CONTEXT_BYTES, ModelRuns
-from moetool.memory.offload import plan_offload
+from moetool.memory.offload.plan import plan_offload
 from moetool.memory.result import (
     Basis,
     Estimate,
@@ -31,17 +37,11 @@ from moetool.memory.result import (
     SpeedBound,
     StoredWeights,
 )
-from moetool.memory.runs import SimulatedRun
 from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario
-from moetool.memory.skeletons import SkeletonBuilder
-from moetool.memory.speed import bound_speed
-from moetool.memory.what_fits import (
-    find_limits_on,
-    list_fits_everywhere,
-    list_fits_on,
-    list_ranks,
-    quantize_scenario,
-)
+from moetool.memory.simulated.model_runs import CONTEXT_BYTES, ModelRuns
+from moetool.memory.simulated.runs import SimulatedRun
+from moetool.memory.speed.bounds import bound_speed
+from moetool.memory.speed.experts_touched import find_choices, read_routing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,10 +13,10 @@ import pytest
 
 from benchmarks.memory_accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.model_runs import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.result import MemoryFigures, Method
-from moetool.memory.runs import SimulatedRun, run_scenario
 from moetool.memory.scenario import Quantization
+from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
+from moetool.memory.simulated.runs import SimulatedRun, run_scenario
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MIB, GIB = 2**20, 2**30

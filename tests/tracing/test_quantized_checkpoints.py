@@ -12,7 +12,7 @@ from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
 from moetool.tracing.loading import load_model
-from tests.memory.packed_checkpoints import save_packed
+from tests.memory.loaded.packed_checkpoints import save_packed
 from tests.tiny_models import build_config
 
 QUANTIZERS = "transformers.quantizers.quantizer_"

@@ -1,0 +1,1 @@
+"""Fits and limits: which GPUs hold a scenario, and the largest scenarios that one GPU holds."""

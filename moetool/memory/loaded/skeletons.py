@@ -1,0 +1,195 @@
+"""A model's skeleton as a scenario would load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moetool.anatomy.config_fields import find_context
+from moetool.anatomy.skeleton.build import (
+    build_model,
+    build_skeleton,
+    find_dtype,
+    find_whole_class,
+    refuse_unbuildable,
+)
+from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
+from moetool.checkpoint.config import make_config
+from moetool.checkpoint.headers.tensor_headers import TensorHeaders
+from moetool.errors import UsageError
+from moetool.inspection.quantization import find_quantization
+from moetool.inspection.subject import Subject
+from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# By safetensors' names.
+_STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class SkeletonBuilder:
+    """Builds the skeletons of one model.
+
+    Attributes:
+        subject: The model.
+        trust_remote_code: Run its repository's own code.
+    """
+
+    subject: Subject
+    trust_remote_code: bool = False
+
+    def make_config(self) -> PreTrainedConfig:
+        """Return the model's configuration as transformers reads it.
+
+        Raises:
+            InputError: It is none, or names numbers beyond all reason.
+        """
+        return make_config(
+            self.subject.config,
+            name=self.subject.model,
+            place=self.subject.place,
+            code=self.subject.code,
+            revision=self.subject.revision,
+            trust_remote_code=self.trust_remote_code,
+            by_architecture=True,
+        )
+
+    def build(self, scenario: Scenario, *, device: str = "meta") -> PreTrainedModel:
+        """Return the model that a scenario runs, in evaluation mode.
+
+        It is all that the checkpoint holds, with the towers of a multimodal model, if that can
+        generate; else the language model. Parameters have the dtypes in which transformers would
+        hold them.
+
+        Args:
+            scenario: What is run.
+            device: Where the model is; on others than `meta` its weights are random.
+
+        Raises:
+            InputError: No model can be built from the configuration.
+            UntraceableError: transformers has no class for it.
+            UsageError: The model can't be run as the scenario asks.
+        """
+        config = self.make_config()
+        dtype = self._find_dtype(config, scenario)
+        with refuse_unbuildable(
+            self.subject.model, config, trust_remote_code=self.trust_remote_code
+        ):
+            skeleton = self._build(config, dtype, device=device)
+        hold_as_loaded(skeleton, dtype)
+        _set_implementations(skeleton, scenario, model=self.subject.model)
+        _refuse_generation(skeleton, scenario, model=self.subject.model)
+        if scenario.quantization is not Quantization.NONE:
+            self._refuse_quantized()
+            from moetool.quantized.skeleton import quantize_skeleton
+
+            quantize_skeleton(
+                skeleton,
+                scenario.quantization,
+                is_double_quantized=scenario.is_double_quantized,
+                experts=scenario.experts,
+            )
+        return skeleton
+
+    def refuse_scenario(self, scenario: Scenario) -> None:
+        """Refuse a scenario that is past the model's context.
+
+        Raises:
+            UsageError: It is.
+        """
+        _refuse_length(self.make_config(), scenario, model=self.subject.model)
+
+    def _build(
+        self, config: PreTrainedConfig, dtype: torch.dtype, *, device: str
+    ) -> PreTrainedModel:
+        whole = find_whole_class(config)
+        # Without a class named, it may be one for the text model's configuration alone.
+        takes_config = whole is not None and whole.config_class is type(config)
+        if whole is not None and takes_config and whole.can_generate():
+            return build_model(whole, config, dtype=dtype, device=device)
+        for holder in (config, config.get_text_config()):
+            holder.dtype = dtype
+        skeleton = build_skeleton(config, trust_remote_code=self.trust_remote_code, device=device)
+        skeleton.train(False)
+        return skeleton
+
+    def _refuse_quantized(self) -> None:
+        method = find_quantization(self.subject)
+        if method is not None:
+            raise UsageError(
+                f"The weights are quantized already ({method.partition(',')[0]}): transformers won't "
+                "quantize them again.",
+                hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+            )
+
+    def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
+        if scenario.dtype != Dtype.AUTO:
+            return _DTYPES[scenario.dtype]
+        dtype = find_dtype(config) or _find_dtype_of_files(self.subject.headers)
+        if dtype is None:
+            raise UsageError(
+                f"The config.json of {self.subject.model} doesn't say which dtype its weights are.",
+                hint="Give --dtype, such as bfloat16.",
+            )
+        return dtype
+
+
+def _find_dtype_of_files(headers: TensorHeaders | None) -> torch.dtype | None:
+    """Return the one dtype of plain floats in the files, which transformers then keeps."""
+    dtypes = set() if headers is None else {tensor.dtype for tensor in headers.tensors}
+    found = [_DTYPES[name] for stored, name in _STORED_DTYPES.items() if stored in dtypes]
+    return found[0] if len(found) == 1 else None
+
+
+def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:
+    for what, name, choose in (
+        ("attention", scenario.attention, skeleton.set_attn_implementation),
+        (
+            "experts",
+            scenario.experts_implementation,
+            partial(_set_experts, skeleton),
+        ),
+    ):
+        if name is None:
+            continue
+        try:
+            choose(name)
+        except (ValueError, ImportError) as error:
+            raise UsageError(
+                f"{model} can't run with '{name}' {what}.",
+                hint="Leave it out to take the one that transformers chooses.",
+            ) from error
+
+
+def _set_experts(skeleton: PreTrainedModel, name: str) -> None:
+    if not skeleton._can_set_experts_implementation():
+        raise ValueError(name)
+    skeleton.set_experts_implementation(name)
+
+
+def _refuse_generation(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:
+    if scenario.task is Task.GENERATE and not skeleton.can_generate():
+        raise UsageError(
+            f"{model} doesn't generate text.",
+            hint="Give --task forward to estimate one call.",
+        )
+
+
+def _refuse_length(config: PreTrainedConfig, scenario: Scenario, *, model: str) -> None:
+    context = find_context(config)
+    num_tokens = scenario.num_prompt_tokens + scenario.num_new_tokens
+    if context is not None and num_tokens > context and not config.is_encoder_decoder:
+        raise UsageError(
+            f"{scenario.num_prompt_tokens:,} prompt and {scenario.num_new_tokens:,} new tokens "
+            f"are past the context of {model}, {context:,} tokens.",
+            hint=f"Give --prompt-tokens {context - scenario.num_new_tokens} or fewer."
+            if scenario.num_new_tokens < context
+            else "Give fewer --new-tokens.",
+        )

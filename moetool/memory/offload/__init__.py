@@ -1,0 +1,1 @@
+"""Routed experts kept in the host's memory."""

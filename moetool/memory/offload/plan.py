@@ -1,0 +1,145 @@
+"""Routed experts in the host's memory: how many layers' have to go, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from transformers import PreTrainedModel
+
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.catalogue.gpus import Gpu
+from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
+from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
+from moetool.memory.result import Offload
+from moetool.memory.scenario import Quantization
+
+TRANSFORMERS = "transformers"
+LLAMA_CPP = "llama.cpp"
+LLAMA_CPP_BY_NAME = "llama.cpp (-ot)"
+
+
+def plan_offload(
+    skeleton: PreTrainedModel,
+    *,
+    gpu: Gpu,
+    total_bytes: int,
+    batch_size: int,
+    choices: Mapping[MoeLayer, int] | None,
+    quantization: Quantization = Quantization.NONE,
+) -> Offload | None:
+    """Return which routed experts have to leave a GPU so that all else fits; None without experts.
+
+    With transformers the experts of the last layers go first, as `device_map="auto"` would have it;
+    accelerate moves them to the GPU when their layer runs, one module after another, and they are
+    taken to be there at the peak. Experts that are one module per layer move whole, whichever are
+    chosen; separate ones only if they are chosen, of which no more than there are choices.
+
+    llama.cpp's `--n-cpu-moe N` takes the experts of the first N layers of the model, those without
+    experts counted, and computes them on the host. N is for a llama.cpp that takes the same memory
+    for everything else and stores weights alike: a quantized GGUF file needs less.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        gpu: The GPU.
+        total_bytes: What the run takes on the device with everything on it.
+        batch_size: Sequences that are decoded at once.
+        choices: How many experts a token chooses in each routed layer; None if unknown.
+        quantization: How the weights are stored.
+    """
+    experts = list_layer_experts(skeleton)
+    if not experts:
+        return None
+    moved = _take(experts[::-1], total_bytes=total_bytes, gpu=gpu, count_left=_leave_room)
+    computed = _take(experts, total_bytes=total_bytes, gpu=gpu, count_left=_leave_nothing)
+    gpu_bytes = _leave_room(total_bytes, moved)
+    host_computed_bytes = _leave_nothing(total_bytes, computed)
+    flags: dict[str, str] = {}
+    if moved and gpu_bytes <= gpu.memory_bytes:
+        flags[TRANSFORMERS] = _write_transformers(skeleton, moved, quantization)
+    if computed and host_computed_bytes <= gpu.memory_bytes:
+        flags.update(_write_llama_cpp(computed))
+    return Offload(
+        gpu=gpu.id,
+        num_offloaded_layers=len(moved),
+        num_moe_layers=len(experts),
+        gpu_bytes=gpu_bytes,
+        host_bytes=sum(layer.num_bytes for layer in moved),
+        transfer_bytes_per_token=_count_transfer(moved, choices, batch_size=batch_size),
+        computed_on_host_bytes_per_token=_count_read(computed, choices),
+        flags=flags,
+        fits=gpu_bytes <= gpu.memory_bytes,
+        num_host_computed_layers=len(computed),
+        fits_computed_on_host=host_computed_bytes <= gpu.memory_bytes,
+    )
+
+
+def _take(
+    experts: Sequence[LayerExperts],
+    *,
+    total_bytes: int,
+    gpu: Gpu,
+    count_left: Callable[[int, Sequence[LayerExperts]], int],
+) -> Sequence[LayerExperts]:
+    """Return the fewest of the first layers whose experts have to go; all, if that isn't enough."""
+    for num_layers in range(len(experts) + 1):
+        taken = experts[:num_layers]
+        if count_left(total_bytes, taken) <= gpu.memory_bytes:
+            return taken
+    return experts
+
+
+def _leave_room(total_bytes: int, taken: Sequence[LayerExperts]) -> int:
+    """Return what the GPU holds without some layers' experts but with those that are at work."""
+    moved_bytes = max((layer.moved_bytes for layer in taken), default=0)
+    return _leave_nothing(total_bytes, taken) + moved_bytes
+
+
+def _leave_nothing(total_bytes: int, taken: Sequence[LayerExperts]) -> int:
+    """Return what the GPU holds without some layers' experts."""
+    return total_bytes - sum(layer.num_bytes for layer in taken)
+
+
+def _count_transfer(
+    moved: Sequence[LayerExperts], choices: Mapping[MoeLayer, int] | None, *, batch_size: int
+) -> int:
+    """Return the bytes that cross the bus in a step of decoding, by its tokens, rounded up."""
+    per_step = sum(
+        layer.count_moved_bytes(
+            num_experts=batch_size * choices[layer.layer] if choices else layer.layer.num_experts
+        )
+        for layer in moved
+    )
+    return -(-per_step // batch_size)
+
+
+def _count_read(
+    computed: Sequence[LayerExperts], choices: Mapping[MoeLayer, int] | None
+) -> int | None:
+    """Return the bytes of the experts that one token chooses; None if that is unknown."""
+    if choices is None:
+        return None
+    return sum(layer.count_read_bytes(num_experts=choices[layer.layer]) for layer in computed)
+
+
+def _write_transformers(
+    skeleton: PreTrainedModel, moved: Sequence[LayerExperts], quantization: Quantization
+) -> str:
+    on_host = {path for layer in moved for path in layer.paths}
+    written = write_offload_map(make_offload_map(skeleton, on_host=on_host))
+    if quantization is Quantization.NONE:
+        return f"device_map={written}"
+    # Without it, transformers refuses a device map with the host in it.
+    return f"device_map={written}, and in BitsAndBytesConfig: llm_int8_enable_fp32_cpu_offload=True"
+
+
+def _write_llama_cpp(computed: Sequence[LayerExperts]) -> Mapping[str, str]:
+    """Return the flags for the first layers' experts; none for layers that llama.cpp can't have."""
+    layers = [layer.layer for layer in computed]
+    numbers = sorted({layer.layer for layer in layers})
+    if len(numbers) < len(layers) or any(layer.stack != "decoder" for layer in layers):
+        return {}
+    blocks = "|".join(str(number) for number in numbers)
+    return {
+        LLAMA_CPP: f"-ngl 999 --n-cpu-moe {numbers[-1] + 1}",
+        LLAMA_CPP_BY_NAME: rf'-ngl 999 -ot "blk\.({blocks})\.ffn_.*_exps\.=CPU"',
+    }

@@ -1,0 +1,204 @@
+"""How transformers spreads a model over several GPUs with `device_map="auto"`: asked of itself."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.integrations.accelerate import _get_device_map, expand_device_map
+
+from moetool.memory.result import RankBytes
+from moetool.memory.scenario import Quantization
+from moetool.memory.sharing.decoder_layers import find_decoder_layers
+
+DEVICE_MAP = "device_map"
+
+# What does not fit on the GPUs has to go somewhere; how much a host has is not asked.
+_HOST_BYTES = 2**60
+# Of the memory of each GPU, what transformers' bitsandbytes quantizers let weights take.
+_BITSANDBYTES_SHARE = 0.90
+
+
+def share_by_device_map(
+    skeleton: PreTrainedModel,
+    *,
+    gpu_memory_bytes: int,
+    num_gpus: int,
+    reserve_bytes: int = 0,
+    quantization: Quantization = Quantization.NONE,
+) -> RankBytes:
+    """Return what each GPU holds with `device_map="auto"`.
+
+    transformers' own functions make the map. They put whole decoder layers on one GPU after
+    another, share them out evenly, and keep room on the first for the largest layer, should one
+    have to come from the host. With bitsandbytes they leave a tenth of each GPU free.
+
+    The memory is told as `max_memory`. Without that, transformers takes what it finds free, and of
+    a single GPU only nine tenths.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        gpu_memory_bytes: What each GPU has.
+        num_gpus: How many there are.
+        reserve_bytes: What weights may not take on each of them.
+        quantization: How its weights are stored.
+
+    Returns:
+        The bytes and layers of each GPU. Its reason tells how many layers are left to the host.
+    """
+    maps = DeviceMaps(skeleton, quantization)
+    return maps.share(budget_bytes=gpu_memory_bytes - reserve_bytes, num_gpus=num_gpus)
+
+
+def _add_cache(ranks: RankBytes, cache_bytes: int) -> list[int]:
+    """Return the bytes of each GPU's weights and of the cache of its layers."""
+    if not ranks.num_layers or not sum(ranks.num_layers):
+        return [weights_bytes + cache_bytes for weights_bytes in ranks.weights_bytes]
+    num_layers = sum(ranks.num_layers)
+    return [
+        weights_bytes + -(-cache_bytes * num // num_layers)
+        for weights_bytes, num in zip(ranks.weights_bytes, ranks.num_layers, strict=True)
+    ]
+
+
+class DeviceMaps:
+    """transformers' maps of one model, for any kind and number of GPUs.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        quantization: How its weights are stored.
+    """
+
+    def __init__(self, skeleton: PreTrainedModel, quantization: Quantization) -> None:
+        self._skeleton = skeleton
+        self._quantization = quantization
+        tensors = [*skeleton.named_parameters(), *skeleton.named_buffers()]
+        self._bytes_by_path = {path: tensor.nbytes for path, tensor in tensors}
+
+    def count_gpus(
+        self,
+        *,
+        gpu_memory_bytes: int,
+        cache_bytes: int,
+        activation_bytes: int,
+        context_bytes: int,
+        largest: int = 64,
+    ) -> int | None:
+        """Return how many GPUs a run takes with `device_map="auto"`; None if no number does.
+
+        That is the smallest number with which all layers lie on GPUs, and each GPU has room for
+
+        - the weights that transformers puts there, which it is given all memory but the context
+          for,
+        - the cache of its layers, of which each is taken to hold the same,
+        - all activations and the workspace: a GPU that runs some of the layers may need less, so
+          the number may be too large.
+
+        Args:
+            gpu_memory_bytes: What each GPU has.
+            cache_bytes: The cache of all layers.
+            activation_bytes: What comes and goes at the peak, with the workspace and what the
+                allocator holds beyond what is allocated.
+            context_bytes: The CUDA context of each GPU.
+            largest: No more than this many are tried.
+        """
+        room_bytes = gpu_memory_bytes - context_bytes - activation_bytes
+        fewest = self._count_fewest_gpus(room_bytes=room_bytes, cache_bytes=cache_bytes)
+        if fewest is None:
+            return None
+        for num_gpus in range(fewest, largest + 1):
+            ranks = self.share(budget_bytes=gpu_memory_bytes - context_bytes, num_gpus=num_gpus)
+            if ranks.reason is None and max(_add_cache(ranks, cache_bytes)) <= room_bytes:
+                return num_gpus
+        return None
+
+    @cached_property
+    def _layers(self) -> Mapping[str, torch.nn.Module]:
+        return find_decoder_layers(self._skeleton)
+
+    @cached_property
+    def _layer_bytes(self) -> list[int]:
+        return [
+            sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+            for layer in self._layers.values()
+        ]
+
+    def share(self, *, budget_bytes: int, num_gpus: int) -> RankBytes:
+        """Return what each GPU holds if weights may take so much of each."""
+        device_map = self._make_map(budget_bytes=max(budget_bytes, 0), num_gpus=num_gpus)
+        devices = expand_device_map(device_map, list(self._bytes_by_path))
+        held = Counter[Any]()
+        for path, num_bytes in self._bytes_by_path.items():
+            held[devices[path]] += num_bytes
+        on_gpus = range(num_gpus)
+        layers = Counter(self._find_device(path, devices) for path in self._layers)
+        is_whole = sum(held[gpu] for gpu in on_gpus) == sum(held.values())
+        num_left = len(self._layers) - sum(layers[gpu] for gpu in on_gpus)
+        left = (
+            f"{num_left} of {len(self._layers)} layers" if num_left else "parts outside of layers"
+        )
+        return RankBytes(
+            way=DEVICE_MAP,
+            num_gpus=num_gpus,
+            weights_bytes=tuple(held[gpu] for gpu in on_gpus),
+            num_layers=tuple(layers[gpu] for gpu in on_gpus) if self._layers else None,
+            reason=None if is_whole else f"{left} are left to the host's memory",
+        )
+
+    def _count_fewest_gpus(self, *, room_bytes: int, cache_bytes: int) -> int | None:
+        """Return a number of GPUs below which none can do; None if no number can."""
+        largest_layer = max(self._layer_bytes, default=0)
+        if room_bytes <= 0 or largest_layer > room_bytes:
+            return None
+        num_gpus = -(-(sum(self._bytes_by_path.values()) + cache_bytes) // room_bytes)
+        if largest_layer:
+            num_layers = self._layer_bytes.count(largest_layer)
+            num_gpus = max(num_gpus, -(-num_layers // (room_bytes // largest_layer)))
+        return num_gpus
+
+    def _find_device(self, layer_path: str, devices: Mapping[str, Any]) -> Any:
+        """Return where a layer lies; None if its parts lie on several devices."""
+        found = {devices[path] for path in devices if path.startswith(f"{layer_path}.")}
+        return found.pop() if len(found) == 1 else None
+
+    def _make_map(self, *, budget_bytes: int, num_gpus: int) -> dict[str, Any]:
+        max_memory: dict[int | str, int] = dict.fromkeys(range(num_gpus), budget_bytes)
+        max_memory["cpu"] = _HOST_BYTES
+        is_plain = self._quantization is Quantization.NONE
+        quantizer: Any = None if is_plain else _BitsAndBytesQuantizer()
+        with _without_warnings():
+            device_map: dict[str, Any] = _get_device_map(
+                self._skeleton, "auto", max_memory, quantizer
+            )
+        return device_map
+
+
+class _BitsAndBytesQuantizer:
+    """What transformers asks its quantizers for a device map, of weights quantized already."""
+
+    def param_element_size(self, _model: object, _name: str, parameter: torch.Tensor) -> int:
+        return parameter.element_size()
+
+    def adjust_max_memory(self, max_memory: dict[int | str, int]) -> dict[int | str, float]:
+        return {key: value * _BITSANDBYTES_SHARE for key, value in max_memory.items()}
+
+    def validate_environment(self, **_kwargs: object) -> None:
+        """Accept any map: it is told which layers are left to the host."""
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep accelerate from telling that this machine lacks the GPUs that are asked about."""
+    logger = logging.getLogger("accelerate.utils.modeling")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,162 @@
+"""What each GPU of several holds of the weights, under transformers' own plans of sharing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from moetool.anatomy.config_fields import read_count
+from moetool.memory.result import RankBytes
+from moetool.memory.sharing.shards import UnknownStyle, find_shard, split_evenly
+from moetool.memory.sharing.sharing_plans import read_expert_plan, read_tensor_plan
+
+TENSOR_PARALLEL = "tensor_parallel"
+EXPERT_PARALLEL = "expert_parallel"
+
+# Of the modules whose rows are heads: those of queries, and of what latent attention expands.
+_OF_QUERY_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
+_OF_KEY_HEADS = ("k_proj",)
+
+
+class _CantShare(Exception):  # noqa: N818 - it is an answer
+    """Says why a model can't be shared in one way."""
+
+
+def share_by_tensor_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> RankBytes:
+    """Return what each GPU holds with transformers' tensor parallelism.
+
+    That is `from_pretrained(…, distributed_config=DistributedConfig(tp_size=num_gpus))`. Each
+    parameter that the model's plan names is cut along one dimension, in pieces of equal size of
+    which the last may be shorter; the others, and all buffers, are on every GPU in full.
+
+    Where heads of attention would be cut apart, transformers loads the weights but its forward
+    fails: that is a reason here. That nothing else stops the forward is not said.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        num_gpus: How many GPUs share.
+    """
+    return _share(skeleton, TENSOR_PARALLEL, num_gpus=num_gpus)
+
+
+def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> RankBytes:
+    """Return what each GPU holds with transformers' expert parallelism.
+
+    That is `DistributedConfig(tp_size=num_gpus, ep_size=num_gpus)`: each GPU holds whole routed
+    experts, as many as the others, and what the tensor-parallel plan makes of everything else.
+
+    Args:
+        skeleton: The model on the meta device, in the dtypes it is loaded in.
+        num_gpus: How many GPUs share.
+    """
+    return _share(skeleton, EXPERT_PARALLEL, num_gpus=num_gpus)
+
+
+def _share(skeleton: PreTrainedModel, way: str, *, num_gpus: int) -> RankBytes:
+    try:
+        plan = _read_plan(skeleton, way)
+        _refuse_cut_heads(skeleton, plan, num_gpus=num_gpus)
+        shares = [
+            _share_parameter(parameter, path, plan.get(path), num_gpus=num_gpus)
+            for path, parameter in _list_untied(skeleton)
+        ]
+    except _CantShare as error:
+        return RankBytes(way=way, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
+    replicated = sum(buffer.nbytes for buffer in skeleton.buffers())
+    replicated += sum(share[0] for share in shares if len(share) == 1)
+    cut = [share for share in shares if len(share) > 1]
+    return RankBytes(
+        way=way,
+        num_gpus=num_gpus,
+        weights_bytes=tuple(
+            replicated + sum(share[rank] for share in cut) for rank in range(num_gpus)
+        ),
+        replicated_bytes=replicated,
+    )
+
+
+def _read_plan(skeleton: PreTrainedModel, way: str) -> dict[str, str]:
+    """Return the style of each parameter and module that the plan names, by path."""
+    name = type(skeleton).__name__
+    if any(not p.is_floating_point() for p in skeleton.parameters()):
+        if getattr(skeleton.config, "quantization_config", None):
+            raise _CantShare(
+                "how transformers shares weights that are published packed isn't known"
+            )
+        raise _CantShare("transformers' forward fails with shared weights of bitsandbytes")
+    tensor_plan = read_tensor_plan(skeleton)
+    if not tensor_plan:
+        raise _CantShare(f"{name} has no tensor-parallel plan")
+    if way == TENSOR_PARALLEL:
+        return tensor_plan
+    expert_plan = read_expert_plan(skeleton)
+    if not expert_plan:
+        raise _CantShare(f"{name} has no expert-parallel plan")
+    kept = {
+        path: style
+        for path, style in tensor_plan.items()
+        if not any(path == taken or path.startswith(f"{taken}.") for taken in expert_plan)
+    }
+    return {**kept, **expert_plan}
+
+
+def _refuse_cut_heads(skeleton: PreTrainedModel, plan: Mapping[str, str], *, num_gpus: int) -> None:
+    """Raise if a GPU would hold a part of a head."""
+    for path, style in plan.items():
+        if style != "colwise":
+            continue
+        num_heads, kind = _count_heads(skeleton, path)
+        if num_heads is not None and num_heads % num_gpus:
+            raise _CantShare(f"{num_heads} {kind} heads can't be shared evenly by {num_gpus} GPUs")
+
+
+def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]:
+    """Return how many heads a module makes and of what; None if it makes none."""
+    parent_path, _, name = path.removesuffix(".linear").rpartition(".")
+    if name in _OF_QUERY_HEADS:
+        attention = skeleton.get_submodule(parent_path)
+        return (
+            read_count(attention, "num_heads", "num_attention_heads")
+            or read_count(skeleton.config.get_text_config(), "num_attention_heads"),
+            "query",
+        )
+    if name in _OF_KEY_HEADS:
+        head_dim = read_count(skeleton.get_submodule(parent_path), "head_dim")
+        num_rows = read_count(skeleton.get_submodule(path), "out_features")
+        if head_dim and num_rows:
+            return num_rows // head_dim, "key-value"
+    return None, ""
+
+
+def _share_parameter(
+    parameter: torch.nn.Parameter, path: str, style: str | None, *, num_gpus: int
+) -> list[int]:
+    """Return the bytes that each GPU holds; a single number if each holds all of it."""
+    if style is None or not parameter.numel():
+        return [parameter.nbytes]
+    try:
+        shard = find_shard(style, path=path, num_dims=parameter.dim())
+    except UnknownStyle as error:
+        raise _CantShare(f"how the style '{style}' shares {path} is not known") from error
+    if shard is None:
+        return [parameter.nbytes]
+    size = parameter.shape[shard.dim]
+    if shard.is_even and size % num_gpus:
+        raise _CantShare(f"{size} experts can't be shared evenly by {num_gpus} GPUs")
+    bytes_per_index = parameter.nbytes // size
+    return [
+        num * bytes_per_index
+        for num in split_evenly(size, num_gpus=num_gpus, num_packed=shard.num_packed)
+    ]
+
+
+def _list_untied(skeleton: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield each parameter once, by the path that transformers loads it under."""
+    tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
+    seen: set[int] = set()
+    for path, parameter in skeleton.named_parameters(remove_duplicate=False):
+        if path not in tied and id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield path, parameter

@@ -1,0 +1,56 @@
+"""Whether a model is answered for or refused has nothing to do with how many layers it has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetool.catalogue.published import read_published_config
+from moetool.errors import MoetoolError
+from moetool.memory.estimate import estimate_memory
+from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.runs import run_scenario
+from moetool.simulation.meta.generation import CantSimulate
+from tests.families.models import available
+from tests.simulation.skeletons import build_family_skeleton, deepen
+
+SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3)
+
+
+def find_outcome(family: str, **overrides: object) -> tuple[str, ...]:
+    """Return how a family's figures come about and what is said of them, or why there are none."""
+    try:
+        skeleton = build_family_skeleton(family, **overrides).eval()
+        scenario = SCENARIO
+        if not skeleton.can_generate():
+            scenario = replace(SCENARIO, task=Task.FORWARD, num_new_tokens=0)
+        run = run_scenario(skeleton, scenario, workspace_bytes=0, context_bytes=0)
+    except CantSimulate as error:
+        return ("refused", error.reason)
+    except MoetoolError as error:
+        return ("refused", error.message)
+    return (run.method.value, *run.notes)
+
+
+@pytest.mark.parametrize("family", available())
+def test_twice_as_many_layers_get_the_same_kind_of_answer(family: str) -> None:
+    deeper = deepen(family)
+    assert find_outcome(family, **deeper) == find_outcome(family)
+
+
+def test_a_published_model_cut_to_what_fits_is_answered_for(tmp_path: Path) -> None:
+    """With few layers it fits, so that its limits are looked for, with many sequences at once."""
+    num_layers = 2
+    path = tmp_path / "config.json"
+    fields = {**read_published_config("dbrx"), "n_layers": num_layers}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    scenario = Scenario(num_prompt_tokens=128, num_new_tokens=2, dtype="bfloat16")
+    (estimate,) = estimate_memory(str(path), [scenario], gpu="24GiB")
+    assert estimate.method == "approximate"
+    assert (estimate.figures.weights_bytes or 0) > num_layers * 6 * 10**9
+    assert estimate.limits is not None
+    # More than 2^22 elements of its 16 experts' masks, by their four choices of a token.
+    assert estimate.limits.largest_batch_size * 128 * 17 * 4 > 2**22
