@@ -26,9 +26,9 @@ from transformers.utils import logging
 from moetool import RoutingRecorder
 from moetool.catalogue.names import demo_folder
 from moetool.trace.reader import open_trace
-from moetool.tracing.batches import Batch, make_batches
-from moetool.tracing.prompts import read_prompts
-from moetool.tracing.tokens import tokenize_prompts
+from moetool.tracing.prompts.prompts import read_prompts
+from moetool.tracing.prompts.tokens import tokenize_prompts
+from moetool.tracing.running.batches import Batch, make_batches
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE_PROMPTS = REPOSITORY / "sample_prompts"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
     from moetool.trace.reader import read_trace as read_trace
-    from moetool.tracing.recorder import RoutingRecorder as RoutingRecorder
+    from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
 
 __version__ = "0.2.0"
 
@@ -33,7 +33,7 @@ _HOME_OF = {
     "MoetoolError": "moetool.errors",
     "Quantization": "moetool.memory.scenario",
     "QuantizedExperts": "moetool.memory.scenario",
-    "RoutingRecorder": "moetool.tracing.recorder",
+    "RoutingRecorder": "moetool.tracing.recording.recorder",
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
     "estimate_memory": "moetool.memory.estimate",

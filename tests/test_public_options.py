@@ -33,7 +33,7 @@ from moetool import (
 from moetool.errors import UsageError
 from moetool.memory.sweep import list_scenarios
 from moetool.tracing.generation_options import GenerationOptions
-from moetool.tracing.route import TraceOptions
+from moetool.tracing.trace_model import TraceOptions
 from tests.tiny_models import build_model
 
 OPTIONS: dict[str, type[StrEnum]] = {

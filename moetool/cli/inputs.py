@@ -56,7 +56,7 @@ def list_trace_files(trace: Path | None) -> list[Path]:
 
 def list_prompt_files(prompts: str | None) -> list[Path]:
     """Return the prompts file, or the files in a folder of them."""
-    from moetool.tracing.prompts import READERS
+    from moetool.tracing.prompts.prompts import READERS
 
     if prompts is None or prompts == "-":
         return []

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from moetool.trace.metadata import TraceMetadata
     from moetool.trace.writer import TraceSink
     from moetool.tracing.generation_options import GenerationOptions
-    from moetool.tracing.prompts import Prompt
-    from moetool.tracing.texts import TextFile
-    from moetool.tracing.tokens import SpecialTokens
+    from moetool.tracing.prompts.prompts import Prompt
+    from moetool.tracing.prompts.tokens import SpecialTokens
+    from moetool.tracing.running.texts import TextFile
 
 
 class TraceFormat(StrEnum):
@@ -150,7 +150,7 @@ def route_trace(
     from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
     from moetool.tracing.generation_options import choose_generation
-    from moetool.tracing.route import TraceOptions, trace_model
+    from moetool.tracing.trace_model import TraceOptions, trace_model
 
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
@@ -215,8 +215,8 @@ def route_trace(
 def _read_prompts(
     prompts: str | None, prompt: str | None, *, fields: tuple[str, str, str], limit: int | None
 ) -> list[Prompt]:
-    from moetool.tracing.prompt_files import PromptFields
-    from moetool.tracing.prompts import make_prompt, read_prompts
+    from moetool.tracing.prompts.files import PromptFields
+    from moetool.tracing.prompts.prompts import make_prompt, read_prompts
 
     if (prompts is None) == (prompt is None):
         raise UsageError(
@@ -243,7 +243,7 @@ def _choose_texts(
 ) -> Callable[[], TextFile] | None:
     """Return what opens the file of texts, after checking that it can be opened."""
     from moetool.trace.writer import list_places
-    from moetool.tracing.texts import TextFile, check_text_path, list_text_places
+    from moetool.tracing.running.texts import TextFile, check_text_path, list_text_places
 
     if path is None:
         return None

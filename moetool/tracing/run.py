@@ -15,22 +15,22 @@ from moetool.trace.counts import ExpertCounts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.prompt_sums import DomainCounter
 from moetool.trace.writer import TraceSink
-from moetool.tracing.batches import make_batches, split_windows
-from moetool.tracing.collect import TracedBatch, collect_scopes
-from moetool.tracing.generation import (
+from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
+from moetool.tracing.recording.recorder import RoutingRecorder
+from moetool.tracing.recording.scopes import find_encoder, find_scopes
+from moetool.tracing.running.batches import make_batches, split_windows
+from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
     generation_settings,
     takes_left_pads,
 )
-from moetool.tracing.generation_options import GenerationOptions
-from moetool.tracing.passes import read_batch, write_batch
-from moetool.tracing.recorder import RoutingRecorder
-from moetool.tracing.routed_layers import describe_layers, describe_routing
-from moetool.tracing.scopes import find_encoder, find_scopes
-from moetool.tracing.texts import TextFile, decode_texts
-from moetool.tracing.tokens import TokenizedPrompt, choose_pad, count_embeddings
-from moetool.tracing.window import RowMaker
+from moetool.tracing.running.passes import read_batch, write_batch
+from moetool.tracing.running.texts import TextFile, decode_texts
+from moetool.tracing.windows.collect import TracedBatch, collect_scopes
+from moetool.tracing.windows.routed_layers import describe_layers, describe_routing
+from moetool.tracing.windows.window import RowMaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

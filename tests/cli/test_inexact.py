@@ -24,7 +24,7 @@ from moetool.cli.main import app
 from moetool.errors import UntraceableError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reader import open_trace
-from moetool.tracing.recording import RecordedCall
+from moetool.tracing.recording.calls import RecordedCall
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
 from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import Completed

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UntraceableError
-from moetool.tracing.recording import RecordedCall, RecordedLayer
+from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
 from tests.families.dense_reference import ObservedExperts, observe_experts
 from tests.families.gemm_audit import GemmAudit
 from tests.families.models import LOOPED_FAMILIES, available, build_family, text_inputs

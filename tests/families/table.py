@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.errors import UntraceableError
-from moetool.tracing.probabilities import find_score_function
-from moetool.tracing.recording import RecordedLayer
+from moetool.tracing.recording.calls import RecordedLayer
+from moetool.tracing.windows.probabilities import find_score_function
 from tests.conftest import REPOSITORY
 from tests.families.configs import find_family
 from tests.families.models import available, broken, build_family

@@ -13,7 +13,7 @@ from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class
 from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import resolve_model
 from moetool.errors import UntraceableError
-from moetool.tracing.loading import load_model
+from moetool.tracing.running.load_model import load_model
 from tests.families.models import available, build_family, text_inputs
 
 # Halves of models that have no checkpoint of their own.

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from moetool import RoutingRecorder
-from moetool.tracing.recording import RecordedLayer
+from moetool.tracing.recording.calls import RecordedLayer
 from tests.families.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
 # Where the two can't be compared one by one, and why; a test below holds each to it.

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
 from moetool.errors import UntraceableError
-from moetool.tracing.probabilities import find_score_function
+from moetool.tracing.windows.probabilities import find_score_function
 from tests.anatomy.counting import count_family, prove_family
 from tests.families.configs import HIDDEN_SIZE
 from tests.families.proof import exact_families

@@ -1,0 +1,1 @@
+"""Prompts: read from files, checked, and turned into token ids."""

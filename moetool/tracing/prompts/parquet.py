@@ -1,0 +1,145 @@
+"""From a Parquet file of prompts to its rows, of which few bytes may stand for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from moetool.printable import printable
+from moetool.tracing.prompts.files import (
+    FORMAT_HINT,
+    MOST_BYTES,
+    SMALLER_HINT,
+    BadLine,
+    PromptFields,
+    RawPrompt,
+    column_twice,
+    make_row,
+    missing_text,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Few enough that a batch of the longest texts that a page holds stays within the memory.
+_BATCH_ROWS = 1_000
+
+
+def read_parquet(
+    file: BinaryIO, *, name: str, fields: PromptFields
+) -> Iterator[RawPrompt | BadLine]:
+    """Yield a Parquet file's rows; the line is the row's number, from 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        schema = pq.read_schema(file)
+        bad = _check_columns(schema, name=name, fields=fields)
+        if bad is not None:
+            yield bad
+            return
+        wanted = [
+            column
+            for column in dict.fromkeys((fields.prompt_id, fields.text, fields.domain))
+            if column in schema.names
+        ]
+        # As a dictionary, texts that are stored once and repeated are held once.
+        parquet = pq.ParquetFile(file, read_dictionary=wanted)
+        left = MOST_BYTES
+        if _count_stored_bytes(parquet.metadata, wanted) > left:
+            yield _too_large(name)
+            return
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+            left -= sum(_count_bytes(column) for column in batch.columns)
+            if left < 0:
+                yield _too_large(name)
+                return
+            for row in batch.to_pylist():
+                number += 1
+                yield make_row(row, name=name, line=number, fields=fields)
+    # The library raises whatever comes of values that are not what they are declared to be.
+    except (pa.ArrowException, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        seen = str(error).strip().splitlines() or [type(error).__name__]
+        yield BadLine(
+            file=name,
+            line=number + 1,
+            complaint=f"not a Parquet file: {printable(seen[0]).rstrip('.')}",
+            hint="Write the file again.",
+        )
+
+
+def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> BadLine | None:
+    """Return what is wrong with the columns, before any value is read."""
+    if fields.text not in schema.names:
+        return missing_text(schema.names, name=name, line=1, fields=fields)
+    for column, word in (
+        (fields.text, "string"),
+        (fields.prompt_id, "word"),
+        (fields.domain, "word"),
+    ):
+        found = schema.get_all_field_indices(column)
+        kinds = [_find_wrong_kind(schema.field(place).type, word) for place in found]
+        wrong = next((kind for kind in kinds if kind), None)
+        if wrong is not None:
+            complaint = f"'{printable(column)}' is not a {word} but {wrong}"
+            return BadLine(file=name, line=1, complaint=complaint, hint=FORMAT_HINT)
+        if len(found) > 1:
+            return column_twice(column, name=name)
+    return None
+
+
+def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
+    """Return what values of a type are called if they are neither words nor null."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
+        return None
+    if word == "word" and (types.is_integer(kind) or types.is_floating(kind)):
+        return None
+    names = (
+        (types.is_binary, "bytes"),
+        (types.is_large_binary, "bytes"),
+        (types.is_boolean, "bool"),
+        (types.is_integer, "int"),
+        (types.is_floating, "float"),
+        (types.is_list, "list"),
+        (types.is_large_list, "list"),
+        (types.is_struct, "dict"),
+    )
+    return next((called for is_kind, called in names if is_kind(kind)), printable(kind))
+
+
+def _count_stored_bytes(metadata: pa.FileMetaData, wanted: list[str]) -> int:
+    """Return what the wanted columns take before compression, as the file itself states it."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for place in range(columns.num_columns):
+            column = columns.column(place)
+            if column.path_in_schema in wanted:
+                total += max(0, column.total_uncompressed_size)
+    return total
+
+
+def _count_bytes(column: pa.Array) -> int:
+    """Return what the values of a column take once each has its own copy."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
+        return int(column.nbytes)
+    if pa.types.is_string(column.dictionary.type) or pa.types.is_large_string(
+        column.dictionary.type
+    ):
+        lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+        return (pc.sum(lengths).as_py() or 0) + int(column.indices.nbytes)
+    return int(column.indices.nbytes)
+
+
+def _too_large(name: str) -> BadLine:
+    complaint = f"more than {MOST_BYTES // 1_000_000:,} MB in all"
+    return BadLine(file=name, line=1, complaint=complaint, hint=SMALLER_HINT)

@@ -1,0 +1,255 @@
+"""From prompts to token ids, checked against the model's context before the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.checkpoint.config import first_line
+from moetool.checkpoint.native_messages import native_messages_dropped
+from moetool.errors import InputError, MoetoolError, UsageError
+from moetool.printable import printable
+from moetool.tracing.prompts.chat_template import ChatTemplate
+from moetool.tracing.prompts.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+SpecialTokens = Literal["tokenizer", "none", "chat template"]
+Encode = Callable[[Prompt], list[int]]
+
+# The longest text that is tokenized, which takes seconds a megabyte: so much for every token of the
+# context, of which four are common, and never less than the least nor, without a context, more than
+# the most.
+_CHARACTERS_PER_TOKEN = 16
+_LEAST_CHARACTERS = 1_000_000
+_MOST_CHARACTERS = 10_000_000
+
+_OWN_TOKENIZER = "Use the tokenizer files that came with the model."
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        prompt: The prompt.
+        token_ids: # (num_tokens,)
+        was_cut: Whether tokens beyond the limit were left out.
+    """
+
+    prompt: Prompt
+    token_ids: NDArray[np.int32]
+    was_cut: bool
+
+
+def tokenize_prompts(
+    prompts: Iterable[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    special_tokens: SpecialTokens,
+    context_tokens: int | None,
+    vocabulary: int | None = None,
+    max_prompt_tokens: int | None = None,
+    max_new_tokens: int = 0,
+) -> list[TokenizedPrompt]:
+    """Return every prompt's tokens.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: The model's own.
+        special_tokens: Who adds tokens such as `<s>`: the tokenizer, nobody, or the tokenizer's
+            chat template, which makes the prompt a user's message and begins the answer.
+        context_tokens: The longest sequence the model takes; None if it doesn't say.
+        vocabulary: So many token ids, from 0, the model has; None if that is not known.
+        max_prompt_tokens: Keep only the first so many tokens of a prompt.
+        max_new_tokens: So many tokens will follow it in the context.
+
+    Raises:
+        InputError: A prompt with what follows is longer than the context, the tokenizer has no
+            chat template, or it fails, or makes tokens that the model doesn't have.
+        UsageError: A limit is larger than the context.
+    """
+    if max_prompt_tokens is not None and context_tokens and max_prompt_tokens > context_tokens:
+        raise UsageError(
+            f"--max-prompt-tokens {max_prompt_tokens} is beyond the model's context of "
+            f"{context_tokens} tokens.",
+            hint=f"Give {context_tokens} or less.",
+        )
+    if context_tokens and max_new_tokens >= context_tokens:
+        raise UsageError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the model's context "
+            f"of {context_tokens} tokens.",
+            hint=f"Give less than {context_tokens}.",
+        )
+    if special_tokens == "chat template" and not tokenizer.chat_template:
+        raise InputError(
+            "This model's tokenizer has no chat template.",
+            hint="Leave --chat out: the model was not trained to chat.",
+        )
+    longest = _limit_characters(context_tokens)
+    tokenized = []
+    with _open_encoder(tokenizer, special_tokens, longest=longest) as encode:
+        for prompt in prompts:
+            ids = encode(prompt)
+            if not ids:
+                raise InputError(
+                    f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
+                    hint="Give it a text, or leave --no-special-tokens out.",
+                )
+            _check_ids(ids, prompt, vocabulary=vocabulary)
+            kept = ids[:max_prompt_tokens]
+            if context_tokens and len(kept) + max_new_tokens > context_tokens:
+                following = f" and {max_new_tokens:,} new ones" if max_new_tokens else ""
+                raise InputError(
+                    f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has {len(kept):,} tokens{following}; "
+                    f"the model's context holds {context_tokens:,}.",
+                    hint=f"Cut long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
+                    f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
+                )
+            tokenized.append(
+                TokenizedPrompt(
+                    prompt=prompt,
+                    token_ids=np.array(kept, dtype=np.int32),
+                    was_cut=len(kept) < len(ids),
+                )
+            )
+    return tokenized
+
+
+def read_context_tokens(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence a model takes, or None if its configuration doesn't say."""
+    value = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def spell_tokens(token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
+    """Return the tokenizer's own piece for each distinct id, in ascending order of ids."""
+    distinct = [int(token_id) for token_id in np.unique(token_ids)]
+    # An id beyond the vocabulary (padding of the embedding) has no piece.
+    return [piece or "" for piece in tokenizer.convert_ids_to_tokens(distinct)]
+
+
+def count_embeddings(model: PreTrainedModel) -> int | None:
+    """Return how many token ids a model has an embedding for, from 0; None if that is not known."""
+    try:
+        number = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return None
+    return number if isinstance(number, int) else None
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int | None) -> int:
+    """Return the token that fills rows where no token is: the tokenizer's, if the model has it."""
+    pad = tokenizer.pad_token_id
+    is_usable = isinstance(pad, int) and pad >= 0 and (vocabulary is None or pad < vocabulary)
+    return pad if is_usable else 0
+
+
+def _limit_characters(context_tokens: int | None) -> int:
+    if context_tokens is None:
+        return _MOST_CHARACTERS
+    return max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * context_tokens)
+
+
+@contextmanager
+def _open_encoder(
+    tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens, *, longest: int
+) -> Iterator[Encode]:
+    """Yield what returns the token ids of a prompt."""
+
+    def encode_plain(prompt: Prompt) -> list[int]:
+        _check_length(prompt.text, prompt, longest=longest)
+        with _failing_on(prompt):
+            ids = tokenizer.encode(prompt.text, add_special_tokens=special_tokens == "tokenizer")
+        return cast("list[int]", ids)
+
+    def encode_message(prompt: Prompt, template: str | None = None, text: str = "") -> list[int]:
+        message = [{"role": "user", "content": prompt.text}]
+        # What a template can refer to.
+        variables: dict[str, Any] = {"rendered_already": text}
+        with _failing_on(prompt):
+            ids = tokenizer.apply_chat_template(
+                message,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **(variables if template else {}),
+            )
+        return cast("list[int]", ids)
+
+    if special_tokens != "chat template":
+        yield encode_plain
+    elif _has_own_chat(tokenizer):
+        yield encode_message
+    else:
+        with ChatTemplate(tokenizer) as chat:
+
+            def encode_rendered(prompt: Prompt) -> list[int]:
+                _check_length(prompt.text, prompt, longest=longest)
+                text = chat.render(prompt)
+                _check_length(text, prompt, longest=longest)
+                # transformers adds the tokens, as it does after its own rendering.
+                return encode_message(prompt, "{{ rendered_already }}", text)
+
+            yield encode_rendered
+
+
+def _has_own_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer's class makes messages by code, not by a checkpoint's template."""
+    from transformers import PreTrainedTokenizerBase
+
+    own = type(tokenizer).apply_chat_template
+    return own is not PreTrainedTokenizerBase.apply_chat_template
+
+
+@contextmanager
+def _failing_on(prompt: Prompt) -> Iterator[None]:
+    """Turn whatever a tokenizer raises into an error that names the prompt."""
+    try:
+        with native_messages_dropped():
+            yield
+    except (MoetoolError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    # A panic in the tokenizers library is not an Exception.
+    except BaseException as error:
+        raise InputError(
+            f"{prompt.place}: the tokenizer fails on prompt '{printable(prompt.prompt_id)}'.",
+            hint=_OWN_TOKENIZER,
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+
+
+def _check_length(text: str, prompt: Prompt, *, longest: int) -> None:
+    """Refuse a text that takes long to tokenize and fits no context.
+
+    Raises:
+        InputError: It is longer.
+    """
+    if len(text) > longest:
+        raise InputError(
+            f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has {len(text):,} characters; "
+            f"at most {longest:,} are tokenized for this model.",
+            hint="Cut its text.",
+        )
+
+
+def _check_ids(ids: Sequence[int], prompt: Prompt, *, vocabulary: int | None) -> None:
+    """Check that a model has all tokens of a prompt.
+
+    Raises:
+        InputError: It hasn't.
+    """
+    if vocabulary is not None and not 0 <= min(ids) <= max(ids) < vocabulary:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise InputError(
+            f"{prompt.place}: the tokenizer gives prompt '{printable(prompt.prompt_id)}' the token "
+            f"{wrong:,}, and the model has {vocabulary:,} from 0 on.",
+            hint=_OWN_TOKENIZER,
+        )

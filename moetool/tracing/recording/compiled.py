@@ -1,0 +1,145 @@
+"""Code that runs past hooks: found first where it was compiled, named where it is a kernel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.errors import UntraceableError
+from moetool.tracing.running.load_model import name_quantization
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+# transformers' own: they replace what an experts module does when it is called, not the call.
+_SEEN_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+
+
+def check_not_compiled(model: nn.Module, layers: Sequence[MoeLayer]) -> None:
+    """Check that no part of a model that holds a routed layer, or is in one, was compiled.
+
+    Raises:
+        UntraceableError: Naming the first part that was.
+    """
+    blocks = [layer.block_path for layer in layers]
+    for path, module in model.named_modules():
+        if _is_compiled(module) and any(_are_nested(path, block) for block in blocks):
+            name = f"{path} ({type(module).__name__})" if path else type(model).__name__
+            raise UntraceableError(
+                f"{name} was compiled before recording: compiled code runs past hooks.",
+                hint="Enter the recorder first and compile within, or record an uncompiled model.",
+            )
+
+
+def as_written(hook: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return a hook that torch.compile leaves as it is: compiled, it would see no values."""
+    disable: Callable[..., Callable[Arguments, Result]] = torch.compiler.disable
+    return disable(hook)
+
+
+def explain_silence(model: nn.Module, silent: Sequence[MoeLayer], *, num_layers: int) -> Exception:
+    """Return the error for layers that were run past, with what may have done so.
+
+    Args:
+        model: The model.
+        silent: At least one layer.
+        num_layers: Among so many that should have been seen.
+    """
+    block = model.get_submodule(silent[0].block_path)
+    return UntraceableError(
+        f"{len(silent)} of {num_layers} routed layers ran without being seen.",
+        hint=_find_remedy(model, silent[0]),
+        facts=[
+            *(f"silent: {layer.experts_path}" for layer in silent[:3]),
+            *(f"seen: {line}" for line in _describe_kernels(model, block, silent[0])),
+        ],
+    )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Return whether a module's calls go to compiled code."""
+    # torch.compile(module) wraps it, module.compile() sets the second.
+    is_wrapper = isinstance(getattr(module, "_orig_mod", None), nn.Module)
+    if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
+        return True
+    # Left by torch.compile on functions, but also by torch.compiler.disable.
+    return hasattr(module.forward, "_torchdynamo_orig_callable") and not getattr(
+        module.forward, "_torchdynamo_disable", False
+    )
+
+
+def _are_nested(path: str, other: str) -> bool:
+    """Return whether one of two modules is within the other, or they are one."""
+    short, long = sorted((path, other), key=len)
+    return not short or f"{long}.".startswith(f"{short}.")
+
+
+def _describe_kernels(model: nn.Module, block: nn.Module, layer: MoeLayer) -> Iterator[str]:
+    experts = model.get_submodule(layer.experts_path)
+    yield f"block {type(block).__name__}, experts {type(experts).__name__}"
+    forward = _find_replaced_forward(block)
+    if forward is not None:
+        yield f"forward of {layer.block_path} is {forward}"
+    implementation = _find_implementation(model)
+    if implementation is not None:
+        yield f"experts_implementation {implementation}"
+    quantization = _find_quantization(model)
+    if quantization is not None:
+        yield f"quantization {quantization}"
+
+
+def _find_remedy(model: nn.Module, layer: MoeLayer) -> str:
+    """Return what keeps the kernel that ran from being used, by what is known of the model."""
+    block = model.get_submodule(layer.block_path)
+    experts = model.get_submodule(layer.experts_path)
+    names = (type(block).__name__, type(experts).__name__)
+    if any(name.startswith("Mxfp4") for name in names) or _find_quantization(model) == "mxfp4":
+        return "Load it with quantization_config=Mxfp4Config(dequantize=True)."
+    if getattr(model, "use_kernels", False) or _find_replaced_forward(block) is not None:
+        return "Load it with use_kernels=False, and leave the forward of its blocks as it is."
+    implementation = _find_implementation(model)
+    if implementation is not None and implementation not in _SEEN_IMPLEMENTATIONS:
+        return 'Load it with experts_implementation="eager".'
+    if _has_compiled():
+        return (
+            "Call torch.compiler.reset() before: what was compiled of a model like it is used "
+            "again, and runs past hooks."
+        )
+    return "Load it without compiled code and without kernels in place of its own code."
+
+
+def _has_compiled() -> bool:
+    """Return whether torch.compile compiled anything in this process."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")
+    return bool(dynamo and dynamo.counters["frames"])
+
+
+def _find_replaced_forward(module: nn.Module) -> str | None:
+    """Return the name of what a kernel put in place of a module's own forward."""
+    forward = module.__dict__.get("forward")
+    # accelerate's hooks replace it too, and call it.
+    if forward is None or hasattr(module, "_hf_hook"):
+        return None
+    function = getattr(forward, "__func__", forward)
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _find_implementation(model: nn.Module) -> str | None:
+    config = _text_config(model)
+    return getattr(config, "_experts_implementation", None)
+
+
+def _find_quantization(model: nn.Module) -> str | None:
+    config = getattr(model, "config", None)
+    return None if config is None else name_quantization(config)
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    choose = getattr(config, "get_text_config", None)
+    return choose() if choose else config

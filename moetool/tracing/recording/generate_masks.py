@@ -1,0 +1,70 @@
+"""The token masks behind the attention masks that `generate` makes for static caches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+from torch import nn
+
+from moetool.tracing.recording.calls import find_input
+from moetool.tracing.recording.token_masks import is_token_mask
+
+_METHOD = "prepare_inputs_for_generation"
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
+
+class GenerateMasks:
+    """Listens to what `generate` prepares each step from.
+
+    For a static cache it turns the mask of the tokens into one of attention before it calls the
+    model, so that the call no longer tells pads from tokens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._is_installed = False
+        # What stood in place of the model's own method: another recorder's, or a user's.
+        self._previous: Any = None
+        # Each mask that was prepared last, and the one it was made from: None where all are tokens.
+        self._masks: list[tuple[Any, Any]] = []
+
+    def install(self) -> None:
+        """Begin to listen."""
+        prepare = getattr(self._model, _METHOD, None)
+        if prepare is None:
+            return
+
+        @wraps(prepare)  # `generate` checks its arguments against the signature.
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            inputs = prepare(*args, **kwargs)
+            # Under another name a mask would look as if there were none, that is, no pads.
+            is_named = _MASKS[0] in kwargs
+            self._masks = [(inputs.get(name), kwargs.get(name)) for name in _MASKS if is_named]
+            return inputs
+
+        self._previous = self._model.__dict__.get(_METHOD)
+        self._model.__dict__[_METHOD] = listen
+        self._is_installed = True
+
+    def remove(self) -> None:
+        """Stop listening."""
+        if self._is_installed:
+            if self._previous is None:
+                del self._model.__dict__[_METHOD]
+            else:
+                self._model.__dict__[_METHOD] = self._previous
+            self._is_installed = False
+        self._masks = []
+
+    def restore(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a call's arguments with the mask of its tokens, where it is known.
+
+        A mask that `generate` did not prepare, such as one of the caller's own, is left alone.
+        """
+        received = find_input(inputs, "attention_mask")
+        for prepared, given in self._masks:
+            if prepared is received and (given is None or is_token_mask(given)):
+                return {**inputs, "attention_mask": given, "decoder_attention_mask": None}
+        return dict(inputs)

@@ -1,0 +1,326 @@
+"""Record which experts every token goes to, from what the experts modules receive."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
+from moetool.choices import take_flag
+from moetool.errors import UntraceableError, UsageError
+from moetool.tracing.recording.calls import (
+    CallTokens,
+    RecordedCall,
+    RecordedLayer,
+    check_decisions,
+    find_input,
+    locate_tokens,
+    name_inputs,
+)
+from moetool.tracing.recording.compiled import as_written, check_not_compiled, explain_silence
+from moetool.tracing.recording.generate_masks import GenerateMasks
+from moetool.tracing.recording.scopes import CallScope, find_scopes
+from moetool.tracing.recording.token_masks import is_token_mask
+from moetool.tracing.recording.watch import Decision, Watch, watch_layer
+from moetool.tracing.recording.watch.chance import ChanceWatch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Stacks that text alone passes by; every other routed layer must speak in every call.
+_OPTIONAL_STACKS = ("vision", "audio", "talker")
+
+
+class RoutingRecorder:
+    """Records the routing decisions of a model while it runs.
+
+    The choice is read from what the experts module receives and never recomputed from router
+    scores: DeepSeek-style routers choose on bias-corrected, group-limited scores, and call
+    `topk(sorted=False)`. The model computes exactly what it computes without the recorder.
+
+        with RoutingRecorder(model) as recorder:
+            model(**tokenizer(texts, padding=True, return_tensors="pt"))
+        frame = recorder.to_frame()
+
+    Enter the recorder before the model is first compiled: hooks that come later are not seen by
+    compiled code, which ends in an error rather than in an empty record.
+
+    In an encoder-decoder each stack's call is recorded by itself, with positions of its own. The
+    attention mask is read as transformers' models read it: 1 for a token, 0 for a pad.
+
+    Args:
+        model: A transformers model with routed experts, or any module that is called with
+            `input_ids` or `inputs_embeds`.
+        layers: Record only these layer numbers; by default all.
+        keep_scores: Also keep what each router gave every expert, in `RecordedLayer.scores`.
+        allow_inexact: Record layers whose decisions are not those that the experts carry out, and
+            experts that draw random numbers while they train.
+
+    Raises:
+        DenseModelError: The model has no routed experts.
+        UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
+            it has been compiled, by its forward while recording, when a call is not a plain one or
+            experts draw random numbers in training mode, and on leaving, when no call was seen.
+        UsageError: A layer number in `layers` has no routed experts, or is no number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Collection[int] | None = None,
+        keep_scores: bool = False,
+        allow_inexact: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"What is recorded can't be of type {type(model).__name__}.",
+                hint="Give the loaded model, a torch module.",
+            )
+        keep_scores = take_flag(keep_scores, name="keep_scores")
+        allow_inexact = take_flag(allow_inexact, name="allow_inexact")
+        self.model = model
+        self.layers = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
+        self.calls: list[RecordedCall] = []
+        self._num_calls = 0
+        self._handles: list[RemovableHandle] = []
+        self._watches: dict[str, Watch] = {
+            layer.experts_path: watch_layer(layer, keep_scores=keep_scores) for layer in self.layers
+        }
+        self._masks = GenerateMasks(model)
+        self._allow_chance = allow_inexact
+        self._chances: list[ChanceWatch] = []
+        # The calls under way: where their tokens are, and what their layers decided so far.
+        self._tokens: dict[CallScope, CallTokens] = {}
+        self._decisions: dict[MoeLayer, Decision] = {}
+        self._scopes: dict[MoeLayer, CallScope] = {}
+        self._was_called = False
+
+    def __enter__(self) -> Self:
+        check_not_compiled(self.model, self.layers)
+        self._was_called = False
+        try:
+            self._install()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._remove()
+        if kind is None and not self._was_called:
+            raise UntraceableError(
+                f"No call of {type(self.model).__name__} was seen.",
+                hint="Call the recorded model itself: what torch.compile made of it before runs "
+                "past hooks.",
+            )
+
+    def _install(self) -> None:
+        for scope in find_scopes(self.model, self.layers):
+            self._scopes.update(dict.fromkeys(scope.layers, scope))
+            chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
+            self._chances.append(chance)
+            module = self.model.get_submodule(scope.path)
+            self._handles += [
+                module.register_forward_pre_hook(
+                    as_written(self._begin_call(scope, chance)), with_kwargs=True
+                ),
+                module.register_forward_hook(as_written(self._end_call(scope, chance))),
+            ]
+        for watch in self._watches.values():
+            watch.install(self.model, self._take_decision)
+        self._masks.install()
+
+    def _remove(self) -> None:
+        self._masks.remove()
+        for chance in self._chances:
+            chance.end()
+        self._chances.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for watch in self._watches.values():
+            watch.remove()
+        self._tokens.clear()
+        self._decisions.clear()
+
+    def take_calls(self) -> list[RecordedCall]:
+        """Return what was recorded since the last time, and forget it."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    def find_router(self, layer: MoeLayer) -> str | None:
+        """Return the module path of a layer's router, once a call was recorded.
+
+        None if no sibling of the experts returned the decision, as where a block computes it.
+        """
+        watch = self._watches.get(layer.experts_path)
+        return watch.router_path if watch else None
+
+    def find_output_factor(self, layer: MoeLayer) -> float | None:
+        """Return by what a layer's block multiplies its experts' sum, once a call was recorded.
+
+        None if it does more than multiply it. The recorded weights do not hold this factor.
+        """
+        watch = self._watches.get(layer.experts_path)
+        return watch.output_factor if watch else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return what was recorded and not taken: one row an assignment.
+
+        Columns: `call` (forward calls, from 0), `batch_index`, `position` (among the row's real
+        tokens), `stack`, `layer`, `module` (path of the experts), `rank` (0 is the decision's
+        largest weight), `expert`, `weight`.
+        """
+        import pandas as pd
+
+        frames = [_layer_frame(call, recorded) for call in self.calls for recorded in call.layers]
+        columns = [
+            "call",
+            "batch_index",
+            "position",
+            "stack",
+            "layer",
+            "module",
+            "rank",
+            "expert",
+            "weight",
+        ]
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        return pd.concat(frames, ignore_index=True)
+
+    def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._was_called = True
+            for layer in scope.layers:
+                self._decisions.pop(layer, None)
+            inputs = name_inputs(module, args, kwargs)
+            mask = find_input(inputs, "attention_mask")
+            if mask is not None and not is_token_mask(mask):
+                inputs = self._masks.restore(inputs)
+            self._tokens[scope] = locate_tokens(inputs)
+            chance.begin()
+
+        return hook
+
+    def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
+        self._was_called = True
+        path, tokens = layer.experts_path, self._tokens.get(self._scopes[layer])
+        if tokens is None:
+            raise UntraceableError(
+                f"{path} ran outside a forward call of the recorded model.",
+                hint="Record the module that you call.",
+            )
+        if layer in self._decisions:
+            raise UntraceableError(
+                f"{path} ran twice in one forward call.",
+                hint="moetool records models whose layers run once a call.",
+            )
+        num_decisions = decision.experts.shape[0]
+        if num_decisions != tokens.num_slots:
+            raise UntraceableError(
+                f"{path} received {num_decisions} decisions for {tokens.num_slots} tokens.",
+                hint="moetool records models that route every token of a call.",
+            )
+        # Copies, because blocks may go on to change these tensors in place.
+        scores = decision.scores
+        self._decisions[layer] = Decision(
+            decision.experts.detach().to(torch.int32, copy=True),
+            decision.weights.detach().to(torch.float32, copy=True),
+            None if scores is None else scores.detach().to(torch.float32, copy=True),
+        )
+
+    def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
+        def hook(_module: nn.Module, _args: object, _output: object) -> None:
+            chance.end()
+            tokens = self._tokens.pop(scope)
+            decisions = {
+                layer: self._decisions.pop(layer)
+                for layer in scope.layers
+                if layer in self._decisions
+            }
+            self._check_none_silent(scope, decisions)
+            recorded = _keep_real_tokens(decisions, tokens)
+            self.calls.append(
+                RecordedCall(
+                    call=self._num_calls,
+                    scope=scope.path,
+                    batch_index=tokens.batch_index,
+                    position=tokens.position,
+                    layers=tuple(recorded[layer] for layer in scope.layers if layer in recorded),
+                )
+            )
+            self._num_calls += 1
+
+        return hook
+
+    def _check_none_silent(self, scope: CallScope, decisions: Mapping[MoeLayer, Decision]) -> None:
+        silent = [
+            layer
+            for layer in scope.layers
+            if layer not in decisions and layer.stack not in _OPTIONAL_STACKS
+        ]
+        if silent:
+            raise explain_silence(self.model, silent, num_layers=len(scope.layers))
+
+
+def _keep_real_tokens(
+    decisions: Mapping[MoeLayer, Decision], tokens: CallTokens
+) -> dict[MoeLayer, RecordedLayer]:
+    """Return what the layers decided without the pads, checked, in host memory.
+
+    Layers of one shape and device are handled together: a GPU is kept waiting by the number of
+    operations, not by their size.
+    """
+    alike: dict[tuple[torch.device, int], list[MoeLayer]] = {}
+    for layer, decision in decisions.items():
+        alike.setdefault((decision.experts.device, decision.experts.shape[1]), []).append(layer)
+    recorded = {}
+    for (device, _), layers in alike.items():
+        slots = torch.from_numpy(tokens.slots).to(device)
+        # Both of shape (num_layers, num_tokens, top_k), from here on without pads.
+        ids = torch.stack([decisions[layer].experts for layer in layers]).index_select(1, slots)
+        weights = torch.stack([decisions[layer].weights for layer in layers]).index_select(1, slots)
+        check_decisions(layers, ids, weights)
+        host_ids, host_weights = ids.to(torch.int16).cpu().numpy(), weights.cpu().numpy()
+        for index, layer in enumerate(layers):
+            scores = decisions[layer].scores
+            recorded[layer] = RecordedLayer(
+                place=layer,
+                experts=host_ids[index],
+                weights=host_weights[index],
+                scores=None if scores is None else scores[slots].cpu().numpy(),
+            )
+    return recorded
+
+
+def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
+    import pandas as pd
+
+    num_tokens, top_k = recorded.experts.shape
+    order = np.argsort(-recorded.weights, axis=1, kind="stable")
+    return pd.DataFrame(
+        {
+            "call": call.call,
+            "batch_index": np.repeat(call.batch_index, top_k),
+            "position": np.repeat(call.position, top_k),
+            "stack": recorded.place.stack,
+            "layer": recorded.place.layer,
+            "module": recorded.place.experts_path,
+            "rank": np.tile(np.arange(top_k), num_tokens),
+            "expert": np.take_along_axis(recorded.experts, order, axis=1).ravel(),
+            "weight": np.take_along_axis(recorded.weights, order, axis=1).ravel(),
+        }
+    )

@@ -1,0 +1,96 @@
+"""Random numbers that experts draw while they train, as dropout does.
+
+What a router draws, such as jitter, goes into a decision that the experts receive and carry out: it
+is recorded as it was. What experts draw comes after it, and then their outputs confirm no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.errors import UntraceableError
+from moetool.tracing.recording.compiled import as_written
+
+
+class ChanceWatch:
+    """Compares the state of torch's random generators before and after experts run.
+
+    Whatever draws from them is found so, modules and functions. Only experts in training mode are
+    looked at, call by call.
+
+    Args:
+        model: The recorded model.
+        layers: Routed layers of it.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[MoeLayer]) -> None:
+        self._modules = [
+            (path, module) for layer in layers for path, module in _list_experts(model, layer)
+        ]
+        self._handles: list[RemovableHandle] = []
+        self._before: dict[str, list[torch.Tensor]] = {}
+
+    def begin(self) -> None:
+        """Place hooks on the modules that are in training mode."""
+        self.end()
+        for path, module in self._modules:
+            if module.training:
+                self._handles += [
+                    module.register_forward_pre_hook(as_written(self._keep(path))),
+                    # Before other watches read what nothing can confirm.
+                    module.register_forward_hook(as_written(self._compare(path)), prepend=True),
+                ]
+
+    def end(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._before.clear()
+
+    def _keep(self, path: str) -> Any:
+        def hook(module: nn.Module, _args: object) -> None:
+            self._before[path] = _read_generators(module)
+
+        return hook
+
+    def _compare(self, path: str) -> Any:
+        def hook(module: nn.Module, _args: object, _output: object) -> None:
+            before, now = self._before.pop(path), _read_generators(module)
+            if not all(torch.equal(*states) for states in zip(before, now, strict=True)):
+                raise UntraceableError(
+                    f"{path} draws random numbers in training mode, so that its output confirms "
+                    "no decision.",
+                    hint="Call model.eval() first, or set the dropout of its experts to 0.",
+                )
+
+        return hook
+
+
+def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what runs a layer's experts: one module, or, if they lie in a list, each of them."""
+    experts = model.get_submodule(layer.experts_path)
+    if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
+        yield layer.experts_path, experts
+        return
+    for name, expert in experts.named_children():
+        yield f"{layer.experts_path}.{name}", expert
+
+
+def _read_generators(module: nn.Module) -> list[torch.Tensor]:
+    """Return the states of the generators from which a module may draw."""
+    devices = {parameter.device for parameter in module.parameters()}
+    return [
+        torch.get_rng_state(),
+        *(
+            torch.get_device_module(device).get_rng_state(device)
+            for device in sorted(devices, key=str)
+            if device.type not in ("cpu", "meta")
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""A checkpoint loaded and run over batches of prompts."""

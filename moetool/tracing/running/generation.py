@@ -1,0 +1,206 @@
+"""Let a model continue a batch of prompts, greedily or by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moetool.checkpoint.config import first_line
+from moetool.errors import InputError, UntraceableError, UsageError
+from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.prompts.token_settings import check_token_settings
+from moetool.tracing.prompts.tokens import choose_pad, count_embeddings
+from moetool.tracing.running.batches import Batch
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# What a checkpoint's generation settings say about its tokens is kept. What they say about
+# choosing among tokens is not: greedy means the most likely token, in every model.
+_KEPT_SETTINGS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+
+_BLOCKWISE_LAYERS = {
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+    "minimax_m3_sparse",
+}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the model wrote after one prompt.
+
+    Attributes:
+        token_ids: With the end-of-sequence token if it came to one. # (num_new_tokens,)
+        has_ended: Whether it came to an end-of-sequence token.
+        begins_anew: Whether it is a text of its own, as an encoder-decoder writes it, rather than
+            the prompt's continued.
+    """
+
+    token_ids: NDArray[np.int32]
+    has_ended: bool
+    begins_anew: bool = False
+
+
+def check_can_generate(model: PreTrainedModel) -> None:
+    """Check that the model writes token by token.
+
+    Raises:
+        UsageError: It writes no text, or in a way of its own.
+    """
+    from transformers import GenerationMixin
+
+    own = getattr(type(model), "generate", None)
+    if not model.can_generate() or own is not GenerationMixin.generate:
+        raise UsageError(
+            f"{type(model).__name__} does not write text token by token.",
+            hint="Leave --max-new-tokens out to trace what it reads.",
+        )
+
+
+def takes_left_pads(model: PreTrainedModel) -> bool:
+    """Return whether a model computes the same with pads before a text.
+
+    DeepSeek-V4 and MiniMax-M3 attend to blocks of so many columns: pads move the blocks.
+    """
+    kinds: Collection[str] = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return not _BLOCKWISE_LAYERS & set(kinds)
+
+
+@contextmanager
+def generation_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: GenerationOptions
+) -> Iterator[None]:
+    """Give a model settings under which `generate` does what the options say and nothing else.
+
+    Raises:
+        UsageError: The model has no cache of the kind asked for.
+        UntraceableError: transformers lacks a setting of this name.
+        InputError: Nothing says with which token its decoder begins, or what says so names none.
+    """
+    if options.cache == "static":
+        _check_static_cache(model)
+    own = model.generation_config
+    kept: dict[str, Any] = {name: getattr(own, name, None) for name in _KEPT_SETTINGS}
+    if kept["eos_token_id"] is None:
+        kept["eos_token_id"] = tokenizer.eos_token_id
+    vocabulary = count_embeddings(model)
+    if kept["pad_token_id"] is None:
+        kept["pad_token_id"] = choose_pad(tokenizer, vocabulary=vocabulary)
+    if kept["decoder_start_token_id"] is None:
+        # As `generate` does.
+        kept["decoder_start_token_id"] = kept["bos_token_id"]
+    check_token_settings(kept, vocabulary=vocabulary, reads_start=model.config.is_encoder_decoder)
+    if model.config.is_encoder_decoder and kept["decoder_start_token_id"] is None:
+        raise InputError(
+            f"The checkpoint does not say with which token the decoder of {type(model).__name__} "
+            "begins.",
+            hint="Put its decoder_start_token_id into generation_config.json.",
+        )
+    chosen: dict[str, Any] = {}
+    if not options.is_greedy:
+        chosen = {
+            "temperature": 1.0 if options.temperature is None else options.temperature,
+            "top_p": 1.0 if options.top_p is None else options.top_p,
+            "top_k": 0,
+        }
+        torch.manual_seed(options.seed)
+    settings: dict[str, Any] = {
+        **kept,
+        **chosen,
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": not options.is_greedy,
+        "cache_implementation": "static" if options.cache == "static" else None,
+        # Compiled code runs past hooks.
+        "disable_compile": True,
+    }
+    model.generation_config = _make_settings(settings)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _make_settings(settings: Mapping[str, Any]) -> GenerationConfig:
+    """Return generation settings, all of which the installed transformers knows.
+
+    Raises:
+        UntraceableError: It would pass over one of them in silence.
+    """
+    from transformers import GenerationConfig
+
+    make: Any = GenerationConfig
+    known = vars(make())
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise UntraceableError(
+            f"This version of transformers has no generation setting '{unknown[0]}'.",
+            hint="Install a version of transformers that moetool is tested with.",
+        )
+    made: GenerationConfig = make(**settings)
+    return made
+
+
+def _check_static_cache(model: PreTrainedModel) -> None:
+    from transformers import StaticCache
+
+    own: Any = model
+    try:
+        # `generate` would use the model's own kind of cache, whatever was asked for.
+        if not own._supports_default_dynamic_cache():
+            raise NotImplementedError("it brings a cache of its own kind")
+        StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=1)
+    except Exception as error:
+        raise UsageError(
+            f"transformers has no static cache for {type(model).__name__}.",
+            hint="Leave --cache out.",
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+
+
+def continue_batch(
+    model: PreTrainedModel, batch: Batch, *, device: torch.device
+) -> list[Continuation]:
+    """Return what the model writes after each prompt of a batch, under `generation_settings`."""
+    generate: Any = model.generate
+    with torch.inference_mode():
+        output = generate(
+            input_ids=torch.from_numpy(batch.input_ids).to(device),
+            attention_mask=torch.from_numpy(batch.attention_mask).to(device),
+        )
+    # A decoder of its own begins with its start token, others with the prompt.
+    begins_anew = bool(model.config.is_encoder_decoder)
+    written = output[:, 1 if begins_anew else batch.input_ids.shape[1] :]
+    ends = _end_tokens(model)
+    return [
+        _cut(row, ends, begins_anew=begins_anew) for row in written.cpu().numpy().astype(np.int32)
+    ]
+
+
+def _end_tokens(model: PreTrainedModel) -> NDArray[np.int32]:
+    ends = model.generation_config.eos_token_id
+    return np.atleast_1d(np.array([] if ends is None else ends, dtype=np.int32))
+
+
+def _cut(
+    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, begins_anew: bool
+) -> Continuation:
+    """Cut a row after its first end token: what follows is padding."""
+    at = np.flatnonzero(np.isin(token_ids, ends))
+    num_written = at[0] + 1 if len(at) else len(token_ids)
+    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), begins_anew=begins_anew)

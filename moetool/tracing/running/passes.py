@@ -1,0 +1,117 @@
+"""Send one batch through a model, to read it or to continue it, and say what passed which stack."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moetool.errors import OutOfMemoryError
+from moetool.tracing.recording.scopes import CallScope, find_encoder
+from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.generation import Continuation, continue_batch
+from moetool.tracing.running.load_model import find_input_device, is_out_of_memory
+from moetool.tracing.windows.collect import RoutedSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Sequences = dict[str, list[RoutedSequence]]
+
+
+def read_batch(
+    model: PreTrainedModel, batch: Batch, *, token_ids: Sequence[NDArray[np.int32]]
+) -> Sequences:
+    """Run one prefill, in an encoder-decoder of its encoder alone.
+
+    Args:
+        model: The model.
+        batch: The padded prompts.
+        token_ids: Each row's tokens without pads.
+
+    Returns:
+        By the path of what was called, the tokens that each row put through it.
+
+    Raises:
+        OutOfMemoryError: The batch doesn't fit.
+    """
+    path = find_encoder(model) or ""
+    reader = model.get_submodule(path)
+    accepted = inspect.signature(reader.forward).parameters
+    # No cache, and where it can be had, only the last position's logits.
+    wishes: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
+    device = find_input_device(model)
+    with _memory_errors(batch, device), torch.inference_mode():
+        reader(
+            input_ids=torch.from_numpy(batch.input_ids).to(device),
+            attention_mask=torch.from_numpy(batch.attention_mask).to(device),
+            **{name: value for name, value in wishes.items() if name in accepted},
+        )
+    return {path: _read(token_ids)}
+
+
+def write_batch(
+    model: PreTrainedModel,
+    batch: Batch,
+    *,
+    token_ids: Sequence[NDArray[np.int32]],
+    scopes: Sequence[CallScope],
+) -> tuple[Sequences, list[Continuation]]:
+    """Continue a batch; under `generation_settings`.
+
+    The last token of a continuation is not among what passed: nothing was predicted from it.
+
+    Args:
+        model: The model.
+        batch: The padded prompts.
+        token_ids: Each row's tokens without pads.
+        scopes: What is called.
+
+    Returns:
+        By the path of what was called, the tokens that each row put through it; and what the model
+        wrote.
+
+    Raises:
+        OutOfMemoryError: The batch doesn't fit.
+    """
+    device = find_input_device(model)
+    with _memory_errors(batch, device):
+        continuations = continue_batch(model, batch, device=device)
+    encoder = find_encoder(model)
+    if encoder is None:
+        pairs = zip(token_ids, continuations, strict=True)
+        return {"": [_write(given, written) for given, written in pairs]}, continuations
+    start = np.array([model.generation_config.decoder_start_token_id], dtype=np.int32)
+    decoder = [_write(start, written) for written in continuations]
+    return {
+        scope.path: _read(token_ids) if scope.path == encoder else decoder for scope in scopes
+    }, continuations
+
+
+def _read(token_ids: Sequence[NDArray[np.int32]]) -> list[RoutedSequence]:
+    return [RoutedSequence(ids, num_given=len(ids)) for ids in token_ids]
+
+
+def _write(given: NDArray[np.int32], continuation: Continuation) -> RoutedSequence:
+    written = continuation.token_ids[:-1]
+    return RoutedSequence(np.concatenate([given, written]), num_given=len(given))
+
+
+@contextmanager
+def _memory_errors(batch: Batch, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            num_rows, num_slots = batch.input_ids.shape
+            raise OutOfMemoryError(
+                f"Memory ran out in a batch of {num_rows} prompts of up to {num_slots} tokens on "
+                f"{device}.",
+                hint="Give a smaller --batch-size, or shorten prompts with --max-prompt-tokens.",
+            ) from error
+        raise

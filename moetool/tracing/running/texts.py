@@ -1,0 +1,247 @@
+"""The texts that a model wrote while it was traced, as JSONL."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+import numpy as np
+
+from moetool.errors import UsageError
+from moetool.output.interrupts import holding_interrupts
+from moetool.output.locks import open_locked, refuse_as_held
+from moetool.output.targets import (
+    check_names,
+    check_target_file,
+    put_in_place,
+    refuse_as_removed,
+    saying_what_failed,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from moetool.tracing.prompts.tokens import TokenizedPrompt
+    from moetool.tracing.running.generation import Continuation
+
+# How every line begins that `WrittenText` is written as.
+_START = b'{"id": '
+
+
+@dataclass(frozen=True)
+class WrittenText:
+    """What a model wrote after one prompt; one line of the file.
+
+    Attributes:
+        id: Of the prompt.
+        domain: Of the prompt.
+        prompt: Its text.
+        text: What was written, without special tokens.
+        num_new_tokens: Tokens written, the end of the sequence among them.
+        finish: `end` at an end-of-sequence token, `length` at --max-new-tokens.
+    """
+
+    id: str
+    domain: str
+    prompt: str
+    text: str
+    num_new_tokens: int
+    finish: str
+
+
+class TextFile:
+    """A JSONL file on its way; a context manager.
+
+    The file appears when it is complete; until then, and if the run breaks off, its lines lie in
+    `<path>.partial`, which only one run writes at a time.
+
+    Args:
+        path: Where to write.
+        replace_existing: Replace what is there, and what an earlier run left unfinished.
+
+    Raises:
+        UsageError: The path can't be written.
+    """
+
+    def __init__(self, path: Path, *, replace_existing: bool = False) -> None:
+        check_text_path(path, replace_existing=replace_existing)
+        self._path = path
+        self._partial = _partial_file(path)
+        self._replace_existing = replace_existing
+        self._file: BinaryIO | None = None
+        self._num_texts = 0
+
+    def __enter__(self) -> Self:
+        with saying_what_failed(self._path):
+            self._file = _open_partial(self._path, discard=self._replace_existing)
+            self._file.truncate()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._file is not None
+        with holding_interrupts():
+            try:
+                if error is None:
+                    self._put_in_place()
+                elif not self._num_texts:
+                    with suppress(OSError, UsageError):
+                        self._check_held()
+                        self._partial.unlink()
+                elif self._partial.exists():
+                    error.add_note(
+                        f"what was written until then: {self._partial} ({self._num_texts:,} texts)"
+                    )
+            finally:
+                self._file.close()
+
+    def write(self, texts: Sequence[WrittenText]) -> None:
+        """Write one line a text.
+
+        Raises:
+            UsageError: The lines can't be written, or their file is gone.
+        """
+        assert self._file is not None
+        self._check_held()
+        lines = "".join(json.dumps(vars(text), ensure_ascii=False) + "\n" for text in texts)
+        with saying_what_failed(self._path):
+            self._file.write(lines.encode())
+            self._file.flush()
+        self._num_texts += len(texts)
+
+    def _put_in_place(self) -> None:
+        assert self._file is not None
+        self._check_held()
+        if sys.platform == "win32":
+            # There an open file can't be renamed.
+            self._file.close()
+        with saying_what_failed(self._path):
+            put_in_place(self._partial, self._path, replace_existing=self._replace_existing)
+
+    def _check_held(self) -> None:
+        """Check that the unfinished file is still the one that this run writes."""
+        assert self._file is not None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self._partial)):
+                return
+        raise refuse_as_removed(self._partial)
+
+
+def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path] = ()) -> None:
+    """Check that a file of texts can be written at a path, before any work is done for it.
+
+    Args:
+        path: Where the texts are to go.
+        replace_existing: Accept texts that are there, and those that an unfinished run left.
+        inputs: Files that the run reads.
+
+    Raises:
+        UsageError: The path exists, an earlier run left texts there, another run writes there, or
+            its folder can't be used.
+    """
+    check_target_file(
+        path,
+        replace_existing=replace_existing,
+        inputs=inputs,
+        hint="Choose another --save-text, or give --force to replace it.",
+    )
+    check_names([_partial_file(path)])
+    with saying_what_failed(path):
+        if os.path.lexists(_partial_file(path)):
+            _open_partial(path, discard=replace_existing).close()
+
+
+def list_text_places(path: Path) -> list[Path]:
+    """Return every path that a run may write for texts at a path."""
+    return [path, _partial_file(path)]
+
+
+def _open_partial(path: Path, *, discard: bool) -> BinaryIO:
+    """Return the unfinished file of texts, locked.
+
+    Raises:
+        UsageError: Another run holds it, or it is not one that this run may empty.
+    """
+    partial = _partial_file(path)
+    if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+        kind = "a folder" if partial.is_dir() and not partial.is_symlink() else "not a regular file"
+        raise UsageError(f"'{partial}' is {kind}.", hint="Choose another --save-text.")
+    try:
+        file = open_locked(partial)
+    except BlockingIOError as error:
+        raise refuse_as_held(path, lock=None) from error
+    try:
+        _check_discardable(file, partial, discard=discard)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_discardable(file: BinaryIO, partial: Path, *, discard: bool) -> None:
+    first = file.read(len(_START))
+    file.seek(0)
+    if first and not first.startswith(_START):
+        raise UsageError(
+            f"'{partial}' exists and doesn't hold texts of a run.",
+            hint="Move it elsewhere, or choose another --save-text.",
+        )
+    if first and not discard:
+        raise UsageError(
+            f"'{partial}' holds what an unfinished run wrote.",
+            hint="Give --force to discard it and start over.",
+        )
+
+
+def _partial_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def decode_texts(
+    prompts: Sequence[TokenizedPrompt],
+    continuations: Sequence[Continuation],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[WrittenText]:
+    """Return what was written after each prompt, in words."""
+    return [
+        WrittenText(
+            id=item.prompt.prompt_id,
+            domain=item.prompt.domain,
+            prompt=item.prompt.text,
+            text=_spell(item, continuation, tokenizer),
+            num_new_tokens=len(continuation.token_ids),
+            finish="end" if continuation.has_ended else "length",
+        )
+        for item, continuation in zip(prompts, continuations, strict=True)
+    ]
+
+
+def _spell(
+    item: TokenizedPrompt, continuation: Continuation, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Return what was written after a prompt, as it reads there.
+
+    By themselves the same tokens may read otherwise: SentencePiece drops a text's first space.
+    """
+
+    def decode(*parts: NDArray[np.int32]) -> str:
+        return str(tokenizer.decode(np.concatenate(parts).tolist(), skip_special_tokens=True))
+
+    if not continuation.begins_anew:
+        before, whole = decode(item.token_ids), decode(item.token_ids, continuation.token_ids)
+        # Not so where the prompt was cut within a character.
+        if whole.startswith(before):
+            return whole[len(before) :]
+    return decode(continuation.token_ids)

@@ -1,0 +1,1 @@
+"""Windows of batches: recorded calls in, rows of the trace out."""

@@ -1,0 +1,147 @@
+"""From the calls of a window's batches to its tokens in order, and what each layer chose for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.errors import UntraceableError
+from moetool.trace.decisions import NO_EXPERT, PHASES
+from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
+
+
+@dataclass(frozen=True)
+class RoutedSequence:
+    """The tokens of one prompt that pass one stack.
+
+    Attributes:
+        token_ids: # (num_tokens,)
+        num_given: So many of them were given; those after were generated.
+    """
+
+    token_ids: NDArray[np.int32]
+    num_given: int
+
+
+@dataclass(frozen=True)
+class TracedBatch:
+    """What one batch of a window put through the model.
+
+    Attributes:
+        prompts: Index of each row's prompt in the window. # (batch_size,)
+        sequences: By scope (see `RecordedCall.scope`), each row's tokens.
+        calls: In order.
+    """
+
+    prompts: NDArray[np.int32]
+    sequences: Mapping[str, Sequence[RoutedSequence]]
+    calls: Sequence[RecordedCall]
+
+
+@dataclass(frozen=True)
+class CollectedScope:
+    """One scope's tokens over a window, ordered by prompt, then position.
+
+    Attributes:
+        prompt: Index in the window. # (num_tokens,)
+        position: # (num_tokens,)
+        token_id: # (num_tokens,)
+        phase: Index into `PHASES`. # (num_tokens,)
+        layers: What each of the scope's layers decided for them.
+    """
+
+    prompt: NDArray[np.int32]
+    position: NDArray[np.int32]
+    token_id: NDArray[np.int32]
+    phase: NDArray[np.int8]
+    layers: Sequence[RecordedLayer]
+
+
+def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
+    """Return every scope that was called, with its tokens in order.
+
+    `generate` keeps feeding rows that have ended, and without a cache feeds all tokens anew at
+    every step: a token counts when it first passes, and only if it is one of its row's sequence.
+
+    Raises:
+        UntraceableError: A token of a sequence never passed.
+    """
+    scopes = list(dict.fromkeys(call.scope for batch in batches for call in batch.calls))
+    return [_collect_scope(batches, scope) for scope in scopes]
+
+
+def _collect_scope(batches: Sequence[TracedBatch], scope: str) -> CollectedScope:
+    collected = [_collect_batch(batch, scope) for batch in batches]
+    prompt, position, token_id, phase = (
+        np.concatenate([getattr(part, name) for part in collected])
+        for name in ("prompt", "position", "token_id", "phase")
+    )
+    order = np.lexsort((position, prompt))  # (num_tokens,)
+    by_layer = zip(*(part.layers for part in collected), strict=True)
+    return CollectedScope(
+        prompt=prompt[order],
+        position=position[order],
+        token_id=token_id[order],
+        phase=phase[order],
+        layers=[_take(_join(parts), order) for parts in by_layer],
+    )
+
+
+def _collect_batch(batch: TracedBatch, scope: str) -> CollectedScope:
+    calls = [call for call in batch.calls if call.scope == scope]
+    sequences = batch.sequences[scope]
+    row = np.concatenate([call.batch_index for call in calls])  # (num_seen,)
+    position = np.concatenate([call.position for call in calls])
+    lengths = np.array([len(sequence.token_ids) for sequence in sequences])
+    num_given = np.array([sequence.num_given for sequence in sequences])
+    # First passings only, among the tokens of the row's own sequence, by row and position.
+    width = max(int(position.max()), int(lengths.max())) + 1
+    _, first = np.unique(row.astype(np.int64) * width + position, return_index=True)
+    kept = first[position[first] < lengths[row[first]]]
+    if len(kept) != lengths.sum():
+        raise UntraceableError(
+            f"{lengths.sum()} tokens went through the model, {len(kept)} of them were seen.",
+            hint="moetool records models that route every token of a call once.",
+        )
+    row, position = row[kept], position[kept]
+    by_layer = zip(*(call.layers for call in calls), strict=True)
+    return CollectedScope(
+        prompt=batch.prompts[row],
+        position=position,
+        token_id=np.concatenate([sequence.token_ids for sequence in sequences]),
+        phase=(position >= num_given[row]).astype(np.int8) * PHASES.index("decode"),
+        layers=[_take(_join(parts), kept) for parts in by_layer],
+    )
+
+
+def _join(parts: Sequence[RecordedLayer]) -> RecordedLayer:
+    """Return one layer's decisions of several calls end to end.
+
+    Layers with a varying number of experts a token are as wide as their widest call.
+    """
+    width = max(part.experts.shape[1] for part in parts)
+    scores = [part.scores for part in parts if part.scores is not None]
+    return RecordedLayer(
+        place=parts[0].place,
+        experts=np.concatenate([_widen(part.experts, width, NO_EXPERT) for part in parts]),
+        weights=np.concatenate([_widen(part.weights, width, 0) for part in parts]),
+        scores=np.concatenate(scores) if len(scores) == len(parts) else None,
+    )
+
+
+def _widen(values: NDArray[Any], width: int, filler: int) -> NDArray[Any]:
+    missing = ((0, 0), (0, width - values.shape[1]))
+    return np.pad(values, missing, constant_values=filler)
+
+
+def _take(layer: RecordedLayer, index: NDArray[np.intp]) -> RecordedLayer:
+    return RecordedLayer(
+        place=layer.place,
+        experts=layer.experts[index],
+        weights=layer.weights[index],
+        scores=None if layer.scores is None else layer.scores[index],
+    )

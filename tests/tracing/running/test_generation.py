@@ -1,0 +1,373 @@
+"""What a model writes is traced like what it reads: every token once, save the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+from packaging.version import Version
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from moetool.errors import InputError, UsageError
+from moetool.tracing.generation_options import GenerationOptions
+from tests.families.models import build_family
+from tests.tiny_models import build_model
+from tests.tracing.recording.writing import (
+    LENGTHS,
+    NUM_NEW_TOKENS,
+    NumberTokenizer,
+    Traced,
+    assert_same_decisions,
+    generate_plainly,
+    make_sequences,
+    trace,
+    trace_writing,
+)
+
+SEQUENCES = make_sequences()
+BATCHES = [(1, "dynamic"), (3, "dynamic"), (3, "static"), (8, "dynamic")]
+# Where a model of ours ends a text, and where its decoder begins.
+END, START = 2, 7
+# In older transformers Switch's router does not return its scores.
+PROBABLE = ["mixtral"]
+if Version(transformers.__version__) >= Version("5.23"):
+    PROBABLE.append("switch_transformers")
+# So much room for every expert that none drops a token.
+AMPLE = 64
+
+
+@pytest.fixture(scope="module", params=["mixtral", "deepseek_v3", "gpt_oss"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def traced(model: PreTrainedModel) -> Traced:
+    return trace_writing(model, SEQUENCES)
+
+
+@pytest.fixture
+def mixtral() -> PreTrainedModel:
+    return build_model("mixtral")
+
+
+@pytest.fixture(scope="module")
+def mixtral_writes() -> list[list[int]]:
+    """What follows each of `SEQUENCES`, up to the end token of the model's own."""
+    model = build_model("mixtral")
+    return [generate_plainly(model, sequence) for sequence in SEQUENCES]
+
+
+def build_switch() -> PreTrainedModel:
+    # With tied embeddings it repeats its start token for ever.
+    return build_family(
+        "switch_transformers",
+        expert_capacity=AMPLE,
+        tie_word_embeddings=False,
+        decoder_start_token_id=START,
+    )
+
+
+@pytest.fixture
+def switch() -> PreTrainedModel:
+    return build_switch()
+
+
+@pytest.fixture(scope="module")
+def switch_writes() -> list[list[int]]:
+    """What its decoder makes of each of `SEQUENCES`, from its start token on."""
+    model = build_switch()
+    return [generate_plainly(model, sequence) for sequence in SEQUENCES]
+
+
+@pytest.fixture
+def small_windows() -> Iterator[None]:
+    """Windows so small that eight prompts fill several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moetool.tracing.running.batches.BATCHES_PER_WINDOW", 2)
+        patch.setattr("moetool.tracing.running.batches.TOKENS_PER_WINDOW", 20)
+        yield
+
+
+def expect_tokens(
+    given: list[int], written: list[int], *, prompt_id: str, stack: str
+) -> pd.DataFrame:
+    """Return the tokens of one prompt that a stack routes: all but the last that was written."""
+    ids = [*given, *written[:-1]]
+    return pd.DataFrame(
+        {
+            "prompt_id": prompt_id,
+            "stack": stack,
+            "position": range(len(ids)),
+            "phase": ["prefill"] * len(given) + ["decode"] * (len(ids) - len(given)),
+            "token_id": ids,
+        }
+    )
+
+
+def expect_all_tokens(written: list[list[int]], *, stack: str = "decoder") -> pd.DataFrame:
+    """Return the tokens that a decoder-only model routes of `SEQUENCES` and what follows them."""
+    return pd.concat(
+        [
+            expect_tokens(given, ids, prompt_id=str(number), stack=stack)
+            for number, (given, ids) in enumerate(zip(SEQUENCES, written, strict=True))
+        ],
+        ignore_index=True,
+    )
+
+
+def cut_after(ids: list[int], ends: set[int]) -> list[int]:
+    at = next((index for index, token_id in enumerate(ids) if token_id in ends), len(ids))
+    return ids[: at + 1]
+
+
+def choose_ends(written: list[list[int]]) -> set[int]:
+    """Return tokens that end some rows, one of them at its first token, and not all."""
+    ends = {END, written[1][2], written[4][0]}
+    lengths = [len(cut_after(ids, ends)) for ids in written]
+    assert min(lengths) == 1
+    assert max(lengths) == NUM_NEW_TOKENS
+    assert len(set(lengths)) > 2
+    return ends
+
+
+def test_tokens_are_those_that_generate_writes_after_each_prompt_alone(
+    model: PreTrainedModel, traced: Traced
+) -> None:
+    written = [generate_plainly(model, sequence) for sequence in SEQUENCES]
+    expected = expect_all_tokens(written)
+
+    assert traced.continuations == written
+    pd.testing.assert_frame_equal(traced.tokens, expected, check_dtype=False)
+    assert (traced.frame["token"] == traced.frame["token_id"].astype(str)).all()
+
+
+def test_the_figures_count_what_was_routed_and_what_was_written(traced: Traced) -> None:
+    num_written = sum(len(ids) for ids in traced.continuations)
+    num_routed = sum(LENGTHS) + num_written - len(SEQUENCES)
+    metadata = traced.run.metadata
+
+    assert metadata.num_new_tokens == num_written
+    assert metadata.num_tokens == len(traced.tokens) == num_routed
+    assert metadata.num_decisions == num_routed * len(metadata.layers)
+    assert traced.run.num_rows == len(traced.frame)
+    assert traced.num_advanced == sum(LENGTHS) + len(LENGTHS) * NUM_NEW_TOKENS
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_size_leaves_no_mark_and_neither_do_left_pads(
+    model: PreTrainedModel, traced: Traced, batch_size: int
+) -> None:
+    other = trace_writing(model, SEQUENCES, batch_size=batch_size)
+
+    assert other.texts == traced.texts
+    pd.testing.assert_frame_equal(other.tokens, traced.tokens)
+    assert_same_decisions(other.frame, traced.frame)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache_class"), [("dynamic", DynamicCache), ("static", StaticCache)]
+)
+def test_both_caches_give_the_same_rows(
+    model: PreTrainedModel, traced: Traced, kind: str, cache_class: type[Cache]
+) -> None:
+    seen: set[type] = set()
+
+    def see(_model: object, _args: object, inputs: dict[str, Any]) -> None:
+        seen.update(type(value) for value in inputs.values() if isinstance(value, Cache))
+
+    handle = model.register_forward_pre_hook(see, with_kwargs=True)
+    other = trace_writing(model, SEQUENCES, cache=kind)
+    handle.remove()
+
+    assert seen == {cache_class}
+    assert other.texts == traced.texts
+    pd.testing.assert_frame_equal(other.tokens, traced.tokens)
+    assert_same_decisions(other.frame, traced.frame)
+
+
+def test_reading_alone_gives_the_prefill_rows_of_writing(
+    model: PreTrainedModel, traced: Traced
+) -> None:
+    read = trace(model, SEQUENCES, None)
+
+    assert set(read.frame["phase"]) == {"prefill"}
+    assert_same_decisions(read.frame, traced.frame[traced.frame["phase"] == "prefill"])
+
+
+@pytest.mark.parametrize(("batch_size", "cache"), BATCHES)
+def test_a_row_that_has_ended_gets_no_more_rows(
+    mixtral: PreTrainedModel, mixtral_writes: list[list[int]], batch_size: int, cache: str
+) -> None:
+    ends = choose_ends(mixtral_writes)
+    written = [cut_after(ids, ends) for ids in mixtral_writes]
+    mixtral.generation_config.eos_token_id = sorted(ends)
+
+    traced = trace_writing(mixtral, SEQUENCES, batch_size=batch_size, cache=cache)
+
+    assert traced.continuations == written
+    pd.testing.assert_frame_equal(traced.tokens, expect_all_tokens(written), check_dtype=False)
+    for text, ids in zip(traced.texts, written, strict=True):
+        assert text.num_new_tokens == len(ids)
+        assert text.finish == ("end" if ids[-1] in ends else "length")
+    assert traced.run.metadata.num_new_tokens == sum(len(ids) for ids in written)
+
+
+def test_an_end_token_is_taken_from_the_tokenizer_where_the_model_names_none(
+    mixtral: PreTrainedModel, mixtral_writes: list[list[int]]
+) -> None:
+    mixtral.generation_config.eos_token_id = None
+    end = mixtral_writes[1][2]
+
+    traced = trace_writing(mixtral, SEQUENCES, tokenizer=NumberTokenizer(eos_token_id=end))
+
+    assert traced.continuations == [cut_after(ids, {end}) for ids in mixtral_writes]
+    assert traced.texts[1].finish == "end"
+
+
+@pytest.mark.parametrize("do_rows_end", [True, False], ids=["at the end token", "at one token"])
+def test_nothing_is_decoded_where_every_row_has_one_token(
+    mixtral: PreTrainedModel, mixtral_writes: list[list[int]], do_rows_end: bool
+) -> None:
+    first = [ids[0] for ids in mixtral_writes]
+    if do_rows_end:
+        mixtral.generation_config.eos_token_id = sorted(set(first))
+
+    traced = trace_writing(mixtral, SEQUENCES, max_new_tokens=NUM_NEW_TOKENS if do_rows_end else 1)
+
+    assert set(traced.frame["phase"]) == {"prefill"}
+    assert len(traced.tokens) == sum(LENGTHS)
+    assert traced.continuations == [[token_id] for token_id in first]
+    assert {text.finish for text in traced.texts} == {"end" if do_rows_end else "length"}
+
+
+def test_pads_that_a_row_writes_as_tokens_of_its_own_are_tokens(
+    mixtral: PreTrainedModel, mixtral_writes: list[list[int]]
+) -> None:
+    pad = mixtral_writes[1][2]
+    mixtral.generation_config.pad_token_id = pad
+
+    traced = trace_writing(mixtral, SEQUENCES, tokenizer=NumberTokenizer(pad_token_id=pad))
+
+    expected = expect_all_tokens(mixtral_writes)
+    pd.testing.assert_frame_equal(traced.tokens, expected, check_dtype=False)
+
+
+def test_neither_model_nor_tokenizer_needs_a_pad_token(mixtral: PreTrainedModel) -> None:
+    expected = trace_writing(mixtral, SEQUENCES)
+    mixtral.generation_config.pad_token_id = None
+
+    traced = trace_writing(mixtral, SEQUENCES, tokenizer=NumberTokenizer(pad_token_id=None))
+
+    assert_same_decisions(traced.frame, expected.frame)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_windows_leave_no_mark(mixtral: PreTrainedModel, mixtral_writes: list[list[int]]) -> None:
+    traced = trace_writing(mixtral, SEQUENCES, batch_size=2)
+
+    assert traced.num_windows > 2
+    assert traced.continuations == mixtral_writes
+    assert traced.run.num_rows == len(traced.frame)
+    assert traced.run.metadata.num_tokens == len(traced.tokens)
+    assert traced.run.metadata.num_new_tokens == sum(len(ids) for ids in mixtral_writes)
+    expected = expect_all_tokens(mixtral_writes)
+    pd.testing.assert_frame_equal(traced.tokens, expected, check_dtype=False)
+
+
+def test_only_the_layers_asked_for_are_traced(mixtral: PreTrainedModel) -> None:
+    whole = trace_writing(mixtral, SEQUENCES)
+    generation = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS)
+
+    some = trace(mixtral, SEQUENCES, generation, layers=[0, 2])
+
+    assert some.texts == whole.texts
+    assert_same_decisions(some.frame, whole.frame[whole.frame["layer"] != 1])
+
+
+@pytest.mark.parametrize("family", PROBABLE)
+def test_probabilities_explain_the_choice_of_written_tokens_too(family: str) -> None:
+    generation = GenerationOptions(max_new_tokens=NUM_NEW_TOKENS)
+    traced = trace(build_family(family), SEQUENCES, generation, with_probabilities=True)
+    key = ["prompt_id", "stack", "layer", "position"]
+    first = traced.frame[traced.frame["rank"] == 0]
+
+    assert len(traced.probabilities) == traced.run.metadata.num_decisions
+    both = first.merge(traced.probabilities, on=key, validate="one_to_one")
+    assert len(both) == len(first)
+    assert set(both["phase"]) == {"prefill", "decode"}
+    probabilities = np.array(both["probabilities"].tolist(), dtype=float)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=4e-3)
+    chosen = both["expert"].to_numpy()
+    ran = chosen >= 0
+    assert (probabilities.argmax(axis=1)[ran] == chosen[ran]).mean() > 0.99  # ties in float16
+
+
+@pytest.mark.parametrize(("batch_size", "cache"), BATCHES)
+def test_an_encoder_reads_the_prompt_and_a_decoder_writes_from_its_start_token(
+    switch: PreTrainedModel, switch_writes: list[list[int]], batch_size: int, cache: str
+) -> None:
+    # Some rows end before others, which go on being fed beside them.
+    ends = choose_ends(switch_writes)
+    switch.generation_config.eos_token_id = sorted(ends)
+    written = [cut_after(ids, ends) for ids in switch_writes]
+
+    traced = trace_writing(switch, SEQUENCES, batch_size=batch_size, cache=cache)
+
+    expected = [
+        stack
+        for number, (given, ids) in enumerate(zip(SEQUENCES, written, strict=True))
+        for stack in (
+            expect_tokens(given, [0], prompt_id=str(number), stack="encoder"),
+            expect_tokens([START], ids, prompt_id=str(number), stack="decoder"),
+        )
+    ]
+    pd.testing.assert_frame_equal(
+        traced.tokens, pd.concat(expected, ignore_index=True), check_dtype=False
+    )
+    assert traced.continuations == written
+    assert traced.run.metadata.num_tokens == len(traced.tokens)
+    # Nothing comes between the decoder's texts and prompts that they do not continue.
+    assert not any(text.text.startswith(" ") for text in traced.texts)
+
+
+def test_a_decoder_without_a_start_token_begins_as_it_does_in_generate(
+    switch: PreTrainedModel,
+) -> None:
+    switch.generation_config.decoder_start_token_id = None
+
+    traced = trace_writing(switch, SEQUENCES[:2])
+
+    starts = traced.tokens.query("stack == 'decoder' and position == 0")
+    assert set(starts["token_id"]) == {switch.generation_config.bos_token_id} != {START}
+    assert traced.continuations == [generate_plainly(switch, ids) for ids in SEQUENCES[:2]]
+
+
+def test_a_decoder_without_any_token_to_begin_with_is_refused(switch: PreTrainedModel) -> None:
+    switch.generation_config.bos_token_id = None
+    switch.generation_config.decoder_start_token_id = None
+
+    with pytest.raises(InputError, match="does not say with which token the decoder of Switch"):
+        trace_writing(switch, SEQUENCES)
+
+
+def test_an_encoder_decoder_that_only_reads_runs_its_encoder_alone() -> None:
+    """Tokens that its experts have no room for are the same ones, so pads are where they were."""
+    crowded = build_family("switch_transformers")
+    writing = trace_writing(crowded, SEQUENCES)
+
+    reading = trace(crowded, SEQUENCES, None)
+
+    assert set(reading.frame["stack"]) == {"encoder"}
+    assert_same_decisions(reading.frame, writing.frame[writing.frame["stack"] == "encoder"])
+
+
+def test_a_cache_that_a_model_does_not_have_is_refused() -> None:
+    """DeepSeek-V4 has layers without a static cache; MiniMax would use its own and not say so."""
+    for family in ("deepseek_v4", "minimax"):
+        with pytest.raises(UsageError, match="no static cache"):
+            trace_writing(build_family(family), SEQUENCES, cache="static")
