@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from moetool import RoutingRecorder
 from moetool.catalogue.names import demo_folder
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from moetool.tracing.prompts.prompts import read_prompts
 from moetool.tracing.prompts.tokens import tokenize_prompts
 from moetool.tracing.running.batches import Batch, make_batches
@@ -123,7 +123,7 @@ def measure_files() -> list[tuple[str, str]]:
     """Write and read the demonstration trace, repeated to a million rows and more, both ways."""
     from moetool.trace.metadata import TraceMetadata
     from moetool.trace.schema import TRACE_SCHEMA
-    from moetool.trace.writer import TraceFile
+    from moetool.trace.writing.writer import TraceFile
 
     figures = []
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import QuantizedExperts as QuantizedExperts
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
-    from moetool.trace.reader import read_trace as read_trace
+    from moetool.trace.reading.reader import read_trace as read_trace
     from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
 
 __version__ = "0.2.0"
@@ -38,7 +38,7 @@ _HOME_OF = {
     "Task": "moetool.memory.scenario",
     "estimate_memory": "moetool.memory.estimate",
     "inspect_model": "moetool.inspection.inspect",
-    "read_trace": "moetool.trace.reader",
+    "read_trace": "moetool.trace.reading.reader",
 }
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.lift_interval import find_interval
-from moetool.trace.counts import ExpertCounts, LayerCounts, PromptSums
-from moetool.trace.prompt_sums import sum_prompts
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts, PromptSums
+from moetool.trace.reading.prompt_sums import sum_prompts
 
 
 @dataclass(frozen=True)

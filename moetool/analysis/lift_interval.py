@@ -26,7 +26,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.trace.counts import PromptSums
+from moetool.trace.reading.counts import PromptSums
 
 CONFIDENCE = 0.95
 

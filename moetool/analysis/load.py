@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetool.trace.counts import ExpertCounts
+from moetool.trace.reading.counts import ExpertCounts
 
 
 @dataclass(frozen=True)

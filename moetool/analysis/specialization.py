@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moetool.analysis.lift import DomainExpert, measure_lift
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.counts import ExpertCounts, LayerCounts
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 # Permutations drawn at a time, fewer of many prompts: bounds the memory of the permuted counts.
 _BATCH = 64

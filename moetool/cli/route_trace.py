@@ -19,7 +19,7 @@ from moetool.errors import UsageError
 
 if TYPE_CHECKING:
     from moetool.trace.metadata import TraceMetadata
-    from moetool.trace.writer import TraceSink
+    from moetool.trace.writing.writer import TraceSink
     from moetool.tracing.generation_options import GenerationOptions
     from moetool.tracing.prompts.prompts import Prompt
     from moetool.tracing.prompts.tokens import SpecialTokens
@@ -242,7 +242,7 @@ def _choose_texts(
     inputs: Sequence[Path],
 ) -> Callable[[], TextFile] | None:
     """Return what opens the file of texts, after checking that it can be opened."""
-    from moetool.trace.writer import list_places
+    from moetool.trace.writing.writer import list_places
     from moetool.tracing.running.texts import TextFile, check_text_path, list_text_places
 
     if path is None:
@@ -287,7 +287,7 @@ def _choose_sink(
     inputs: Sequence[Path],
 ) -> Callable[[TraceMetadata], TraceSink]:
     """Return what opens the sink, after checking that it can be opened."""
-    from moetool.trace.writer import NoTrace, TraceFile, TraceStream, check_target
+    from moetool.trace.writing.writer import NoTrace, TraceFile, TraceStream, check_target
 
     is_file = output is not None and str(output) != "-"
     if with_probabilities and not is_file:

@@ -63,8 +63,8 @@ def specialize(
     from moetool.analysis.specialization import measure_specialization
     from moetool.report.files import check_report_path, write_report
     from moetool.report.specialization import RENDERERS
-    from moetool.trace.counts import count_experts
-    from moetool.trace.reader import open_trace
+    from moetool.trace.reading.counts import count_experts
+    from moetool.trace.reading.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, replace_existing=force, inputs=list_trace_files(trace))

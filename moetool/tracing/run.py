@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UsageError
-from moetool.trace.counts import ExpertCounts
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.prompt_sums import DomainCounter
-from moetool.trace.writer import TraceSink
+from moetool.trace.reading.counts import ExpertCounts
+from moetool.trace.reading.prompt_sums import DomainCounter
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.generation_options import GenerationOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder

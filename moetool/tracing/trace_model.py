@@ -17,7 +17,7 @@ from moetool.choices import choose_word, take_count, take_flag, take_numbers, ta
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.writer import TraceSink
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import (
     SpecialTokens,

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from moetool.analysis.lift import DomainExpert, measure_lift
 from moetool.analysis.lift_interval import CONFIDENCE, find_quantile
-from moetool.trace.counts import ExpertCounter, ExpertCounts, LayerCounts
-from moetool.trace.prompt_sums import DomainCounter
+from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, LayerCounts
+from moetool.trace.reading.prompt_sums import DomainCounter
 from tests.trace.examples import describe_layers, make_rows
 
 NUM_DOMAINS = 3

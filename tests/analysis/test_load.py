@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from moetool.analysis.load import LayerLoad, measure_load
-from moetool.trace.counts import ExpertCounts, LayerCounts
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 
 def load_of(assignments: ArrayLike, *, top_k: int = 1) -> LayerLoad:

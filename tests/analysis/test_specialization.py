@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.specialization import measure_specialization
 from moetool.errors import InputError
-from moetool.trace.counts import ExpertCounts, LayerCounts, count_experts
-from moetool.trace.reader import open_trace, read_trace
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts, count_experts
+from moetool.trace.reading.reader import open_trace, read_trace
 
 NUM_REPEATS = 200
 NUM_PERMUTATIONS = 199

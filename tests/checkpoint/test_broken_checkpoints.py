@@ -15,7 +15,7 @@ import pytest
 from moetool.checkpoint.reference import resolve_model
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
-from moetool.trace.writer import NoTrace
+from moetool.trace.writing.writer import NoTrace
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.trace_model import TraceOptions, trace_model
 

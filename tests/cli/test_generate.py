@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import read_trace
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from tests.cli.conftest import TryAll
 from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.cli.test_interrupts import (

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from moetool import read_trace
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from tests.checkpoint.fake_hub import COMMIT
 from tests.conftest import REPOSITORY, Completed
 

@@ -23,7 +23,7 @@ from moetool.anatomy.routing.rules import RoutingRule
 from moetool.cli.main import app
 from moetool.errors import UntraceableError
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from moetool.tracing.recording.calls import RecordedCall
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
 from tests.cli.refusals import Attempt, Refusal, assert_refused

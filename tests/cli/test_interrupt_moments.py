@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.trace.reader import open_trace, read_trace
+from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed
 
@@ -113,7 +113,7 @@ def trace(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "moment",
     [
-        "moetool.trace.reader:open_trace",
+        "moetool.trace.reading.reader:open_trace",
         "moetool.analysis.specialization:measure_specialization",
         "moetool.report.files:write_report",
         "moetool.output.targets:put_in_place",
@@ -130,7 +130,7 @@ def test_in_a_report(moment: str, times: int, trace: Path) -> None:
 
 def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(trace: Path) -> None:
     swallow = """
-import moetool.trace.reader, signal
+import moetool.trace.reading.reader, signal
 
 def open_trace(path):
     try:
@@ -138,7 +138,7 @@ def open_trace(path):
     except BaseException as error:
         raise ImportError("numpy is broken") from error
 
-moetool.trace.reader.open_trace = open_trace
+moetool.trace.reading.reader.open_trace = open_trace
 """
     words = [word.format(trace.parent) for word in SPECIALIZE]
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
@@ -146,7 +146,7 @@ moetool.trace.reader.open_trace = open_trace
 
 def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path) -> None:
     swallow = """
-import moetool.trace.reader, signal, time
+import moetool.trace.reading.reader, signal, time
 
 def open_trace(path):
     for _ in range(2):
@@ -158,7 +158,7 @@ def open_trace(path):
     while True:
         time.sleep(0.01)
 
-moetool.trace.reader.open_trace = open_trace
+moetool.trace.reading.reader.open_trace = open_trace
 """
     words = [word.format(trace.parent) for word in SPECIALIZE]
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
@@ -166,7 +166,7 @@ moetool.trace.reader.open_trace = open_trace
 
 def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path) -> None:
     swallow = """
-import moetool.trace.reader, signal, time
+import moetool.trace.reading.reader, signal, time
 
 class Finalized:
     def __del__(self):
@@ -177,7 +177,7 @@ def open_trace(path):
     while True:
         time.sleep(0.01)
 
-moetool.trace.reader.open_trace = open_trace
+moetool.trace.reading.reader.open_trace = open_trace
 """
     words = [word.format(trace.parent) for word in SPECIALIZE]
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
@@ -204,7 +204,7 @@ def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path) -
     """As behind `nohup`."""
     ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     words = [word.format(trace.parent) for word in SPECIALIZE]
-    moment = "moetool.trace.reader:open_trace"
+    moment = "moetool.trace.reading.reader:open_trace"
     completed = run(ignore + AT_CALL, moment, *words)
     assert (completed.returncode, completed.stderr) == (0, "")
 
@@ -215,7 +215,7 @@ def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path) -
 AGAIN_IN_CLEAN_UP = (
     AT_CALL
     + """
-from moetool.trace.parts import PartWriter
+from moetool.trace.writing.parts import PartWriter
 
 flush = PartWriter.flush
 
@@ -233,7 +233,7 @@ PartWriter.flush = flush_interrupted
 def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> None:
     target, partial = tmp_path / "trace.csv", tmp_path / "trace.csv.partial"
     completed = run(
-        *(setting, "moetool.trace.counts:ExpertCounter.add"),
+        *(setting, "moetool.trace.reading.counts:ExpertCounter.add"),
         *("route-trace", "demo", "--prompt", "hello", "-o", target),
     )
     num_rows = len(read_trace(partial))
@@ -250,7 +250,7 @@ def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> N
 def test_a_trace_that_is_being_put_in_its_place_gets_there(times: int, tmp_path: Path) -> None:
     target = tmp_path / "trace.csv"
     completed = run(
-        *(AT_CALL, "moetool.trace.writer:put_in_place"),
+        *(AT_CALL, "moetool.trace.writing.writer:put_in_place"),
         *("route-trace", "demo", "--prompt", "hello", "-o", target),
         times=times,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from moetool import read_trace
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from tests.cli.refusals import Refusal, assert_refused, find_leftovers
 from tests.conftest import REPOSITORY, Completed, RunMoetool
 

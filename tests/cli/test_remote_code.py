@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from moetool import read_trace
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
 from tests.cli.refusals import Attempt, Refusal, assert_refused
 

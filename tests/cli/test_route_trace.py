@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import RoutingRecorder, read_trace
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from tests.conftest import REPOSITORY, DemoRun, RunMoetool
 
 COLUMNS = [

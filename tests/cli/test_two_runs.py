@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.trace.reader import open_trace, read_trace
+from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.refusals import Refusal, assert_refused
 from tests.cli.test_interrupts import finish, started_moetool, wait_for
 from tests.cli.test_targets import run_here

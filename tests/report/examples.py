@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moetool.analysis.specialization import Specialization, measure_specialization
-from moetool.trace.counts import ExpertCounts, LayerCounts
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 TOP_K = 2
 

@@ -11,8 +11,8 @@ import pytest
 from moetool.analysis.lift import measure_lift
 from moetool.analysis.load import measure_load
 from moetool.report.routing_summary import print_routing_summary
-from moetool.trace.counts import ExpertCounts
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from moetool.trace.reading.counts import ExpertCounts
 from tests.report.examples import TOP_K, make_counts
 
 COUNTS = make_counts(["code", "prose"])

@@ -15,7 +15,7 @@ from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.rows import assignment_rows
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writer import TraceFile
+from moetool.trace.writing.writer import TraceFile
 
 NUM_EXPERTS = 6
 WORD_COLUMNS = [field.name for field in TRACE_SCHEMA if pa.types.is_dictionary(field.type)]

@@ -19,9 +19,9 @@ from moetool.anatomy.skeleton.active_experts import is_run_by_text
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.errors import InputError
 from moetool.memory.result import Phase
-from moetool.trace.counts import ExpertCounter, ExpertCounts, LayerCounts, count_experts
 from moetool.trace.metadata import RoutedLayer
-from moetool.trace.reader import TraceSource, open_trace
+from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, LayerCounts, count_experts
+from moetool.trace.reading.reader import TraceSource, open_trace
 
 # The name of the routing that needs no trace.
 UNIFORM = "uniform"

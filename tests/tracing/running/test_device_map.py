@@ -17,8 +17,8 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import OutOfMemoryError, UntraceableError, UsageError
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
-from moetool.trace.writer import TraceFile
+from moetool.trace.reading.reader import open_trace
+from moetool.trace.writing.writer import TraceFile
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.running import load_model as loading
 from moetool.tracing.running.load_model import choose_device_map

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetool.errors import InputError
-from moetool.trace.counts import ExpertCounter, ExpertCounts, GroupColumn, count_experts
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
-from moetool.trace.partial import partial_folder
-from moetool.trace.prompt_sums import DomainCounter
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, GroupColumn, count_experts
+from moetool.trace.reading.prompt_sums import DomainCounter
+from moetool.trace.reading.reader import open_trace
 from moetool.trace.rows import assignment_rows
+from moetool.trace.writing.partial import partial_folder
 from tests.trace.examples import (
     NUM_EXPERTS,
     break_off,
@@ -156,7 +156,7 @@ def test_an_empty_table_counts_nothing() -> None:
 def test_a_stored_trace_has_the_counts_of_its_rows(
     suffix: str, by: GroupColumn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moetool.trace.parts.ROWS_PER_PART", 30)
+    monkeypatch.setattr("moetool.trace.writing.parts.ROWS_PER_PART", 30)
     tables = [
         make_rows((4, 3), seed=seed, prompt_ids=[f"{seed}a", f"{seed}b"]) for seed in range(4)
     ]

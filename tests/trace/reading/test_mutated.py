@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from moetool import read_trace
 from moetool.errors import InputError
 from moetool.trace.companions import sidecar_path
-from moetool.trace.counts import count_experts
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.counts import count_experts
+from moetool.trace.reading.reader import open_trace
 from moetool.trace.schema import TRACE_SCHEMA
 from tests.trace.examples import describe_layers, make_rows
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.decision_scan import DecisionScan
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.layer_shapes import find_shapes
 from moetool.trace.metadata import RoutedLayer
-from moetool.trace.reader import TraceSource
-from moetool.trace.words import count_values, encode_words
+from moetool.trace.reading.decision_scan import DecisionScan
+from moetool.trace.reading.layer_shapes import find_shapes
+from moetool.trace.reading.reader import TraceSource
+from moetool.trace.reading.words import count_values, encode_words
 
 GroupColumn = Literal["domain", "prompt_id"]
 

@@ -36,15 +36,15 @@ from moetool.trace.companions import (
     sidecar_path,
 )
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
-from moetool.trace.partial import (
+from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
+from moetool.trace.writing.partial import (
     PROBABILITIES_NAME,
     WHOLE_NAMES,
     PartialFolder,
     check_partial_folder,
     partial_folder,
 )
-from moetool.trace.parts import PartWriter
-from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
+from moetool.trace.writing.parts import PartWriter
 
 FILE_SUFFIXES = (".parquet", ".csv")
 

@@ -16,13 +16,13 @@ from moetool.choices import take_flag, take_path
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
-from moetool.trace.decision_scan import DecisionScan
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.files import find_files, open_file, read_small_file
-from moetool.trace.layer_shapes import check_described
-from moetool.trace.merging import Part, describe_parts, merge_metadata
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
+from moetool.trace.reading.decision_scan import DecisionScan
+from moetool.trace.reading.files import find_files, open_file, read_small_file
+from moetool.trace.reading.layer_shapes import check_described
+from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
 from moetool.trace.schema import KEY_COLUMNS, REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
 
 if TYPE_CHECKING:

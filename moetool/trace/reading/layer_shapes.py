@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.decision_scan import LayerRows
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from moetool.trace.reading.decision_scan import LayerRows
 
 if TYPE_CHECKING:
-    from moetool.trace.reader import TraceSource
+    from moetool.trace.reading.reader import TraceSource
 
 Place = tuple[str, int]
 

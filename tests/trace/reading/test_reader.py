@@ -15,7 +15,7 @@ from moetool import read_trace
 from moetool.errors import InputError
 from moetool.trace.companions import sidecar_path
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.reader import open_trace
 from moetool.trace.schema import REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
 from tests.trace.examples import (
     HOSTILE_WORDS,

@@ -23,11 +23,11 @@ import pytest
 
 from moetool.errors import UsageError
 from moetool.trace.companions import probabilities_path, sidecar_path
-from moetool.trace.partial import partial_folder
-from moetool.trace.reader import open_trace, read_trace
+from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.rows import assignment_rows, probability_rows
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
-from moetool.trace.writer import (
+from moetool.trace.writing.partial import partial_folder
+from moetool.trace.writing.writer import (
     NoTrace,
     TraceFile,
     TraceStream,
@@ -56,7 +56,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Close a part as soon as it has seven rows."""
-    monkeypatch.setattr("moetool.trace.parts.ROWS_PER_PART", 7)
+    monkeypatch.setattr("moetool.trace.writing.parts.ROWS_PER_PART", 7)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -166,7 +166,7 @@ def test_many_parts_merge_to_the_rows_of_one(target: Path, monkeypatch: pytest.M
         for seed in range(5)
     ]
     whole = write_trace(target.with_stem("whole"), *windows)
-    monkeypatch.setattr("moetool.trace.parts.ROWS_PER_PART", 7)
+    monkeypatch.setattr("moetool.trace.writing.parts.ROWS_PER_PART", 7)
     merged = write_trace(target.with_stem("merged"), *windows)
     assert columns_of(read_trace(merged)) == columns_of(read_trace(whole))
     assert columns_of(read_trace(merged)) == pa.concat_tables(windows).to_pydict()
@@ -185,7 +185,7 @@ def test_parts_are_closed_as_rows_come_in(target: Path) -> None:
 def test_a_part_is_closed_when_enough_time_has_passed(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moetool.trace.parts.SECONDS_PER_PART", 0.0)
+    monkeypatch.setattr("moetool.trace.writing.parts.SECONDS_PER_PART", 0.0)
     with TraceFile(target, metadata=BEFORE) as sink:
         sink.write(make_rows())
         assert names_in(sink.partial) == ["lock", "part-00000.parquet"]

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from moetool import read_trace
 from moetool.errors import InputError
-from moetool.trace.counts import ExpertCounts, count_experts
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.partial import partial_folder
-from moetool.trace.reader import open_trace
+from moetool.trace.reading.counts import ExpertCounts, count_experts
+from moetool.trace.reading.reader import open_trace
+from moetool.trace.writing.partial import partial_folder
 from tests.trace.examples import (
     NUM_EXPERTS,
     break_off,
@@ -75,7 +75,7 @@ def write(
 @pytest.fixture(params=[3, 1_000_000], ids=["small tables", "one table"])
 def rows_per_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read a few rows at a time, so that decisions lie across tables."""
-    monkeypatch.setattr("moetool.trace.reader._ROWS_PER_TABLE", request.param)
+    monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", request.param)
 
 
 def count(path: Path, **options: Any) -> ExpertCounts:
@@ -136,7 +136,7 @@ def test_scattered_rows_are_read_some_prompts_at_a_time(
     frame = make_frame((4, 3, 5, 1, 2))
     path = write(tmp_path / "trace.parquet", order(frame, None))
     expected = as_lists(count(path))
-    monkeypatch.setattr("moetool.trace.decision_scan._ROWS_AT_ONCE", 17)
+    monkeypatch.setattr("moetool.trace.reading.decision_scan._ROWS_AT_ONCE", 17)
     assert as_lists(count(path)) == expected
 
 

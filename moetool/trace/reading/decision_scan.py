@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN, NO_EXPERT
-from moetool.trace.rows_of_decisions import Fault, Rows, find_fault, find_starts, join_rows
-from moetool.trace.words import count_values, encode_words
+from moetool.trace.reading.rows_of_decisions import Fault, Rows, find_fault, find_starts, join_rows
+from moetool.trace.reading.words import count_values, encode_words
 
 if TYPE_CHECKING:
-    from moetool.trace.reader import TraceSource
+    from moetool.trace.reading.reader import TraceSource
 
 # Columns that a scan reads besides those that a trace must have.
 _OPTIONAL = ("domain", "stack", "rank", "weight")

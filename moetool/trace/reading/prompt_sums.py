@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moetool.trace.counts import ExpertCounter, ExpertCounts, PromptSums
 from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, PromptSums
 
 
 def sum_prompts(
