@@ -66,7 +66,7 @@ def inspect(
     from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.inspect import inspect_model
     from moetool.report.files import check_report_path, write_report
-    from moetool.report.inspection import RENDERERS
+    from moetool.report.inspect.data import RENDERERS
 
     chosen = choose_report_format(output_format, output)
     references = [resolve_model(model) for model in models]

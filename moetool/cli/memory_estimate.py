@@ -150,7 +150,7 @@ def memory_estimate(
     check_report_path(output, replace_existing=force, inputs=inputs)
     # Only now, because they bring in torch: what is wrong with the options is said at once.
     from moetool.memory.estimate import estimate_memory
-    from moetool.report.memory_estimate import RENDERERS
+    from moetool.report.memory.data import RENDERERS
 
     with _progress_on_terminal() as show_progress:
         estimates = [

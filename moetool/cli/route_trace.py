@@ -198,7 +198,7 @@ def route_trace(
         return
     from moetool.analysis.lift import measure_lift
     from moetool.analysis.load import measure_load
-    from moetool.report.routing_summary import print_routing_summary
+    from moetool.report.trace_summary import print_routing_summary
 
     print_routing_summary(
         run.metadata,

@@ -62,7 +62,7 @@ def specialize(
     """
     from moetool.analysis.specialization import measure_specialization
     from moetool.report.files import check_report_path, write_report
-    from moetool.report.specialization import RENDERERS
+    from moetool.report.specialize import RENDERERS
     from moetool.trace.reading.counts import count_experts
     from moetool.trace.reading.reader import open_trace
 

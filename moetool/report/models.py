@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import moetool
-from moetool.report.tables import WIDTH, render_table
+from moetool.report.text.tables import WIDTH, render_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem

@@ -12,7 +12,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
 from moetool.report.files import write_report
-from moetool.report.tables import WIDTH, render_table
+from moetool.report.text.tables import WIDTH, render_table
 from tests.cli.in_process import find_steering, run_main
 from tests.cli.refusals import Refusal, assert_refused
 

@@ -27,7 +27,7 @@ from moetool.memory.scenario import (
 )
 from tests.cli.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
-from tests.report.memory_estimates import make_estimate
+from tests.report.memory.estimates import make_estimate
 
 
 @pytest.mark.parametrize(

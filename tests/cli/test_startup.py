@@ -68,7 +68,7 @@ def test_reading_and_analysing_a_trace_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from moetool import read_trace\n"
-        "import moetool.analysis.specialization, moetool.report.specialization\n"
+        "import moetool.analysis.specialization, moetool.report.specialize\n"
         "print(*sys.modules)"
     )
     completed = subprocess.run(

@@ -20,7 +20,7 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.errors import InputError, MoetoolError, UntraceableError
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Inspection
-from moetool.report.inspection import RENDERERS
+from moetool.report.inspect.data import RENDERERS
 
 # Fields cut down to as few layers as show every kind of layer.
 SHORT: Mapping[str, Mapping[str, Any]] = {

@@ -18,7 +18,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.result import Estimate, Method
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.memory.sweep import list_scenarios
-from moetool.report.memory_estimate import render_json
+from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues
 from tests.families.models import available

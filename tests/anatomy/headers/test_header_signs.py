@@ -14,7 +14,7 @@ from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.errors import InputError
 from moetool.inspection.inspect import inspect_model
-from moetool.report.inspection_words import word_experts, word_layers
+from moetool.report.inspect.words import word_experts, word_layers
 from tests.anatomy import header_files as layouts
 from tests.anatomy.header_files import Tensors, make_headers
 

@@ -1,0 +1,115 @@
+"""Several models side by side, as many to a block as fit a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+from moetool.report.inspect.page import render_note
+from moetool.report.inspect.words import UNKNOWN, word_numbers, word_range, word_share
+from moetool.report.text.lines import make_printable
+from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.text.tables import WIDTH, render_table
+
+if TYPE_CHECKING:
+    from moetool.inspection.result import Inspection
+
+_GAP = 3
+_SOURCES = {
+    "skeleton": "skeleton",
+    "headers": "headers",
+    "skeleton and headers": "both",
+    "reported": "reported",
+}
+
+# A model's name, and what stands in its column by the labels of the rows.
+_Column = tuple[str, Mapping[str, str]]
+
+
+def render_comparison(models: Sequence[Inspection]) -> str:
+    """Return models side by side, as many to a block as fit, and below what to know of each."""
+    columns = [
+        (
+            make_printable(model.model),
+            {label: make_printable(word) for label, word in _describe(model)},
+        )
+        for model in models
+    ]
+    known = {label for _, column in columns for label, word in column.items() if word != UNKNOWN}
+    labels = [label for label in columns[0][1] if label in known]
+    blocks = [_render_block(block, labels) for block in _cut_into_blocks(columns, labels)]
+    notes = [
+        line
+        for model in models
+        for note in model.notes
+        for line in render_note(f"{model.model}: {note}")
+    ]
+    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
+
+
+def _cut_into_blocks(columns: Sequence[_Column], labels: Sequence[str]) -> list[list[_Column]]:
+    """Return the columns in blocks that fit a terminal without a fold, if they hold several."""
+    blocks: list[list[_Column]] = []
+    taken = WIDTH
+    for name, column in columns:
+        width = _GAP + max(cell_len(word) for word in (name, *map(column.__getitem__, labels)))
+        if taken + width > WIDTH:
+            blocks.append([])
+            taken = max(map(len, labels))
+        blocks[-1].append((name, column))
+        taken += width
+    return blocks
+
+
+def _render_block(columns: Sequence[_Column], labels: Sequence[str]) -> str:
+    return render_table(
+        ("", *(name for name, _ in columns)),
+        [(label, *(column[label] for _, column in columns)) for label in labels],
+        right=range(1, len(columns) + 1),
+    )
+
+
+def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
+    """Yield the labels of a model's rows, the same for every model, and what stands in them."""
+    flops, published = model.flops, model.published
+    yield "source", _SOURCES[model.source.value]
+    yield from _describe_parameters(model)
+    total_b = published.total_b if published else None
+    active_b = published.active_b if published else None
+    yield "vendor's total", UNKNOWN if total_b is None else f"{total_b}B"
+    yield "vendor's active", UNKNOWN if active_b is None else f"{active_b}B"
+    yield "layers", word_numbers(model.num_layers)
+    yield "layers with experts", word_numbers(model.num_moe_layers)
+    reported = model.reported.experts if model.reported else None
+    yield "experts", reported or word_numbers(model.num_experts)
+    yield "top-k", word_numbers(model.top_k)
+    yield "shared experts", word_numbers(model.num_shared_experts)
+    context = model.anatomy.context_length if model.anatomy else None
+    yield "context", UNKNOWN if context is None else f"{context:,}"
+    prefill, decode = (flops.prefill, flops.decode) if flops else (None, None)
+    yield "prefill FLOPs per token", UNKNOWN if prefill is None else format_count(prefill)
+    yield "decode FLOPs per token", UNKNOWN if decode is None else format_count(decode)
+    num_bytes = model.parameters.num_bytes if model.parameters else None
+    yield "bytes in full precision", UNKNOWN if num_bytes is None else format_bytes(num_bytes)
+
+
+def _describe_parameters(model: Inspection) -> Iterator[tuple[str, str]]:
+    parameters, reported = model.parameters, model.reported
+    total = (reported.total if reported else None) or UNKNOWN
+    if parameters and parameters.total is not None:
+        total = format_count(parameters.total)
+    yield "total", total
+    active = (
+        {name.value: word_range(number) for name, number in parameters.active.items()}
+        if parameters
+        else {"all": (reported.active if reported else None) or UNKNOWN}
+    )
+    yield "active, all", active["all"]
+    for definition in ("without_input_embedding", "without_embedding_and_head"):
+        yield f"  {definition.replace('_', ' ')}", active.get(definition, UNKNOWN)
+    sparsity = parameters.sparsity if parameters else None
+    yield "active / total", UNKNOWN if sparsity is None else word_share(sparsity)
+    share = parameters.expert_share if parameters else None
+    yield "routed experts / total", UNKNOWN if share is None else word_share(share)

@@ -1,0 +1,142 @@
+"""What is in models: as JSON, or as the rows of their parameter tables in CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import moetool
+from moetool.printable import escape_json
+from moetool.report.inspect.comparison import render_comparison
+from moetool.report.inspect.page import render_model
+
+if TYPE_CHECKING:
+    from moetool.anatomy.parameters import ActiveRange
+    from moetool.inspection.result import Inspection
+
+_COLUMNS = (
+    "stack",
+    "layer",
+    "component",
+    "params",
+    "active_params",
+    "active_params_min",
+    "active_params_max",
+    "dtype",
+    "bytes",
+    "file_params",
+    "file_dtype",
+    "file_bytes",
+)
+
+
+def render_table_text(models: Sequence[Inspection], *, per_layer: bool) -> str:
+    """Return one model in full, or several side by side."""
+    if len(models) == 1 or per_layer:
+        return "\n\n".join(render_model(model, per_layer=per_layer) for model in models)
+    return render_comparison(models)
+
+
+def render_json(models: Sequence[Inspection], *, per_layer: bool) -> str:
+    """Return everything as one JSON object, numbers unrounded; rows too if asked per layer."""
+    value = {
+        "schema": "moetool.inspect/1",
+        "moetool": moetool.__version__,
+        "models": [_make_finite(_as_object(model, per_layer=per_layer)) for model in models],
+    }
+    return escape_json(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
+
+
+def render_csv(models: Sequence[Inspection], *, per_layer: bool) -> str:
+    """Return one row for every layer and component of every model."""
+    del per_layer
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=["model", *_COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    for model in models:
+        writer.writerows({"model": model.model, **asdict(row)} for row in model.rows)
+    return _make_writable(text.getvalue())
+
+
+RENDERERS: Mapping[str, Callable[..., str]] = {
+    "table": render_table_text,
+    "json": render_json,
+    "csv": render_csv,
+}
+
+
+def _as_object(model: Inspection, *, per_layer: bool) -> dict[str, Any]:
+    anatomy = model.anatomy
+    value: dict[str, Any] = {
+        "model": model.model,
+        "model_type": model.model_type,
+        "source": model.source.value,
+        "num_layers": model.num_layers,
+        "num_moe_layers": model.num_moe_layers,
+        "num_experts": model.num_experts,
+        "top_k": model.top_k,
+        "num_shared_experts": model.num_shared_experts,
+        "parameters": _describe_parameters(model),
+        "notes": list(model.notes),
+        "model_class": anatomy.model_class if anatomy else None,
+        "revision": model.revision,
+        "routed_layers": [asdict(layer) for layer in anatomy.routed_layers] if anatomy else None,
+        "dense_layers": dict(anatomy.dense_layers) if anatomy else None,
+        "mixers": [asdict(mixer) for mixer in anatomy.mixers] if anatomy else None,
+        "context_length": anatomy.context_length if anatomy else None,
+        "vocab_size": anatomy.vocab_size if anatomy else None,
+        "quantization": model.quantization,
+        "dtype": model.dtype,
+        "flops_per_token": asdict(model.flops) if model.flops else None,
+        "files": asdict(model.files) if model.files else None,
+        "published": asdict(model.published) if model.published else None,
+        "reported": asdict(model.reported) if model.reported else None,
+    }
+    if per_layer:
+        value["rows"] = [asdict(row) for row in model.rows]
+    return value
+
+
+def _describe_parameters(model: Inspection) -> dict[str, Any] | None:
+    parameters = model.parameters
+    if parameters is None:
+        return None
+    return {
+        "total": parameters.total,
+        "active": {name.value: _exact(number) for name, number in parameters.active.items()},
+        "components": dict(parameters.components),
+        "active_range": {
+            name.value: asdict(number) if number else None
+            for name, number in parameters.active.items()
+        },
+        "active_components": {
+            name: _exact(number) for name, number in parameters.active_components.items()
+        },
+        "expert_share": parameters.expert_share,
+        "sparsity": parameters.sparsity,
+        "bytes": parameters.num_bytes,
+        "is_tied": parameters.is_tied,
+    }
+
+
+def _exact(number: ActiveRange | None) -> int | None:
+    return number.exact if number else None
+
+
+def _make_finite(value: Any) -> Any:
+    """Return a value with null in the place of infinite numbers, for which JSON has no word."""
+    if isinstance(value, dict):
+        return {name: _make_finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_make_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _make_writable(text: str) -> str:
+    """Return a text with `?` for the bytes of a path that are no UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")

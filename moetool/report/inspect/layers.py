@@ -1,0 +1,86 @@
+"""Every layer's components for a terminal, layers that are alike drawn together."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moetool.report.inspect.words import UNKNOWN, word_indices
+from moetool.report.text.lines import make_printable
+from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.text.tables import Cell, render_table
+
+if TYPE_CHECKING:
+    from moetool.inspection.result import InspectedRow, Inspection
+
+# Columns that the numbers of layers may take; the exact counts beside them need the rest.
+_LAYERS = 12
+
+
+def render_layers(model: Inspection) -> str:
+    """Return the parameter table, with one group of rows for all layers of the same rows.
+
+    Its numbers are those of one layer; JSON and CSV keep a row for every layer.
+    """
+    in_files = model.files is not None
+    rows = []
+    for stack, layers, components in group_layers(model.rows):
+        places = _cut_place(stack, layers, num_lines=len(components))
+        for place, row in zip(places, components, strict=True):
+            rows.append(
+                (
+                    place,
+                    row.component.replace("_", " "),
+                    UNKNOWN if row.params is None else f"{row.params:,}",
+                    _word_active(row),
+                    make_printable((row.file_dtype or "") if in_files else (row.dtype or UNKNOWN)),
+                    _word_bytes(row.file_bytes if in_files else row.bytes),
+                )
+            )
+    headers = ("layers", "component", "parameters", "active", "dtype", "bytes")
+    as_held = "dequantized" if model.quantization else "as loaded"
+    where = "in the files" if in_files else as_held
+    return (
+        f"{render_table(headers, rows, right=(2, 3, 5))}\n"
+        f"Numbers are those of one layer; dtype and bytes: {where}."
+    )
+
+
+def group_layers(
+    rows: tuple[InspectedRow, ...],
+) -> list[tuple[str, tuple[int, ...], tuple[InspectedRow, ...]]]:
+    """Return the stack, the layers and the rows of each, of all layers that have the same rows.
+
+    In the order of their first layers. What is outside layers is a group without layers.
+    """
+    places: dict[tuple[str, int | None], list[InspectedRow]] = {}
+    for row in rows:
+        places.setdefault((row.stack, row.layer), []).append(row)
+    groups: dict[tuple[InspectedRow, ...], list[int]] = {}
+    for (_, layer), found in places.items():
+        alike = tuple(replace(row, layer=None if layer is None else 0) for row in found)
+        groups.setdefault(alike, []).extend([] if layer is None else [layer])
+    return [(alike[0].stack, tuple(layers), alike) for alike, layers in groups.items()]
+
+
+def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[Cell]:
+    """Return what layers are called, cut to stand beside so many rows.
+
+    A table would rather narrow the columns of numbers than cut it here.
+    """
+    words = word_indices(sorted(layers)) if layers else "–" if stack == "decoder" else ""
+    named = words if stack == "decoder" else make_printable(f"{stack} {words}")
+    lines = textwrap.wrap(named, _LAYERS)
+    lines += [""] * (num_lines - len(lines))
+    return [*lines[: num_lines - 1], tuple(lines[num_lines - 1 :])]
+
+
+def _word_active(row: InspectedRow) -> str:
+    if row.active_params is not None:
+        return format_count(row.active_params)
+    return UNKNOWN if row.active_params_max is None else f"≤ {format_count(row.active_params_max)}"
+
+
+def _word_bytes(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else format_bytes(num_bytes)

@@ -1,0 +1,189 @@
+"""What an inspection finds, in words that fit a line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moetool.report.text.numbers import format_count
+
+if TYPE_CHECKING:
+    from moetool.anatomy.parameters import ActiveRange
+    from moetool.anatomy.routing.routing_style import RoutingStyle
+    from moetool.anatomy.skeleton.mixers import Mixer
+    from moetool.inspection.result import Inspection, PublishedFigures
+
+UNKNOWN = "unknown"
+
+# Of indices at equal distances; fewer are listed one by one.
+_SHORTEST_SERIES = 4
+
+
+def word_range(active: ActiveRange | None) -> str:
+    """Return an active count, or the range of it: `12.88B`, `18.59B to 31.33B`."""
+    if active is None:
+        return UNKNOWN
+    if active.exact is not None:
+        return format_count(active.exact)
+    return f"{format_count(active.fewest)} to {format_count(active.most)}"
+
+
+def word_share(share: float) -> str:
+    """Return a share of a whole: `96.6%`, and never `0.0%` for what is there."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def word_numbers(number: int | Sequence[int | None] | None) -> str:
+    """Return a number of layers, or the different ones of several layers: `8`, `4 to 8`."""
+    if number is None:
+        return UNKNOWN
+    if isinstance(number, int):
+        return str(number)
+    known = [one for one in number if one is not None]
+    if not known:
+        return UNKNOWN
+    words = str(known[0]) if len(set(known)) == 1 else f"{min(known)} to {max(known)}"
+    return words if len(known) == len(number) else f"{words}, some unknown"
+
+
+def word_layers(model: Inspection) -> str:
+    """Return how many layers there are and which of them route."""
+    if model.num_layers is None:
+        return UNKNOWN
+    if model.num_moe_layers is None:
+        return f"{model.num_layers}, unknown how many with experts"
+    if not model.num_moe_layers:
+        return f"{model.num_layers}, all dense"
+    if model.num_moe_layers == model.num_layers:
+        return f"{model.num_layers}, all with experts"
+    words = f"{model.num_layers}, {model.num_moe_layers} of them with experts"
+    if model.anatomy is None:
+        return words
+    dense = [
+        f"{'' if len(model.anatomy.dense_layers) == 1 else stack + ' '}{word_indices(layers)}"
+        for stack, layers in model.anatomy.dense_layers.items()
+        if layers
+    ]
+    return f"{words}; without: {'; '.join(dense)}"
+
+
+def word_experts(model: Inspection) -> str:
+    """Return how many experts a layer has and how many a token runs."""
+    if model.num_moe_layers is None and model.num_experts is None:
+        return UNKNOWN
+    if model.num_moe_layers == 0:
+        return "none"
+    top_k = "unknown top-k" if model.top_k is None else f"top-{word_numbers(model.top_k)}"
+    words = f"{top_k} of {word_numbers(model.num_experts)}"
+    layers = model.anatomy.routed_layers if model.anatomy else ()
+    identity = {layer.num_identity_experts for layer in layers} - {0}
+    if identity:
+        words += f" and {max(identity)} identity experts"
+    if model.num_shared_experts is None:
+        words += ", shared ones"
+    elif model.num_shared_experts:
+        words += f", {model.num_shared_experts} shared"
+    widths = sorted({layer.expert_width for layer in layers if layer.expert_width is not None})
+    if widths:
+        words += f"; {' and '.join(map(str, widths))} wide"
+    return words
+
+
+def word_routing(model: Inspection) -> list[str]:
+    """Return how layers choose their experts, a line for each way."""
+    if model.anatomy is None:
+        return []
+    styles = Counter(layer.style for layer in model.anatomy.routed_layers)
+    return [
+        _word_style(style) if len(styles) == 1 else f"{_count_layers(count)}: {_word_style(style)}"
+        for style, count in styles.items()
+        if style is not None
+    ]
+
+
+def _count_layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _word_style(style: RoutingStyle) -> str:
+    words = [style.scores or "scores unknown"]
+    if style.is_normalized is not None:
+        words.append("normalised" if style.is_normalized else "not normalised")
+    if style.scale is not None and style.scale != 1:
+        words.append(f"times {style.scale:g}")
+    if style.has_selection_bias:
+        words.append("selection bias")
+    if style.num_groups > 1:
+        words.append(f"{style.num_chosen_groups} of {style.num_groups} groups")
+    if style.is_hashed:
+        words.append("chosen by token id")
+    if style.capacity is not None:
+        words.append(f"capacity {style.capacity}")
+    return ", ".join(words)
+
+
+def word_mixer(mixer: Mixer) -> str:
+    """Return how layers mix tokens: `32 x grouped-query attention, 32 heads, 8 KV heads`."""
+    words = [f"{mixer.num_layers} x {mixer.kind.value}"]
+    if mixer.num_heads is not None:
+        heads = f"{mixer.num_heads} heads"
+        if mixer.num_kv_heads is not None and mixer.num_kv_heads != mixer.num_heads:
+            heads += f", {mixer.num_kv_heads} KV head{'' if mixer.num_kv_heads == 1 else 's'}"
+        words.append(heads)
+    if mixer.head_dim is not None:
+        words.append(f"{mixer.head_dim} wide")
+    if mixer.sliding_window is not None:
+        words.append(f"window {mixer.sliding_window}")
+    if mixer.is_sparse:
+        words.append("sparse")
+    return ", ".join(words)
+
+
+def word_published(published: PublishedFigures) -> str | None:
+    """Return the vendor's figures and what they agree with; None if it gives none."""
+    if published.total_b is None and published.active_b is None:
+        return None
+    words = []
+    if published.total_b is not None:
+        agrees = "" if published.meets_total else " (differs)"
+        words.append(f"{published.total_b}B total{agrees}")
+    if published.active_b is not None:
+        figure = f"{published.active_b}B active"
+        if published.meets_active:
+            names = [name.value.replace("_", " ") for name in published.meets_active]
+            figure += f" ({'; '.join(names)})"
+        elif published.closest_active is not None:
+            closest = published.closest_active.value.replace("_", " ")
+            figure += f" (meets no definition; closest: {closest})"
+        words.append(figure)
+    return ", ".join(words)
+
+
+def word_indices(numbers: Sequence[int]) -> str:
+    """Return ascending indices, those at equal distances drawn together: `0-2, 5, 7, …, 13`."""
+    words = []
+    start = 0
+    while start < len(numbers):
+        end = _find_end(numbers, start)
+        first, last = numbers[start], numbers[end]
+        if end > start and last - first == end - start:
+            words.append(f"{first}-{last}")
+        elif end - start >= _SHORTEST_SERIES - 1:
+            words.append(f"{first}, {numbers[start + 1]}, …, {last}")
+        else:
+            words.append(str(first))
+            end = start
+        start = end + 1
+    return ", ".join(words)
+
+
+def _find_end(numbers: Sequence[int], start: int) -> int:
+    """Return where the numbers from `start` on stop being at equal distances."""
+    end = min(start + 1, len(numbers) - 1)
+    while (
+        end + 1 < len(numbers)
+        and numbers[end + 1] - numbers[end] == numbers[start + 1] - numbers[start]
+    ):
+        end += 1
+    return end

@@ -1,0 +1,118 @@
+"""Several estimates, a row each: what differs between them in columns, what doesn't above."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moetool.report.inspect.page import render_note
+from moetool.report.memory.words import (
+    list_fact,
+    word_fit,
+    word_gpu,
+    word_options,
+    word_size,
+    word_weights,
+)
+from moetool.report.text.lines import make_printable, wrap_words
+from moetool.report.text.tables import render_table
+
+if TYPE_CHECKING:
+    from moetool.memory.result import Estimate
+
+_Word = Callable[["Estimate"], str]
+
+_SETTINGS: Mapping[str, _Word] = {
+    "model": lambda estimate: estimate.model,
+    "task": lambda estimate: estimate.scenario.task.value,
+    "batch": lambda estimate: f"{estimate.scenario.batch_size:,}",
+    "prompt": lambda estimate: f"{estimate.scenario.num_prompt_tokens:,}",
+    "new": lambda estimate: f"{estimate.scenario.num_new_tokens:,}",
+    "loaded": lambda estimate: word_weights(estimate.scenario),
+    "options": lambda estimate: word_options(estimate.scenario),
+    "method": lambda estimate: estimate.method.value,
+    "gpu": lambda estimate: estimate.gpu,
+}
+_FIGURES: Mapping[str, _Word] = {
+    "weights": lambda estimate: word_size(estimate.figures.weights_bytes),
+    "cache": lambda estimate: word_size(estimate.figures.cache_bytes),
+    "allocated": lambda estimate: word_size(estimate.figures.peak_allocated_bytes),
+    "total": lambda estimate: word_size(estimate.figures.total_device_bytes),
+    "fits": lambda estimate: word_fit(estimate.fit),
+}
+_NUMBERS = ("batch", "prompt", "new", "weights", "cache", "allocated", "total")
+# Figures that may stand above the rows as well, if they are the same in all.
+_OFTEN_THE_SAME = ("weights",)
+_LEGEND = (
+    "cache: after the last token that is run. allocated: the peak. total: what the device shows. "
+    "fits: on one GPU, with the GiB left or missing."
+)
+
+
+def render_comparison(estimates: Sequence[Estimate]) -> str:
+    """Return how many fit, what all have in common, a row for each, and what to know of them."""
+    words = {
+        label: [make_printable(word(estimate)) for estimate in estimates]
+        for label, word in {**_SETTINGS, **_FIGURES}.items()
+    }
+    common = {
+        label: column[0]
+        for label, column in words.items()
+        if len(set(column)) == 1 and (label in _SETTINGS or label in _OFTEN_THE_SAME)
+    }
+    columns = {label: column for label, column in words.items() if label not in common}
+    facts = [line for label, word in common.items() if word for line in list_fact(label, word)]
+    blocks = [
+        "\n".join(line for words in _list_verdict(estimates) for line in wrap_words(words)),
+        "\n".join(facts),
+        *_render_rows(columns),
+        "\n".join(wrap_words(_LEGEND)),
+        "\n".join(line for note in _list_notes(estimates) for line in render_note(note)),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _render_rows(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield one table, or one for each model if their scenarios differ: both don't fit a line."""
+    has_scenarios = any(label in columns for label in _SETTINGS if label != "model")
+    if "model" not in columns or not has_scenarios:
+        yield _render_table(columns, range(len(columns["fits"])))
+        return
+    rows_of_model: dict[str, list[int]] = {}
+    for row, model in enumerate(columns["model"]):
+        rows_of_model.setdefault(model, []).append(row)
+    others = {label: column for label, column in columns.items() if label != "model"}
+    for model, rows in rows_of_model.items():
+        yield "\n".join([*wrap_words(model), "", _render_table(others, rows)])
+
+
+def _render_table(columns: Mapping[str, Sequence[str]], rows: Sequence[int]) -> str:
+    return render_table(
+        list(columns),
+        [[column[row] for column in columns.values()] for row in rows],
+        right=[number for number, label in enumerate(columns) if label in _NUMBERS],
+    )
+
+
+def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
+    fits = [estimate.fit for estimate in estimates]
+    known = [fit for fit in fits if fit is not None and fit.fits is not None]
+    for gpu in dict.fromkeys(map(word_gpu, known)):
+        does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
+        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
+    num_unknown = sum(
+        estimate.stored is not None and estimate.stored.basis.value == "unknown"
+        for estimate in estimates
+    )
+    if num_unknown:
+        yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
+
+
+def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
+    """Yield every note once, with its model unless it is there for all."""
+    of_all = set.intersection(*(set(estimate.notes) for estimate in estimates))
+    yield from dict.fromkeys(
+        note if note in of_all else f"{estimate.model}: {note}"
+        for estimate in estimates
+        for note in estimate.notes
+    )

@@ -1,0 +1,187 @@
+"""What fits where, on how many GPUs, with experts elsewhere, and how fast at best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from moetool.report.memory.words import (
+    UNKNOWN,
+    list_fact,
+    word_fit,
+    word_range,
+    word_seconds,
+    word_size,
+    word_sizes,
+    word_unquantized,
+)
+from moetool.report.text.lines import make_printable, wrap_words
+from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.text.tables import render_table
+
+if TYPE_CHECKING:
+    from moetool.memory.result import Estimate, Fit, Offload, RankBytes, SpeedBound
+
+_NONE, _DEQUANTIZED = "none", "dequantized"
+_YES_OR_NO = {True: "yes", False: "no"}
+
+
+def render_fits(estimate: Estimate) -> str:
+    """Return a row for each GPU, by memory, and a column for each way of storing weights.
+
+    Of a checkpoint that is quantized already, ways of which nothing is known are left out: no
+    library quantizes it again.
+    """
+    fits = estimate.fits
+    if not fits:
+        return ""
+    by_gpu: dict[tuple[int, str], dict[str, Fit]] = {}
+    for fit in fits:
+        by_gpu.setdefault((fit.memory_bytes, fit.gpu), {})[fit.quantization.value] = fit
+    for fit in estimate.fits_dequantized:
+        by_gpu[fit.memory_bytes, fit.gpu][_DEQUANTIZED] = fit
+    known = {fit.quantization.value for fit in fits if fit.fits is not None}
+    quantizations = [
+        name
+        for name in dict.fromkeys(fit.quantization.value for fit in fits)
+        if estimate.stored is None or name in known or name == _NONE
+    ]
+    if estimate.fits_dequantized:
+        quantizations.append(_DEQUANTIZED)
+    rows = [
+        (
+            make_printable(gpu),
+            format_bytes(memory_bytes),
+            *(_word_cell(by_quantization.get(name)) for name in quantizations),
+        )
+        for (memory_bytes, gpu), by_quantization in sorted(by_gpu.items())
+    ]
+    headers = (
+        "fits on one",
+        "memory",
+        *(
+            make_printable(word_unquantized(estimate)) if name == _NONE else name
+            for name in quantizations
+        ),
+    )
+    legend = "yes and no: the GiB left on one GPU, or missing."
+    if any(_takes_several(fit) for fit in fits):
+        legend += ' A number after x: that many hold it with device_map="auto".'
+    return "\n".join([render_table(headers, rows, right=(1,)), *wrap_words(legend)])
+
+
+def _word_cell(fit: Fit | None) -> str:
+    word = word_fit(fit)
+    return f"{word} x{fit.num_gpus}" if fit is not None and _takes_several(fit) else word
+
+
+def _takes_several(fit: Fit) -> bool:
+    return fit.fits is False and fit.num_gpus is not None and fit.num_gpus > 1
+
+
+def render_ranks(ranks: Sequence[RankBytes]) -> str:
+    """Return what each of several GPUs holds, a row for each way of sharing that can be gone."""
+    possible = [rank for rank in ranks if rank.reason is None and rank.weights_bytes]
+    rows = [
+        (
+            _word_way(rank),
+            f"{rank.num_gpus:,}",
+            word_sizes(rank.weights_bytes),
+            "" if rank.replicated_bytes is None else format_bytes(rank.replicated_bytes),
+            word_range(rank.num_layers) if rank.num_layers else "",
+        )
+        for rank in possible
+    ]
+    headers = ("weights shared by", "GPUs", "on each GPU", "of it on all", "layers on each")
+    lines = [render_table(headers, rows, right=(1, 2, 3, 4))] if rows else []
+    refused: dict[tuple[str, str], list[int]] = {}
+    for rank in ranks:
+        if rank.reason is not None:
+            refused.setdefault((_word_way(rank), rank.reason), []).append(rank.num_gpus)
+    for (way, reason), nums_gpus in refused.items():
+        lines += wrap_words(f"{way}, {_list_numbers(nums_gpus)} GPUs: {reason}")
+    return "\n".join(lines)
+
+
+def _list_numbers(numbers: Sequence[int]) -> str:
+    *others, last = (f"{number:,}" for number in numbers)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _word_way(rank: RankBytes) -> str:
+    return make_printable(rank.way.replace("_", " "))
+
+
+def render_offload(offload: Offload) -> str:
+    """Return what goes to the host's memory, what that costs, and the flags, each on one line."""
+    if not offload.num_offloaded_layers and offload.fits:
+        words = f"not needed: everything fits on 1 × {offload.gpu}"
+        return "\n".join(list_fact("offload", words))
+    moved, computed = offload.num_offloaded_layers, offload.num_host_computed_layers
+    read_bytes = offload.computed_on_host_bytes_per_token
+    rows = [
+        ("engine", "transformers", "llama.cpp"),
+        (f"layers, of {offload.num_moe_layers:,}", f"{moved:,}", f"{computed:,}"),
+        ("fits", _YES_OR_NO[offload.fits], _YES_OR_NO[offload.fits_computed_on_host]),
+        ("GPU, at the peak", format_bytes(offload.gpu_bytes), ""),
+        ("host's memory", format_bytes(offload.host_bytes), ""),
+        ("over the bus per token", format_bytes(offload.transfer_bytes_per_token), ""),
+        ("read on the host per token", "", word_size(read_bytes)),
+    ]
+    headers = (f"experts on the CPU with 1 × {make_printable(offload.gpu)}",)
+    lines = [render_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))]
+    for engine, flags in offload.flags.items():
+        lines += [f"{make_printable(engine)}:", *_list_flags(flags)]
+    return "\n".join(lines)
+
+
+def _list_flags(flags: str) -> Iterator[str]:
+    """Yield flags in their own lines however long those are: cut ones could not be copied."""
+    for line in flags.splitlines():
+        printable = (
+            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+        )
+        yield f"  {''.join(printable)}"
+
+
+def render_speed(speed: SpeedBound) -> str:
+    """Return the least times, labelled as bounds, and what they are bounded by."""
+    rows = [
+        (
+            "prefill of the batch",
+            word_seconds(speed.prefill_s),
+            speed.prefill_is_bound_by or UNKNOWN,
+            _word_flops(speed.prefill_weight_flops),
+            word_size(speed.prefill_read_bytes),
+        ),
+        (
+            "step of decoding",
+            word_seconds(speed.decode_s_per_token),
+            speed.decode_is_bound_by or UNKNOWN,
+            _word_flops(speed.decode_weight_flops),
+            word_size(speed.decode_read_bytes),
+        ),
+    ]
+    headers = (
+        f"at least, on {make_printable(speed.gpu)}",
+        "time",
+        "bound by",
+        "weights' FLOPs",
+        "read",
+    )
+    words = (
+        "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. The FLOPs "
+        "are those of products with weights: attention between tokens, and what transformers computes "
+        "anew from its cache, are left out here and counted by `moetool inspect`."
+    )
+    if speed.experts_touched_per_layer is not None:
+        words += (
+            f" A step reads {speed.experts_touched_per_layer:.1f} experts a layer, "
+            f"routing: {speed.routing}."
+        )
+    notes = [line for note in (words, *speed.notes) for line in wrap_words(note) if line]
+    return "\n".join([render_table(headers, rows, right=(1, 3, 4)), *notes])
+
+
+def _word_flops(number: int | None) -> str:
+    return UNKNOWN if number is None else format_count(number)

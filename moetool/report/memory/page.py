@@ -1,0 +1,177 @@
+"""One model's estimate for a terminal: the verdict, where the memory goes, and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from moetool.report.inspect.page import render_note
+from moetool.report.inspect.words import word_share
+from moetool.report.memory.hardware import (
+    render_fits,
+    render_offload,
+    render_ranks,
+    render_speed,
+)
+from moetool.report.memory.verdict import list_verdict
+from moetool.report.memory.words import (
+    UNKNOWN,
+    list_fact,
+    list_limits,
+    word_change,
+    word_method,
+    word_options,
+    word_peak,
+    word_run,
+    word_size,
+    word_stored,
+    word_unquantized,
+    word_weights,
+)
+from moetool.report.text.lines import make_printable, wrap_words
+from moetool.report.text.tables import render_bar, render_table
+
+if TYPE_CHECKING:
+    from moetool.memory.result import Estimate
+
+_BAR = 20
+
+_VARIANTS = {
+    "transformers": "as transformers loads it",
+    "experts_quantized": "experts quantized as well",
+    "as_published": "packed as published",
+    "dequantized": "dequantized",
+}
+_FIGURES = {
+    "weights_bytes": "weights",
+    "cache_bytes": "cache",
+    "peak_allocated_bytes": "peak allocated",
+    "peak_reserved_bytes": "peak reserved",
+    "context_bytes": "CUDA context",
+    "total_device_bytes": "device total",
+}
+
+
+def render_page(estimate: Estimate) -> str:
+    """Return all that is known of one estimate, 80 columns wide but for flags to copy."""
+    blocks = [
+        "\n".join(line for words in list_verdict(estimate) for line in wrap_words(words)),
+        "\n".join(_list_facts(estimate)),
+        _render_breakdown(estimate),
+        "\n".join(_list_peaks(estimate)),
+        _render_variants(estimate),
+        render_fits(estimate),
+        "\n".join(_list_limits(estimate)),
+        render_ranks(estimate.ranks),
+        render_offload(estimate.offload) if estimate.offload else "",
+        render_speed(estimate.speed) if estimate.speed else "",
+        _render_measured(estimate),
+        "\n".join(line for note in estimate.notes for line in render_note(note)),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _list_facts(estimate: Estimate) -> Iterator[str]:
+    yield from list_fact("run", word_run(estimate.scenario))
+    yield from list_fact("weights", word_weights(estimate.scenario))
+    options = word_options(estimate.scenario)
+    if options:
+        yield from list_fact("options", options)
+    if estimate.stored is not None:
+        yield from list_fact("checkpoint", word_stored(estimate.stored))
+    yield from list_fact("method", word_method(estimate.method.value))
+    yield from list_fact("confirmed", f"on {estimate.confirmed_on or 'no GPU yet'}")
+
+
+def _render_breakdown(estimate: Estimate) -> str:
+    """Return a table whose parts add up to the subtotals below them, and those to the total."""
+    figures, peak = estimate.figures, estimate.at_peak
+    parts = (
+        ("weights", peak.weights_bytes if peak else figures.weights_bytes, None),
+        ("cache", peak.cache_bytes if peak else figures.cache_bytes, None),
+        ("activations", peak.activation_bytes if peak else None, None),
+        ("workspace", peak.workspace_bytes if peak else None, None),
+        ("= peak allocated", figures.peak_allocated_bytes, "torch.cuda.max_memory_allocated"),
+        ("allocator slack", figures.slack_bytes, None),
+        ("= peak reserved", figures.peak_reserved_bytes, "torch.cuda.max_memory_reserved"),
+        ("CUDA context", estimate.context_bytes, None),
+        ("= device total", figures.total_device_bytes, "nvidia-smi"),
+    )
+    total = figures.total_device_bytes
+    rows = []
+    for label, num_bytes, shown_by in parts:
+        share = num_bytes / total if total and num_bytes is not None else None
+        rows.append(
+            (
+                label,
+                word_size(num_bytes),
+                "" if share is None else word_share(share),
+                shown_by or ("" if share is None else render_bar(share, width=_BAR)),
+            )
+        )
+    when = f"peak of {peak.phase}" if peak else "at the peak"
+    return render_table((when, "bytes", "share", "of the device total"), rows, right=(1, 2))
+
+
+def _list_peaks(estimate: Estimate) -> Iterator[str]:
+    """Yield what made the peak of each phase, the highest first, and what the cache grows to."""
+    for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
+        yield from list_fact(peak.phase.value, word_peak(peak))
+    if estimate.figures.cache_bytes:
+        size = word_size(estimate.figures.cache_bytes)
+        yield from list_fact("cache", f"{size} after the last token that is run")
+
+
+def _render_variants(estimate: Estimate) -> str:
+    if not estimate.variants:
+        return ""
+    rows = [
+        (
+            _VARIANTS.get(name, make_printable(name)),
+            word_size(figures.weights_bytes),
+            word_size(figures.peak_allocated_bytes),
+            word_size(figures.total_device_bytes),
+        )
+        for name, figures in estimate.variants.items()
+    ]
+    headers = (
+        make_printable(word_unquantized(estimate)),
+        "weights",
+        "peak allocated",
+        "device total",
+    )
+    if estimate.scenario.quantization.value != "none":
+        headers = (estimate.scenario.quantization.value, *headers[1:])
+    return render_table(headers, rows, right=(1, 2, 3))
+
+
+def _list_limits(estimate: Estimate) -> Iterator[str]:
+    if estimate.limits is not None:
+        for number, words in enumerate(list_limits(estimate.limits)):
+            yield from list_fact("" if number else "limits", words)
+
+
+def _render_measured(estimate: Estimate) -> str:
+    measured = estimate.measured
+    if measured is None:
+        return ""
+    excess = estimate.excess_over_measured_bytes
+    found = {each.name: getattr(measured.figures, each.name) for each in fields(measured.figures)}
+    found["context_bytes"] = measured.context_bytes
+    rows = []
+    for name, label in _FIGURES.items():
+        owner = estimate if name == "context_bytes" else estimate.figures
+        rows.append(
+            (
+                label,
+                word_size(getattr(owner, name)),
+                word_size(found[name]),
+                word_change(excess[name]) if name in excess else UNKNOWN,
+                f"{excess[name] / found[name]:+.2%}" if name in excess and found[name] else "",
+            )
+        )
+    headers = ("", estimate.method.value, "measured", "difference", "")
+    table = render_table(headers, rows, right=(1, 2, 3, 4))
+    where = list_fact("measured", f"on {measured.gpu}, in {measured.seconds:,.1f} s")
+    return "\n".join([table, *where])

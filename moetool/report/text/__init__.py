@@ -1,0 +1,1 @@
+"""Numbers, tables and lines of text for a terminal."""

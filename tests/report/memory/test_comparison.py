@@ -1,0 +1,143 @@
+"""Several estimates: what differs stands in columns, what doesn't stands once above them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from moetool.memory.result import Estimate
+from moetool.memory.scenario import Quantization, Scenario, Task
+from moetool.memory.sweep import list_scenarios
+from moetool.report.memory.data import render_table_text
+from tests.report.memory.estimates import FIGURES, GIB, make_estimate, make_fit
+
+WIDTH = 80
+
+
+def make_sweep(model: str = "small-4x") -> list[Estimate]:
+    scenarios = list_scenarios(Scenario(), batch_sizes=(1, 8), prompt_tokens=(1024, 8192))
+    return [
+        make_estimate(
+            model=model,
+            scenario=scenario,
+            figures=replace(FIGURES, total_device_bytes=number * 40 * GIB),
+            fits=(make_fit("big", memory_gib=80, needs_gib=number * 40),),
+            notes=("Of all.",),
+        )
+        for number, scenario in enumerate(scenarios, start=1)
+    ]
+
+
+def test_a_sweep_is_shown_like_this() -> None:
+    assert render_table_text(make_sweep()) == (
+        """\
+2 of 4 fit on 1 × big (80.0 GiB).
+
+model       small-4x
+task        generate
+new         256
+loaded      in the configuration's dtype
+method      simulated
+gpu         big
+weights     16.0 GiB
+
+batch   prompt     cache   allocated       total   fits
+────────────────────────────────────────────────────────────
+    1    1,024   2.0 GiB    20.0 GiB    40.0 GiB   yes +40.0
+    1    8,192   2.0 GiB    20.0 GiB    80.0 GiB   yes +0.01
+    8    1,024   2.0 GiB    20.0 GiB   120.0 GiB   no -40.0
+    8    8,192   2.0 GiB    20.0 GiB   160.0 GiB   no -80.0
+
+cache: after the last token that is run. allocated: the peak. total: what the
+device shows. fits: on one GPU, with the GiB left or missing.
+
+Of all.
+"""
+    )
+
+
+def test_models_side_by_side_have_a_row_each() -> None:
+    models = [
+        make_estimate(model="one", notes=("Of all.", "Its own.")),
+        make_estimate(
+            model="another",
+            figures=replace(FIGURES, weights_bytes=GIB, total_device_bytes=None),
+            fits=(),
+            notes=("Of all.",),
+        ),
+    ]
+    text = render_table_text(models)
+    assert (
+        """
+model      weights     cache   allocated      total   fits
+───────────────────────────────────────────────────────────────
+one       16.0 GiB   2.0 GiB    20.0 GiB   21.5 GiB   yes +58.5
+another    1.0 GiB   2.0 GiB    20.0 GiB    unknown   unknown
+"""
+        in text
+    )
+    assert text.startswith("1 of 1 fit on 1 × big (80.0 GiB).\n")
+    assert text.endswith("\n\nOf all.\none: Its own.\n")
+
+
+def test_several_models_in_a_sweep_have_a_table_each() -> None:
+    names = ("mixtral-8x7b", "qwen3-235b-a22b", "/a/long/path" * 9)
+    text = render_table_text([estimate for name in names for estimate in make_sweep(name)])
+    assert text.startswith("6 of 12 fit on 1 × big (80.0 GiB).\n")
+    assert text.count("\nbatch   prompt ") == 3
+    for name in names[:2]:
+        assert f"\n\n{name}\n\nbatch   prompt " in text
+    assert text.count("no -80.0") == 3
+    assert text.count("Of all.") == 1
+    assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
+
+
+def test_each_gpu_has_a_verdict_of_its_own() -> None:
+    estimates = [make_estimate(), make_estimate(gpu="small"), make_estimate(model="another")]
+    text = render_table_text(estimates)
+    assert text.startswith(
+        "2 of 2 fit on 1 × big (80.0 GiB).\n0 of 1 fit on 1 × small (16.0 GiB).\n\n"
+    )
+
+
+def test_a_long_name_is_cut_and_no_number_is() -> None:
+    text = render_table_text([make_estimate(model=name) for name in ("/a/long/path" * 9, "b")])
+    (line,) = (line for line in text.splitlines() if line.startswith("b "))
+    assert " ".join(line.split()) == "b 2.0 GiB 20.0 GiB 21.5 GiB yes +58.5"
+    assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        (Scenario(task=Task.TRACE, num_new_tokens=256), ["generate", "trace"]),
+        (Scenario(num_new_tokens=1), ["256", "1"]),
+        (Scenario(dtype="bfloat16"), ["in the configuration's dtype", "in bfloat16"]),
+        (Scenario(attention="eager"), ["", "eager attention"]),
+        (
+            Scenario(quantization=Quantization.INT8),
+            ["in the configuration's dtype", "in int8, the rest in"],
+        ),
+    ],
+)
+def test_whatever_differs_has_a_column(scenario: Scenario, words: list[str]) -> None:
+    estimates = [make_estimate(), make_estimate(scenario=scenario)]
+    rows = [line for line in render_table_text(estimates).splitlines() if "20.0 GiB" in line]
+    assert len(rows) == 2
+    for row, word in zip(rows, words, strict=True):
+        assert row.strip().startswith(word[:12])
+
+
+def test_a_scenario_that_all_share_is_said_once() -> None:
+    scenario = Scenario(attention="eager", dtype="float32")
+    text = render_table_text([make_estimate(model=name, scenario=scenario) for name in "ab"])
+    assert text.count("eager attention") == text.count("float32") == 1
+    assert "\noptions     eager attention\n" in text
+    assert "\nloaded      in float32\n" in text
+
+
+def test_without_known_fits_there_is_no_verdict() -> None:
+    text = render_table_text([make_estimate(model=name, fits=()) for name in "ab"])
+    assert text.startswith("task        generate\n")

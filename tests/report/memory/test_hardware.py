@@ -1,0 +1,156 @@
+"""What fits where, what several GPUs or the host would hold, and bounds on time, as shown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from moetool.memory.result import Limits
+from moetool.memory.scenario import Quantization
+from moetool.report.memory.data import render_table_text
+from tests.report.memory.estimates import (
+    GIB,
+    OFFLOAD,
+    RANKS,
+    SPEED,
+    make_estimate,
+    make_fit,
+    make_full_estimate,
+)
+
+
+def render(**changes: Any) -> str:
+    return render_table_text([make_estimate(**changes)])
+
+
+def test_what_several_gpus_the_host_and_time_would_take_is_shown_like_this() -> None:
+    flags = OFFLOAD.flags["transformers"]
+    assert f"""
+limits      prompts of up to 32,768 tokens at this batch size on 1 × big, the
+            model's whole context
+            batches of up to 61 sequences at this length on 1 × big
+
+weights shared by   GPUs      on each GPU   of it on all   layers on each
+─────────────────────────────────────────────────────────────────────────
+device map             3   4.0 to 6.0 GiB                          4 to 7
+tensor parallel        2          9.0 GiB        2.0 GiB
+expert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.
+
+experts on the CPU with 1 × small   moved to the GPU   computed there
+─────────────────────────────────────────────────────────────────────
+engine                                  transformers        llama.cpp
+layers, of 18                                      7                6
+fits                                             yes              yes
+GPU, at the peak                            15.0 GiB
+host's memory                                7.0 GiB
+over the bus per token                       7.0 GiB
+read on the host per token                                    1.8 GiB
+llama.cpp:
+  --n-cpu-moe 7
+transformers:
+  {flags}
+
+at least, on big          time   bound by   weights' FLOPs       read
+─────────────────────────────────────────────────────────────────────
+prefill of the batch   27.2 ms   compute            53.00T   16.0 GiB
+step of decoding        830 µs   memory             26.00B    4.0 GiB
+Lower bounds: no run is faster than the GPU's peaks allow, and most are slower.
+The FLOPs are those of products with weights: attention between tokens, and what
+transformers computes anew from its cache, are left out here and counted by
+`moetool inspect`. A step reads 2.0 experts a layer, routing: uniform.
+
+                 simulated    measured   difference
+────────────────────────────────────────────────────────────
+weights           16.0 GiB    16.0 GiB      0 bytes   +0.00%
+cache              2.0 GiB     2.0 GiB      0 bytes   +0.00%
+peak allocated    20.0 GiB    20.5 GiB   -512.0 MiB   -2.44%
+peak reserved     21.0 GiB     unknown      unknown
+CUDA context     512.0 MiB   500.0 MiB    +12.0 MiB   +2.40%
+device total      21.5 GiB    21.0 GiB   +512.0 MiB   +2.38%
+measured    on NVIDIA Big, in 12.3 s
+""" in render_table_text([make_full_estimate()])
+
+
+def test_flags_keep_the_lines_and_the_indents_that_they_need() -> None:
+    flags = "device_map = {\n    'a': 0,\x1b\n}"
+    text = render(offload=replace(OFFLOAD, flags={"transformers": flags}))
+    assert (
+        "\ntransformers:\n  device_map = {\n      'a': 0,\N{REPLACEMENT CHARACTER}\n  }\n" in text
+    )
+
+
+def test_limits_of_nothing_are_said() -> None:
+    limits = Limits(
+        gpu="small", largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False
+    )
+    text = render(limits=limits)
+    assert "\nlimits      no prompt fits on 1 × small at this batch size\n" in text
+    assert "\n            no batch fits on 1 × small at this length\n" in text
+    text = render(limits=replace(limits, largest_prompt_tokens=3))
+    assert "prompts of up to 3 tokens" in text
+    assert "no batch fits" in text
+    one = replace(limits, largest_prompt_tokens=1, largest_batch_size=1)
+    text = render(limits=one)
+    assert "prompts of up to 1 token at this batch size on 1 × small\n" in text
+    assert "batches of up to 1 sequence at this length" in text
+
+
+def test_offloading_that_is_not_needed_or_not_enough_is_said_to_be() -> None:
+    text = render(offload=replace(OFFLOAD, num_offloaded_layers=0))
+    assert "\noffload     not needed: everything fits on 1 × small\n" in text
+    assert "--n-cpu-moe" not in text
+    text = render(
+        offload=replace(OFFLOAD, fits=False, computed_on_host_bytes_per_token=None),
+    )
+    assert re.search(r"^fits +no +yes$", text, re.MULTILINE)
+    assert re.search(r"^read on the host per token +unknown$", text, re.MULTILINE)
+    none = replace(OFFLOAD, num_offloaded_layers=0, fits=False, fits_computed_on_host=False)
+    assert re.search(r"^fits +no +no$", render(offload=none), re.MULTILINE)
+
+
+def test_gpus_are_listed_by_memory_with_a_column_for_each_quantization() -> None:
+    fits = (
+        make_fit("b", memory_gib=24, needs_gib=24.02),
+        make_fit("a", memory_gib=24, needs_gib=24.02, quantization=Quantization.INT8),
+        replace(make_fit("c", memory_gib=8, needs_gib=1), fits=None, num_gpus=2),
+        replace(make_fit("d", memory_gib=9, needs_gib=1), headroom_bytes=None),
+    )
+    text = render(fits=fits)
+    assert (
+        """
+fits on one     memory   unquantized   int8
+───────────────────────────────────────────────
+c              8.0 GiB   unknown       unknown
+d              9.0 GiB   yes           unknown
+a             24.0 GiB   unknown       no -0.02
+b             24.0 GiB   no -0.02      unknown
+yes and no: the GiB left on one GPU, or missing.
+"""
+        in text
+    )
+
+
+def test_ways_that_can_not_be_gone_are_told_without_a_table() -> None:
+    for rank in (RANKS[2], replace(RANKS[2], weights_bytes=(GIB,))):
+        text = render(ranks=(rank,))
+        assert "\nexpert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.\n" in text
+        assert "weights shared by" not in text
+
+
+def test_speed_that_is_unknown_is_said_to_be() -> None:
+    speed = replace(
+        SPEED,
+        decode_s_per_token=None,
+        decode_is_bound_by=None,
+        decode_weight_flops=None,
+        decode_read_bytes=None,
+        experts_touched_per_layer=None,
+        prefill_s=1.5,
+        notes=("Nothing is decoded.",),
+    )
+    text = render(speed=speed)
+    assert re.search(r"^step of decoding +unknown +unknown +unknown +unknown$", text, re.MULTILINE)
+    assert re.search(r"^prefill of the batch +1\.5 s +compute", text, re.MULTILINE)
+    assert "routing" not in text
+    assert "`moetool inspect`.\nNothing is decoded.\n" in text

@@ -1,0 +1,265 @@
+"""One estimate for a terminal: the verdict first, eighty columns, sums that can be checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moetool.memory.result import MemoryFigures, Method, Phase, StoredWeights
+from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.report.memory.data import render_table_text
+from tests.report.memory.estimates import (
+    FIGURES,
+    FITS,
+    GIB,
+    MIB,
+    OFFLOAD,
+    PREFILL,
+    make_estimate,
+    make_fit,
+    make_full_estimate,
+)
+
+
+def render(**changes: Any) -> str:
+    return render_table_text([make_estimate(**changes)])
+
+
+# Whole pages
+
+
+def test_a_run_that_fits_is_shown_like_this() -> None:
+    assert render(notes=("A note that is long enough to be cut: " + "so " * 14, "Another.")) == (
+        """\
+small-4x needs 21.5 GiB and fits on 1 × big (80.0 GiB): 58.5 GiB to spare.
+
+run         generate: 1 sequence of 2,048 prompt tokens and 256 new ones
+weights     in the configuration's dtype
+method      simulated: the model's own code, run without data, every allocation
+            followed
+confirmed   on no GPU yet
+
+peak of decode         bytes    share   of the device total
+───────────────────────────────────────────────────────────────────────
+weights             16.0 GiB    74.4%   ██████████████▉
+cache                2.0 GiB     9.3%   █▉
+activations          1.8 GiB     8.1%   █▋
+workspace          256.0 MiB     1.2%   ▎
+= peak allocated    20.0 GiB    93.0%   torch.cuda.max_memory_allocated
+allocator slack      1.0 GiB     4.7%   ▉
+= peak reserved     21.0 GiB    97.7%   torch.cuda.max_memory_reserved
+CUDA context       512.0 MiB     2.3%   ▌
+= device total      21.5 GiB   100.0%   nvidia-smi
+
+decode      peaks at 20.0 GiB: index in mlp.experts of model.layers.3
+prefill     peaks at 18.2 GiB: mm in lm_head, outside of layers
+cache       2.0 GiB after the last token that is run
+
+fits on one     memory   unquantized   nf4
+────────────────────────────────────────────────
+small         16.0 GiB   no -5.5 x3    yes +6.5
+big           80.0 GiB   yes +58.5     yes +70.5
+yes and no: the GiB left on one GPU, or missing. A number after x: that many
+hold it with device_map="auto".
+
+A note that is long enough to be cut: so so so so so so so so so so so so so
+  so
+Another.
+"""
+    )
+
+
+def test_a_run_that_does_not_fit_begins_with_what_can_be_done() -> None:
+    assert render_table_text([make_full_estimate()]).startswith(
+        """\
+small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): 5.5 GiB too
+much.
+3 × small hold it with device_map="auto".
+On 1 × small it fits in nf4.
+With the routed experts of 7 of 18 layers in the host's memory, 1 × small is
+enough.
+The smallest GPU of those listed that holds it is the big (80.0 GiB).
+
+run         """
+    )
+
+
+def test_quantization_is_shown_both_ways_side_by_side() -> None:
+    scenario = Scenario(
+        quantization=Quantization.NF4, is_double_quantized=True, dtype="bfloat16", batch_size=8
+    )
+    variants = {
+        "transformers": FIGURES,
+        "experts_quantized": replace(FIGURES, weights_bytes=4 * GIB, peak_allocated_bytes=None),
+    }
+    text = render(scenario=scenario, variants=variants)
+    assert (
+        """
+run         generate: 8 sequences of 2,048 prompt tokens and 256 new ones
+weights     in nf4, double-quantized, the rest in bfloat16; experts as
+            transformers loads them
+"""
+        in text
+    )
+    assert (
+        """
+nf4                          weights   peak allocated   device total
+────────────────────────────────────────────────────────────────────
+as transformers loads it    16.0 GiB         20.0 GiB       21.5 GiB
+experts quantized as well    4.0 GiB          unknown       21.5 GiB
+"""
+        in text
+    )
+    quantized = replace(scenario, experts=QuantizedExperts.QUANTIZED)
+    words = " in bfloat16; experts quantized as well method "
+    assert words in " ".join(render(scenario=quantized).split())
+    assert words not in " ".join(render(scenario=scenario).split())
+
+
+# Sums
+
+
+def read_column(text: str) -> dict[str, float]:
+    """Return the printed shares of the device's total, by row."""
+    return {
+        label.strip(): float(share)
+        for label, share in re.findall(
+            r"^([=A-Za-z][^\d\n]+?) +[\d.]+ \w+ +(\d+\.\d)%", text, re.MULTILINE
+        )
+    }
+
+
+def test_printed_parts_add_up_to_the_subtotals_and_those_to_the_total() -> None:
+    shares = read_column(render())
+    assert len(shares) == 9
+    parts = [shares[name] for name in ("weights", "cache", "activations", "workspace")]
+    allocated = shares["= peak allocated"]
+    assert sum(parts) == pytest.approx(allocated, abs=0.2)
+    reserved = shares["= peak reserved"]
+    assert allocated + shares["allocator slack"] == pytest.approx(reserved, abs=0.15)
+    assert reserved + shares["CUDA context"] == pytest.approx(100, abs=0.15)
+
+
+# The verdict
+
+
+def verdict(**changes: Any) -> str:
+    return " ".join(render(**changes).split("\n\n")[0].split())
+
+
+def test_without_a_known_fit_the_verdict_is_what_it_needs() -> None:
+    assert verdict(fits=()) == "small-4x needs 21.5 GiB on a GPU."
+    assert verdict(fits=(replace(FITS[0], fits=None),)) == "small-4x needs 21.5 GiB on a GPU."
+    assert verdict(fits=(replace(FITS[0], headroom_bytes=None),)) == (
+        "small-4x needs 21.5 GiB and fits on 1 × big (80.0 GiB)."
+    )
+
+
+def test_without_a_total_the_verdict_says_so_and_gives_the_weights() -> None:
+    figures = replace(FIGURES, total_device_bytes=None)
+    assert verdict(figures=figures, fits=()) == (
+        "What small-4x needs is unknown. Its weights alone take 16.0 GiB."
+    )
+
+
+def test_only_ways_that_help_are_offered() -> None:
+    too_small = make_fit("small", memory_gib=16, needs_gib=21.5, num_gpus=None)
+    in_nf4 = make_fit("small", memory_gib=16, needs_gib=17, quantization=Quantization.NF4)
+    expected = "small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): 5.5 GiB too much."
+    assert verdict(gpu="small", fits=(too_small, in_nf4)) == expected
+    for offload in (
+        replace(OFFLOAD, fits=False, fits_computed_on_host=False),
+        replace(OFFLOAD, num_offloaded_layers=0),
+    ):
+        assert verdict(gpu="small", fits=(too_small,), offload=offload) == expected
+
+
+def test_where_only_computing_experts_on_the_host_helps_that_is_offered() -> None:
+    too_small = make_fit("small", memory_gib=16, needs_gib=21.5)
+    offload = replace(OFFLOAD, fits=False)
+    assert verdict(gpu="small", fits=(too_small,), offload=offload).endswith(
+        "too much. With the routed experts of 6 of 18 layers computed on the host, as by "
+        "llama.cpp, 1 × small is enough."
+    )
+
+
+def test_the_smallest_gpu_is_named_where_another_was_asked_for() -> None:
+    fits = (*FITS, make_fit("medium", memory_gib=24, needs_gib=21.5))
+    assert verdict(fits=fits).endswith("that holds it is the medium (24.0 GiB).")
+    assert "smallest" not in verdict(gpu="medium", fits=fits)
+
+
+# Parts
+
+
+def test_options_are_shown_only_if_they_were_chosen() -> None:
+    scenario = Scenario(
+        attention="eager",
+        experts_implementation="batched_mm",
+        cache=CacheKind.STATIC,
+        has_padding=True,
+    )
+    words = "\noptions     eager attention, batched_mm experts, static cache, padded prompts\n"
+    assert words in render(scenario=scenario)
+    assert "options" not in render()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        (
+            Scenario(num_prompt_tokens=1, num_new_tokens=1),
+            "generate: 1 sequence of 1 prompt token and 1 new one",
+        ),
+        (
+            Scenario(task=Task.FORWARD, batch_size=2, num_new_tokens=0),
+            "forward: 2 sequences of 2,048 prompt tokens",
+        ),
+    ],
+)
+def test_what_is_run_is_said(scenario: Scenario, words: str) -> None:
+    assert f"\nrun         {words}\n" in render(scenario=scenario)
+
+
+@pytest.mark.parametrize("method", Method)
+def test_how_figures_came_about_is_said(method: Method) -> None:
+    assert f"\nmethod      {method.value}" in render(method=method)
+
+
+def test_the_higher_peak_comes_first_and_gives_the_breakdown() -> None:
+    higher = replace(PREFILL, activation_bytes=9 * GIB)
+    text = render(peaks=(higher, replace(PREFILL, phase=Phase.DECODE)))
+    assert text.index("peak of prefill ") < text.index("\nprefill  ") < text.index("\ndecode  ")
+
+
+def test_unknown_figures_are_said_to_be() -> None:
+    unknown = MemoryFigures(
+        weights_bytes=GIB,
+        cache_bytes=None,
+        peak_allocated_bytes=None,
+        peak_reserved_bytes=None,
+        total_device_bytes=None,
+    )
+    text = render(figures=unknown, peaks=(), fits=(), context_bytes=None)
+    for label in ("cache", "activations", "allocator slack", "CUDA context", "= device total"):
+        assert re.search(rf"^{label} +unknown", text, re.MULTILINE)
+    assert "at the peak" in text
+    assert "None" not in text
+    assert "%" not in text
+
+
+@pytest.mark.parametrize(
+    ("is_dequantized", "ending"),
+    [(True, ", dequantized"), (False, ", still quantized"), (None, "")],
+)
+def test_a_quantized_checkpoint_is_told_as_stored_and_as_loaded(
+    is_dequantized: bool | None, ending: str
+) -> None:
+    stored = StoredWeights(
+        method="fp8", stored_bytes=None, loaded_bytes=MIB, is_dequantized=is_dequantized
+    )
+    words = f"fp8: unknown in its files, 1.0 MiB as loaded{ending}"
+    assert f"\ncheckpoint  {words}\n" in render(stored=stored)

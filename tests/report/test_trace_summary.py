@@ -1,0 +1,204 @@
+"""The summary of a run, on stderr."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moetool.analysis.lift import measure_lift
+from moetool.analysis.load import measure_load
+from moetool.report.trace_summary import print_routing_summary
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from moetool.trace.reading.counts import ExpertCounts
+from tests.report.examples import TOP_K, make_counts
+
+COUNTS = make_counts(["code", "prose"])
+METADATA = TraceMetadata(
+    complete=True,
+    model="demo",
+    layers=tuple(
+        RoutedLayer(
+            stack=layer.stack,
+            layer=layer.layer,
+            module="",
+            router=None,
+            num_experts=layer.num_experts,
+            num_identity_experts=0,
+            top_k=TOP_K,
+        )
+        for layer in COUNTS.layers
+    ),
+    num_prompts=6,
+    num_tokens=1200,
+    num_decisions=2400,
+)
+
+
+def print_summary(
+    counts: ExpertCounts = COUNTS,
+    *,
+    metadata: TraceMetadata = METADATA,
+    output: Path | None = None,
+    num_rows: int = 4800,
+    keeps_rows: bool = True,
+) -> None:
+    print_routing_summary(
+        metadata,
+        loads=measure_load(counts),
+        lifts=measure_lift(counts),
+        num_rows=num_rows,
+        output=output,
+        keeps_rows=keeps_rows,
+        elapsed_s=1.25,
+    )
+
+
+def test_the_summary_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.endswith("took 1.2 s, loading included\n")
+
+
+def test_the_summary_says_what_was_traced(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    text = capsys.readouterr().err
+    assert "demo: 6 prompts, 1,200 tokens" in text
+    assert "2 routed layers, top-2 of 8 experts: 2,400 decisions, 4,800 assignments" in text
+    assert "were cut" not in text
+
+
+def test_the_summary_says_how_even_the_load_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary()
+    text = capsys.readouterr().err
+    for load in measure_load(COUNTS):
+        assert f"{load.entropy:.3f} (layer {load.layer})" in text
+    assert "never chosen" not in text
+
+
+def test_experts_that_were_never_chosen_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
+    layers[0].assignments[:, [2, 5]] = 0
+    layers[1].assignments[:, 7] = 0
+    print_summary(replace(COUNTS, layers=tuple(layers)))
+    assert "3 experts were never chosen" in capsys.readouterr().err
+
+
+def test_a_layer_where_no_expert_ran_is_not_the_least_even(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = COUNTS.layers
+    idle = replace(second, assignments=np.zeros_like(second.assignments))
+    print_summary(replace(COUNTS, layers=(first, idle)))
+    text = capsys.readouterr().err
+    assert "(layer 0) to" in text
+    assert "8 experts were never chosen" in text
+    print_summary(replace(COUNTS, layers=(idle,)))
+    assert "no expert ran in any layer" in capsys.readouterr().err
+
+
+def test_the_summary_names_what_each_domain_prefers(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12)
+    print_summary(counts)
+    lines = capsys.readouterr().err.splitlines()
+    for domain in ("code", "prose"):
+        cells = [cell for cell in measure_lift(counts) if cell.domain == domain]
+        most = max(cells, key=lambda cell: cell.lift_low or 0)
+        (line,) = (line for line in lines if line.startswith(domain))
+        assert line.split()[1] == "2,400"
+        interval = f"({most.lift_low:.1f}–{most.lift_high:.1f})"
+        place = f"L{most.layer}.E{most.expert}"
+        assert line.split()[2:5] == [place, f"×{most.lift:.1f}", interval]
+
+
+def test_a_domain_that_prefers_nothing_for_certain_has_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_summary(make_counts(["code", "prose"], prompts_per_domain=1))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2:] for line in lines if line.startswith(("code", "prose"))] == [
+        ["none", "with", "certainty"]
+    ] * 2
+
+
+def test_one_domain_has_no_preference(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(make_counts(["prose"]))
+    text = capsys.readouterr().err
+    assert "one domain" in text
+    assert "×" not in text
+
+
+def test_domains_beyond_thirty_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(make_counts([f"domain-{number:02}" for number in range(33)]))
+    text = capsys.readouterr().err
+    assert text.count("domain-") == 30
+    assert "… and 3 more domains" in text
+
+
+def test_cut_prompts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(metadata=replace(METADATA, num_cut_prompts=3, max_prompt_tokens=64))
+    assert "3 prompts were cut after 64 tokens" in capsys.readouterr().err
+
+
+def test_a_written_file_is_named_with_its_rows_and_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.parquet"
+    path.write_bytes(bytes(2048))
+    print_summary(output=path)
+    assert f"wrote {path} (4,800 rows, 2.0 KiB)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [None, Path("-")], ids=["pipe", "dash"])
+def test_rows_that_went_to_a_pipe_are_counted(
+    output: Path | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(output=output)
+    assert "wrote 4,800 rows to stdout" in capsys.readouterr().err
+
+
+def test_where_no_rows_are_kept_the_summary_says_how_to_keep_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_summary(keeps_rows=False)
+    assert "no rows were written: add -o trace.parquet" in capsys.readouterr().err
+
+
+def test_rows_that_a_terminal_showed_are_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_summary(keeps_rows=True)
+    text = capsys.readouterr().err
+    assert "wrote 4,800 rows to stdout" in text
+    assert "no rows" not in text
+
+
+def test_one_of_a_kind_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    one = replace(
+        METADATA,
+        layers=METADATA.layers[:1],
+        num_prompts=1,
+        num_tokens=1,
+        num_decisions=1,
+        num_cut_prompts=1,
+        max_prompt_tokens=1,
+        num_new_tokens=1,
+        max_new_tokens=1,
+    )
+    layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
+    layers[0].assignments[:, 2] = 0
+    print_summary(replace(COUNTS, layers=tuple(layers)), metadata=one, num_rows=1)
+    text = capsys.readouterr().err
+    for words in (
+        "demo: 1 prompt, 1 token\n",
+        "1 routed layer, top-2 of 8 experts: 1 decision, 1 assignment\n",
+        "1 token written, at most 1 a prompt\n",
+        "1 prompt was cut after 1 token\n",
+        "1 expert was never chosen\n",
+        "wrote 1 row to stdout\n",
+    ):
+        assert words in text

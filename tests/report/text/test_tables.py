@@ -1,0 +1,77 @@
+"""Plain tables: as wide as a terminal, whatever is in them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetool.report.text.tables import WIDTH, render_bar, render_table
+
+
+def test_columns_are_aligned_as_asked_for() -> None:
+    text = render_table(("name", "count"), [("a", "1"), ("long name", "1,000")], right=(1,))
+    header, _, *rows = text.splitlines()
+    assert header.split() == ["name", "count"]
+    assert rows[0].startswith("a ")
+    assert rows[1].startswith("long name")
+    assert {len(line) for line in (header, *rows)} == {len(rows[1])}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=90)] * 3),
+        max_size=4,
+    )
+)
+def test_a_table_is_never_wider_than_a_terminal(rows: list[tuple[str, str, str]]) -> None:
+    for line in render_table(("one", "two", "three"), rows).splitlines():
+        assert len(line) <= WIDTH
+        assert line == line.rstrip()
+
+
+def test_a_word_that_is_too_long_is_folded_and_not_cut() -> None:
+    word = "".join(f"{number:03}" for number in range(100))
+    text = render_table(("name", "count"), [(word, "1")], right=(1,))
+    _, _, *lines = text.splitlines()
+    assert "".join(line.split()[0] for line in lines) == word
+
+
+@pytest.mark.parametrize("word", ["[bold]x[/bold]", "[/]", ":fire:", ":warning:", "\\[a]"])
+def test_words_are_printed_as_they_are(word: str) -> None:
+    _, _, row = render_table(("name", "count"), [(word, "1")]).splitlines()
+    assert row.split() == [word, "1"]
+
+
+def test_a_table_carries_no_colours_even_if_they_are_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    assert "\x1b" not in render_table(("name", "count"), [("a" * 40, "1")])
+
+
+def test_a_table_does_not_depend_on_the_terminals_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = render_table(("name", "count"), [("a" * 60, "1")])
+    monkeypatch.setenv("COLUMNS", "20")
+    assert render_table(("name", "count"), [("a" * 60, "1")]) == table
+
+
+@pytest.mark.parametrize(
+    ("share", "bar"),
+    [(0, ""), (0.001, ""), (0.25, "█▎"), (0.5, "██▌"), (0.999, "█████"), (1, "█████")],
+)
+def test_a_bar_is_as_long_as_its_share_to_an_eighth_of_a_column(share: float, bar: str) -> None:
+    assert render_bar(share, width=5) == bar
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_never_has_a_shorter_bar(one: float, other: float) -> None:
+    def length(share: float) -> float:
+        bar = render_bar(share, width=20)
+        eighths = {"█": 8, "▉": 7, "▊": 6, "▋": 5, "▌": 4, "▍": 3, "▎": 2, "▏": 1}
+        return sum(map(eighths.__getitem__, bar))
+
+    assert (length(one) <= length(other)) or one > other
+    assert abs(length(one) / 160 - one) <= 1 / 320 + 1e-9
