@@ -253,7 +253,7 @@ def _compare_time(seconds: float, bound: Any, scenario: Any) -> str:
 def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return what builds a model, and the scenario that options are of."""
     from moetool.checkpoint.reference import resolve_model
-    from moetool.inspection.subject import AskedSource, find_subject
+    from moetool.checkpoint.subject import AskedSource, find_subject
     from moetool.memory.loaded.skeletons import SkeletonBuilder
     from moetool.memory.scenario import CacheKind, Scenario, Task
 

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
-    from moetool.inspection.subject import AskedSource as AskedSource
     from moetool.memory.estimate import estimate_memory as estimate_memory
     from moetool.memory.scenario import Attention as Attention
     from moetool.memory.scenario import CacheKind as CacheKind
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME_OF = {
-    "AskedSource": "moetool.inspection.subject",
+    "AskedSource": "moetool.checkpoint.subject",
     "Attention": "moetool.memory.scenario",
     "CacheKind": "moetool.memory.scenario",
     "Dtype": "moetool.memory.scenario",

@@ -8,10 +8,11 @@ from dataclasses import replace
 from moetool.anatomy.components import Component, Place
 from moetool.anatomy.headers.table import HeaderTable, read_text_config
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
+from moetool.checkpoint.quantization import find_quantization
+from moetool.checkpoint.subject import Subject
 from moetool.inspection.differences import pair_rows
 from moetool.inspection.notes import note_towers
 from moetool.inspection.published import compare_published
-from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import (
     Difference,
     Files,
@@ -19,7 +20,6 @@ from moetool.inspection.result import (
     Parameters,
     Source,
 )
-from moetool.inspection.subject import Subject
 
 
 def inspect_headers(

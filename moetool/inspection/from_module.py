@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.checkpoint.config import first_line
+from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError, UsageError
 from moetool.inspection.from_skeleton import inspect_built
 from moetool.inspection.result import Inspection
-from moetool.inspection.subject import Subject
 
 
 def inspect_module(module: nn.Module) -> Inspection:

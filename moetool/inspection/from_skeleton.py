@@ -24,6 +24,8 @@ from moetool.anatomy.skeleton.description import describe_model
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
+from moetool.checkpoint.quantization import find_quantization
+from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
@@ -35,9 +37,7 @@ from moetool.inspection.notes import (
     note_towers,
 )
 from moetool.inspection.published import compare_published, note_contradictions
-from moetool.inspection.quantization import find_quantization
 from moetool.inspection.result import Flops, Inspection, Source
-from moetool.inspection.subject import Subject
 from moetool.simulation.flops.flops import count_flops
 from moetool.simulation.meta.generation import CantSimulate
 

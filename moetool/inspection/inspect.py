@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.choices import choose, take_flag
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
 from moetool.inspection.from_headers import inspect_headers
 from moetool.inspection.result import Inspection, Source
-from moetool.inspection.subject import AskedSource, find_subject
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,8 +11,8 @@ from moetool.catalogue.published import (
     read_published_config,
     read_published_models,
 )
+from moetool.checkpoint.subject import Subject
 from moetool.inspection.result import PublishedFigures
-from moetool.inspection.subject import Subject
 
 _BILLION = Decimal(10**9)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
+from moetool.checkpoint.quantization import find_quantization
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
+from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.inspection.notes import note_class
-from moetool.inspection.quantization import find_quantization
-from moetool.inspection.subject import AskedSource, Subject, find_subject
 from moetool.memory.attention_scores import note_scores
 from moetool.memory.confirmed import Confirmation, find_confirmation
 from moetool.memory.fitting.what_fits import (

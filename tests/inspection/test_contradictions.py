@@ -10,8 +10,8 @@ import pytest
 
 from moetool.catalogue.published import read_published_config, read_published_models
 from moetool.checkpoint.reference import ModelKind, resolve_model
+from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.inspection.published import note_contradictions
-from moetool.inspection.subject import AskedSource, Subject, find_subject
 
 # As google/switch-c-2048 is published: a decoder without experts.
 MISSTATED = {**read_published_config("switch-c-2048"), "decoder_sparse_step": 0}

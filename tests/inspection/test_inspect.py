@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import read_published_models
 from moetool.checkpoint.reference import resolve_model
+from moetool.checkpoint.subject import AskedSource
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Inspection, Source
-from moetool.inspection.subject import AskedSource
 
 ALL, WITHOUT_INPUT, WITHOUT_BOTH = ActiveDefinition
 COUNTED = [name for name, model in read_published_models().items() if model.can_be_counted]

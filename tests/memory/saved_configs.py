@@ -8,7 +8,7 @@ from typing import Any
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.reference import resolve_model
-from moetool.inspection.subject import AskedSource, find_subject
+from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.simulated.model_runs import ModelRuns
 from tests.families.configs import build_config, find_family

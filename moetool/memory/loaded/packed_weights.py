@@ -11,7 +11,7 @@ from torch import nn
 
 from moetool.anatomy.headers.other_tensors import Reason
 from moetool.anatomy.headers.table import count_headers
-from moetool.inspection.subject import Subject
+from moetool.checkpoint.subject import Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,9 +19,9 @@ from moetool.anatomy.skeleton.build import (
 from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
+from moetool.checkpoint.quantization import find_quantization
+from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
-from moetool.inspection.quantization import find_quantization
-from moetool.inspection.subject import Subject
 from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
 
 _DTYPES = {

@@ -14,9 +14,9 @@ from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
+from moetool.checkpoint.quantization import find_stated, name_packed
+from moetool.checkpoint.quantization import name_quantization as name_format
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
-from moetool.inspection.quantization import find_stated, name_packed
-from moetool.inspection.quantization import name_quantization as name_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
-from moetool.inspection.subject import Subject
+from moetool.checkpoint.subject import Subject
 from moetool.memory.loaded.as_stored import find_stored_weights
 from moetool.memory.result import Basis
 from moetool.memory.scenario import Scenario

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.catalogue.published import read_published_config
-from moetool.inspection.quantization import name_quantization
+from moetool.checkpoint.quantization import name_quantization
 
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 STATED: dict[str, dict[str, Any]] = {

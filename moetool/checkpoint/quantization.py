@@ -10,7 +10,7 @@ from moetool.anatomy.headers.stored_tensors import Role, read_stored
 
 if TYPE_CHECKING:
     from moetool.checkpoint.headers.tensor_headers import TensorHeaders
-    from moetool.inspection.subject import Subject
+    from moetool.checkpoint.subject import Subject
 
 # Names longer than this, or of several lines, are junk and not shown.
 _LONGEST_NAME = 40
