@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 
 import moetool
+from moetool.cli.commands.inspect import inspect
+from moetool.cli.commands.memory_estimate import memory_estimate
+from moetool.cli.commands.models import models
+from moetool.cli.commands.route_trace import route_trace
+from moetool.cli.commands.specialize import specialize
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
-from moetool.cli.inspect import inspect
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
-from moetool.cli.memory_estimate import memory_estimate
-from moetool.cli.models import models
-from moetool.cli.route_trace import route_trace
-from moetool.cli.specialize import specialize
 
 app = typer.Typer(
     name="moetool",

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.cli.refusals import Attempt, Refusal, assert_refused
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import Completed, RunMoetool
 from tests.tiny_models import DENSE_FAMILY, build_model
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import RunMoetool
 
 # By what is wrong with them: options for the demonstration checkpoint, and what is said of them.

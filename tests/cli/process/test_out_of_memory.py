@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed
 
 # The command, allowed so many bytes beyond what the libraries take that are imported before.

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
-from tests.cli.refusals import Refusal, assert_refused
-from tests.cli.test_interrupts import finish, started_moetool, wait_for
-from tests.cli.test_targets import run_here
+from tests.cli.bad_input.refusals import Refusal, assert_refused
+from tests.cli.process.test_interrupts import finish, started_moetool, wait_for
+from tests.cli.process.test_targets import run_here
 from tests.conftest import Completed
 
 

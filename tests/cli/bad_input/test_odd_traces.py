@@ -15,7 +15,7 @@ import typer
 
 from moetool.cli.main import app
 from moetool.trace.metadata import TraceMetadata
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import Completed
 from tests.trace.examples import describe_layers, make_rows, write_trace
 

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from tests.cli.test_startup import modules_imported_by
+from tests.cli.process.test_startup import modules_imported_by
 from tests.conftest import RunMoetool
 
 

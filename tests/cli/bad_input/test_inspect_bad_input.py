@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import VOCABULARY_OF_DEMO
-from tests.cli.refusals import Refusal, assert_refused
-from tests.cli.test_remote_code import (
+from tests.cli.bad_input.refusals import Refusal, assert_refused
+from tests.cli.commands.test_remote_code import (
     HIDDEN_SIZE,
     INNER_SIZE,
     MAX_POSITIONS,
@@ -23,6 +22,7 @@ from tests.cli.test_remote_code import (
     NUM_LAYERS,
     write_checkpoint,
 )
+from tests.cli.conftest import VOCABULARY_OF_DEMO
 from tests.conftest import REPOSITORY, Completed, RunMoetool
 
 DEADLINE_S = 90

@@ -20,7 +20,7 @@ from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.cli.main import app
 from moetool.errors import InputError
 from moetool.inspection.inspect import inspect_model
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import Completed
 
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 from moetool import read_trace
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 
 HIDDEN_SIZE, INNER_SIZE, NUM_LAYERS, NUM_EXPERTS, TOP_K = 24, 16, 3, 6, 2
 MAX_POSITIONS = 64

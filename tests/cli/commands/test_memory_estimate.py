@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moetool.cli.memory_estimate import memory_estimate
+from moetool.cli.commands.memory_estimate import memory_estimate
 from moetool.cli.options import parse_numbers
 from moetool.errors import UsageError
 from moetool.memory.result import Estimate
@@ -25,7 +25,7 @@ from moetool.memory.scenario import (
     Scenario,
     Task,
 )
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 from tests.report.memory.estimates import make_estimate
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import Refuse, TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 
 THREE_BAD_LINES = b'{"text": "fine"}\n{oops\n[1]\n{"text": 7}\n\n{"text": "fine"}\n'
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 
 Spoil = Callable[[Path], object]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 
 SIZES = ("--prompt-tokens", "16", "--new-tokens", "3")

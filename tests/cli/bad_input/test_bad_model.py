@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.bad_input.refusals import Refusal
 from tests.cli.conftest import Refuse
-from tests.cli.refusals import Refusal
 
 NO_HUB_MODEL = "nobody/no-such-model"
 

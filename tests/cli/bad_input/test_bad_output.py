@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moetool.trace.metadata import TraceMetadata
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import Completed, RunMoetool
 
 KEPT = b"something worth keeping"

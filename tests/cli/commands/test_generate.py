@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moetool import read_trace
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
-from tests.cli.test_interrupts import (
+from tests.cli.process.test_interrupts import (
     DEADLINE_S,
     INTERRUPTED,
     finish,

@@ -17,7 +17,7 @@ import pytest
 
 from moetool import read_trace
 from moetool.trace.reading.reader import open_trace
-from tests.cli.refusals import Refusal, assert_refused, find_leftovers
+from tests.cli.bad_input.refusals import Refusal, assert_refused, find_leftovers
 from tests.conftest import REPOSITORY, Completed, RunMoetool
 
 DEADLINE_S = 90

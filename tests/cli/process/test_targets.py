@@ -21,7 +21,7 @@ from moetool.trace.companions import sidecar_path
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.partial import partial_folder
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import Completed
 from tests.trace.examples import make_rows, write_trace
 

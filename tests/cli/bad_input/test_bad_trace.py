@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import RunMoetool
 
 HEADER = "prompt_id,domain,position,layer,expert\n"

@@ -25,8 +25,8 @@ from moetool.errors import UntraceableError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from moetool.tracing.recording.calls import RecordedCall
+from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
-from tests.cli.refusals import Attempt, Refusal, assert_refused
 from tests.conftest import Completed
 from tests.families.dense_reference import ObservedExperts, observe_experts
 from tests.families.gemm_audit import GemmAudit

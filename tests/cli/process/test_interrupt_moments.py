@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
-from tests.cli.refusals import Refusal, assert_refused
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed
 
 DEADLINE_S = 120
@@ -72,7 +72,9 @@ def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Comple
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-@pytest.mark.parametrize("module", ["moetool.cli.main", "typer", "moetool.cli.route_trace"])
+@pytest.mark.parametrize(
+    "module", ["moetool.cli.main", "typer", "moetool.cli.commands.route_trace"]
+)
 def test_before_the_command_line_is_there(module: str, times: int) -> None:
     assert_refused(run(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
 
