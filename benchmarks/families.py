@@ -22,8 +22,8 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from moetool import RoutingRecorder
-from tests.families.models import available, build_family, text_inputs
-from tests.families.proof import why_refused
+from tests.families.tiny.models import available, build_family, text_inputs
+from tests.families.tiny.proof import why_refused
 
 NUM_ROUNDS, CALLS_PER_ROUND, NUM_ROWS, NUM_COLUMNS = 3, 5, 8, 15
 

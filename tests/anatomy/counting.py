@@ -13,9 +13,9 @@ from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.routing.top_k import find_top_k
 from moetool.anatomy.skeleton.table import count_skeleton
-from tests.families.configs import HIDDEN_SIZE, build_config, find_family
-from tests.families.models import available, build_family
-from tests.families.proof import Proof, prove
+from tests.families.tiny.configs import HIDDEN_SIZE, build_config, find_family
+from tests.families.tiny.models import available, build_family
+from tests.families.tiny.proof import Proof, prove
 
 
 @dataclass(frozen=True)

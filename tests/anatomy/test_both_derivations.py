@@ -24,7 +24,7 @@ from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.inspection.differences import explain_differences
 from tests.anatomy.counting import count_family, readable_families
-from tests.families.models import build_family
+from tests.families.tiny.models import build_family
 
 # What keeps the top-k that config.json states from being beyond doubt.
 LEAVES_DOUBT = {

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moetool import RoutingRecorder
-from tests.families.models import CANVAS_FAMILIES, build_family, text_inputs
-from tests.families.proof import exact_families
+from tests.families.tiny.models import CANVAS_FAMILIES, build_family, text_inputs
+from tests.families.tiny.proof import exact_families
 
 KEY = ["batch_index", "position", "stack", "layer", "expert"]
 NUM_ROWS, NUM_PADS = 3, 4

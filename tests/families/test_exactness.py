@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
-from tests.families.models import LOOPED_FAMILIES, available, build_family
-from tests.families.proof import Proof, exact_families, prove, why_refused
+from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family
+from tests.families.tiny.proof import Proof, exact_families, prove, why_refused
 
 TOLERANCE = 1e-5
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")

@@ -14,7 +14,7 @@ from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import resolve_model
 from moetool.errors import UntraceableError
 from moetool.tracing.running.load_model import load_model
-from tests.families.models import available, build_family, text_inputs
+from tests.families.tiny.models import available, build_family, text_inputs
 
 # Halves of models that have no checkpoint of their own.
 PARTS = {"deepseek_ocr2_text", "qwen3_omni_moe_talker_text", "unlimited_ocr_text"}

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tests.families.dense_reference import ObservedExperts, apply_decisions, observe_experts
-from tests.families.gemm_audit import GemmAudit
+from tests.families.tiny.dense_reference import ObservedExperts, apply_decisions, observe_experts
+from tests.families.tiny.gemm_audit import GemmAudit
 
 TOLERANCE = 1e-5
 NUM_EXPERTS, TOP_K = 8, 3

@@ -14,7 +14,7 @@ from torch import nn
 
 from moetool import RoutingRecorder
 from moetool.tracing.recording.calls import RecordedLayer
-from tests.families.models import LOOPED_FAMILIES, available, build_family, text_inputs
+from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
 # Where the two can't be compared one by one, and why; a test below holds each to it.
 EXCEPTIONS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from tests.families.models import available, broken
-from tests.families.table import DOCUMENT, table_row
+from tests.families.tiny.models import available, broken
+from tests.families.tiny.table import DOCUMENT, table_row
 
 # The table is of the newest transformers. What the document says of older ones is not in it.
 OTHERWISE = {
@@ -26,7 +26,7 @@ def shown() -> dict[str, str]:
 
 @pytest.mark.parametrize("family", [*available(), *broken()])
 def test_the_row_shown_is_the_row_seen(family: str, shown: dict[str, str]) -> None:
-    """If it is stale: python -m tests.families.table --write."""
+    """If it is stale: python -m tests.families.tiny.table --write."""
     is_otherwise = family in OTHERWISE.get(VERSION, ())
     assert (table_row(family) == shown[family]) != is_otherwise
 

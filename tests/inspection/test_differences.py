@@ -27,8 +27,8 @@ from moetool.inspection.result import Difference
 from tests.anatomy import header_files as layouts
 from tests.anatomy.counting import count_family
 from tests.anatomy.header_files import Tensors, make_headers
-from tests.families.configs import build_config
-from tests.families.models import build_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.models import build_family
 from tests.tiny_models import build_model
 
 FAMILIES = ("mixtral", "deepseek_v3", "qwen2_moe", "gemma4_text", "switch_transformers")

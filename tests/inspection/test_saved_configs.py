@@ -13,8 +13,8 @@ from moetool.inspection import from_skeleton
 from moetool.inspection.inspect import inspect_model
 from moetool.simulation.meta.generation import CantSimulate
 from tests.anatomy.counting import build_family_skeleton
-from tests.families.configs import build_config
-from tests.families.models import available
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.models import available
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.simulated.model_runs import ModelRuns
-from tests.families.configs import build_config, find_family
+from tests.families.tiny.configs import build_config, find_family
 
 
 def save_config(family: str, folder: Path, **fields: Any) -> str:

@@ -21,7 +21,7 @@ from moetool.memory.sweep import list_scenarios
 from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues
-from tests.families.models import available
+from tests.families.tiny.models import available
 from tests.memory.saved_configs import make_runs, save_config
 
 TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3, dtype="float32")

@@ -17,8 +17,8 @@ from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
 from moetool.simulation.memory.memory_run import find_special_tokens
-from tests.families.configs import build_config
-from tests.families.models import build_family
+from tests.families.tiny.configs import build_config
+from tests.families.tiny.models import build_family
 from tests.memory.saved_configs import make_builder as find_builder
 from tests.memory.saved_configs import save_config
 from tests.simulation.skeletons import build_family_skeleton

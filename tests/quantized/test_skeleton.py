@@ -23,7 +23,7 @@ from moetool.quantized.modules import FourBitLinear, Int8Linear
 from moetool.quantized.skeleton import quantize_skeleton
 from moetool.simulation.memory.allocations import AllocationRecorder, Origins
 from moetool.simulation.repeated.fingerprints import Fingerprints
-from tests.families.configs import FAMILIES
+from tests.families.tiny.configs import FAMILIES
 from tests.simulation.skeletons import build_family_skeleton
 from tests.tiny_models import build_config, build_model
 

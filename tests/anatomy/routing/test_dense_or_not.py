@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import find_experts, find_moe_layers
 from moetool.errors import DenseModelError, UntraceableError
-from tests.families.models import available
+from tests.families.tiny.models import available
 from tests.tiny_models import DENSE_FAMILY, build_model
 
 WIDTH, INNER, NUM_EXPERTS, TOP_K = 8, 12, 4, 2

@@ -17,8 +17,8 @@ from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import CountedFamily, count_family
 from tests.anatomy.parameter_audit import ParameterAudit
-from tests.families.configs import HIDDEN_SIZE
-from tests.families.models import (
+from tests.families.tiny.configs import HIDDEN_SIZE
+from tests.families.tiny.models import (
     CANVAS_FAMILIES,
     EMBEDDING_FAMILIES,
     ENCODER_DECODERS,

@@ -12,7 +12,7 @@ from moetool.anatomy.components import Place
 from moetool.anatomy.skeleton.placement import Placement
 from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import count_family
-from tests.families.models import available, build_family
+from tests.families.tiny.models import available, build_family
 
 
 @pytest.mark.parametrize("name", available())

@@ -10,7 +10,7 @@ from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.anatomy.skeleton.mixers import Mixer, MixerKind, list_mixers
 from moetool.anatomy.skeleton.placement import Placement
 from tests.anatomy.counting import count_family
-from tests.families.models import available, build_family
+from tests.families.tiny.models import available, build_family
 from tests.tiny_models import build_model
 
 

@@ -28,9 +28,9 @@ from moetool.tracing.recording.calls import RecordedCall
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
 from tests.conftest import Completed
-from tests.families.dense_reference import ObservedExperts, observe_experts
-from tests.families.gemm_audit import GemmAudit
-from tests.families.models import available, build_family, text_inputs
+from tests.families.tiny.dense_reference import ObservedExperts, observe_experts
+from tests.families.tiny.gemm_audit import GemmAudit
+from tests.families.tiny.models import available, build_family, text_inputs
 
 REASONS = {
     "doge": "the rule 'retrieval' reads experts that are rows of embeddings, which need not be those",

@@ -16,7 +16,7 @@ from moetool.anatomy.config_fields import find_context
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Quantization, Scenario, Task
-from tests.families.configs import build_config
+from tests.families.tiny.configs import build_config
 from tests.memory.saved_configs import make_builder, save_config
 
 SCENARIO = Scenario(batch_size=1, num_prompt_tokens=8, num_new_tokens=2, dtype="float32")

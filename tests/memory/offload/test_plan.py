@@ -16,7 +16,7 @@ from moetool.memory.offload.plan import plan_offload
 from moetool.memory.result import Offload
 from moetool.memory.scenario import Quantization
 from moetool.memory.speed.experts_touched import find_choices
-from tests.families.configs import build_config
+from tests.families.tiny.configs import build_config
 from tests.memory.published_skeletons import build_published_skeleton
 from tests.simulation.skeletons import build_family_skeleton
 

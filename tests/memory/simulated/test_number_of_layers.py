@@ -14,7 +14,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.runs import run_scenario
 from moetool.simulation.meta.generation import CantSimulate
-from tests.families.models import available
+from tests.families.tiny.models import available
 from tests.simulation.skeletons import build_family_skeleton, deepen
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3)

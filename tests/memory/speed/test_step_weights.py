@@ -19,7 +19,7 @@ from moetool.memory.speed.step_weights import (
     count_read_bytes,
 )
 from moetool.simulation.flops.flops import CantSimulate, count_flops
-from tests.families.models import available
+from tests.families.tiny.models import available
 from tests.memory.loaded.packed import Packed, build_in, pack_queries
 from tests.simulation.skeletons import build_family_skeleton
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.flops.flops import CantSimulate, FlopsPerToken, count_flops
-from tests.families.models import available, build_family
+from tests.families.tiny.models import available, build_family
 from tests.simulation.skeletons import (
     build_family_skeleton,
     count_steps,

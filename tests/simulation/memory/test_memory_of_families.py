@@ -9,7 +9,7 @@ import pytest
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
-from tests.families.models import ENCODER_DECODERS, available, build_family
+from tests.families.tiny.models import ENCODER_DECODERS, available, build_family
 from tests.simulation.memory.memory_runs import (
     LOOK_UP_EXPERTS,
     NOT_GENERATING,

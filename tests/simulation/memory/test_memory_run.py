@@ -17,7 +17,7 @@ from moetool.simulation.memory.memory_run import (
     find_ordinary_token,
 )
 from moetool.simulation.memory.timeline import Timeline
-from tests.families.configs import build_config
+from tests.families.tiny.configs import build_config
 from tests.simulation.memory.memory_runs import tell
 from tests.simulation.skeletons import build_family_skeleton
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from moetool import RoutingRecorder
 from moetool.errors import UntraceableError
-from tests.families.models import build_family, text_inputs
-from tests.families.proof import prove
+from tests.families.tiny.models import build_family, text_inputs
+from tests.families.tiny.proof import prove
 from tests.tiny_models import build_model
 
 TOKENS = torch.arange(3, 17).view(2, 7)

@@ -18,8 +18,8 @@ from moetool import RoutingRecorder
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.watch.stand_ins import StandIn
-from tests.families.dense_reference import apply_decisions
-from tests.families.gemm_audit import GemmAudit
+from tests.families.tiny.dense_reference import apply_decisions
+from tests.families.tiny.gemm_audit import GemmAudit
 
 HIDDEN_SIZE, NUM_EXPERTS, TOP_K = 16, 6, 2
 VOCAB_SIZE = 64

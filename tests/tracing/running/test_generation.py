@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from moetool.errors import InputError, UsageError
 from moetool.tracing.generation_options import GenerationOptions
-from tests.families.models import build_family
+from tests.families.tiny.models import build_family
 from tests.tiny_models import build_model
 from tests.tracing.recording.writing import (
     LENGTHS,

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from moetool.errors import UsageError
 from moetool.tracing.generation_options import GenerationOptions
 from moetool.tracing.running.generation import check_can_generate
-from tests.families.configs import FAMILIES
-from tests.families.models import LOOPED_FAMILIES, available, build_family
-from tests.families.proof import why_refused
+from tests.families.tiny.configs import FAMILIES
+from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family
+from tests.families.tiny.proof import why_refused
 from tests.tracing.recording.writing import (
     KEY,
     Traced,

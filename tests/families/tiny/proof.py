@@ -14,9 +14,9 @@ from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
-from tests.families.dense_reference import ObservedExperts, observe_experts
-from tests.families.gemm_audit import GemmAudit
-from tests.families.models import LOOPED_FAMILIES, available, build_family, text_inputs
+from tests.families.tiny.dense_reference import ObservedExperts, observe_experts
+from tests.families.tiny.gemm_audit import GemmAudit
+from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
 
 @dataclass(frozen=True)

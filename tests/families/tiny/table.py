@@ -1,7 +1,7 @@
 """The table of families that the documentation shows, made from what the suite sees.
 
-python -m tests.families.table           print it
-python -m tests.families.table --write   put it into docs/families.md
+python -m tests.families.tiny.table           print it
+python -m tests.families.tiny.table --write   put it into docs/families.md
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.windows.probabilities import find_score_function
 from tests.conftest import REPOSITORY
-from tests.families.configs import find_family
-from tests.families.models import available, broken, build_family
-from tests.families.proof import Proof, prove, record, why_refused
+from tests.families.tiny.configs import find_family
+from tests.families.tiny.models import available, broken, build_family
+from tests.families.tiny.proof import Proof, prove, record, why_refused
 
 DOCUMENT = REPOSITORY / "docs" / "families.md"
 COLUMNS = ("family", "auto class", "traced", "rule", "router", "scores", "remarks")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.families.dense_reference import (
+from tests.families.tiny.dense_reference import (
     RoutedLayer,
     find_scope,
     read_rows,

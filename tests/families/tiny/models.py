@@ -10,7 +10,7 @@ from packaging.version import Version
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families.configs import (
+from tests.families.tiny.configs import (
     FAMILIES,
     HIDDEN_SIZE,
     VOCAB_SIZE,
