@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
-    from moetool.memory.scenario import Quantization as Quantization
-    from moetool.memory.scenario import QuantizedExperts as QuantizedExperts
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
+    from moetool.quantized.kinds import Quantization as Quantization
+    from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
     from moetool.trace.reading.reader import read_trace as read_trace
     from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
 
@@ -31,8 +31,8 @@ _HOME_OF = {
     "Dtype": "moetool.memory.scenario",
     "ExpertsImplementation": "moetool.memory.scenario",
     "MoetoolError": "moetool.errors",
-    "Quantization": "moetool.memory.scenario",
-    "QuantizedExperts": "moetool.memory.scenario",
+    "Quantization": "moetool.quantized.kinds",
+    "QuantizedExperts": "moetool.quantized.kinds",
     "RoutingRecorder": "moetool.tracing.recording.recorder",
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from moetool.anatomy.components import Component, Place
+from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable, read_text_config
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
-from moetool.checkpoint.quantization import find_quantization
 from moetool.checkpoint.subject import Subject
 from moetool.inspection.differences import pair_rows
 from moetool.inspection.notes import note_towers

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool.anatomy.components import Component
+from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_experts
@@ -21,21 +22,15 @@ from moetool.anatomy.skeleton.build import (
     refuse_unbuildable,
 )
 from moetool.anatomy.skeleton.description import describe_model
+from moetool.anatomy.skeleton.model_class import note_class
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
-from moetool.checkpoint.quantization import find_quantization
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences, pair_rows
 from moetool.inspection.from_headers import describe_files, merge, summarize
-from moetool.inspection.notes import (
-    note_class,
-    note_config,
-    note_flops,
-    note_routing,
-    note_towers,
-)
+from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
 from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.result import Flops, Inspection, Source
 from moetool.simulation.flops.flops import count_flops

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.config_signs import list_declared_fields
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from moetool.anatomy.routing.moe_layers import FoundExperts
     from moetool.anatomy.skeleton.description import Anatomy
     from moetool.inspection.result import Flops
@@ -21,36 +17,7 @@ _DEQUANTIZED = (
     "dtype and bytes are those of the weights once dequantized; `moetool memory-estimate` shows what "
     "they take as loaded."
 )
-# Fields that say nothing of a model's shapes.
-_NO_SHAPE = re.compile(
-    r"^_|^auto_map$|token|(^|_)id$|version|^(torch_)?dtype$|^architectures$|^model_type$|dropout|rope"
-)
-_FEW_FIELDS = 5
-
 _MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
-
-
-def note_class(raw: Mapping[str, object], config: PreTrainedConfig) -> Iterator[str]:
-    """Yield by which class a model is counted whose `model_type` transformers does not have.
-
-    Args:
-        raw: Its config.json.
-        config: What was made of it.
-    """
-    from transformers import PreTrainedConfig
-
-    stated, used = raw.get("model_type"), config.model_type
-    if stated == used or not type(config).__module__.startswith("transformers."):
-        return
-    known = {*list_declared_fields(type(config)), *list_declared_fields(PreTrainedConfig)}
-    ignored = [name for name in raw if name not in known and not _NO_SHAPE.search(name)]
-    yield (
-        f"transformers does not have the model_type '{stated}': counted by its own class that "
-        f"config.json names under architectures (model_type '{used}'), not by the repository's code."
-    )
-    if ignored:
-        some = f"{', '.join(ignored[:_FEW_FIELDS])}{', …' if ignored[_FEW_FIELDS:] else ''}"
-        yield f"That class has no use for {len(ignored)} of the fields of config.json: {some}."
 
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from moetool.anatomy.headers.published_format import find_quantization
+from moetool.anatomy.skeleton.model_class import note_class
 from moetool.catalogue.gpus import Gpu, find_gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
-from moetool.checkpoint.quantization import find_quantization
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, MoetoolError, UsageError
-from moetool.inspection.notes import note_class
 from moetool.memory.attention_scores import note_scores
 from moetool.memory.confirmed import Confirmation, find_confirmation
 from moetool.memory.fitting.what_fits import (
@@ -37,11 +37,12 @@ from moetool.memory.result import (
     SpeedBound,
     StoredWeights,
 )
-from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario
+from moetool.memory.scenario import Dtype, Scenario
 from moetool.memory.simulated.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.simulated.runs import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import find_choices, read_routing
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

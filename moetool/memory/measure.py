@@ -18,7 +18,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.result import Measurement, MemoryFigures
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.memory_run import (
     find_cache_tensors,
     find_ordinary_token,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 
 
 class Method(StrEnum):

@@ -8,6 +8,7 @@ from typing import cast
 
 from moetool.choices import choose, take_count, take_flag
 from moetool.errors import UsageError
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 # What `generate` writes unless another number is given.
 NUM_NEW_TOKENS = 256
@@ -60,27 +61,6 @@ class CacheKind(StrEnum):
 
     DYNAMIC = "dynamic"
     STATIC = "static"
-
-
-class Quantization(StrEnum):
-    """How bitsandbytes stores weights as they are loaded."""
-
-    NONE = "none"
-    INT8 = "int8"
-    NF4 = "nf4"
-    FP4 = "fp4"
-
-
-class QuantizedExperts(StrEnum):
-    """Which experts the figures are for, under quantization.
-
-    Attributes:
-        AS_LOADED: As transformers loads them: bitsandbytes leaves fused experts in their dtype.
-        QUANTIZED: Quantized like everything else.
-    """
-
-    AS_LOADED = "as-loaded"
-    QUANTIZED = "quantized"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.errors import UsageError
-from moetool.memory.scenario import Quantization, QuantizedExperts
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

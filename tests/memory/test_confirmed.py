@@ -9,7 +9,8 @@ from pathlib import Path
 
 from moetool.memory.confirmed import find_confirmation, read_confirmations
 from moetool.memory.estimate import estimate_memory
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_json
 from moetool.report.memory.page import render_page
 from tests.memory.saved_configs import make_builder, save_config

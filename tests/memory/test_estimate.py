@@ -16,8 +16,9 @@ from moetool.errors import InputError, MoetoolError, UntraceableError, UsageErro
 from moetool.memory import estimate
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.result import Estimate, Method
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.sweep import list_scenarios
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues

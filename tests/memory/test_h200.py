@@ -14,9 +14,9 @@ import pytest
 from benchmarks.memory_accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.result import MemoryFigures, Method
-from moetool.memory.scenario import Quantization
 from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import SimulatedRun, run_scenario
+from moetool.quantized.kinds import Quantization
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MIB, GIB = 2**20, 2**30

@@ -15,7 +15,8 @@ import torch
 from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.memory_run import find_special_tokens
 from tests.families.tiny.configs import build_config
 from tests.families.tiny.models import build_family

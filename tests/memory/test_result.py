@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moetool.memory.result import Estimate, Fit, Measurement, MemoryFigures, Method, Peak, Phase
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 
 FIGURES = MemoryFigures(
     weights_bytes=100,

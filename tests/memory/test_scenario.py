@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.errors import UsageError
-from moetool.memory.scenario import Quantization, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
+from moetool.quantized.kinds import Quantization
 
 SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")
 TOO_LARGE = {"batch_size": 2**20 + 1, "num_prompt_tokens": 2**27 + 1, "num_new_tokens": 2**27 + 1}

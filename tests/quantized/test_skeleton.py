@@ -18,7 +18,7 @@ from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
-from moetool.memory.scenario import Quantization, QuantizedExperts
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantized.modules import FourBitLinear, Int8Linear
 from moetool.quantized.skeleton import quantize_skeleton
 from moetool.simulation.memory.allocations import AllocationRecorder, Origins

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from moetool.anatomy.headers.packing import BITS, Packing
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
+from moetool.checkpoint.packing import BITS, Packing
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from moetool.anatomy.headers.name_parts import SCALE_PARTS, WEIGHT_PARTS, split_name
 from moetool.anatomy.headers.packed_weights import INTEGERS, count_packed
-from moetool.anatomy.headers.packing import Packing, read_packing
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
+from moetool.checkpoint.packing import Packing, read_packing
 
 # Persistent state of modules that no training step changes, whatever stores it. Biases that only
 # select experts are parameters in the few families whose names are excepted here.

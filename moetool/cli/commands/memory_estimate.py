@@ -19,12 +19,11 @@ from moetool.memory.scenario import (
     CacheKind,
     Dtype,
     ExpertsImplementation,
-    Quantization,
-    QuantizedExperts,
     Scenario,
     Task,
 )
 from moetool.printable import printable
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 
 @speaks_errors

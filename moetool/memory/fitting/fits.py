@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from moetool.catalogue.gpus import Gpu
 from moetool.memory.result import Fit
-from moetool.memory.scenario import Quantization
+from moetool.quantized.kinds import Quantization
 
 
 def list_fits(

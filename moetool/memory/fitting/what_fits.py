@@ -11,11 +11,12 @@ from moetool.errors import MoetoolError
 from moetool.memory.fitting.fits import list_fits
 from moetool.memory.fitting.limits import find_limits
 from moetool.memory.result import Fit, Limits, RankBytes
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.device_maps import share_by_device_map
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.simulated.model_runs import CONTEXT_BYTES, ModelRuns
 from moetool.memory.simulated.runs import SimulatedRun
+from moetool.quantized.kinds import Quantization
 
 _QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 _NUMS_RANKS = (2, 4, 8)

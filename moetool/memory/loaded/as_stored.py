@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moetool.checkpoint.quantization import find_quantization, find_stated
+from moetool.anatomy.headers.published_format import find_quantization
+from moetool.checkpoint.quantization import find_stated
 from moetool.checkpoint.subject import Subject
 from moetool.memory.loaded.packed_weights import count_packed_bytes, pack_mxfp4
 from moetool.memory.result import Basis, StoredWeights

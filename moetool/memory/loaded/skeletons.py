@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moetool.anatomy.config_fields import find_context
+from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.skeleton.build import (
     build_model,
     build_skeleton,
@@ -19,10 +20,10 @@ from moetool.anatomy.skeleton.build import (
 from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
-from moetool.checkpoint.quantization import find_quantization
 from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
-from moetool.memory.scenario import Dtype, Quantization, Scenario, Task
+from moetool.memory.scenario import Dtype, Scenario, Task
+from moetool.quantized.kinds import Quantization
 
 _DTYPES = {
     "float32": torch.float32,

@@ -11,7 +11,7 @@ from moetool.catalogue.gpus import Gpu
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
 from moetool.memory.result import Offload
-from moetool.memory.scenario import Quantization
+from moetool.quantized.kinds import Quantization
 
 TRANSFORMERS = "transformers"
 LLAMA_CPP = "llama.cpp"

@@ -11,9 +11,10 @@ from moetool.errors import InputError
 from moetool.memory.loaded.as_stored import build_as_stored, find_stored_weights
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.result import Basis, MemoryFigures, Method, StoredWeights
-from moetool.memory.scenario import Dtype, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import Dtype, Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.runs import SimulatedRun, run_scenario
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.meta.generation import CantSimulate
 
 # torch's defaults for cuBLAS: `CUBLAS_WORKSPACE_CONFIG` is :4096:8 from compute capability 9.0 on,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from moetool.anatomy.headers.published_format import name_packed
 from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.checkpoint.quantization import find_stated, name_packed
+from moetool.checkpoint.quantization import find_stated
 from moetool.checkpoint.quantization import name_quantization as name_format
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
 

@@ -20,11 +20,10 @@ from moetool.memory.scenario import (
     CacheKind,
     Dtype,
     ExpertsImplementation,
-    Quantization,
-    QuantizedExperts,
     Scenario,
     Task,
 )
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 from tests.report.memory.estimates import make_estimate

@@ -3,7 +3,7 @@ from __future__ import annotations
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.memory.fitting.fits import list_fits
 from moetool.memory.result import Fit
-from moetool.memory.scenario import Quantization
+from moetool.quantized.kinds import Quantization
 
 GIB = 2**30
 SMALL, LARGE = find_gpu("24GiB"), find_gpu("80GiB")

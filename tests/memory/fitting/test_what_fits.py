@@ -16,8 +16,9 @@ from moetool.memory.fitting.what_fits import (
     list_ranks,
     quantize_scenario,
 )
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.quantized.kinds import Quantization
 from tests.memory.saved_configs import make_runs, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2, dtype="float32")

@@ -15,7 +15,8 @@ from moetool import Scenario, estimate_memory, inspect_model
 from moetool.catalogue.published import read_published_models
 from moetool.errors import UsageError
 from moetool.memory.result import Basis, Estimate, Method
-from moetool.memory.scenario import Quantization, Task
+from moetool.memory.scenario import Task
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed
 from tests.memory.saved_configs import save_config

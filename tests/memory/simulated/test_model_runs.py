@@ -11,9 +11,10 @@ import pytest
 from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError, UsageError
 from moetool.memory.result import MemoryFigures, Method
-from moetool.memory.scenario import Quantization, QuantizedExperts, Scenario
+from moetool.memory.scenario import Scenario
 from moetool.memory.simulated import model_runs, runs
 from moetool.memory.simulated.model_runs import find_workspace_bytes
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from tests.memory.saved_configs import make_runs, save_config
 
 MIB = 2**20

@@ -19,7 +19,8 @@ from moetool.memory.result import (
     SpeedBound,
     StoredWeights,
 )
-from moetool.memory.scenario import Quantization, Scenario
+from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 
 MIB = 2**20
 GIB = 2**30

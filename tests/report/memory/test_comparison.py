@@ -8,8 +8,9 @@ import pytest
 from rich.cells import cell_len
 
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import Quantization, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from tests.report.memory.estimates import FIGURES, GIB, make_estimate, make_fit
 

@@ -13,8 +13,9 @@ import pytest
 
 import moetool
 from moetool.memory.result import Estimate, Fit
-from moetool.memory.scenario import CacheKind, Quantization, Scenario
+from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.sweep import list_scenarios
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json
 from tests.report.memory.estimates import (
     DECODE,

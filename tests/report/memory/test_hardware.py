@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from moetool.memory.result import Limits
-from moetool.memory.scenario import Quantization
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from tests.report.memory.estimates import (
     GIB,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moetool.memory.result import MemoryFigures, Method, Phase, StoredWeights
-from moetool.memory.scenario import CacheKind, Quantization, QuantizedExperts, Scenario, Task
+from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
 from tests.report.memory.estimates import (
     FIGURES,

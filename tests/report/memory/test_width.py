@@ -22,7 +22,8 @@ from moetool.memory.result import (
     SpeedBound,
     StoredWeights,
 )
-from moetool.memory.scenario import Attention, Quantization, Scenario
+from moetool.memory.scenario import Attention, Scenario
+from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 
 WIDTH = 80

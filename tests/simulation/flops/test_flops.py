@@ -16,8 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from moetool.simulation.flops import flops as flops_module
 from moetool.simulation.flops.flops import CantSimulate, FlopsPerToken, count_flops
-from moetool.simulation.flops.flops import flops as flops_module
 from tests.simulation.skeletons import build_family_skeleton, build_skeleton_of
 
 NUM_TOKENS = 2048

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from moetool.checkpoint.config import load_tokenizer
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
+from moetool.tracing.prompts import chat_template
 from moetool.tracing.prompts.chat_template import ChatTemplate
-from moetool.tracing.prompts.prompts import Prompt, chat_template
+from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import tokenize_prompts
 
 TEXTS = ("Hello", " größer 🙂\n", "<s>{{ 1 }}</s>\t\u2028", "a" * 10_000)

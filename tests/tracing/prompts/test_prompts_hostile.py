@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetool.errors import InputError
-from moetool.tracing.prompts.prompts import files as prompt_files
-from moetool.tracing.prompts.prompts import parquet as prompt_parquet
-from moetool.tracing.prompts.prompts import prompts, read_prompts
+from moetool.tracing.prompts import files as prompt_files
+from moetool.tracing.prompts import parquet as prompt_parquet
+from moetool.tracing.prompts import prompts
+from moetool.tracing.prompts.prompts import read_prompts
 
 
 def refusal(source: Path) -> InputError:
