@@ -23,9 +23,11 @@ GroupColumn = Literal["domain", "prompt_id"]
 
 # Of all layers together, 8 bytes each: what no machine's memory should be filled with.
 _MOST_CELLS = 2**30
-# For rows that leave most cells empty, as where every prompt has layers of its own: a short file
-# can't ask for more than half a gibibyte.
+# For rows that leave nearly all cells empty, as where every prompt has other layers: half a
+# gibibyte, which a short file may take.
 _MOST_CELLS_OF_FEW_ROWS = 2**26
+# Of a layer, twice what published models have.
+_MOST_EXPERTS = 2**12
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,13 @@ class ExpertCounter:
         num_cells = sum(rows.size for other, rows in self._rows.items() if other != key)
         num_cells += shape[0] * max(width, total.shape[1])
         # In a trace each prompt has at least a row in each layer; twice that leaves out some.
-        if num_cells > max(_MOST_CELLS_OF_FEW_ROWS, 2 * self._num_rows * self._width):
+        most = 2 * self._num_rows * min(self._width, _MOST_EXPERTS)
+        if num_cells > max(_MOST_CELLS_OF_FEW_ROWS, most):
             raise InputError(
-                f"The trace holds {self._num_rows:,} rows of {shape[0]:,} groups in more than "
-                f"{len(self._rows):,} layers: most groups have no rows in most layers.",
-                hint="See the column table in the README for what a layer and a stack are.",
+                f"Counting {self._num_rows:,} rows takes more than {num_cells * 8 / 2**30:.1f} GiB "
+                f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
+                f"{max(1, len(self._rows)):,} or more layers.",
+                hint="See the column table in the README for the values a trace has.",
             )
         if num_cells > _MOST_CELLS:
             raise InputError(

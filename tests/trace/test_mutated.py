@@ -211,8 +211,20 @@ def test_prompts_that_each_have_their_own_layer_take_no_memory_for_the_others(
         }
     )
     path = write(tmp_path / "a.parquet", table, None)
-    with pytest.raises(InputError, match=r"60 rows of 60 groups in more than 3. layers"):
+    with pytest.raises(InputError, match=r"Counting 60 rows takes more than 0\.5 GiB of memory"):
         count_experts(open_trace(path), by=by)
+
+
+def test_prompts_of_a_token_each_take_no_memory_for_experts_that_no_model_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts_module, "_MOST_CELLS_OF_FEW_ROWS", 0)
+    table = make_rows((1,) * 50)
+    experts = pa.array([32_766] * table.num_rows, pa.int16())
+    table = table.set_column(table.column_names.index("expert"), "expert", experts)
+    path = write(tmp_path / "a.parquet", table, None)
+    with pytest.raises(InputError, match=r"and 32,767 experts, in \d or more layers"):
+        count_experts(open_trace(path), by="prompt_id", validate=False)
 
 
 def test_a_trace_whose_prompts_have_all_layers_is_counted_however_few_rows_it_has(
