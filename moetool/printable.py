@@ -28,6 +28,14 @@ def printable(text: object, *, max_length: int = 200) -> str:
     return _cut("".join(map(_escape, shown)), max_length)
 
 
+def printable_number(number: int) -> str:
+    """Return a whole number from a file with its thousands marked, `12,000`.
+
+    One of hundreds of digits, which JSON may hold as well, loses its middle to an ellipsis.
+    """
+    return f"{number:,}" if abs(number) < 10**18 else printable(number, max_length=30)
+
+
 def escape_json(text: str) -> str:
     r"""Return JSON that reads the same and steers no terminal, as one character or two `\uXXXX`.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Before any test imports a library: no test may depend on a network or on a terminal.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest

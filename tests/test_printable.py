@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.printable import escape_json, printable
+from moetool.printable import escape_json, printable, printable_number
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,18 @@ from moetool.printable import escape_json, printable
 )
 def test_what_steers_a_terminal_is_shown_as_an_escape(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(12_000, "12,000"), (-7, "-7"), (10**18 - 1, "999,999,999,999,999,999")],
+)
+def test_a_number_is_shown_with_its_thousands(number: int, shown: str) -> None:
+    assert printable_number(number) == shown
+
+
+def test_a_number_of_hundreds_of_digits_is_shown_by_its_ends() -> None:
+    assert printable_number(-(10**400) - 7) == "-1000000000000000000…000000007"
 
 
 def test_anything_is_shown_as_a_text() -> None:

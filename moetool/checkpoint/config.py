@@ -14,6 +14,7 @@ from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_files
 from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
+from moetool.printable import printable_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -231,7 +232,7 @@ def _check_plausible(fields: Mapping[str, object], *, place: str) -> None:
         most = next((limit for words, limit in _LIMITS if words.search(name)), None)
         if most is not None and not 0 <= value <= most:
             raise InputError(
-                f"'{place}' describes no model: {name} is {value:,}.",
+                f"'{place}' describes no model: {name} is {printable_number(value)}.",
                 hint="Use the config.json that came with the checkpoint.",
             )
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+# Configurations nest to five or six. What reads them further on may go into each level by several
+# calls, and Python makes a thousand at most.
+_MOST_LEVELS = 100
+
 
 class JsonError(Exception):
     """What keeps some bytes from being read as JSON, as the end of a sentence."""
@@ -21,7 +25,8 @@ def parse_json(content: bytes, *, parse_int: Callable[[str], int] | None = None)
 
     Raises:
         JsonError: They are no JSON; a key is given twice, of which readers take the one or the other;
-            or half a surrogate pair stands for a character, which can't be written out again.
+            half a surrogate pair stands for a character, which can't be written out again; or they
+            are nested more deeply than any file of a checkpoint.
     """
     try:
         value: object = json.loads(
@@ -35,7 +40,23 @@ def parse_json(content: bytes, *, parse_int: Callable[[str], int] | None = None)
         raise JsonError("it has half a character in it") from None
     except ValueError as error:
         raise JsonError(str(error)) from error
+    _check_levels(value)
     return value
+
+
+def _check_levels(value: object) -> None:
+    level = [value]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return
+    raise JsonError("it is nested too deeply")
 
 
 def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from moetool.errors import InputError
+from moetool.printable import printable_number
 
 TOP_K_FIELDS = (
     "num_experts_per_tok",
@@ -43,8 +44,8 @@ def check_top_k(config: object, *, place: str) -> None:
                 is_none = top_k < 0 or (top_k == 0 and not isinstance(fields[field], list | tuple))
                 if is_none or top_k > most:
                     raise InputError(
-                        f"'{place}' describes no model: {field} is {top_k:,}, and {name} is "
-                        f"{counts[name]:,}.",
+                        f"'{place}' describes no model: {field} is {printable_number(top_k)}, and "
+                        f"{name} is {printable_number(counts[name])}.",
                         hint="Use the config.json that came with the checkpoint.",
                     )
 

@@ -82,7 +82,8 @@ root.__doc__ = app.info.help
 
 def _quiet_libraries() -> None:
     """Keep the libraries' own talk off the terminal; what matters, moetool says itself."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Where it raises an error, it may first log the whole configuration as one.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # It tells of every request that it tries again.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

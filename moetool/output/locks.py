@@ -80,7 +80,7 @@ def _name_holder(lock: Path) -> str:
     try:
         holder: Any = json.loads(lock.read_bytes())
         pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         # It has only just begun, or ended.
         return ""
     where = f" on {host}" if host != platform.node() and host.isprintable() else ""

@@ -59,6 +59,8 @@ def test_bytes_are_read_or_refused_and_never_end_otherwise(
         pytest.param(b"\xef\xbb\xbf{}", "can't be read as JSON: Unexpected UTF-8 BOM", id="mark"),
         pytest.param(b"[" * 100_000, "it is nested too deeply", id="deep"),
         pytest.param(b'{"a":' * 100_000, "it is nested too deeply", id="deep objects"),
+        pytest.param(b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", "too deeply", id="whole and deep"),
+        pytest.param(b'{"a": ' * 101 + b"1" + b"}" * 101, "too deeply", id="101 levels"),
         pytest.param(b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit", id="5000 digits"),
         pytest.param(b'{"b": 2, "a": 1, "a": 1}', "it has 'a' twice", id="a key twice"),
         pytest.param(b'{"b": {"a": 1, "a": 2}}', "it has 'a' twice", id="a key twice within"),
@@ -80,6 +82,11 @@ def test_a_file_that_holds_no_clear_json_object_is_refused(
     assert f"'{path}' " in caught.value.message
     assert reason in caught.value.message
     assert caught.value.hint == "Download or write the file again."
+
+
+def test_a_hundred_levels_are_read() -> None:
+    content = b'{"a": ' * 50 + b"[" * 50 + b"]" * 50 + b"}" * 50
+    assert json.dumps(parse_json(content)).encode() == content
 
 
 def test_what_python_writes_beyond_json_is_read(tmp_path: Path) -> None:

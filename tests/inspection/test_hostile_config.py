@@ -169,6 +169,20 @@ def test_a_config_nested_beyond_all_depth_is_refused(tmp_path: Path) -> None:
         inspect_config(_nest(100_000), tmp_path)
 
 
+def test_a_whole_config_that_is_nested_deeply_is_refused(tmp_path: Path) -> None:
+    config = {**read_short_config("mixtral-8x7b"), "x": json.loads("[" * 400 + "]" * 400)}
+    with pytest.raises(InputError, match="nested too deeply"):
+        inspect_config(config, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "num_local_experts", "num_experts_per_tok"])
+def test_a_number_of_hundreds_of_digits_is_shown_by_its_ends(field: str, tmp_path: Path) -> None:
+    config = {**read_short_config("mixtral-8x7b"), field: 10**400}
+    with pytest.raises(InputError, match=f"{field} is 1000.*…0+[,.]") as caught:
+        inspect_config(config, tmp_path)
+    assert len(caught.value.message) < len(str(tmp_path)) + 200
+
+
 def test_a_router_too_large_to_be_tried_out_has_an_unknown_style(tmp_path: Path) -> None:
     config = {**read_short_config("mixtral-8x7b"), "num_local_experts": 10**6}
     inspection = inspect_config(config, tmp_path)

@@ -50,7 +50,10 @@ def test_a_lock_names_its_holder_and_ends_with_a_kill(path: Path) -> None:
     open_locked(path).close()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b"{}", b'{"pid": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"[1]", b"{}", b'{"pid": "x"}', b"\xff", b'{"pid": 1e999}', b"[" * 100_000],
+)
 def test_a_holder_that_can_not_be_read_is_not_named(content: bytes | None, path: Path) -> None:
     if content is not None:
         path.write_bytes(content)

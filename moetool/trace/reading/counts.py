@@ -23,6 +23,11 @@ GroupColumn = Literal["domain", "prompt_id"]
 
 # Of all layers together, 8 bytes each: what no machine's memory should be filled with.
 _MOST_CELLS = 2**30
+# For rows that leave nearly all cells empty, as where every prompt has other layers: half a
+# gibibyte, which a short file may take.
+_MOST_CELLS_OF_FEW_ROWS = 2**26
+# Of a layer, twice what published models have.
+_MOST_EXPERTS = 2**12
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,14 @@ class ExpertCounter:
     _domains: list[str] = field(default_factory=list)
     # Column e + 1 counts expert e; column 0 the assignments that ran none.
     _rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    _num_rows: int = 0
+    _width: int = 0
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table with `layer`, `expert`, the group and, if any, the stack."""
         if not table.num_rows:
             return
+        self._num_rows += table.num_rows
         words, group = self._register_groups(table)
         stacks, stack = encode_words(table, "stack", default="decoder")
         layer = table.column("layer").to_numpy().astype(np.int64)
@@ -113,6 +121,7 @@ class ExpertCounter:
         occurs = np.bincount(layer) > 0
         (layers,), layer = np.nonzero(occurs), (np.cumsum(occurs) - 1)[layer]
         width = int(expert.max()) + 1
+        self._width = max(self._width, width)
         cell = ((stack * len(layers) + layer) * len(words) + group) * width + expert
         cells, number = count_values(cell)
         cells, expert = np.divmod(cells, width)
@@ -193,7 +202,17 @@ class ExpertCounter:
         total = self._rows.get(key, np.zeros((0, 0), dtype=np.int64))
         shape = (len(self._index_of), width)
         num_cells = sum(rows.size for other, rows in self._rows.items() if other != key)
-        if num_cells + shape[0] * max(width, total.shape[1]) > _MOST_CELLS:
+        num_cells += shape[0] * max(width, total.shape[1])
+        # In a trace each prompt has at least a row in each layer; twice that leaves out some.
+        most = 2 * self._num_rows * min(self._width, _MOST_EXPERTS)
+        if num_cells > max(_MOST_CELLS_OF_FEW_ROWS, most):
+            raise InputError(
+                f"Counting {self._num_rows:,} rows takes more than {num_cells * 8 / 2**30:.1f} GiB "
+                f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
+                f"{max(1, len(self._rows)):,} or more layers.",
+                hint="See the column table in the README for the values a trace has.",
+            )
+        if num_cells > _MOST_CELLS:
             raise InputError(
                 f"Counting {shape[0]:,} groups by expert takes more than "
                 f"{_MOST_CELLS >> 27} GiB of memory.",

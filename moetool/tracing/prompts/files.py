@@ -218,12 +218,12 @@ def make_row(
         if fields.text not in row:
             return missing_text(list(row), name=name, line=line, fields=fields)
         kind = "null" if text is None else f"not a string but {type(text).__name__}"
-        complaint = f"'{fields.text}' is {kind}"
+        complaint = f"'{shown_name(fields.text)}' is {kind}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)
     for key, value in ((fields.prompt_id, prompt_id), (fields.domain, domain)):
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            complaint = f"'{key}' is not a word but {type(value).__name__}"
+            complaint = f"'{shown_name(key)}' is not a word but {type(value).__name__}"
             return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     return RawPrompt(
         prompt_id=None if prompt_id in (None, "") else str(prompt_id),
@@ -236,15 +236,15 @@ def make_row(
 
 def missing_text(columns: Sequence[str], *, name: str, line: int, fields: PromptFields) -> BadLine:
     """Return the complaint of a row, or a file, that has no column of texts."""
-    shown = [printable(column, max_length=_LONGEST_NAME) for column in columns[:_COLUMNS_SHOWN]]
+    shown = [shown_name(column) for column in columns[:_COLUMNS_SHOWN]]
     more = len(columns) - len(shown)
     seen = ", ".join(shown) + (f" and {more:,} more" if more else "") or "nothing"
     others = [name for name in columns if name not in (fields.prompt_id, fields.domain)]
     return BadLine(
         file=name,
         line=line,
-        complaint=f"expected a '{fields.text}', found {seen}",
-        hint=f"Name the field with --text-field {printable(others[0], max_length=_LONGEST_NAME)}."
+        complaint=f"expected a '{shown_name(fields.text)}', found {seen}",
+        hint=f"Name the field with --text-field {shown_name(others[0])}."
         if others
         else FORMAT_HINT,
     )
@@ -252,8 +252,13 @@ def missing_text(columns: Sequence[str], *, name: str, line: int, fields: Prompt
 
 def column_twice(column: str, *, name: str) -> BadLine:
     """Return the complaint of a file of which two columns have one name."""
-    complaint = f"the column '{printable(column, max_length=_LONGEST_NAME)}' is there twice"
+    complaint = f"the column '{shown_name(column)}' is there twice"
     return BadLine(file=name, line=1, complaint=complaint, hint="Keep one of the two.")
+
+
+def shown_name(column: str) -> str:
+    """Return the name of a column, from a file or an option, as a complaint holds it."""
+    return printable(column, max_length=_LONGEST_NAME)
 
 
 def _not_utf8(name: str, line: int) -> BadLine:

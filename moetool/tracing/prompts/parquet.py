@@ -16,6 +16,7 @@ from moetool.tracing.prompts.files import (
     column_twice,
     make_row,
     missing_text,
+    shown_name,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> Bad
         kinds = [_find_wrong_kind(schema.field(place).type, word) for place in found]
         wrong = next((kind for kind in kinds if kind), None)
         if wrong is not None:
-            complaint = f"'{printable(column)}' is not a {word} but {wrong}"
+            complaint = f"'{shown_name(column)}' is not a {word} but {wrong}"
             return BadLine(file=name, line=1, complaint=complaint, hint=FORMAT_HINT)
         if len(found) > 1:
             return column_twice(column, name=name)

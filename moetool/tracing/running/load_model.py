@@ -18,6 +18,7 @@ from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.quantization import find_stated
 from moetool.checkpoint.quantization import name_quantization as name_format
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
+from moetool.printable import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -70,7 +71,7 @@ def choose_device_map(name: str) -> str | dict[str, Any]:
         return {"": choose_device(name, option="--device-map")}
     try:
         device_map = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"The device map '{name}' can't be read.",
             hint='Write it as JSON, as in {"model.embed_tokens": 0, "model.layers": "cpu"}.',
@@ -130,7 +131,7 @@ def _check_place(place: str | int) -> None:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or not 0 <= place < torch.accelerator.device_count():
         raise UsageError(
-            f"There is no GPU {place} here.",
+            f"There is no GPU {printable(place, max_length=30)} here.",
             hint='Give the number of one that is there, "cpu" or "disk" in the device map.',
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.catalogue.published import read_published_config
 from moetool.cli.errors import speaks_errors
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
@@ -15,6 +16,7 @@ from moetool.report.files import write_report
 from moetool.report.text.tables import WIDTH, render_table
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.in_process import find_steering, run_main
+from tests.conftest import RunMoetool
 
 HOSTILE = "\x1b[2Jx\r\nerror: faked\x9b1m\u202eab\u2028c\udcff"
 SHOWN = r"\x1b[2Jx\r\nerror: faked\x9b1m\u202eab\u2028c\udcff"
@@ -113,6 +115,19 @@ def test_what_a_configuration_says_is_shown_as_text(hostile_model: Path) -> None
     path.write_text(json.dumps({**config, "model_type": "a\x1b[31m\nb\u202e"}), "utf-8")
     completed = run_main("inspect", hostile_model, "--source", "skeleton")
     expected = Refusal(5, error=r"architecture 'a\x1b[31m\nb\u202e'")
+    assert_refused(completed, expected, target=None)
+    assert not find_steering(completed.stderr)
+
+
+def test_what_transformers_logs_of_a_configuration_is_not_shown(
+    tmp_path: Path, run_moetool: RunMoetool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    config = {**read_published_config("mixtral-8x7b"), "sub_configs": "\x1b[31m\nfaked"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), "utf-8")
+    completed = run_moetool("inspect", path)
+    expected = Refusal(3, error="is not a usable mixtral configuration")
     assert_refused(completed, expected, target=None)
     assert not find_steering(completed.stderr)
 

@@ -17,7 +17,8 @@ from moetool import read_trace
 from moetool.errors import InputError
 from moetool.trace.companions import sidecar_path
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reading.counts import count_experts
+from moetool.trace.reading import counts as counts_module
+from moetool.trace.reading.counts import GroupColumn, count_experts
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.schema import TRACE_SCHEMA
 from tests.trace.examples import describe_layers, make_rows
@@ -192,6 +193,47 @@ def test_layers_and_experts_far_apart_take_no_memory_in_between(tmp_path: Path) 
     )
     counts = count_experts(open_trace(write(tmp_path / "trace.parquet", table, None)), by="domain")
     assert sum(layer.assignments.sum() for layer in counts.layers) == number
+
+
+@pytest.mark.parametrize("by", ["prompt_id", "domain"])
+def test_prompts_that_each_have_their_own_layer_take_no_memory_for_the_others(
+    by: GroupColumn, tmp_path: Path
+) -> None:
+    number = list(range(60))
+    words = pa.array([str(each) for each in number])
+    table = pa.table(
+        {
+            "prompt_id": words,
+            "domain": words,
+            "position": number,
+            "layer": number,
+            "expert": [32_766] * 60,
+        }
+    )
+    path = write(tmp_path / "a.parquet", table, None)
+    with pytest.raises(InputError, match=r"Counting 60 rows takes more than 0\.5 GiB of memory"):
+        count_experts(open_trace(path), by=by)
+
+
+def test_prompts_of_a_token_each_take_no_memory_for_experts_that_no_model_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts_module, "_MOST_CELLS_OF_FEW_ROWS", 0)
+    table = make_rows((1,) * 50)
+    experts = pa.array([32_766] * table.num_rows, pa.int16())
+    table = table.set_column(table.column_names.index("expert"), "expert", experts)
+    path = write(tmp_path / "a.parquet", table, None)
+    with pytest.raises(InputError, match=r"and 32,767 experts, in \d or more layers"):
+        count_experts(open_trace(path), by="prompt_id", validate=False)
+
+
+def test_a_trace_whose_prompts_have_all_layers_is_counted_however_few_rows_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts_module, "_MOST_CELLS_OF_FEW_ROWS", 0)
+    path = write(tmp_path / "a.parquet", make_rows((1,) * 50), None)
+    counted = count_experts(open_trace(path), by="prompt_id")
+    assert [int(layer.assignments.sum()) for layer in counted.layers] == [100, 100]
 
 
 def test_more_layers_than_any_model_has_are_refused(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moetool.errors import InputError
@@ -141,6 +145,22 @@ def test_a_bad_parquet_row_is_named_with_what_is_wrong(
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts.parquet"
     assert refusal_of(path, b"text\na\n").message.startswith(f"{path}:1: not a Parquet file")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_field_of_a_long_name_is_named_by_its_ends(name: str, tmp_path: Path) -> None:
+    field = "start" + "x" * 5_000 + "end"
+    path = tmp_path / name
+    match path.suffix:
+        case ".jsonl":
+            path.write_text(json.dumps({"text": 1, field: 1}), "utf-8")
+        case ".csv":
+            path.write_text("text\na\n", "utf-8")
+        case _:
+            pq.write_table(pa.table({"text": [1], field: [1]}), path)
+    error = refusal(path, fields=PromptFields(text=field))
+    assert re.search("'startx*…x*end'", error.message)
+    assert len(error.message) < len(str(path)) + 200
 
 
 def test_a_missing_text_field_hints_at_the_option_that_names_it(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_the_offload_folder_goes_when_a_run_fails(
     [
         ("{", "can't be read"),
         ("", "can't be read"),
+        ('{"a": ' + "[" * 100_000, "can't be read"),
         ("[]", "is not an object of module paths and devices"),
         ('"cpu"', "is not an object of module paths and devices"),
         ('{"model": ["cpu"]}', "is not an object of module paths and devices"),
@@ -148,6 +149,7 @@ def test_the_offload_folder_goes_when_a_run_fails(
         ('{"": "meta"}', "There is no device 'meta' here"),
         ('{"": 99}', "There is no GPU 99 here"),
         ('{"": -1}', "There is no GPU -1 here"),
+        (json.dumps({"": 10**400}), "There is no GPU 1000[0…]{26} here"),
     ],
 )
 def test_a_device_map_that_means_nothing_is_refused_by_what_is_wrong(
