@@ -140,7 +140,7 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            self._followed[tensor.untyped_storage()._cdata] = (-1, _stay(tensor))
+            self._leave_out(tensor.untyped_storage())
         for module in self._model.modules():
             self._exit.callback(module.register_forward_pre_hook(self._enter_module).remove)
             self._exit.callback(
@@ -293,6 +293,16 @@ class AllocationRecorder:
 
         self._followed[address] = (block, weakref.ref(storage, die))
 
+    def _leave_out(self, storage: torch.UntypedStorage) -> None:
+        """Take no note of a storage for as long as it lives."""
+        address = storage._cdata
+
+        def forget(_: object) -> None:
+            # Some models replace parameters as they run, and others then get the address.
+            self._followed.pop(address, None)
+
+        self._followed[address] = (-1, weakref.ref(storage, forget))
+
     def _find_places(self, visit: LayerVisit) -> dict[int, int]:
         places: dict[int, int] = {}
         for place, tensor in enumerate(visit.found):
@@ -334,7 +344,3 @@ class _Births(DispatchMode):
         result = func(*args, **kwargs)
         self._recorder.see_births(func.overloadpacket, args, kwargs, result)
         return result
-
-
-def _stay(tensor: torch.Tensor) -> weakref.ref[Any]:
-    return weakref.ref(tensor.untyped_storage())

@@ -184,6 +184,7 @@ class MemoryRun:
         calls: list[Call] = []
         kept: list[torch.Tensor] = []
         with ExitStack() as stack:
+            stack.enter_context(_keeping_weights(skeleton))
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
@@ -239,6 +240,24 @@ def find_special_tokens(config: PreTrainedConfig) -> set[int]:
                 values = value if isinstance(value, list | tuple) else [value]
                 special.update(number for number in values if isinstance(number, int))
     return special
+
+
+@contextmanager
+def _keeping_weights(skeleton: PreTrainedModel) -> Iterator[None]:
+    """Put a model's own weights back that it casts as it runs, as Switch does its routers'."""
+    weights = [
+        (module, name, parameter, parameter.data)
+        for module in skeleton.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, parameter, data in weights:
+            if parameter.dtype != data.dtype:
+                parameter.data = data
+            if getattr(module, name) is not parameter:
+                setattr(module, name, parameter)
 
 
 @contextmanager

@@ -172,6 +172,16 @@ def test_the_model_s_own_memory_is_not_recorded() -> None:
     assert recorder.find_block(scaled) == 0
 
 
+def test_memory_at_the_address_of_a_parameter_that_was_replaced_is_recorded() -> None:
+    model = nn.Linear(4, 4, device="meta", dtype=torch.bfloat16)
+    with AllocationRecorder(model, origins=Origins()) as recorder:
+        model.float()
+        made = [meta(10) + 1 for _ in range(100)]
+    sizes = [event.num_bytes for event in recorder.events]
+    # The parameters' copies, then for each tensor its empty operand, which dies, and itself.
+    assert sizes.count(40) == 2 * len(made)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_only_one_device_is_followed(device: str) -> None:
     with AllocationRecorder(nn.Module(), origins=Origins(), device=device) as recorder:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+import torch
 
 from moetool.simulation.memory.decode_steps import take_step
 from moetool.simulation.memory.long_generation import (
@@ -232,3 +233,16 @@ def test_a_generation_of_a_few_steps_is_that_of_every_step(
         replay_timeline(timeline, weight_bytes=weight_bytes) for timeline in (extended, in_full)
     ]
     assert profiles[0] == profiles[1]
+
+
+def test_a_generation_that_casts_weights_as_it_runs_is_that_of_every_step() -> None:
+    """Switch casts its routers to float32 when they first run."""
+    skeleton = build_family_skeleton("switch_transformers").eval().bfloat16()
+    run = CountedRun(MemoryRun(skeleton, options_for("switch_transformers")))
+    in_full = run.generate(num_prompt_tokens=5, num_new_tokens=24)
+    assert {parameter.dtype for parameter in skeleton.parameters()} == {torch.bfloat16}
+    run.num_calls = 0
+    extended = simulate(run, num_prompt_tokens=5, num_new_tokens=24)
+    assert extended is not None
+    assert run.num_calls < len(in_full.calls)
+    assert tell(until_last_call(extended)) == tell(until_last_call(in_full))
