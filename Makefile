@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers test families families-on-all
+.PHONY: help check static format lint types layers language test docs families families-on-all
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -6,7 +6,7 @@ help:  ## List the targets
 
 check: static test  ## All that CI runs
 
-static: lint types layers  ## Check format, lint, types and layers
+static: lint types layers language  ## Check all that needs no test run
 
 format:  ## Format the code and apply safe fixes
 	ruff format .
@@ -21,6 +21,9 @@ types:  ## Check types strictly
 
 layers:  ## Check that imports point one way
 	lint-imports
+
+language:  ## Check the English of code and documentation
+	python tools/check_language.py
 
 test:  ## Run every test
 	pytest
