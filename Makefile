@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 check: static test  ## All that CI runs
 
@@ -27,6 +27,12 @@ language:  ## Check the English of code and documentation
 
 test:  ## Run every test
 	pytest
+
+test-%:  ## Run the tests of one package, such as test-trace
+	pytest tests/$*
+
+docs:  ## Write the real output of the documentation's commands below them
+	python tools/refresh_docs.py
 
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families

@@ -3,9 +3,9 @@
     python tools/check_language.py            check all Python and Markdown files
     python tools/check_language.py PATH ...   check these files and folders
 
-Docstrings, comments and string literals of Python files are read, and Markdown outside of code
-blocks. Each finding is printed as `file:line: mark: sentence`; exit 1 if there is one. The list
-of marks is short on purpose: each of them can be replaced in every sentence.
+Docstrings, comments and string literals of Python files are read, and Markdown outside of code.
+Each finding is printed as `file:line: mark: sentence`; exit 1 if there is one. The list of marks
+is short on purpose: each of them can be replaced in every sentence.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def read_docstrings(tree: ast.AST) -> Iterator[Text]:
 
 
 def read_markdown(source: str, *, newest_only: bool) -> Iterator[Text]:
-    """Yield the paragraphs of a Markdown file without its code blocks.
+    """Yield the paragraphs of a Markdown file without its code.
 
     With `newest_only`, stop after the first section of the second level: the released sections of
     a changelog stay as they were published.
@@ -175,7 +175,7 @@ def read_markdown(source: str, *, newest_only: bool) -> Iterator[Text]:
         fence = line.lstrip().startswith("```")
         in_code ^= fence
         if not (in_code or fence) and line.strip():
-            paragraph.append(line)
+            paragraph.append(re.sub(r"`[^`]*`", "`…`", line))
         elif paragraph:
             yield Text("\n".join(paragraph), number - len(paragraph))
             paragraph = []
