@@ -1,4 +1,4 @@
-"""Links between the project's pages lead to files, and to headings that exist."""
+"""Links between the project's pages lead somewhere, and every command has a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.cli.main import app
 from tools.refresh_docs import REPOSITORY
 
 FOLDERS = (".", "docs", "benchmarks", "sample_prompts", "moetool/catalogue/demo")
@@ -37,3 +38,12 @@ def test_every_link_leads_somewhere(name: str) -> None:
         assert target.exists(), f"{name} links to {path}"
         if anchor:
             assert anchor in find_anchors(target), f"{name} links to {path}#{anchor}"
+
+
+@pytest.mark.parametrize("command", [str(item.name) for item in app.registered_commands])
+def test_every_command_has_a_page_or_a_section(command: str) -> None:
+    shared = {"models": "## Published models"}
+    heading = shared.get(command, f"# moetool {command}")
+    pages = [page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md")]
+    (page,) = [page for page in pages if f"\n{heading}\n" in f"\n{page}"]
+    assert f"moetool {command}" in page
