@@ -23,7 +23,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHECKED = ("moetool", "tests", "benchmarks", "tools", "docs", "sample_prompts")
-QUOTING = ("tools/check_language.py", "tests/test_language.py")  # they name what is to be found
+QUOTING = (
+    "tools/check_language.py",
+    "tests/tools/test_check_language.py",
+)  # they name what is to be found
 
 _MARKS = {
     "told": r"\btold\b",
