@@ -188,7 +188,7 @@ def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
 
 
 def compare(file: Path, *, only: list[str]) -> None:
-    """Print how far each estimate is from its measurement, and bounds on speed, as a table."""
+    """Print a table of how far each estimate is from what was measured, and of speed bounds."""
     from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
     from moetool.memory.speed.bounds import bound_speed
