@@ -81,7 +81,7 @@ def _name_holder(lock: Path) -> str:
         holder: Any = json.loads(lock.read_bytes())
         pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
     except (OSError, ValueError, TypeError, KeyError):
-        # The other run has only just begun or ended.
+        # It has only just begun, or ended.
         return ""
     where = f" on {host}" if host != platform.node() and host.isprintable() else ""
     return f" (process {pid}{where}, since {since[:32]})" if since.isprintable() else ""
