@@ -84,7 +84,7 @@ def count(path: Path, **options: Any) -> ExpertCounts:
 
 def as_lists(counts: ExpertCounts) -> dict[str, Any]:
     """Return counts in a form that does not depend on the order of their groups."""
-    # Not by numpy, which takes words as equal that differ in NULs at their end.
+    # Not with numpy, which ignores NULs at the end of words.
     index = sorted(range(len(counts.groups)), key=counts.groups.__getitem__)
     return {
         "groups": [(counts.groups[i], counts.domains[i]) for i in index],
