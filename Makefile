@@ -1,12 +1,12 @@
-.PHONY: help check static format lint types layers test families families-on-all
+.PHONY: help check static format lint types layers language test docs families families-on-all
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 check: static test  ## All that CI runs
 
-static: lint types layers  ## Check format, lint, types and layers
+static: lint types layers language  ## Check all that needs no test run
 
 format:  ## Format the code and apply safe fixes
 	ruff format .
@@ -22,8 +22,17 @@ types:  ## Check types strictly
 layers:  ## Check that imports point one way
 	lint-imports
 
+language:  ## Check the English of code and documentation
+	python tools/check_language.py
+
 test:  ## Run every test
 	pytest
+
+test-%:  ## Run the tests of one package, such as test-trace
+	pytest tests/$*
+
+docs:  ## Write the real output of the documentation's commands below them
+	python tools/refresh_docs.py
 
 families:  ## Prove every family on the installed transformers
 	pytest tests/anatomy tests/families

@@ -1,6 +1,7 @@
-"""Published geometries with fewer layers, and families that nobody has published at a usable size.
+"""Published geometries with fewer layers, and families not published at a usable size.
 
-Every layer is as wide as in the published model, so one GPU runs each kind of layer at its real size.
+Every layer is as wide as in the published model, so that one GPU runs each kind of layer at its
+real size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# A list with an entry for each layer may have some more, for layers that predict further tokens.
+# A list with an entry for each layer may have a few more, for layers that predict further tokens.
 _MOST_FURTHER_LAYERS = 4
 _NAMES_OF_DEPTH = ("num_hidden_layers", "n_layers")
 
@@ -23,10 +24,10 @@ def write_cut_model(
     """Write the configuration of a model cut to its first layers, and return its folder.
 
     Args:
-        model: A name in the catalogue; else a model type of transformers, of which the class's
-            defaults are taken.
+        model: A name in the catalogue, or a model type of transformers, built with the defaults
+            of its class.
         num_layers: Layers that are left.
-        fields: What else differs, in the language model's configuration.
+        fields: Further changes to the language model's configuration.
     """
     from moetool.catalogue.published import read_published_config, read_published_models
 

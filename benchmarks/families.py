@@ -1,10 +1,10 @@
-"""What recording costs in every family: the time of a forward with the recorder over that without.
+"""Measure the cost of recording in every family, as the ratio of a forward with and without it.
 
     python benchmarks/families.py
 
-The models are tiny, so nearly all that is measured is Python: what recording costs at worst. Rounds
-of forwards with and without the recorder run in turn, on one thread; the first call under a recorder,
-in which it finds the routers, is not counted.
+The models are tiny, so nearly all of the time is Python and the ratios are worst cases. Rounds of
+forwards with and without the recorder alternate on one thread. The first call under a recorder, in
+which it finds the routers, is not counted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(name: str) -> tuple[str, float, float]:
 
 
 def clock(run: Callable[[], None]) -> float:
-    """Return how long something takes, in seconds."""
+    """Return how long a call takes, in seconds."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

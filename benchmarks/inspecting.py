@@ -1,10 +1,10 @@
-"""Measure what inspecting a model costs beside its peers, in one run, and print it as Markdown.
+"""Measure how long inspecting a model takes, with moetool and with its peers, and print Markdown.
 
     python benchmarks/inspecting.py [--hf-mem PYTHON]
 
-PYTHON is the interpreter of an environment that has hf-mem; without it that row is left out. The
-peers read repositories on the Hub only: they are served one on the loopback address, so that no
-network is measured. Ratios are the result; the absolute figures say on what they rest.
+PYTHON is the interpreter of an environment that has hf-mem; without it, that row is left out. The
+peers read only repositories on the Hub. They are served one on the loopback address, so that no
+network is measured. The ratios are the result; the absolute figures show what they rest on.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure_peers(checkpoint: Path, endpoint: str, *, cache: Path, hf_mem: Path | None) -> None:
-    """Print how long each command takes, and in how many of moetool's headers path."""
+    """Print how long each command takes, also relative to moetool's headers path."""
     moetool = [sys.executable, "-m", "moetool", "inspect"]
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     estimate = [accelerate, "estimate-memory", "org/model", "--library_name", "transformers"]

@@ -1,4 +1,4 @@
-"""Memory that a GPU shows for published geometries with random weights, beside the estimates.
+"""Measure memory of published geometries on a GPU, and compare the estimates with it.
 
     python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]     # on a GPU
     python -m benchmarks.memory_accuracy mechanisms measured.jsonl [MODEL ...]  # on a GPU
@@ -6,9 +6,9 @@
 
 `mechanisms` takes published geometries that are too large for one GPU, cut to their first layers.
 
-Each scenario is measured in a process of its own, as a user would run it: what an earlier one gave
-back to the driver changes where the next one's memory lies, and so how well blocks fit. Each line
-of the file is one scenario with what torch and the device showed.
+Weights are random. Each scenario is measured in a separate process, as a user would run it: memory
+that an earlier one gave back to the driver changes where the next one's memory lies, and so how well
+blocks fit. Each line of the file is one scenario with what torch and the device showed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 
 from benchmarks.cut_models import write_cut_model
 
-# Batch size, prompt tokens, new tokens: one short, a long prompt, in between, a wide batch, and
-# mostly decoding.
+# Batch size, prompt tokens, new tokens: a short prompt, a long one, one in between, a wide batch,
+# and mostly decoding.
 SCENARIOS = ((1, 128, 32), (1, 8192, 16), (8, 2048, 16), (32, 512, 16), (16, 256, 128))
 
 # By kind of attention: every head, grouped, latent, eager with sinks and windows, short
@@ -48,7 +48,7 @@ MODELS = (
     "qwen3.5-35b-a3b",
     "jamba-v0.1",
 )
-# What else can be chosen, each on the smallest model that has it.
+# The other options, each on the smallest model that has it.
 OTHERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("olmoe-1b-7b", {"task": "forward", "num_new_tokens": 0}),
     ("olmoe-1b-7b", {"cache": "static"}),
@@ -68,9 +68,9 @@ _QWEN4_FIELDS = {
 # Full attention comes at a published depth that these cuts don't reach.
 _MINIMAX_FIELDS = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
 _GRANITE_FIELDS = {"layer_types": ["mamba"] * 3 + ["attention"] + ["mamba"] * 3 + ["attention"]}
-# What else keeps or computes in ways of its own: compressed and sparse attention, linear attention of
-# several kinds, Mamba-2, chunks, an encoder-decoder. By model, the layers that are left and what
-# else differs from the published configuration.
+# Models whose state or computation differs: compressed and sparse attention, linear attention of
+# several kinds, Mamba-2, chunks, an encoder-decoder. For each model, the layers that are left and
+# other changes to the published configuration.
 MECHANISMS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("deepseek-v4-flash", {"num_layers": 4}),
     ("deepseek-v3", {"num_layers": 5}),
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def list_cases(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return what is measured: models with the options of each of their scenarios."""
+    """Return the scenarios to measure: each a model and its options."""
     cases = [
         (
             model,
@@ -151,7 +151,7 @@ def list_cases(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def list_mechanisms(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the scenarios of models cut to some layers."""
+    """Return the scenarios of models that are cut to their first layers."""
     return [
         (
             model,
@@ -164,7 +164,7 @@ def list_mechanisms(models: list[str]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
-    """Append what the GPU shows for a scenario to a file."""
+    """Append the GPU's figures for a scenario to a file."""
     import torch
     import transformers
 
@@ -203,7 +203,7 @@ def compare(file: Path, *, only: list[str]) -> None:
             continue
         builder, scenario = prepare_case(model, line["options"])
         skeleton = build_as_measured(builder, scenario, transformers=line["transformers"])
-        # Not `estimate_memory`, which refuses what is past a model's context.
+        # Not `estimate_memory`, which refuses scenarios beyond a model's context.
         run = run_scenario(
             skeleton,
             scenario,
@@ -241,7 +241,7 @@ def compare(file: Path, *, only: list[str]) -> None:
 
 
 def _compare_time(seconds: float, bound: Any, scenario: Any) -> str:
-    """Return how many times longer a run took than its bound."""
+    """Return the time that a run took over its bound."""
     if bound.prefill_s is None or (
         scenario.num_new_tokens > 1 and bound.decode_s_per_token is None
     ):
@@ -251,7 +251,7 @@ def _compare_time(seconds: float, bound: Any, scenario: Any) -> str:
 
 
 def prepare_case(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return what builds a model, and the scenario that options are of."""
+    """Return the builder of a model, and the scenario that the options describe."""
     from moetool.checkpoint.reference import resolve_model
     from moetool.checkpoint.subject import AskedSource, find_subject
     from moetool.memory.loaded.skeletons import SkeletonBuilder

@@ -1,18 +1,18 @@
-"""What other estimators say of the runs that were measured, beside moetool and the GPU.
+"""Compare other estimators, and moetool, with the runs that were measured on a GPU.
 
     python -m benchmarks.memory_peers OUT.jsonl [MODEL ...] [--hf-mem PYTHON]
         [--aiconfigurator PYTHON]
 
-Each PYTHON is the interpreter of an environment with that package; without it its answers are left
-out. accelerate is moetool's own dependency. Needs neither a GPU nor a network: accelerate and
-hf-mem read repositories only, so they get one on the loopback address, with the model's published
-configuration and a weight file of a true header and no data, in the dtype that was measured.
-Writes one line for each run and prints the same as Markdown.
+Each PYTHON is the interpreter of an environment with that package; without it, its answers are left
+out. accelerate is a dependency of moetool. Neither a GPU nor a network is needed: accelerate and
+hf-mem read only repositories, so they are served one on the loopback address, with the model's
+published configuration and a weight file that has a true header and no data, in the dtype that was
+measured. The script writes one line for each run and prints the same as Markdown.
 
-accelerate is asked for its exact bytes, which it prints with two decimals; hf-mem with its
-experimental cache; aiconfigurator for a static batch on one H200, everything in bfloat16, with its
-other options as they are. Its latencies come from their theoretical bound (`SOL`), because it
-refuses where its measured ones have gaps; memory doesn't depend on them.
+accelerate is asked for exact bytes, of which it prints two decimals; hf-mem is run with its
+experimental cache; aiconfigurator with a static batch on one H200, everything in bfloat16, and
+defaults otherwise. Its latencies come from their theoretical bound (`SOL`), because it refuses where
+its measured ones have gaps; memory does not depend on them.
 """
 
 from __future__ import annotations
@@ -101,17 +101,14 @@ print(json.dumps(answers))
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tool says of a run.
+    """A tool's answer for one run. Figures that it does not report are None.
 
     Attributes:
-        tool: Its name.
-        version: Its version.
-        weights_bytes: Weights; None where it tells none.
-        cache_bytes: Keys, values and states; likewise.
-        activation_bytes: What it adds for the run itself; likewise.
-        allocated_bytes: The sum of these: what can be compared with the peak that torch allocated.
-        device_bytes: With what it allows for the driver and its libraries; likewise.
-        refused: Its words, where it has no answer.
+        cache_bytes: Keys, values and states.
+        activation_bytes: Everything that the run itself adds.
+        allocated_bytes: The sum of these, comparable with the peak that torch allocated.
+        device_bytes: The sum and an allowance for the driver and its libraries.
+        refused: The tool's message, if it has no answer.
     """
 
     tool: str
@@ -125,7 +122,7 @@ class Answer:
 
 
 def main() -> None:
-    """Ask every tool of every run; write and print the answers."""
+    """Ask every tool about every run; write and print the answers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("models", nargs="*")
@@ -149,7 +146,7 @@ def main() -> None:
 
 
 def read_measured(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs to ask of, by model: those of `SCENARIOS` with no other option set."""
+    """Return the runs to ask about, by model: those of `SCENARIOS` without further options."""
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
     by_model: dict[str, list[dict[str, Any]]] = {}
     for sizes in SCENARIOS:
@@ -163,7 +160,7 @@ def read_measured(file: Path) -> dict[str, list[dict[str, Any]]]:
 def ask_tools(
     model: str, lines: Sequence[Mapping[str, Any]], pythons: Mapping[str, str | None]
 ) -> list[list[Answer]]:
-    """Return what each tool says, for each run of a model in turn."""
+    """Return the answers of all tools, for each run of a model in turn."""
     scenarios = [[line["options"][name] for name in SIZES] for line in lines]
     by_tool = [[estimate(model, line["options"]) for line in lines]]
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +185,7 @@ def ask_tools(
 def ask_peer(
     tool: str, command: Sequence[str], environment: Mapping[str, str], *, times: int
 ) -> list[Answer]:
-    """Return what a peer says of all runs of a model, or the words with which it refuses them."""
+    """Return a peer's answers for all runs of a model, or the message with which it refuses them."""
     version = _find_version(command[0], tool)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -199,7 +196,7 @@ def ask_peer(
 
 
 def estimate(model: str, options: Mapping[str, Any]) -> Answer:
-    """Return what moetool says of a run."""
+    """Return moetool's answer for a run."""
     builder, scenario = prepare_case(model, options)
     figures = run_scenario(
         builder.build(scenario),
@@ -218,9 +215,9 @@ def estimate(model: str, options: Mapping[str, Any]) -> Answer:
 
 
 def write_header(folder: Path, model: str, options: Mapping[str, Any]) -> None:
-    """Write a model's configuration, and a weight file of what is loaded but without the data."""
+    """Write a model's configuration, and a weight file with a header of what is loaded but no data."""
     config = {**read_published_config(model), "dtype": "bfloat16"}
-    # What is served is in bfloat16, whatever the publisher's files are in.
+    # Bfloat16 is served, whatever the publisher's files hold.
     config.pop("quantization_config", None)
     builder, scenario = prepare_case(model, options)
     tensors = builder.build(scenario).state_dict(keep_vars=True)
@@ -242,7 +239,7 @@ def write_header(folder: Path, model: str, options: Mapping[str, Any]) -> None:
 
 
 def compare(line: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return a run's line: what was measured, and each answer with how far it is off."""
+    """Return a run's line: its measurement, and each answer with its error."""
     names = ("weights_bytes", "cache_bytes", "peak_allocated_bytes", "total_device_bytes")
     peak_bytes = line["peak_allocated_bytes"]
     return {

@@ -1,9 +1,9 @@
-"""Measure what recording costs a prefill on a GPU, in published geometries with random weights.
+"""Measure the cost of recording a prefill on a GPU, in published geometries with random weights.
 
     python benchmarks/recording_on_gpu.py
 
-Every figure is the time of a forward with recording over that of the plain forward, medians over
-pairs taken in turn in one process.
+Each figure is the time of a forward with recording over that of the plain forward: the median over
+pairs that alternate in one process.
 """
 
 from __future__ import annotations

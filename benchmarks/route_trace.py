@@ -1,8 +1,8 @@
-"""Measure what tracing costs on this machine, in one run, and print it as Markdown.
+"""Measure the cost of tracing on this machine, in one run, and print it as Markdown.
 
     python benchmarks/route_trace.py
 
-Ratios are the result; the absolute figures say on what they rest.
+The ratios are the result; the absolute figures show what they rest on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure_help() -> list[tuple[str, str]]:
-    """Time `moetool --help` beside an empty Python process."""
+    """Time `moetool --help` and an empty Python process."""
     empty = [time_process([sys.executable, "-c", "pass"]) for _ in range(HELP_RUNS)]
     shown = [time_process([sys.executable, "-m", "moetool", "--help"]) for _ in range(HELP_RUNS)]
     return [
@@ -120,7 +120,7 @@ def run_forward(model: torch.nn.Module, batch: Batch) -> None:
 
 
 def measure_files() -> list[tuple[str, str]]:
-    """Write and read the demonstration trace, repeated to a million rows and more, both ways."""
+    """Write the demonstration trace, repeated to more than a million rows, as Parquet and as CSV."""
     from moetool.trace.metadata import TraceMetadata
     from moetool.trace.schema import TRACE_SCHEMA
     from moetool.trace.writing.writer import TraceFile
@@ -150,13 +150,13 @@ def measure_files() -> list[tuple[str, str]]:
 
 
 def measure_memory() -> list[tuple[str, str]]:
-    """Read the peak memory of route-trace at 10 and at 1,000 prompts."""
+    """Measure the peak memory of route-trace at 10 and at 1,000 prompts."""
     lines = [
         json.loads(line)
         for file in sorted(SAMPLE_PROMPTS.glob("*.jsonl"))
         for line in file.read_text(encoding="utf-8").splitlines()
     ]
-    # The same ten prompts over and over, so that only their number differs.
+    # The same ten prompts again and again, so that only their number differs.
     ten = sorted(lines, key=lambda line: len(line["text"]))[-10:]
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,7 @@ def measure_memory() -> list[tuple[str, str]]:
 
 
 def trace(prompts: Path, output: Path) -> int:
-    """Trace the demonstration checkpoint in a process of its own; return its peak RSS in bytes."""
+    """Trace the demonstration checkpoint in a separate process; return its peak RSS in bytes."""
     code = (
         "import resource, sys\n"
         "from moetool.cli.main import main\n"

@@ -1,4 +1,4 @@
-"""moetool tells people the truth about Mixture-of-Experts models.
+"""Tools that show what is in a Mixture-of-Experts model, what it needs, and how it routes tokens.
 
 The public names load lazily: `import moetool` imports neither torch nor pandas.
 """

@@ -4,9 +4,9 @@ from moetool.cli.interrupts import catch_interrupts, end_interrupts
 
 
 def main() -> None:
-    """Run the command line and exit with its code, or with 130 wherever a Ctrl-C comes."""
+    """Run the command line and exit with its code, or with 130 after a Ctrl-C at any moment."""
     catch_interrupts()
-    # Only now: what it imports takes a tenth of a second.
+    # Imported only now, because its own imports take a tenth of a second.
     from moetool.cli.main import main as run
 
     try:

@@ -1,13 +1,13 @@
-"""What can go wrong through no fault of moetool: a sentence, a hint, and an exit code each.
+"""Errors that are not a fault of moetool, each with a sentence, a hint and an exit code.
 
     MoetoolError
-    ├── UsageError            2  flags that make no sense together, an output that exists
-    ├── InputError            3  a path, checkpoint or prompts file that can't be used
+    ├── UsageError            2  options that contradict each other, an output that exists
+    ├── InputError            3  a path, checkpoint or prompts file that cannot be used
     ├── DenseModelError       4  a model without routed experts, where routing is asked for
-    ├── UntraceableError      5  routing that can't be recorded exactly
-    └── OutOfMemoryError      6  memory ran out as far as Python sees it
+    ├── UntraceableError      5  routing that cannot be recorded exactly
+    └── OutOfMemoryError      6  out of memory, as far as Python can see
 
-Library code raises these; only `moetool.cli.errors` turns them into lines on a terminal.
+Library code raises them; only `moetool.cli.errors` turns them into lines on a terminal.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class MoetoolError(Exception):
     """Something the user can act on.
 
     Attributes:
-        message: What was wrong with which thing: one sentence, no trailing advice.
-        hint: What to do about it: one sentence.
-        facts: Further lines worth showing, each `label: what was seen`.
+        message: One sentence that names the thing and what was wrong with it, without advice.
+        hint: One sentence in the imperative: what to do about it.
+        facts: Further lines worth showing, such as `seen: 3 columns`.
     """
 
     exit_code: ClassVar[int] = 1
@@ -35,7 +35,7 @@ class MoetoolError(Exception):
 
 
 class UsageError(MoetoolError):
-    """The arguments can't be carried out as given."""
+    """The arguments cannot be carried out as given."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ class DenseModelError(MoetoolError):
 
 
 class UntraceableError(MoetoolError):
-    """The routing of this model, or of this run, can't be recorded exactly."""
+    """The routing of this model, or of this run, cannot be recorded exactly."""
 
     exit_code = 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-# What may not be: letters of all languages are among them.
+# Candidates only: letters of all languages are printable.
 _UNPRINTABLE = re.compile(r"[^\n\x20-\x7e]")
 
 
@@ -13,15 +13,15 @@ def printable(text: object, *, max_length: int = 200) -> str:
     r"""Return a text on one line, without characters that steer a terminal, cut to a length.
 
     Control characters, line separators, invisible and direction-changing characters and halves of
-    surrogate pairs become visible escapes such as `\x1b`, `\n` and `\u202e`. A longer text loses
-    its middle to an ellipsis: both ends of a path or of a sentence say what it is.
+    surrogate pairs become visible escapes such as `\x1b`, `\n` and `\u202e`. In a longer
+    text, an ellipsis replaces the middle: the ends of a path or sentence are what identify it.
 
     Args:
-        text: Anything; what is not a text is shown as `str` has it.
-        max_length: Of the result, in characters.
+        text: A text, or an object that is shown by its `str`.
+        max_length: Longest result, in characters.
     """
     whole = str(text)
-    # Cut before escaping as well, so that a text of gigabytes costs nothing.
+    # Also cut before escaping, so that a text of gigabytes costs nothing.
     shown = _cut(whole, max_length)
     if shown.isprintable():
         return shown
@@ -37,9 +37,9 @@ def printable_number(number: int) -> str:
 
 
 def escape_json(text: str) -> str:
-    r"""Return JSON that reads the same and steers no terminal, as one character or two `\uXXXX`.
+    r"""Return the same JSON with characters that steer a terminal written as `\uXXXX`.
 
-    `json.dumps` escapes only the first 32 characters. Lines and indents are kept.
+    `json.dumps` escapes only the first 32 characters. Lines and indentation are kept.
     """
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text

@@ -1,4 +1,4 @@
-"""Foreign text on a terminal: one line, nothing that steers, and never endless."""
+"""Foreign text on a terminal: one line of limited length that does not steer the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the library takes for options: their values as well as the enums, and nothing else."""
+"""Options of the library: enums and their values are accepted, and nothing else."""
 
 from __future__ import annotations
 

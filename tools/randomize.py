@@ -1,9 +1,9 @@
-"""Write a copy of a checkpoint with random weights: the control for every claim about routing.
+"""Write a copy of a checkpoint with random weights, the control for every claim about routing.
 
     python tools/randomize.py OUTPUT_FOLDER [CHECKPOINT_FOLDER]
 
 The copy has the architecture and tokenizer of the original (by default the demonstration
-checkpoint) and the weights its class initialises, seed 0.
+checkpoint), and the weights with which its class initialises it, with seed 0.
 """
 
 from __future__ import annotations

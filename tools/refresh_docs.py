@@ -21,7 +21,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
-    "docs/specialization.md",
+    "docs/specialize.md",
+    "docs/route-trace.md",
     "docs/inspect.md",
     "docs/memory-estimate.md",
 )

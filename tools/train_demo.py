@@ -1,4 +1,4 @@
-"""Train the demonstration checkpoint: a folder of `<domain>.txt` files in, a Mixtral checkpoint out.
+"""Train the demonstration checkpoint, a small Mixtral, on a folder of `<domain>.txt` files.
 
     python tools/train_demo.py CORPUS_FOLDER OUTPUT_FOLDER
 
@@ -33,9 +33,9 @@ VOCAB_SIZE = 2048
 CONTEXT_TOKENS = 512
 BOS = "<s>"
 HELD_OUT_SHARE = 0.05
-# Text that costs nothing to get more of is less likely to be memorised.
+# More text where more costs nothing, so that it is less likely to be memorised.
 ADDED_DOMAIN_CHARS = 5_000_000
-# Every domain has the same say in the tokenizer, however much text it has.
+# Every domain has the same influence on the tokenizer, however much text it has.
 TOKENIZER_CHARS = 1_400_000
 BALANCE_LOSS_WEIGHT = 0.01
 
@@ -369,8 +369,8 @@ def write_card(
         "## Data and held-out quality",
         "",
         "Bits per UTF-8 byte on the held-out last 5 % of each domain (lower is better). Both baselines",
-        "use the same tokenizer and are trained on that domain's own training text alone, which the",
-        "model is never told.",
+        "use the same tokenizer and are trained on the training text of that domain alone; the model",
+        "does not know the domain.",
         "",
         "| domain | source | train bytes | held-out bytes | model | bigram | unigram |",
         "|---|---|---:|---:|---:|---:|---:|",

@@ -1,1 +1,1 @@
-"""From a trace to results, one file a question."""
+"""Results from a trace: one file for each question."""

@@ -1,4 +1,4 @@
-"""Which experts does each domain use more than the prompts as a whole do?"""
+"""Lift: how much more each domain uses an expert than the prompts as a whole do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from moetool.trace.reading.prompt_sums import sum_prompts
 
 @dataclass(frozen=True)
 class DomainExpert:
-    """How one domain uses one expert.
+    """The use of one expert by one domain.
 
     Attributes:
-        domain: The domain.
         stack: As in the trace's column.
         layer: As in the trace's column.
         expert: As in the trace's column.
-        assignments: Times chosen for a token of the domain.
-        tokens: Decisions the layer made for tokens of the domain.
+        assignments: Times that a token of the domain chose the expert.
+        tokens: Decisions of the layer for tokens of the domain.
         share: `assignments / tokens`; a layer's shares sum to top-k (OLMoE, arXiv 2409.02060,
             5.3). None in a domain without tokens.
-        even_share: `top_k / num_experts`, what an even router gives.
+        even_share: `top_k / num_experts`, the share under even routing.
         lift: Share over the expert's share among the tokens of all domains. None where either is
             unknown, or the expert was never chosen.
-        lift_low: Lower limit of lift's 95 % interval, prompts being what was sampled; see
+        lift_low: Lower limit of the 95 % interval of lift over samples of prompts; see
             `lift_interval`. None where a single prompt of the domain chose the expert.
         lift_high: Upper limit. None also where the domain never chose the expert.
     """
@@ -79,8 +78,8 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
 def find_most_lifted(cells: Sequence[DomainExpert], *, limit: int) -> dict[str, list[DomainExpert]]:
     """Return each domain's over-represented experts over all layers, the surest first.
 
-    Those whose lift is above 1 even at its lower limit, in the order of that limit: an expert that
-    was hardly ever chosen may have any lift, but not a high lower limit.
+    These are the experts whose lift is above 1 even at its lower limit, in the order of that limit:
+    an expert that was rarely chosen may have any lift, but not a high lower limit.
     """
     ranked: dict[str, list[DomainExpert]] = {cell.domain: [] for cell in cells}
     for cell in sorted(cells, key=lambda cell: -(cell.lift_low or 0)):
@@ -102,7 +101,7 @@ def sum_by_domain(
 
 
 def _sum_prompts(layer: LayerCounts, counts: ExpertCounts) -> PromptSums:
-    """Return the sums over the prompts of each domain, in the order that domains first occur."""
+    """Return the sums over the prompts of each domain, in order of first occurrence."""
     if layer.prompt_sums is not None:
         return layer.prompt_sums
     domains = list(dict.fromkeys(counts.domains))

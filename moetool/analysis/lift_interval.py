@@ -1,4 +1,4 @@
-"""Between which limits is an expert's lift, given how much prompts of one domain differ?
+"""Interval of an expert's lift, given how much the prompts of one domain differ.
 
 Let prompt i choose an expert `a_i` times in `n_i` decisions. The lift of domain d is the ratio of two
 shares, `(a_d / n_d) / (a / n)`, d's over that of all prompts. To first order its logarithm changes
@@ -9,10 +9,10 @@ by `u_i` with each prompt (Woodruff 1971, JASA 66:411, for ratios of sums over s
 
 so that, with the m_h prompts of each domain h drawn independently, its variance is the sum over
 domains of `m_h / (m_h - 1) * sum (u_i - mean u)^2`. The limits are those of a log ratio (Katz et al.
-1978, Biometrics 34:469): `lift * exp(± t * sqrt(variance))`. Few prompts agree by chance, so
+1978, Biometrics 34:469): `lift * exp(± t * sqrt(variance))`. A few prompts may agree by chance, so
 
-- t is Student's with as many degrees of freedom as prompts of the domain chose the expert, less one
-  (Korn and Graubard 1999, Analysis of Health Surveys, 5.2, for subpopulations);
+- t is Student's, with the number of prompts of the domain that chose the expert, minus one, as its
+  degrees of freedom (Korn and Graubard 1999, Analysis of Health Surveys, 5.2, for subpopulations);
 - the variance is at least what it would be if all tokens were independent;
 - it is that of one more prompt, which chose the expert as often as those that did.
 """
@@ -36,8 +36,8 @@ def find_interval(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return each domain's lift of each expert and its limits; NaN where there is none.
 
-    An expert that the domain never chose has no upper limit, and one that a single prompt of the
-    domain chose has none at all.
+    An expert that the domain never chose has no upper limit. One that a single prompt of the domain
+    chose has neither limit.
 
     Args:
         assignments: # (num_domains, num_experts)
@@ -55,7 +55,7 @@ def find_interval(
             _between_prompts(a, n, sums, 1 / all_a, 1 / all_n),
             _between_prompts(a, n, sums, 1 / a - 1 / all_a, 1 / n - 1 / all_n),
         )
-        # The half keeps what every token of a few chose from being certain.
+        # The half keeps a choice of every one of a few tokens from looking certain.
         per_token = a * (n - a + 0.5) / (n + 1)
         by_tokens = _combine(per_token / all_a**2, per_token * (1 / a - 1 / all_a) ** 2)
         unseen = (sums.squared_assignments.sum(axis=0) / all_a**2) ** 2
@@ -69,10 +69,10 @@ def find_interval(
 
 @cache
 def find_quantile(degrees_of_freedom: int) -> float:
-    """Return what Student's t exceeds, one way or the other, with `1 - CONFIDENCE`.
+    """Return the two-sided quantile of Student's t at `CONFIDENCE`.
 
-    By the expansion around the normal quantile (Abramowitz and Stegun 26.7.5), exact for one and
-    two degrees of freedom; NaN for none.
+    It follows from the expansion around the normal quantile (Abramowitz and Stegun 26.7.5), and is
+    exact for one and two degrees of freedom; NaN for none.
     """
     p, df = (1 + CONFIDENCE) / 2, degrees_of_freedom
     if df < 1:
@@ -112,7 +112,7 @@ def _between_prompts(
         + of_n**2 * sums.squared_decisions[:, None]
     )
     spread = squares - (of_a * a - of_n * n) ** 2 / np.maximum(m, 1)
-    # Of a domain with one prompt nothing is known of the spread: its prompt counts whole.
+    # The spread of a domain with one prompt is unknown: the prompt counts in full.
     variance: NDArray[np.float64] = np.where(
         m > 1, m / np.maximum(m - 1, 1) * np.maximum(spread, 0), squares
     )
@@ -120,6 +120,6 @@ def _between_prompts(
 
 
 def _combine(elsewhere: NDArray[np.float64], within: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each domain's own variance plus that which all others contribute."""
+    """Return each domain's own variance plus the contributions of all others."""
     combined: NDArray[np.float64] = within + elsewhere.sum(axis=0) - elsewhere
     return combined

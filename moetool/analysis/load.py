@@ -1,4 +1,4 @@
-"""How evenly do the experts of each layer share the work?"""
+"""Load: how evenly the experts of each layer share the work."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class LayerLoad:
         stack: As in the trace's column.
         layer: As in the trace's column.
         entropy: Normalised load entropy, 1 when even: `-sum(p ln p) / ln E` over the shares `p`
-            of assignments. None, as all that follows but the last, where no expert ever ran.
-        random_entropy: What a uniform random router would give on as many assignments `N`:
-            `1 - (E - k) / (2 N ln E)`.
+            of assignments. None where no expert ever ran, like the following fields except the
+            last.
+        random_entropy: Expected from a uniform random router on the same number of assignments
+            `N`: `1 - (E - k) / (2 N ln E)`.
         max_over_mean: The busiest expert's load over the mean load.
         num_idle_experts: Experts that were never chosen.
     """
@@ -33,7 +34,7 @@ class LayerLoad:
 
 
 def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
-    """Return each layer's load over all groups together."""
+    """Return each layer's load over all groups."""
     loads = []
     for layer in counts.layers:
         per_expert = layer.assignments.sum(axis=0)  # (num_experts,)
@@ -44,7 +45,7 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
             continue
         share = per_expert / num_assignments
         used = share[share > 0]
-        # A single expert is as evenly loaded as can be.
+        # A single expert is evenly loaded by definition.
         log_experts = np.log(max(2, num_experts))
         loads.append(
             LayerLoad(

@@ -1,4 +1,4 @@
-"""Do experts specialize by domain, beyond what the choice of prompts explains?"""
+"""Specialization of experts by domain, beyond what the choice of prompts explains."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
-# Permutations drawn at a time, fewer of many prompts: bounds the memory of the permuted counts.
+# Permutations drawn at a time, fewer if there are many prompts: bounds the permuted counts.
 _BATCH = 64
 _CELLS_AT_ONCE = 2**24
-# What neither fits into memory nor is read by anyone.
+# More would neither fit into memory nor be read.
 _MOST_CELLS = 2**27
 _MOST_EXPERTS = 500_000
 
 
 @dataclass(frozen=True)
 class LayerSpecialization:
-    """How much one layer's choice of expert tells about the domain.
+    """Information that one layer's choice of expert carries about the domain.
 
     Attributes:
         stack: As in the trace's column.
         layer: As in the trace's column.
         mutual_information_nats: Between expert and domain over assignments:
             `H(expert) + H(domain) - H(expert, domain)`.
-            None, as all that follows, where no expert ever ran.
+            None where no expert ever ran, like the following fields.
         null_nats: Its mean when the prompts' labels are permuted.
-        excess_nats: The difference: what the domains explain.
-        normalized: `excess_nats / H(domain)`, 1 if the expert gives the domain away. None also
+        excess_nats: The difference: the part that the domains explain.
+        normalized: `excess_nats / H(domain)`, 1 if the expert determines the domain. None also
             where experts ran for one domain only.
         p_value: Share of permutations that reach the observed value, the observation counted as
             one: `(1 + #{null >= observed}) / (1 + permutations)`.
@@ -50,7 +50,7 @@ class LayerSpecialization:
 
 @dataclass(frozen=True)
 class DomainSize:
-    """How much of a domain was traced."""
+    """The size of the traced part of a domain."""
 
     domain: str
     prompts: int
@@ -77,13 +77,13 @@ def measure_specialization(
 ) -> Specialization:
     """Return how far experts specialize by domain.
 
-    The unit of permutation is the prompt: tokens of one prompt are no independent witnesses, and
-    permuting them would call any two heaps of text different.
+    The unit of permutation is the prompt: tokens of one prompt are not independent samples, and
+    permuting them would find a difference between any two sets of texts.
 
     Args:
         counts: Counted by prompt.
         num_permutations: Permutations of the prompts' labels.
-        seed: Of the permutations.
+        seed: Random seed of the permutations.
 
     Raises:
         InputError: There are fewer than two domains, or far too many.
@@ -92,8 +92,8 @@ def measure_specialization(
     if len(names) < 2:
         raise InputError(
             f"All prompts are of one domain, '{printable(names[0], max_length=60)}': there is "
-            "nothing to tell apart.",
-            hint="Label the prompts with a domain each; see sample_prompts/README.md.",
+            "nothing to compare.",
+            hint="Label each prompt with a domain; see sample_prompts/README.md.",
         )
     num_experts = sum(layer.num_experts for layer in counts.layers)
     if len(names) * num_experts > _MOST_EXPERTS or len(names) * len(counts.groups) > _MOST_CELLS:
@@ -113,7 +113,7 @@ def measure_specialization(
         size = min(batch, num_permutations - start)
         null = _information(counts, rng.permuted(np.tile(label, (size, 1)), axis=1))
         null_sum += null.sum(axis=0)
-        # A permutation that only swaps equals must count as reaching the observed value.
+        # A permutation that only swaps equal prompts must count as reaching the observed value.
         num_reached += (null >= observed - 1e-12).sum(axis=0)
     null_mean = null_sum / max(1, num_permutations)
     layers = tuple(
@@ -159,9 +159,11 @@ def _explain_unknown(
     """Return why some numbers are None, as sentences."""
     notes = []
     if any(layer.p_value is None for layer in layers):
-        notes.append("without an expert that ran, a layer has neither MI nor p")
+        notes.append("a layer in which no expert ran has neither MI nor p")
     if any(layer.normalized is None and layer.p_value is not None for layer in layers):
-        notes.append("where experts ran for one domain only, there is no entropy to be a part of")
+        notes.append(
+            "a layer whose experts ran for one domain only has no entropy of domains to divide by"
+        )
     num_unknown = sum(cell.lift is None for cell in experts)
     if num_unknown:
         notes.append(
@@ -182,13 +184,13 @@ def _information(counts: ExpertCounts, labels: NDArray[np.intp]) -> NDArray[np.f
 
     Args:
         counts: Counted by prompt.
-        labels: A domain index for every prompt. # (num_labellings, num_prompts)
+        labels: Domain index of each prompt. # (num_labellings, num_prompts)
 
     Returns:
         # (num_labellings, num_layers)
     """
     num_domains = int(labels.max()) + 1
-    # One row a domain: 1 for its prompts, of shape (num_labellings, num_domains, num_prompts).
+    # 1 for the prompts of each domain. # (num_labellings, num_domains, num_prompts)
     member = (labels[:, None, :] == np.arange(num_domains)[:, None]).astype(np.float64)
     information = np.empty((len(labels), len(counts.layers)))
     for index, layer in enumerate(counts.layers):
@@ -218,7 +220,7 @@ def _domain_entropy(layer: LayerCounts, label: NDArray[np.intp], num_domains: in
 def _domain_sizes(
     counts: ExpertCounts, label: NDArray[np.intp], names: list[str]
 ) -> tuple[DomainSize, ...]:
-    # Every layer decides for every token, so any one tells; the largest is safe if some skip.
+    # Every layer decides for every token, so any layer would do; the largest allows for skips.
     decisions = np.max([layer.decisions for layer in counts.layers], axis=0)  # (num_prompts,)
     prompts = np.bincount(label, minlength=len(names))
     tokens = np.zeros(len(names), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Steps that a Ctrl-C may come before or after, but not into."""
+"""Steps that a Ctrl-C may precede or follow, but not interrupt."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def holding_interrupts() -> Iterator[None]:
-    """Put a Ctrl-C off until the block has ended."""
+    """Delay a Ctrl-C until the block has ended."""
     handler = signal.getsignal(signal.SIGINT)
-    # Python interrupts no thread except the main one, and knows only handlers set from Python.
+    # Python interrupts only the main thread, and knows only handlers that were set from Python.
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return

@@ -19,29 +19,29 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-# A run that only looks whether a file is locked locks it too, for less than a millisecond.
+# A run that only checks whether a file is locked also locks it, for less than a millisecond.
 _ATTEMPTS = 5
 _PAUSE_S = 0.02
 
-# On Windows a locked byte can't be read by others, so it lies beyond all that is written.
+# On Windows others cannot read a locked byte, so it lies beyond everything that is written.
 _LOCKED_BYTE = 1 << 30
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Return the file at a path, created where it is missing, under a lock that only one holds.
+    """Return the file at a path, created if missing, under an exclusive lock.
 
-    The lock ends when the file is closed. Some file systems have no locks; there nothing is locked.
+    The lock ends when the file is closed. On a file system without locks, nothing is locked.
 
     Raises:
-        BlockingIOError: Someone else holds the lock.
-        OSError: The file can't be opened, for example because it is a link.
+        BlockingIOError: Another process holds the lock.
+        OSError: The file cannot be opened, for example because it is a link.
     """
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags, 0o666), "r+b")
         try:
             _lock_soon(file.fileno())
-            # Who held it before may have moved or removed the file since it was opened here.
+            # The previous holder may have moved or removed the file since it was opened here.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
                     return file
@@ -52,7 +52,7 @@ def open_locked(path: Path) -> BinaryIO:
 
 
 def write_holder(file: BinaryIO) -> None:
-    """Write into a locked file who holds it."""
+    """Write the holder's process, host and start into a locked file."""
     holder = {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -67,8 +67,8 @@ def refuse_as_held(target: Path, *, lock: Path | None) -> UsageError:
     """Return the error for a target that another run is writing.
 
     Args:
-        target: The file that both want to write.
-        lock: Where `write_holder` wrote who it is; None if nowhere.
+        target: File that both want to write.
+        lock: File in which `write_holder` named the other run; None if there is none.
     """
     return UsageError(
         f"Another run{_name_holder(lock) if lock else ''} is writing '{target}'.",
@@ -114,5 +114,5 @@ else:
         except BlockingIOError:
             raise
         except OSError:
-            # The parts of two runs are told apart without it, see `PartWriter`.
+            # Parts name their run, so those of two runs are not mixed even without locks.
             return

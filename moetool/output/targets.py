@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, under names that nobody else uses.
+"""Files that appear complete or not at all.
 
-A target is replaced by renaming, never written into: where its name is a link, the link is
-replaced, and what it led to stays as it was.
+A target is replaced by renaming and never written into: if its name is a link, the link is replaced,
+and the file that it led to stays as it was.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def check_target_file(
     """Check that a file can be put at a path, before any work is done for it.
 
     Args:
-        target: Where the file is to go.
-        replace_existing: Accept a file or a link that is there.
-        inputs: Files that the work reads; the target may be none of them, replaced or not.
-        hint: Said where something exists.
+        target: Path of the file.
+        replace_existing: Accept an existing file or link.
+        inputs: Files that the work reads; the target may not be one of them.
+        hint: Hint of the error if something exists.
 
     Raises:
-        UsageError: The path exists, is not that of a file, or its folder takes no files.
+        UsageError: The path exists, is not that of a file, or no file can be created in its folder.
     """
     if not os.path.isdir(target.parent):
         raise UsageError(
@@ -50,18 +50,18 @@ def check_target_file(
     if os.path.lexists(target) and not replace_existing:
         raise UsageError(f"'{target}' exists.", hint=hint)
     try:
-        # It has no name, or one that is nobody's, and is gone even after a kill -9.
+        # It has no name or a unique one, and disappears even after a kill -9.
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
         raise UsageError(
             f"Can't write to '{target.parent}': {error.strerror}.",
-            hint="Name a folder you may write to.",
+            hint="Name a folder that you may write to.",
         ) from error
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Return what lies at a path, or where its link leads; None for nothing."""
+    """Return the status of what lies at a path, following links; None if there is nothing."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -86,10 +86,10 @@ def _check_replaceable(target: Path, found: os.stat_result, *, inputs: Iterable[
 
 
 def check_names(paths: Iterable[Path]) -> None:
-    """Check that files can have the names that are made of a target's, for example by their length.
+    """Check that the file system accepts the names derived from a target's, which may be too long.
 
     Raises:
-        UsageError: One can't.
+        UsageError: One is not accepted.
     """
     for path in paths:
         with saying_what_failed(path), suppress(FileNotFoundError):
@@ -98,17 +98,17 @@ def check_names(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def saying_what_failed(target: Path) -> Iterator[None]:
-    """Turn the system's errors into a sentence that names the target.
+    """Turn errors of the system into a sentence that names the target.
 
     Raises:
-        UsageError: The system refused something.
+        UsageError: The system raised an error.
     """
     try:
         yield
     except OSError as error:
         raise UsageError(
             f"Can't write '{target}': {error.strerror or error}.",
-            hint="Name a file you may write, in a place with room for it.",
+            hint="Name a file that you may write, on a disk with enough space.",
         ) from error
 
 
@@ -116,10 +116,10 @@ def saying_what_failed(target: Path) -> Iterator[None]:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file for writing, with the permissions that the umask leaves.
 
-    It is gone if the block fails.
+    The file is removed if the block fails.
 
     Raises:
-        FileExistsError: Something lies at the path, be it a link.
+        FileExistsError: Something lies at the path, even a link.
     """
     with path.open("xb") as file:
         try:
@@ -130,13 +130,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_file(content: bytes, target: Path, *, replace_existing: bool) -> None:
-    """Write a file that appears whole or not at all.
+    """Write a file that appears complete or not at all.
 
     Raises:
         UsageError: Something lies there that may not be replaced.
-        OSError: The file can't be written.
+        OSError: The file cannot be written.
     """
-    # Not made of the target's name, which may have the greatest length.
+    # Not derived from the target's name, which may have the maximum length.
     unfinished = target.with_name(f".moetool-{secrets.token_hex(8)}.unfinished")
     try:
         with new_file(unfinished) as file:
@@ -158,7 +158,7 @@ def put_in_place(unfinished: Path, target: Path, *, replace_existing: bool) -> N
         unfinished.replace(target)
         return
     try:
-        # Unlike a rename it fails where something appeared at the last moment.
+        # Unlike a rename, this fails if something appeared at the last moment.
         os.link(unfinished, target)
     except FileExistsError as error:
         raise UsageError(f"'{target}' exists.", hint=REPLACE_HINT) from error
@@ -172,7 +172,7 @@ def put_in_place(unfinished: Path, target: Path, *, replace_existing: bool) -> N
 
 
 def refuse_as_removed(path: Path) -> UsageError:
-    """Return the error for something that a run needs until its end."""
+    """Return the error for a file or folder that a run needs until its end."""
     return UsageError(
         f"'{path}' was removed or changed during the run.",
         hint="Run again, and leave the folder as it is until the run has ended.",

@@ -1,1 +1,1 @@
-"""The trace itself: its columns, how it is written and read. Knows neither torch nor models."""
+"""The trace: its columns, and how it is written and read. Knows neither torch nor models."""

@@ -1,4 +1,4 @@
-"""The files that go with a trace: a CSV's metadata, and the router probabilities."""
+"""Files that go with a trace: the metadata of a CSV, and the router probabilities."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from moetool.output.targets import REPLACE_HINT
 
 PROBABILITIES_SUFFIX = ".probabilities.parquet"
 
-# The key in the footer of probabilities that names the file of their trace: `a.csv` and
-# `a.parquet` share a name for theirs.
+# The key, in the footer of probabilities, that names the file of their trace: `a.csv` and
+# `a.parquet` share one name for their probabilities.
 TRACE_KEY = b"moetool.trace"
 
 _MOVE_HINT = "Move it elsewhere, or choose another name for the trace."
 
 
 def probabilities_path(target: Path) -> Path:
-    """Return the Parquet file beside a trace that holds its router probabilities."""
+    """Return the Parquet file, next to a trace, that holds its router probabilities."""
     return target.with_name(f"{target.stem}{PROBABILITIES_SUFFIX}")
 
 
 def sidecar_path(target: Path) -> Path:
-    """Return the JSON file beside a CSV trace that holds its metadata."""
+    """Return the JSON file, next to a CSV trace, that holds its metadata."""
     return target.with_name(f"{target.name}.meta.json")
 
 
 def find_companions(target: Path) -> list[Path]:
-    """Return the files there are that belong to a trace, of this path and written by a run."""
+    """Return the existing files that a run wrote next to the trace at this path."""
     sidecar, probabilities = sidecar_path(target), probabilities_path(target)
     found = [sidecar] if _is_sidecar(sidecar) else []
     if _read_owner(probabilities) == target.name:
@@ -41,9 +41,9 @@ def find_companions(target: Path) -> list[Path]:
 
 
 def check_companions(target: Path, *, replace_existing: bool, with_probabilities: bool) -> None:
-    """Check that nothing of others lies where a trace's other files would.
+    """Check that no foreign file lies where a trace's other files would go.
 
-    Probabilities of another trace are in the way only of probabilities.
+    Probabilities of another trace are only in the way of probabilities.
 
     Raises:
         UsageError: A file is in the way.
@@ -55,7 +55,7 @@ def check_companions(target: Path, *, replace_existing: bool, with_probabilities
         owner = _read_owner(probabilities)
         if owner is None:
             raise UsageError(
-                f"'{probabilities}' exists and doesn't say that it belongs to '{target.name}'.",
+                f"'{probabilities}' exists and does not state that it belongs to '{target.name}'.",
                 hint=_MOVE_HINT,
             )
         if owner != target.name and with_probabilities:
@@ -65,7 +65,7 @@ def check_companions(target: Path, *, replace_existing: bool, with_probabilities
 
 
 def _is_sidecar(path: Path) -> bool:
-    """Return whether there is a file that holds a trace's metadata; a link is none."""
+    """Return whether a path is a file, not a link, that holds the metadata of a trace."""
     if os.path.islink(path) or not os.path.isfile(path):
         return False
     try:
@@ -76,7 +76,7 @@ def _is_sidecar(path: Path) -> bool:
 
 
 def _read_owner(path: Path) -> str | None:
-    """Return the file name of the trace that probabilities belong to; None if they don't say."""
+    """Return the file name of the trace that probabilities belong to; None if it is not stated."""
     if os.path.islink(path) or not os.path.isfile(path):
         return None
     try:

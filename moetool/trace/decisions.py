@@ -1,4 +1,4 @@
-"""What a tracer hands over: the tokens of some prompts, and what each routed layer chose for them."""
+"""Values that a tracer hands over: tokens, and what each routed layer chose for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class TracedTokens:
     """The real tokens of some prompts, ordered by prompt, then position.
 
     Attributes:
-        prompt_ids: One id a prompt. # (num_prompts,)
-        domains: One label a prompt. # (num_prompts,)
+        prompt_ids: # (num_prompts,)
+        domains: The prompts' labels. # (num_prompts,)
         prompt: Index into `prompt_ids`. # (num_tokens,)
         position: Index among the real tokens of the sequence. # (num_tokens,)
         phase: Index into `PHASES`. # (num_tokens,)
         token_id: # (num_tokens,)
-        pieces: The tokenizer's own piece for each distinct token id among `token_id`,
-            in ascending order of ids.
+        pieces: The tokenizer's piece for each distinct id in `token_id`, in ascending order of
+            ids.
     """
 
     prompt_ids: Sequence[str]
@@ -39,14 +39,14 @@ class TracedTokens:
 
 @dataclass(frozen=True)
 class LayerDecisions:
-    """What one routed layer chose for the tokens of a `TracedTokens`, in their order.
+    """The choices of one routed layer for the tokens of a `TracedTokens`, in their order.
 
     Attributes:
         stack: As in the trace's column.
         layer: As in the trace's column.
         experts: Chosen ids in the router's order. # (num_tokens, top_k)
         weights: Their routing weights. # (num_tokens, top_k)
-        probabilities: The router's probabilities, if asked for. # (num_tokens, num_experts)
+        probabilities: The router's, if they are recorded. # (num_tokens, num_experts)
     """
 
     stack: str

@@ -1,4 +1,4 @@
-"""What a trace says about itself: how it was made, and whether it is all there."""
+"""Metadata of a trace: how it was made, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from moetool.trace.metadata_fields import (
 )
 from moetool.trace.schema import SCHEMA_VERSION
 
-# The key in a Parquet footer; beside a CSV the same JSON is `<file>.meta.json`.
+# The key in a Parquet footer; next to a CSV, the same JSON is in `<file>.meta.json`.
 FOOTER_KEY = b"moetool"
 
-# How a note begins that says why the trace is not exact.
+# The beginning of a note that says why the trace is not exact.
 NOT_EXACT = "Not exact:"
 
 
@@ -47,8 +47,8 @@ class RoutedLayer:
         num_identity_experts: Experts that return their input unchanged.
         top_k: Experts chosen per decision, at most.
         rule: How its decisions were read.
-        output_factor: By what the block multiplies its experts' sum afterwards; the weights do not
-            hold it. None if it does more than multiply, or unknown.
+        output_factor: Factor by which the block multiplies the sum of its experts afterwards; it is
+            not part of the weights. None if the block does more than multiply, or if unknown.
     """
 
     stack: str
@@ -64,24 +64,24 @@ class RoutedLayer:
 
 @dataclass(frozen=True)
 class TraceMetadata:
-    """How a trace was made. Every field is plain JSON; None means unknown or not applicable.
+    """Facts about how a trace was made, in plain JSON; None means unknown or not applicable.
 
     Attributes:
-        complete: Whether the run reached its end.
+        complete: Whether the run finished.
         exact: Whether every decision is the one that the experts carried out.
-        model: The model as named.
+        model: As the user named it.
         revision: Commit hash on the Hub.
-        special_tokens: `tokenizer`, `none` or `chat template`: who added them to the prompts.
+        special_tokens: The source of the prompts' special tokens: `tokenizer`, `none` or `chat template`.
         prompts_sha256: Hash of every prompt's id, domain and text, in order.
         num_new_tokens: Generated tokens; the last of each prompt was never routed.
-        max_new_tokens: What was asked for; 0 if prompts were only read.
-        temperature: Of sampling; None for the most likely token.
-        top_p: Of sampling.
-        seed: Of sampling.
+        max_new_tokens: As requested; 0 if prompts were only read.
+        temperature: For sampling; None if the most likely token was taken.
+        top_p: For sampling.
+        seed: For sampling.
         cache: `dynamic` or `static`, in generation.
-        device_map: What was asked for, where the model was spread over devices.
-        score_function: What turned the router's scores into probabilities, if those were asked for.
-        notes: Sentences a reader of the trace should know.
+        device_map: As requested, if the model was spread over devices.
+        score_function: Function that turned router scores into probabilities, if recorded.
+        notes: Sentences that a reader of the trace should know.
     """
 
     schema: str = f"moetool.trace/{SCHEMA_VERSION}"
@@ -122,15 +122,15 @@ class TraceMetadata:
 
 
 def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
-    """Return the metadata in a JSON text; keys this version doesn't know are left out.
+    """Return the metadata in a JSON text, without keys that this version does not know.
 
     Args:
-        text: The JSON.
-        source: The file it belongs to, for errors.
+        text: One JSON object.
+        source: File that the text belongs to, for error messages.
 
     Raises:
-        InputError: The text is not metadata, a field has a wrong type or is out of its range, or
-            the schema is a newer one.
+        InputError: The text is not metadata, a field has a wrong type or is out of range, or the
+            schema is newer.
     """
     try:
         values = load_object(text)
@@ -188,7 +188,7 @@ def _read_layer(value: Any, *, name: str) -> RoutedLayer:
     return layer
 
 
-# Far more digits than versions have, and few enough for int.
+# Far more digits than a version has, and few enough for int.
 _MOST_VERSION_DIGITS = 10
 _OPTIONAL = ("rule", "output_factor")
 

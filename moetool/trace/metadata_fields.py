@@ -1,4 +1,4 @@
-"""Values of a JSON object, checked by kind and range before anything is computed from them."""
+"""Fields of a JSON object, checked by type and range before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from moetool.printable import printable
 
-# Far more than thousands of layers need, and read in a fraction of a second.
+# Far more than thousands of layers need, and still read in a fraction of a second.
 MOST_BYTES = 10_000_000
-# JSON has no limit of its own; counts beyond this are nobody's.
+# JSON itself has no limit; no real count is larger.
 _LARGEST_COUNT = 2**63 - 1
-# Layers and experts are 16-bit integers in the rows.
+# The rows hold layers and experts as 16-bit integers.
 LARGEST_ID = 2**15 - 1
 
 
 class FieldError(ValueError):
-    """A field holds what it can't hold; its text says which, what it holds and what it may."""
+    """A field holds an invalid value; the text names the field, the value and the valid ones."""
 
 
 Reader = Callable[[Any], Any]
@@ -44,15 +44,15 @@ def load_object(text: str | bytes) -> Mapping[str, Any]:
 def read_fields(
     values: Mapping[str, Any], readers: Mapping[str, Reader], *, within: str = ""
 ) -> dict[str, Any]:
-    """Return those of the values that have a reader, each as its reader returns it.
+    """Return the values that have a reader, each as its reader returns it.
 
     Args:
-        values: As JSON has them.
-        readers: By the field's name.
-        within: What the fields belong to, before their names in errors.
+        values: As in the JSON object.
+        readers: By field name.
+        within: Prefix for the field names in error messages.
 
     Raises:
-        FieldError: A value is not what its reader takes.
+        FieldError: A reader does not accept its value.
     """
     fields = {}
     for name, read in readers.items():
@@ -103,7 +103,7 @@ def as_number(value: Any) -> float:
 
 
 def as_count(least: int = 0, most: int = _LARGEST_COUNT) -> Callable[[Any], int]:
-    """Return what reads a whole number from `least` to `most`."""
+    """Return a reader of whole numbers from `least` to `most`."""
 
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -128,7 +128,7 @@ def as_text_by_name(value: Any) -> dict[str, str]:
 
 
 def or_none(read: Reader) -> Reader:
-    """Return what reads null as well."""
+    """Return a reader that also accepts null."""
     return lambda value: None if value is None else read(value)
 
 
@@ -137,10 +137,10 @@ def _wrong(value: Any, expected: str) -> FieldError:
 
 
 def _show(value: Any) -> str:
-    """Return a value as a message may hold it, whatever its size."""
+    """Return a value in a form short enough for a message."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value):,}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**64:
         return "a number of more than 64 bits"
-    # Cut first: JSON would be made of all of it.
+    # Cut first: otherwise all of it would be turned into JSON.
     return printable(json.dumps(value[:100] if isinstance(value, str) else value), max_length=60)

@@ -1,4 +1,4 @@
-"""From decisions to the rows of a trace: one row an assignment, in the order of the key."""
+"""Rows of a trace, made from decisions: one for each assignment, in the order of the key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def assignment_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> p
     order, token, layer = _decision_order(tokens, num_layers=len(layers))
     ranked = [_rank(decisions) for decisions in layers]
     top_k = np.array([experts.shape[1] for experts, _ in ranked])[layer]  # (num_decisions,)
-    # Where each decision's assignments begin among those of all layers laid end to end.
+    # Start of each decision's assignments, with those of all layers laid end to end.
     starts = (np.cumsum(top_k) - top_k)[order]
     token, layer, width = token[order], layer[order], top_k[order]
     columns = {**_token_columns(tokens, token), **_layer_columns(layers, layer)}
@@ -41,7 +41,7 @@ def assignment_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> p
 
 
 def probability_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> pa.Table:
-    """Return a table with `PROBABILITIES_SCHEMA`: one row a decision, in the trace's order."""
+    """Return a table with `PROBABILITIES_SCHEMA`: one row for each decision, in trace order."""
     order, token, layer = _decision_order(tokens, num_layers=len(layers))
     num_tokens = len(tokens.token_id)
     offsets: list[NDArray[np.int64]] = []
@@ -68,9 +68,9 @@ def probability_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> 
 
 
 def merge_by_prompt(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the rows of several tables over the same prompts, those of one prompt together.
+    """Return the rows of several tables over the same prompts, grouped by prompt.
 
-    Within a prompt they keep the order of the tables. An encoder-decoder has one table a stack.
+    Within a prompt they keep the order of the tables. An encoder-decoder has a table for each stack.
     """
     if len(tables) == 1:
         return tables[0]
@@ -82,9 +82,9 @@ def merge_by_prompt(tables: Sequence[pa.Table]) -> pa.Table:
 def _decision_order(
     tokens: TracedTokens, *, num_layers: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Return the order of the decisions, and each decision's token and layer before ordering.
+    """Return the order of the decisions, and the token and layer of each before ordering.
 
-    Before ordering, decisions lie layer by layer, each over all tokens.
+    Before ordering, decisions lie layer by layer, each layer with all tokens.
     """
     num_tokens = len(tokens.token_id)
     token = np.tile(np.arange(num_tokens), num_layers)  # (num_decisions,)
@@ -94,7 +94,7 @@ def _decision_order(
 
 
 def _rank(decisions: LayerDecisions) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return experts and weights with each decision's largest weight first."""
+    """Return experts and weights, the largest weight of each decision first."""
     order = np.argsort(-decisions.weights, axis=1, kind="stable")  # (num_tokens, top_k)
     return (
         np.take_along_axis(decisions.experts, order, axis=1).astype(np.int16),

@@ -1,4 +1,4 @@
-"""The columns of a trace, and how they are held in Parquet and CSV."""
+"""The columns of a trace, and their types in Parquet and CSV."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ PROBABILITIES_SCHEMA = pa.schema(
     ]
 )
 
-# Without these a table is no trace; any other column only disables what needs it.
+# A table without these is not a trace; any other missing column only disables what needs it.
 REQUIRED_COLUMNS = ("prompt_id", "position", "layer", "expert")
 
-# What tells a row from all others and what is counted of it: no row may lack any that is there.
+# Columns that identify a row or are counted: a table that has one needs a value in each row.
 KEY_COLUMNS = (*REQUIRED_COLUMNS, "stack", "rank", "weight")
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with dictionary-encoded columns as plain ones, as CSV has them."""
+    """Return the schema with plain instead of dictionary-encoded columns, as in CSV."""
     return pa.schema(
         [
             pa.field(

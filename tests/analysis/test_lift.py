@@ -1,4 +1,4 @@
-"""Lift by domain, against values worked out by hand and what must hold of any."""
+"""Lift by domain, against values worked out by hand and properties of any lift."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cells_of(
 
 @st.composite
 def counted_prompts(draw: st.DrawFn) -> tuple[list[str], list[list[int]]]:
-    """Prompts of some domains, their tokens' experts chosen at random, top-2 of five."""
+    """Prompts of a few domains, whose tokens choose experts at random, top-2 of five."""
     num_prompts = draw(st.integers(1, 6))
     domains = draw(st.lists(st.sampled_from("abc"), min_size=num_prompts, max_size=num_prompts))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
@@ -56,7 +56,7 @@ def test_share_and_lift_are_as_worked_out_by_hand() -> None:
     assert [cell.assignments for cell in cells] == [9, 1, 0, 1, 9, 20]
     assert [cell.share for cell in cells] == pytest.approx([0.9, 0.1, 0, 1 / 30, 0.3, 2 / 3])
     assert {cell.even_share for cell in cells} == {1 / 3}
-    # Of all 40 tokens 10 go to expert 0: 2.5 of code's ten and 7.5 of prose's thirty.
+    # 10 of all 40 tokens go to expert 0: 2.5 of the ten of code and 7.5 of the thirty of prose.
     assert found["code", 0].lift == pytest.approx(9 / 2.5)
     assert found["prose", 0].lift == pytest.approx(1 / 7.5)
     assert found["code", 2].lift == 0
@@ -184,7 +184,7 @@ def test_cells_come_in_the_order_of_layers_domains_and_experts() -> None:
 
 
 def repeat(assignments: ArrayLike, *, prompts: int = 20) -> NDArray[np.int64]:
-    """Return the counts of two domains' prompts, each row a prompt of its domain, many times."""
+    """Return the counts of two domains, each row repeated as many prompts of its domain."""
     return np.repeat(np.array(assignments), prompts, axis=0)
 
 
@@ -200,7 +200,7 @@ def test_the_most_lifted_experts_of_a_domain_are_found_over_all_layers() -> None
 
 
 def test_an_expert_that_a_domain_does_not_prefer_is_not_listed() -> None:
-    """Neither one that it never chose, nor one that it chose as all others did, or less."""
+    """An expert that a domain never chose, or chose no more than all others, is not listed."""
     layer = make_layer(repeat([[9, 5, 0, 6], [3, 5, 3, 9]]))
     ranked = find_most_lifted(measure_lift(make_counts(["a"] * 20 + ["b"] * 20, layer)), limit=4)
     assert {domain: [cell.expert for cell in cells] for domain, cells in ranked.items()} == {

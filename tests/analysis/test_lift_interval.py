@@ -1,4 +1,4 @@
-"""Intervals of lift: against another derivation, by how often they hold, and where there are none."""
+"""Intervals of lift, against another derivation and by their coverage, and cases without one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measure(
 def draw_prompts(
     rng: np.random.Generator, preferences: NDArray[np.float64], *, prompts: int, tokens: int
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Return prompts whose own preferences differ around those of their domain."""
+    """Return prompts whose preferences vary around those of their domain."""
     own = [rng.dirichlet(20 * row) for row in preferences for _ in range(prompts)]
     domains = [str(number) for number in range(len(preferences)) for _ in range(prompts)]
     return domains, np.array([rng.multinomial(tokens, row) for row in own])
@@ -42,7 +42,7 @@ def draw_prompts(
 def test_the_interval_holds_the_true_lift_as_often_as_it_says(
     prompts: int, tokens: int, most: float
 ) -> None:
-    """Of few prompts more often."""
+    """With few prompts they hold it more often."""
     rng = np.random.default_rng(0)
     preferences = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6], [0.3, 0.5, 0.2]])
     true = preferences / preferences.mean(axis=0)
@@ -74,7 +74,7 @@ def test_the_interval_agrees_with_drawing_the_prompts_again() -> None:
         assert cell.lift is not None
         assert cell.lift_high is not None
         error = np.log(cell.lift_high / cell.lift) / find_quantile(39)
-        # Wider by what one more prompt would do.
+        # Wider by the effect of one more prompt.
         assert 0.95 < error / drawn_again[int(cell.domain), cell.expert] < 1.2
 
 
@@ -85,7 +85,7 @@ def test_the_quantile_is_students(degrees_of_freedom: int) -> None:
 
 
 def test_prompts_that_happen_to_agree_are_not_certain() -> None:
-    """Two prompts of one token each, both to expert 0, say hardly anything."""
+    """Two prompts of one token each, both to expert 0, are weak evidence."""
     cells = measure(["a", "a", "b", "b"], [[1, 0], [1, 0], [1, 1], [1, 1]], [1, 1, 2, 2])
     assert cells[0].lift == pytest.approx(1.5)
     assert cells[0].lift_low is not None
@@ -104,7 +104,7 @@ def test_an_expert_that_a_domain_never_chose_has_no_upper_limit() -> None:
 
 
 def test_prompts_counted_by_domain_give_the_same_intervals() -> None:
-    """As route-trace counts, which keeps no prompt."""
+    """The same counts as in route-trace, which keeps no prompts."""
     names = [f"p{number}" for number in range(12)]
     labels = ["x", "y", "z"] * 4
     tables = [

@@ -89,7 +89,7 @@ def test_random_halves_of_one_domain_find_nothing(counts: ExpertCounts) -> None:
 
 
 def mutual_information(table: NDArray[np.float64]) -> float:
-    """Return `sum p ln(p / (p_row p_column))`: another road to the same number."""
+    """Return `sum p ln(p / (p_row p_column))`, a second derivation of the same number."""
     joint = table / table.sum()
     outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0

@@ -1,4 +1,4 @@
-"""Locks that one holds at a time, and that end with their holder."""
+"""Locks with one holder at a time, which end with their holder."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_lock_is_not_opened_through_a_link(path: Path) -> None:
 def test_a_file_that_was_removed_before_it_was_locked_is_made_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the run that held it ends between the two steps."""
+    """The run that held it ends between the two steps."""
     from moetool.output import locks
 
     lock = locks._lock

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is never replaced."""
+"""Files that appear complete or not at all, and files that are never replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OLD, NEW = b"old", b"new"
 
 
 def refusal(target: Path, *, inputs: tuple[Path, ...] = ()) -> str:
-    """Return why a target is refused even where it may be replaced."""
+    """Return why a target is refused even if it may be replaced."""
     with pytest.raises(UsageError) as caught:
         check_target_file(target, replace_existing=True, inputs=inputs)
     return caught.value.message
@@ -171,7 +171,7 @@ def test_the_standard_streams_are_refused_whatever_they_are() -> None:
 
 
 def test_a_streams_own_file_is_refused(tmp_path: Path) -> None:
-    """As with `moetool … -o /dev/stdout > file`."""
+    """The case of `moetool … -o /dev/stdout > file`."""
     kept = os.dup(0)
     target = tmp_path / "file"
     try:

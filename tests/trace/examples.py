@@ -20,10 +20,10 @@ from moetool.trace.writing.writer import TraceFile
 NUM_EXPERTS = 6
 WORD_COLUMNS = [field.name for field in TRACE_SCHEMA if pa.types.is_dictionary(field.type)]
 
-# What is known of a run before its first batch.
+# Known before the first batch of a run.
 BEFORE = TraceMetadata(model="demo")
 
-# Words that CSV readers like to take for something else.
+# Words that CSV readers tend to misread.
 HOSTILE_WORDS = (
     *("null", "NULL", "NA", "NaN", "None", "#N/A", "true", "007", "1e5", "-", ""),
     *('"', '""', "'", ",", ";", "\\", "\t", "\n", "\r", "\r\n", "a\nb", 'a"b', "a,b"),
@@ -37,7 +37,7 @@ def hostile_words() -> st.SearchStrategy[str]:
 
 @st.composite
 def traced_tokens(draw: st.DrawFn) -> TracedTokens:
-    """Some prompts of a few tokens each, every word of them hostile."""
+    """A few prompts of a few tokens each, with hostile words only."""
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     num_prompts, num_tokens = len(lengths), sum(lengths)
     token_id = draw(st.lists(st.integers(0, 5), min_size=num_tokens, max_size=num_tokens))
@@ -57,7 +57,7 @@ def traced_tokens(draw: st.DrawFn) -> TracedTokens:
 
 @st.composite
 def layer_decisions(draw: st.DrawFn, *, num_tokens: int) -> list[LayerDecisions]:
-    """A few layers, each with its own top-k; ids in no order, weights often tied."""
+    """A few layers, each with a different top-k; unordered ids, and weights that are often tied."""
     top_k = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     seed = draw(st.integers(0, 2**16))
     return make_layers(num_tokens, top_k=top_k, seed=seed)
@@ -79,7 +79,7 @@ def make_tokens(
     pieces: Sequence[str] | None = None,
     phase: Sequence[int] | None = None,
 ) -> TracedTokens:
-    """Return prompts of the given lengths; what isn't given is filled in."""
+    """Return prompts of the given lengths; other values are filled in."""
     num_tokens = sum(lengths)
     token_id = range(num_tokens) if token_id is None else token_id
     return TracedTokens(
@@ -134,7 +134,7 @@ def describe_layers(*, top_k: Sequence[int] = (2, 2)) -> tuple[RoutedLayer, ...]
 
 
 def find_top_k(tables: Sequence[pa.Table]) -> list[int]:
-    """Return the top-k of layers 0, 1, … of some rows; of two layers without rows, 2."""
+    """Return the top-k of layers 0, 1, … in rows; 2 for each of two layers without rows."""
     frame = pd.concat(
         [
             pd.DataFrame({"layer": [0, 1], "rank": 1})[: 0 if tables else 2],
@@ -150,7 +150,7 @@ def write_trace(
     metadata: TraceMetadata | None = None,
     replace_existing: bool = False,
 ) -> Path:
-    """Write a complete trace and return its path; by default its metadata has its rows' top-k."""
+    """Write a complete trace and return its path; by default the metadata has the top-k of the rows."""
     if metadata is None:
         metadata = TraceMetadata(complete=True, layers=describe_layers(top_k=find_top_k(tables)))
     with TraceFile(target, metadata=metadata, replace_existing=replace_existing) as sink:

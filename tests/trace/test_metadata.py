@@ -1,4 +1,4 @@
-"""What a trace says about itself, as JSON and back."""
+"""Metadata of a trace, as JSON and back."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_layer_is_described_once() -> None:
 
 
 def test_every_field_is_checked() -> None:
-    """A field without a reader would be dropped in silence."""
+    """A field without a reader would be silently dropped."""
     texts = {name: "a text" for name, value in json.loads(FULL.to_json()).items() if value is None}
     values: dict[str, Any] = {
         "temperature": 0.5,

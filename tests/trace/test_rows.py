@@ -1,4 +1,4 @@
-"""The rows of a trace against a plain loop over prompts, layers, tokens and ranks."""
+"""The rows of a trace, against a plain loop over prompts, layers, tokens and ranks."""
 
 from __future__ import annotations
 

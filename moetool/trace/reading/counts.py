@@ -1,4 +1,4 @@
-"""From the rows of a trace to how often each expert was chosen, by domain or by prompt."""
+"""Counts of how often each expert was chosen in a trace, by domain or by prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moetool.trace.reading.words import count_values, encode_words
 
 GroupColumn = Literal["domain", "prompt_id"]
 
-# Of all layers together, 8 bytes each: what no machine's memory should be filled with.
+# For all layers together, 8 bytes each: a limit on memory.
 _MOST_CELLS = 2**30
 # For rows that leave nearly all cells empty, as where every prompt has other layers: half a
 # gibibyte, which a short file may take.
@@ -51,16 +51,15 @@ class PromptSums:
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """How often one routed layer chose each expert.
+    """Counts of how often one routed layer chose each expert.
 
     Attributes:
         stack: As in the trace's column.
         layer: As in the trace's column.
         top_k: Assignments per decision, at most.
-        assignments: Rows per group and expert. # (num_groups, num_experts)
-        decisions: Decisions per group, among them those that ran no expert. # (num_groups,)
-        prompt_sums: Where the groups are domains, what is known of their prompts; None if
-            nothing is.
+        assignments: # (num_groups, num_experts)
+        decisions: Including those that ran no expert. # (num_groups,)
+        prompt_sums: Sums over the prompts of each group, if the groups are domains.
     """
 
     stack: str
@@ -72,19 +71,19 @@ class LayerCounts:
 
     @property
     def num_experts(self) -> int:
-        """Routed experts of the layer; identity experts, where there are any, come after them."""
+        """Experts of the layer; identity experts, if any, come last."""
         return int(self.assignments.shape[1])
 
 
 @dataclass(frozen=True)
 class ExpertCounts:
-    """How often every routed layer chose each expert, group by group.
+    """Counts of how often every routed layer chose each expert, group by group.
 
     Attributes:
-        groups: Domains or prompt ids, in the order they first occur.
-        domains: The domain of each group.
+        groups: Domains or prompt ids, in order of first occurrence.
+        domains: Domain of each group.
         layers: In the order of stack and layer.
-        notes: What had to be inferred, as sentences.
+        notes: What had to be inferred, and what a reader should know, as sentences.
     """
 
     groups: tuple[str, ...]
@@ -95,22 +94,22 @@ class ExpertCounts:
 
 @dataclass
 class ExpertCounter:
-    """Counts assignments as tables of rows go by; its size depends on the groups, not the rows.
+    """Counts assignments, table by table; its size depends on the groups, not the rows.
 
     Args:
-        by: The column whose values are the groups.
+        by: Column whose values are the groups.
     """
 
     by: GroupColumn
     _index_of: dict[str, int] = field(default_factory=dict)
     _domains: list[str] = field(default_factory=list)
-    # Column e + 1 counts expert e; column 0 the assignments that ran none.
+    # Column e + 1 counts expert e; column 0 counts assignments that ran no expert.
     _rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
     _num_rows: int = 0
     _width: int = 0
 
     def add(self, table: pa.Table) -> None:
-        """Count the rows of a table with `layer`, `expert`, the group and, if any, the stack."""
+        """Count the rows of a table with `layer`, `expert`, the group and, optionally, the stack."""
         if not table.num_rows:
             return
         self._num_rows += table.num_rows
@@ -141,13 +140,13 @@ class ExpertCounter:
         notes: Iterable[str] = (),
         decisions: Mapping[tuple[str, int], NDArray[np.int64]] | None = None,
     ) -> ExpertCounts:
-        """Return what was counted so far.
+        """Return the counts so far.
 
         Args:
-            layers: Each layer's number of experts and top-k.
+            layers: Source of each layer's number of experts and top-k.
             notes: As in the result.
-            decisions: By stack and layer, decisions per group; by default the rows of each group
-                over top-k, for rows of which every decision has top-k.
+            decisions: By stack and layer, decisions per group. By default, the rows of each group
+                divided by top-k, which is right if every decision has top-k rows.
         """
         shapes = {
             (item.stack, item.layer): (item.num_experts + item.num_identity_experts, item.top_k)
@@ -182,19 +181,19 @@ class ExpertCounter:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domain of each group, in the order they first occur."""
+        """The domain of each group, in order of first occurrence."""
         return tuple(self._domains)
 
     @property
     def rows(self) -> Mapping[tuple[str, int], NDArray[np.int64]]:
-        """By stack and layer, rows per group and expert; column 0 counts those that ran none.
+        """By stack and layer, rows per group and expert; column 0 counts rows without an expert.
 
-        Groups after the last one with rows of the layer are left out.
+        Groups after the last one with rows in the layer are left out.
         """
         return self._rows
 
     def group_index(self, words: Iterable[str]) -> NDArray[np.int64]:
-        """Return the index of each of some groups among those of the counts."""
+        """Return the index of each given group among those of the counts."""
         return np.array([self._index_of[word] for word in words], dtype=np.int64)
 
     def _widen(self, key: tuple[str, int], *, width: int) -> NDArray[np.int64]:
@@ -210,7 +209,7 @@ class ExpertCounter:
                 f"Counting {self._num_rows:,} rows takes more than {num_cells * 8 / 2**30:.1f} GiB "
                 f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
                 f"{max(1, len(self._rows)):,} or more layers.",
-                hint="See the column table in the README for the values a trace has.",
+                hint="See docs/trace-format.md for the values that a trace has.",
             )
         if num_cells > _MOST_CELLS:
             raise InputError(
@@ -222,7 +221,7 @@ class ExpertCounter:
         return self._rows[key]
 
     def _register_groups(self, table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-        """Return the table's groups and each row's index into them, and note their domains."""
+        """Return the table's groups and the index of each row's group, and note their domains."""
         words, group = encode_words(table, self.by, default=NO_DOMAIN)
         domains, domain = encode_words(table, "domain", default=NO_DOMAIN)
         first_row = np.zeros(len(words), dtype=np.int64)
@@ -246,15 +245,15 @@ def count_experts(
 
     Args:
         source: The trace.
-        by: Count per domain or per prompt.
-        num_experts: Routed experts per layer, for a trace without metadata; else inferred.
-        top_k: Assignments per decision, likewise.
-        validate: Refuse what no trace has: rows that occur twice, weights below 0, … Else rows
-            are counted as they are.
+        by: Column to count by.
+        num_experts: Routed experts per layer, for a trace without metadata; by default inferred.
+        top_k: Assignments per decision, for a trace without metadata; by default inferred.
+        validate: Refuse rows that no trace has, such as rows that occur twice or weights below 0.
+            Otherwise, rows are counted as they are.
 
     Raises:
-        InputError: The trace lacks a column, holds no rows, fails a check, or contradicts what
-            was said of it.
+        InputError: The trace lacks a column, holds no rows, fails a check, or contradicts the
+            arguments.
     """
     scan = DecisionScan(source, is_checked=validate)
     counter = ExpertCounter(by=by)
@@ -277,6 +276,6 @@ def count_experts(
 
 
 def _pad(table: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Return a table with at least as many rows and columns as asked for, zeros added."""
+    """Return a table padded with zeros to at least a shape."""
     missing = [max(0, size - have) for size, have in zip(shape, table.shape, strict=True)]
     return np.pad(table, [(0, number) for number in missing]) if any(missing) else table

@@ -1,4 +1,4 @@
-"""Decisions of a trace counted and checked as its tables go by, whatever their order."""
+"""Counting and checking of a trace's decisions, table by table, whatever the order of rows."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from moetool.trace.reading.words import count_values, encode_words
 if TYPE_CHECKING:
     from moetool.trace.reading.reader import TraceSource
 
-# Columns that a scan reads besides those that a trace must have.
+# Columns that a scan reads in addition to the required ones.
 _OPTIONAL = ("domain", "stack", "rank", "weight")
 _LAYER_BITS, _STACK_BITS = 15, 12
 _PLACE_BITS = _LAYER_BITS + _STACK_BITS
 _PLACE = (1 << _PLACE_BITS) - 1
-# Of stack and layer; no model comes near.
+# Pairs of stack and layer; no model comes near.
 _MOST_PLACES = 1 << _STACK_BITS
-# Rows of a trace in no order that are held at a time: some 300 MB.
+# Rows of an unordered trace that are held at a time: about 300 MB.
 _ROWS_AT_ONCE = 4_000_000
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
-_VALUES_HINT = "See the column table in the README for the values a trace has."
-_TWICE_HINT = "Remove what is there twice; `specialize --no-validate` counts it twice."
+_VALUES_HINT = "See docs/trace-format.md for the values that a trace has."
+_TWICE_HINT = "Remove the repetition; `specialize --no-validate` counts it twice."
 _REPAIR_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
 
 
 @dataclass(frozen=True)
 class LayerRows:
-    """What the rows of a layer look like.
+    """A summary of the rows of a layer.
 
     Attributes:
-        num_decisions: By their number of rows.
-        largest: Where the decision with the most rows lies, in words.
-        smallest: Where the one with the fewest lies.
-        num_ids: The largest expert id plus one.
+        num_decisions: Number of decisions by their number of rows.
+        largest: Place of the decision with the most rows, in words.
+        smallest: Place of the decision with the fewest rows, in words.
+        num_ids: Largest expert id plus one.
     """
 
     num_decisions: Counter[int]
@@ -59,7 +59,7 @@ class LayerRows:
         return max(self.num_decisions)
 
     def join(self, later: LayerRows) -> LayerRows:
-        """Return what these and later rows look like together."""
+        """Return the summary of these and later rows together."""
         mine, others = self.num_decisions, later.num_decisions
         return LayerRows(
             num_decisions=mine + others,
@@ -72,20 +72,20 @@ class LayerRows:
 class DecisionScan:
     """Counts the decisions of a trace and checks the rows of each.
 
-    A decision's rows may be spread over tables and files. While every (prompt, stack, layer) has
-    its positions in ascending order, as in traces of moetool and most others, the scan remembers
-    one position for each, and the rows of its latest decision. Of a trace in another order it
-    reads the rows once more, some prompts at a time.
+    A decision's rows may be spread over tables and files. While each (prompt, stack, layer) has its
+    positions in ascending order, as in traces of moetool and most others, the scan remembers only
+    one position for each, and the rows of its latest decision. If the order is different, it reads
+    the rows once more, a group of prompts at a time.
 
     Attributes:
-        prompts: In the order they first occur.
-        domains: The domain of each prompt.
+        prompts: In order of first occurrence.
+        domains: Domain of each prompt.
         num_decisions: By stack and layer, for each prompt. # (num_prompts,)
-        layers: What the rows look like, by stack and layer.
+        layers: Summaries of the rows by stack and layer.
 
     Args:
         source: The trace.
-        is_checked: Refuse rows that no trace has; else they are counted as they are.
+        is_checked: Refuse rows that no trace has. Otherwise, they are counted as they are.
     """
 
     def __init__(self, source: TraceSource, *, is_checked: bool = True) -> None:
@@ -102,18 +102,18 @@ class DecisionScan:
         self._is_scattered = False
         self._carried: Rows | None = None
         self._fault: InputError | None = None
-        # Every key seen, in ascending order, and the last position seen of it.
+        # Every key seen, in ascending order, and the last position seen for it.
         self._keys = np.zeros(0, dtype=np.int64)
         self._last = np.zeros(0, dtype=np.int64)
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the tables of the source with at least these columns, each after its scan.
 
-        When the last one was taken, the attributes are complete.
+        The attributes are complete after the last table.
 
         Raises:
-            InputError: A column is missing, a value doesn't fit its column, or rows are not those
-                of a trace.
+            InputError: A column is missing, a value does not fit its column, or the rows are not
+                those of a trace.
         """
         mine = [name for name in self._source.columns if name in _OPTIONAL]
         needed = ("prompt_id", "position", "layer", "expert", *mine)
@@ -183,7 +183,7 @@ class DecisionScan:
         return np.array([self._index_of[word] for word in words], dtype=np.int64)
 
     def _register_domains(self, path: Path, table: pa.Table, prompt: NDArray[np.int64]) -> None:
-        """Note the domain of each new prompt, and check that no prompt has two."""
+        """Record the domain of each new prompt, and check that no prompt has two."""
         words, domain = encode_words(table, "domain", default=NO_DOMAIN)
         pairs = prompt * len(words) + domain
         pairs = np.unique(pairs[find_starts(pairs)])
@@ -195,7 +195,7 @@ class DecisionScan:
                 raise InputError(
                     f"'{printable(path)}' has prompt '{_short(self.prompts[index])}' under two "
                     f"domains, '{_short(self.domains[index])}' and '{_short(word)}'.",
-                    hint="Give every prompt its own id and one domain.",
+                    hint="Give each prompt its own id and one domain.",
                 )
 
     def _add(self, rows: Rows) -> None:
@@ -207,12 +207,12 @@ class DecisionScan:
         starts = find_starts(rows.key, rows.position)
         blocks = find_starts(rows.key[starts])  # Among decisions.
         if not self._are_ascending(rows, starts, blocks):
-            # Decisions were left and come back: their rows are known together only at the end.
+            # Rows of a decision come after those of later ones: all are known only at the end.
             self._is_scattered = True
             self._carried = None
             self.num_decisions, self.layers = {}, {}
             return
-        # The last decision of a key may go on in the next table, unless it didn't in this one.
+        # The last decision of a key may continue in the next table, unless this one had no more of it.
         last = np.append(blocks[1:], len(starts)) - 1
         ends = np.append(starts[1:], len(rows))
         is_open = np.zeros(len(starts), dtype=bool)
@@ -226,7 +226,7 @@ class DecisionScan:
     def _are_ascending(
         self, rows: Rows, starts: NDArray[np.intp], blocks: NDArray[np.intp]
     ) -> bool:
-        """Whether each key's positions ascend, from those seen before on; note the last ones."""
+        """Return whether the positions of each key ascend from those seen before; record the last."""
         key, position = rows.key[starts], rows.position[starts]
         falls = np.diff(position) < 0
         falls[blocks[1:] - 1] = False
@@ -248,7 +248,7 @@ class DecisionScan:
         return True
 
     def _scan_again(self, columns: Sequence[str]) -> None:
-        """Read the rows of some prompts at a time, and close their decisions in order."""
+        """Read the rows of a group of prompts at a time, and close their decisions in order."""
         num_passes = -(-self._num_rows // _ROWS_AT_ONCE)
         for number in range(num_passes):
             parts = []
@@ -262,11 +262,11 @@ class DecisionScan:
                 self._close(rows, find_starts(rows.key, rows.position))
 
     def _close(self, rows: Rows, starts: NDArray[np.intp]) -> None:
-        """Check and count decisions whose rows lie together and are all there."""
+        """Check and count decisions whose rows lie together and are complete."""
         fault = find_fault(rows, starts) if self._is_checked else None
         if fault is not None:
             error = self._name_fault(fault, rows)
-            # Rows that are there twice stay so, but others may yet prove to be scattered.
+            # A repetition remains one; other faults may still turn out to be rows that are scattered.
             if fault.is_repeated or self._is_scattered:
                 raise error
             self._fault = self._fault or error
@@ -312,7 +312,7 @@ class DecisionScan:
 
 
 def describe_place(prompt: str, *, stack: str, layer: int, position: int) -> str:
-    """Return where a row stands, for people."""
+    """Return the place of a row in words."""
     name = "" if stack == "decoder" else f"stack '{_short(stack)}', "
     return f"prompt '{_short(prompt)}', {name}layer {layer}, position {position}"
 
@@ -330,7 +330,7 @@ def _describe_row(table: pa.Table, row: int) -> str:
 def _too_many(path: Path) -> InputError:
     return InputError(
         f"'{printable(path)}' has more than {_MOST_PLACES:,} layers.",
-        hint="See the column table in the README for what a layer and a stack are.",
+        hint="See docs/trace-format.md for the meaning of layer and stack.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Files that a trace consists of: found, known to be files, and opened."""
+"""The files of a trace: found, checked to be regular files, and opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import PROBABILITIES_SUFFIX
 
-# To open one of these can wait for ever; what is neither a file nor a folder is never opened.
+# Opening one of these can wait forever; only files and folders are ever opened.
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -26,7 +26,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
     """Return the file at a path, or the Parquet parts in the folder at a path, in name order.
 
     Raises:
-        InputError: There is nothing at the path, or no file that can be a trace.
+        InputError: There is nothing at the path, or nothing that can be a trace.
     """
     mode = find_mode(path)
     if mode is None:
@@ -38,7 +38,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
         _check_is_file(path, mode, hint="Name a trace file, or a folder of parts.")
         if path.suffix not in (".parquet", ".csv"):
             raise InputError(
-                f"'{printable(path)}' is neither .parquet nor .csv.",
+                f"'{printable(path)}' is neither a .parquet nor a .csv file.",
                 hint="Name a trace file or a folder.",
             )
         return (path,)
@@ -65,10 +65,10 @@ def find_files(path: Path) -> tuple[Path, ...]:
 
 
 def find_mode(path: Path) -> int | None:
-    """Return what kind of thing lies at a path, as `stat` has it; None if there is nothing.
+    """Return the `stat` mode of what lies at a path; None if there is nothing.
 
     Raises:
-        InputError: It can't be found out.
+        InputError: The path cannot be looked at.
     """
     try:
         return path.stat().st_mode
@@ -82,10 +82,10 @@ def find_mode(path: Path) -> int | None:
 
 
 def read_small_file(path: Path, *, most_bytes: int) -> bytes | None:
-    """Return the content of a file; None if there is not a file.
+    """Return the content of a file; None if nothing lies at the path.
 
     Raises:
-        InputError: It is not a file, longer than `most_bytes`, or can't be read.
+        InputError: It is not a file, is longer than `most_bytes`, or cannot be read.
     """
     mode = find_mode(path)
     if mode is None:
@@ -108,7 +108,7 @@ def read_small_file(path: Path, *, most_bytes: int) -> bytes | None:
 
 
 def open_file(path: Path) -> pa.NativeFile:
-    """Open a file for pyarrow, whose own functions take no name that isn't UTF-8."""
+    """Open a file for pyarrow, whose own functions only take names in UTF-8."""
     return pa.OSFile(os.fsencode(path))
 
 

@@ -1,4 +1,4 @@
-"""Numbers of experts and top-k of each layer, as the metadata, the user or the rows have them."""
+"""Number of experts and top-k of each layer, from the metadata, the user or the rows."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _PLACES_SHOWN = 4
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """What each layer that has rows looks like.
+    """The shapes of the layers that have rows.
 
     Attributes:
-        layers: By stack and number.
-        notes: What had to be inferred and what doesn't fit together, as sentences.
+        layers: In the order of stack and layer.
+        notes: What had to be inferred, and contradictions, as sentences.
     """
 
     layers: tuple[RoutedLayer, ...]
@@ -45,13 +45,13 @@ def find_shapes(
 
     Args:
         source: The trace.
-        rows: What the rows of each layer look like.
-        num_experts: As the user has it; None to take it from the metadata, or infer it.
-        top_k: Likewise.
+        rows: Summary of the rows of each layer.
+        num_experts: As the user states it; None to take it from the metadata or infer it.
+        top_k: As the user states it; None to take it from the metadata or infer it.
         is_checked: Refuse metadata that the rows contradict.
 
     Raises:
-        InputError: The rows contradict the metadata or the user, or the user the metadata.
+        InputError: The rows, the metadata and the user contradict each other.
     """
     # The parts of an unfinished trace may not know their layers yet.
     if source.metadata is not None and source.metadata.layers:
@@ -89,8 +89,8 @@ def _take_described(
         if number > num_known or known is None:
             seen = f"expert {number - 1} in" if number else "rows of"
             raise InputError(
-                f"'{printable(source.path)}' has {seen} {_name(place)}, of which its metadata "
-                f"knows {num_known} experts.",
+                f"'{printable(source.path)}' has {seen} {_name(place)}, for which its metadata "
+                f"lists {num_known} experts.",
                 hint="Trace again, or remove the metadata to read the table alone.",
             )
     return [described[place] for place in sorted(rows)]
@@ -145,8 +145,8 @@ def _infer(
     if num_experts is None:
         num_experts = most_ids
         notes.append(
-            f"the number of experts is taken to be {num_experts}, the largest id seen plus one; give "
-            "--num-experts if there are more"
+            f"{num_experts} experts are assumed, the largest id seen plus one; give --num-experts if "
+            "there are more"
         )
     elif most_ids > num_experts:
         raise InputError(
@@ -157,8 +157,8 @@ def _infer(
     if top_k is None:
         seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
         notes.append(
-            f"{seen} is taken from the largest number of rows of one decision; give --top-k if it is "
-            "another"
+            f"{seen} is assumed, the largest number of rows of one decision; give --top-k if it is "
+            "different"
         )
     elif most_rows > top_k:
         raise InputError(
@@ -182,7 +182,7 @@ def _infer(
 
 
 def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]) -> list[str]:
-    """Return notes on decisions with fewer rows than top-k, and on layers that differ in number."""
+    """Return notes on decisions with too few rows, and on layers with different numbers of them."""
     notes = []
     num_short, num_all, example = 0, 0, ""
     per_stack: dict[str, dict[int, int]] = {}
@@ -224,12 +224,12 @@ def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) 
         if (layer.stack, layer.layer) not in rows
     ]
     if missing:
-        notes.append(f"the metadata lists {_name_all(missing)}, of which there are no rows")
+        notes.append(f"the metadata lists {_name_all(missing)}, for which there are no rows")
     number = sum(layer.num_decisions.total() for layer in rows.values())
     if metadata.complete and metadata.num_decisions not in (0, number):
         notes.append(
             f"the metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
-            f"{number:,}: rows were removed or added since"
+            f"{number:,}: rows were removed or added afterwards"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""From what each part of a trace says about itself to what the whole trace is."""
+"""Metadata of a whole trace, merged from that of its parts."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import NOT_EXACT, RoutedLayer, TraceMetadata
 
-# Parts that differ in one of these are of two models.
+# Parts that differ in one of these come from two models.
 _OF_THE_MODEL = ("model", "revision", "model_type", "quantization")
-# Parts that differ in one of these are of one model that may have routed differently.
+# Parts that differ in one of these come from one model that may have routed differently.
 _OF_THE_RUN = (
     *("dtype", "auto_class", "attention_implementation", "experts_implementation"),
     *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
 )
 _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
 _OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")
-_ONE_TRACE_HINT = "Keep the parts of one trace in a folder, and those of another elsewhere."
+_ONE_TRACE_HINT = "Keep the parts of each trace in a separate folder."
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a trace, and what it says about itself."""
+    """One file of a trace and its metadata."""
 
     path: Path
     metadata: TraceMetadata | None
 
 
 def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
-    """Return what is true of all parts together; None if one of them says nothing.
+    """Return the metadata of all parts together; None if one of them has none.
 
     Raises:
-        InputError: The parts are of different models.
+        InputError: The parts come from different models.
     """
     known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
     _refuse_two_models(known)
@@ -56,15 +56,17 @@ def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
 
 
 def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
-    """Return what a reader of the trace should know of its parts, as sentences."""
+    """Return notes on the parts that a reader of the trace should know, as sentences."""
     known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
     silent = [part.path for part in parts if part.metadata is None]
     notes = []
     if known and silent:
-        notes.append(f"{_name(silent)} without metadata: that of the other parts is not used")
+        notes.append(
+            f"{_name(silent)} without metadata, so the metadata of the other parts is not used"
+        )
     unfinished = [path for path, metadata in known if not metadata.complete]
     if unfinished:
-        notes.append(f"{_name(unfinished)} unfinished: its run has not come to its end")
+        notes.append(f"{_name(unfinished)} unfinished: its run has not ended")
     inexact = [(path, metadata) for path, metadata in known if not metadata.exact]
     if inexact:
         reasons = _unique(
@@ -92,7 +94,7 @@ def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]]) -> None:
 
 
 def _merge_layers(known: Sequence[tuple[Path, TraceMetadata]]) -> tuple[RoutedLayer, ...]:
-    """Return every layer that a part describes: parts may hold different layers of a model."""
+    """Return all layers that the parts describe: each may hold other layers of the model."""
     layers: dict[tuple[str, int], tuple[Path, RoutedLayer]] = {}
     for path, metadata in known:
         for layer in metadata.layers:
@@ -108,7 +110,7 @@ def _merge_layers(known: Sequence[tuple[Path, TraceMetadata]]) -> tuple[RoutedLa
 
 def _two_models(first: Path, second: Path, *, fact: str) -> InputError:
     return InputError(
-        f"'{printable(first)}' and '{printable(second.name)}' are parts of different models.",
+        f"'{printable(first)}' and '{printable(second.name)}' come from different models.",
         hint=_ONE_TRACE_HINT,
         facts=[f"seen: {fact}"],
     )

@@ -1,4 +1,4 @@
-"""Sums over prompts, from which the spread between prompts follows without keeping any prompt."""
+"""Sums over prompts that give the spread between prompts without keeping any prompt."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def sum_prompts(
     """Return the sums over the prompts of each group.
 
     Args:
-        assignments: Per prompt and expert. # (num_prompts, num_experts)
-        decisions: Per prompt. # (num_prompts,)
+        assignments: # (num_prompts, num_experts)
+        decisions: # (num_prompts,)
         group: Index of each prompt's group. # (num_prompts,)
-        num_groups: Among them those without prompts.
+        num_groups: All groups, including those without prompts.
     """
-    # In floats: squares of counts of a long trace overflow integers.
+    # As floats: the squared counts of a long trace overflow integers.
     a, n = assignments.astype(np.float64), decisions.astype(np.float64)
 
     def add_up(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -47,14 +47,14 @@ def sum_prompts(
 
 
 class DomainCounter:
-    """Counts assignments by domain as whole prompts go by; its size depends on the domains."""
+    """Counts assignments by domain, whole prompts at a time; its size depends on the domains."""
 
     def __init__(self) -> None:
         self._counter = ExpertCounter(by="domain")
         self._sums: dict[tuple[str, int], PromptSums] = {}
 
     def add(self, table: pa.Table) -> None:
-        """Count the rows of a table; those of one prompt are all in it."""
+        """Count the rows of a table that holds all rows of each of its prompts."""
         if not table.num_rows:
             return
         self._counter.add(table)
@@ -62,14 +62,14 @@ class DomainCounter:
         prompts.add(table)
         group = self._counter.group_index(prompts.domains)
         for place, rows in prompts.rows.items():
-            # Decisions are rows over top-k, which is known only at the end.
+            # Decisions are rows divided by top-k, which is known only at the end.
             sums = sum_prompts(
                 rows[:, 1:], rows.sum(axis=1), group=group[: len(rows)], num_groups=group.max() + 1
             )
             self._sums[place] = _add(self._sums[place], sums) if place in self._sums else sums
 
     def counts(self, layers: Iterable[RoutedLayer]) -> ExpertCounts:
-        """Return what was counted so far; every decision has its layer's top-k of rows."""
+        """Return the counts so far, if each decision has as many rows as its layer's top-k."""
         counted = self._counter.counts(layers)
         num_groups = len(counted.groups)
         return replace(
@@ -101,10 +101,10 @@ def _add(one: PromptSums, other: PromptSums) -> PromptSums:
 
 
 def _resize(sums: PromptSums, shape: tuple[int, ...], *, top_k: int) -> PromptSums:
-    """Return the sums with rows and columns of zeros added or cut, rows turned into decisions."""
+    """Return the sums padded with zeros or cut to a shape, with rows turned into decisions."""
 
     def pad(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Columns beyond a layer's experts are of other layers in the same table: zeros.
+        # Columns beyond a layer's experts belong to other layers in the same table: zeros.
         kept = values[tuple(slice(size) for size in shape[: values.ndim])]
         missing = np.subtract(shape[: values.ndim], kept.shape)
         return np.pad(kept, [(0, int(number)) for number in missing])

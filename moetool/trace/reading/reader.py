@@ -1,4 +1,4 @@
-"""From a trace on disk, whoever made it, back to tables."""
+"""Reading of a trace from disk, whatever tool wrote it."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_TABLE = 1_000_000
-_TYPES_HINT = "See the column table in the README for the types a trace has."
+_TYPES_HINT = "See docs/trace-format.md for the types that a trace has."
 _DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
-# What pyarrow raises on damaged files and on values that don't fit.
+# Raised by pyarrow for damaged files and for values that do not fit.
 _READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
 class TraceSource:
-    """A trace that was found and looked at, not yet read.
+    """A trace that was found and opened, but not yet read.
 
     Attributes:
-        path: The file or folder as named.
+        path: File or folder, as the user named it.
         files: Its Parquet or CSV files, in name order.
-        columns: The columns every file has.
-        metadata: What the trace says about itself; None if it says nothing.
-        notes: What a reader should know of it, as sentences: unfinished, inexact, parts that
-            differ.
+        columns: Columns that every file has.
+        metadata: None if the trace has none.
+        notes: Sentences that a reader should know: that the trace is unfinished or inexact, or
+            that its parts differ.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class TraceSource:
     notes: tuple[str, ...] = ()
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the named columns, some million rows at a time, with the types of the schema.
+        """Yield the named columns, about a million rows at a time, with the types of the schema.
 
         Raises:
             InputError: A column is missing, or a value doesn't fit its column.
@@ -64,7 +64,7 @@ class TraceSource:
             yield table
 
     def iter_file_tables(self, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
-        """Yield the same tables, each after the file that it is from.
+        """Yield the same tables, each with the file that holds it.
 
         Raises:
             InputError: A column is missing, or a value doesn't fit its column.
@@ -81,7 +81,7 @@ class TraceSource:
             try:
                 for table in read(path, columns):
                     typed = _fill(path, table.select(columns).cast(schema))
-                    # Parquet holds texts as bytes, which nobody has looked at until here.
+                    # Parquet holds texts as bytes, which have not been checked so far.
                     typed.validate(full=True)
                     yield path, typed
             except _READ_ERRORS as error:
@@ -89,7 +89,7 @@ class TraceSource:
 
 
 def open_trace(path: Path) -> TraceSource:
-    """Return what a path holds: a Parquet or CSV file, or a folder of Parquet parts.
+    """Return the trace at a path: a Parquet or CSV file, or a folder of Parquet parts.
 
     Raises:
         InputError: There is no trace at the path.
@@ -127,20 +127,20 @@ def open_trace(path: Path) -> TraceSource:
 
 
 def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
-    """Return a whole trace as a DataFrame: one row an assignment, columns as in the README.
+    """Return a whole trace as a DataFrame with one row for each assignment.
 
-    Words (prompt, domain, phase, token, stack) are categoricals. For a trace larger than memory,
-    query the Parquet file instead.
+    The columns are described in docs/trace-format.md. Words (prompt, domain, phase, token, stack)
+    are categoricals. For a trace larger than memory, query the Parquet file instead.
 
     Args:
-        path: A file, or a folder of Parquet parts.
+        path: File, or folder of Parquet parts.
         validate: Refuse rows that no trace has, or that contradict its metadata: rows that occur
-            twice, a prompt under two domains, weights below 0, … Each check is listed in
-            docs/specialization.md.
+            twice, a prompt under two domains, weights below 0, and so on. The page on the format
+            lists all checks.
 
     Returns:
-        The frame. Its `attrs["notes"]` are sentences on what a reader should know: that the trace
-        is unfinished or inexact, or that its parts differ.
+        The frame. Its `attrs["notes"]` are sentences that a reader should know: that the trace is
+        unfinished or inexact, or that its parts differ.
 
     Raises:
         InputError: There is no trace at the path, or it fails a check.
@@ -189,7 +189,7 @@ def _is_damage(error: Exception) -> bool:
     return isinstance(error, OSError) or "Parquet" in str(error)
 
 
-# A token may hold a line break, in which case its field is quoted.
+# A token may contain a line break; its field is then quoted.
 _CSV_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
 
 
@@ -217,7 +217,7 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:
-    """Check that a column holds what can be read as numbers or words, whatever its width."""
+    """Check that a column can be read as numbers or words, whatever its width."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = [pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, _is_string_view]
     if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
@@ -237,7 +237,7 @@ def _is_string_view(kind: pa.DataType) -> bool:
 
 
 def _fill(path: Path, table: pa.Table) -> pa.Table:
-    """Return the table with `(none)` where it has no domain; nothing else counted may be missing."""
+    """Return the table with `(none)` for missing domains; no other counted value may be missing."""
     for name in table.column_names:
         column = table.column(name)
         if not column.null_count:
@@ -255,7 +255,7 @@ def _fill(path: Path, table: pa.Table) -> pa.Table:
 
 
 def _encode_words(table: pa.Table) -> pa.Table:
-    """Return the table with the schema's word columns dictionary-encoded, each word once."""
+    """Return the table with the word columns of the schema dictionary-encoded, each word once."""
     for index, name in enumerate(table.column_names):
         column = table.column(index)
         if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
@@ -268,7 +268,7 @@ def _encode_words(table: pa.Table) -> pa.Table:
 
 
 def _has_each_word_once(column: pa.ChunkedArray) -> bool:
-    """Whether a column is encoded with a dictionary that holds no word twice, and no null."""
+    """Return whether a column is encoded with a dictionary without repeated words and nulls."""
     return pa.types.is_dictionary(column.type) and all(
         not chunk.dictionary.null_count
         and pc.count_distinct(chunk.dictionary).as_py() == len(chunk.dictionary)

@@ -1,4 +1,4 @@
-"""Rows grouped by decision, and what must hold of the rows of each."""
+"""Rows grouped by decision, and the checks that the rows of each must pass."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Decisions of more rows are compared by sorting; of fewer, row by row.
+# Decisions with more rows are compared by sorting; those with fewer, row by row.
 _FEW_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a trace as numbers; every array has an entry a row.
+    """Rows of a trace as numbers; each array has one entry for each row.
 
     Attributes:
-        key: What tells a (prompt, stack, layer) from all others.
-        position: As in the trace's column, as are the following.
-        file: Index of the file that a row is from.
-        is_carried: Whether the row was there before the latest table.
+        key: One number for each (prompt, stack, layer).
+        position: As in the trace's column; expert, rank and weight, too.
+        file: Index of the file that holds the row.
+        is_carried: Whether the row was carried over from before the latest table.
     """
 
     key: NDArray[np.int64]
@@ -48,14 +48,14 @@ class Rows:
         return replace(self, is_carried=np.ones(len(self), dtype=bool))
 
     def group(self) -> Rows:
-        """Return the rows with those of one key together, otherwise in their order."""
+        """Return the rows grouped by key, otherwise in their order."""
         starts = find_starts(self.key)
         if len(np.unique(self.key[starts])) == len(starts):
             return self
         return self.take(np.argsort(self.key, kind="stable"))
 
     def sort(self) -> Rows:
-        """Return the rows in the order of key and position, otherwise in their order."""
+        """Return the rows sorted by key and position, otherwise in their order."""
         return self.take(np.lexsort((self.position, self.key)))
 
 
@@ -71,7 +71,7 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def find_starts(*values: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return where runs of equal values begin; in several arrays, where any begins."""
+    """Return where runs of equal values begin; with several arrays, where a run of any begins."""
     changes = np.zeros(len(values[0]), dtype=bool)
     changes[:1] = True
     for value in values:
@@ -81,12 +81,12 @@ def find_starts(*values: NDArray[np.int64]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a decision.
+    """A fault of a decision.
 
     Attributes:
-        row: Index of a row of it.
-        other: Index of another row, where two rows don't go together.
-        words: What is wrong, after the name of the file.
+        row: Index of one of its rows.
+        other: Index of a row that conflicts with it; else the same row.
+        words: The fault, worded to follow the name of the file.
     """
 
     row: int
@@ -95,19 +95,19 @@ class Fault:
 
     @property
     def is_repeated(self) -> bool:
-        """Whether something is there twice."""
+        """Whether something occurs twice."""
         return self.row != self.other
 
 
 def find_fault(rows: Rows, starts: NDArray[np.intp]) -> Fault | None:
-    """Return the first thing wrong with decisions whose rows lie together; None if all is well.
+    """Return the first fault of decisions whose rows lie together; None if there is none.
 
     The experts of a decision are distinct, its ranks are 0, 1, 2, …, and rank 0 has the largest
     weight.
 
     Args:
         rows: At least one.
-        starts: Where each decision begins.
+        starts: Index of the first row of each decision.
     """
     sizes = np.diff(starts, append=len(rows))
     decision = np.repeat(np.arange(len(starts)), sizes)  # (num_rows,)
@@ -165,7 +165,7 @@ def _find_wrong_rank(
 def _find_wrong_first(rows: Rows, starts: NDArray[np.intp]) -> Fault | None:
     if rows.rank is None or rows.weight is None:
         return None
-    (first,) = np.nonzero(rows.rank == 0)  # One a decision: ranks are known to be whole.
+    (first,) = np.nonzero(rows.rank == 0)  # One for each decision: ranks were checked.
     is_wrong = rows.weight[first] < np.maximum.reduceat(rows.weight, starts)
     if not is_wrong.any():
         return None

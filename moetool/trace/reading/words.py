@@ -1,4 +1,4 @@
-"""Words of a table as numbers: each row's index into the words that occur."""
+"""Words of a table as numbers: the index of each row's word among those that occur."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def encode_words(
     """Return the words that occur in a column, and each row's index into them.
 
     Args:
-        table: With at least one row.
-        name: Of the column, dictionary-encoded.
-        default: The word of every row if there is no such column.
+        table: Table with at least one row.
+        name: Name of a dictionary-encoded column.
+        default: Word of every row if there is no such column.
     """
     if name not in table.column_names:
         return [default], np.zeros(table.num_rows, dtype=np.int64)
@@ -30,7 +30,7 @@ def encode_words(
 
 def count_values(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the distinct values of non-negative numbers, and how often each occurs."""
-    # Counting is ten times as fast as sorting, but takes room for every number up to the largest.
+    # Counting is ten times as fast as sorting, but needs room for every number up to the largest.
     if int(values.max(initial=0)) <= 4 * len(values) + 1000:
         counts = np.bincount(values)
         (distinct,) = np.nonzero(counts)

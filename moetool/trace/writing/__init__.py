@@ -1,1 +1,1 @@
-"""Tables of rows written as a trace that appears whole or not at all."""
+"""Writing a trace that appears complete or not at all."""

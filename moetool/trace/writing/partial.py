@@ -1,4 +1,4 @@
-"""The folder of an unfinished trace: held by one run at a time, and by none that was killed."""
+"""The folder of an unfinished trace, held by one run at a time and released if that is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moetool.output.targets import refuse_as_removed
 
 LOCK_NAME = "lock"
 PROBABILITIES_NAME = "probabilities"
-# What the parts are merged into: the trace, a CSV's metadata, the probabilities.
+# Files that the parts are merged into: the trace, the metadata of a CSV, the probabilities.
 WHOLE_NAMES = ("whole", "whole.meta.json", "whole.probabilities")
 _PART = re.compile(r"part-\d{5,}\.(parquet|unfinished)")
 
@@ -25,11 +25,11 @@ class PartialFolder:
     """The folder of an unfinished trace, taken for one run.
 
     Args:
-        target: The trace that the run writes.
-        discard: Take over, and empty, what an earlier run left.
+        target: Trace that the run writes.
+        discard: Take over and empty a folder that an earlier run left.
 
     Raises:
-        UsageError: Another run holds the folder, or it is not one that a run may empty.
+        UsageError: Another run holds the folder, or a run may not empty it.
     """
 
     def __init__(self, target: Path, *, discard: bool) -> None:
@@ -56,7 +56,7 @@ class PartialFolder:
 
     @contextmanager
     def emptied_of_wholes(self) -> Iterator[None]:
-        """Remove what the parts were merged into if the block fails: the parts hold it all."""
+        """Remove the merged files if the block fails: the parts hold all rows."""
         try:
             yield
         except BaseException:
@@ -66,20 +66,20 @@ class PartialFolder:
             raise
 
     def release(self) -> None:
-        """Let other runs have the folder, with what is in it."""
+        """Leave the folder and its content to other runs."""
         self._lock.close()
 
     def remove(self) -> None:
-        """Remove the folder with what this run put there, and release it."""
+        """Remove the folder with the files of this run, and release it."""
         with suppress(OSError):
             self._empty()
         if sys.platform == "win32":
-            # There an open file can't be removed.
+            # Windows cannot remove an open file.
             self._lock.close()
-        # While the lock is held: a run that opened the file before will see that it is gone.
+        # While the lock is still held: a run that opened the file earlier will see that it is gone.
         with suppress(OSError):
             (self.path / LOCK_NAME).unlink()
-            # Not empty where another run took it over just now.
+            # Not empty if another run has just taken it over.
             self.path.rmdir()
         self._lock.close()
         # Network file systems keep a removed file under another name until it is closed.
@@ -87,7 +87,7 @@ class PartialFolder:
             self.path.rmdir()
 
     def _empty(self) -> None:
-        """Remove what runs put there, except the lock."""
+        """Remove the files that runs put there, except the lock."""
         probabilities = self.path / PROBABILITIES_NAME
         for folder in (probabilities, self.path):
             with suppress(FileNotFoundError):
@@ -107,25 +107,25 @@ def check_partial_folder(target: Path, *, discard: bool) -> None:
     """Check that a run may take the folder of a target's parts.
 
     Raises:
-        UsageError: Another run holds it, or it is not one that a run may empty.
+        UsageError: Another run holds it, or a run may not empty it.
     """
     folder = partial_folder(target)
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError(
-            f"'{folder}' is not a folder, and that is where the parts of '{target.name}' go.",
+            f"'{folder}' is not a folder, but the parts of '{target.name}' go there.",
             hint="Choose another name.",
         )
     _check_contents(folder)
-    # A folder without a lock is one that nobody is writing to.
+    # No run is writing to a folder without a lock.
     if os.path.lexists(folder / LOCK_NAME):
         with suppress(FileNotFoundError):
             _open_lock(target).close()
     if not discard and _holds_parts(folder):
         raise UsageError(
-            f"'{folder}' holds what an unfinished run traced.",
-            hint="It can be read as a trace; add --force to discard it and start over.",
+            f"'{folder}' holds the rows of an unfinished run.",
+            hint="Read it as a trace, or add --force to discard it and start over.",
         )
 
 
@@ -139,13 +139,13 @@ def _check_contents(folder: Path) -> None:
                 strange = [path.name]
             if strange:
                 raise UsageError(
-                    f"'{folder}' holds '{strange[0]}', which is not from a run of moetool.",
+                    f"'{folder}' holds '{strange[0]}', which no run of moetool wrote.",
                     hint="Move it elsewhere, or choose another name for the trace.",
                 )
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether a run may have put a file of this name there."""
+    """Return whether a run may have written a file of this name."""
     return name in (LOCK_NAME, *WHOLE_NAMES) or _PART.fullmatch(name) is not None
 
 
@@ -159,11 +159,11 @@ def _take(target: Path, *, discard: bool) -> BinaryIO:
         check_partial_folder(target, discard=discard)
         with suppress(FileExistsError):
             folder.mkdir()
-        # Its run may have ended and removed it since.
+        # The run that held it may have ended and removed it in the meantime.
         with suppress(FileNotFoundError):
             lock = _open_lock(target)
             try:
-                # As long as it wasn't locked, it may have got parts.
+                # Before it was locked, another run may have put parts there.
                 _check_contents(folder)
                 if discard or not _holds_parts(folder):
                     return lock

@@ -1,4 +1,4 @@
-"""From a stream of tables to closed, readable Parquet parts, and from parts to one file."""
+"""Parquet parts of a stream of tables, each readable once closed, and their merging into a file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from moetool.trace.schema import plain_schema
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
 
-# The key in a part's footer that tells the parts of two runs apart.
+# The key, in a part's footer, that distinguishes the parts of two runs.
 _RUN_KEY = b"moetool.run"
 
 
 class PartWriter:
-    """Collects rows and closes them as one more Parquet part whenever there are enough.
+    """Collects rows and closes them as another Parquet part whenever there are enough.
 
-    A part appears under its own name only when it is whole, so a killed run leaves nothing
-    broken behind: it loses what was collected since the last part. Only the parts that it closed
-    itself are merged, whatever else lies in the folder.
+    A part gets its name only when it is complete, so a killed run leaves nothing broken behind and
+    loses only the rows collected since the last part. The writer merges only parts that it closed
+    itself, whatever else the folder holds.
 
     Args:
-        folder: Where the parts go; it must exist by the first part.
-        schema: Of every table appended.
-        footer: Returns the metadata to put into the next part's footer, as JSON.
-        check_folder: Raises if the folder is no longer this run's; called before each part.
+        folder: Folder for the parts; it must exist when the first part is closed.
+        schema: Schema of each table appended.
+        footer: Returns the metadata for the next part's footer, as JSON.
+        check_folder: Raises if the folder no longer belongs to this run; called before each part.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Close what was collected as a part.
+        """Close the collected rows as a part.
 
         Raises:
             UsageError: Another run put a part there, or the folder is gone.
-            OSError: The part can't be written; what was collected is kept.
+            OSError: The part cannot be written; the collected rows are kept.
         """
         if self._num_collected:
             self._write_part(_join(self._collected))
@@ -130,7 +130,7 @@ class PartWriter:
 
     def _read_part(self, path: Path) -> pa.Table:
         try:
-            # Opened here, because pyarrow takes only names that are UTF-8.
+            # Opened here, because pyarrow only accepts names in UTF-8.
             with path.open("rb") as source, pq.ParquetFile(source) as file:
                 if file.metadata.metadata.get(_RUN_KEY) != self._run:
                     raise _refuse_as_shared(self.folder)
@@ -141,8 +141,8 @@ class PartWriter:
 
 @contextmanager
 def _new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of a new file, which is gone if the block fails."""
-    # Routing weights hardly repeat: split into byte planes they compress better than by dictionary.
+    """Yield a writer of a new file, which is removed if the block fails."""
+    # Routing weights rarely repeat: split into byte planes, they compress better than by dictionary.
     floats = [field.name for field in schema if pa.types.is_float32(field.type)]
     with (
         new_file(path) as file,

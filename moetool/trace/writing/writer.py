@@ -1,9 +1,8 @@
-"""From tables of rows to a trace: a file, or CSV on a stream.
+"""Sinks for the rows of a trace: a file, or CSV on a stream.
 
-A file appears under its own name only when the trace is complete. Until then its closed parts
-lie in `<file>.partial/`, itself a trace marked `complete: false`; after an interrupt or a crash
-they stay there. The metadata beside a CSV, and the probabilities, appear right after the trace that
-they belong to.
+A file gets its name only when the trace is complete. Until then its closed parts lie in
+`<file>.partial/`, itself a trace marked `complete: false`, and stay there after an interrupt or a
+crash. The metadata of a CSV and the probabilities appear right after the trace that they belong to.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ FILE_SUFFIXES = (".parquet", ".csv")
 
 
 class TraceSink(Protocol):
-    """Where the rows of a trace go; a context manager."""
+    """A destination for the rows of a trace; a context manager."""
 
     def __enter__(self) -> Self:
         """Return the sink."""
@@ -61,31 +60,31 @@ class TraceSink(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Keep what was written if the run broke off."""
+        """Keep the rows written so far if the run was broken off."""
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
-        """Take rows with `TRACE_SCHEMA`, and those with `PROBABILITIES_SCHEMA` if recorded."""
+        """Take rows with `TRACE_SCHEMA`, and rows with `PROBABILITIES_SCHEMA` if recorded."""
 
     def describe(self, metadata: TraceMetadata) -> None:
-        """Take what has become known of the trace since the sink was opened."""
+        """Take what has become known about the trace since the sink was opened."""
 
     def finish(self, metadata: TraceMetadata) -> None:
         """Take the metadata of the complete trace; nothing is written after this."""
 
 
 class TraceFile:
-    """A trace on its way to a `.parquet` or `.csv` file.
+    """A trace that becomes a `.parquet` or `.csv` file.
 
-    Use as a context manager: left before the trace is finished, it closes what it has as parts,
-    and adds a note that says where they are to the exception, if there is one.
+    Use it as a context manager. If it is left before the trace is finished, it closes its rows as
+    parts, and adds a note to the exception, if there is one, that says where they are.
 
     Args:
-        target: The file to write.
+        target: File to write.
         metadata: What is known before the run; parts carry it with `complete: false`.
-        replace_existing: Replace an existing file, and an earlier run's unfinished parts.
+        replace_existing: Replace an existing file, and unfinished parts of an earlier run.
 
     Raises:
-        UsageError: The target can't be written, or another run is writing it.
+        UsageError: The target cannot be written, or another run is writing it.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class TraceFile:
         if self._is_finished:
             return
         with holding_interrupts():
-            # What could not be written before may fail again; the parts that are closed stay.
+            # A write that failed before may fail again; closed parts stay.
             with suppress(OSError, MoetoolError):
                 self._rows.flush()
                 self._probabilities.flush()
@@ -125,15 +124,13 @@ class TraceFile:
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                error.add_note(
-                    f"what was traced until then: {self.partial} ({self._rows.num_rows:,} rows)"
-                )
+                error.add_note(f"rows traced so far: {self.partial} ({self._rows.num_rows:,} rows)")
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
-        """Collect rows, closing a part now and then.
+        """Collect rows, and close a part now and then.
 
         Raises:
-            UsageError: A part can't be written, or the folder of the parts is gone.
+            UsageError: A part cannot be written, or the folder of the parts is gone.
         """
         with saying_what_failed(self.target):
             self._rows.append(rows)
@@ -151,7 +148,7 @@ class TraceFile:
         """Write the complete trace to its place and remove the parts.
 
         Raises:
-            UsageError: The trace can't be written; the parts stay.
+            UsageError: The trace cannot be written; the parts stay.
         """
         with saying_what_failed(self.target), self._folder.emptied_of_wholes():
             self._rows.flush()
@@ -163,7 +160,7 @@ class TraceFile:
                 self._folder.remove()
 
     def _merge(self, metadata: bytes) -> list[tuple[Path, Path]]:
-        """Return the finished files and where each is to go, the trace first."""
+        """Return the finished files and the place of each, the trace first."""
         whole, sidecar, scores = (self.partial / name for name in WHOLE_NAMES)
         places = [(whole, self.target)]
         if self.target.suffix == ".csv":
@@ -180,9 +177,9 @@ class TraceFile:
         return places
 
     def _put_in_place(self, places: Sequence[tuple[Path, Path]]) -> None:
-        """Give the finished files their names, so that what lies there is always of one trace.
+        """Give the finished files their names, so that those in place always belong to one trace.
 
-        What goes with the old trace goes before it does; what goes with the new one comes after.
+        Companions of the old trace go before it does; those of the new one come after it.
         """
         self._folder.check_held()
         check_target(
@@ -206,7 +203,7 @@ class TraceFile:
 
 
 class _KeepsNothing:
-    """What sinks share that have nothing to save when a run breaks off."""
+    """Base of the sinks that have nothing to save when a run is broken off."""
 
     def __enter__(self) -> Self:
         return self
@@ -220,11 +217,11 @@ class _KeepsNothing:
         pass
 
     def describe(self, metadata: TraceMetadata) -> None:
-        """Keep nothing of it."""
+        """Ignore the metadata."""
 
 
 class TraceStream(_KeepsNothing):
-    """A trace as CSV on a binary stream, row by row as it comes; without metadata."""
+    """A trace as CSV on a binary stream, row by row as they come; without metadata."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -248,7 +245,7 @@ class TraceStream(_KeepsNothing):
 
 
 class NoTrace(_KeepsNothing):
-    """Takes rows and keeps none, for a run whose summary is all that is wanted."""
+    """A sink that keeps no rows, for a run of which only the summary is wanted."""
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Drop the rows."""
@@ -278,19 +275,19 @@ def check_target(
     """Check that a trace can be written to a path, before any work is done for it.
 
     Args:
-        target: Where the trace is to go.
-        replace_existing: Accept a trace that is there, and what an unfinished run left.
-        with_probabilities: The run writes probabilities as well.
+        target: Path of the trace.
+        replace_existing: Accept an existing trace, and the parts of an unfinished run.
+        with_probabilities: The run also writes probabilities.
         inputs: Files that the run reads.
-        is_running: The run has taken the folder of the parts.
+        is_running: The run already holds the folder of the parts.
 
     Raises:
         UsageError: The path exists, an earlier run left parts there, another run writes there, or
-            its folder can't be used.
+            its folder cannot be used.
     """
     if target.suffix not in FILE_SUFFIXES:
         raise UsageError(
-            f"Can't tell the format of '{target}'.", hint="End the name in .parquet or .csv."
+            f"The format of '{target}' is unknown.", hint="End the name in .parquet or .csv."
         )
     check_target_file(target, replace_existing=replace_existing, inputs=inputs)
     check_names(

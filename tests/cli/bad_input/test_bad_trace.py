@@ -125,7 +125,9 @@ def test_a_file_of_another_kind_is_refused(
     path = tmp_path / "trace.json"
     path.write_text("[]", encoding="utf-8")
 
-    refuse(path, Refusal(3, error="'{}' is neither .parquet nor .csv", hint="Name a trace"))
+    refuse(
+        path, Refusal(3, error="'{}' is neither a .parquet nor a .csv file", hint="Name a trace")
+    )
 
 
 def test_a_folder_without_parts_is_refused(

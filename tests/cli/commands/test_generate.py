@@ -232,7 +232,7 @@ def test_a_run_that_is_interrupted_keeps_its_texts_beside_its_rows(tmp_path: Pat
     *others, rows_note, texts_note = completed.stderr.splitlines(keepends=True)
     said = Completed(completed.args, completed.returncode, completed.stdout, "".join(others))
     assert_refused(said, INTERRUPTED, target=None)
-    assert re.match(r"what was traced until then: .*/trace.parquet.partial \(", rows_note)
+    assert re.match(r"rows traced so far: .*/trace.parquet.partial \(", rows_note)
     kept = read_texts(partial_texts)
     assert texts_note == f"what was written until then: {partial_texts} ({len(kept):,} texts)\n"
     assert [text["id"] for text in kept] == [str(number) for number in range(len(kept))]

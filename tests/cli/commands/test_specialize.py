@@ -73,5 +73,5 @@ def test_a_trace_of_someone_elses_making_is_accepted(
     assert theirs["layers"][0]["mutual_information_nats"] == pytest.approx(
         ours["layers"][3]["mutual_information_nats"]
     )
-    assert any("taken to be 8" in note for note in theirs["notes"])
+    assert any("8 experts are assumed" in note for note in theirs["notes"])
     assert any("top-2" in note for note in theirs["notes"])

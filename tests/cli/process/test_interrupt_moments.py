@@ -240,7 +240,7 @@ def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> N
     )
     num_rows = len(read_trace(partial))
     metadata = open_trace(partial).metadata
-    note = f"what was traced until then: {partial} ({num_rows} rows)"
+    note = f"rows traced so far: {partial} ({num_rows} rows)"
     assert_refused(completed, INTERRUPTED, target=None, note=note)
     assert num_rows > 0
     assert metadata is not None

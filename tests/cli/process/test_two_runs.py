@@ -70,7 +70,7 @@ def test_a_run_that_is_terminated_loses_what_was_not_yet_a_part(rivals: Rivals) 
 
 
 def test_what_it_left_is_nobody_s_and_is_discarded_only_by_force(rivals: Rivals) -> None:
-    error = f"'{rivals.parts}' holds what an unfinished run traced"
+    error = f"'{rivals.parts}' holds the rows of an unfinished run"
     assert_refused(trace_to(rivals.target), Refusal(2, error=error, hint="--force"), target=None)
     assert len(read_trace(rivals.parts)) >= 1_000_000
 

@@ -1,4 +1,4 @@
-"""Counts of assignments against pandas, and what is inferred where metadata is missing."""
+"""Counts of assignments, against pandas, and shapes inferred without metadata."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BY: tuple[GroupColumn, ...] = ("domain", "prompt_id")
 
 
 def layers_of(frame: pd.DataFrame) -> list[RoutedLayer]:
-    """Return the metadata that a trace should have come with."""
+    """Return the metadata that the trace should have had."""
     top_k = frame.groupby("layer")["rank"].max() + 1
     return list(describe_layers(top_k=[int(k) for k in top_k]))
 
@@ -61,7 +61,7 @@ def cut(table: pa.Table, *, num_rows: int) -> Iterator[pa.Table]:
 
 
 def assignments_of(counts: ExpertCounts) -> dict[tuple[Any, ...], int]:
-    """Return how often each (group, layer, expert) occurs, where it occurs."""
+    """Return how often each (group, layer, expert) occurs, without those that do not."""
     return {
         (counts.groups[group], layer.layer, int(expert)): int(layer.assignments[group, expert])
         for layer in counts.layers
@@ -208,7 +208,7 @@ def test_ids_beyond_the_metadatas_number_of_experts_are_refused(tmp_path: Path) 
 
 
 def write_foreign(path: Path, **columns: Any) -> Path:
-    """Write a trace as others make it: by default one layer, top-2, two prompts."""
+    """Write a trace as other tools do, by default with one layer, top-2 and two prompts."""
     values: dict[str, Any] = {
         "prompt_id": ["a", "a", "a", "a", "b", "b"],
         "position": [0, 0, 1, 1, 0, 0],
@@ -228,7 +228,7 @@ def test_without_metadata_what_is_inferred_is_noted(tmp_path: Path) -> None:
     assert counts.groups == ("a", "b")
     assert counts.domains == ("(none)", "(none)")
     experts_note, top_k_note = counts.notes
-    assert "taken to be 5" in experts_note
+    assert "5 experts are assumed" in experts_note
     assert "--num-experts" in experts_note
     assert "top-2" in top_k_note
     assert "--top-k" in top_k_note
@@ -242,7 +242,7 @@ def test_what_is_said_of_a_trace_is_not_inferred(tmp_path: Path) -> None:
     (note,) = count_experts(source, by="prompt_id", num_experts=8).notes
     assert "top-2" in note
     (note,) = count_experts(source, by="prompt_id", top_k=2).notes
-    assert "taken to be 5" in note
+    assert "5 experts are assumed" in note
 
 
 def test_a_number_of_experts_that_the_ids_contradict_is_an_error(tmp_path: Path) -> None:
@@ -317,9 +317,9 @@ def test_numbers_that_no_trace_has_are_refused(columns: dict[str, Any], tmp_path
 
 
 def write_missing(path: Path, column: str) -> Path:
-    """Write a trace whose fourth row, or first prompt, says nothing in a column."""
+    """Write a trace with an empty column in its fourth row or first prompt."""
     rows = make_rows((2, 2)).to_pydict()
-    # A prompt has one domain, or none.
+    # A prompt has one domain or none.
     missing = range(8) if column == "domain" else [3]
     for row in missing:
         rows[column][row] = None

@@ -1,4 +1,4 @@
-"""Damaged and made-up traces are read, or refused in a short printable sentence: nothing else."""
+"""Damaged and made-up traces are either read, or refused in a short printable sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ODD_KINDS = (
 
 
 def check(path: Path) -> None:
-    """Read a trace in every way: each ends well, or in a refusal that anybody can read."""
+    """Read a trace in every way; each way succeeds or ends in a readable refusal."""
     for read in (
         lambda: count_experts(open_trace(path), by="prompt_id"),
         lambda: count_experts(open_trace(path), by="domain", validate=False),
@@ -79,7 +79,7 @@ def test_a_file_with_changed_bytes(suffix: str, data: st.DataObject, tmp_path: P
     path = write(tmp_path / f"trace{suffix}", ROWS, METADATA.to_json().encode())
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        # The end of a Parquet file says how to read the rest.
+        # The end of a Parquet file describes the rest.
         place = data.draw(
             st.integers(0, len(content) - 1) | st.integers(len(content) * 3 // 4, len(content) - 1)
         )
@@ -180,7 +180,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_layers_and_experts_far_apart_take_no_memory_in_between(tmp_path: Path) -> None:
-    """Stacks, layers, prompts and experts multiplied would be petabytes."""
+    """Tables over all stacks, layers, prompts and experts would take petabytes."""
     number = 2000
     table = pa.table(
         {

@@ -1,4 +1,4 @@
-"""What is written is read back, and traces that others made are read as well."""
+"""Written traces are read back, and so are traces of other tools."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_folder_has_the_columns_that_all_its_parts_have(tmp_path: Path) -> Non
     assert open_trace(tmp_path).columns == REQUIRED_COLUMNS
 
 
-# Traces that others made
+# Traces of other tools
 
 
 def write_foreign(frame: pd.DataFrame, path: Path) -> Path:
@@ -232,7 +232,7 @@ def test_a_csv_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
     assert columns_of(read_trace(path)) == columns_of(FOREIGN)
 
 
-# What is no trace
+# Files that are not traces
 
 
 def refusal(path: Path) -> InputError:
@@ -291,7 +291,7 @@ def test_a_path_without_a_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "trace.json").touch()
     assert "no such file or folder" in refusal(tmp_path / "missing.parquet").message
     assert "holds no Parquet files" in refusal(tmp_path / "empty").message
-    assert "neither .parquet nor .csv" in refusal(tmp_path / "trace.json").message
+    assert "neither a .parquet nor a .csv file" in refusal(tmp_path / "trace.json").message
 
 
 def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a trace comes into being: parts first, the target whole or not at all."""
+"""Writing of a trace: parts first, then the complete target or nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def interrupt(target: Path, *tables: pa.Table, replace_existing: bool = False) -> BaseException:
-    """Break a run off after some tables, and return the interrupt as it comes out."""
+    """Interrupt a run after a few tables, and return the interrupt as it comes out."""
     with pytest.raises(KeyboardInterrupt) as caught:
         break_off(target, *tables, replace_existing=replace_existing)
     return caught.value
@@ -158,7 +158,7 @@ def test_a_finish_that_fails_leaves_the_parts(target: Path) -> None:
 
 
 def test_many_parts_merge_to_the_rows_of_one(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every window has its own words, so every part has its own dictionaries.
+    # The words differ from window to window, and so do the dictionaries of the parts.
     windows = [
         make_rows(
             (3, 2), seed=seed, prompt_ids=[f"p{seed}.0", f"p{seed}.1"], domains=["same", f"d{seed}"]
@@ -270,11 +270,11 @@ def test_a_replacement_leaves_no_probabilities_of_the_trace_it_replaced(target: 
     assert not probabilities_path(target).exists()
 
 
-# What is of others
+# Files of others
 
 
 def probabilities_of_another(target: Path) -> bytes:
-    """Put the probabilities of the trace of the same name in the other format beside a target."""
+    """Put the probabilities of another trace, whose name differs in its suffix, next to a target."""
     other = target.with_suffix(".parquet" if target.suffix == ".csv" else ".csv")
     write_with_probabilities(other)
     return probabilities_path(target).read_bytes()
@@ -308,7 +308,7 @@ def test_probabilities_of_nobody_are_never_replaced(content: bytes | None, targe
         path.write_bytes(content)
     before = path.read_bytes()
     for force in (False, True):
-        with pytest.raises(UsageError, match="doesn't say that it belongs to"):
+        with pytest.raises(UsageError, match="does not state that it belongs to"):
             check_target(target, replace_existing=force)
     assert path.read_bytes() == before
 
@@ -323,17 +323,17 @@ def test_a_sidecar_that_is_not_a_trace_s_is_never_replaced(content: str, tmp_pat
     assert sidecar_path(target).read_text(encoding="utf-8") == content
 
 
-@pytest.mark.parametrize("beside", [sidecar_path, probabilities_path])
+@pytest.mark.parametrize("companion_path", [sidecar_path, probabilities_path])
 def test_what_goes_with_a_trace_is_never_a_link(
-    beside: Callable[[Path], Path], target: Path
+    companion_path: Callable[[Path], Path], target: Path
 ) -> None:
     target = target.with_suffix(".csv")
     elsewhere = target.with_name("elsewhere.csv")
     write_with_probabilities(elsewhere)
-    beside(target).symlink_to(beside(elsewhere))
+    companion_path(target).symlink_to(companion_path(elsewhere))
     with pytest.raises(UsageError, match="exists and"):
         check_target(target, replace_existing=True)
-    assert beside(elsewhere).is_file()
+    assert companion_path(elsewhere).is_file()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_folder_that_holds_more_than_parts_is_never_emptied(name: str, target:
     kept.write_bytes(b"kept")
     parts = names_in(partial_folder(target))
     for force in (False, True):
-        with pytest.raises(UsageError, match="which is not from a run"):
+        with pytest.raises(UsageError, match="which no run of moetool wrote"):
             TraceFile(target, metadata=BEFORE, replace_existing=force)
     assert names_in(partial_folder(target)) == parts
     assert kept.read_bytes() == b"kept"
@@ -367,7 +367,7 @@ def test_parts_never_go_through_a_link(leads_to: str, target: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "part-00000.parquet").write_bytes(b"kept")
     partial_folder(target).symlink_to(target.with_name(leads_to))
-    with pytest.raises(UsageError, match="is not a folder, and that is where the parts"):
+    with pytest.raises(UsageError, match="is not a folder, but the parts"):
         TraceFile(target, metadata=BEFORE, replace_existing=True)
     assert names_in(elsewhere) == ["part-00000.parquet"]
 
@@ -454,7 +454,7 @@ def test_a_run_that_ended_early_holds_nothing(target: Path) -> None:
 
 
 def test_a_folder_without_parts_is_in_nobody_s_way(target: Path) -> None:
-    """As a kill leaves it before the first part."""
+    """The state after a kill before the first part."""
     folder = partial_folder(target)
     folder.mkdir()
     (folder / "lock").write_text('{"pid": 1, "host": "a", "since": "2026"}')
@@ -464,11 +464,11 @@ def test_a_folder_without_parts_is_in_nobody_s_way(target: Path) -> None:
     assert not folder.exists()
 
 
-# What is taken away during the run
+# Files removed during the run
 
 
 def remove_and_go_on(target: Path, remove: Callable[[TraceFile], object]) -> UsageError:
-    """Remove something between two writes, and return what becomes of the run."""
+    """Remove something between two writes, and return the outcome of the run."""
 
     def run() -> None:
         with TraceFile(target, metadata=BEFORE) as sink:
@@ -526,7 +526,7 @@ def test_a_folder_that_another_run_has_now_is_not_written_to(target: Path) -> No
     assert not partial_folder(target).exists()
 
 
-# What a full disk leaves
+# A full disk
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -550,11 +550,11 @@ def test_a_full_disk_leaves_the_parts_that_were_closed(target: Path) -> None:
     assert names_in(partial_folder(target)) == ["lock", "part-00000.parquet"]
 
 
-# Every step of the end
+# Every step of finishing
 
 
 def models_at(target: Path) -> dict[str, str | None]:
-    """Return the model that each file of a trace was made with; None where there is not a file."""
+    """Return the model named by each file of a trace; None where there is no file."""
 
     def model_of(path: Path, read: Callable[[Path], bytes]) -> str | None:
         return json.loads(read(path))["model"] if path.exists() else None
@@ -611,7 +611,7 @@ def sidecar_of(target: Path) -> str | None:
     return "sidecar" if target.suffix == ".csv" else None
 
 
-# What can't be written to
+# Targets that cannot be written
 
 
 def refusal(target: Path) -> str:
