@@ -137,7 +137,8 @@ def trace_model(
     )
     # Only now, because they bring in torch: what is wrong with the files is said at once.
     from moetool.tracing.run import count_tokens, trace_prompts
-    from moetool.tracing.running.load_model import choose_device, choose_device_map, load_model
+    from moetool.tracing.running.devices import choose_device, choose_device_map
+    from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
         device_map: str | dict[str, Any] = {"": choose_device(options.device)}
@@ -212,8 +213,8 @@ def _check_traceable(
     """
     from moetool.anatomy.routing.moe_layers import find_moe_layers, select_layers
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.tracing.running.devices import check_device_map
     from moetool.tracing.running.generation import check_can_generate
-    from moetool.tracing.running.load_model import check_device_map
 
     find_auto_class(config)
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
@@ -241,7 +242,8 @@ def _describe_run(
 ) -> TraceMetadata:
     """Return what is known of the run before its first batch."""
     from moetool.anatomy.skeleton.build import find_auto_class
-    from moetool.tracing.running.load_model import name_devices, name_quantization
+    from moetool.tracing.quantization_method import find_quantization_method
+    from moetool.tracing.running.devices import name_devices
 
     config = model.config
     text_config = config.get_text_config()
@@ -253,7 +255,7 @@ def _describe_run(
         model_type=config.model_type,
         auto_class=find_auto_class(config),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=name_quantization(config),
+        quantization=find_quantization_method(config),
         device=name_devices(model),
         device_map=options.device_map,
         attention_implementation=getattr(text_config, "_attn_implementation", None),

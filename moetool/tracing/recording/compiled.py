@@ -11,7 +11,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
-from moetool.tracing.running.load_model import name_quantization
+from moetool.tracing.quantization_method import find_quantization_method
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -136,7 +136,7 @@ def _find_implementation(model: nn.Module) -> str | None:
 
 def _find_quantization(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
-    return None if config is None else name_quantization(config)
+    return None if config is None else find_quantization_method(config)
 
 
 def _text_config(model: nn.Module) -> Any:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.errors import OutOfMemoryError
+from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.scopes import CallScope, find_encoder
 from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.devices import find_input_device
 from moetool.tracing.running.generation import Continuation, continue_batch
-from moetool.tracing.running.load_model import find_input_device, is_out_of_memory
 from moetool.tracing.windows.collect import RoutedSequence
 
 if TYPE_CHECKING:

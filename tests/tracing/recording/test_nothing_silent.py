@@ -22,8 +22,9 @@ from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import UntraceableError
+from moetool.tracing.quantization_method import find_quantization_method
 from moetool.tracing.recording.watch.received import ReceivedWatch
-from moetool.tracing.running.load_model import load_model, name_quantization
+from moetool.tracing.running.load_model import load_model
 from tests.tiny_models import build_config, build_model
 from tests.tracing.recording.test_separate_experts import Block, Model, build
 from tests.tracing.recording.test_separate_experts import tokens as embedded_tokens
@@ -459,7 +460,7 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
 
     monkeypatch.setattr(Mxfp4HfQuantizer, "validate_environment", watch)
     config = load_config(mxfp4_checkpoint, trust_remote_code=False)
-    assert name_quantization(config) == "mxfp4"
+    assert find_quantization_method(config) == "mxfp4"
     model = load_model(mxfp4_checkpoint, config, device_map={"": "cpu"})
     assert seen == [True]
     stored = load_file(mxfp4_checkpoint.folder / "model.safetensors")
@@ -482,11 +483,11 @@ def test_quantization_is_named_the_same_before_and_after_loading() -> None:
     """Before, it is a dict of the config.json; after, an object that names itself otherwise."""
     config = build_config("mixtral")
     config.quantization_config = {"quant_method": "fp8"}
-    assert name_quantization(config) == "fp8"
+    assert find_quantization_method(config) == "fp8"
     config.quantization_config = FineGrainedFP8Config()
-    assert name_quantization(config) == "fp8"
+    assert find_quantization_method(config) == "fp8"
     del config.quantization_config
-    assert name_quantization(config) is None
+    assert find_quantization_method(config) is None
 
 
 def test_a_recorder_that_can_not_be_entered_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from moetool.trace.reading.reader import open_trace
 from moetool.trace.writing.writer import TraceFile
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.running import load_model as loading
-from moetool.tracing.running.load_model import choose_device_map
+from moetool.tracing.running.devices import choose_device_map
 from moetool.tracing.trace_model import TraceOptions, trace_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool

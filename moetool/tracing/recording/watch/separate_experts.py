@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
+from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.compiled import as_written
 from moetool.tracing.recording.watch.decision import Decision, Tell
 from moetool.tracing.recording.watch.routers import find_scores
@@ -33,7 +34,6 @@ from moetool.tracing.recording.watch.stand_ins import (
     without_hooks,
 )
 from moetool.tracing.recording.watch.token_tags import EMPTY, read_tags, tag_tokens
-from moetool.tracing.running.load_model import is_out_of_memory
 
 
 @dataclass(frozen=True)

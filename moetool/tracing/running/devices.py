@@ -1,0 +1,145 @@
+"""Devices and device maps: chosen by name, checked against a model, named in the trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from moetool.checkpoint.config import first_line
+from moetool.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Those that accelerate makes itself, from the memory that is free.
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def choose_device(name: str | None, *, option: str = "--device") -> torch.device:
+    """Return the named device; by default the first accelerator, else the CPU.
+
+    Args:
+        name: As torch has it.
+        option: Which option named it.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("the meta device holds no data")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"There is no device '{name}' here.",
+            hint=f"Leave {option} out to use a GPU if there is one, or give cpu, cuda, cuda:1, ….",
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+    return device
+
+
+def choose_device_map(name: str) -> str | dict[str, Any]:
+    """Return a device map for accelerate: one of its own by name, or a JSON file's.
+
+    Args:
+        name: One of `DEVICE_MAPS`, a device, or the path of a JSON file whose object says for
+            module paths where they go: a device, a GPU's number, `cpu` or `disk`.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if name in DEVICE_MAPS:
+        return name
+    if not name.endswith(".json"):
+        return {"": choose_device(name, option="--device-map")}
+    try:
+        device_map = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"The device map '{name}' can't be read.",
+            hint='Write it as JSON, as in {"model.embed_tokens": 0, "model.layers": "cpu"}.',
+            facts=[f"seen: {first_line(error)}"],
+        ) from error
+    if not isinstance(device_map, dict) or not all(
+        isinstance(device, str | int) and not isinstance(device, bool)
+        for device in device_map.values()
+    ):
+        raise UsageError(
+            f"The device map '{name}' is not an object of module paths and devices.",
+            hint='Write it as JSON, as in {"model.embed_tokens": 0, "model.layers": "cpu"}.',
+        )
+    for device in dict.fromkeys(device_map.values()):
+        if device != "disk":
+            _check_device(device)
+    return device_map
+
+
+def check_device_map(device_map: str | Mapping[str, Any], model: nn.Module, *, name: str) -> None:
+    """Check that a device map names a place for every tensor of a model, and nothing else.
+
+    Args:
+        device_map: As `choose_device_map` returns it.
+        model: The model, also on the meta device.
+        name: What the user gave.
+
+    Raises:
+        UsageError: It doesn't.
+    """
+    if isinstance(device_map, str) or list(device_map) == [""]:
+        return
+    tensors = list(model.state_dict())
+    # The model itself, '', stands for all of them or not at all.
+    known = {*tensors, *(path for path, _ in model.named_modules())} - {""}
+    faults = [
+        *(f"not in the model: {path or repr(path)}" for path in device_map if path not in known),
+        *(f"no place for: {tensor}" for tensor in tensors if not _covers(device_map, tensor)),
+    ]
+    if faults:
+        raise UsageError(
+            f"The device map '{name}' does not fit {type(model).__name__}.",
+            hint="Name a place for each of its modules, as in the model's named_modules().",
+            facts=faults[:3],
+        )
+
+
+def _covers(device_map: Mapping[str, Any], tensor: str) -> bool:
+    return any(f"{tensor}.".startswith(f"{path}.") for path in device_map)
+
+
+def _check_device(device: str | int) -> None:
+    """Check that a device of a map, by name or as an accelerator's number, is there."""
+    if isinstance(device, str):
+        choose_device(device, option="--device-map")
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or not 0 <= device < torch.accelerator.device_count():
+        raise UsageError(
+            f"There is no GPU {device} here.",
+            hint='Give the number of one that is there, "cpu" or "disk" in the device map.',
+        )
+
+
+def find_input_device(model: PreTrainedModel) -> torch.device:
+    """Return where a model's inputs go; what is offloaded lies on no device between its uses."""
+    devices = (parameter.device for parameter in model.parameters())
+    real = next((device for device in devices if device.type != "meta"), None)
+    return real or torch.device("cpu")
+
+
+def name_devices(model: PreTrainedModel) -> str:
+    """Return where a model's weights are, as in `cuda:0, cpu, disk`."""
+    device_map: dict[str, Any] = getattr(model, "hf_device_map", None) or {"": model.device}
+    names = (
+        f"cuda:{device}" if isinstance(device, int) else str(device)
+        for device in device_map.values()
+    )
+    return ", ".join(dict.fromkeys(names))
