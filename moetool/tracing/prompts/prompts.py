@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.tracing.prompts.files import (
@@ -113,6 +113,38 @@ def read_prompts(
         )
     _check_sizes([path], source=f"'{path}'")
     return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
+
+
+def choose_prompts(
+    source: str | None,
+    text: str | None,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+) -> list[Prompt]:
+    """Return the prompts of a source, or the one prompt of a text.
+
+    Args:
+        source: See `read_prompts`.
+        text: One prompt, instead of a source.
+        fields: The names of the columns.
+        limit: Keep only this many prompts of a source; all are checked.
+
+    Raises:
+        UsageError: Neither or both are given.
+        InputError: See `read_prompts`.
+    """
+    if (source is None) == (text is None):
+        raise UsageError(
+            "No prompts are given."
+            if source is None
+            else "A source of prompts and a single prompt exclude each other.",
+            hint="Give a file or folder with --prompts, or one text with --prompt.",
+        )
+    if text is not None:
+        return make_prompt(text)
+    assert source is not None
+    return read_prompts(source, fields=fields, limit=limit)
 
 
 def make_prompt(text: str) -> list[Prompt]:

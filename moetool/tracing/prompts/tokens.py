@@ -122,6 +122,13 @@ def tokenize_prompts(
     return tokenized
 
 
+def choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
+    """Return who adds special tokens: a chat template always does, a tokenizer if it may."""
+    if chat:
+        return "chat template"
+    return "tokenizer" if special_tokens else "none"
+
+
 def read_context_tokens(config: PreTrainedConfig) -> int | None:
     """Return the longest sequence a model takes, or None if its configuration doesn't say."""
     value = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
 from moetool.tracing.recording.calls import (
@@ -25,7 +25,7 @@ from moetool.tracing.recording.calls import (
 )
 from moetool.tracing.recording.compiled import as_written, check_not_compiled, explain_silence
 from moetool.tracing.recording.generate_masks import GenerateMasks
-from moetool.tracing.recording.scopes import CallScope, find_scopes
+from moetool.tracing.recording.scopes import CallScope, find_recorded_model
 from moetool.tracing.recording.token_masks import is_token_mask
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
@@ -86,7 +86,8 @@ class RoutingRecorder:
         keep_scores = take_flag(keep_scores, name="keep_scores")
         allow_inexact = take_flag(allow_inexact, name="allow_inexact")
         self.model = model
-        self.layers = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
+        self.recorded = find_recorded_model(model, layers=layers, allow_inexact=allow_inexact)
+        self.layers = self.recorded.layers
         self.calls: list[RecordedCall] = []
         self._num_calls = 0
         self._handles: list[RemovableHandle] = []
@@ -127,7 +128,7 @@ class RoutingRecorder:
             )
 
     def _install(self) -> None:
-        for scope in find_scopes(self.model, self.layers):
+        for scope in self.recorded.scopes:
             self._scopes.update(dict.fromkeys(scope.layers, scope))
             chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
             self._chances.append(chance)

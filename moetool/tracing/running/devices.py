@@ -128,7 +128,7 @@ def _check_device(device: str | int) -> None:
         )
 
 
-def find_input_device(model: PreTrainedModel) -> torch.device:
+def find_input_device(model: nn.Module) -> torch.device:
     """Return where a model's inputs go; what is offloaded lies on no device between its uses."""
     devices = (parameter.device for parameter in model.parameters())
     real = next((device for device in devices if device.type != "meta"), None)

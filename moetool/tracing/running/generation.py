@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from moetool.checkpoint.config import first_line
 from moetool.errors import InputError, UntraceableError, UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.memory.scenario import CacheKind
+from moetool.tracing.options import GenerationOptions
 from moetool.tracing.prompts.token_settings import check_token_settings
 from moetool.tracing.prompts.tokens import choose_pad, count_embeddings
 from moetool.tracing.running.batches import Batch
@@ -93,7 +94,7 @@ def generation_settings(
         UntraceableError: transformers lacks a setting of this name.
         InputError: Nothing says with which token its decoder begins, or what says so names none.
     """
-    if options.cache == "static":
+    if options.cache == CacheKind.STATIC:
         _check_static_cache(model)
     own = model.generation_config
     kept: dict[str, Any] = {name: getattr(own, name, None) for name in _KEPT_SETTINGS}
@@ -125,7 +126,7 @@ def generation_settings(
         **chosen,
         "max_new_tokens": options.max_new_tokens,
         "do_sample": not options.is_greedy,
-        "cache_implementation": "static" if options.cache == "static" else None,
+        "cache_implementation": "static" if options.cache == CacheKind.STATIC else None,
         # Compiled code runs past hooks.
         "disable_compile": True,
     }

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.headers.published_format import name_packed
-from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
@@ -23,6 +22,7 @@ def load_model(
     checkpoint: Checkpoint,
     config: PreTrainedConfig,
     *,
+    auto_class: str,
     device_map: str | dict[str, Any],
     offload_folder: str | None = None,
     dtype: str | None = None,
@@ -36,6 +36,7 @@ def load_model(
     Args:
         checkpoint: The checkpoint.
         config: Its configuration.
+        auto_class: Name of transformers' class that loads it, see `find_auto_class`.
         device_map: Where the weights go, as accelerate takes it.
         offload_folder: Where weights go that the device map sends to disk.
         dtype: Of the weights, by default the checkpoint's own.
@@ -47,7 +48,7 @@ def load_model(
     """
     import transformers
 
-    auto_class: Any = getattr(transformers, find_auto_class(config))
+    loader: Any = getattr(transformers, auto_class)
     stated = read_json(checkpoint.folder / "config.json", missing="")
     _refuse_format(checkpoint, stated)
     wishes: dict[str, Any] = {}
@@ -55,7 +56,7 @@ def load_model(
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
     try:
-        model, report = auto_class.from_pretrained(
+        model, report = loader.from_pretrained(
             checkpoint.folder,
             config=config,
             dtype=dtype or "auto",
@@ -72,7 +73,7 @@ def load_model(
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"Memory ran out while loading {checkpoint.name}.",
+                f"Out of memory while loading {checkpoint.name}.",
                 hint="Use a smaller --dtype, --device-map auto, or a device with more memory.",
             ) from error
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,13 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
+from moetool.trace.writing.writer import list_places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from moetool.tracing.options import GenerationOptions
     from moetool.tracing.prompts.tokens import TokenizedPrompt
     from moetool.tracing.running.generation import Continuation
 
@@ -163,7 +165,51 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
             _open_partial(path, discard=replace_existing).close()
 
 
-def list_text_places(path: Path) -> list[Path]:
+def choose_texts(
+    path: Path | None,
+    *,
+    generation: GenerationOptions | None,
+    output: Path | None = None,
+    replace_existing: bool = False,
+    inputs: Iterable[Path] = (),
+) -> Callable[[], TextFile] | None:
+    """Return a function that opens the file of generated texts; None if they are not kept.
+
+    Args:
+        path: Where the texts are to go; None to keep none.
+        generation: Options of the run.
+        output: Where its trace goes, if to a file.
+        replace_existing: Accept texts that are there, and those that an unfinished run left.
+        inputs: Files that the run reads.
+
+    Raises:
+        UsageError: Nothing is generated, the trace takes the same path, or no file can be written
+            there.
+    """
+    if path is None:
+        return None
+    if generation is None:
+        raise UsageError(
+            "There are no texts to save: no text is generated.", hint="Add --max-new-tokens."
+        )
+    if output is not None:
+        taken = {_spell_out(each) for each in list_places(output)}
+        both = next((each for each in _list_paths(path) if _spell_out(each) in taken), None)
+        if both is not None:
+            raise UsageError(
+                f"The trace and the texts would both be written to '{both}'.",
+                hint="Name two different files.",
+            )
+    check_text_path(path, replace_existing=replace_existing, inputs=inputs)
+    return lambda: TextFile(path, replace_existing=replace_existing)
+
+
+def _spell_out(path: Path) -> str:
+    """Return a path in a unique spelling, without following a link in its last part."""
+    return os.path.normcase(path.parent.resolve() / path.name)
+
+
+def _list_paths(path: Path) -> list[Path]:
     """Return every path that a run may write for texts at a path."""
     return [path, _partial_file(path)]
 

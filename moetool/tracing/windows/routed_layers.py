@@ -36,7 +36,7 @@ def describe_layers(
     )
 
 
-def describe_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
+def note_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
     """Return the metadata with its layers, and with notes that a reader of the rows should know."""
     rules = {RoutingRule(layer.rule) for layer in layers if layer.rule}
     reasons = [rule.inexact_because for rule in rules if rule.inexact_because]

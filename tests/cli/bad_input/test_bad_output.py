@@ -105,7 +105,7 @@ def test_an_output_of_no_known_format_is_refused(
     [
         pytest.param(
             ["--format", "csv", "-o", "{}"],
-            Refusal(2, error="--format csv contradicts '{}'", hint="one"),
+            Refusal(2, error="format csv contradicts '{}'", hint="one"),
             id="a format that contradicts the suffix",
         ),
         pytest.param(

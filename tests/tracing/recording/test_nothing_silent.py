@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import UntraceableError
@@ -461,7 +462,9 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
     monkeypatch.setattr(Mxfp4HfQuantizer, "validate_environment", watch)
     config = load_config(mxfp4_checkpoint, trust_remote_code=False)
     assert find_quantization_method(config) == "mxfp4"
-    model = load_model(mxfp4_checkpoint, config, device_map={"": "cpu"})
+    model = load_model(
+        mxfp4_checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
+    )
     assert seen == [True]
     stored = load_file(mxfp4_checkpoint.folder / "model.safetensors")
     reference = build_model("gpt_oss", intermediate_size=64)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.run import TracedRun, trace_prompts
@@ -151,13 +151,15 @@ def trace(
         model,
         spells,
         prompts,
+        TraceOptions(
+            batch_size=batch_size,
+            layers=None if layers is None else frozenset(layers),
+            with_probabilities=with_probabilities,
+            allow_inexact=True,
+            generation=generation,
+        ),
         sink=rows,
         metadata=TraceMetadata(),
-        batch_size=batch_size,
-        layers=layers,
-        with_probabilities=with_probabilities,
-        allow_inexact=True,
-        generation=generation,
         texts=None if generation is None else kept_texts,
         advance=advanced.append,
     )

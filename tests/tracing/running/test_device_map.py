@@ -19,10 +19,11 @@ from moetool.errors import OutOfMemoryError, UntraceableError, UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.writing.writer import TraceFile
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.running import load_model as loading
 from moetool.tracing.running.devices import choose_device_map
-from moetool.tracing.trace_model import TraceOptions, trace_model
+from moetool.tracing.trace_model import trace_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 
@@ -211,5 +212,7 @@ def test_device_and_device_map_exclude_each_other(run_moetool: RunMoetool, tmp_p
         *("route-trace", "demo", "--prompt", "x", "-o", target),
         *("--device", "cpu", "--device-map", "auto"),
     )
-    expected = Refusal(2, error="--device and --device-map exclude each other", hint="one out")
+    expected = Refusal(
+        2, error="A device and a device map exclude each other", hint="one of them out"
+    )
     assert_refused(completed, expected, target=target)

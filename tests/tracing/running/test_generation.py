@@ -13,7 +13,7 @@ from packaging.version import Version
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from moetool.errors import InputError, UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.options import GenerationOptions
 from tests.families.tiny.models import build_family
 from tests.tiny_models import build_model
 from tests.tracing.recording.writing import (

@@ -16,7 +16,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from moetool.errors import UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.options import GenerationOptions
 from moetool.tracing.running.generation import check_can_generate
 from tests.families.tiny.configs import FAMILIES
 from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from moetool.errors import InputError, UntraceableError, UsageError
-from moetool.tracing.generation_options import GenerationOptions, choose_generation
+from moetool.tracing.options import GenerationOptions, choose_generation
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import TokenizedPrompt, tokenize_prompts
 from tests.tiny_models import build_model
@@ -149,25 +149,28 @@ def test_the_models_own_settings_are_put_back(model: PreTrainedModel, is_traced:
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "temperature of nothing": ({"temperature": 0.0}, "--temperature 0 "),
-    "negative temperature": ({"temperature": -1.0}, "--temperature -1 "),
-    "temperature of no number": ({"temperature": math.nan}, "--temperature nan "),
-    "temperature without bounds": ({"temperature": math.inf}, "--temperature inf "),
-    "temperature too low for float32": ({"temperature": 1e-40}, "--temperature 1e-40 "),
-    "top-p of nothing": ({"top_p": 0.0}, "--top-p 0 "),
-    "top-p beyond one": ({"top_p": 1.5}, "--top-p 1.5 "),
-    "top-p of no number": ({"top_p": math.nan}, "--top-p nan "),
-    "negative seed": ({"seed": -1, "temperature": 1.0}, "--seed -1 "),
-    "seed of 65 bits": ({"seed": 1 << 64, "temperature": 1.0}, "--seed 18446744073709551616 "),
+    "temperature of nothing": ({"temperature": 0.0}, "The temperature can't be 0.0."),
+    "negative temperature": ({"temperature": -1.0}, "The temperature can't be -1.0."),
+    "temperature of no number": ({"temperature": math.nan}, "The temperature can't be nan."),
+    "temperature without bounds": ({"temperature": math.inf}, "The temperature can't be inf."),
+    "temperature too low for float32": ({"temperature": 1e-40}, "The temperature can't be 1e-40."),
+    "top-p of nothing": ({"top_p": 0.0}, "The top-p can't be 0.0."),
+    "top-p beyond one": ({"top_p": 1.5}, "The top-p can't be 1.5."),
+    "top-p of no number": ({"top_p": math.nan}, "The top-p can't be nan."),
+    "negative seed": ({"seed": -1, "temperature": 1.0}, "The seed can't be -1."),
+    "seed of 65 bits": (
+        {"seed": 1 << 64, "temperature": 1.0},
+        "The seed can't be 18446744073709551616.",
+    ),
     "temperature for nothing": (
         {"temperature": 1.0, "max_new_tokens": None},
-        "no use for --temperature.",
+        "Temperature has no effect",
     ),
     "top-p and seed for nothing": (
         {"top_p": 0.9, "seed": 1, "max_new_tokens": None},
-        "no use for --top-p and --seed.",
+        "Top-p and seed have no effect",
     ),
-    "cache for nothing": ({"cache": "static", "max_new_tokens": None}, "no use for --cache."),
+    "cache for nothing": ({"cache": "static", "max_new_tokens": None}, "Cache has no effect"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moetool.anatomy.skeleton.build import refuse_unbuildable
+from moetool.anatomy.skeleton.build import find_auto_class, refuse_unbuildable
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
@@ -25,7 +25,9 @@ MISSING = {
 def load(name: str, folder: Path) -> Any:
     checkpoint = Checkpoint(name=name, folder=Path(save_packed(name, folder)), revision=None)
     config = load_config(checkpoint, trust_remote_code=False)
-    return load_model(checkpoint, config, device_map={"": "cpu"})
+    return load_model(
+        checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
+    )
 
 
 @pytest.mark.parametrize("name", MISSING)
