@@ -58,9 +58,9 @@ def observe(model: PreTrainedModel) -> list[ObservedLayer]:
     (call,) = recorder.calls
     return [
         ObservedLayer(
-            experts=model.get_submodule(layer.place.experts_path),
-            hidden_states=seen[layer.place.experts_path][0].flatten(0, -2),
-            output=seen[layer.place.experts_path][1].flatten(0, -2),
+            experts=model.get_submodule(layer.layer.experts_path),
+            hidden_states=seen[layer.layer.experts_path][0].flatten(0, -2),
+            output=seen[layer.layer.experts_path][1].flatten(0, -2),
             ids=torch.from_numpy(layer.experts),
             weights=torch.from_numpy(layer.weights),
         )

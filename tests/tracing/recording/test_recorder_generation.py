@@ -86,7 +86,7 @@ def collect(model: PreTrainedModel, **options: Any) -> pd.DataFrame:
     prompts = np.arange(len(SEQUENCES), dtype=np.int32)
     (scope,) = collect_scopes([TracedBatch(prompts, {"": sequences}, calls)])
     columns = {
-        f"layer {layer.place.layer}, choice {choice}": layer.experts[:, choice]
+        f"layer {layer.layer.layer}, choice {choice}": layer.experts[:, choice]
         for layer in scope.layers
         for choice in range(layer.experts.shape[1])
     }
@@ -111,7 +111,7 @@ def test_a_token_that_never_passed_is_an_error(model: PreTrainedModel) -> None:
     unseen = [RoutedSequence(np.arange(99, dtype=np.int32), num_given=length) for length in LENGTHS]
     batch = TracedBatch(np.arange(3, dtype=np.int32), {"": unseen}, recorder.take_calls())
 
-    with pytest.raises(UntraceableError, match="297 tokens went through the model, 20 of them"):
+    with pytest.raises(UntraceableError, match="297 tokens went through the model, but only 20"):
         collect_scopes([batch])
 
 

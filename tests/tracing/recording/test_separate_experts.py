@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.watch.stand_ins import StandIn
+from moetool.tracing.recording.watch.separate.stand_ins import StandIn
 from tests.families.tiny.dense_reference import apply_decisions
 from tests.families.tiny.gemm_audit import GemmAudit
 
@@ -567,13 +567,13 @@ def record(model: Model, input_ids: torch.Tensor, **options: Any) -> Recorded:
     with RoutingRecorder(model, **options) as recorder, torch.no_grad():
         output = call(model, input_ids)
     ((layer,),) = (call.layers for call in recorder.calls)
-    assert layer.place.rule is RoutingRule.SEPARATE_EXPERTS
+    assert layer.layer.rule is RoutingRule.SEPARATE_EXPERTS
     return Recorded(
         ids=torch.from_numpy(layer.experts).long(),
         weights=torch.from_numpy(layer.weights),
         scores=None if layer.scores is None else torch.from_numpy(layer.scores),
         output=output,
-        router=recorder.find_router(layer.place),
+        router=recorder.find_router(layer.layer),
     )
 
 
