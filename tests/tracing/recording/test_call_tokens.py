@@ -114,7 +114,9 @@ def test_what_looks_like_a_cache_and_cannot_be_counted_needs_a_mask(name: str) -
 
     with pytest.raises(UntraceableError, match="number of tokens before a call is unknown"):
         locate_tokens(inputs)
-    with pytest.raises(UntraceableError, match="is 1 wide but must cover 1 tokens after an unknown number"):
+    with pytest.raises(
+        UntraceableError, match="is 1 wide but must cover 1 tokens after an unknown number"
+    ):
         locate_tokens({**inputs, "attention_mask": torch.ones(NUM_ROWS, 1)})
 
     mask = torch.ones(NUM_ROWS, NUM_CACHED + 1)
