@@ -70,7 +70,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "a limit beyond the context": (
         ["--prompt", "hello", "--max-prompt-tokens", "513"],
-        Refusal(2, error="--max-prompt-tokens 513", hint="512 or less"),
+        Refusal(2, error="limit of 513 tokens for prompts", hint="512 or less"),
     ),
     "a chat without a template": (
         ["--prompt", "hello", "--chat"],

@@ -75,7 +75,7 @@ def tokenizer(own: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def make_prompt(text: str, *, prompt_id: str = "x\x1b") -> Prompt:
-    return Prompt(prompt_id=prompt_id, domain="prose", text=text, place="a.jsonl:1")
+    return Prompt(prompt_id=prompt_id, domain="prose", text=text, origin="a.jsonl:1")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[list[int]]:
@@ -149,7 +149,7 @@ def test_a_template_that_does_not_end_is_ended(
 ) -> None:
     monkeypatch.setattr(chat_template, "_RENDERING_S", 2.0)
     tokenizer.chat_template = template
-    with pytest.raises(InputError, match="does not end within 2 s on prompt"):
+    with pytest.raises(InputError, match="did not finish within 2 s on prompt"):
         encode(tokenizer, "Hello")
 
 

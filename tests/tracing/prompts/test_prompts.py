@@ -78,7 +78,7 @@ def test_stdin_is_read_as_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     say_on_stdin('{"text": "größer"}\n{"id": "b", "text": "x"}\n'.encode(), monkeypatch)
     prompts = read_prompts("-")
     assert values_of(prompts) == [("1", "(none)", "größer"), ("b", "(none)", "x")]
-    assert [prompt.place for prompt in prompts] == ["stdin:1", "stdin:2"]
+    assert [prompt.origin for prompt in prompts] == ["stdin:1", "stdin:2"]
 
 
 def test_one_prompt_can_be_made_of_a_text() -> None:
@@ -128,7 +128,7 @@ def test_blank_lines_between_json_lines_are_skipped(tmp_path: Path) -> None:
     path.write_text('\n{"text": "first"}\n \n\n{"text": "second"}\n\n', encoding="utf-8")
     prompts = read_prompts(str(path))
     assert [prompt.prompt_id for prompt in prompts] == ["1", "2"]
-    assert [prompt.place for prompt in prompts] == [f"{path}:2", f"{path}:5"]
+    assert [prompt.origin for prompt in prompts] == [f"{path}:2", f"{path}:5"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -158,7 +158,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_ignored(
     (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     prompts = read_prompts(str(tmp_path))
     assert [prompt.text for prompt in prompts] == ["first", "second", "third", "fourth"]
-    assert [prompt.place for prompt in prompts] == [
+    assert [prompt.origin for prompt in prompts] == [
         f"{tmp_path / name}:{line}"
         for name, line in [("a.parquet", 1), ("b.csv", 2), ("c.txt", 1), ("d.jsonl", 1)]
     ]
@@ -225,7 +225,7 @@ def test_prompts_beyond_a_limit_are_checked_all_the_same(tmp_path: Path) -> None
 
 # Hash
 
-PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", place="a.jsonl:1")
+PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", origin="a.jsonl:1")
 
 
 def test_the_hash_does_not_depend_on_the_files_that_prompts_lie_in(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_the_hash_changes_with_every_part_of_a_prompt() -> None:
         [],
         [PROMPT],
         [PROMPT, PROMPT],
-        [Prompt("2", PROMPT.domain, PROMPT.text, PROMPT.place)],
-        [Prompt(PROMPT.prompt_id, "verse", PROMPT.text, PROMPT.place)],
-        [Prompt(PROMPT.prompt_id, PROMPT.domain, "Once ", PROMPT.place)],
+        [Prompt("2", PROMPT.domain, PROMPT.text, PROMPT.origin)],
+        [Prompt(PROMPT.prompt_id, "verse", PROMPT.text, PROMPT.origin)],
+        [Prompt(PROMPT.prompt_id, PROMPT.domain, "Once ", PROMPT.origin)],
     ]
     assert len({hash_prompts(prompts) for prompts in versions}) == len(versions)
 

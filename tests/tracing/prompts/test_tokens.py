@@ -41,7 +41,7 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def make_prompt(text: str, *, prompt_id: str = "1") -> Prompt:
-    return Prompt(prompt_id=prompt_id, domain="prose", text=text, place=f"a.jsonl:{prompt_id}")
+    return Prompt(prompt_id=prompt_id, domain="prose", text=text, origin=f"a.jsonl:{prompt_id}")
 
 
 def tokenize(
@@ -133,7 +133,7 @@ def test_a_cut_prompt_fits_the_context(tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def test_a_limit_beyond_the_context_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UsageError, match="--max-prompt-tokens 513 is beyond"):
+    with pytest.raises(UsageError, match="limit of 513 tokens for prompts exceeds"):
         tokenize(tokenizer, "fits", max_prompt_tokens=CONTEXT + 1)
 
 
@@ -298,7 +298,7 @@ def test_a_token_that_the_model_does_not_have_is_an_error(
             )
             assert tokenized.token_ids.tolist() == ids
         else:
-            with pytest.raises(InputError, match=f"the token {max(ids):,}, and the model has"):
+            with pytest.raises(InputError, match=f"the token {max(ids):,}, but the model has"):
                 tokenize_prompts(
                     prompts,
                     tokenizer,

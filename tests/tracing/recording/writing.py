@@ -138,7 +138,7 @@ def trace(
     """Trace a model as `moetool route-trace` does, without files."""
     prompts = [
         TokenizedPrompt(
-            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", place=f"a:{number}"),
+            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", origin=f"a:{number}"),
             token_ids=np.array(sequence, dtype=np.int32),
             was_cut=False,
         )

@@ -37,7 +37,7 @@ def make_prompts(lengths: Sequence[int]) -> list[TokenizedPrompt]:
     first = np.cumsum([1, *lengths])
     return [
         TokenizedPrompt(
-            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", place=f"a:{number}"),
+            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", origin=f"a:{number}"),
             token_ids=np.arange(start, start + length, dtype=np.int32),
             was_cut=False,
         )

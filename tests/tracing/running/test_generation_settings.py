@@ -239,7 +239,7 @@ def test_what_is_to_be_written_must_fit_into_the_context_with_its_prompt() -> No
     backend = Tokenizer(models.WordLevel({"a": 3}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    prompt = Prompt(prompt_id="1", domain="prose", text="a a a", place="a.jsonl:1")
+    prompt = Prompt(prompt_id="1", domain="prose", text="a a a", origin="a.jsonl:1")
 
     def tokenize(max_new_tokens: int) -> list[TokenizedPrompt]:
         return tokenize_prompts(
@@ -253,5 +253,5 @@ def test_what_is_to_be_written_must_fit_into_the_context_with_its_prompt() -> No
     assert len(tokenize(5)) == 1
     with pytest.raises(InputError, match=r"a.jsonl:1: .* 3 tokens and 6 new ones; .* holds 8"):
         tokenize(6)
-    with pytest.raises(UsageError, match="--max-new-tokens 8 leaves no room"):
+    with pytest.raises(UsageError, match="8 new tokens leave no room"):
         tokenize(8)

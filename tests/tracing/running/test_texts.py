@@ -59,7 +59,7 @@ def decode(
     begins_anew: bool = False,
 ) -> WrittenText:
     prompt = TokenizedPrompt(
-        prompt=Prompt(prompt_id="1", domain="prose", text="…", place="a:1"),
+        prompt=Prompt(prompt_id="1", domain="prose", text="…", origin="a:1"),
         token_ids=np.array(given, dtype=np.int32),
         was_cut=False,
     )
