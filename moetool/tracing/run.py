@@ -1,4 +1,4 @@
-"""Run a model over prompts and hand its routing decisions to a sink, window by window."""
+"""Run a model over prompts and write its routing decisions to a sink, window by window."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TracedRun:
-    """What a finished run recorded, in figures.
+    """Figures of a finished run.
 
     Attributes:
-        metadata: Of the complete trace.
+        metadata: Metadata of the complete trace.
         counts: Assignments by domain, layer and expert.
-        num_rows: Assignments recorded.
+        num_rows: Number of assignments recorded.
     """
 
     metadata: TraceMetadata
@@ -51,11 +51,11 @@ class TracedRun:
 
 @dataclass(frozen=True)
 class WindowPasses:
-    """What went through the model for the prompts of one window.
+    """The batches of one window after they went through the model.
 
     Attributes:
         batches: In the order in which they ran.
-        written: By the prompt's index in the window, what the model wrote after it.
+        written: Continuations, by the prompt's index in the window.
     """
 
     batches: list[TracedBatch]
@@ -63,16 +63,16 @@ class WindowPasses:
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens that the model wrote."""
+        """Number of tokens that the model generated."""
         return sum(len(item.token_ids) for item in self.written.values())
 
     def add(self, batch: TracedBatch, written: Sequence[Continuation]) -> None:
-        """Take a batch and, if the model was to write, what it wrote after each row."""
+        """Add a batch and, if the model generates text, the continuation of each row."""
         self.batches.append(batch)
         self.written.update(zip(batch.prompts.tolist(), written, strict=False))
 
     def in_order(self) -> list[Continuation]:
-        """Return what was written in the order of the window's prompts."""
+        """Return the continuations in the order of the window's prompts."""
         return [self.written[index] for index in sorted(self.written)]
 
 
@@ -176,6 +176,6 @@ def trace_prompts(
 def count_tokens(
     token_ids: Sequence[NDArray[np.int32]], generation: GenerationOptions | None
 ) -> int:
-    """Return how many tokens prompts put through a model at most."""
+    """Return the largest number of tokens that prompts may put through a model."""
     num_new = generation.max_new_tokens if generation else 0
     return sum(len(ids) + num_new for ids in token_ids)

@@ -16,7 +16,7 @@ from moetool.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Those that accelerate makes itself, from the memory that is free.
+# Maps that accelerate makes itself, from the memory that is free.
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -24,8 +24,8 @@ def choose_device(name: str | None, *, option: str = "--device") -> torch.device
     """Return the named device; by default the first accelerator, else the CPU.
 
     Args:
-        name: As torch has it.
-        option: Which option named it.
+        name: As torch spells it.
+        option: The command-line option that named it, for the hint.
 
     Raises:
         UsageError: There is no such device.
@@ -48,14 +48,14 @@ def choose_device(name: str | None, *, option: str = "--device") -> torch.device
 
 
 def choose_device_map(name: str) -> str | dict[str, Any]:
-    """Return a device map for accelerate: one of its own by name, or a JSON file's.
+    """Return a device map for accelerate: the name of one of its own, or the content of a JSON file.
 
     Args:
-        name: One of `DEVICE_MAPS`, a device, or the path of a JSON file whose object says for
-            module paths where they go: a device, a GPU's number, `cpu` or `disk`.
+        name: One of `DEVICE_MAPS`, a device, or the path of a JSON file with an object that maps
+            module paths to a device, a GPU's number, `cpu` or `disk`.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The name is none of these, or the file has no such object.
     """
     if name in DEVICE_MAPS:
         return name
@@ -84,29 +84,29 @@ def choose_device_map(name: str) -> str | dict[str, Any]:
 
 
 def check_device_map(device_map: str | Mapping[str, Any], model: nn.Module, *, name: str) -> None:
-    """Check that a device map names a place for every tensor of a model, and nothing else.
+    """Check that a device map names a device for every tensor of a model, and nothing else.
 
     Args:
         device_map: As `choose_device_map` returns it.
-        model: The model, also on the meta device.
-        name: What the user gave.
+        model: A loaded model or a skeleton.
+        name: The name that the user gave, for errors.
 
     Raises:
-        UsageError: It doesn't.
+        UsageError: A tensor has no device, or a path is not in the model.
     """
     if isinstance(device_map, str) or list(device_map) == [""]:
         return
     tensors = list(model.state_dict())
-    # The model itself, '', stands for all of them or not at all.
+    # The model itself, '', may only be the single entry of a map.
     known = {*tensors, *(path for path, _ in model.named_modules())} - {""}
     faults = [
         *(f"not in the model: {path or repr(path)}" for path in device_map if path not in known),
-        *(f"no place for: {tensor}" for tensor in tensors if not _covers(device_map, tensor)),
+        *(f"no device for: {tensor}" for tensor in tensors if not _covers(device_map, tensor)),
     ]
     if faults:
         raise UsageError(
             f"The device map '{name}' does not fit {type(model).__name__}.",
-            hint="Name a place for each of its modules, as in the model's named_modules().",
+            hint="Name a device for each of its modules, as in the model's named_modules().",
             facts=faults[:3],
         )
 
@@ -116,7 +116,7 @@ def _covers(device_map: Mapping[str, Any], tensor: str) -> bool:
 
 
 def _check_device(device: str | int) -> None:
-    """Check that a device of a map, by name or as an accelerator's number, is there."""
+    """Check that a device of a map, given by name or as a GPU's number, exists."""
     if isinstance(device, str):
         choose_device(device, option="--device-map")
         return
@@ -124,19 +124,19 @@ def _check_device(device: str | int) -> None:
     if accelerator is None or not 0 <= device < torch.accelerator.device_count():
         raise UsageError(
             f"There is no GPU {device} here.",
-            hint='Give the number of one that is there, "cpu" or "disk" in the device map.',
+            hint='Give the number of an existing GPU, "cpu" or "disk" in the device map.',
         )
 
 
 def find_input_device(model: nn.Module) -> torch.device:
-    """Return where a model's inputs go; what is offloaded lies on no device between its uses."""
+    """Return the device for a model's inputs: that of its first weight that is not offloaded."""
     devices = (parameter.device for parameter in model.parameters())
     real = next((device for device in devices if device.type != "meta"), None)
     return real or torch.device("cpu")
 
 
 def name_devices(model: PreTrainedModel) -> str:
-    """Return where a model's weights are, as in `cuda:0, cpu, disk`."""
+    """Return the devices of a model's weights, as in `cuda:0, cpu, disk`."""
     device_map: dict[str, Any] = getattr(model, "hf_device_map", None) or {"": model.device}
     names = (
         f"cuda:{device}" if isinstance(device, int) else str(device)

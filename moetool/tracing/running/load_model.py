@@ -1,4 +1,4 @@
-"""From a checkpoint to a running model whose weights are all its own."""
+"""Load a checkpoint, and refuse it unless all weights of the model come from its files."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the checkpoint's model in evaluation mode.
 
-    Weights in MXFP4 are loaded as bfloat16, because the kernels that compute with them as they are
-    run past hooks.
+    Weights in MXFP4 are loaded as bfloat16, because the kernels that compute with MXFP4 run past
+    hooks.
 
     Args:
-        checkpoint: The checkpoint.
-        config: Its configuration.
+        checkpoint: Files with weights.
+        config: The checkpoint's configuration.
         auto_class: Name of transformers' class that loads it, see `find_auto_class`.
-        device_map: Where the weights go, as accelerate takes it.
-        offload_folder: Where weights go that the device map sends to disk.
-        dtype: Of the weights, by default the checkpoint's own.
+        device_map: Devices of the weights, as accelerate takes them.
+        offload_folder: Takes the weights that the device map sends to disk.
+        dtype: Convert the weights to it; None keeps the checkpoint's own.
         trust_remote_code: Run the repository's own code.
 
     Raises:
-        InputError: The weights are not those of the configuration, or can't be loaded.
+        InputError: The weights do not match the configuration, or can't be loaded.
         OutOfMemoryError: They don't fit.
     """
     import transformers
@@ -63,7 +63,7 @@ def load_model(
             device_map=device_map,
             offload_folder=offload_folder,
             trust_remote_code=trust_remote_code,
-            # Checked below, in words that can be understood.
+            # Reported below in plainer words.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **wishes,
@@ -80,10 +80,10 @@ def load_model(
             f"The weights of {checkpoint.name} can't be loaded.",
             hint="Check that config.json and the weight files belong together."
             if _find_quantization(checkpoint, stated) is None
-            else "Run it where its quantization is supported, or name a checkpoint in bfloat16.",
+            else "Run it on hardware that supports its quantization, or name a checkpoint in bfloat16.",
             facts=[f"seen: {first_line(error)}"],
         ) from error
-    # transformers fills what a checkpoint lacks with random numbers: their routing would be noise.
+    # transformers fills missing weights with random numbers: their routing would be noise.
     wrong = [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]
     if wrong:
         stored = _find_quantization(checkpoint, stated)
@@ -92,7 +92,7 @@ def load_model(
         raise InputError(
             f"The weights of {checkpoint.name} do not match its config.json: {len(wrong)} tensors are "
             "missing or of another shape.",
-            hint="Use the config.json and the weight files of one and the same checkpoint.",
+            hint="Use the config.json and the weight files of the same checkpoint.",
             facts=[f"unfit: {key}" for key in sorted(wrong)[:3]],
         )
     loaded: PreTrainedModel = model.eval()
@@ -112,14 +112,14 @@ def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None
 
 def _unloadable(checkpoint: Checkpoint, stored: str) -> InputError:
     return InputError(
-        f"The weights of {checkpoint.name} are quantized in a way that transformers can't load: "
+        f"The weights of {checkpoint.name} are quantized in a format that transformers can't load: "
         f"{stored}.",
         hint="Name a checkpoint in bfloat16, or one in a format that transformers loads.",
     )
 
 
 def _find_quantization(checkpoint: Checkpoint, stated: Mapping[str, object]) -> str | None:
-    """Return in what format weights are stored; None if they are plain, or nothing tells."""
+    """Return the quantized format of the weights; None if they are plain or it is unknown."""
     named = name_quantization(stated)
     if named is not None:
         return named

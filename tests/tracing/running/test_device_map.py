@@ -170,13 +170,13 @@ def test_a_device_map_that_is_not_there_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("device_map", "fact"),
     [
-        pytest.param({}, "no place for: model.embed_tokens.weight", id="empty"),
+        pytest.param({}, "no device for: model.embed_tokens.weight", id="empty"),
         pytest.param(
-            {"model.layers": "cpu"}, "no place for: model.embed_tokens.weight", id="layers only"
+            {"model.layers": "cpu"}, "no device for: model.embed_tokens.weight", id="layers only"
         ),
         pytest.param(
             {**REST, "model.layers.1": "disk"},
-            "no place for: model.layers.0.self_attn.q_proj.weight",
+            "no device for: model.layers.0.self_attn.q_proj.weight",
             id="one layer only",
         ),
         pytest.param(

@@ -351,7 +351,7 @@ def test_a_decoder_without_any_token_to_begin_with_is_refused(switch: PreTrained
     switch.generation_config.bos_token_id = None
     switch.generation_config.decoder_start_token_id = None
 
-    with pytest.raises(InputError, match="does not say with which token the decoder of Switch"):
+    with pytest.raises(InputError, match="does not state the first token of the decoder of Switch"):
         trace_writing(switch, SEQUENCES)
 
 

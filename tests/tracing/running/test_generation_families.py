@@ -136,5 +136,5 @@ def read_again(model: PreTrainedModel, traced: Traced) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", some_of(SILENT))
 def test_a_model_that_does_not_write_token_by_token_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="does not write text token by token"):
+    with pytest.raises(UsageError, match="does not generate text token by token"):
         check_can_generate(build_family(name))

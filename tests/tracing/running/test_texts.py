@@ -202,9 +202,9 @@ def test_a_folder_that_takes_no_files_is_refused(
 def test_an_unfinished_file_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
     partial = tmp_path / "texts.jsonl.partial"
     partial.write_text("a download of something else")
-    with pytest.raises(UsageError, match="doesn't hold texts"):
+    with pytest.raises(UsageError, match="does not hold the texts"):
         check_text_path(tmp_path / "texts.jsonl", replace_existing=True)
-    with pytest.raises(UsageError, match="doesn't hold texts"):
+    with pytest.raises(UsageError, match="does not hold the texts"):
         TextFile(tmp_path / "texts.jsonl", replace_existing=True)
     assert partial.read_text() == "a download of something else"
 
