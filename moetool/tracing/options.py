@@ -99,7 +99,7 @@ class TraceOptions:
         special_tokens: Who adds special tokens to the prompts.
         max_prompt_tokens: Truncate prompts to this length.
         with_probabilities: Record the routers' probabilities as well.
-        allow_inexact: Trace models whose experts carry out other decisions than those recorded.
+        allow_inexact: Trace models whose experts do not carry out the recorded decisions exactly.
         generation: Continue each prompt, and record this too.
 
     Raises:

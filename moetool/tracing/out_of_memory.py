@@ -1,4 +1,4 @@
-"""Exceptions that mean that memory ran out."""
+"""Exceptions that mean out of memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that an allocation failed, on a GPU or on the host."""
+    """Return whether an exception means that an allocation failed, on a GPU or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # torch's CPU allocator raises a bare RuntimeError.

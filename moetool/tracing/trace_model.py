@@ -50,7 +50,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Traceable:
-    """What a skeleton shows about a checkpoint that can be traced.
+    """Facts that a skeleton shows about a checkpoint that can be traced.
 
     Attributes:
         auto_class: Name of transformers' class that loads it.
@@ -163,7 +163,7 @@ def _check_traceable(
     *,
     device_map: str | dict[str, Any],
 ) -> _Traceable:
-    """Return what the skeleton shows, or refuse what would be refused after minutes of loading."""
+    """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
     from moetool.tracing.recording.scopes import find_recorded_model
     from moetool.tracing.running.devices import check_device_map
@@ -198,7 +198,7 @@ def _describe_run(
     auto_class: str,
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
-    """Return what is known of the run before its first batch."""
+    """Return the facts about a run that are known before its first batch."""
     from moetool.tracing.quantization_method import find_quantization_method
     from moetool.tracing.running.devices import name_devices
 

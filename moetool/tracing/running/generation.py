@@ -49,13 +49,13 @@ class Continuation:
     Attributes:
         token_ids: The new tokens, an end-of-sequence token included. # (num_new_tokens,)
         has_ended: Whether the model generated an end-of-sequence token.
-        begins_anew: Whether it is a separate text, as an encoder-decoder generates, and not a
-            continuation of the prompt's.
+        is_new_text: Whether it is a separate text, as an encoder-decoder generates, instead of a
+            continuation of the prompt.
     """
 
     token_ids: NDArray[np.int32]
     has_ended: bool
-    begins_anew: bool = False
+    is_new_text: bool = False
 
 
 def check_can_generate(model: PreTrainedModel) -> None:
@@ -186,12 +186,12 @@ def continue_batch(
             attention_mask=torch.from_numpy(batch.attention_mask).to(device),
         )
     # The output of an encoder-decoder begins with its start token, that of others with the prompt.
-    begins_anew = bool(model.config.is_encoder_decoder)
-    num_given = 1 if begins_anew else batch.input_ids.shape[1]
+    is_new_text = bool(model.config.is_encoder_decoder)
+    num_given = 1 if is_new_text else batch.input_ids.shape[1]
     written = output[:, num_given:]  # (batch_size, num_new_tokens)
     ends = _end_tokens(model)
     return [
-        _cut(row, ends, begins_anew=begins_anew) for row in written.cpu().numpy().astype(np.int32)
+        _cut(row, ends, is_new_text=is_new_text) for row in written.cpu().numpy().astype(np.int32)
     ]
 
 
@@ -201,9 +201,9 @@ def _end_tokens(model: PreTrainedModel) -> NDArray[np.int32]:
 
 
 def _cut(
-    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, begins_anew: bool
+    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, is_new_text: bool
 ) -> Continuation:
     """Cut a row after its first end-of-sequence token, because padding follows."""
     at = np.flatnonzero(np.isin(token_ids, ends))
     num_written = at[0] + 1 if len(at) else len(token_ids)
-    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), begins_anew=begins_anew)
+    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), is_new_text=is_new_text)

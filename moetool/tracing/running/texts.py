@@ -285,7 +285,7 @@ def _spell(
     def decode(*parts: NDArray[np.int32]) -> str:
         return str(tokenizer.decode(np.concatenate(parts).tolist(), skip_special_tokens=True))
 
-    if not continuation.begins_anew:
+    if not continuation.is_new_text:
         before, whole = decode(item.token_ids), decode(item.token_ids, continuation.token_ids)
         # It may not, if the prompt was cut within a character.
         if whole.startswith(before):

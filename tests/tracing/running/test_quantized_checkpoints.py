@@ -47,7 +47,7 @@ def test_a_package_that_is_missing_is_named(
 def test_a_format_that_transformers_does_not_load_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(name, tmp_path)
-    assert "in a way that transformers can't load" in caught.value.message
+    assert "in a format that transformers can't load" in caught.value.message
     assert name in caught.value.message.split("can't load: ")[1]
     assert "config.json" not in caught.value.hint
 

@@ -56,7 +56,7 @@ def decode(
     written: Sequence[int],
     tokenizer: PreTrainedTokenizerFast,
     *,
-    begins_anew: bool = False,
+    is_new_text: bool = False,
 ) -> WrittenText:
     prompt = TokenizedPrompt(
         prompt=Prompt(prompt_id="1", domain="prose", text="…", origin="a:1"),
@@ -64,7 +64,7 @@ def decode(
         was_cut=False,
     )
     continuation = Continuation(
-        np.array(written, dtype=np.int32), has_ended=written[-1] == 1, begins_anew=begins_anew
+        np.array(written, dtype=np.int32), has_ended=written[-1] == 1, is_new_text=is_new_text
     )
     (text,) = decode_texts([prompt], [continuation], tokenizer)
     return text
@@ -80,7 +80,7 @@ def test_a_text_keeps_the_space_between_it_and_its_prompt(
 def test_a_text_in_a_decoder_of_its_own_begins_like_any_text(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    assert decode([2], [3, 4], tokenizer, begins_anew=True).text == "worlds"
+    assert decode([2], [3, 4], tokenizer, is_new_text=True).text == "worlds"
 
 
 def test_the_end_of_the_sequence_is_counted_and_not_spelled(

@@ -102,7 +102,7 @@ class Observed:
     """The outcome of one run with stand-ins.
 
     Attributes:
-        output: What the block made of the experts' vectors. # (num_slots, hidden_size)
+        output: The block's output, made of the experts' vectors. # (num_slots, hidden_size)
         rows: By name of expert, the rows of each of its calls. # each (..., hidden_size)
     """
 
@@ -133,7 +133,7 @@ class Rerun:
 
     Args:
         block: The block.
-        call: What was seen of the call.
+        call: The call as hooks saw it.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
     """
@@ -208,7 +208,7 @@ class Rerun:
     def _repeat(self, part: Part, states: torch.Tensor, *, added: float) -> Callable[..., Any]:
         """Return a function that returns what a part did, call by call.
 
-        A part that returned hidden states is not a router but, say, a shared expert: it returns
+        A part that returned hidden states is not a router but, for example, a shared expert: it returns
         only the number `added`, and must have been called with the block's own hidden states, not
         with its experts' sum.
         """

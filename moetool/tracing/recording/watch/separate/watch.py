@@ -160,7 +160,7 @@ def _count_rows(
 
     Args:
         block: The block.
-        call: What was seen of the call.
+        call: The call as hooks saw it.
         seen: The tagged rows that the stand-ins received.
 
     Returns:
