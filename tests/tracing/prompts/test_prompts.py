@@ -1,4 +1,4 @@
-"""Prompts from every kind of file, and the ids and domains that they get."""
+"""Prompts from every kind of file, with their ids and domains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, str]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> Path:
-    """Write rows in the format that a path's suffix names."""
+    """Write rows in the format of a path's suffix."""
     match path.suffix:
         case ".jsonl":
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -51,9 +51,6 @@ def values_of(prompts: Sequence[Prompt]) -> list[tuple[str, str, str]]:
 
 def say_on_stdin(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
-
-
-# Formats
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -144,9 +141,6 @@ def test_fields_can_be_renamed(suffix: str, tmp_path: Path) -> None:
     ]
 
 
-# Folders
-
-
 def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_ignored(
     tmp_path: Path,
 ) -> None:
@@ -184,9 +178,6 @@ def test_outside_a_folder_a_prompt_without_a_domain_has_none(suffix: str, tmp_pa
     assert [prompt.domain for prompt in read_prompts(str(path))] == ["(none)"]
 
 
-# Ids
-
-
 def test_prompts_without_ids_are_numbered_through_all_files(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "first"}, {"text": "second"}])
     write_rows(tmp_path / "b.csv", [{"text": "third", "id": "named"}, {"text": "4th", "id": ""}])
@@ -206,9 +197,6 @@ def test_numbers_can_be_ids_and_domains(suffix: str, tmp_path: Path) -> None:
     assert values_of(read_prompts(str(path))) == [("70", "1", "a"), ("80", "2", "b")]
 
 
-# Limit
-
-
 def test_a_limit_keeps_the_first_prompts(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "prompts.jsonl", ROWS)
     prompts = read_prompts(str(path))
@@ -222,8 +210,6 @@ def test_prompts_beyond_a_limit_are_checked_all_the_same(tmp_path: Path) -> None
     with pytest.raises(InputError, match="empty prompt"):
         read_prompts(str(path), limit=1)
 
-
-# Hash
 
 PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", origin="a.jsonl:1")
 

@@ -1,4 +1,4 @@
-"""Prompts that can't be used: all of them are found, and the first is explained."""
+"""Unusable prompts: all are found, and the first is explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that runs past hooks ends in an error that names it; other kernels are seen through."""
+"""Code that runs past hooks leads to an error that names it; other kernels are recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def record(model: nn.Module, *, run: Callable[..., Any] | None = None) -> pd.Dat
     return recorder.to_frame()
 
 
-# torch.compile. A small model of our own: transformers' take long to compile.
+# A small model, because those of transformers take long to compile.
 
 
 class TopKRouter(nn.Module):
@@ -104,7 +104,7 @@ def build_stacked() -> StackedModel:
 
 @pytest.fixture
 def no_compiled_code() -> Iterator[None]:
-    """What was compiled of a like model before would be used again."""
+    """Forget code that was compiled for a similar model, which would be used again."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -205,7 +205,7 @@ def record_separate(model: Model, *, prepare: Callable[[], object] = lambda: Non
 
 @pytest.mark.usefixtures("no_compiled_code")
 def test_compiled_code_of_a_like_model_is_not_used_in_silence() -> None:
-    """torch keeps what it compiled by code, not by model, and does not look for hooks."""
+    """torch caches compiled code by function, not by model, and does not check for hooks."""
     first, second = (build_model("mixtral", num_hidden_layers=1) for _ in range(2))
     with torch.inference_mode():
         compile_it(first)(input_ids=tokens())
@@ -234,11 +234,8 @@ def test_what_is_compiled_beside_the_routed_layers_does_no_harm() -> None:
     assert len(record(model)) == 14 * TOP_K * 2
 
 
-# Kernels.
-
-
 class Mxfp4GptOssMLP(nn.Module):
-    """Runs past its modules as transformers' own of this name does."""
+    """Runs past its modules, like the class of this name in transformers."""
 
     def __init__(self, router: nn.Module, experts: nn.Module) -> None:
         super().__init__()
@@ -265,7 +262,7 @@ def test_native_mxfp4_kernels_are_named_with_what_helps() -> None:
 
 
 def test_a_hub_kernel_in_a_blocks_place_is_named_with_what_helps() -> None:
-    """As the `kernels` package does it: the layer's own forward is bound to the block."""
+    """Another layer's forward is bound to the block, as the `kernels` package does."""
 
     class MegaBlocksMoeMLP:
         def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -299,7 +296,7 @@ def skip_experts(_block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor
 
 
 def test_a_kernel_in_a_routers_place_is_seen_through() -> None:
-    """As the hub has for the routers of Laguna and Qwen3.5."""
+    """The router's forward is replaced, as the Hub's kernels for Laguna and Qwen3.5 do."""
     expected = record(build_model("qwen3_moe"))
     model = build_model("qwen3_moe")
     for layer in find_moe_layers(model):
@@ -312,7 +309,7 @@ def test_a_kernel_in_a_routers_place_is_seen_through() -> None:
 def test_an_experts_implementation_of_the_registry_is_seen(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as deepgemm and sonicmoe are, which need a GPU."""
+    """Implementations such as deepgemm and sonicmoe need a GPU, so a plain one stands in."""
     calls: list[torch.Tensor] = []
 
     def compute(
@@ -334,9 +331,6 @@ def test_an_experts_implementation_of_the_registry_is_seen(
     assert torch.equal(by_layer.sort().values, torch.stack(calls).sort().values)
 
 
-# Quantized experts.
-
-
 @pytest.mark.parametrize(
     ("family", "quant_type"), [("mixtral", "nf4"), ("gpt_oss", "fp4"), ("deepseek_v3", "nf4")]
 )
@@ -354,7 +348,7 @@ def test_experts_in_4_bit_are_found_and_recorded(family: str, quant_type: Any) -
     assert find_moe_layers(model) == layers
     rows = record(model)
     assert len(rows) == len(expected)
-    # What the first routed layer chose does not depend on any expert.
+    # The choice of the first routed layer does not depend on any expert.
     first = layers[0].layer
     exact = [name for name in rows if name != "weight"]
     left, right = (frame[frame["layer"] == first][exact] for frame in (rows, expected))
@@ -391,7 +385,7 @@ def test_fp8_experts_are_found_and_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         original = dict(model.get_submodule(layer.experts_path).named_parameters())
         with torch.no_grad():
             for name, parameter in original.items():
-                # Its rounding to 8 bits is what the plain model is to have, too.
+                # The plain model needs the same rounding to 8 bits.
                 rounded = parameter.to(torch.float8_e4m3fn)
                 experts.get_parameter(name).copy_(rounded)
                 plain.get_submodule(layer.experts_path).get_parameter(name).copy_(rounded)
@@ -409,7 +403,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return what MXFP4 stands for: two 4-bit floats a byte, the low half first, and a power of two.
+    """Return MXFP4 as floats: two of 4 bits per byte, the low half first, times a power of two.
 
     By the specification of the Open Compute Project, and not by transformers' code.
 
@@ -428,7 +422,7 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def mxfp4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A tiny gpt-oss whose experts are stored as those of the released ones are."""
+    """A tiny gpt-oss whose experts are stored like those of the released models."""
     folder = tmp_path_factory.mktemp("mxfp4")
     build_model("gpt_oss", intermediate_size=64).bfloat16().save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
@@ -453,7 +447,7 @@ def mxfp4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
     mxfp4_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here transformers would do so by itself; where a GPU and the kernels are, only when told."""
+    """Without a GPU transformers does so anyway; with one and its kernels, only on request."""
     seen = []
 
     def watch(quantizer: Mxfp4HfQuantizer, *_: object, **__: object) -> None:
@@ -483,7 +477,7 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
 
 
 def test_quantization_is_named_the_same_before_and_after_loading() -> None:
-    """Before, it is a dict of the config.json; after, an object that names itself otherwise."""
+    """Before loading it is a dict from config.json, afterwards an object with another spelling."""
     config = build_config("mixtral")
     config.quantization_config = {"quant_method": "fp8"}
     assert find_quantization_method(config) == "fp8"

@@ -1,4 +1,4 @@
-"""The recorder as a library, around `generate` itself: with beams, caches and masks of its own."""
+"""The recorder around calls of `generate`, with its beams, caches and masks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_recording_does_not_change_what_is_written(model: PreTrainedModel) -> No
 
 
 def collect(model: PreTrainedModel, **options: Any) -> pd.DataFrame:
-    """Return the experts of every token of `SEQUENCES` and what follows, as `collect` has them."""
+    """Return the experts of all tokens of `SEQUENCES` and their continuations, as collected."""
     with RoutingRecorder(model) as recorder:
         written = generate(model, **options)[:, max(LENGTHS) :].numpy()
     sequences = [
@@ -137,7 +137,7 @@ def test_a_mask_of_the_callers_own_is_not_taken_for_the_last_one_of_generate(
 def test_a_mask_that_generate_prepares_from_another_keyword_is_refused(
     model: PreTrainedModel,
 ) -> None:
-    """Were it taken for a mask of no pads, those of the shorter rows would be recorded."""
+    """If it were read as a mask without pads, the pads of shorter rows would be recorded."""
     plain: Any = model.prepare_inputs_for_generation
 
     def renamed(input_ids: torch.Tensor, *, padding_mask: torch.Tensor, **kwargs: Any) -> Any:

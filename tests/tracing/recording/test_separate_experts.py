@@ -1,4 +1,4 @@
-"""Blocks whose experts are modules of their own: traced exactly, or refused; never wrong."""
+"""Blocks whose experts are separate modules: traced exactly or refused, never wrong."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def call(module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, module(*args))
 
 
-# Blocks as they are found in the wild. Each keeps its own decision, against which it is checked.
+# Blocks as published models have them. Each keeps its decision, for comparison.
 
 
 class Block(nn.Module):
-    """Chooses top-k of softmax scores and adds up expert by expert; the others differ in a part."""
+    """Chooses top-k of softmax scores and adds up expert by expert; other blocks vary a part."""
 
     def __init__(self, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class DeepseekGate(nn.Module):
 
 
 class DeepseekOfRemoteCode(Block):
-    """Sorts all assignments by expert, splits them, and scatters what comes back."""
+    """Sorts all assignments by expert, splits them, and scatters the outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class DeepseekOfRemoteCode(Block):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         identity, orig_shape = hidden_states, hidden_states.shape
         topk_idx, topk_weight, _ = self.gate(hidden_states)
-        # In place, on what the gate returned: repeating it must not multiply twice.
+        # In place, on the output of the gate: a second run must not multiply it twice.
         topk_weight *= 2.5
         self.decision = topk_idx, topk_weight.clone()
         rows = hidden_states.view(-1, hidden_states.shape[-1])
@@ -163,7 +163,7 @@ class DeepseekOfRemoteCode(Block):
 
 
 class DenseLoop(Block):
-    """Every expert runs on every token; a weight of zero says that it was not chosen."""
+    """Every expert runs on every token; a weight of zero means that it was not chosen."""
 
     def run(self, rows: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(len(rows), self.num_experts, dtype=rows.dtype).scatter(1, ids, weights)
@@ -221,7 +221,7 @@ class SlotsOfEqualNumber(WithCapacity):
 
 
 class ScaledAndShared(Block):
-    """The sum is scaled; a shared expert has a gate of its own (Qwen2-MoE); more are in a list."""
+    """The sum is scaled; a shared expert has its own gate (Qwen2-MoE); more are in a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class RouterOfItsOwn(nn.Module):
 
 
 class WithRouterOfItsOwn(Block):
-    """Its weights are not normalised; experts drop out in training."""
+    """Its weights are not normalized; its experts use dropout in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ class WithUnusedExperts(Block):
 
 
 class WithDropoutOnTheSum(Block):
-    """In evaluation its dropout returns what it was given."""
+    """In evaluation its dropout returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class WithDropoutOnTheSum(Block):
 
 
 class CountsItsCalls(Block):
-    """And its tokens, in a buffer; draws a random number each time."""
+    """Counts its tokens as well, in a buffer, and draws a random number at each call."""
 
     tokens_per_expert: torch.Tensor
 
@@ -307,7 +307,7 @@ class CountsItsCalls(Block):
 
 
 class LooksAtItsRoutersMode(Block):
-    """A stand-in for the router must be in the mode that the router is in."""
+    """A stand-in for the router must have the router's mode."""
 
     def route(self, rows: torch.Tensor) -> Decision:
         ids, weights = super().route(rows)
@@ -325,7 +325,7 @@ class ListWithForward(nn.ModuleList):
 
 
 class CallsItsListOfExperts(Block):
-    """As Mixtral does in the last versions of transformers 4."""
+    """Works like Mixtral in the last versions of transformers 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ EXACT: dict[str, Callable[[], Block]] = {
     "a list of experts that is called": CallsItsListOfExperts,
 }
 
-# Their matrix products hold more than the decision: other tokens, or none.
+# The matrix products of these involve other tokens than the decision, or none.
 MORE_PRODUCTS = {
     "a dense loop",
     "a dense loop over the experts in use",
@@ -364,18 +364,18 @@ MORE_PRODUCTS = {
 }
 
 
-# Blocks that can't be read so, or that do something else.
+# Blocks that can't be read this way, or that do something else.
 
 
 class RoutesPastItsRouter(Block):
-    """Its gate is never called: what a second run computes from other states is another choice."""
+    """Never calls its gate, so that a second run on other states makes another choice."""
 
     def score(self, rows: torch.Tensor) -> torch.Tensor:
         return F.linear(rows, cast(nn.Linear, self.gate).weight)
 
 
 class RoutesADenseLoopPastItsRouter(RoutesPastItsRouter, DenseLoop):
-    """As above, and its experts' rows show nothing."""
+    """Never calls its gate either, and its experts' rows show nothing."""
 
 
 class NormsFirst(Block):
@@ -416,14 +416,14 @@ class WeightsTheInput(Block):
 
 
 class RoundsTheInput(Block):
-    """Whole numbers, as the tokens' are, would not show it."""
+    """Has an effect that whole numbers, such as those of tokens, would not show."""
 
     def run_expert(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return super().run_expert(expert, rows.round(), weights)
 
 
 class GivesTheNegativePart(Block):
-    """Of a token's number it is zero, as an empty slot is."""
+    """Makes zero of a token's number, like an empty slot."""
 
     def run_expert(self, expert: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return super().run_expert(expert, (-rows).relu(), weights)
@@ -440,14 +440,14 @@ class ProjectsTheSum(Block):
 
 
 class GatesTheSum(ProjectsTheSum):
-    """By what looks like a shared expert, and would multiply by 0.5 if it returned zeros."""
+    """Multiplies by a module that looks like a shared expert and would give 0.5 for zeros."""
 
     def finish(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         return call(self.projection, rows).sigmoid() * output
 
 
 class ProjectsTheSumAndMore(Block):
-    """The projection's input is no hidden state, but its output is one."""
+    """Has a projection whose output is a hidden state, but whose input is not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -538,7 +538,7 @@ def build(make: Callable[[], Block], *, is_flat: bool = False) -> Model:
 
 
 def tokens(num_rows: int = 2, num_columns: int = 9) -> torch.Tensor:
-    """Every token once: a model without positions would make equal rows of equal tokens."""
+    """Return every token once: without positions, equal tokens would give equal rows."""
     return torch.arange(3, 3 + num_rows * num_columns).view(num_rows, num_columns)
 
 
@@ -549,7 +549,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One call: what the recorder saw, and what came of it.
+    """One recorded call and its outputs.
 
     Attributes:
         ids: # (num_tokens, top_k)
@@ -583,7 +583,7 @@ def run(model: Model, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def as_table(ids: torch.Tensor, weights: torch.Tensor, *, num_experts: int) -> torch.Tensor:
-    """Return a decision as every expert's weight, NaN where it was not chosen."""
+    """Return a decision as a weight for every expert, NaN where it was not chosen."""
     table = torch.full((len(ids), num_experts + 1), torch.nan)
     table.scatter_(1, ids.masked_fill(ids < 0, num_experts), weights.float())
     return table[:, :num_experts]
@@ -655,13 +655,13 @@ def test_the_decision_is_what_met_in_the_matrix_products(what: str) -> None:
     + [(what, True) for what in EXACT if EXACT[what] is not WithDropoutOnTheSum],
 )
 def test_the_recorder_leaves_no_trace(what: str, is_training: bool) -> None:
-    """Logits, random numbers, hooks, modules, counters: all as without it."""
+    """Logits, random numbers, hooks, modules and counters are the same as without it."""
     plain, watched = (build(EXACT[what]).train(is_training) for _ in range(2))
     outputs, states = [], []
     modules = list(watched.modules())
 
     def go_watched(model: Model, input_ids: torch.Tensor) -> torch.Tensor:
-        # Experts that drop out are refused in training otherwise.
+        # Otherwise experts with dropout are refused in training.
         return record(model, input_ids, allow_inexact=is_training).output
 
     for model, go in ((plain, run), (watched, go_watched)):
@@ -699,7 +699,7 @@ def test_hooks_of_others_see_the_models_own_call_alone() -> None:
 
 
 def test_dropped_tokens_and_unused_experts_are_among_what_was_tried() -> None:
-    """What the tests above conclude from these blocks means something."""
+    """The blocks have these cases, so that the tests above prove something about them."""
     dropped = record(build(WithCapacity), tokens()).ids
     assert (dropped == -1).any(dim=1).any()
     assert (dropped == -1).all(dim=1).any()
@@ -721,7 +721,7 @@ def test_half_precision_has_the_blocks_decision_too(
     make: Callable[[], Block], dtype: torch.dtype
 ) -> None:
     model = build(make).to(dtype)
-    # More tokens than bfloat16 has whole numbers.
+    # More tokens than bfloat16 has consecutive whole numbers.
     input_ids = tokens(1, 50).repeat(7, 1)
     recorded = record(model, input_ids)
     assert model.mlp.decision is not None
@@ -731,7 +731,7 @@ def test_half_precision_has_the_blocks_decision_too(
         as_table(recorded.ids, recorded.weights, num_experts=num_experts),
         as_table(ids, weights, num_experts=num_experts),
         equal_nan=True,
-        # The scaled block multiplies its sum, which rounds once more.
+        # The scaled block multiplies its sum, which adds a rounding.
         rtol=torch.finfo(dtype).eps if make is ScaledAndShared else 0,
         atol=0,
     )

@@ -1,4 +1,4 @@
-"""What models write while they are traced, and what `generate` itself writes, called plainly."""
+"""Traces of models that generate text, and the text of a plain call of `generate`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from moetool.tracing.running.texts import WrittenText
 
 KEY = ["prompt_id", "stack", "layer", "position", "rank"]
 NUM_NEW_TOKENS = 6
-# In no order, twice the same, and one of a single token.
+# Unordered, with a repeated length, and with a single token.
 LENGTHS = (3, 9, 5, 9, 1, 7, 4, 6)
 
 _WORDS = [field.name for field in TRACE_SCHEMA if pa.types.is_dictionary(field.type)]
 
 
 class NumberTokenizer:
-    """Spells token 7 as `7`, and a text as its tokens' numbers."""
+    """Spells token 7 as `7`, and a text as the numbers of its tokens."""
 
     def __init__(self, *, pad_token_id: int | None = 0, eos_token_id: int | None = None) -> None:
         self.pad_token_id = pad_token_id
@@ -45,7 +45,7 @@ class NumberTokenizer:
 
 
 class KeptRows:
-    """Keeps the rows that it is handed."""
+    """Keeps the rows that are written to it."""
 
     def __init__(self) -> None:
         self.rows: list[pa.Table] = []
@@ -70,7 +70,7 @@ class KeptRows:
 
 
 class KeptTexts:
-    """Keeps the texts that it is handed."""
+    """Keeps the texts that are written to it."""
 
     def __init__(self) -> None:
         self.texts: list[WrittenText] = []
@@ -81,7 +81,7 @@ class KeptTexts:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a run handed out.
+    """Everything that a run returned.
 
     Attributes:
         frame: Its rows.
@@ -101,12 +101,12 @@ class Traced:
 
     @property
     def continuations(self) -> list[list[int]]:
-        """The token ids that were written after each prompt."""
+        """The new token ids after each prompt."""
         return [[int(number) for number in text.text.split()] for text in self.texts]
 
     @property
     def tokens(self) -> pd.DataFrame:
-        """The tokens of the trace: what every layer of a stack must agree on."""
+        """The tokens of the trace, the same for every layer of a stack."""
         columns = ["prompt_id", "stack", "position", "phase", "token_id"]
         tokens = self.frame[columns].drop_duplicates().reset_index(drop=True)
         for _, layer in self.frame[self.frame["rank"] == 0].groupby(["stack", "layer"]):
@@ -182,7 +182,7 @@ def trace_writing(
     max_new_tokens: int = NUM_NEW_TOKENS,
     **options: Any,
 ) -> Traced:
-    """Trace what a model reads and writes; `options` are those of `GenerationOptions`."""
+    """Trace a model that continues its prompts; `options` are those of `GenerationOptions`."""
     generation = GenerationOptions(max_new_tokens=max_new_tokens, **options)
     return trace(model, sequences, generation, batch_size=batch_size, tokenizer=tokenizer)
 
@@ -194,7 +194,7 @@ def generate_plainly(
     max_new_tokens: int = NUM_NEW_TOKENS,
     **options: Any,
 ) -> list[int]:
-    """Return what `generate` writes after one prompt by itself, greedily, by plain arguments."""
+    """Return what a plain call of `generate` writes after a single prompt, greedily."""
     generate: Any = model.generate
     output = generate(
         input_ids=torch.tensor([sequence]),
@@ -213,7 +213,7 @@ def read_plainly(
     *,
     decoded: Sequence[Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """Return what the recorder sees of sequences read one by one: no pads, no mask, no cache.
+    """Return what the recorder sees of sequences read singly, without pads, mask or cache.
 
     Args:
         model: The model.

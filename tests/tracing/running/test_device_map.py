@@ -1,4 +1,4 @@
-"""A model spread over devices and disk gives the rows of one that lies in memory."""
+"""A model spread over devices and disk gives the same rows as one in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EVERY_OTHER: dict[str, Any] = {
 
 @dataclass
 class Traced:
-    """A finished trace, and how many files had been offloaded when its first rows came."""
+    """A finished trace, and the number of offloaded files when its first rows came."""
 
     rows: pd.DataFrame
     metadata: TraceMetadata
@@ -47,7 +47,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces the demonstration checkpoint, with temporary files in a folder of its own."""
+    """Traces the demonstration checkpoint, with temporary files in a separate folder."""
 
     folder: Path
     counts: list[int] = field(default_factory=list)
@@ -110,7 +110,7 @@ def test_the_rows_are_those_of_a_model_in_memory(
     traced = tracer.trace(name)
     exact = [column for column in plain.rows if column != "weight"]
     pd.testing.assert_frame_equal(traced.rows[exact], plain.rows[exact])
-    # Offloaded weights lie elsewhere in memory, which may round a product otherwise.
+    # Offloaded weights are elsewhere in memory, which may change the rounding of a product.
     weights = [frame["weight"].to_numpy() for frame in (traced.rows, plain.rows)]
     assert abs(weights[0] - weights[1]).max() <= 1e-5
     assert set((traced.metadata.device or "").split(", ")) == devices

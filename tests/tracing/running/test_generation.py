@@ -1,4 +1,4 @@
-"""What a model writes is traced like what it reads: every token once, save the last."""
+"""Generated tokens are traced like those of prompts: each once, except the last."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.tracing.recording.writing import (
 
 SEQUENCES = make_sequences()
 BATCHES = [(1, "dynamic"), (3, "dynamic"), (3, "static"), (8, "dynamic")]
-# Where a model of ours ends a text, and where its decoder begins.
+# Token at which the tiny models end a text, and token with which their decoders begin.
 END, START = 2, 7
 # In older transformers Switch's router does not return its scores.
 PROBABLE = ["mixtral"]
 if Version(transformers.__version__) >= Version("5.23"):
     PROBABLE.append("switch_transformers")
-# So much room for every expert that none drops a token.
+# Enough capacity that no expert drops a token.
 AMPLE = 64
 
 
@@ -57,13 +57,13 @@ def mixtral() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def mixtral_writes() -> list[list[int]]:
-    """What follows each of `SEQUENCES`, up to the end token of the model's own."""
+    """The continuation of each of `SEQUENCES`, up to the model's end token."""
     model = build_model("mixtral")
     return [generate_plainly(model, sequence) for sequence in SEQUENCES]
 
 
 def build_switch() -> PreTrainedModel:
-    # With tied embeddings it repeats its start token for ever.
+    # With tied embeddings it repeats its start token forever.
     return build_family(
         "switch_transformers",
         expert_capacity=AMPLE,
@@ -79,14 +79,14 @@ def switch() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def switch_writes() -> list[list[int]]:
-    """What its decoder makes of each of `SEQUENCES`, from its start token on."""
+    """The decoder's text for each of `SEQUENCES`, after its start token."""
     model = build_switch()
     return [generate_plainly(model, sequence) for sequence in SEQUENCES]
 
 
 @pytest.fixture
 def small_windows() -> Iterator[None]:
-    """Windows so small that eight prompts fill several."""
+    """Make windows so small that eight prompts fill several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetool.tracing.running.batches.BATCHES_PER_WINDOW", 2)
         patch.setattr("moetool.tracing.running.batches.TOKENS_PER_WINDOW", 20)
@@ -96,7 +96,7 @@ def small_windows() -> Iterator[None]:
 def expect_tokens(
     given: list[int], written: list[int], *, prompt_id: str, stack: str
 ) -> pd.DataFrame:
-    """Return the tokens of one prompt that a stack routes: all but the last that was written."""
+    """Return the tokens that a stack routes for one prompt: all except the last new one."""
     ids = [*given, *written[:-1]]
     return pd.DataFrame(
         {
@@ -110,7 +110,7 @@ def expect_tokens(
 
 
 def expect_all_tokens(written: list[list[int]], *, stack: str = "decoder") -> pd.DataFrame:
-    """Return the tokens that a decoder-only model routes of `SEQUENCES` and what follows them."""
+    """Return the tokens of `SEQUENCES` and their continuations that a decoder-only model routes."""
     return pd.concat(
         [
             expect_tokens(given, ids, prompt_id=str(number), stack=stack)
@@ -126,7 +126,7 @@ def cut_after(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def choose_ends(written: list[list[int]]) -> set[int]:
-    """Return tokens that end some rows, one of them at its first token, and not all."""
+    """Return tokens that end some rows, one of them at its first token, but not all."""
     ends = {END, written[1][2], written[4][0]}
     lengths = [len(cut_after(ids, ends)) for ids in written]
     assert min(lengths) == 1
@@ -311,7 +311,7 @@ def test_probabilities_explain_the_choice_of_written_tokens_too(family: str) -> 
 def test_an_encoder_reads_the_prompt_and_a_decoder_writes_from_its_start_token(
     switch: PreTrainedModel, switch_writes: list[list[int]], batch_size: int, cache: str
 ) -> None:
-    # Some rows end before others, which go on being fed beside them.
+    # Rows that have ended are still fed while the others continue.
     ends = choose_ends(switch_writes)
     switch.generation_config.eos_token_id = sorted(ends)
     written = [cut_after(ids, ends) for ids in switch_writes]
@@ -331,7 +331,7 @@ def test_an_encoder_reads_the_prompt_and_a_decoder_writes_from_its_start_token(
     )
     assert traced.continuations == written
     assert traced.run.metadata.num_tokens == len(traced.tokens)
-    # Nothing comes between the decoder's texts and prompts that they do not continue.
+    # There is no space before a decoder's text, because it does not continue the prompt.
     assert not any(text.text.startswith(" ") for text in traced.texts)
 
 
@@ -356,7 +356,7 @@ def test_a_decoder_without_any_token_to_begin_with_is_refused(switch: PreTrained
 
 
 def test_an_encoder_decoder_that_only_reads_runs_its_encoder_alone() -> None:
-    """Tokens that its experts have no room for are the same ones, so pads are where they were."""
+    """Its experts drop the same tokens, so the pads are where they were."""
     crowded = build_family("switch_transformers")
     writing = trace_writing(crowded, SEQUENCES)
 
@@ -367,7 +367,7 @@ def test_an_encoder_decoder_that_only_reads_runs_its_encoder_alone() -> None:
 
 
 def test_a_cache_that_a_model_does_not_have_is_refused() -> None:
-    """DeepSeek-V4 has layers without a static cache; MiniMax would use its own and not say so."""
+    """DeepSeek-V4 has layers without a static cache; MiniMax would silently use its own."""
     for family in ("deepseek_v4", "minimax"):
         with pytest.raises(UsageError, match="no static cache"):
             trace_writing(build_family(family), SEQUENCES, cache="static")

@@ -1,4 +1,4 @@
-"""What the model is told about choosing among tokens is what was asked for, and nothing else."""
+"""Settings for choosing among tokens: those that were asked for apply, and no others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.tracing.recording.writing import (
     trace_writing,
 )
 
-# All of one length: one batch of them is one that a test can make as well.
+# All of one length, so that a test can make the same batch.
 SEQUENCES = make_sequences((6, 6, 6, 6))
 END, PAD = 2, 0
 
-# By name, what a checkpoint may say about choosing; each changes what is written greedily.
+# Settings of a checkpoint about choosing; each would change greedy generation.
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "temperature": 5.0},
     "a penalty on repetition": {"repetition_penalty": 30.0},
@@ -44,7 +44,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def greedy() -> list[list[int]]:
-    """What is most likely to follow each of `SEQUENCES`."""
+    """The most likely continuation of each of `SEQUENCES`."""
     model = build_model("mixtral")
     return [generate_plainly(model, sequence) for sequence in SEQUENCES]
 

@@ -1,4 +1,4 @@
-"""Quantized checkpoints that can't be loaded here: what is missing is named, not config.json blamed."""
+"""Quantized checkpoints that can't be loaded here: errors name what is missing and do not blame config.json."""
 
 from __future__ import annotations
 

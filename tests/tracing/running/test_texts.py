@@ -1,4 +1,4 @@
-"""The texts that a model wrote: one JSON line each, read as they stand after their prompts."""
+"""Generated texts: one JSON line each, spelled as they read after their prompts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from moetool.tracing.running.texts import TextFile, WrittenText, check_text_path
 TEXT = WrittenText(
     id="1", domain="prose", prompt="Once", text=" upon", num_new_tokens=1, finish="length"
 )
-# What JSON, JSON lines and Python each like to break lines or words at.
+# Characters at which JSON, JSON lines or Python break lines or words.
 HOSTILE_TEXTS = ('"', "\\", "a\nb\r\n", "\u2028", "\x85", "\x00", "é 日本 🙂", "")
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """As SentencePiece has it: a space belongs to the word after it, a text's first to none."""
+    """As in SentencePiece, a space belongs to the word after it, and a text's first space is lost."""
     words = ["<unk>", "</s>", "▁hello", "▁world", "s"]
     backend = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
@@ -42,7 +42,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token."""
+    """Makes every byte a token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -142,7 +142,7 @@ def test_an_error_before_the_first_text_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-# Texts are told from any other file by how they begin.
+# A file of texts is recognized by its first characters.
 OLD_TEXT = json.dumps(vars(replace(TEXT, text="old")))
 
 
@@ -277,7 +277,7 @@ def test_an_unfinished_file_that_is_removed_ends_the_run(tmp_path: Path) -> None
 
 
 def break_off(path: Path, texts: Sequence[WrittenText]) -> NoReturn:
-    """Write texts and press Ctrl-C before the end."""
+    """Write texts, interrupted before the end."""
     with TextFile(path) as file:
         file.write(texts)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Router probabilities: which function makes them is found, and they explain the weights."""
+"""Router probabilities: their function is found, and they explain the weights."""
 
 from __future__ import annotations
 
