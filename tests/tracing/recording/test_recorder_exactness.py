@@ -5,11 +5,15 @@ That its decisions are those of the experts is proven for every family in tests/
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from moetool import RoutingRecorder
+from moetool.errors import UntraceableError
+from moetool.tracing.recording.watch.received import ReceivedWatch
 from tests.tiny_models import build_model
 
 NUM_ROWS, NUM_COLUMNS = 2, 7
@@ -67,3 +71,22 @@ def test_an_exception_within_the_forward_leaves_no_half_call() -> None:
         run(model)
     assert [call.call for call in recorder.calls] == [0]
     assert len(recorder.calls[0].position) == NUM_ROWS * NUM_COLUMNS
+
+
+def test_a_recorder_that_can_not_be_entered_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("mixtral")
+    install = ReceivedWatch.install
+    calls: list[object] = []
+
+    def fail_at_the_third(watch: ReceivedWatch, *args: Any) -> None:
+        calls.append(watch)
+        install(watch, *args)
+        if len(calls) == 3:
+            raise UntraceableError("on purpose", hint="")
+
+    monkeypatch.setattr(ReceivedWatch, "install", fail_at_the_third)
+    with pytest.raises(UntraceableError, match="on purpose"), RoutingRecorder(model):
+        raise AssertionError("it was entered")
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
