@@ -59,7 +59,7 @@ def load_model(
         model, report = loader.from_pretrained(
             checkpoint.folder,
             config=config,
-            dtype=dtype or "auto",
+            dtype=str(dtype or "auto"),
             device_map=device_map,
             offload_folder=offload_folder,
             trust_remote_code=trust_remote_code,
