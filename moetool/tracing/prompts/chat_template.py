@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _RENDERING_S = 10.0
 _STARTING_S = 300.0
 
-_HINT = "Use the chat template that came with the model, or trace without one (no --chat)."
+_HINT = "Use the chat template that came with the model, or leave --chat out."
 
 
 class ChatTemplate:
@@ -116,8 +116,8 @@ class ChatTemplate:
             )
         except OSError as error:
             raise InputError(
-                f"No process can be started for the chat template: {error.strerror or error}.",
-                hint="Trace without the chat template (leave --chat out).",
+                f"Can't start a process for the chat template: {error.strerror or error}.",
+                hint="Leave --chat out.",
             ) from error
         try:
             answer, is_late = self._ask(self._setup, limit_s=_STARTING_S)

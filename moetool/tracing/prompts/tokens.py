@@ -85,12 +85,12 @@ def tokenize_prompts(
         raise UsageError(
             f"{max_new_tokens:,} new tokens leave no room for a prompt in the model's context of "
             f"{context_tokens:,} tokens.",
-            hint=f"Give --max-new-tokens less than {context_tokens}.",
+            hint=f"Give a --max-new-tokens below {context_tokens}.",
         )
     if special_tokens == "chat template" and not tokenizer.chat_template:
         raise InputError(
             "This model's tokenizer has no chat template.",
-            hint="Trace without a chat template (leave --chat out).",
+            hint="Leave --chat out, or name a model that was trained to chat.",
         )
     longest = _limit_characters(context_tokens)
     tokenized = []
@@ -100,7 +100,7 @@ def tokenize_prompts(
             if not ids:
                 raise InputError(
                     f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
-                    hint="Give it a text, or let the tokenizer add special tokens (no --no-special-tokens).",
+                    hint="Give it a text, or leave --no-special-tokens out.",
                 )
             _check_ids(ids, prompt, vocabulary=vocabulary)
             kept = ids[:max_prompt_tokens]

@@ -23,15 +23,15 @@ Sequences = dict[str, list[RoutedSequence]]
 
 
 def check_can_read(recorded: RecordedModel) -> None:
-    """Check that something is recorded when a model reads without generating.
+    """Check that a model routes when it only reads its prompts.
 
     Raises:
-        UsageError: Only its encoder reads, and that routes nothing in the layers to record.
+        UsageError: Only its encoder reads, and has none of the layers to record.
     """
     paths = [scope.path for scope in recorded.scopes]
     if recorded.encoder is not None and recorded.encoder not in paths:
         raise UsageError(
-            f"The encoder of {type(recorded.model).__name__} routes nothing in these layers.",
+            f"The encoder of {type(recorded.model).__name__} has no routed experts in these layers.",
             hint="Add --max-new-tokens to trace the decoder.",
         )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moetool.errors import UsageError
 from moetool.tracing.recording.scopes import find_recorded_model
+from moetool.tracing.running.passes import check_can_read
 from tests.families.tiny.models import build_family
 from tests.tiny_models import build_model
 
@@ -36,3 +39,13 @@ def test_only_the_layers_asked_for_are_recorded() -> None:
     assert recorded.scopes[0].layers == recorded.layers
     with pytest.raises(UsageError, match="Layer 3 has no routed experts"):
         find_recorded_model(model, layers=[0, 3])
+
+
+def test_an_encoder_without_routed_layers_leaves_nothing_to_read() -> None:
+    recorded = find_recorded_model(build_family("switch_transformers"))
+    check_can_read(recorded)
+    check_can_read(find_recorded_model(build_model("mixtral")))
+    decoder_alone = replace(recorded, scopes=recorded.scopes[1:])
+    with pytest.raises(UsageError, match="has no routed experts in these layers") as caught:
+        check_can_read(decoder_alone)
+    assert "--max-new-tokens" in caught.value.hint
