@@ -1,4 +1,4 @@
-"""Options of a traced run: how a model is loaded, reads its prompts and continues them.
+"""Options of a traced run: loading, reading prompts and continuing them.
 
 Options may be given as members of their enums or as their values, as in
 `TraceOptions(dtype="bfloat16")`.
@@ -35,7 +35,7 @@ _GREEDY_HINT = "or leave it out to take the most likely token."
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How each prompt is continued.
+    """Options for continuing each prompt.
 
     Attributes:
         max_new_tokens: Limit for each prompt.
@@ -86,14 +86,14 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """How a model is loaded and traced.
+    """Options for loading and tracing a model.
 
     Attributes:
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the repository's own code.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
-        device_map: How to spread the model over devices instead, see `choose_device_map`.
+        device_map: Spreads the model over several devices instead, see `choose_device_map`.
         batch_size: Prompts that go through the model together.
         layers: Record only these layer numbers.
         special_tokens: Who adds special tokens to the prompts.

@@ -80,7 +80,7 @@ def trace_model(
     Args:
         reference: The model, see `resolve_model`.
         prompts: See `read_prompts`.
-        options: How to load the model, and what to record.
+        options: Settings for loading the model and for recording.
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.

@@ -16,7 +16,7 @@ _STDOUT = "-"
 
 @dataclass(frozen=True)
 class SinkChoice:
-    """Where the rows of a run go.
+    """The chosen place of a run's rows.
 
     Attributes:
         target: The file that will hold them; None where they go to stdout or are not kept.

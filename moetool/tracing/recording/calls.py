@@ -56,7 +56,7 @@ class RecordedCall:
 
 @dataclass(frozen=True)
 class CallTokens:
-    """Which slots of a call's batch hold real tokens.
+    """The slots of a call's batch that hold real tokens.
 
     Attributes:
         num_slots: Rows times columns of the batch, pads included.

@@ -177,7 +177,7 @@ def choose_texts(
 
     Args:
         path: The file to write; None keeps no texts.
-        generation: How the run generates text; None if it does not.
+        generation: The run's options for generating text; None if it generates none.
         output: The file of the run's trace, if it has one.
         replace_existing: Accept an existing file, and the unfinished one of an earlier run.
         inputs: Files that the run reads.

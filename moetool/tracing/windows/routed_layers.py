@@ -22,7 +22,7 @@ def describe_layers(
 
     Args:
         recorder: After at least one call.
-        top_k: How many experts each layer chose at most.
+        top_k: Largest number of experts that each layer chose for a token.
     """
     return tuple(
         RoutedLayer(

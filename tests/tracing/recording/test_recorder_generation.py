@@ -137,7 +137,7 @@ def test_a_mask_of_the_callers_own_is_not_taken_for_the_last_one_of_generate(
 def test_a_mask_that_generate_prepares_from_another_keyword_is_refused(
     model: PreTrainedModel,
 ) -> None:
-    """If it were read as a mask without pads, the pads of shorter rows would be recorded."""
+    """Read as a mask without pads, it would let the pads of shorter rows be recorded."""
     plain: Any = model.prepare_inputs_for_generation
 
     def renamed(input_ids: torch.Tensor, *, padding_mask: torch.Tensor, **kwargs: Any) -> Any:

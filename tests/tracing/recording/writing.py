@@ -26,6 +26,11 @@ NUM_NEW_TOKENS = 6
 # Unordered, with a repeated length, and with a single token.
 LENGTHS = (3, 9, 5, 9, 1, 7, 4, 6)
 
+# Batch sizes with caches.
+BATCHES = [(1, "dynamic"), (3, "dynamic"), (3, "static"), (8, "dynamic")]
+# Token at which the tiny models end a text.
+END = 2
+
 _WORDS = [field.name for field in TRACE_SCHEMA if pa.types.is_dictionary(field.type)]
 
 
@@ -239,6 +244,37 @@ def assert_same_decisions(
     exact = [*KEY, "expert"]
     pd.testing.assert_frame_equal(ordered[exact], other[exact], check_dtype=False)
     np.testing.assert_allclose(ordered["weight"], other["weight"], rtol=0, atol=tolerance)
+
+
+def expect_tokens(
+    given: list[int], written: list[int], *, prompt_id: str, stack: str
+) -> pd.DataFrame:
+    """Return the tokens that a stack routes for one prompt: all except the last new one."""
+    ids = [*given, *written[:-1]]
+    return pd.DataFrame(
+        {
+            "prompt_id": prompt_id,
+            "stack": stack,
+            "position": range(len(ids)),
+            "phase": ["prefill"] * len(given) + ["decode"] * (len(ids) - len(given)),
+            "token_id": ids,
+        }
+    )
+
+
+def cut_after(ids: list[int], ends: set[int]) -> list[int]:
+    at = next((index for index, token_id in enumerate(ids) if token_id in ends), len(ids))
+    return ids[: at + 1]
+
+
+def choose_ends(written: list[list[int]]) -> set[int]:
+    """Return tokens that end some rows, one of them at its first token, but not all."""
+    ends = {END, written[1][2], written[4][0]}
+    lengths = [len(cut_after(ids, ends)) for ids in written]
+    assert min(lengths) == 1
+    assert max(lengths) == NUM_NEW_TOKENS
+    assert len(set(lengths)) > 2
+    return ends
 
 
 def _as_plain(tables: list[pa.Table]) -> pd.DataFrame:

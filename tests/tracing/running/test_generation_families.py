@@ -1,4 +1,4 @@
-"""In every family that generates text, a new token's decisions are those of reading it.
+"""New tokens have the decisions of reading them, in every family that generates text.
 
 What is written in a left-padded batch with a cache is read again one by one, without any of these.
 In float32 the two agree up to the rounding of weights, wherever a family computes the same thing

@@ -30,7 +30,7 @@ HOSTILE_TEXTS = ('"', "\\", "a\nb\r\n", "\u2028", "\x85", "\x00", "é 日本 �
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """As in SentencePiece, a space belongs to the word after it, and a text's first space is lost."""
+    """Gives spaces to the words after them and loses a text's first one, like SentencePiece."""
     words = ["<unk>", "</s>", "▁hello", "▁world", "s"]
     backend = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")

@@ -260,7 +260,7 @@ class WithUnusedExperts(Block):
 
 
 class WithDropoutOnTheSum(Block):
-    """In evaluation its dropout returns its input."""
+    """Has dropout, which in evaluation returns its input."""
 
     def __init__(self) -> None:
         super().__init__()
