@@ -32,8 +32,7 @@ from moetool import (
 )
 from moetool.errors import UsageError
 from moetool.memory.sweep import list_scenarios
-from moetool.tracing.generation_options import GenerationOptions
-from moetool.tracing.trace_model import TraceOptions
+from moetool.tracing.options import GenerationOptions, TraceOptions
 from tests.tiny_models import build_model
 
 OPTIONS: dict[str, type[StrEnum]] = {

@@ -1,4 +1,4 @@
-"""From a model's name and prompts to a trace of its routing: the whole way, cheapest checks first."""
+"""Trace a model: open its checkpoint, check it, load it, run it, write its routing."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import moetool
 from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
-from moetool.choices import choose_word, take_count, take_flag, take_numbers, take_text
-from moetool.errors import UsageError
-from moetool.memory.scenario import Dtype
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import (
-    SpecialTokens,
     count_embeddings,
     read_context_tokens,
     tokenize_prompts,
@@ -30,86 +27,40 @@ from moetool.tracing.running.texts import TextFile
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from moetool.tracing.generation_options import GenerationOptions
     from moetool.tracing.run import TracedRun
 
-# Beyond any machine's.
-_LARGEST_NUMBER = 2**27
 _LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pyarrow")
 
 
-@dataclass(frozen=True)
-class TraceOptions:
-    """How to trace.
-
-    Raises:
-        UsageError: An option has no such choice, or a number is out of range.
-
-    Attributes:
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Run the repository's own code.
-        dtype: Of the weights; None for the checkpoint's own.
-        device: Where to run; None for a GPU if there is one.
-        device_map: How to spread the model over devices instead, see `choose_device_map`.
-        batch_size: Prompts that go through the model together.
-        layers: Record only these layer numbers.
-        special_tokens: Who adds special tokens to the prompts.
-        max_prompt_tokens: Cut prompts after so many tokens.
-        with_probabilities: Record the routers' probabilities as well.
-        allow_inexact: Trace models whose experts carry out other decisions than those recorded.
-        generation: Continue each prompt, and record this too.
-    """
-
-    revision: str | None = None
-    trust_remote_code: bool = False
-    dtype: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    batch_size: int = 8
-    layers: frozenset[int] | None = None
-    special_tokens: SpecialTokens = "tokenizer"
-    max_prompt_tokens: int | None = None
-    with_probabilities: bool = False
-    allow_inexact: bool = False
-    generation: GenerationOptions | None = None
-
-    def __post_init__(self) -> None:
-        for name, words in (("dtype", list(Dtype)), ("special_tokens", get_args(SpecialTokens))):
-            value = getattr(self, name)
-            if value is not None or name != "dtype":
-                choose_word(value, words, name=name.replace("_", " "))
-        for name in ("revision", "device", "device_map"):
-            value = getattr(self, name)
-            if value is not None:
-                take_text(value, name=name.replace("_", " "))
-        for name in ("trust_remote_code", "with_probabilities", "allow_inexact"):
-            take_flag(getattr(self, name), name=name)
-        take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
-        if self.max_prompt_tokens is not None:
-            name = "most tokens of a prompt"
-            take_count(self.max_prompt_tokens, name=name, smallest=1, largest=_LARGEST_NUMBER)
-        take_numbers(self.layers, name="layer", largest=_LARGEST_NUMBER)
-        if self.generation is not None and not hasattr(self.generation, "max_new_tokens"):
-            raise UsageError(
-                f"How to generate can't be given as {type(self.generation).__name__}.",
-                hint="Give GenerationOptions, or None.",
-            )
-
-
 class Observer(Protocol):
-    """Someone who watches a long run."""
+    """Follows a long run, as a progress bar does."""
 
     def announce(self, line: str) -> None:
-        """Take a line about what is about to happen."""
+        """Show what is about to happen."""
 
     def warn(self, line: str) -> None:
-        """Take a line that must be seen."""
+        """Show a warning."""
 
     def start(self, num_tokens: int) -> None:
-        """Take the number of tokens that will go through the model."""
+        """Begin a run in which this many tokens will go through the model."""
 
     def advance(self, num_tokens: int) -> None:
-        """Take the number of tokens that just did."""
+        """Count tokens that went through it."""
+
+
+@dataclass(frozen=True)
+class _Traceable:
+    """Facts that a skeleton shows about a checkpoint that can be traced.
+
+    Attributes:
+        auto_class: Name of transformers' class that loads it.
+        inexact_because: Why its trace will not be exact; empty if it will be.
+        num_token_ids: Token ids of its vocabulary; None if unknown.
+    """
+
+    auto_class: str
+    inexact_because: tuple[str, ...]
+    num_token_ids: int | None
 
 
 def trace_model(
@@ -121,13 +72,21 @@ def trace_model(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
-    """Load the model, run it over the prompts, write the trace, and return the run in figures.
+    """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
-    What can be known from the configuration and the tokenizer alone is checked before any weights
-    are loaded.
+    Everything that the configuration and the tokenizer show is checked before any weights are
+    loaded.
+
+    Args:
+        reference: The model, see `resolve_model`.
+        prompts: See `read_prompts`.
+        options: Settings for loading the model and for recording.
+        open_sink: Opens the place of the rows, see `choose_sink`.
+        observer: Is informed of progress.
+        open_texts: Opens the place of the generated texts, see `choose_texts`.
 
     Raises:
-        MoetoolError: See the functions it is made of.
+        MoetoolError: See the functions that this one calls.
     """
     checkpoint = open_checkpoint(
         reference,
@@ -135,17 +94,18 @@ def trace_model(
         with_code=options.trust_remote_code,
         announce=observer.announce,
     )
-    # Only now, because they bring in torch: what is wrong with the files is said at once.
+    # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.run import count_tokens, trace_prompts
-    from moetool.tracing.running.load_model import choose_device, choose_device_map, load_model
+    from moetool.tracing.running.devices import choose_device, choose_device_map
+    from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
         device_map: str | dict[str, Any] = {"": choose_device(options.device)}
     else:
         device_map = choose_device_map(options.device_map)
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    reasons, vocabulary = _check_traceable(config, checkpoint, options, device_map=device_map)
-    for reason in reasons:
+    traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
+    for reason in traceable.inexact_because:
         observer.warn(f"{checkpoint.name} is not traced exactly: {reason}.")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
@@ -153,7 +113,7 @@ def trace_model(
         tokenizer,
         special_tokens=options.special_tokens,
         context_tokens=read_context_tokens(config),
-        vocabulary=vocabulary,
+        vocabulary=traceable.num_token_ids,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
     )
@@ -161,15 +121,18 @@ def trace_model(
         model = load_model(
             checkpoint,
             config,
+            auto_class=traceable.auto_class,
             device_map=device_map,
             offload_folder=offload_folder,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        metadata = _describe_run(model, checkpoint, options, prompts=prompts)
+        metadata = _describe_run(
+            model, checkpoint, options, auto_class=traceable.auto_class, prompts=prompts
+        )
         token_ids = [prompt.token_ids for prompt in tokenized]
         observer.start(count_tokens(token_ids, options.generation))
-        # The texts open first, so that the trace is there when they are.
+        # The last to open is the first to close: when the texts appear, the trace is there.
         with (
             open_texts() if open_texts else nullcontext() as texts,
             open_sink(metadata) as sink,
@@ -178,13 +141,9 @@ def trace_model(
                 model,
                 tokenizer,
                 tokenized,
+                options,
                 sink=sink,
                 metadata=metadata,
-                batch_size=options.batch_size,
-                layers=options.layers,
-                with_probabilities=options.with_probabilities,
-                allow_inexact=options.allow_inexact,
-                generation=options.generation,
                 texts=texts,
                 advance=observer.advance,
             )
@@ -203,33 +162,32 @@ def _check_traceable(
     options: TraceOptions,
     *,
     device_map: str | dict[str, Any],
-) -> tuple[list[str], int | None]:
-    """Refuse on the skeleton what would be refused after minutes of loading.
-
-    Returns:
-        Why the trace will not be exact, if it will not and may be so; and how many token ids the
-        model has, if that is known.
-    """
-    from moetool.anatomy.routing.moe_layers import find_moe_layers, select_layers
+) -> _Traceable:
+    """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.tracing.recording.scopes import find_recorded_model
+    from moetool.tracing.running.devices import check_device_map
     from moetool.tracing.running.generation import check_can_generate
-    from moetool.tracing.running.load_model import check_device_map
+    from moetool.tracing.running.passes import check_can_read
 
-    find_auto_class(config)
+    auto_class = find_auto_class(config)
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     if options.generation is not None:
         check_can_generate(skeleton)
-    found = find_moe_layers(skeleton, allow_inexact=options.allow_inexact)
-    try:
-        layers = select_layers(found, options.layers)
-    except UsageError as error:
-        words = f"{error.message[0].lower()}{error.message[1:]}"
-        raise UsageError(f"--layers: {words}", hint=error.hint) from error
+    recorded = find_recorded_model(
+        skeleton, layers=options.layers, allow_inexact=options.allow_inexact
+    )
+    if options.generation is None:
+        check_can_read(recorded)
     if options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    reasons = dict.fromkeys(layer.rule.inexact_because for layer in layers)
-    return [reason for reason in reasons if reason], count_embeddings(skeleton)
+    reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)
+    return _Traceable(
+        auto_class=auto_class,
+        inexact_because=tuple(reason for reason in reasons if reason),
+        num_token_ids=count_embeddings(skeleton),
+    )
 
 
 def _describe_run(
@@ -237,11 +195,12 @@ def _describe_run(
     checkpoint: Checkpoint,
     options: TraceOptions,
     *,
+    auto_class: str,
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
-    """Return what is known of the run before its first batch."""
-    from moetool.anatomy.skeleton.build import find_auto_class
-    from moetool.tracing.running.load_model import name_devices, name_quantization
+    """Return the facts about a run that are known before its first batch."""
+    from moetool.tracing.quantization_method import find_quantization_method
+    from moetool.tracing.running.devices import name_devices
 
     config = model.config
     text_config = config.get_text_config()
@@ -251,9 +210,9 @@ def _describe_run(
         model=checkpoint.name,
         revision=checkpoint.revision,
         model_type=config.model_type,
-        auto_class=find_auto_class(config),
+        auto_class=auto_class,
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=name_quantization(config),
+        quantization=find_quantization_method(config),
         device=name_devices(model),
         device_map=options.device_map,
         attention_implementation=getattr(text_config, "_attn_implementation", None),

@@ -16,8 +16,9 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
 from moetool.trace.writing.writer import NoTrace
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
-from moetool.tracing.trace_model import TraceOptions, trace_model
+from moetool.tracing.trace_model import trace_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -41,7 +41,9 @@ def test_a_saved_model_is_loaded_and_computes_the_same(name: str, tmp_path: Path
     model.save_pretrained(tmp_path)
     checkpoint = open_checkpoint(resolve_model(str(tmp_path)), announce=print)
     config = AutoConfig.from_pretrained(tmp_path)
-    loaded = load_model(checkpoint, config, device_map={"": "cpu"})
+    loaded = load_model(
+        checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
+    )
     assert type(loaded).__name__ == TEXT_ONLY.get(name, type(model).__name__)
     assert describe(loaded) == describe(build_skeleton(config))
     inputs = text_inputs(name)

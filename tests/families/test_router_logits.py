@@ -115,7 +115,7 @@ def check_deepseek_v4() -> None:
 
 def check_doge() -> None:
     compared = compare("doge")
-    num_experts = compared.layers[0].place.num_experts
+    num_experts = compared.layers[0].layer.num_experts
     for scores in compared.output.router_logits:
         assert scores.shape == (2, 14, num_experts**0.5)
     assert compared.scores == []
@@ -123,7 +123,7 @@ def check_doge() -> None:
 
 def check_jetmoe() -> None:
     compared = compare("jetmoe")
-    stacks = [layer.place.stack for layer in compared.layers]
+    stacks = [layer.layer.stack for layer in compared.layers]
     assert stacks == ["decoder", "decoder.attention"] * 4
     given = returned(compared)
     times = 2 if VERSION < [5, 24] else 1
@@ -138,7 +138,7 @@ def check_stacks(name: str) -> None:
     compared = compare(name)
     assert "router_logits" not in compared.output
     by_stack = [returned(compared, f"{stack}_router_logits") for stack in ("encoder", "decoder")]
-    assert [layer.place.stack for layer in compared.layers] == ["encoder", "decoder"]
+    assert [layer.layer.stack for layer in compared.layers] == ["encoder", "decoder"]
     assert are_equal([scores for stack in by_stack for scores in stack], compared.scores)
 
 

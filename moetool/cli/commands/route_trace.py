@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_model_files, list_prompt_files
 from moetool.cli.options import parse_layers
-from moetool.errors import UsageError
-
-if TYPE_CHECKING:
-    from moetool.trace.metadata import TraceMetadata
-    from moetool.trace.writing.writer import TraceSink
-    from moetool.tracing.generation_options import GenerationOptions
-    from moetool.tracing.prompts.prompts import Prompt
-    from moetool.tracing.prompts.tokens import SpecialTokens
-    from moetool.tracing.running.texts import TextFile
 
 
 class TraceFormat(StrEnum):
@@ -149,48 +137,61 @@ def route_trace(
     """
     from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
-    from moetool.tracing.generation_options import choose_generation
-    from moetool.tracing.trace_model import TraceOptions, trace_model
+    from moetool.trace.writing.sink_choice import choose_sink
+    from moetool.tracing.options import TraceOptions, choose_generation
+    from moetool.tracing.prompts.files import PromptFields
+    from moetool.tracing.prompts.prompts import choose_prompts
+    from moetool.tracing.prompts.tokens import choose_special_tokens
+    from moetool.tracing.running.texts import choose_texts
+    from moetool.tracing.trace_model import trace_model
 
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
     if device_map is not None:
         inputs.append(Path(device_map))
-    open_sink = _choose_sink(
-        output, output_format, force=force, with_probabilities=probabilities, inputs=inputs
+    sink = choose_sink(
+        output,
+        output_format,
+        replace_existing=force,
+        with_probabilities=probabilities,
+        inputs=inputs,
     )
-    generation = choose_generation(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        cache=cache.value,
-    )
-    if device is not None and device_map is not None:
-        raise UsageError("--device and --device-map exclude each other.", hint="Leave one out.")
     options = TraceOptions(
         revision=revision,
         trust_remote_code=trust_remote_code,
-        dtype=dtype.value if dtype else None,
+        dtype=dtype,
         device=device,
         device_map=device_map,
         batch_size=batch_size,
         layers=parse_layers(layers),
-        special_tokens=_choose_special_tokens(chat=chat, special_tokens=special_tokens),
+        special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
         with_probabilities=probabilities,
         allow_inexact=allow_inexact,
-        generation=generation,
+        generation=choose_generation(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            cache=cache,
+        ),
     )
-    open_texts = _choose_texts(save_text, generation, output=output, force=force, inputs=inputs)
-    read = _read_prompts(prompts, prompt, fields=(id_field, text_field, domain_field), limit=limit)
+    open_texts = choose_texts(
+        save_text,
+        generation=options.generation,
+        output=sink.target,
+        replace_existing=force,
+        inputs=inputs,
+    )
+    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
+    read = choose_prompts(prompts, prompt, fields=fields, limit=limit)
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
         run = trace_model(
             reference,
             read,
             options,
-            open_sink=open_sink,
+            open_sink=sink.open,
             observer=observer,
             open_texts=open_texts,
         )
@@ -206,110 +207,7 @@ def route_trace(
         lifts=measure_lift(run.counts),
         num_rows=run.num_rows,
         output=output,
-        keeps_rows=_keeps_rows(output, output_format),
+        keeps_rows=sink.keeps_rows,
         texts=save_text,
         elapsed_s=time.monotonic() - started,
     )
-
-
-def _read_prompts(
-    prompts: str | None, prompt: str | None, *, fields: tuple[str, str, str], limit: int | None
-) -> list[Prompt]:
-    from moetool.tracing.prompts.files import PromptFields
-    from moetool.tracing.prompts.prompts import make_prompt, read_prompts
-
-    if (prompts is None) == (prompt is None):
-        raise UsageError(
-            "Give either --prompts or --prompt."
-            if prompts is None
-            else "--prompts and --prompt exclude each other.",
-            hint="--prompts sample_prompts takes a file or folder, --prompt 'a text' one text.",
-        )
-    if prompt is not None:
-        return make_prompt(prompt)
-    assert prompts is not None
-    prompt_id, text, domain = fields
-    named = PromptFields(prompt_id=prompt_id, text=text, domain=domain)
-    return read_prompts(prompts, fields=named, limit=limit)
-
-
-def _choose_texts(
-    path: Path | None,
-    generation: GenerationOptions | None,
-    *,
-    output: Path | None,
-    force: bool,
-    inputs: Sequence[Path],
-) -> Callable[[], TextFile] | None:
-    """Return what opens the file of texts, after checking that it can be opened."""
-    from moetool.trace.writing.writer import list_places
-    from moetool.tracing.running.texts import TextFile, check_text_path, list_text_places
-
-    if path is None:
-        return None
-    if generation is None:
-        raise UsageError(
-            "--save-text keeps what the model writes, and nothing was asked of it.",
-            hint="Add --max-new-tokens.",
-        )
-    if output is not None and str(output) != "-":
-        taken = {_spell_out(place) for place in list_places(output)}
-        if both := [place for place in list_text_places(path) if _spell_out(place) in taken]:
-            raise UsageError(
-                f"--output and --save-text both name '{both[0]}'.", hint="Name two files."
-            )
-    check_text_path(path, replace_existing=force, inputs=inputs)
-    return lambda: TextFile(path, replace_existing=force)
-
-
-def _spell_out(path: Path) -> str:
-    """Return a path in the one spelling that it has, apart from a link in its last part."""
-    return os.path.normcase(path.parent.resolve() / path.name)
-
-
-def _choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
-    if chat:
-        return "chat template"
-    return "tokenizer" if special_tokens else "none"
-
-
-def _keeps_rows(output: Path | None, output_format: TraceFormat | None) -> bool:
-    """Return whether rows are written: not where they would fill a terminal unasked."""
-    return output is not None or output_format is not None or not sys.stdout.isatty()
-
-
-def _choose_sink(
-    output: Path | None,
-    output_format: TraceFormat | None,
-    *,
-    force: bool,
-    with_probabilities: bool,
-    inputs: Sequence[Path],
-) -> Callable[[TraceMetadata], TraceSink]:
-    """Return what opens the sink, after checking that it can be opened."""
-    from moetool.trace.writing.writer import NoTrace, TraceFile, TraceStream, check_target
-
-    is_file = output is not None and str(output) != "-"
-    if with_probabilities and not is_file:
-        raise UsageError(
-            "--probabilities are written next to the trace, so the trace must go to a file.",
-            hint="Add -o trace.parquet.",
-        )
-    if is_file:
-        assert output is not None
-        check_target(
-            output,
-            replace_existing=force,
-            with_probabilities=with_probabilities,
-            inputs=inputs,
-        )
-        if output_format and output.suffix != f".{output_format.value}":
-            raise UsageError(
-                f"--format {output_format.value} contradicts '{output}'.", hint="Leave one out."
-            )
-        return lambda metadata: TraceFile(output, metadata=metadata, replace_existing=force)
-    if output_format is TraceFormat.PARQUET:
-        raise UsageError("Parquet can't be written to stdout.", hint="Add -o trace.parquet.")
-    if not _keeps_rows(output, output_format):
-        return lambda _: NoTrace()
-    return lambda _: TraceStream(sys.stdout.buffer)

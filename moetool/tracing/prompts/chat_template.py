@@ -1,4 +1,4 @@
-"""Prompts through a checkpoint's chat template, which is a program and may be a bad one."""
+"""Prompts rendered by a checkpoint's chat template, which is a program and may misbehave."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from moetool.tracing.prompts.prompts import Prompt, is_unicode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Templates take milliseconds. What starts the process has to be found on a disk.
+# Templates take milliseconds. The process must first import its packages from a disk.
 _RENDERING_S = 10.0
 _STARTING_S = 300.0
 
-_HINT = "Leave --chat out, or use the chat template that came with the model."
+_HINT = "Use the chat template that came with the model, or leave --chat out."
 
 
 class ChatTemplate:
     """A tokenizer's chat template, rendered in a separate process; a context manager.
 
-    That process is given ten seconds for a prompt, and a gibibyte of memory where the system can
-    limit it, see `chat_template_process`.
+    The process may take ten seconds per prompt and, where the system can limit it, a gibibyte of
+    memory; see `chat_template_process`.
 
     Args:
-        tokenizer: With a chat template.
+        tokenizer: A tokenizer with a chat template.
 
     Raises:
         InputError: The template can't be used.
@@ -71,22 +71,22 @@ class ChatTemplate:
         process.wait()
 
     def render(self, prompt: Prompt) -> str:
-        """Return a prompt as a user's message, and the beginning of the answer.
+        """Return a prompt as a user's message, followed by the beginning of the answer.
 
         Raises:
             InputError: The template fails, takes too long, or writes too much.
         """
-        where = f"{prompt.place}: the chat template"
+        where = f"{prompt.origin}: the chat template"
         answer, is_late = self._ask({"text": prompt.text}, limit_s=_RENDERING_S)
         if is_late:
             raise InputError(
-                f"{where} does not end within {_RENDERING_S:g} s on prompt "
+                f"{where} did not finish within {_RENDERING_S:g} s on prompt "
                 f"'{printable(prompt.prompt_id)}'.",
                 hint=_HINT,
             )
         text = answer.get("text")
         if not isinstance(text, str):
-            seen = answer.get("error", "its process ended, as where memory runs out")
+            seen = answer.get("error", "its process ended, perhaps because it ran out of memory")
             raise InputError(
                 f"{where} fails on prompt '{printable(prompt.prompt_id)}'.",
                 hint=_HINT,
@@ -100,7 +100,7 @@ class ChatTemplate:
         return text
 
     def _start(self) -> None:
-        # The same packages as here, wherever they were found; nothing from the folder at hand.
+        # Imports the same packages as this process, and nothing from the current folder.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         quiet = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         command = [sys.executable, "-P", "-m", "moetool.tracing.prompts.chat_template_process"]
@@ -111,12 +111,12 @@ class ChatTemplate:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, **quiet, "PYTHONPATH": path},
-                # An interrupt is for whoever waits for this process, and ends it in order.
+                # An interrupt reaches only this process, which then ends the other one in order.
                 start_new_session=True,
             )
         except OSError as error:
             raise InputError(
-                f"No process can be started for the chat template: {error.strerror or error}.",
+                f"Can't start a process for the chat template: {error.strerror or error}.",
                 hint="Leave --chat out.",
             ) from error
         try:
@@ -132,7 +132,7 @@ class ChatTemplate:
             raise
 
     def _ask(self, request: dict[str, Any], *, limit_s: float) -> tuple[dict[str, Any], bool]:
-        """Return the answer to a request, and whether it did not come in time."""
+        """Return the answer to a request, and whether it came too late."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -150,7 +150,7 @@ class ChatTemplate:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
-            # Half a line is what a process leaves that ended in the middle of its answer.
+            # A process that ends in the middle of its answer leaves half a line.
             line = line if line.endswith(b"\n") else b""
         except BrokenPipeError:
             line = b""

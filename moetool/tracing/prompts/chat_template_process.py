@@ -1,8 +1,8 @@
 """A process that renders a checkpoint's chat template, and nothing else.
 
 A template is a program: it may never end, or fill the memory. Python can't stop a thread, so
-templates run here, where the system limits the memory and whoever started the process the time. It
-reads lines of JSON, the first with the template, the others with a text each, and answers every one.
+templates run here, where the system limits the memory and the parent process limits the time. It
+reads lines of JSON, the first with the template and each other one with a text, and answers each.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Beyond what the process takes before it renders anything.
+# On top of the memory that the process takes before it renders anything.
 _MEMORY_BYTES = 1 << 30
-# Ends what outlives whoever started it, who is far less patient.
+# Ends a process that outlives its parent, which is far less patient.
 _CPU_S = 600
-# Longer than any prompt that is read.
+# Longer than any prompt can be.
 _LONGEST_RESULT = 20_000_000
 
 
 def main() -> None:
-    """Answer every line of stdin with one on stdout: what was rendered, or what went wrong."""
-    # Its own code alone answers on stdout.
+    """Answer every line of stdin with one on stdout: the rendered text, or an error."""
+    # Only this module writes to stdout; anything else goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     render: Callable[[str], str] | None = None
@@ -39,18 +39,18 @@ def main() -> None:
                 answer = {}
             else:
                 answer = {"text": render(request["text"])}
-        except BaseException as error:  # noqa: BLE001  whatever a template does is its answer
+        except BaseException as error:  # noqa: BLE001  anything a template raises is its answer
             answer = {"error": f"{type(error).__name__}: {error}"[:1_000]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def _make_renderer(template: str, special_tokens: dict[str, Any]) -> Callable[[str], str]:
-    """Return what renders a user's message as transformers does."""
+    """Return a function that renders a user's message as transformers does."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     def render(text: str) -> str:
-        # Declared to return a text, it returns all texts and where the answers in them are.
+        # Despite its declared type it returns a list of texts and the spans of answers in them.
         rendered: Any = render_jinja_template(
             conversations=[[{"role": "user", "content": text}]],
             chat_template=template,
@@ -66,7 +66,7 @@ def _make_renderer(template: str, special_tokens: dict[str, Any]) -> Callable[[s
 
 
 def _limit_resources() -> None:
-    """Have the system end this process where it takes too much, as far as the system can."""
+    """Have the system end this process if it takes too much, as far as the system can."""
     try:
         import resource
     except ImportError:  # Windows
@@ -78,7 +78,7 @@ def _limit_resources() -> None:
         with open("/proc/self/statm", encoding="ascii") as file:
             num_pages = int(file.read().split()[0])
     except OSError:
-        # macOS limits no address space: the process looks after itself as often as it comes to it.
+        # macOS does not limit address space, so a thread watches the memory.
         unit = 1 if sys.platform == "darwin" else 1024
         most = used.ru_maxrss * unit + _MEMORY_BYTES
         threading.Thread(target=_watch_memory, args=(most, unit), daemon=True).start()

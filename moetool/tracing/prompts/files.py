@@ -1,4 +1,4 @@
-"""From the bytes of one prompts file to its rows, good and bad, each with its line."""
+"""Rows of a prompts file, good and bad, each with its line."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from moetool.printable import printable
 FORMAT_HINT = "See sample_prompts/README.md for the format."
 SMALLER_HINT = "Split it, or keep the prompts that you need."
 
-# The most that is read: of all files together in bytes, and of one row in bytes or characters. All
-# prompts are held in memory, and no model takes a text of that length.
+# Limits: bytes of all files together, and bytes or characters of one row. All prompts are held in
+# memory, and no model takes a text of that length.
 MOST_BYTES = 200_000_000
 LONGEST_ROW = 20_000_000
 
-# Of the columns that an error names.
+# Limits for the columns that an error names.
 _COLUMNS_SHOWN = 10
 _LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
 class PromptFields:
-    """The names of the columns that hold a prompt's parts."""
+    """Names of the columns that hold a prompt's id, text and domain."""
 
     prompt_id: str = "id"
     text: str = "text"
@@ -36,7 +36,7 @@ class PromptFields:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A row that holds no prompt."""
+    """A row without a usable prompt."""
 
     file: str
     line: int
@@ -44,8 +44,8 @@ class BadLine:
     hint: str
 
     @property
-    def place(self) -> str:
-        """`file:line`, as editors take it."""
+    def origin(self) -> str:
+        """The row as `file:line`, which editors can open."""
         return f"{self.file}:{self.line}"
 
     def with_default_domain(self, _domain: str) -> BadLine:
@@ -55,7 +55,7 @@ class BadLine:
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A row as it stands in its file; None where it says nothing."""
+    """A row as it is in its file; None for an id or domain that it lacks."""
 
     prompt_id: str | None
     domain: str | None
@@ -64,12 +64,12 @@ class RawPrompt:
     line: int
 
     @property
-    def place(self) -> str:
-        """`file:line`, as editors take it."""
+    def origin(self) -> str:
+        """The row as `file:line`, which editors can open."""
         return f"{self.file}:{self.line}"
 
     def with_default_domain(self, domain: str) -> RawPrompt:
-        """Return the row under a domain, unless it names its own."""
+        """Return the row with a domain, unless it has its own."""
         return self if self.domain is not None else replace(self, domain=domain)
 
     def complain(self, complaint: str, *, hint: str) -> BadLine:
@@ -112,13 +112,13 @@ def read_csv(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[Raw
         if twice is not None:
             yield column_twice(twice, name=name)
             return
-        places = {column: place for place, column in enumerate(columns) if column in wanted}
+        indices = {column: index for index, column in enumerate(columns) if column in wanted}
         lines.begin_row()
         for cells in reader:
             if cells:
                 row = {
-                    column: cells[place] if place < len(cells) else None
-                    for column, place in places.items()
+                    column: cells[index] if index < len(cells) else None
+                    for column, index in indices.items()
                 }
                 yield make_row(row, name=name, line=reader.line_num, fields=fields)
             lines.begin_row()
@@ -136,7 +136,7 @@ def read_csv(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[Raw
 
 
 class _CsvLines:
-    """The lines of a CSV file, of which one row may take no more than is allowed."""
+    """The lines of a CSV file; rows longer than the limit are refused."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -155,11 +155,11 @@ class _CsvLines:
         return line
 
     def begin_row(self) -> None:
-        """Count from here."""
+        """Start counting a row's characters."""
         self._left = LONGEST_ROW
 
     def release(self) -> None:
-        """Leave the file to whoever opened it."""
+        """Detach from the file, so that only its owner closes it."""
         self._text.detach()
 
 
@@ -212,7 +212,7 @@ def _parse_json_line(
 def make_row(
     row: Mapping[str, object], *, name: str, line: int, fields: PromptFields
 ) -> RawPrompt | BadLine:
-    """Return the prompt in a row of named values, or what is wrong with it."""
+    """Return the prompt in a row of named values, or a complaint about it."""
     text = row.get(fields.text)
     if not isinstance(text, str):
         if fields.text not in row:
@@ -223,7 +223,7 @@ def make_row(
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)
     for key, value in ((fields.prompt_id, prompt_id), (fields.domain, domain)):
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            complaint = f"'{shown_name(key)}' is not a word but {type(value).__name__}"
+            complaint = f"'{shown_name(key)}' is not a string or number but {type(value).__name__}"
             return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     return RawPrompt(
         prompt_id=None if prompt_id in (None, "") else str(prompt_id),
@@ -235,7 +235,7 @@ def make_row(
 
 
 def missing_text(columns: Sequence[str], *, name: str, line: int, fields: PromptFields) -> BadLine:
-    """Return the complaint of a row, or a file, that has no column of texts."""
+    """Return the complaint about a row or a file that has no column of texts."""
     shown = [shown_name(column) for column in columns[:_COLUMNS_SHOWN]]
     more = len(columns) - len(shown)
     seen = ", ".join(shown) + (f" and {more:,} more" if more else "") or "nothing"
@@ -251,7 +251,7 @@ def missing_text(columns: Sequence[str], *, name: str, line: int, fields: Prompt
 
 
 def column_twice(column: str, *, name: str) -> BadLine:
-    """Return the complaint of a file of which two columns have one name."""
+    """Return the complaint about a file with two columns of the same name."""
     complaint = f"the column '{shown_name(column)}' is there twice"
     return BadLine(file=name, line=1, complaint=complaint, hint="Keep one of the two.")
 

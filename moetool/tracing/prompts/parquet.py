@@ -1,4 +1,4 @@
-"""From a Parquet file of prompts to its rows, of which few bytes may stand for many."""
+"""Rows of a Parquet file of prompts, in which a few bytes may stand for many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moetool.tracing.prompts.files import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Few enough that a batch of the longest texts that a page holds stays within the memory.
+# Few enough that a batch of the longest texts that a page can hold fits into memory.
 _BATCH_ROWS = 1_000
 
 
@@ -45,7 +45,7 @@ def read_parquet(
             for column in dict.fromkeys((fields.prompt_id, fields.text, fields.domain))
             if column in schema.names
         ]
-        # As a dictionary, texts that are stored once and repeated are held once.
+        # As a dictionary, a repeated text is held in memory only once.
         parquet = pq.ParquetFile(file, read_dictionary=wanted)
         left = MOST_BYTES
         if _count_stored_bytes(parquet.metadata, wanted) > left:
@@ -59,7 +59,7 @@ def read_parquet(
             for row in batch.to_pylist():
                 number += 1
                 yield make_row(row, name=name, line=number, fields=fields)
-    # The library raises whatever comes of values that are not what they are declared to be.
+    # pyarrow raises various errors for values that differ from their declared type.
     except (pa.ArrowException, ValueError, TypeError, LookupError, ArithmeticError) as error:
         seen = str(error).strip().splitlines() or [type(error).__name__]
         yield BadLine(
@@ -71,16 +71,16 @@ def read_parquet(
 
 
 def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> BadLine | None:
-    """Return what is wrong with the columns, before any value is read."""
+    """Return a complaint about the columns, before any value is read."""
     if fields.text not in schema.names:
         return missing_text(schema.names, name=name, line=1, fields=fields)
     for column, word in (
         (fields.text, "string"),
-        (fields.prompt_id, "word"),
-        (fields.domain, "word"),
+        (fields.prompt_id, "string or number"),
+        (fields.domain, "string or number"),
     ):
         found = schema.get_all_field_indices(column)
-        kinds = [_find_wrong_kind(schema.field(place).type, word) for place in found]
+        kinds = [_find_wrong_kind(schema.field(index).type, word) for index in found]
         wrong = next((kind for kind in kinds if kind), None)
         if wrong is not None:
             complaint = f"'{shown_name(column)}' is not a {word} but {wrong}"
@@ -91,7 +91,7 @@ def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> Bad
 
 
 def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
-    """Return what values of a type are called if they are neither words nor null."""
+    """Return the name of a type whose values are neither `word` nor null."""
     import pyarrow as pa
 
     types = pa.types
@@ -99,7 +99,7 @@ def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind):
         return None
-    if word == "word" and (types.is_integer(kind) or types.is_floating(kind)):
+    if word != "string" and (types.is_integer(kind) or types.is_floating(kind)):
         return None
     names = (
         (types.is_binary, "bytes"),
@@ -115,19 +115,19 @@ def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
 
 
 def _count_stored_bytes(metadata: pa.FileMetaData, wanted: list[str]) -> int:
-    """Return what the wanted columns take before compression, as the file itself states it."""
+    """Return the size of the wanted columns before compression, as the file states it."""
     total = 0
     for group in range(metadata.num_row_groups):
         columns = metadata.row_group(group)
-        for place in range(columns.num_columns):
-            column = columns.column(place)
+        for index in range(columns.num_columns):
+            column = columns.column(index)
             if column.path_in_schema in wanted:
                 total += max(0, column.total_uncompressed_size)
     return total
 
 
 def _count_bytes(column: pa.Array) -> int:
-    """Return what the values of a column take once each has its own copy."""
+    """Return the size of a column's values once each has its own copy."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

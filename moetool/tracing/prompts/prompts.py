@@ -1,4 +1,4 @@
-"""From what `--prompts` names to a list of checked prompts."""
+"""Prompts: read from a file, a folder or stdin, and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.tracing.prompts.files import (
@@ -34,12 +34,12 @@ READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
     ".txt": read_text,
 }
 
-# Each is held in memory, and most are a few thousand tokens long.
+# All are held in memory.
 _MOST_PROMPTS = 1_000_000
-# Of an id and of a domain, which stand in every row of a trace.
+# Limit for ids and domains, which every row of a trace repeats.
 _LONGEST_NAME = 1_000
 
-# How many bad lines an error names before it counts the rest.
+# Bad lines that an error names before it counts the rest.
 _LINES_SHOWN = 4
 
 
@@ -51,13 +51,13 @@ class Prompt:
         prompt_id: Unique among the prompts of a run.
         domain: Its label, `(none)` without one.
         text: Not empty.
-        place: Where it came from, for messages: `file:line`.
+        origin: Its file and line, for messages: `file:line`.
     """
 
     prompt_id: str
     domain: str
     text: str
-    place: str
+    origin: str
 
 
 def read_prompts(
@@ -65,13 +65,13 @@ def read_prompts(
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
-    The domain is the row's own, else, in a folder, the file's stem. A prompt without an id gets
-    its running number, from 1. At most 200 MB and a million prompts are read.
+    A prompt's domain is that of its row or else, in a folder, the stem of its file. A prompt without
+    an id gets its running number, from 1. At most 200 MB and a million prompts are read.
 
     Args:
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
         fields: The names of the columns.
-        limit: Keep only the first so many prompts; all are checked.
+        limit: Keep only this many prompts; all are checked.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
@@ -88,7 +88,7 @@ def read_prompts(
             "No prompts at '': the name is empty.", hint="Name a file or folder of prompts."
         )
     path = Path(source)
-    # os.path answers no where pathlib raises: a long text is no path.
+    # Given a long text instead of a path, os.path returns False where pathlib raises.
     if os.path.isdir(path):
         files = _list_files(path)
         if not files:
@@ -104,7 +104,7 @@ def read_prompts(
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
-            hint="Name a file or folder of prompts, or pass one with --prompt TEXT.",
+            hint="Name a file or folder of prompts, or give one prompt with --prompt TEXT.",
         )
     if path.suffix not in READERS:
         raise InputError(
@@ -115,8 +115,40 @@ def read_prompts(
     return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
 
 
+def choose_prompts(
+    source: str | None,
+    text: str | None,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+) -> list[Prompt]:
+    """Return the prompts of a source, or the one prompt of a text.
+
+    Args:
+        source: See `read_prompts`.
+        text: One prompt, instead of a source.
+        fields: The names of the columns.
+        limit: Keep only this many prompts of a source; all are checked.
+
+    Raises:
+        UsageError: Neither or both are given.
+        InputError: See `read_prompts`.
+    """
+    if (source is None) == (text is None):
+        raise UsageError(
+            "No prompts are given."
+            if source is None
+            else "A source of prompts and a single prompt exclude each other.",
+            hint="Give a file or folder with --prompts, or one text with --prompt.",
+        )
+    if text is not None:
+        return make_prompt(text)
+    assert source is not None
+    return read_prompts(source, fields=fields, limit=limit)
+
+
 def make_prompt(text: str) -> list[Prompt]:
-    """Return the one prompt of `--prompt TEXT`.
+    """Return a list of one prompt with this text.
 
     Raises:
         InputError: The text is empty.
@@ -148,10 +180,10 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _check_sizes(files: Iterable[Path], *, source: str) -> None:
-    """Refuse what would take too long to read, and what may never end.
+    """Refuse files that would take too long to read, and pipes, which may never end.
 
     Raises:
-        InputError: One is not a file, or all together are too large.
+        InputError: One is not a regular file, or all together are too large.
     """
     num_bytes = 0
     for file in files:
@@ -179,7 +211,7 @@ def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine
 
 
 def _open_file(path: Path) -> BinaryIO:
-    """Open a file, without waiting for a pipe that took its place since it was looked at."""
+    """Open a file, without waiting if it was replaced by a pipe since it was checked."""
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -209,7 +241,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
     prompts: list[Prompt] = []
     bad = _BadLines()
-    place_of: dict[str, str] = {}
+    origin_of: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         if number > _MOST_PROMPTS:
             if bad.shown:
@@ -227,25 +259,25 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
         elif len(row.text) > LONGEST_ROW:
             complaint = f"more than {LONGEST_ROW:,} characters"
-            bad.append(row.complain(complaint, hint="Cut its text."))
+            bad.append(row.complain(complaint, hint="Shorten its text."))
         elif max(len(prompt_id), len(row.domain or "")) > _LONGEST_NAME:
             complaint = f"an id or a domain of more than {_LONGEST_NAME:,} characters"
-            bad.append(row.complain(complaint, hint="Give it a shorter one."))
-        elif prompt_id in place_of:
+            bad.append(row.complain(complaint, hint="Shorten it."))
+        elif prompt_id in origin_of:
             bad.append(
                 row.complain(
-                    f"duplicate id '{printable(prompt_id)}', first seen at {place_of[prompt_id]}",
+                    f"duplicate id '{printable(prompt_id)}', first seen at {origin_of[prompt_id]}",
                     hint="Give every prompt a different id, or none at all.",
                 )
             )
         else:
-            place_of[prompt_id] = row.place
+            origin_of[prompt_id] = row.origin
             prompts.append(
                 Prompt(
                     prompt_id=prompt_id,
                     domain=row.domain or NO_DOMAIN,
                     text=row.text,
-                    place=row.place,
+                    origin=row.origin,
                 )
             )
     if bad.shown:
@@ -256,31 +288,31 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
 
 
 class _BadLines:
-    """The bad lines of all files: the first few, and how many there are."""
+    """The first few bad lines of all files, and the number of all."""
 
     def __init__(self) -> None:
         self.shown: list[BadLine] = []
         self._number = 0
 
     def append(self, line: BadLine) -> None:
-        """Take one more."""
+        """Count one more bad line."""
         self._number += 1
         if len(self.shown) < _LINES_SHOWN:
             self.shown.append(line)
 
     def as_error(self) -> InputError:
-        """Return one error for all: the first in full, the next by place, the rest counted."""
+        """Return one error: the first line in full, the next by file and line, the rest counted."""
         first, *others = self.shown
         facts = []
         if others:
             more = self._number - len(self.shown)
-            places = ", ".join(line.place for line in others)
-            facts.append(f"also: {places}" + (f" and {more:,} more" if more else ""))
-        return InputError(f"{first.place}: {first.complaint}.", hint=first.hint, facts=facts)
+            origins = ", ".join(line.origin for line in others)
+            facts.append(f"also: {origins}" + (f" and {more:,} more" if more else ""))
+        return InputError(f"{first.origin}: {first.complaint}.", hint=first.hint, facts=facts)
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded; JSON's escapes can spell what no encoding holds."""
+    """Return whether a text can be encoded: JSON's escapes can spell half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:

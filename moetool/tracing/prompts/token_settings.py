@@ -1,4 +1,4 @@
-"""A checkpoint's own settings of tokens for generation, checked before they are used."""
+"""Token ids in a checkpoint's generation settings, checked before they are used."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Mapping
 from moetool.errors import InputError
 from moetool.printable import printable
 
-# What may be several tokens, and what the model reads and must therefore have.
+# Settings that may name several tokens, and settings whose tokens the model reads.
 _LISTS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 _READ = ("forced_bos_token_id", "forced_eos_token_id", "pad_token_id")
-# What a decoder begins with that reads nothing else of the prompt.
+# A decoder that does not read the prompt begins with one of these.
 _STARTS = ("bos_token_id", "decoder_start_token_id")
 
 
 def check_token_settings(
     settings: Mapping[str, object], *, vocabulary: int | None, reads_start: bool = True
 ) -> None:
-    """Check that every setting is a token or tokens, and that the model has those that it reads.
+    """Check that every setting names tokens, and that the model has those that it reads.
 
     Args:
         settings: By name, None where nothing is set.
-        vocabulary: How many token ids, from 0, the model has; None if that is not known.
-        reads_start: Whether generation begins with a token of the settings, as an encoder-decoder's
-            does.
+        vocabulary: Number of token ids that the model has, from 0; None if unknown.
+        reads_start: Whether generation begins with a token of the settings, as in an
+            encoder-decoder.
 
     Raises:
-        InputError: Naming the first that is neither.
+        InputError: Names the first wrong setting.
     """
     read = (*_READ, *_STARTS) if reads_start else _READ
     for name, value in settings.items():

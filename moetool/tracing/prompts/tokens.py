@@ -1,4 +1,4 @@
-"""From prompts to token ids, checked against the model's context before the model is loaded."""
+"""Token ids of prompts, checked against the model's context before the model is loaded."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 SpecialTokens = Literal["tokenizer", "none", "chat template"]
 Encode = Callable[[Prompt], list[int]]
 
-# The longest text that is tokenized, which takes seconds a megabyte: so much for every token of the
-# context, of which four are common, and never less than the least nor, without a context, more than
-# the most.
+# The longest text that is tokenized, as tokenizing takes seconds per megabyte: this many characters
+# (four are usual) for every token of the context but never less than the least; the most if the
+# context is unknown.
 _CHARACTERS_PER_TOKEN = 16
 _LEAST_CHARACTERS = 1_000_000
 _MOST_CHARACTERS = 10_000_000
@@ -38,9 +38,9 @@ class TokenizedPrompt:
     """A prompt as the model reads it.
 
     Attributes:
-        prompt: The prompt.
+        prompt: The prompt as it was given.
         token_ids: # (num_tokens,)
-        was_cut: Whether tokens beyond the limit were left out.
+        was_cut: Whether it was truncated to the limit.
     """
 
     prompt: Prompt
@@ -61,36 +61,36 @@ def tokenize_prompts(
     """Return every prompt's tokens.
 
     Args:
-        prompts: The prompts.
+        prompts: All of one run.
         tokenizer: The model's own.
         special_tokens: Who adds tokens such as `<s>`: the tokenizer, nobody, or the tokenizer's
             chat template, which makes the prompt a user's message and begins the answer.
-        context_tokens: The longest sequence the model takes; None if it doesn't say.
-        vocabulary: So many token ids, from 0, the model has; None if that is not known.
-        max_prompt_tokens: Keep only the first so many tokens of a prompt.
-        max_new_tokens: So many tokens will follow it in the context.
+        context_tokens: The longest sequence the model takes; None if unknown.
+        vocabulary: Number of token ids that the model has, from 0; None if unknown.
+        max_prompt_tokens: Truncate prompts to this many tokens.
+        max_new_tokens: Number of tokens that will follow each prompt in the context.
 
     Raises:
-        InputError: A prompt with what follows is longer than the context, the tokenizer has no
-            chat template, or it fails, or makes tokens that the model doesn't have.
+        InputError: A prompt with its new tokens is longer than the context; the tokenizer has no
+            chat template, fails, or makes tokens that the model doesn't have.
         UsageError: A limit is larger than the context.
     """
     if max_prompt_tokens is not None and context_tokens and max_prompt_tokens > context_tokens:
         raise UsageError(
-            f"--max-prompt-tokens {max_prompt_tokens} is beyond the model's context of "
-            f"{context_tokens} tokens.",
-            hint=f"Give {context_tokens} or less.",
+            f"A limit of {max_prompt_tokens:,} tokens for prompts exceeds the model's context of "
+            f"{context_tokens:,} tokens.",
+            hint=f"Give --max-prompt-tokens {context_tokens} or less.",
         )
     if context_tokens and max_new_tokens >= context_tokens:
         raise UsageError(
-            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in the model's context "
-            f"of {context_tokens} tokens.",
-            hint=f"Give less than {context_tokens}.",
+            f"{max_new_tokens:,} new tokens leave no room for a prompt in the model's context of "
+            f"{context_tokens:,} tokens.",
+            hint=f"Give a --max-new-tokens below {context_tokens}.",
         )
     if special_tokens == "chat template" and not tokenizer.chat_template:
         raise InputError(
             "This model's tokenizer has no chat template.",
-            hint="Leave --chat out: the model was not trained to chat.",
+            hint="Leave --chat out, or name a model that was trained to chat.",
         )
     longest = _limit_characters(context_tokens)
     tokenized = []
@@ -99,7 +99,7 @@ def tokenize_prompts(
             ids = encode(prompt)
             if not ids:
                 raise InputError(
-                    f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
+                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
                     hint="Give it a text, or leave --no-special-tokens out.",
                 )
             _check_ids(ids, prompt, vocabulary=vocabulary)
@@ -107,9 +107,9 @@ def tokenize_prompts(
             if context_tokens and len(kept) + max_new_tokens > context_tokens:
                 following = f" and {max_new_tokens:,} new ones" if max_new_tokens else ""
                 raise InputError(
-                    f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has {len(kept):,} tokens{following}; "
+                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has {len(kept):,} tokens{following}; "
                     f"the model's context holds {context_tokens:,}.",
-                    hint=f"Cut long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
+                    hint=f"Truncate long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
                     f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
                 )
             tokenized.append(
@@ -122,8 +122,15 @@ def tokenize_prompts(
     return tokenized
 
 
+def choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
+    """Return who adds special tokens: a chat template always does, a tokenizer if it may."""
+    if chat:
+        return "chat template"
+    return "tokenizer" if special_tokens else "none"
+
+
 def read_context_tokens(config: PreTrainedConfig) -> int | None:
-    """Return the longest sequence a model takes, or None if its configuration doesn't say."""
+    """Return the longest sequence a model takes; None if its configuration doesn't state it."""
     value = getattr(config.get_text_config(), "max_position_embeddings", None)
     return value if isinstance(value, int) and value > 0 else None
 
@@ -131,12 +138,12 @@ def read_context_tokens(config: PreTrainedConfig) -> int | None:
 def spell_tokens(token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
     """Return the tokenizer's own piece for each distinct id, in ascending order of ids."""
     distinct = [int(token_id) for token_id in np.unique(token_ids)]
-    # An id beyond the vocabulary (padding of the embedding) has no piece.
+    # Ids beyond the vocabulary, which pad the embedding, have no piece.
     return [piece or "" for piece in tokenizer.convert_ids_to_tokens(distinct)]
 
 
 def count_embeddings(model: PreTrainedModel) -> int | None:
-    """Return how many token ids a model has an embedding for, from 0; None if that is not known."""
+    """Return the number of token ids that a model has an embedding for; None if unknown."""
     try:
         number = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):
@@ -145,7 +152,7 @@ def count_embeddings(model: PreTrainedModel) -> int | None:
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, *, vocabulary: int | None) -> int:
-    """Return the token that fills rows where no token is: the tokenizer's, if the model has it."""
+    """Return the token for pads: the tokenizer's if the model has it, else token 0."""
     pad = tokenizer.pad_token_id
     is_usable = isinstance(pad, int) and pad >= 0 and (vocabulary is None or pad < vocabulary)
     return pad if is_usable else 0
@@ -161,7 +168,7 @@ def _limit_characters(context_tokens: int | None) -> int:
 def _open_encoder(
     tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens, *, longest: int
 ) -> Iterator[Encode]:
-    """Yield what returns the token ids of a prompt."""
+    """Yield a function that returns the token ids of a prompt."""
 
     def encode_plain(prompt: Prompt) -> list[int]:
         _check_length(prompt.text, prompt, longest=longest)
@@ -171,7 +178,7 @@ def _open_encoder(
 
     def encode_message(prompt: Prompt, template: str | None = None, text: str = "") -> list[int]:
         message = [{"role": "user", "content": prompt.text}]
-        # What a template can refer to.
+        # Variables of the template.
         variables: dict[str, Any] = {"rendered_already": text}
         with _failing_on(prompt):
             ids = tokenizer.apply_chat_template(
@@ -202,7 +209,7 @@ def _open_encoder(
 
 
 def _has_own_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer's class makes messages by code, not by a checkpoint's template."""
+    """Return whether a tokenizer's class renders messages in code, without a template."""
     from transformers import PreTrainedTokenizerBase
 
     own = type(tokenizer).apply_chat_template
@@ -211,7 +218,7 @@ def _has_own_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @contextmanager
 def _failing_on(prompt: Prompt) -> Iterator[None]:
-    """Turn whatever a tokenizer raises into an error that names the prompt."""
+    """Turn any exception of a tokenizer into an error that names the prompt."""
     try:
         with native_messages_dropped():
             yield
@@ -220,23 +227,23 @@ def _failing_on(prompt: Prompt) -> Iterator[None]:
     # A panic in the tokenizers library is not an Exception.
     except BaseException as error:
         raise InputError(
-            f"{prompt.place}: the tokenizer fails on prompt '{printable(prompt.prompt_id)}'.",
+            f"{prompt.origin}: the tokenizer fails on prompt '{printable(prompt.prompt_id)}'.",
             hint=_OWN_TOKENIZER,
             facts=[f"seen: {first_line(error)}"],
         ) from error
 
 
 def _check_length(text: str, prompt: Prompt, *, longest: int) -> None:
-    """Refuse a text that takes long to tokenize and fits no context.
+    """Refuse a text that would take long to tokenize and fit into no context.
 
     Raises:
-        InputError: It is longer.
+        InputError: It is longer than `longest`.
     """
     if len(text) > longest:
         raise InputError(
-            f"{prompt.place}: prompt '{printable(prompt.prompt_id)}' has {len(text):,} characters; "
+            f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has {len(text):,} characters; "
             f"at most {longest:,} are tokenized for this model.",
-            hint="Cut its text.",
+            hint="Shorten its text.",
         )
 
 
@@ -244,12 +251,12 @@ def _check_ids(ids: Sequence[int], prompt: Prompt, *, vocabulary: int | None) ->
     """Check that a model has all tokens of a prompt.
 
     Raises:
-        InputError: It hasn't.
+        InputError: A token is not among the model's.
     """
     if vocabulary is not None and not 0 <= min(ids) <= max(ids) < vocabulary:
         wrong = min(ids) if min(ids) < 0 else max(ids)
         raise InputError(
-            f"{prompt.place}: the tokenizer gives prompt '{printable(prompt.prompt_id)}' the token "
-            f"{wrong:,}, and the model has {vocabulary:,} from 0 on.",
+            f"{prompt.origin}: the tokenizer gives prompt '{printable(prompt.prompt_id)}' the token "
+            f"{wrong:,}, but the model has only 0 to {vocabulary - 1:,}.",
             hint=_OWN_TOKENIZER,
         )

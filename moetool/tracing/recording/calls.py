@@ -1,4 +1,4 @@
-"""What the recorder saw during one forward call of the model."""
+"""One recorded forward call: where its tokens are, and the decisions of its layers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class RecordedLayer:
     """One routed layer's decisions for the real tokens of a call.
 
     Attributes:
-        place: Which layer.
+        layer: The layer.
         experts: Ids in the router's order; -1 where none ran. # (num_tokens, top_k)
         weights: As the experts module received them. # (num_tokens, top_k)
-        scores: What the router gave every expert, if asked for. # (num_tokens, num_scores)
+        scores: The router's number for every expert, if asked for. # (num_tokens, num_scores)
     """
 
-    place: MoeLayer
+    layer: MoeLayer
     experts: NDArray[np.int16]
     weights: NDArray[np.float32]
     scores: NDArray[np.float32] | None
@@ -41,7 +41,7 @@ class RecordedCall:
 
     Attributes:
         call: Running number, from 0.
-        scope: Module path of what was called; empty for the model itself.
+        scope: Path of the module that was called; empty for the model itself.
         batch_index: Row of the batch. # (num_tokens,)
         position: Index among the real tokens of the row's sequence. # (num_tokens,)
         layers: In the model's order.
@@ -56,7 +56,7 @@ class RecordedCall:
 
 @dataclass(frozen=True)
 class CallTokens:
-    """Which slots of a call's batch hold real tokens.
+    """The slots of a call's batch that hold real tokens.
 
     Attributes:
         num_slots: Rows times columns of the batch, pads included.
@@ -72,18 +72,17 @@ class CallTokens:
 
 
 def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
-    """Return where the real tokens of a forward call are, by its attention mask.
+    """Return where the real tokens of a forward call are, according to its attention mask.
 
-    A mask says 1 where a token is and 0 where a pad is, as transformers' models read it. It covers
-    the cached tokens before those of this call, as it does in decoding; positions count on from
-    them.
+    A mask is 1 at a token and 0 at a pad, as transformers' models read it. In decoding it covers the
+    cached tokens before those of this call as well, and positions continue after them.
 
     Args:
-        inputs: The call's arguments by name, of a model or of one stack of an encoder-decoder.
+        inputs: The call's arguments by name; the call is of a model or of an encoder-decoder's stack.
 
     Raises:
-        UntraceableError: The call has no tokens, its mask does not tell pads from tokens, or
-            nothing says how many tokens came before.
+        UntraceableError: The call has no tokens, its mask does not distinguish pads from tokens,
+            or the number of tokens before it is unknown.
     """
     tokens = find_input(inputs, "input_ids")
     if tokens is None:
@@ -112,7 +111,7 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
 
 
 def _find_real(inputs: Mapping[str, Any], *, num_rows: int, num_columns: int) -> NDArray[np.bool_]:
-    """Return which columns are tokens, those in the cache first.
+    """Return which columns hold tokens, those in the cache first.
 
     Returns:
         # (num_rows, num_cached + num_columns)
@@ -123,44 +122,44 @@ def _find_real(inputs: Mapping[str, Any], *, num_rows: int, num_columns: int) ->
         refuse_other_masks(inputs)
         if num_cached is None:
             raise UntraceableError(
-                "Can't tell how many tokens came before those of a call: its cache does not say.",
+                "The number of tokens before a call is unknown: its cache does not state it.",
                 hint="Pass an attention_mask that covers the cached tokens as well.",
             )
         return np.ones((num_rows, num_cached + num_columns), dtype=bool)
     real = read_token_mask(mask, num_rows=num_rows)
-    # Without a count the mask has to be longer than the call: an unknown cache is not empty.
+    # Without a count the mask must be longer than the call: an unknown cache is not empty.
     is_long_enough = (
         real.shape[1] > num_columns
         if num_cached is None
         else real.shape[1] >= num_cached + num_columns
     )
     if not is_long_enough:
-        cached = "an unknown number of" if num_cached is None else num_cached
+        cached = "an unknown number" if num_cached is None else num_cached
         raise UntraceableError(
-            f"The attention mask is {real.shape[1]} wide, and has to cover {num_columns} tokens "
+            f"The attention mask is {real.shape[1]} wide but must cover {num_columns} tokens "
             f"after {cached} in the cache.",
             hint="Pass an attention_mask that covers the cached tokens as well.",
         )
-    # As models read it: what a longer mask says of columns to come is nothing yet.
+    # Models ignore the columns of a longer mask that are still to come.
     return real if num_cached is None else real[:, : num_cached + num_columns]
 
 
 def find_input(inputs: Mapping[str, Any], name: str) -> Any:
-    """Return the argument of this name, which a decoder may call `decoder_<name>`; else None."""
+    """Return the argument of this name, or of `decoder_<name>` as decoders may call it; else None."""
     value = inputs.get(name)
     return inputs.get(f"decoder_{name}") if value is None else value
 
 
 def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torch.Tensor) -> None:
-    """Check what every trace must pass: ids in range and distinct, weights finite and not negative.
+    """Check that ids are in range and distinct, and weights finite and not negative.
 
     Args:
-        layers: The layers.
+        layers: Named in errors, in the order of the first dimension.
         ids: -1, any number of times, where none ran. # (num_layers, num_tokens, top_k)
         weights: # (num_layers, num_tokens, top_k)
 
     Raises:
-        UntraceableError: Naming the first layer that fails and why.
+        UntraceableError: Names the first layer that fails, and why.
     """
     limits = [layer.num_experts + layer.num_identity_experts for layer in layers]
     ordered = ids.sort(dim=2).values
@@ -178,9 +177,9 @@ def check_decisions(layers: Sequence[MoeLayer], ids: torch.Tensor, weights: torc
     found = torch.stack(list(faults.values())).cpu()  # (num_faults, num_layers)
     for fault, index in found.nonzero().tolist():
         raise UntraceableError(
-            f"What {layers[index].experts_path} received is not a routing decision: "
+            f"{layers[index].experts_path} did not receive a routing decision: it has "
             f"{list(faults)[fault]}.",
-            hint="Try another dtype or experts implementation; if it stays, report the model.",
+            hint="Try another dtype or experts implementation; if the error stays, report the model.",
         )
 
 
@@ -189,8 +188,8 @@ def name_inputs(
 ) -> dict[str, Any]:
     """Return a forward call's arguments by name.
 
-    Keywords are taken as they are: a forward may accept some that its signature lacks, such as
-    earlier names of its own.
+    Keywords are kept as they are: a forward may accept some that its signature lacks, such as
+    earlier names of its parameters.
     """
     named = inspect.signature(module.forward).bind_partial(*args).arguments
     return {**named, **kwargs}

@@ -1,30 +1,26 @@
-"""Code that runs past hooks: found first where it was compiled, named where it is a kernel."""
+"""Code that runs past hooks: compiled code is refused first, kernels are named afterwards."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
-from moetool.tracing.running.load_model import name_quantization
+from moetool.tracing.quantization_method import find_quantization_method
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-# transformers' own: they replace what an experts module does when it is called, not the call.
+# transformers' own, which replace the body of an experts module's forward and so keep its hooks.
 _SEEN_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
 
 def check_not_compiled(model: nn.Module, layers: Sequence[MoeLayer]) -> None:
-    """Check that no part of a model that holds a routed layer, or is in one, was compiled.
+    """Check that no part of a model that contains a routed layer, or is in one, was compiled.
 
     Raises:
-        UntraceableError: Naming the first part that was.
+        UntraceableError: Names the first part that was.
     """
     blocks = [layer.block_path for layer in layers]
     for path, module in model.named_modules():
@@ -36,19 +32,13 @@ def check_not_compiled(model: nn.Module, layers: Sequence[MoeLayer]) -> None:
             )
 
 
-def as_written(hook: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return a hook that torch.compile leaves as it is: compiled, it would see no values."""
-    disable: Callable[..., Callable[Arguments, Result]] = torch.compiler.disable
-    return disable(hook)
-
-
 def explain_silence(model: nn.Module, silent: Sequence[MoeLayer], *, num_layers: int) -> Exception:
-    """Return the error for layers that were run past, with what may have done so.
+    """Return the error for layers that ran unseen, with the likely reason.
 
     Args:
-        model: The model.
-        silent: At least one layer.
-        num_layers: Among so many that should have been seen.
+        model: The recorded model.
+        silent: The layers, at least one.
+        num_layers: Number of layers that should have been seen.
     """
     block = model.get_submodule(silent[0].block_path)
     return UntraceableError(
@@ -63,18 +53,18 @@ def explain_silence(model: nn.Module, silent: Sequence[MoeLayer], *, num_layers:
 
 def _is_compiled(module: nn.Module) -> bool:
     """Return whether a module's calls go to compiled code."""
-    # torch.compile(module) wraps it, module.compile() sets the second.
+    # torch.compile(module) wraps the module, module.compile() sets an attribute.
     is_wrapper = isinstance(getattr(module, "_orig_mod", None), nn.Module)
     if is_wrapper or getattr(module, "_compiled_call_impl", None) is not None:
         return True
-    # Left by torch.compile on functions, but also by torch.compiler.disable.
+    # Set by torch.compile on functions, but also by torch.compiler.disable.
     return hasattr(module.forward, "_torchdynamo_orig_callable") and not getattr(
         module.forward, "_torchdynamo_disable", False
     )
 
 
 def _are_nested(path: str, other: str) -> bool:
-    """Return whether one of two modules is within the other, or they are one."""
+    """Return whether two paths name the same module, or one within the other."""
     short, long = sorted((path, other), key=len)
     return not short or f"{long}.".startswith(f"{short}.")
 
@@ -94,7 +84,7 @@ def _describe_kernels(model: nn.Module, block: nn.Module, layer: MoeLayer) -> It
 
 
 def _find_remedy(model: nn.Module, layer: MoeLayer) -> str:
-    """Return what keeps the kernel that ran from being used, by what is known of the model."""
+    """Return a hint that avoids the kernel that probably ran."""
     block = model.get_submodule(layer.block_path)
     experts = model.get_submodule(layer.experts_path)
     names = (type(block).__name__, type(experts).__name__)
@@ -107,8 +97,8 @@ def _find_remedy(model: nn.Module, layer: MoeLayer) -> str:
         return 'Load it with experts_implementation="eager".'
     if _has_compiled():
         return (
-            "Call torch.compiler.reset() before: what was compiled of a model like it is used "
-            "again, and runs past hooks."
+            "Call torch.compiler.reset() first: code compiled for a similar model is used again, "
+            "and runs past hooks."
         )
     return "Load it without compiled code and without kernels in place of its own code."
 
@@ -120,9 +110,9 @@ def _has_compiled() -> bool:
 
 
 def _find_replaced_forward(module: nn.Module) -> str | None:
-    """Return the name of what a kernel put in place of a module's own forward."""
+    """Return the name of the function that a kernel put in place of a module's own forward."""
     forward = module.__dict__.get("forward")
-    # accelerate's hooks replace it too, and call it.
+    # accelerate's hooks replace it too, but still call it.
     if forward is None or hasattr(module, "_hf_hook"):
         return None
     function = getattr(forward, "__func__", forward)
@@ -136,7 +126,7 @@ def _find_implementation(model: nn.Module) -> str | None:
 
 def _find_quantization(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
-    return None if config is None else name_quantization(config)
+    return None if config is None else find_quantization_method(config)
 
 
 def _text_config(model: nn.Module) -> Any:

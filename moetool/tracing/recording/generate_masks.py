@@ -16,22 +16,22 @@ _MASKS = ("attention_mask", "decoder_attention_mask")
 
 
 class GenerateMasks:
-    """Listens to what `generate` prepares each step from.
+    """Remembers the token mask from which `generate` prepares each step.
 
-    For a static cache it turns the mask of the tokens into one of attention before it calls the
-    model, so that the call no longer tells pads from tokens.
+    For a static cache `generate` turns it into a mask of attention before it calls the model, and
+    the call itself no longer shows which columns are pads.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._is_installed = False
-        # What stood in place of the model's own method: another recorder's, or a user's.
+        # A replacement of the model's own method that was there before: another recorder's or a user's.
         self._previous: Any = None
-        # Each mask that was prepared last, and the one it was made from: None where all are tokens.
+        # The masks prepared last, each with the one it was made from: None if all columns are tokens.
         self._masks: list[tuple[Any, Any]] = []
 
     def install(self) -> None:
-        """Begin to listen."""
+        """Replace the method that prepares each step."""
         prepare = getattr(self._model, _METHOD, None)
         if prepare is None:
             return
@@ -39,7 +39,7 @@ class GenerateMasks:
         @wraps(prepare)  # `generate` checks its arguments against the signature.
         def listen(*args: Any, **kwargs: Any) -> Any:
             inputs = prepare(*args, **kwargs)
-            # Under another name a mask would look as if there were none, that is, no pads.
+            # A mask under another name would look like no mask, that is, like no pads.
             is_named = _MASKS[0] in kwargs
             self._masks = [(inputs.get(name), kwargs.get(name)) for name in _MASKS if is_named]
             return inputs
@@ -49,7 +49,7 @@ class GenerateMasks:
         self._is_installed = True
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Put the method back."""
         if self._is_installed:
             if self._previous is None:
                 del self._model.__dict__[_METHOD]
@@ -59,9 +59,9 @@ class GenerateMasks:
         self._masks = []
 
     def restore(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a call's arguments with the mask of its tokens, where it is known.
+        """Return a call's arguments with the mask of its tokens, if that is known.
 
-        A mask that `generate` did not prepare, such as one of the caller's own, is left alone.
+        A mask that `generate` did not prepare, such as the caller's own, is left alone.
         """
         received = find_input(inputs, "attention_mask")
         for prepared, given in self._masks:

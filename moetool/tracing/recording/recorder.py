@@ -1,4 +1,14 @@
-"""Record which experts every token goes to, from what the experts modules receive."""
+"""Record which experts every token goes to, from what the experts modules receive.
+
+The steps of one recorded call, all of them hooks that `RoutingRecorder` places when it is entered:
+
+1. `_begin_call`, before the forward of a scope (the model, or a stack of an encoder-decoder), finds
+   where the batch holds real tokens.
+2. While the scope runs, each layer's watch (see `watch`) reads its decision, pads included, and
+   reports it to `_take_decision`.
+3. `_end_call`, after the forward, refuses layers that no watch saw, drops the pads, checks the
+   decisions, copies them to host memory and appends a `RecordedCall`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
 from moetool.tracing.recording.calls import (
@@ -23,9 +32,10 @@ from moetool.tracing.recording.calls import (
     locate_tokens,
     name_inputs,
 )
-from moetool.tracing.recording.compiled import as_written, check_not_compiled, explain_silence
+from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
 from moetool.tracing.recording.generate_masks import GenerateMasks
-from moetool.tracing.recording.scopes import CallScope, find_scopes
+from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.scopes import CallScope, find_recorded_model
 from moetool.tracing.recording.token_masks import is_token_mask
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
@@ -33,7 +43,7 @@ from moetool.tracing.recording.watch.chance import ChanceWatch
 if TYPE_CHECKING:
     import pandas as pd
 
-# Stacks that text alone passes by; every other routed layer must speak in every call.
+# Stacks that text alone does not pass; every other routed layer must be seen in every call.
 _OPTIONAL_STACKS = ("vision", "audio", "talker")
 
 
@@ -48,26 +58,26 @@ class RoutingRecorder:
             model(**tokenizer(texts, padding=True, return_tensors="pt"))
         frame = recorder.to_frame()
 
-    Enter the recorder before the model is first compiled: hooks that come later are not seen by
-    compiled code, which ends in an error rather than in an empty record.
+    Enter the recorder before the model is first compiled: compiled code ignores hooks that come
+    later, and the recorder then raises an error instead of returning an empty record.
 
-    In an encoder-decoder each stack's call is recorded by itself, with positions of its own. The
+    In an encoder-decoder each stack's call is recorded separately and has its own positions. The
     attention mask is read as transformers' models read it: 1 for a token, 0 for a pad.
 
     Args:
         model: A transformers model with routed experts, or any module that is called with
             `input_ids` or `inputs_embeds`.
         layers: Record only these layer numbers; by default all.
-        keep_scores: Also keep what each router gave every expert, in `RecordedLayer.scores`.
+        keep_scores: Also keep each router's scores of all experts, in `RecordedLayer.scores`.
         allow_inexact: Record layers whose decisions are not those that the experts carry out, and
-            experts that draw random numbers while they train.
+            experts that draw random numbers in training mode.
 
     Raises:
         DenseModelError: The model has no routed experts.
-        UntraceableError: Its routing can't be recorded exactly. Raised as well on entering, when
-            it has been compiled, by its forward while recording, when a call is not a plain one or
-            experts draw random numbers in training mode, and on leaving, when no call was seen.
-        UsageError: A layer number in `layers` has no routed experts, or is no number.
+        UntraceableError: Its routing can't be recorded exactly. Also raised on entering if the
+            model has been compiled; by its forward if a call can't be recorded or experts draw
+            random numbers in training mode; and on leaving if no call was seen.
+        UsageError: A layer number in `layers` has no routed experts, or is not a number.
     """
 
     def __init__(
@@ -80,23 +90,23 @@ class RoutingRecorder:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(
-                f"What is recorded can't be of type {type(model).__name__}.",
-                hint="Give the loaded model, a torch module.",
+                f"A model to record can't be of type {type(model).__name__}.",
+                hint="Give the loaded model, which is a torch module.",
             )
         keep_scores = take_flag(keep_scores, name="keep_scores")
         allow_inexact = take_flag(allow_inexact, name="allow_inexact")
         self.model = model
-        self.layers = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
+        self.recorded = find_recorded_model(model, layers=layers, allow_inexact=allow_inexact)
+        self.layers = self.recorded.layers
         self.calls: list[RecordedCall] = []
         self._num_calls = 0
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._watches: dict[str, Watch] = {
             layer.experts_path: watch_layer(layer, keep_scores=keep_scores) for layer in self.layers
         }
         self._masks = GenerateMasks(model)
         self._allow_chance = allow_inexact
-        self._chances: list[ChanceWatch] = []
-        # The calls under way: where their tokens are, and what their layers decided so far.
+        # The calls under way: where their tokens are, and the decisions of their layers so far.
         self._tokens: dict[CallScope, CallTokens] = {}
         self._decisions: dict[MoeLayer, Decision] = {}
         self._scopes: dict[MoeLayer, CallScope] = {}
@@ -122,62 +132,52 @@ class RoutingRecorder:
         if kind is None and not self._was_called:
             raise UntraceableError(
                 f"No call of {type(self.model).__name__} was seen.",
-                hint="Call the recorded model itself: what torch.compile made of it before runs "
+                hint="Call the recorded model itself: a copy that torch.compile made earlier runs "
                 "past hooks.",
             )
 
     def _install(self) -> None:
-        for scope in find_scopes(self.model, self.layers):
+        for scope in self.recorded.scopes:
             self._scopes.update(dict.fromkeys(scope.layers, scope))
             chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
-            self._chances.append(chance)
+            self._hooks.on_removal(chance.end)
             module = self.model.get_submodule(scope.path)
-            self._handles += [
-                module.register_forward_pre_hook(
-                    as_written(self._begin_call(scope, chance)), with_kwargs=True
-                ),
-                module.register_forward_hook(as_written(self._end_call(scope, chance))),
-            ]
+            self._hooks.before(module, self._begin_call(scope, chance), with_kwargs=True)
+            self._hooks.after(module, self._end_call(scope, chance))
         for watch in self._watches.values():
-            watch.install(self.model, self._take_decision)
+            watch.install(self.model, self._take_decision, self._hooks)
+        self._hooks.on_removal(self._masks.remove)
         self._masks.install()
 
     def _remove(self) -> None:
-        self._masks.remove()
-        for chance in self._chances:
-            chance.end()
-        self._chances.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for watch in self._watches.values():
-            watch.remove()
+        self._hooks.remove()
         self._tokens.clear()
         self._decisions.clear()
 
     def take_calls(self) -> list[RecordedCall]:
-        """Return what was recorded since the last time, and forget it."""
+        """Return the calls recorded since the last time, and forget them."""
         calls, self.calls = self.calls, []
         return calls
 
     def find_router(self, layer: MoeLayer) -> str | None:
         """Return the module path of a layer's router, once a call was recorded.
 
-        None if no sibling of the experts returned the decision, as where a block computes it.
+        None if no sibling of the experts returned the decision, as when the block computes it.
         """
         watch = self._watches.get(layer.experts_path)
         return watch.router_path if watch else None
 
     def find_output_factor(self, layer: MoeLayer) -> float | None:
-        """Return by what a layer's block multiplies its experts' sum, once a call was recorded.
+        """Return the factor by which a layer's block multiplies the sum of its experts.
 
-        None if it does more than multiply it. The recorded weights do not hold this factor.
+        It is known once a call was recorded. None if the block does more than multiply the sum.
+        The recorded weights do not include this factor.
         """
         watch = self._watches.get(layer.experts_path)
         return watch.output_factor if watch else None
 
     def to_frame(self) -> pd.DataFrame:
-        """Return what was recorded and not taken: one row an assignment.
+        """Return the calls recorded and not yet taken, one row per assignment.
 
         Columns: `call` (forward calls, from 0), `batch_index`, `position` (among the row's real
         tokens), `stack`, `layer`, `module` (path of the experts), `rank` (0 is the decision's
@@ -226,7 +226,7 @@ class RoutingRecorder:
         if layer in self._decisions:
             raise UntraceableError(
                 f"{path} ran twice in one forward call.",
-                hint="moetool records models whose layers run once a call.",
+                hint="moetool records models whose layers run once per call.",
             )
         num_decisions = decision.experts.shape[0]
         if num_decisions != tokens.num_slots:
@@ -279,18 +279,18 @@ class RoutingRecorder:
 def _keep_real_tokens(
     decisions: Mapping[MoeLayer, Decision], tokens: CallTokens
 ) -> dict[MoeLayer, RecordedLayer]:
-    """Return what the layers decided without the pads, checked, in host memory.
+    """Return the layers' decisions without pads, checked, in host memory.
 
-    Layers of one shape and device are handled together: a GPU is kept waiting by the number of
-    operations, not by their size.
+    Layers of one shape and device are handled together, because a GPU waits for the number of
+    operations, not for their size.
     """
     alike: dict[tuple[torch.device, int], list[MoeLayer]] = {}
     for layer, decision in decisions.items():
         alike.setdefault((decision.experts.device, decision.experts.shape[1]), []).append(layer)
     recorded = {}
     for (device, _), layers in alike.items():
-        slots = torch.from_numpy(tokens.slots).to(device)
-        # Both of shape (num_layers, num_tokens, top_k), from here on without pads.
+        slots = torch.from_numpy(tokens.slots).to(device)  # (num_tokens,)
+        # From here on without pads, both (num_layers, num_tokens, top_k).
         ids = torch.stack([decisions[layer].experts for layer in layers]).index_select(1, slots)
         weights = torch.stack([decisions[layer].weights for layer in layers]).index_select(1, slots)
         check_decisions(layers, ids, weights)
@@ -298,7 +298,7 @@ def _keep_real_tokens(
         for index, layer in enumerate(layers):
             scores = decisions[layer].scores
             recorded[layer] = RecordedLayer(
-                place=layer,
+                layer=layer,
                 experts=host_ids[index],
                 weights=host_weights[index],
                 scores=None if scores is None else scores[slots].cpu().numpy(),
@@ -316,9 +316,9 @@ def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
             "call": call.call,
             "batch_index": np.repeat(call.batch_index, top_k),
             "position": np.repeat(call.position, top_k),
-            "stack": recorded.place.stack,
-            "layer": recorded.place.layer,
-            "module": recorded.place.experts_path,
+            "stack": recorded.layer.stack,
+            "layer": recorded.layer.layer,
+            "module": recorded.layer.experts_path,
             "rank": np.tile(np.arange(top_k), num_tokens),
             "expert": np.take_along_axis(recorded.experts, order, axis=1).ravel(),
             "weight": np.take_along_axis(recorded.weights, order, axis=1).ravel(),

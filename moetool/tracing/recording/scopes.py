@@ -1,23 +1,23 @@
-"""Which module's forward calls are the calls of a routed layer."""
+"""A model with the routed layers to record, and the modules whose calls pass them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
 
 _STACKS = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
 class CallScope:
-    """A module whose every call passes its layers once, over tokens of its own.
+    """A module whose every call passes each of its layers once, over the same tokens.
 
-    The model itself; in an encoder-decoder each of the two stacks, because `generate` calls the
-    encoder by itself, and because each counts its own tokens.
+    This is the model itself, except in an encoder-decoder: there each of the two stacks is a scope,
+    because `generate` calls the encoder separately and each stack counts its own tokens.
 
     Attributes:
         path: Module path; empty for the model itself.
@@ -28,26 +28,60 @@ class CallScope:
     layers: tuple[MoeLayer, ...]
 
 
-def find_scopes(model: nn.Module, layers: Sequence[MoeLayer]) -> list[CallScope]:
-    """Return the scopes of a model's routed layers, in the order of the layers."""
+@dataclass(frozen=True)
+class RecordedModel:
+    """A model whose routed layers are known. Everything that runs or records it works from this.
+
+    Attributes:
+        model: The loaded model, or its skeleton.
+        layers: The routed layers to record, in the model's order.
+        scopes: The modules that are called, in the order of their layers.
+        encoder: Path of an encoder-decoder's encoder; None for other models, although a
+            decoder-only model may have encoders of images or sound.
+    """
+
+    model: nn.Module
+    layers: tuple[MoeLayer, ...]
+    scopes: tuple[CallScope, ...]
+    encoder: str | None
+
+
+def find_recorded_model(
+    model: nn.Module, *, layers: Collection[int] | None = None, allow_inexact: bool = False
+) -> RecordedModel:
+    """Return a model with the routed layers to record and the scopes that they are in.
+
+    Args:
+        model: A loaded model or a skeleton.
+        layers: Record only these layer numbers; None records all.
+        allow_inexact: Accept layers whose decisions are not those that the experts carry out.
+
+    Raises:
+        DenseModelError: The model has no routed experts.
+        UntraceableError: Its routing can't be recorded exactly.
+        UsageError: A layer number has no routed experts.
+    """
+    selected = select_layers(find_moe_layers(model, allow_inexact=allow_inexact), layers)
     stacks = list(_find_stacks(model))
+    return RecordedModel(
+        model=model,
+        layers=selected,
+        scopes=tuple(_group_by_scope(selected, stacks)),
+        encoder=next((path for path in stacks if path.endswith("encoder")), None),
+    )
+
+
+def _group_by_scope(layers: Iterable[MoeLayer], stacks: Sequence[str]) -> Iterator[CallScope]:
     by_path: dict[str, list[MoeLayer]] = {}
     for layer in layers:
-        path = next((p for p in stacks if layer.experts_path.startswith(f"{p}.")), "")
+        path = next((path for path in stacks if layer.experts_path.startswith(f"{path}.")), "")
         by_path.setdefault(path, []).append(layer)
-    return [CallScope(path, tuple(scoped)) for path, scoped in by_path.items()]
+    for path, scoped in by_path.items():
+        yield CallScope(path, tuple(scoped))
 
 
-def find_encoder(model: nn.Module) -> str | None:
-    """Return the path of an encoder-decoder's encoder; None for other models.
-
-    A decoder-only model may have encoders too, of images or sound, but no decoder beside them.
-    """
-    return next((path for path in _find_stacks(model) if path.endswith("encoder")), None)
-
-
-def _find_stacks(model: nn.Module) -> Iterable[str]:
-    """Yield the paths of encoders and decoders that stand side by side."""
+def _find_stacks(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of encoders and decoders that have the same parent."""
     for path, module in model.named_modules():
         children = dict(module.named_children())
         if all(name in children for name in _STACKS):

@@ -1,4 +1,4 @@
-"""Which slots of a batch hold tokens, by the mask that a model was called with."""
+"""Token masks: where a batch holds tokens, according to the mask that a model was called with."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
 
-# Masks of other things than the tokens of the call.
+# Masks of something other than the tokens of the call.
 _OTHER_MASKS = re.compile(r"encoder|cross|pixel|image|video|visual|vision|audio|feature|head|label")
 _KNOWN = ("attention_mask", "decoder_attention_mask")
 _HINT = "Pass the two-dimensional mask of ones and zeros that the tokenizer returns."
 
 
 def is_token_mask(mask: object) -> TypeGuard[torch.Tensor]:
-    """Return whether a mask has one number for every token of every row."""
+    """Return whether a mask has one number per row and column of tokens."""
     return isinstance(mask, torch.Tensor) and mask.dim() == 2
 
 
 def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
-    """Return where a mask has tokens.
+    """Return where a mask marks tokens.
 
     Returns:
         # (num_rows, num_mask_columns)
 
     Raises:
-        UntraceableError: It does not say so with ones and zeros, one for each token.
+        UntraceableError: It does not consist of ones and zeros, one for each token.
     """
     if not is_token_mask(mask) or mask.shape[0] != num_rows:
         kind = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
@@ -41,7 +41,7 @@ def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
     is_one = values == 1
     is_other = ~is_one & (values != 0)
     if bool(is_other.any()):
-        # Such as an additive mask, which says 0 where others say 1.
+        # For example an additive mask, which has 0 where others have 1.
         raise UntraceableError(
             f"Can't tell pads from tokens: the attention mask holds {float(values[is_other][0]):g}.",
             hint=_HINT,
@@ -51,10 +51,10 @@ def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
 
 
 def refuse_other_masks(inputs: Mapping[str, Any]) -> None:
-    """Refuse a call without an attention mask that has another one, which may tell pads.
+    """Refuse a call that has no attention mask but another one, which may mark pads.
 
     Raises:
-        UntraceableError: It has.
+        UntraceableError: There is another one.
     """
     for name, value in inputs.items():
         is_mask = isinstance(value, Mapping) or (

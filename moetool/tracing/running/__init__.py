@@ -1,1 +1,1 @@
-"""A checkpoint loaded and run over batches of prompts."""
+"""Load a checkpoint and run it over batches of prompts."""

@@ -1,4 +1,4 @@
-"""From tokenized prompts to padded batches of similar length."""
+"""Padded batches of prompts of similar length."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 
-# A window is what is sorted by length at once, and what is written at once. Larger windows pad
-# less and hold more rows in memory.
+# The prompts of a window are sorted by length together, and their rows are written together. Larger
+# windows pad less and hold more rows in memory.
 BATCHES_PER_WINDOW = 16
 TOKENS_PER_WINDOW = 65_536
 
@@ -22,7 +22,7 @@ class Batch:
     """Prompts that go through the model together.
 
     Attributes:
-        prompts: Index of each row's prompt among those of its window. # (batch_size,)
+        prompts: Index of each row's prompt in its window. # (batch_size,)
         input_ids: Padded on one side. # (batch_size, num_slots)
         attention_mask: 1 on real tokens. # (batch_size, num_slots)
     """
@@ -35,7 +35,7 @@ class Batch:
 def split_windows(
     prompts: Sequence[TokenizedPrompt], *, batch_size: int
 ) -> Iterator[Sequence[TokenizedPrompt]]:
-    """Yield runs of consecutive prompts, each short enough to be held in memory with its rows."""
+    """Yield runs of consecutive prompts, each short enough for memory to hold it and its rows."""
     start, num_tokens = 0, 0
     for index, prompt in enumerate(prompts):
         is_full = index - start >= batch_size * BATCHES_PER_WINDOW
@@ -58,12 +58,12 @@ def make_batches(
 ) -> Iterator[Batch]:
     """Yield a window's prompts in batches of similar length, longest first.
 
-    The longest batch first means that a run which will not fit into memory fails at its start.
-    Pads go to the right, where no real token of a causal model can see them and where they take no
-    expert's capacity; `generate` needs them on the left, because it writes on from the right.
-    `without_pads` batches only prompts of one length.
+    Because the longest batch comes first, a run that does not fit into memory fails at its start.
+    Pads go to the right, where no real token of a causal model sees them and where they take no
+    expert's capacity; `generate` needs them on the left, because it continues on the right.
+    With `without_pads`, all prompts of a batch have the same length.
     """
-    lengths = np.array([len(prompt.token_ids) for prompt in window])
+    lengths = np.array([len(prompt.token_ids) for prompt in window])  # (num_prompts,)
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     changes = np.flatnonzero(np.diff(lengths[order])) + 1
     alike = np.split(order, changes) if without_pads else [order]

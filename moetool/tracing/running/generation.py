@@ -1,4 +1,4 @@
-"""Let a model continue a batch of prompts, greedily or by sampling."""
+"""Continue a batch of prompts, greedily or by sampling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from moetool.checkpoint.config import first_line
 from moetool.errors import InputError, UntraceableError, UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.memory.scenario import CacheKind
+from moetool.tracing.options import GenerationOptions
 from moetool.tracing.prompts.token_settings import check_token_settings
 from moetool.tracing.prompts.tokens import choose_pad, count_embeddings
 from moetool.tracing.running.batches import Batch
@@ -21,8 +22,8 @@ from moetool.tracing.running.batches import Batch
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# What a checkpoint's generation settings say about its tokens is kept. What they say about
-# choosing among tokens is not: greedy means the most likely token, in every model.
+# A checkpoint's generation settings about its tokens are kept. Those about choosing among tokens are
+# not: greedy means the most likely token, in every model.
 _KEPT_SETTINGS = (
     "bos_token_id",
     "eos_token_id",
@@ -43,40 +44,41 @@ _BLOCKWISE_LAYERS = {
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the model wrote after one prompt.
+    """The tokens that a model generated after one prompt.
 
     Attributes:
-        token_ids: With the end-of-sequence token if it came to one. # (num_new_tokens,)
-        has_ended: Whether it came to an end-of-sequence token.
-        begins_anew: Whether it is a text of its own, as an encoder-decoder writes it, rather than
-            the prompt's continued.
+        token_ids: The new tokens, an end-of-sequence token included. # (num_new_tokens,)
+        has_ended: Whether the model generated an end-of-sequence token.
+        is_new_text: Whether it is a separate text, as an encoder-decoder generates, instead of a
+            continuation of the prompt.
     """
 
     token_ids: NDArray[np.int32]
     has_ended: bool
-    begins_anew: bool = False
+    is_new_text: bool = False
 
 
 def check_can_generate(model: PreTrainedModel) -> None:
-    """Check that the model writes token by token.
+    """Check that a model generates token by token, through transformers' own `generate`.
 
     Raises:
-        UsageError: It writes no text, or in a way of its own.
+        UsageError: It generates no text, or has its own `generate`.
     """
     from transformers import GenerationMixin
 
     own = getattr(type(model), "generate", None)
     if not model.can_generate() or own is not GenerationMixin.generate:
         raise UsageError(
-            f"{type(model).__name__} does not write text token by token.",
-            hint="Leave --max-new-tokens out to trace what it reads.",
+            f"{type(model).__name__} does not generate text token by token.",
+            hint="Leave --max-new-tokens out to trace the prompts alone.",
         )
 
 
 def takes_left_pads(model: PreTrainedModel) -> bool:
-    """Return whether a model computes the same with pads before a text.
+    """Return whether pads before a text leave a model's results unchanged.
 
-    DeepSeek-V4 and MiniMax-M3 attend to blocks of so many columns: pads move the blocks.
+    DeepSeek-V4 and MiniMax-M3 attend to blocks of a fixed number of columns, and pads move the
+    blocks.
     """
     kinds: Collection[str] = getattr(model.config.get_text_config(), "layer_types", None) or ()
     return not _BLOCKWISE_LAYERS & set(kinds)
@@ -86,14 +88,15 @@ def takes_left_pads(model: PreTrainedModel) -> bool:
 def generation_settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: GenerationOptions
 ) -> Iterator[None]:
-    """Give a model settings under which `generate` does what the options say and nothing else.
+    """Give a model settings under which `generate` follows the options and nothing else.
 
     Raises:
         UsageError: The model has no cache of the kind asked for.
         UntraceableError: transformers lacks a setting of this name.
-        InputError: Nothing says with which token its decoder begins, or what says so names none.
+        InputError: The checkpoint does not name a valid first token of the decoder, or another
+            setting of it is not a token.
     """
-    if options.cache == "static":
+    if options.cache == CacheKind.STATIC:
         _check_static_cache(model)
     own = model.generation_config
     kept: dict[str, Any] = {name: getattr(own, name, None) for name in _KEPT_SETTINGS}
@@ -103,13 +106,12 @@ def generation_settings(
     if kept["pad_token_id"] is None:
         kept["pad_token_id"] = choose_pad(tokenizer, vocabulary=vocabulary)
     if kept["decoder_start_token_id"] is None:
-        # As `generate` does.
+        # As in `generate`.
         kept["decoder_start_token_id"] = kept["bos_token_id"]
     check_token_settings(kept, vocabulary=vocabulary, reads_start=model.config.is_encoder_decoder)
     if model.config.is_encoder_decoder and kept["decoder_start_token_id"] is None:
         raise InputError(
-            f"The checkpoint does not say with which token the decoder of {type(model).__name__} "
-            "begins.",
+            f"The checkpoint does not state the first token of the decoder of {type(model).__name__}.",
             hint="Put its decoder_start_token_id into generation_config.json.",
         )
     chosen: dict[str, Any] = {}
@@ -125,7 +127,7 @@ def generation_settings(
         **chosen,
         "max_new_tokens": options.max_new_tokens,
         "do_sample": not options.is_greedy,
-        "cache_implementation": "static" if options.cache == "static" else None,
+        "cache_implementation": "static" if options.cache == CacheKind.STATIC else None,
         # Compiled code runs past hooks.
         "disable_compile": True,
     }
@@ -140,7 +142,7 @@ def _make_settings(settings: Mapping[str, Any]) -> GenerationConfig:
     """Return generation settings, all of which the installed transformers knows.
 
     Raises:
-        UntraceableError: It would pass over one of them in silence.
+        UntraceableError: It would silently ignore one of them.
     """
     from transformers import GenerationConfig
 
@@ -161,9 +163,9 @@ def _check_static_cache(model: PreTrainedModel) -> None:
 
     own: Any = model
     try:
-        # `generate` would use the model's own kind of cache, whatever was asked for.
+        # `generate` would use the model's own kind of cache regardless of the setting.
         if not own._supports_default_dynamic_cache():
-            raise NotImplementedError("it brings a cache of its own kind")
+            raise NotImplementedError("it has its own kind of cache")
         StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=1)
     except Exception as error:
         raise UsageError(
@@ -176,19 +178,20 @@ def _check_static_cache(model: PreTrainedModel) -> None:
 def continue_batch(
     model: PreTrainedModel, batch: Batch, *, device: torch.device
 ) -> list[Continuation]:
-    """Return what the model writes after each prompt of a batch, under `generation_settings`."""
+    """Return the continuation of each prompt of a batch, under `generation_settings`."""
     generate: Any = model.generate
     with torch.inference_mode():
         output = generate(
             input_ids=torch.from_numpy(batch.input_ids).to(device),
             attention_mask=torch.from_numpy(batch.attention_mask).to(device),
         )
-    # A decoder of its own begins with its start token, others with the prompt.
-    begins_anew = bool(model.config.is_encoder_decoder)
-    written = output[:, 1 if begins_anew else batch.input_ids.shape[1] :]
+    # The output of an encoder-decoder begins with its start token, that of others with the prompt.
+    is_new_text = bool(model.config.is_encoder_decoder)
+    num_given = 1 if is_new_text else batch.input_ids.shape[1]
+    written = output[:, num_given:]  # (batch_size, num_new_tokens)
     ends = _end_tokens(model)
     return [
-        _cut(row, ends, begins_anew=begins_anew) for row in written.cpu().numpy().astype(np.int32)
+        _cut(row, ends, is_new_text=is_new_text) for row in written.cpu().numpy().astype(np.int32)
     ]
 
 
@@ -198,9 +201,9 @@ def _end_tokens(model: PreTrainedModel) -> NDArray[np.int32]:
 
 
 def _cut(
-    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, begins_anew: bool
+    token_ids: NDArray[np.int32], ends: NDArray[np.int32], *, is_new_text: bool
 ) -> Continuation:
-    """Cut a row after its first end token: what follows is padding."""
+    """Cut a row after its first end-of-sequence token, because padding follows."""
     at = np.flatnonzero(np.isin(token_ids, ends))
     num_written = at[0] + 1 if len(at) else len(token_ids)
-    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), begins_anew=begins_anew)
+    return Continuation(token_ids[:num_written], has_ended=bool(len(at)), is_new_text=is_new_text)

@@ -1,51 +1,63 @@
-"""Send one batch through a model, to read it or to continue it, and say what passed which stack."""
+"""One batch sent through a model, to be read or continued, and the tokens that passed each stack."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moetool.errors import OutOfMemoryError
-from moetool.tracing.recording.scopes import CallScope, find_encoder
+from moetool.errors import OutOfMemoryError, UsageError
+from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.tracing.recording.scopes import RecordedModel
 from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.devices import find_input_device
 from moetool.tracing.running.generation import Continuation, continue_batch
-from moetool.tracing.running.load_model import find_input_device, is_out_of_memory
 from moetool.tracing.windows.collect import RoutedSequence
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Sequences = dict[str, list[RoutedSequence]]
 
 
+def check_can_read(recorded: RecordedModel) -> None:
+    """Check that a model routes when it only reads its prompts.
+
+    Raises:
+        UsageError: Only its encoder reads, and has none of the layers to record.
+    """
+    paths = [scope.path for scope in recorded.scopes]
+    if recorded.encoder is not None and recorded.encoder not in paths:
+        raise UsageError(
+            f"The encoder of {type(recorded.model).__name__} has no routed experts in these layers.",
+            hint="Add --max-new-tokens to trace the decoder.",
+        )
+
+
 def read_batch(
-    model: PreTrainedModel, batch: Batch, *, token_ids: Sequence[NDArray[np.int32]]
+    recorded: RecordedModel, batch: Batch, *, token_ids: Sequence[NDArray[np.int32]]
 ) -> Sequences:
-    """Run one prefill, in an encoder-decoder of its encoder alone.
+    """Run one prefill; in an encoder-decoder, only the encoder's.
 
     Args:
-        model: The model.
+        recorded: The loaded model.
         batch: The padded prompts.
         token_ids: Each row's tokens without pads.
 
     Returns:
-        By the path of what was called, the tokens that each row put through it.
+        By the path of the module that was called, the tokens that each row put through it.
 
     Raises:
         OutOfMemoryError: The batch doesn't fit.
     """
-    path = find_encoder(model) or ""
-    reader = model.get_submodule(path)
+    path = recorded.encoder or ""
+    reader = recorded.model.get_submodule(path)
     accepted = inspect.signature(reader.forward).parameters
-    # No cache, and where it can be had, only the last position's logits.
+    # Neither a cache nor, where the model takes this option, logits of every position.
     wishes: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
-    device = find_input_device(model)
+    device = find_input_device(recorded.model)
     with _memory_errors(batch, device), torch.inference_mode():
         reader(
             input_ids=torch.from_numpy(batch.input_ids).to(device),
@@ -56,40 +68,36 @@ def read_batch(
 
 
 def write_batch(
-    model: PreTrainedModel,
-    batch: Batch,
-    *,
-    token_ids: Sequence[NDArray[np.int32]],
-    scopes: Sequence[CallScope],
+    recorded: RecordedModel, batch: Batch, *, token_ids: Sequence[NDArray[np.int32]]
 ) -> tuple[Sequences, list[Continuation]]:
-    """Continue a batch; under `generation_settings`.
+    """Continue a batch under `generation_settings`.
 
-    The last token of a continuation is not among what passed: nothing was predicted from it.
+    The last token of a continuation did not pass the model: nothing was predicted from it.
 
     Args:
-        model: The model.
+        recorded: The loaded model.
         batch: The padded prompts.
         token_ids: Each row's tokens without pads.
-        scopes: What is called.
 
     Returns:
-        By the path of what was called, the tokens that each row put through it; and what the model
-        wrote.
+        By the path of each module that was called, the tokens that each row put through it; and
+        each row's continuation.
 
     Raises:
         OutOfMemoryError: The batch doesn't fit.
     """
+    model: Any = recorded.model
     device = find_input_device(model)
     with _memory_errors(batch, device):
         continuations = continue_batch(model, batch, device=device)
-    encoder = find_encoder(model)
-    if encoder is None:
+    if recorded.encoder is None:
         pairs = zip(token_ids, continuations, strict=True)
         return {"": [_write(given, written) for given, written in pairs]}, continuations
     start = np.array([model.generation_config.decoder_start_token_id], dtype=np.int32)
     decoder = [_write(start, written) for written in continuations]
     return {
-        scope.path: _read(token_ids) if scope.path == encoder else decoder for scope in scopes
+        scope.path: _read(token_ids) if scope.path == recorded.encoder else decoder
+        for scope in recorded.scopes
     }, continuations
 
 
@@ -110,7 +118,7 @@ def _memory_errors(batch: Batch, device: torch.device) -> Iterator[None]:
         if is_out_of_memory(error):
             num_rows, num_slots = batch.input_ids.shape
             raise OutOfMemoryError(
-                f"Memory ran out in a batch of {num_rows} prompts of up to {num_slots} tokens on "
+                f"Out of memory in a batch of {num_rows} prompts of up to {num_slots} tokens on "
                 f"{device}.",
                 hint="Give a smaller --batch-size, or shorten prompts with --max-prompt-tokens.",
             ) from error

@@ -1,11 +1,11 @@
-"""The texts that a model wrote while it was traced, as JSONL."""
+"""The texts that a model generated while it was traced, as JSONL."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,29 +24,31 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
+from moetool.trace.writing.writer import list_places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from moetool.tracing.options import GenerationOptions
     from moetool.tracing.prompts.tokens import TokenizedPrompt
     from moetool.tracing.running.generation import Continuation
 
-# How every line begins that `WrittenText` is written as.
+# Every line begins so.
 _START = b'{"id": '
 
 
 @dataclass(frozen=True)
 class WrittenText:
-    """What a model wrote after one prompt; one line of the file.
+    """The text that a model generated after one prompt; one line of the file.
 
     Attributes:
-        id: Of the prompt.
-        domain: Of the prompt.
-        prompt: Its text.
-        text: What was written, without special tokens.
-        num_new_tokens: Tokens written, the end of the sequence among them.
-        finish: `end` at an end-of-sequence token, `length` at --max-new-tokens.
+        id: The prompt's id.
+        domain: The prompt's domain.
+        prompt: The prompt's text.
+        text: The generated text, without special tokens.
+        num_new_tokens: Number of new tokens, an end-of-sequence token included.
+        finish: `end` at an end-of-sequence token, `length` at the limit of new tokens.
     """
 
     id: str
@@ -58,14 +60,14 @@ class WrittenText:
 
 
 class TextFile:
-    """A JSONL file on its way; a context manager.
+    """A JSONL file in the making; a context manager.
 
-    The file appears when it is complete; until then, and if the run breaks off, its lines lie in
+    The file appears when it is complete. Until then, and if the run fails, its lines are in
     `<path>.partial`, which only one run writes at a time.
 
     Args:
-        path: Where to write.
-        replace_existing: Replace what is there, and what an earlier run left unfinished.
+        path: The file to write.
+        replace_existing: Replace an existing file, and the unfinished one of an earlier run.
 
     Raises:
         UsageError: The path can't be written.
@@ -108,7 +110,7 @@ class TextFile:
                 self._file.close()
 
     def write(self, texts: Sequence[WrittenText]) -> None:
-        """Write one line a text.
+        """Write one line per text.
 
         Raises:
             UsageError: The lines can't be written, or their file is gone.
@@ -125,7 +127,7 @@ class TextFile:
         assert self._file is not None
         self._check_held()
         if sys.platform == "win32":
-            # There an open file can't be renamed.
+            # Windows can't rename an open file.
             self._file.close()
         with saying_what_failed(self._path):
             put_in_place(self._partial, self._path, replace_existing=self._replace_existing)
@@ -143,8 +145,8 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
     """Check that a file of texts can be written at a path, before any work is done for it.
 
     Args:
-        path: Where the texts are to go.
-        replace_existing: Accept texts that are there, and those that an unfinished run left.
+        path: The file to write.
+        replace_existing: Accept an existing file, and the unfinished one of an earlier run.
         inputs: Files that the run reads.
 
     Raises:
@@ -163,7 +165,51 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
             _open_partial(path, discard=replace_existing).close()
 
 
-def list_text_places(path: Path) -> list[Path]:
+def choose_texts(
+    path: Path | None,
+    *,
+    generation: GenerationOptions | None,
+    output: Path | None = None,
+    replace_existing: bool = False,
+    inputs: Iterable[Path] = (),
+) -> Callable[[], TextFile] | None:
+    """Return a function that opens the file of generated texts; None if they are not kept.
+
+    Args:
+        path: The file to write; None keeps no texts.
+        generation: The run's options for generating text; None if it generates none.
+        output: The file of the run's trace, if it has one.
+        replace_existing: Accept an existing file, and the unfinished one of an earlier run.
+        inputs: Files that the run reads.
+
+    Raises:
+        UsageError: Nothing is generated, the trace takes the same path, or no file can be written
+            there.
+    """
+    if path is None:
+        return None
+    if generation is None:
+        raise UsageError(
+            "There are no texts to save: no text is generated.", hint="Add --max-new-tokens."
+        )
+    if output is not None:
+        taken = {_spell_out(each) for each in list_places(output)}
+        both = next((each for each in _list_paths(path) if _spell_out(each) in taken), None)
+        if both is not None:
+            raise UsageError(
+                f"The trace and the texts would both be written to '{both}'.",
+                hint="Name two different files.",
+            )
+    check_text_path(path, replace_existing=replace_existing, inputs=inputs)
+    return lambda: TextFile(path, replace_existing=replace_existing)
+
+
+def _spell_out(path: Path) -> str:
+    """Return a path in a unique spelling, without following a link in its last part."""
+    return os.path.normcase(path.parent.resolve() / path.name)
+
+
+def _list_paths(path: Path) -> list[Path]:
     """Return every path that a run may write for texts at a path."""
     return [path, _partial_file(path)]
 
@@ -195,12 +241,12 @@ def _check_discardable(file: BinaryIO, partial: Path, *, discard: bool) -> None:
     file.seek(0)
     if first and not first.startswith(_START):
         raise UsageError(
-            f"'{partial}' exists and doesn't hold texts of a run.",
+            f"'{partial}' exists and does not hold the texts of a run.",
             hint="Move it elsewhere, or choose another --save-text.",
         )
     if first and not discard:
         raise UsageError(
-            f"'{partial}' holds what an unfinished run wrote.",
+            f"'{partial}' holds the texts of an unfinished run.",
             hint="Give --force to discard it and start over.",
         )
 
@@ -214,7 +260,7 @@ def decode_texts(
     continuations: Sequence[Continuation],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[WrittenText]:
-    """Return what was written after each prompt, in words."""
+    """Return the text that was generated after each prompt."""
     return [
         WrittenText(
             id=item.prompt.prompt_id,
@@ -231,17 +277,17 @@ def decode_texts(
 def _spell(
     item: TokenizedPrompt, continuation: Continuation, tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """Return what was written after a prompt, as it reads there.
+    """Return the text of a continuation as it reads after its prompt.
 
-    By themselves the same tokens may read otherwise: SentencePiece drops a text's first space.
+    Decoded alone, the same tokens may read differently: SentencePiece drops a text's first space.
     """
 
     def decode(*parts: NDArray[np.int32]) -> str:
         return str(tokenizer.decode(np.concatenate(parts).tolist(), skip_special_tokens=True))
 
-    if not continuation.begins_anew:
+    if not continuation.is_new_text:
         before, whole = decode(item.token_ids), decode(item.token_ids, continuation.token_ids)
-        # Not so where the prompt was cut within a character.
+        # It may not, if the prompt was cut within a character.
         if whole.startswith(before):
             return whole[len(before) :]
     return decode(continuation.token_ids)

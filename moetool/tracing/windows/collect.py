@@ -1,4 +1,4 @@
-"""From the calls of a window's batches to its tokens in order, and what each layer chose for them."""
+"""The calls of a window's batches, collected into its tokens in order and each layer's decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RoutedSequence:
 
     Attributes:
         token_ids: # (num_tokens,)
-        num_given: So many of them were given; those after were generated.
+        num_given: Number of tokens that were given; those after them were generated.
     """
 
     token_ids: NDArray[np.int32]
@@ -29,12 +29,12 @@ class RoutedSequence:
 
 @dataclass(frozen=True)
 class TracedBatch:
-    """What one batch of a window put through the model.
+    """The tokens and recorded calls of one batch of a window.
 
     Attributes:
         prompts: Index of each row's prompt in the window. # (batch_size,)
         sequences: By scope (see `RecordedCall.scope`), each row's tokens.
-        calls: In order.
+        calls: In the order in which they ran.
     """
 
     prompts: NDArray[np.int32]
@@ -51,7 +51,7 @@ class CollectedScope:
         position: # (num_tokens,)
         token_id: # (num_tokens,)
         phase: Index into `PHASES`. # (num_tokens,)
-        layers: What each of the scope's layers decided for them.
+        layers: The decisions of each of the scope's layers for them.
     """
 
     prompt: NDArray[np.int32]
@@ -64,8 +64,8 @@ class CollectedScope:
 def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
     """Return every scope that was called, with its tokens in order.
 
-    `generate` keeps feeding rows that have ended, and without a cache feeds all tokens anew at
-    every step: a token counts when it first passes, and only if it is one of its row's sequence.
+    `generate` keeps feeding rows that have ended, and without a cache feeds all tokens again at
+    every step: a token counts when it first passes, and only if it belongs to its row's sequence.
 
     Raises:
         UntraceableError: A token of a sequence never passed.
@@ -98,13 +98,13 @@ def _collect_batch(batch: TracedBatch, scope: str) -> CollectedScope:
     position = np.concatenate([call.position for call in calls])
     lengths = np.array([len(sequence.token_ids) for sequence in sequences])
     num_given = np.array([sequence.num_given for sequence in sequences])
-    # First passings only, among the tokens of the row's own sequence, by row and position.
+    # The first pass of each token of the row's sequence, ordered by row and position.
     width = max(int(position.max()), int(lengths.max())) + 1
     _, first = np.unique(row.astype(np.int64) * width + position, return_index=True)
     kept = first[position[first] < lengths[row[first]]]
     if len(kept) != lengths.sum():
         raise UntraceableError(
-            f"{lengths.sum()} tokens went through the model, {len(kept)} of them were seen.",
+            f"{lengths.sum()} tokens went through the model, but only {len(kept)} were seen.",
             hint="moetool records models that route every token of a call once.",
         )
     row, position = row[kept], position[kept]
@@ -119,14 +119,14 @@ def _collect_batch(batch: TracedBatch, scope: str) -> CollectedScope:
 
 
 def _join(parts: Sequence[RecordedLayer]) -> RecordedLayer:
-    """Return one layer's decisions of several calls end to end.
+    """Return one layer's decisions in several calls, concatenated.
 
-    Layers with a varying number of experts a token are as wide as their widest call.
+    With a varying number of experts per token, the result is as wide as the widest call.
     """
     width = max(part.experts.shape[1] for part in parts)
     scores = [part.scores for part in parts if part.scores is not None]
     return RecordedLayer(
-        place=parts[0].place,
+        layer=parts[0].layer,
         experts=np.concatenate([_widen(part.experts, width, NO_EXPERT) for part in parts]),
         weights=np.concatenate([_widen(part.weights, width, 0) for part in parts]),
         scores=np.concatenate(scores) if len(scores) == len(parts) else None,
@@ -140,7 +140,7 @@ def _widen(values: NDArray[Any], width: int, filler: int) -> NDArray[Any]:
 
 def _take(layer: RecordedLayer, index: NDArray[np.intp]) -> RecordedLayer:
     return RecordedLayer(
-        place=layer.place,
+        layer=layer.layer,
         experts=layer.experts[index],
         weights=layer.weights[index],
         scores=None if layer.scores is None else layer.scores[index],

@@ -1,4 +1,4 @@
-"""From a router's scores to its probabilities, by what explains the weights it gave."""
+"""Probabilities from a router's scores, by the function that explains its weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from moetool.anatomy.routing.score_functions import SCORE_FUNCTIONS, Floats, fin
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 
-# Those of the score functions whose values lie between 0 and 1.
+# Score functions whose values lie between 0 and 1.
 _PROBABILITIES = ("softmax", "sigmoid", "identity")
 
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """What turns a router's scores into probabilities: `softmax`, `sigmoid` or `identity`."""
+    """Turns a router's scores into probabilities.
+
+    Attributes:
+        name: `softmax`, `sigmoid` or `identity`.
+    """
 
     name: str
 
@@ -32,11 +36,11 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
     Raises:
         UntraceableError: The router's scores were not seen, or no known function explains them.
     """
-    place, scores = layer.place, layer.scores
+    experts_path, scores = layer.layer.experts_path, layer.scores
     if scores is None:
         raise UntraceableError(
-            f"The router of {place.experts_path} returns no score for every expert.",
-            hint="Trace without --probabilities.",
+            f"The router of {experts_path} returns no score for every expert.",
+            hint="Leave --probabilities out.",
         )
     name = find_function(
         SCORE_FUNCTIONS, scores=scores, experts=layer.experts, weights=layer.weights
@@ -44,8 +48,8 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
     if name in _PROBABILITIES:
         return ScoreFunction(name)
     raise UntraceableError(
-        f"Can't tell how the router of {place.experts_path} turns scores into probabilities.",
-        hint="Trace without --probabilities.",
+        f"No known function from scores to probabilities explains the router of {experts_path}.",
+        hint="Leave --probabilities out.",
         facts=[
             f"tried: {', '.join(_PROBABILITIES)}",
             *([f"seen: {name}, whose values are not probabilities"] if name else []),

@@ -1,4 +1,4 @@
-"""What the trace says about the layers it recorded."""
+"""The recorded layers as a trace's metadata describes them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ if TYPE_CHECKING:
 def describe_layers(
     recorder: RoutingRecorder, top_k: Mapping[MoeLayer, int]
 ) -> tuple[RoutedLayer, ...]:
-    """Return the layers that routed, in the model's order, given how many experts each chose."""
+    """Return the layers that routed, in the model's order.
+
+    Args:
+        recorder: After at least one call.
+        top_k: Largest number of experts that each layer chose for a token.
+    """
     return tuple(
         RoutedLayer(
-            stack=place.stack,
-            layer=place.layer,
-            module=place.experts_path,
-            router=recorder.find_router(place),
-            rule=place.rule.value,
-            num_experts=place.num_experts,
-            num_identity_experts=place.num_identity_experts,
-            top_k=top_k[place],
-            output_factor=recorder.find_output_factor(place),
+            stack=layer.stack,
+            layer=layer.layer,
+            module=layer.experts_path,
+            router=recorder.find_router(layer),
+            rule=layer.rule.value,
+            num_experts=layer.num_experts,
+            num_identity_experts=layer.num_identity_experts,
+            top_k=top_k[layer],
+            output_factor=recorder.find_output_factor(layer),
         )
-        for place in recorder.layers
-        if place in top_k
+        for layer in recorder.layers
+        if layer in top_k
     )
 
 
-def describe_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
-    """Return the metadata with its layers, and with notes that a reader of the rows should know."""
+def note_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
+    """Return the metadata with its layers and with notes for readers of the rows."""
     rules = {RoutingRule(layer.rule) for layer in layers if layer.rule}
     reasons = [rule.inexact_because for rule in rules if rule.inexact_because]
     return replace(
@@ -50,18 +55,18 @@ def describe_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> 
 
 def _note_weights(layers: Sequence[RoutedLayer], rules: Collection[RoutingRule]) -> Iterator[str]:
     if RoutingRule.SPARSE_SCORES in rules:
-        yield "The weights scale what the experts receive, not what they return."
+        yield "The weights scale the experts' inputs, not their outputs."
     if RoutingRule.SEPARATE_EXPERTS in rules:
-        yield "The weights are those by which the blocks add up what their experts return."
+        yield "The weights are those by which the blocks add up their experts' outputs."
     factors = Counter(layer.output_factor for layer in layers)
     for factor, num_layers in factors.items():
         if factor is None:
             yield (
-                f"In {num_layers} layers the block does more with the sum of its experts than add "
-                "it; the weights are those that the experts received."
+                f"In {num_layers} layers the block does more than add the sum of its experts; the "
+                "weights are those that the experts received."
             )
         elif factor != 1:
             yield (
                 f"In {num_layers} layers the block multiplies the sum of its experts by "
-                f"{factor:g}; the weights do not hold this factor."
+                f"{factor:g}; the weights do not include this factor."
             )

@@ -1,4 +1,4 @@
-"""From a window's tokens and decisions to the rows of the trace, and the figures of the run."""
+"""Rows of the trace, made from the tokens and decisions of a window."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class RowMaker:
     """Makes rows window by window, and counts them.
 
     Attributes:
-        num_windows: So far, as the following.
+        num_windows: Windows so far; the other counts are of these windows.
         num_rows: Assignments.
-        num_tokens: Tokens, in an encoder-decoder those of both stacks.
+        num_tokens: Tokens; in an encoder-decoder, of both stacks.
         num_decisions: Tokens times the layers that routed them.
-        top_k: The most experts that each layer chose for a token.
+        top_k: Largest number of experts that each layer chose for a token.
 
     Args:
         tokenizer: Spells the tokens.
-        with_probabilities: Make the rows of the routers' probabilities as well.
+        with_probabilities: Make rows of the routers' probabilities as well.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, with_probabilities: bool) -> None:
@@ -40,12 +40,12 @@ class RowMaker:
         self.top_k: dict[MoeLayer, int] = {}
         self._tokenizer = tokenizer
         self._with_probabilities = with_probabilities
-        # What turns scores into probabilities is found once a layer.
+        # Found once per layer.
         self._score_functions: dict[MoeLayer, ScoreFunction] = {}
 
     @property
     def score_function(self) -> str | None:
-        """What turned the routers' scores into probabilities; None if they were not asked for."""
+        """Name of the function from scores to probabilities; None if these were not asked for."""
         return next((function.name for function in self._score_functions.values()), None)
 
     def make_rows(
@@ -80,18 +80,18 @@ class RowMaker:
         )
 
     def _decide(self, recorded: RecordedLayer) -> LayerDecisions:
-        place = recorded.place
-        self.top_k[place] = max(self.top_k.get(place, 0), recorded.experts.shape[1])
+        layer = recorded.layer
+        self.top_k[layer] = max(self.top_k.get(layer, 0), recorded.experts.shape[1])
         decisions = LayerDecisions(
-            stack=place.stack,
-            layer=place.layer,
+            stack=layer.stack,
+            layer=layer.layer,
             experts=recorded.experts,
             weights=recorded.weights,
         )
         if not self._with_probabilities:
             return decisions
-        if place not in self._score_functions:
-            self._score_functions[place] = find_score_function(recorded)
+        if layer not in self._score_functions:
+            self._score_functions[layer] = find_score_function(recorded)
         assert recorded.scores is not None
-        probabilities = self._score_functions[place].apply(recorded.scores)
+        probabilities = self._score_functions[layer].apply(recorded.scores)
         return replace(decisions, probabilities=probabilities)

@@ -94,7 +94,7 @@ SPOILED: dict[str, tuple[Spoil, Refusal]] = {
         Refusal(
             3,
             error="The weights of {} do not match its config.json",
-            hint="one and the same checkpoint",
+            hint="the same checkpoint",
             fact="model.layers.6.",
         ),
     ),

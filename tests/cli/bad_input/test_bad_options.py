@@ -12,10 +12,13 @@ from tests.conftest import RunMoetool
 
 # By what is wrong with them: options for the demonstration checkpoint, and what is said of them.
 BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
-    "neither --prompts nor --prompt": ([], Refusal(2, error="--prompts or --prompt")),
+    "neither --prompts nor --prompt": (
+        [],
+        Refusal(2, error="No prompts are given", hint="--prompts"),
+    ),
     "both --prompts and --prompt": (
         ["--prompts", "sample_prompts", "--prompt", "hello"],
-        Refusal(2, error="--prompt", hint="--prompts"),
+        Refusal(2, error="single prompt exclude each other", hint="--prompts"),
     ),
     "an unknown option": (
         ["--prompt", "hello", "--unheard-of"],
@@ -55,7 +58,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "a layer beyond the last": (
         ["--prompt", "hello", "--layers", "0,6"],
-        Refusal(2, error="--layers: layer 6 has no routed experts; these have: [0, 1, 2, 3, 4, 5]"),
+        Refusal(2, error="Layer 6 has no routed experts; these have: [0, 1, 2, 3, 4, 5]"),
     ),
     "a prompt beyond the context": (
         ["--prompt", "hello " * 600],
@@ -67,7 +70,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "a limit beyond the context": (
         ["--prompt", "hello", "--max-prompt-tokens", "513"],
-        Refusal(2, error="--max-prompt-tokens 513", hint="512 or less"),
+        Refusal(2, error="limit of 513 tokens for prompts", hint="512 or less"),
     ),
     "a chat without a template": (
         ["--prompt", "hello", "--chat"],

@@ -105,7 +105,7 @@ def test_an_output_of_no_known_format_is_refused(
     [
         pytest.param(
             ["--format", "csv", "-o", "{}"],
-            Refusal(2, error="--format csv contradicts '{}'", hint="one"),
+            Refusal(2, error="format csv contradicts '{}'", hint="one"),
             id="a format that contradicts the suffix",
         ),
         pytest.param(
@@ -125,13 +125,13 @@ def test_an_output_of_no_known_format_is_refused(
         ),
         pytest.param(
             ["--probabilities"],
-            Refusal(2, error="--probabilities", hint="-o trace.parquet"),
-            id="probabilities beside no file",
+            Refusal(2, error="the trace must go to a file", hint="-o trace.parquet"),
+            id="probabilities without a file",
         ),
         pytest.param(
             ["--probabilities", "-o", "-"],
-            Refusal(2, error="--probabilities", hint="-o trace.parquet"),
-            id="probabilities beside stdout",
+            Refusal(2, error="the trace must go to a file", hint="-o trace.parquet"),
+            id="probabilities with stdout",
         ),
     ],
 )

@@ -258,19 +258,19 @@ WRITE = (*HELLO, "--max-new-tokens", "4")
 BAD_OPTIONS: dict[str, tuple[tuple[str, ...], Refusal]] = {
     "temperature 0": (
         (*WRITE, "--temperature", "0"),
-        Refusal(2, error="--temperature 0 ", hint="most likely token"),
+        Refusal(2, error="The temperature can't be 0.0", hint="most likely token"),
     ),
     "more than all probability": (
         (*WRITE, "--top-p", "1.5"),
-        Refusal(2, error="--top-p 1.5 ", hint="up to 1"),
+        Refusal(2, error="The top-p can't be 1.5", hint="up to 1"),
     ),
     "temperature for nothing": (
         (*HELLO, "--temperature", "1"),
-        Refusal(2, error="no use for --temperature", hint="--max-new-tokens"),
+        Refusal(2, error="Temperature has no effect", hint="--max-new-tokens"),
     ),
     "texts of nothing": (
         (*HELLO, "--save-text", "{}/new.jsonl"),
-        Refusal(2, error="--save-text", hint="--max-new-tokens"),
+        Refusal(2, error="no texts to save", hint="--max-new-tokens"),
     ),
     "texts that exist": (
         (*WRITE, "--save-text", "{}/old.jsonl"),
@@ -325,5 +325,5 @@ def test_a_trace_and_texts_of_one_name_are_refused(run_moetool: RunMoetool, tmp_
         *("route-trace", "demo", *WRITE, "--force", "-o", target, "--save-text", target)
     )
 
-    expected = Refusal(2, error=f"both name '{target}'", hint="two files")
+    expected = Refusal(2, error=f"both be written to '{target}'", hint="two different files")
     assert_refused(completed, expected, target=target)

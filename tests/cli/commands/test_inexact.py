@@ -140,7 +140,7 @@ class Recorded:
     @property
     def layers(self) -> list[tuple[MoeLayer, torch.Tensor, torch.Tensor]]:
         return [
-            (layer.place, torch.from_numpy(layer.experts).long(), torch.from_numpy(layer.weights))
+            (layer.layer, torch.from_numpy(layer.experts).long(), torch.from_numpy(layer.weights))
             for call in self.calls
             for layer in call.layers
         ]

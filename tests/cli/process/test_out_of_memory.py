@@ -75,7 +75,7 @@ def test_weights_that_cannot_be_mapped_end_in_the_same_exit_code(
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(demo, checkpoint)
     write_huge_weights(checkpoint / "model.safetensors", num_bytes=16 * SPARE_BYTES)
-    expected = Refusal(6, error="Memory ran out while loading", hint="more memory")
+    expected = Refusal(6, error="Out of memory while loading", hint="more memory")
 
     completed = run_moetool_within(
         SPARE_BYTES,

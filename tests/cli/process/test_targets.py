@@ -113,7 +113,7 @@ def test_a_trace_and_its_texts_never_share_a_place(output: str, texts: str, tmp_
         completed = run_here(*words)
         assert completed.returncode == 0, completed.stderr
         return
-    refusal = Refusal(2, error="--output and --save-text both name '", hint="two files")
+    refusal = Refusal(2, error="both be written to '", hint="two different files")
     assert_kept(tmp_path, *words, refusal=refusal)
 
 

@@ -35,7 +35,7 @@ class ProvenLayer:
 
     @property
     def place(self) -> MoeLayer:
-        return self.recorded.place
+        return self.recorded.layer
 
     def relative_error(self, ids: torch.Tensor, weights: torch.Tensor) -> float:
         """Return how far the experts' output is from that of a dense loop with a decision."""
@@ -95,7 +95,7 @@ def prove(model: PreTrainedModel) -> Proof:
         plain=plain,
         recorded=recorded,
         layers=[
-            ProvenLayer(layer, observed[layer.place.experts_path], audit.pairs(layer.place))
+            ProvenLayer(layer, observed[layer.layer.experts_path], audit.pairs(layer.layer))
             for layer in recorded_layers(recorder.calls)
         ],
         routers={layer.experts_path: recorder.find_router(layer) for layer in layers},

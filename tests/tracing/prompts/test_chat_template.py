@@ -1,4 +1,4 @@
-"""Chat templates are programs: rendered as transformers does, and stopped where they go wrong."""
+"""Chat templates are rendered as in transformers, and stopped when they misbehave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moetool.tracing.prompts.tokens import tokenize_prompts
 
 TEXTS = ("Hello", " größer 🙂\n", "<s>{{ 1 }}</s>\t\u2028", "a" * 10_000)
 
-# Of everything that transformers gives to templates, some.
+# Some of the functions that transformers gives to templates.
 GOOD = {
     "a loop": "{% for m in messages %}[{{ m.role }}] {{ m['content'] }}\n{% endfor %}",
     "special tokens": "{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}",
@@ -40,7 +40,7 @@ GOOD = {
     "markup": "{{ messages[0].content | e }}&amp;",
 }
 
-# By what a template does: what is said of it.
+# Errors, by the fault of the template.
 FAILING = {
     "{{ messages[0].nothing.further }}": "UndefinedError",
     "{{ raise_exception('only two turns\\n\\x1b[31m') }}": "only two turns",
@@ -75,7 +75,7 @@ def tokenizer(own: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def make_prompt(text: str, *, prompt_id: str = "x\x1b") -> Prompt:
-    return Prompt(prompt_id=prompt_id, domain="prose", text=text, place="a.jsonl:1")
+    return Prompt(prompt_id=prompt_id, domain="prose", text=text, origin="a.jsonl:1")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[list[int]]:
@@ -89,7 +89,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[list[int]]:
 
 
 def choose_by_content(templates: Iterable[str]) -> str:
-    """Return one template that is each of several, by its number in the prompt."""
+    """Return a template that acts as one of several, by the number in the prompt."""
     parts = (
         f"{{% if messages[0].content == '{number}' %}}{template}{{% endif %}}"
         for number, template in enumerate(templates)
@@ -149,7 +149,7 @@ def test_a_template_that_does_not_end_is_ended(
 ) -> None:
     monkeypatch.setattr(chat_template, "_RENDERING_S", 2.0)
     tokenizer.chat_template = template
-    with pytest.raises(InputError, match="does not end within 2 s on prompt"):
+    with pytest.raises(InputError, match="did not finish within 2 s on prompt"):
         encode(tokenizer, "Hello")
 
 

@@ -1,4 +1,4 @@
-"""Prompts from every kind of file, and the ids and domains that they get."""
+"""Prompts from every kind of file, with their ids and domains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, str]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> Path:
-    """Write rows in the format that a path's suffix names."""
+    """Write rows in the format of a path's suffix."""
     match path.suffix:
         case ".jsonl":
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -53,9 +53,6 @@ def say_on_stdin(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
 
 
-# Formats
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_is_read_row_by_row(suffix: str, tmp_path: Path) -> None:
     path = write_rows(tmp_path / f"prompts{suffix}", ROWS)
@@ -78,7 +75,7 @@ def test_stdin_is_read_as_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     say_on_stdin('{"text": "größer"}\n{"id": "b", "text": "x"}\n'.encode(), monkeypatch)
     prompts = read_prompts("-")
     assert values_of(prompts) == [("1", "(none)", "größer"), ("b", "(none)", "x")]
-    assert [prompt.place for prompt in prompts] == ["stdin:1", "stdin:2"]
+    assert [prompt.origin for prompt in prompts] == ["stdin:1", "stdin:2"]
 
 
 def test_one_prompt_can_be_made_of_a_text() -> None:
@@ -128,7 +125,7 @@ def test_blank_lines_between_json_lines_are_skipped(tmp_path: Path) -> None:
     path.write_text('\n{"text": "first"}\n \n\n{"text": "second"}\n\n', encoding="utf-8")
     prompts = read_prompts(str(path))
     assert [prompt.prompt_id for prompt in prompts] == ["1", "2"]
-    assert [prompt.place for prompt in prompts] == [f"{path}:2", f"{path}:5"]
+    assert [prompt.origin for prompt in prompts] == [f"{path}:2", f"{path}:5"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -144,9 +141,6 @@ def test_fields_can_be_renamed(suffix: str, tmp_path: Path) -> None:
     ]
 
 
-# Folders
-
-
 def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_ignored(
     tmp_path: Path,
 ) -> None:
@@ -158,7 +152,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_ignored(
     (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     prompts = read_prompts(str(tmp_path))
     assert [prompt.text for prompt in prompts] == ["first", "second", "third", "fourth"]
-    assert [prompt.place for prompt in prompts] == [
+    assert [prompt.origin for prompt in prompts] == [
         f"{tmp_path / name}:{line}"
         for name, line in [("a.parquet", 1), ("b.csv", 2), ("c.txt", 1), ("d.jsonl", 1)]
     ]
@@ -184,9 +178,6 @@ def test_outside_a_folder_a_prompt_without_a_domain_has_none(suffix: str, tmp_pa
     assert [prompt.domain for prompt in read_prompts(str(path))] == ["(none)"]
 
 
-# Ids
-
-
 def test_prompts_without_ids_are_numbered_through_all_files(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "first"}, {"text": "second"}])
     write_rows(tmp_path / "b.csv", [{"text": "third", "id": "named"}, {"text": "4th", "id": ""}])
@@ -206,9 +197,6 @@ def test_numbers_can_be_ids_and_domains(suffix: str, tmp_path: Path) -> None:
     assert values_of(read_prompts(str(path))) == [("70", "1", "a"), ("80", "2", "b")]
 
 
-# Limit
-
-
 def test_a_limit_keeps_the_first_prompts(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "prompts.jsonl", ROWS)
     prompts = read_prompts(str(path))
@@ -223,9 +211,7 @@ def test_prompts_beyond_a_limit_are_checked_all_the_same(tmp_path: Path) -> None
         read_prompts(str(path), limit=1)
 
 
-# Hash
-
-PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", place="a.jsonl:1")
+PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", origin="a.jsonl:1")
 
 
 def test_the_hash_does_not_depend_on_the_files_that_prompts_lie_in(tmp_path: Path) -> None:
@@ -243,9 +229,9 @@ def test_the_hash_changes_with_every_part_of_a_prompt() -> None:
         [],
         [PROMPT],
         [PROMPT, PROMPT],
-        [Prompt("2", PROMPT.domain, PROMPT.text, PROMPT.place)],
-        [Prompt(PROMPT.prompt_id, "verse", PROMPT.text, PROMPT.place)],
-        [Prompt(PROMPT.prompt_id, PROMPT.domain, "Once ", PROMPT.place)],
+        [Prompt("2", PROMPT.domain, PROMPT.text, PROMPT.origin)],
+        [Prompt(PROMPT.prompt_id, "verse", PROMPT.text, PROMPT.origin)],
+        [Prompt(PROMPT.prompt_id, PROMPT.domain, "Once ", PROMPT.origin)],
     ]
     assert len({hash_prompts(prompts) for prompts in versions}) == len(versions)
 

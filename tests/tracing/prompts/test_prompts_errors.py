@@ -1,4 +1,4 @@
-"""Prompts that can't be used: all of them are found, and the first is explained."""
+"""Unusable prompts: all are found, and the first is explained."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_bad_lines_on_stdin_are_placed_there(monkeypatch: pytest.MonkeyPatch) ->
         (b"{}", "expected a 'text', found nothing"),
         (b'{"text": null}', "'text' is null"),
         (b'{"text": ["a"]}', "'text' is not a string but list"),
-        (b'{"text": "a", "id": {}}', "'id' is not a word but dict"),
-        (b'{"text": "a", "domain": []}', "'domain' is not a word but list"),
+        (b'{"text": "a", "id": {}}', "'id' is not a string or number but dict"),
+        (b'{"text": "a", "domain": []}', "'domain' is not a string or number but list"),
         (b'{"text": " \\n\\t"}', "empty prompt"),
         (b'{"text": "\\ud83d"}', "half a surrogate pair"),
         (b'{"text": "a", "domain": "\\udc00"}', "half a surrogate pair"),
@@ -130,7 +130,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_rows_after_it(tmp_pat
         (pd.DataFrame({"text": ["good", None]}), 2, "'text' is null"),
         (pd.DataFrame({"text": ["good", ""]}), 2, "empty prompt"),
         (pd.DataFrame({"text": [b"bytes"]}), 1, "'text' is not a string but bytes"),
-        (pd.DataFrame({"text": ["a"], "id": [[1]]}), 1, "'id' is not a word but list"),
+        (pd.DataFrame({"text": ["a"], "id": [[1]]}), 1, "'id' is not a string or number but list"),
     ],
     ids=["no text", "null", "empty", "bytes", "list"],
 )

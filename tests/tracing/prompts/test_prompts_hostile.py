@@ -1,4 +1,4 @@
-"""Prompts that would take all memory or never end are refused, and the limit is said."""
+"""Prompts that would fill the memory or never end are refused, and the limit is named."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ def refusal(source: Path) -> InputError:
     with pytest.raises(InputError) as caught:
         read_prompts(str(source))
     return caught.value
-
-
-# What never ends
 
 
 def make_pipe(path: Path) -> None:
@@ -54,9 +51,6 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path: Path)
     os.mkfifo(path)
     with pytest.raises(InputError, match="not a regular file"):
         prompts._open_file(path)
-
-
-# What is too large
 
 
 def test_files_that_are_too_large_are_refused_unread(tmp_path: Path) -> None:
@@ -132,9 +126,6 @@ def test_a_header_of_a_million_columns_is_said_in_a_few_words(tmp_path: Path) ->
     assert len(error.hint) < 200
 
 
-# Parquet, of which few bytes may stand for many
-
-
 def test_a_text_that_is_stored_once_and_repeated_is_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,8 +175,12 @@ def test_every_kind_of_text_is_read(form: pa.DataType, tmp_path: Path) -> None:
         ("text", pa.array([b"a"], pa.binary(1)), "'text' is not a string but fixed_size_binary[1]"),
         ("text", pa.array([2**62], pa.timestamp("us")), "'text' is not a string but timestamp[us]"),
         ("text", pa.nulls(1), "'text' is null"),
-        ("id", pa.array([2**62], pa.timestamp("us")), "'id' is not a word but timestamp[us]"),
-        ("domain", pa.array([True]), "'domain' is not a word but bool"),
+        (
+            "id",
+            pa.array([2**62], pa.timestamp("us")),
+            "'id' is not a string or number but timestamp[us]",
+        ),
+        ("domain", pa.array([True]), "'domain' is not a string or number but bool"),
     ],
 )
 def test_a_column_of_another_type_is_refused_before_its_values_are_read(

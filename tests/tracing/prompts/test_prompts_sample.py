@@ -1,4 +1,4 @@
-"""The prompts that ship with the repository are enough to tell domains apart."""
+"""The prompts that ship with the repository are enough to distinguish domains."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_prompt_has_several_sentences_or_lines(prompts: list[Prompt]) -> N
 
 
 def test_no_domain_is_an_extract_of_another(prompts: list[Prompt]) -> None:
-    """A paragraph that is in two prompts would be a token's witness twice."""
+    """A paragraph in two prompts would count twice as evidence for its tokens."""
     lines = Counter(
         line
         for prompt in prompts

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its tokens, checked before it is used."""
+"""Token ids in a checkpoint's generation settings, checked before they are used."""
 
 from __future__ import annotations
 

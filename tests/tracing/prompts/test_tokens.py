@@ -1,4 +1,4 @@
-"""Prompts as the model reads them: special tokens, cuts, and the context's end."""
+"""Prompts as the model reads them: special tokens, truncation and the context's limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def make_prompt(text: str, *, prompt_id: str = "1") -> Prompt:
-    return Prompt(prompt_id=prompt_id, domain="prose", text=text, place=f"a.jsonl:{prompt_id}")
+    return Prompt(prompt_id=prompt_id, domain="prose", text=text, origin=f"a.jsonl:{prompt_id}")
 
 
 def tokenize(
@@ -82,9 +82,6 @@ def test_special_tokens_come_from_the_tokenizer_or_not_at_all(
     assert not set(without.token_ids.tolist()) & set(tokenizer.all_special_ids)
 
 
-# Cuts
-
-
 def test_a_long_prompt_is_cut_and_says_so(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "one two three four five"
     (whole,) = tokenize(tokenizer, text)
@@ -100,9 +97,6 @@ def test_a_prompt_of_just_the_limit_is_not_cut(tokenizer: PreTrainedTokenizerBas
     (kept,) = tokenize(tokenizer, text, max_prompt_tokens=len(whole.token_ids))
     assert kept.token_ids.tolist() == whole.token_ids.tolist()
     assert not kept.was_cut
-
-
-# Context
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_place_and_length(
@@ -133,7 +127,7 @@ def test_a_cut_prompt_fits_the_context(tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def test_a_limit_beyond_the_context_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UsageError, match="--max-prompt-tokens 513 is beyond"):
+    with pytest.raises(UsageError, match="limit of 513 tokens for prompts exceeds"):
         tokenize(tokenizer, "fits", max_prompt_tokens=CONTEXT + 1)
 
 
@@ -150,15 +144,9 @@ def test_a_configuration_that_says_nothing_has_no_context() -> None:
     assert read_context_tokens(SwitchTransformersConfig()) is None
 
 
-# Prompts without tokens
-
-
 def test_a_prompt_without_tokens_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(InputError, match=r"a.jsonl:1: prompt '1' has no tokens"):
         tokenize(tokenizer, "", special_tokens="none")
-
-
-# Chat
 
 
 def test_a_chat_without_a_template_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -189,9 +177,6 @@ def test_a_chat_is_held_to_the_context_as_well(
         )
 
 
-# Pieces
-
-
 def test_every_distinct_id_is_spelled_once_in_the_order_of_ids(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
@@ -208,11 +193,8 @@ def test_an_id_beyond_the_vocabulary_has_an_empty_piece(
     assert spell_tokens(ids, tokenizer) == ["<s>", ""]
 
 
-# Tokenizers that fail
-
-
 def spoil_tokenizer(demo: Path, folder: Path, name: str, **changes: object) -> Checkpoint:
-    """Return the demonstration's tokenizer with changes to one of its files."""
+    """Return the demonstration tokenizer with changes to one of its files."""
     for file in demo.glob("*.json"):
         shutil.copy(file, folder)
     settings = json.loads((folder / name).read_text("utf-8"))
@@ -298,7 +280,7 @@ def test_a_token_that_the_model_does_not_have_is_an_error(
             )
             assert tokenized.token_ids.tolist() == ids
         else:
-            with pytest.raises(InputError, match=f"the token {max(ids):,}, and the model has"):
+            with pytest.raises(InputError, match=f"the token {max(ids):,}, but the model has"):
                 tokenize_prompts(
                     prompts,
                     tokenizer,

@@ -1,4 +1,4 @@
-"""Where a call's tokens are: by caches and masks under any name, or the call is refused."""
+"""The tokens of a call, found from caches and masks under any name, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mixtral() -> PreTrainedModel:
 
 
 class Renamed(nn.Module):
-    """A model that calls its cache and its mask otherwise than transformers does."""
+    """A model that has other names for its cache and its mask than transformers."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def test_every_kind_of_transformers_cache_is_counted_under_every_name(name: str)
 
 
 class _RecurrentState:
-    """What a state-space model of someone's own keeps."""
+    """The cache of a custom state-space model."""
 
 
 PAIR = (torch.ones(NUM_ROWS, 2, NUM_CACHED, 4), torch.ones(NUM_ROWS, 2, NUM_CACHED, 4))
@@ -112,9 +112,11 @@ UNKNOWN_CACHES: dict[str, Any] = {
 def test_what_looks_like_a_cache_and_cannot_be_counted_needs_a_mask(name: str) -> None:
     inputs = {"input_ids": STEP, name: UNKNOWN_CACHES[name]}
 
-    with pytest.raises(UntraceableError, match="how many tokens came before"):
+    with pytest.raises(UntraceableError, match="number of tokens before a call is unknown"):
         locate_tokens(inputs)
-    with pytest.raises(UntraceableError, match=r"is 1 wide, .* after an unknown number"):
+    with pytest.raises(
+        UntraceableError, match="is 1 wide but must cover 1 tokens after an unknown number"
+    ):
         locate_tokens({**inputs, "attention_mask": torch.ones(NUM_ROWS, 1)})
 
     mask = torch.ones(NUM_ROWS, NUM_CACHED + 1)
@@ -148,14 +150,14 @@ def test_a_cache_of_states_alone_is_known_to_be_empty_or_needs_a_mask() -> None:
 
     cache.update_recurrent_state(torch.ones(1, 2, 3), 0)
 
-    with pytest.raises(UntraceableError, match="how many tokens came before"):
+    with pytest.raises(UntraceableError, match="number of tokens before a call is unknown"):
         locate_tokens({"input_ids": STEP, "cache": cache})
 
 
 def test_a_mask_of_the_step_alone_is_refused(mixtral: PreTrainedModel) -> None:
-    """Models read a mask from the first cached token on, so this one would hide the step."""
+    """Models read a mask from the first cached token, so this one would hide the step."""
     inputs = find_inputs(mixtral, fill_cache(mixtral))
-    with pytest.raises(UntraceableError, match="is 1 wide, and has to cover 1 tokens after 6"):
+    with pytest.raises(UntraceableError, match="is 1 wide but must cover 1 tokens after 6"):
         record(mixtral, input_ids=STEP, attention_mask=torch.ones(NUM_ROWS, 1), **inputs)
 
 

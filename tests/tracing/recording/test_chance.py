@@ -1,4 +1,4 @@
-"""Experts that draw random numbers while they train are refused; noise before them is recorded."""
+"""Experts that draw random numbers in training are refused; noise before them is recorded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def record(model: nn.Module, **options: Any) -> pd.DataFrame:
 
 
 def add_after(module: nn.Module, noise: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let a module change what it returns, if that is one tensor."""
+    """Let a module change its output, if that is one tensor."""
     forward = module.forward
 
     @wraps(forward)  # The finder reads the signature.
@@ -70,14 +70,14 @@ def test_noise_in_experts_in_training_mode_is_refused(
 
     assert "model.eval()" in str(raised.value.hint)
     assert not any(module._forward_hooks for module in model.modules())
-    # The other layers, and whatever one wants to see of a training run.
+    # Other layers and other outputs of a training run.
     assert set(record(model, layers=[0, 2])["layer"]) == {0, 2}
     assert set(record(model, allow_inexact=True)["layer"]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("make_noisy", [jitter_hidden_states, shake_scores])
 def test_noise_before_the_decision_is_part_of_it(make_noisy: Callable[[nn.Module], None]) -> None:
-    """The experts carry out what is recorded, which is not what a calm router would choose."""
+    """The experts carry out the recorded decision, which differs from that without noise."""
     model = build_model("mixtral").train()
     calm = record(model)
     make_noisy(model.get_submodule(BLOCK))

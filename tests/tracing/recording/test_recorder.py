@@ -1,4 +1,4 @@
-"""The recorder as a library: what it returns, and that pads and batches leave no mark."""
+"""The recorder used as a library: its results, which pads and batches do not change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def assert_same_rows(left: pd.DataFrame, right: pd.DataFrame) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def one_by_one(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, pd.DataFrame]:
-    """A model, and its rows for every sequence run alone, without pads or mask."""
+    """A model, and its rows for every sequence run separately, without pads or mask."""
     model = build_model(request.param)
     frame = record(model, *({"input_ids": row[None]} for row in sequences()))
     return model, frame.assign(batch_index=frame["call"].astype("int32"))
@@ -157,7 +157,7 @@ def test_a_dense_model_is_refused() -> None:
 
 
 def test_a_layer_that_bypasses_its_experts_module_is_an_error_not_an_empty_record() -> None:
-    """As a kernel does that replaces the block's forward."""
+    """The block's forward is replaced, as kernels do."""
     model = build_model("mixtral")
     block = model.get_submodule("model.layers.1.mlp")
     block.forward = lambda hidden_states: hidden_states

@@ -1,4 +1,4 @@
-"""The recorder as a library, around `generate` itself: with beams, caches and masks of its own."""
+"""The recorder around calls of `generate`, with its beams, caches and masks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_recording_does_not_change_what_is_written(model: PreTrainedModel) -> No
 
 
 def collect(model: PreTrainedModel, **options: Any) -> pd.DataFrame:
-    """Return the experts of every token of `SEQUENCES` and what follows, as `collect` has them."""
+    """Return the experts of all tokens of `SEQUENCES` and their continuations, as collected."""
     with RoutingRecorder(model) as recorder:
         written = generate(model, **options)[:, max(LENGTHS) :].numpy()
     sequences = [
@@ -86,7 +86,7 @@ def collect(model: PreTrainedModel, **options: Any) -> pd.DataFrame:
     prompts = np.arange(len(SEQUENCES), dtype=np.int32)
     (scope,) = collect_scopes([TracedBatch(prompts, {"": sequences}, calls)])
     columns = {
-        f"layer {layer.place.layer}, choice {choice}": layer.experts[:, choice]
+        f"layer {layer.layer.layer}, choice {choice}": layer.experts[:, choice]
         for layer in scope.layers
         for choice in range(layer.experts.shape[1])
     }
@@ -111,7 +111,7 @@ def test_a_token_that_never_passed_is_an_error(model: PreTrainedModel) -> None:
     unseen = [RoutedSequence(np.arange(99, dtype=np.int32), num_given=length) for length in LENGTHS]
     batch = TracedBatch(np.arange(3, dtype=np.int32), {"": unseen}, recorder.take_calls())
 
-    with pytest.raises(UntraceableError, match="297 tokens went through the model, 20 of them"):
+    with pytest.raises(UntraceableError, match="297 tokens went through the model, but only 20"):
         collect_scopes([batch])
 
 
@@ -137,7 +137,7 @@ def test_a_mask_of_the_callers_own_is_not_taken_for_the_last_one_of_generate(
 def test_a_mask_that_generate_prepares_from_another_keyword_is_refused(
     model: PreTrainedModel,
 ) -> None:
-    """Were it taken for a mask of no pads, those of the shorter rows would be recorded."""
+    """Read as a mask without pads, it would let the pads of shorter rows be recorded."""
     plain: Any = model.prepare_inputs_for_generation
 
     def renamed(input_ids: torch.Tensor, *, padding_mask: torch.Tensor, **kwargs: Any) -> Any:

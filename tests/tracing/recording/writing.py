@@ -1,4 +1,4 @@
-"""What models write while they are traced, and what `generate` itself writes, called plainly."""
+"""Traces of models that generate text, and the text of a plain call of `generate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.run import TracedRun, trace_prompts
@@ -23,14 +23,19 @@ from moetool.tracing.running.texts import WrittenText
 
 KEY = ["prompt_id", "stack", "layer", "position", "rank"]
 NUM_NEW_TOKENS = 6
-# In no order, twice the same, and one of a single token.
+# Unordered, with a repeated length, and with a single token.
 LENGTHS = (3, 9, 5, 9, 1, 7, 4, 6)
+
+# Batch sizes with caches.
+BATCHES = [(1, "dynamic"), (3, "dynamic"), (3, "static"), (8, "dynamic")]
+# Token at which the tiny models end a text.
+END = 2
 
 _WORDS = [field.name for field in TRACE_SCHEMA if pa.types.is_dictionary(field.type)]
 
 
 class NumberTokenizer:
-    """Spells token 7 as `7`, and a text as its tokens' numbers."""
+    """Spells token 7 as `7`, and a text as the numbers of its tokens."""
 
     def __init__(self, *, pad_token_id: int | None = 0, eos_token_id: int | None = None) -> None:
         self.pad_token_id = pad_token_id
@@ -45,7 +50,7 @@ class NumberTokenizer:
 
 
 class KeptRows:
-    """Keeps the rows that it is handed."""
+    """Keeps the rows that are written to it."""
 
     def __init__(self) -> None:
         self.rows: list[pa.Table] = []
@@ -70,7 +75,7 @@ class KeptRows:
 
 
 class KeptTexts:
-    """Keeps the texts that it is handed."""
+    """Keeps the texts that are written to it."""
 
     def __init__(self) -> None:
         self.texts: list[WrittenText] = []
@@ -81,7 +86,7 @@ class KeptTexts:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a run handed out.
+    """Everything that a run returned.
 
     Attributes:
         frame: Its rows.
@@ -101,12 +106,12 @@ class Traced:
 
     @property
     def continuations(self) -> list[list[int]]:
-        """The token ids that were written after each prompt."""
+        """The new token ids after each prompt."""
         return [[int(number) for number in text.text.split()] for text in self.texts]
 
     @property
     def tokens(self) -> pd.DataFrame:
-        """The tokens of the trace: what every layer of a stack must agree on."""
+        """The tokens of the trace, the same for every layer of a stack."""
         columns = ["prompt_id", "stack", "position", "phase", "token_id"]
         tokens = self.frame[columns].drop_duplicates().reset_index(drop=True)
         for _, layer in self.frame[self.frame["rank"] == 0].groupby(["stack", "layer"]):
@@ -138,7 +143,7 @@ def trace(
     """Trace a model as `moetool route-trace` does, without files."""
     prompts = [
         TokenizedPrompt(
-            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", place=f"a:{number}"),
+            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", origin=f"a:{number}"),
             token_ids=np.array(sequence, dtype=np.int32),
             was_cut=False,
         )
@@ -151,13 +156,15 @@ def trace(
         model,
         spells,
         prompts,
+        TraceOptions(
+            batch_size=batch_size,
+            layers=None if layers is None else frozenset(layers),
+            with_probabilities=with_probabilities,
+            allow_inexact=True,
+            generation=generation,
+        ),
         sink=rows,
         metadata=TraceMetadata(),
-        batch_size=batch_size,
-        layers=layers,
-        with_probabilities=with_probabilities,
-        allow_inexact=True,
-        generation=generation,
         texts=None if generation is None else kept_texts,
         advance=advanced.append,
     )
@@ -180,7 +187,7 @@ def trace_writing(
     max_new_tokens: int = NUM_NEW_TOKENS,
     **options: Any,
 ) -> Traced:
-    """Trace what a model reads and writes; `options` are those of `GenerationOptions`."""
+    """Trace a model that continues its prompts; `options` are those of `GenerationOptions`."""
     generation = GenerationOptions(max_new_tokens=max_new_tokens, **options)
     return trace(model, sequences, generation, batch_size=batch_size, tokenizer=tokenizer)
 
@@ -192,7 +199,7 @@ def generate_plainly(
     max_new_tokens: int = NUM_NEW_TOKENS,
     **options: Any,
 ) -> list[int]:
-    """Return what `generate` writes after one prompt by itself, greedily, by plain arguments."""
+    """Return what a plain call of `generate` writes after a single prompt, greedily."""
     generate: Any = model.generate
     output = generate(
         input_ids=torch.tensor([sequence]),
@@ -211,7 +218,7 @@ def read_plainly(
     *,
     decoded: Sequence[Sequence[int]] | None = None,
 ) -> pd.DataFrame:
-    """Return what the recorder sees of sequences read one by one: no pads, no mask, no cache.
+    """Return what the recorder sees of sequences read singly, without pads, mask or cache.
 
     Args:
         model: The model.
@@ -237,6 +244,37 @@ def assert_same_decisions(
     exact = [*KEY, "expert"]
     pd.testing.assert_frame_equal(ordered[exact], other[exact], check_dtype=False)
     np.testing.assert_allclose(ordered["weight"], other["weight"], rtol=0, atol=tolerance)
+
+
+def expect_tokens(
+    given: list[int], written: list[int], *, prompt_id: str, stack: str
+) -> pd.DataFrame:
+    """Return the tokens that a stack routes for one prompt: all except the last new one."""
+    ids = [*given, *written[:-1]]
+    return pd.DataFrame(
+        {
+            "prompt_id": prompt_id,
+            "stack": stack,
+            "position": range(len(ids)),
+            "phase": ["prefill"] * len(given) + ["decode"] * (len(ids) - len(given)),
+            "token_id": ids,
+        }
+    )
+
+
+def cut_after(ids: list[int], ends: set[int]) -> list[int]:
+    at = next((index for index, token_id in enumerate(ids) if token_id in ends), len(ids))
+    return ids[: at + 1]
+
+
+def choose_ends(written: list[list[int]]) -> set[int]:
+    """Return tokens that end some rows, one of them at its first token, but not all."""
+    ends = {END, written[1][2], written[4][0]}
+    lengths = [len(cut_after(ids, ends)) for ids in written]
+    assert min(lengths) == 1
+    assert max(lengths) == NUM_NEW_TOKENS
+    assert len(set(lengths)) > 2
+    return ends
 
 
 def _as_plain(tables: list[pa.Table]) -> pd.DataFrame:

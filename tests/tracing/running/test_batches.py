@@ -1,4 +1,4 @@
-"""Windows and batches hold every prompt once, and what is padding says so."""
+"""Windows and batches hold every prompt once, and pads are marked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ batch_sizes = st.integers(1, 5)
 
 @pytest.fixture(scope="module", autouse=True)
 def small_windows() -> Iterator[None]:
-    """Windows small enough that a few prompts fill several."""
+    """Make windows so small that a few prompts fill several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetool.tracing.running.batches.BATCHES_PER_WINDOW", BATCHES_PER_WINDOW)
         patch.setattr("moetool.tracing.running.batches.TOKENS_PER_WINDOW", TOKENS_PER_WINDOW)
@@ -33,11 +33,11 @@ def small_windows() -> Iterator[None]:
 
 
 def make_prompts(lengths: Sequence[int]) -> list[TokenizedPrompt]:
-    """Return prompts of real tokens only: every id differs from the pad's and from each other."""
+    """Return prompts whose ids differ from the pad and from one another."""
     first = np.cumsum([1, *lengths])
     return [
         TokenizedPrompt(
-            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", place=f"a:{number}"),
+            prompt=Prompt(prompt_id=str(number), domain="prose", text="…", origin=f"a:{number}"),
             token_ids=np.arange(start, start + length, dtype=np.int32),
             was_cut=False,
         )
@@ -47,9 +47,6 @@ def make_prompts(lengths: Sequence[int]) -> list[TokenizedPrompt]:
 
 def ids_of(prompts: Sequence[TokenizedPrompt]) -> list[str]:
     return [prompt.prompt.prompt_id for prompt in prompts]
-
-
-# Windows
 
 
 @settings(deadline=None)
@@ -85,9 +82,6 @@ def test_a_window_ends_only_where_the_next_prompt_does_not_fit(
         num_tokens = sum(len(prompt.token_ids) for prompt in [*window, following[0]])
         is_full = len(window) == batch_size * BATCHES_PER_WINDOW
         assert is_full or num_tokens > TOKENS_PER_WINDOW
-
-
-# Batches
 
 
 @settings(deadline=None)

@@ -1,4 +1,4 @@
-"""A model spread over devices and disk gives the rows of one that lies in memory."""
+"""A model spread over devices and disk gives the same rows as one in memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from moetool.errors import OutOfMemoryError, UntraceableError, UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.writing.writer import TraceFile
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.running import load_model as loading
-from moetool.tracing.running.load_model import choose_device_map
-from moetool.tracing.trace_model import TraceOptions, trace_model
+from moetool.tracing.running.devices import choose_device_map
+from moetool.tracing.trace_model import trace_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import RunMoetool
 
@@ -37,7 +38,7 @@ EVERY_OTHER: dict[str, Any] = {
 
 @dataclass
 class Traced:
-    """A finished trace, and how many files had been offloaded when its first rows came."""
+    """A finished trace, and the number of offloaded files when its first rows came."""
 
     rows: pd.DataFrame
     metadata: TraceMetadata
@@ -46,7 +47,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces the demonstration checkpoint, with temporary files in a folder of its own."""
+    """Traces the demonstration checkpoint, with temporary files in a separate folder."""
 
     folder: Path
     counts: list[int] = field(default_factory=list)
@@ -109,7 +110,7 @@ def test_the_rows_are_those_of_a_model_in_memory(
     traced = tracer.trace(name)
     exact = [column for column in plain.rows if column != "weight"]
     pd.testing.assert_frame_equal(traced.rows[exact], plain.rows[exact])
-    # Offloaded weights lie elsewhere in memory, which may round a product otherwise.
+    # Offloaded weights are elsewhere in memory, which may change the rounding of a product.
     weights = [frame["weight"].to_numpy() for frame in (traced.rows, plain.rows)]
     assert abs(weights[0] - weights[1]).max() <= 1e-5
     assert set((traced.metadata.device or "").split(", ")) == devices
@@ -171,13 +172,13 @@ def test_a_device_map_that_is_not_there_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("device_map", "fact"),
     [
-        pytest.param({}, "no place for: model.embed_tokens.weight", id="empty"),
+        pytest.param({}, "no device for: model.embed_tokens.weight", id="empty"),
         pytest.param(
-            {"model.layers": "cpu"}, "no place for: model.embed_tokens.weight", id="layers only"
+            {"model.layers": "cpu"}, "no device for: model.embed_tokens.weight", id="layers only"
         ),
         pytest.param(
             {**REST, "model.layers.1": "disk"},
-            "no place for: model.layers.0.self_attn.q_proj.weight",
+            "no device for: model.layers.0.self_attn.q_proj.weight",
             id="one layer only",
         ),
         pytest.param(
@@ -213,5 +214,7 @@ def test_device_and_device_map_exclude_each_other(run_moetool: RunMoetool, tmp_p
         *("route-trace", "demo", "--prompt", "x", "-o", target),
         *("--device", "cpu", "--device-map", "auto"),
     )
-    expected = Refusal(2, error="--device and --device-map exclude each other", hint="one out")
+    expected = Refusal(
+        2, error="A device and a device map exclude each other", hint="one of them out"
+    )
     assert_refused(completed, expected, target=target)

@@ -1,4 +1,4 @@
-"""What a model writes is traced like what it reads: every token once, save the last."""
+"""Generated tokens are traced like those of prompts: each once, except the last."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import transformers
 from packaging.version import Version
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from moetool.errors import InputError, UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.errors import UsageError
+from moetool.tracing.options import GenerationOptions
 from tests.families.tiny.models import build_family
 from tests.tiny_models import build_model
 from tests.tracing.recording.writing import (
+    BATCHES,
     LENGTHS,
     NUM_NEW_TOKENS,
     NumberTokenizer,
     Traced,
     assert_same_decisions,
+    choose_ends,
+    cut_after,
+    expect_tokens,
     generate_plainly,
     make_sequences,
     trace,
@@ -29,15 +33,10 @@ from tests.tracing.recording.writing import (
 )
 
 SEQUENCES = make_sequences()
-BATCHES = [(1, "dynamic"), (3, "dynamic"), (3, "static"), (8, "dynamic")]
-# Where a model of ours ends a text, and where its decoder begins.
-END, START = 2, 7
 # In older transformers Switch's router does not return its scores.
 PROBABLE = ["mixtral"]
 if Version(transformers.__version__) >= Version("5.23"):
     PROBABLE.append("switch_transformers")
-# So much room for every expert that none drops a token.
-AMPLE = 64
 
 
 @pytest.fixture(scope="module", params=["mixtral", "deepseek_v3", "gpt_oss"])
@@ -57,60 +56,22 @@ def mixtral() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def mixtral_writes() -> list[list[int]]:
-    """What follows each of `SEQUENCES`, up to the end token of the model's own."""
+    """The continuation of each of `SEQUENCES`, up to the model's end token."""
     model = build_model("mixtral")
-    return [generate_plainly(model, sequence) for sequence in SEQUENCES]
-
-
-def build_switch() -> PreTrainedModel:
-    # With tied embeddings it repeats its start token for ever.
-    return build_family(
-        "switch_transformers",
-        expert_capacity=AMPLE,
-        tie_word_embeddings=False,
-        decoder_start_token_id=START,
-    )
-
-
-@pytest.fixture
-def switch() -> PreTrainedModel:
-    return build_switch()
-
-
-@pytest.fixture(scope="module")
-def switch_writes() -> list[list[int]]:
-    """What its decoder makes of each of `SEQUENCES`, from its start token on."""
-    model = build_switch()
     return [generate_plainly(model, sequence) for sequence in SEQUENCES]
 
 
 @pytest.fixture
 def small_windows() -> Iterator[None]:
-    """Windows so small that eight prompts fill several."""
+    """Make windows so small that eight prompts fill several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moetool.tracing.running.batches.BATCHES_PER_WINDOW", 2)
         patch.setattr("moetool.tracing.running.batches.TOKENS_PER_WINDOW", 20)
         yield
 
 
-def expect_tokens(
-    given: list[int], written: list[int], *, prompt_id: str, stack: str
-) -> pd.DataFrame:
-    """Return the tokens of one prompt that a stack routes: all but the last that was written."""
-    ids = [*given, *written[:-1]]
-    return pd.DataFrame(
-        {
-            "prompt_id": prompt_id,
-            "stack": stack,
-            "position": range(len(ids)),
-            "phase": ["prefill"] * len(given) + ["decode"] * (len(ids) - len(given)),
-            "token_id": ids,
-        }
-    )
-
-
 def expect_all_tokens(written: list[list[int]], *, stack: str = "decoder") -> pd.DataFrame:
-    """Return the tokens that a decoder-only model routes of `SEQUENCES` and what follows them."""
+    """Return the tokens of `SEQUENCES` and their continuations that a decoder-only model routes."""
     return pd.concat(
         [
             expect_tokens(given, ids, prompt_id=str(number), stack=stack)
@@ -118,21 +79,6 @@ def expect_all_tokens(written: list[list[int]], *, stack: str = "decoder") -> pd
         ],
         ignore_index=True,
     )
-
-
-def cut_after(ids: list[int], ends: set[int]) -> list[int]:
-    at = next((index for index, token_id in enumerate(ids) if token_id in ends), len(ids))
-    return ids[: at + 1]
-
-
-def choose_ends(written: list[list[int]]) -> set[int]:
-    """Return tokens that end some rows, one of them at its first token, and not all."""
-    ends = {END, written[1][2], written[4][0]}
-    lengths = [len(cut_after(ids, ends)) for ids in written]
-    assert min(lengths) == 1
-    assert max(lengths) == NUM_NEW_TOKENS
-    assert len(set(lengths)) > 2
-    return ends
 
 
 def test_tokens_are_those_that_generate_writes_after_each_prompt_alone(
@@ -307,67 +253,8 @@ def test_probabilities_explain_the_choice_of_written_tokens_too(family: str) -> 
     assert (probabilities.argmax(axis=1)[ran] == chosen[ran]).mean() > 0.99  # ties in float16
 
 
-@pytest.mark.parametrize(("batch_size", "cache"), BATCHES)
-def test_an_encoder_reads_the_prompt_and_a_decoder_writes_from_its_start_token(
-    switch: PreTrainedModel, switch_writes: list[list[int]], batch_size: int, cache: str
-) -> None:
-    # Some rows end before others, which go on being fed beside them.
-    ends = choose_ends(switch_writes)
-    switch.generation_config.eos_token_id = sorted(ends)
-    written = [cut_after(ids, ends) for ids in switch_writes]
-
-    traced = trace_writing(switch, SEQUENCES, batch_size=batch_size, cache=cache)
-
-    expected = [
-        stack
-        for number, (given, ids) in enumerate(zip(SEQUENCES, written, strict=True))
-        for stack in (
-            expect_tokens(given, [0], prompt_id=str(number), stack="encoder"),
-            expect_tokens([START], ids, prompt_id=str(number), stack="decoder"),
-        )
-    ]
-    pd.testing.assert_frame_equal(
-        traced.tokens, pd.concat(expected, ignore_index=True), check_dtype=False
-    )
-    assert traced.continuations == written
-    assert traced.run.metadata.num_tokens == len(traced.tokens)
-    # Nothing comes between the decoder's texts and prompts that they do not continue.
-    assert not any(text.text.startswith(" ") for text in traced.texts)
-
-
-def test_a_decoder_without_a_start_token_begins_as_it_does_in_generate(
-    switch: PreTrainedModel,
-) -> None:
-    switch.generation_config.decoder_start_token_id = None
-
-    traced = trace_writing(switch, SEQUENCES[:2])
-
-    starts = traced.tokens.query("stack == 'decoder' and position == 0")
-    assert set(starts["token_id"]) == {switch.generation_config.bos_token_id} != {START}
-    assert traced.continuations == [generate_plainly(switch, ids) for ids in SEQUENCES[:2]]
-
-
-def test_a_decoder_without_any_token_to_begin_with_is_refused(switch: PreTrainedModel) -> None:
-    switch.generation_config.bos_token_id = None
-    switch.generation_config.decoder_start_token_id = None
-
-    with pytest.raises(InputError, match="does not say with which token the decoder of Switch"):
-        trace_writing(switch, SEQUENCES)
-
-
-def test_an_encoder_decoder_that_only_reads_runs_its_encoder_alone() -> None:
-    """Tokens that its experts have no room for are the same ones, so pads are where they were."""
-    crowded = build_family("switch_transformers")
-    writing = trace_writing(crowded, SEQUENCES)
-
-    reading = trace(crowded, SEQUENCES, None)
-
-    assert set(reading.frame["stack"]) == {"encoder"}
-    assert_same_decisions(reading.frame, writing.frame[writing.frame["stack"] == "encoder"])
-
-
 def test_a_cache_that_a_model_does_not_have_is_refused() -> None:
-    """DeepSeek-V4 has layers without a static cache; MiniMax would use its own and not say so."""
+    """DeepSeek-V4 has layers without a static cache; MiniMax would silently use its own."""
     for family in ("deepseek_v4", "minimax"):
         with pytest.raises(UsageError, match="no static cache"):
             trace_writing(build_family(family), SEQUENCES, cache="static")

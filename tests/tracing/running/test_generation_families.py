@@ -1,4 +1,4 @@
-"""In every family that writes, a written token's decisions are those of reading it.
+"""New tokens have the decisions of reading them, in every family that generates text.
 
 What is written in a left-padded batch with a cache is read again one by one, without any of these.
 In float32 the two agree up to the rounding of weights, wherever a family computes the same thing
@@ -16,7 +16,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from moetool.errors import UsageError
-from moetool.tracing.generation_options import GenerationOptions
+from moetool.tracing.options import GenerationOptions
 from moetool.tracing.running.generation import check_can_generate
 from tests.families.tiny.configs import FAMILIES
 from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family
@@ -30,11 +30,11 @@ from tests.tracing.recording.writing import (
     trace,
 )
 
-# With two index heads most scores are exactly zero, and which of these tokens are attended to is
-# left to chance: a tie, which more heads do not leave.
+# With two index heads most scores are exactly zero, and chance decides which of the tied tokens are
+# attended to. More heads leave no ties.
 _MANY_HEADS = {"index_n_heads": 16}
 
-# Fields of the configuration with which reading and writing compute the same thing.
+# Configuration fields with which reading and generating compute the same thing.
 COMPARABLE: Mapping[str, dict[str, Any]] = {
     "axk2": _MANY_HEADS,
     "deepseek_v32": _MANY_HEADS,
@@ -44,9 +44,9 @@ COMPARABLE: Mapping[str, dict[str, Any]] = {
     "hy_v4": _MANY_HEADS,
     "hy_v4_vl": {"text_config": _MANY_HEADS},
     "mistral_large4": {"text_config": _MANY_HEADS},
-    # Its cache takes the window at its word, its attention does not.
+    # Its cache keeps to the window exactly, its attention does not.
     "qwen3_omni_moe_thinker": {"text_config": {"sliding_window": None}},
-    # Tokens of one call compete for an expert's capacity: here there is enough of it.
+    # Tokens of one call compete for an expert's capacity: with this much, none is dropped.
     "switch_transformers": {"expert_capacity": 64, "tie_word_embeddings": False},
     "nllb-moe": {"tie_word_embeddings": False},
 }
@@ -54,7 +54,7 @@ COMPARABLE: Mapping[str, dict[str, Any]] = {
 # Tokens of one call mix: Doge scores a token with the router's outputs for others.
 NOT_COMPARABLE = ("doge",)
 
-# Parts of larger models, classifiers, and what writes blockwise.
+# Parts of larger models, classifiers, and models that generate blockwise.
 SILENT = (
     "deepseek_ocr2_text",
     "diffusion_gemma",
@@ -63,15 +63,15 @@ SILENT = (
     "unlimited_ocr_text",
 )
 
-# Caches of kinds other than plain: sliding, indexed, linear, convolved and those of hybrids.
+# Families with special caches: sliding, indexed, linear, convolutional and hybrid.
 STATIC = ("bailing_hybrid", "deepseek_v32", "gemma4_text", "gpt_oss", "jamba", "lfm2_moe")
 
 # Sampled at a high temperature, so that no row repeats one token.
 SAMPLED = GenerationOptions(max_new_tokens=5, temperature=3.0, seed=1)
-# One goes beyond the sliding windows of 16 tokens while it is written, the other begins with one.
+# One outgrows the sliding windows of 16 tokens while text is generated; the other is one token.
 SEQUENCES = make_sequences((15, 1))
 
-# What older transformers make of their experts is read by no rule, nor are layers that run twice.
+# No rule reads their experts in older transformers, nor layers that run twice.
 UNREAD = tuple(
     name
     for name in ("aria", "aria_text", *LOOPED_FAMILIES)
@@ -80,12 +80,12 @@ UNREAD = tuple(
 
 
 def some_of(names: Iterable[str]) -> list[str]:
-    """Return those families that the installed transformers has, and that are traced."""
+    """Return the families that the installed transformers has and that can be traced."""
     return [name for name in names if name in set(available()) - set(UNREAD)]
 
 
 def test_the_tables_name_families_that_there_are() -> None:
-    """The newest transformers has them all; older ones lack some."""
+    """Only the newest transformers has all of them."""
     assert {*COMPARABLE, *NOT_COMPARABLE, *SILENT, *STATIC} <= set(FAMILIES)
 
 
@@ -123,7 +123,7 @@ def test_where_tokens_mix_the_same_tokens_are_traced_with_other_decisions() -> N
 
 
 def read_again(model: PreTrainedModel, traced: Traced) -> pd.DataFrame:
-    """Return what the recorder sees of all tokens that were routed, read one text at a time."""
+    """Return what the recorder sees of all routed tokens when texts are read one at a time."""
     written = [ids[:-1] for ids in traced.continuations]
     if model.config.is_encoder_decoder:
         starts = traced.tokens.query("stack == 'decoder' and position == 0")["token_id"]
@@ -136,5 +136,5 @@ def read_again(model: PreTrainedModel, traced: Traced) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", some_of(SILENT))
 def test_a_model_that_does_not_write_token_by_token_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="does not write text token by token"):
+    with pytest.raises(UsageError, match="does not generate text token by token"):
         check_can_generate(build_family(name))

@@ -1,4 +1,4 @@
-"""What the model is told about choosing among tokens is what was asked for, and nothing else."""
+"""Settings for choosing among tokens: those that were asked for apply, and no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from moetool.errors import InputError, UntraceableError, UsageError
-from moetool.tracing.generation_options import GenerationOptions, choose_generation
+from moetool.tracing.options import GenerationOptions, choose_generation
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import TokenizedPrompt, tokenize_prompts
 from tests.tiny_models import build_model
@@ -22,11 +22,11 @@ from tests.tracing.recording.writing import (
     trace_writing,
 )
 
-# All of one length: one batch of them is one that a test can make as well.
+# All of one length, so that a test can make the same batch.
 SEQUENCES = make_sequences((6, 6, 6, 6))
 END, PAD = 2, 0
 
-# By name, what a checkpoint may say about choosing; each changes what is written greedily.
+# Settings of a checkpoint about choosing; each would change greedy generation.
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "temperature": 5.0},
     "a penalty on repetition": {"repetition_penalty": 30.0},
@@ -44,7 +44,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def greedy() -> list[list[int]]:
-    """What is most likely to follow each of `SEQUENCES`."""
+    """The most likely continuation of each of `SEQUENCES`."""
     model = build_model("mixtral")
     return [generate_plainly(model, sequence) for sequence in SEQUENCES]
 
@@ -149,25 +149,28 @@ def test_the_models_own_settings_are_put_back(model: PreTrainedModel, is_traced:
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "temperature of nothing": ({"temperature": 0.0}, "--temperature 0 "),
-    "negative temperature": ({"temperature": -1.0}, "--temperature -1 "),
-    "temperature of no number": ({"temperature": math.nan}, "--temperature nan "),
-    "temperature without bounds": ({"temperature": math.inf}, "--temperature inf "),
-    "temperature too low for float32": ({"temperature": 1e-40}, "--temperature 1e-40 "),
-    "top-p of nothing": ({"top_p": 0.0}, "--top-p 0 "),
-    "top-p beyond one": ({"top_p": 1.5}, "--top-p 1.5 "),
-    "top-p of no number": ({"top_p": math.nan}, "--top-p nan "),
-    "negative seed": ({"seed": -1, "temperature": 1.0}, "--seed -1 "),
-    "seed of 65 bits": ({"seed": 1 << 64, "temperature": 1.0}, "--seed 18446744073709551616 "),
+    "temperature of nothing": ({"temperature": 0.0}, "The temperature can't be 0.0."),
+    "negative temperature": ({"temperature": -1.0}, "The temperature can't be -1.0."),
+    "temperature of no number": ({"temperature": math.nan}, "The temperature can't be nan."),
+    "temperature without bounds": ({"temperature": math.inf}, "The temperature can't be inf."),
+    "temperature too low for float32": ({"temperature": 1e-40}, "The temperature can't be 1e-40."),
+    "top-p of nothing": ({"top_p": 0.0}, "The top-p can't be 0.0."),
+    "top-p beyond one": ({"top_p": 1.5}, "The top-p can't be 1.5."),
+    "top-p of no number": ({"top_p": math.nan}, "The top-p can't be nan."),
+    "negative seed": ({"seed": -1, "temperature": 1.0}, "The seed can't be -1."),
+    "seed of 65 bits": (
+        {"seed": 1 << 64, "temperature": 1.0},
+        "The seed can't be 18446744073709551616.",
+    ),
     "temperature for nothing": (
         {"temperature": 1.0, "max_new_tokens": None},
-        "no use for --temperature.",
+        "Temperature has no effect",
     ),
     "top-p and seed for nothing": (
         {"top_p": 0.9, "seed": 1, "max_new_tokens": None},
-        "no use for --top-p and --seed.",
+        "Top-p and seed have no effect",
     ),
-    "cache for nothing": ({"cache": "static", "max_new_tokens": None}, "no use for --cache."),
+    "cache for nothing": ({"cache": "static", "max_new_tokens": None}, "Cache has no effect"),
 }
 
 
@@ -236,7 +239,7 @@ def test_what_is_to_be_written_must_fit_into_the_context_with_its_prompt() -> No
     backend = Tokenizer(models.WordLevel({"a": 3}, unk_token="a"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    prompt = Prompt(prompt_id="1", domain="prose", text="a a a", place="a.jsonl:1")
+    prompt = Prompt(prompt_id="1", domain="prose", text="a a a", origin="a.jsonl:1")
 
     def tokenize(max_new_tokens: int) -> list[TokenizedPrompt]:
         return tokenize_prompts(
@@ -250,5 +253,5 @@ def test_what_is_to_be_written_must_fit_into_the_context_with_its_prompt() -> No
     assert len(tokenize(5)) == 1
     with pytest.raises(InputError, match=r"a.jsonl:1: .* 3 tokens and 6 new ones; .* holds 8"):
         tokenize(6)
-    with pytest.raises(UsageError, match="--max-new-tokens 8 leaves no room"):
+    with pytest.raises(UsageError, match="8 new tokens leave no room"):
         tokenize(8)

@@ -1,4 +1,4 @@
-"""Quantized checkpoints that can't be loaded here: what is missing is named, not config.json blamed."""
+"""Quantized checkpoints that can't be loaded here: errors name what is missing and do not blame config.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moetool.anatomy.skeleton.build import refuse_unbuildable
+from moetool.anatomy.skeleton.build import find_auto_class, refuse_unbuildable
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
@@ -25,7 +25,9 @@ MISSING = {
 def load(name: str, folder: Path) -> Any:
     checkpoint = Checkpoint(name=name, folder=Path(save_packed(name, folder)), revision=None)
     config = load_config(checkpoint, trust_remote_code=False)
-    return load_model(checkpoint, config, device_map={"": "cpu"})
+    return load_model(
+        checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
+    )
 
 
 @pytest.mark.parametrize("name", MISSING)
@@ -45,7 +47,7 @@ def test_a_package_that_is_missing_is_named(
 def test_a_format_that_transformers_does_not_load_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(name, tmp_path)
-    assert "in a way that transformers can't load" in caught.value.message
+    assert "in a format that transformers can't load" in caught.value.message
     assert name in caught.value.message.split("can't load: ")[1]
     assert "config.json" not in caught.value.hint
 

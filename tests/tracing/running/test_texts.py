@@ -1,4 +1,4 @@
-"""The texts that a model wrote: one JSON line each, read as they stand after their prompts."""
+"""Generated texts: one JSON line each, spelled as they read after their prompts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from moetool.tracing.running.texts import TextFile, WrittenText, check_text_path
 TEXT = WrittenText(
     id="1", domain="prose", prompt="Once", text=" upon", num_new_tokens=1, finish="length"
 )
-# What JSON, JSON lines and Python each like to break lines or words at.
+# Characters at which JSON, JSON lines or Python break lines or words.
 HOSTILE_TEXTS = ('"', "\\", "a\nb\r\n", "\u2028", "\x85", "\x00", "é 日本 🙂", "")
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """As SentencePiece has it: a space belongs to the word after it, a text's first to none."""
+    """Gives spaces to the words after them and loses a text's first one, like SentencePiece."""
     words = ["<unk>", "</s>", "▁hello", "▁world", "s"]
     backend = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
@@ -42,7 +42,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte a token."""
+    """Makes every byte a token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(letters)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -56,15 +56,15 @@ def decode(
     written: Sequence[int],
     tokenizer: PreTrainedTokenizerFast,
     *,
-    begins_anew: bool = False,
+    is_new_text: bool = False,
 ) -> WrittenText:
     prompt = TokenizedPrompt(
-        prompt=Prompt(prompt_id="1", domain="prose", text="…", place="a:1"),
+        prompt=Prompt(prompt_id="1", domain="prose", text="…", origin="a:1"),
         token_ids=np.array(given, dtype=np.int32),
         was_cut=False,
     )
     continuation = Continuation(
-        np.array(written, dtype=np.int32), has_ended=written[-1] == 1, begins_anew=begins_anew
+        np.array(written, dtype=np.int32), has_ended=written[-1] == 1, is_new_text=is_new_text
     )
     (text,) = decode_texts([prompt], [continuation], tokenizer)
     return text
@@ -80,7 +80,7 @@ def test_a_text_keeps_the_space_between_it_and_its_prompt(
 def test_a_text_in_a_decoder_of_its_own_begins_like_any_text(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    assert decode([2], [3, 4], tokenizer, begins_anew=True).text == "worlds"
+    assert decode([2], [3, 4], tokenizer, is_new_text=True).text == "worlds"
 
 
 def test_the_end_of_the_sequence_is_counted_and_not_spelled(
@@ -142,7 +142,7 @@ def test_an_error_before_the_first_text_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-# Texts are told from any other file by how they begin.
+# A file of texts is recognized by its first characters.
 OLD_TEXT = json.dumps(vars(replace(TEXT, text="old")))
 
 
@@ -202,9 +202,9 @@ def test_a_folder_that_takes_no_files_is_refused(
 def test_an_unfinished_file_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
     partial = tmp_path / "texts.jsonl.partial"
     partial.write_text("a download of something else")
-    with pytest.raises(UsageError, match="doesn't hold texts"):
+    with pytest.raises(UsageError, match="does not hold the texts"):
         check_text_path(tmp_path / "texts.jsonl", replace_existing=True)
-    with pytest.raises(UsageError, match="doesn't hold texts"):
+    with pytest.raises(UsageError, match="does not hold the texts"):
         TextFile(tmp_path / "texts.jsonl", replace_existing=True)
     assert partial.read_text() == "a download of something else"
 
@@ -277,7 +277,7 @@ def test_an_unfinished_file_that_is_removed_ends_the_run(tmp_path: Path) -> None
 
 
 def break_off(path: Path, texts: Sequence[WrittenText]) -> NoReturn:
-    """Write texts and press Ctrl-C before the end."""
+    """Write texts, interrupted before the end."""
     with TextFile(path) as file:
         file.write(texts)
         raise KeyboardInterrupt

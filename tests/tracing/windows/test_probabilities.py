@@ -1,4 +1,4 @@
-"""Router probabilities: which function makes them is found, and they explain the weights."""
+"""Router probabilities: their function is found, and they explain the weights."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_probabilities_are_a_distribution_that_explains_the_weights() -> None:
 def test_scores_that_no_known_function_explains_are_refused_not_guessed() -> None:
     layer = record_layer("mixtral")
     assert layer.scores is not None
-    strange = RecordedLayer(layer.place, layer.experts, layer.weights, layer.scores**2)
-    with pytest.raises(UntraceableError, match="Can't tell how the router"):
+    strange = RecordedLayer(layer.layer, layer.experts, layer.weights, layer.scores**2)
+    with pytest.raises(UntraceableError, match="No known function from scores to probabilities"):
         find_score_function(strange)
 
 
 def test_a_router_without_scores_is_refused() -> None:
     layer = record_layer("mixtral")
-    without = RecordedLayer(layer.place, layer.experts, layer.weights, None)
+    without = RecordedLayer(layer.layer, layer.experts, layer.weights, None)
     with pytest.raises(UntraceableError, match="returns no score"):
         find_score_function(without)

@@ -1,4 +1,4 @@
-"""Watch one routed layer while the model runs, and tell each decision: one file a rule."""
+"""Watches, which report the decisions of a routed layer while the model runs: one file per rule."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.tracing.recording.watch.decision import Decision, Tell, Watch
+from moetool.tracing.recording.watch.decision import Decision, Report, Watch
 from moetool.tracing.recording.watch.received import ReceivedWatch
 from moetool.tracing.recording.watch.retrieval import RetrievalWatch
-from moetool.tracing.recording.watch.separate_experts import SeparateExpertsWatch
+from moetool.tracing.recording.watch.separate.watch import SeparateExpertsWatch
 from moetool.tracing.recording.watch.sorted_rows import SortedRowsWatch
 from moetool.tracing.recording.watch.sparse_scores import SparseScoresWatch
 
-__all__ = ["Decision", "Tell", "Watch", "watch_layer"]
+__all__ = ["Decision", "Report", "Watch", "watch_layer"]
 
 _WATCH_OF_RULE: dict[RoutingRule, Callable[..., Watch]] = {
     RoutingRule.RECEIVED: ReceivedWatch,
@@ -26,5 +26,5 @@ _WATCH_OF_RULE: dict[RoutingRule, Callable[..., Watch]] = {
 
 
 def watch_layer(layer: MoeLayer, *, keep_scores: bool) -> Watch:
-    """Return what watches a layer by its rule; it has no hooks yet."""
+    """Return the watch for a layer's rule; it has no hooks yet."""
     return _WATCH_OF_RULE[layer.rule](layer, keep_scores=keep_scores)

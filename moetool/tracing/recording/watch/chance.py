@@ -1,7 +1,7 @@
 """Random numbers that experts draw while they train, as dropout does.
 
-What a router draws, such as jitter, goes into a decision that the experts receive and carry out: it
-is recorded as it was. What experts draw comes after it, and then their outputs confirm no decision.
+Numbers that a router draws, such as jitter, go into a decision that the experts receive and carry
+out, and that is recorded. Numbers that experts draw come later: their outputs then confirm nothing.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.compiled import as_written
+from moetool.tracing.recording.hooks import Hooks
 
 
 class ChanceWatch:
     """Compares the state of torch's random generators before and after experts run.
 
-    Whatever draws from them is found so, modules and functions. Only experts in training mode are
-    looked at, call by call.
+    This finds whatever draws from them, modules and functions. Only experts in training mode are
+    watched, which is decided at each call.
 
     Args:
         model: The recorded model.
-        layers: Routed layers of it.
+        layers: The routed layers to watch.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[MoeLayer]) -> None:
         self._modules = [
             (path, module) for layer in layers for path, module in _list_experts(model, layer)
         ]
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._before: dict[str, list[torch.Tensor]] = {}
 
     def begin(self) -> None:
@@ -41,17 +40,13 @@ class ChanceWatch:
         self.end()
         for path, module in self._modules:
             if module.training:
-                self._handles += [
-                    module.register_forward_pre_hook(as_written(self._keep(path))),
-                    # Before other watches read what nothing can confirm.
-                    module.register_forward_hook(as_written(self._compare(path)), prepend=True),
-                ]
+                self._hooks.before(module, self._keep(path))
+                # First, because other watches would read what nothing can confirm.
+                self._hooks.after(module, self._compare(path), prepend=True)
 
     def end(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         self._before.clear()
 
     def _keep(self, path: str) -> Any:
@@ -74,7 +69,7 @@ class ChanceWatch:
 
 
 def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.Module]]:
-    """Yield what runs a layer's experts: one module, or, if they lie in a list, each of them."""
+    """Yield the modules that run a layer's experts: one for all, or those of a list."""
     experts = model.get_submodule(layer.experts_path)
     if type(experts).forward not in (nn.ModuleList.forward, nn.ModuleDict.forward):
         yield layer.experts_path, experts
@@ -84,7 +79,7 @@ def _list_experts(model: nn.Module, layer: MoeLayer) -> Iterator[tuple[str, nn.M
 
 
 def _read_generators(module: nn.Module) -> list[torch.Tensor]:
-    """Return the states of the generators from which a module may draw."""
+    """Return the states of the random generators that a module may draw from."""
     devices = {parameter.device for parameter in module.parameters()}
     return [
         torch.get_rng_state(),

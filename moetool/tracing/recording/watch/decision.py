@@ -1,4 +1,4 @@
-"""What a watched layer tells, and what every watch can do."""
+"""The decision of a routed layer, and the contract of every watch that reports it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.tracing.recording.hooks import Hooks
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one call of a routed layer decided for its tokens, pads included.
+    """The decision of one call of a routed layer for all its tokens, pads included.
 
     Attributes:
-        experts: Ids, in the router's order where it has one; -1 where none ran.
+        experts: Ids, in the router's order if it has one; -1 where none ran.
             # (num_slots, top_k)
         weights: Routing weights. # (num_slots, top_k)
-        scores: What the router gave every expert, if asked for. # (num_slots, num_scores)
+        scores: The router's number for every expert, if asked for. # (num_slots, num_scores)
     """
 
     experts: torch.Tensor
@@ -28,11 +29,11 @@ class Decision:
     scores: torch.Tensor | None = None
 
 
-Tell = Callable[[MoeLayer, Decision], None]
+Report = Callable[[MoeLayer, Decision], None]
 
 
 class Watch(Protocol):
-    """Hooks on one routed layer, which tell its decision each time it runs."""
+    """Reports a routed layer's decision each time the layer runs."""
 
     @property
     def router_path(self) -> str | None:
@@ -40,10 +41,7 @@ class Watch(Protocol):
 
     @property
     def output_factor(self) -> float | None:
-        """By what the block multiplies the sum of its experts afterwards; None if unknown."""
+        """Factor by which the block multiplies the sum of its experts; None if unknown."""
 
-    def install(self, model: nn.Module, tell: Tell) -> None:
-        """Place the hooks."""
-
-    def remove(self) -> None:
-        """Remove every hook."""
+    def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
+        """Place hooks on the layer; whoever holds them removes them."""

@@ -1,4 +1,4 @@
-"""By what a block multiplies the sum of its experts after they have run."""
+"""The factor by which a block multiplies the sum of its experts after they have run."""
 
 from __future__ import annotations
 
@@ -6,46 +6,43 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.tracing.recording.compiled import as_written
+from moetool.tracing.recording.hooks import Hooks
 
 # Enough tokens to tell a constant from a coincidence.
 _NUM_TOKENS = 32
-# Of the block's output, what a factor may leave unexplained: bfloat16 rounds to 0.4 %.
+# Share of the block's output that may stay unexplained: bfloat16 rounds to 0.4 %.
 _TOLERANCE = 0.02
-# A block has shared experts at most next to its experts; where more add up, nothing is told.
+# A block adds at most shared experts to its experts; with more terms, no factor is reported.
 _MAX_TERMS = 2
 
 
 class OutputFactorMeter:
     """Measures, in the first call, the factor between the experts' sum and the block's output.
 
-    The block's output is fitted, token by token, by the experts' output and those of the block's
-    other children. The weights that experts receive do not hold this factor.
+    The block's output is fitted, token by token, by the outputs of its experts and of its other
+    children. The weights that experts receive do not include this factor.
 
     Attributes:
-        factor: Three significant digits; 1 where the block adds the sum as it is, None where it
-            does more than multiply it, or was not seen.
+        factor: Rounded to three significant digits; 1 if the block adds the sum as it is, None if
+            it does more than multiply it, or was not seen.
     """
 
     def __init__(self, model: nn.Module, layer: MoeLayer) -> None:
         self.factor: float | None = None
         self._outputs: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._experts_name = layer.experts_path.rpartition(".")[2]
         block = model.get_submodule(layer.block_path)
         for name, child in block.named_children():
-            self._handles.append(child.register_forward_hook(as_written(self._keep(name))))
-        self._handles.append(block.register_forward_hook(as_written(self._measure)))
+            self._hooks.after(child, self._keep(name))
+        self._hooks.after(block, self._measure)
+        self._hooks.on_removal(self._outputs.clear)
 
     def remove(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._outputs.clear()
+        self._hooks.remove()
 
     def _keep(self, name: str) -> Any:
         def hook(_child: nn.Module, _args: object, output: object) -> None:
@@ -67,6 +64,7 @@ class OutputFactorMeter:
 
 
 def _some_tokens(hidden: torch.Tensor) -> torch.Tensor:
+    """Return a copy of the first tokens, of shape `(num_tokens, hidden_size)`."""
     return hidden.detach().flatten(0, -2)[:_NUM_TOKENS].to(torch.float64, copy=True)
 
 
@@ -75,15 +73,20 @@ def _is_hidden(value: object) -> TypeGuard[torch.Tensor]:
 
 
 def _fit_factor(total: torch.Tensor, terms: list[torch.Tensor]) -> float | None:
-    """Return the factor of the first term in the total, if one explains all tokens."""
+    """Return the factor of the first term in the total, if the same factor explains all tokens.
+
+    Args:
+        total: # (num_tokens, hidden_size)
+        terms: Each of the same shape.
+    """
     ran = terms[0].abs().amax(dim=1) > 0
-    columns = torch.stack([term[ran] for term in terms], dim=2).cpu()  # (tokens, hidden, terms)
-    total = total[ran].cpu().unsqueeze(2)
+    columns = torch.stack([term[ran].cpu() for term in terms], dim=2)  # (…, hidden_size, num_terms)
+    total = total[ran].cpu().unsqueeze(2)  # (num_tokens, hidden_size, 1)
     if not len(total):
         return None
-    factors = torch.linalg.pinv(columns) @ total  # (tokens, terms, 1)
+    factors = torch.linalg.pinv(columns) @ total  # (num_tokens, num_terms, 1)
     rest = (columns @ factors - total).norm() / total.norm()
-    found = factors[:, 0, 0]
+    found = factors[:, 0, 0]  # (num_tokens,)
     middle = found.median()
     if rest > _TOLERANCE or ((found - middle).abs() > _TOLERANCE * middle.abs()).any():
         return None

@@ -1,4 +1,4 @@
-"""Decisions that the experts module receives as ids and weights: the contract of transformers 5."""
+"""Decisions that the experts module receives as ids and weights, as transformers 5 passes them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.compiled import as_written
-from moetool.tracing.recording.watch.decision import Decision, Tell
+from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.watch.decision import Decision, Report
 from moetool.tracing.recording.watch.output_factor import OutputFactorMeter
 from moetool.tracing.recording.watch.routers import RouterFinder
 
@@ -22,7 +21,6 @@ class ReceivedWatch:
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
         self._layer = layer
         self._keep_scores = keep_scores
-        self._handle: RemovableHandle | None = None
         self._router: RouterFinder | None = None
         self._meter: OutputFactorMeter | None = None
 
@@ -33,37 +31,35 @@ class ReceivedWatch:
 
     @property
     def output_factor(self) -> float | None:
-        """By what the block multiplies the experts' sum, once a call was seen."""
+        """Factor by which the block multiplies the experts' sum, once a call was seen."""
         return self._meter.factor if self._meter else None
 
-    def install(self, model: nn.Module, tell: Tell) -> None:
+    def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
         router = RouterFinder(model, self._layer, keep_scores=self._keep_scores)
+        hooks.on_removal(router.remove)
         self._router = router
         self._meter = OutputFactorMeter(model, self._layer)
+        hooks.on_removal(self._meter.remove)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ids, weights = _find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
             router.identify(ids, weights)
-            tell(self._layer, Decision(self._mark_skipped(ids, weights), weights, router.scores))
+            decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
+            report(self._layer, decision)
 
         experts = model.get_submodule(self._layer.experts_path)
-        self._handle = experts.register_forward_pre_hook(as_written(hook), with_kwargs=True)
-
-    def remove(self) -> None:
-        """Remove every hook."""
-        if self._handle:
-            self._handle.remove()
-        if self._router:
-            self._router.remove()
-        if self._meter:
-            self._meter.remove()
+        hooks.before(experts, hook, with_kwargs=True)
 
     def _mark_skipped(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Return the ids with -1 where the router sent the token past the experts.
+        """Return the ids with -1 where the router let the token skip the experts.
 
-        A router with a class beyond its experts (Zaya) hands over a skipped token as expert 0 with
+        A router with a class beyond its experts (Zaya) passes a skipped token on as expert 0 with
         weight 0.
+
+        Args:
+            ids: # (num_slots, top_k)
+            weights: # (num_slots, top_k)
         """
         assert self._router is not None
         num_experts = self._layer.num_experts + self._layer.num_identity_experts
@@ -73,10 +69,13 @@ class ReceivedWatch:
 
 
 def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids and weights among what an experts module was called with.
+    """Return the ids and weights among the arguments of an experts module.
 
-    Told by kind and shape, never by name: gpt-oss calls them `router_indices` and
+    They are recognized by dtype and shape, never by name: gpt-oss calls them `router_indices` and
     `routing_weights`.
+
+    Returns:
+        Both # (num_slots, top_k)
     """
     tensors = [
         value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2
@@ -87,7 +86,7 @@ def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch
         shapes = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors) or "nothing"
         raise UntraceableError(
             f"{path} was not called with one tensor of ids and one of weights.",
-            hint="moetool records experts called as (hidden_states, ids, weights).",
+            hint="moetool records experts that are called as (hidden_states, ids, weights).",
             facts=[f"seen: {shapes}"],
         )
     return ids[0], weights[0]

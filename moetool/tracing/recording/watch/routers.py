@@ -1,4 +1,4 @@
-"""Which module is a layer's router, and what it gave every expert."""
+"""The router of a layer, found among the siblings of its experts, and its scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.tracing.recording.compiled import as_written
+from moetool.tracing.recording.hooks import Hooks
 
 
 class RouterFinder:
@@ -21,14 +20,14 @@ class RouterFinder:
 
     Attributes:
         router_path: Module path of the router, once it is known.
-        num_classes: Among how many classes it chooses: its experts, identity experts, and in some
-            families a class of its own for tokens that skip the layer.
-        scores: What it gave every class in the last call, if asked for.
+        num_classes: Number of classes it chooses from: its experts, identity experts, and in some
+            families a separate class for tokens that skip the layer.
+        scores: Its scores of every class in the last call, if asked for. # (num_slots, num_classes)
 
     Args:
         model: The recorded model.
         layer: The routed layer.
-        keep_scores: Keep what the router gave every expert.
+        keep_scores: Keep the router's scores.
     """
 
     def __init__(self, model: nn.Module, layer: MoeLayer, *, keep_scores: bool) -> None:
@@ -38,13 +37,13 @@ class RouterFinder:
         self._layer = layer
         self._keep_scores = keep_scores
         self._outputs: dict[str, tuple[Any, ...]] = {}
-        self._handles: dict[str, RemovableHandle] = {}
+        self._hooks: dict[str, Hooks] = {}
         block = model.get_submodule(layer.block_path)
         for name, sibling in block.named_children():
             path = f"{layer.block_path}.{name}" if layer.block_path else name
             if path != layer.experts_path:
-                hook = as_written(self._keep_output(path))
-                self._handles[path] = sibling.register_forward_hook(hook)
+                self._hooks[path] = Hooks()
+                self._hooks[path].after(sibling, self._keep_output(path))
 
     def identify(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
         """Find the router among the siblings that ran, given what the experts received."""
@@ -60,9 +59,9 @@ class RouterFinder:
 
     def remove(self) -> None:
         """Remove every hook."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        for hooks in self._hooks.values():
+            hooks.remove()
+        self._hooks.clear()
         self._outputs.clear()
 
     def _keep_output(self, path: str) -> Any:
@@ -73,13 +72,17 @@ class RouterFinder:
         return hook
 
     def _watch_only(self, router_path: str) -> None:
-        for path in list(self._handles):
+        for path in list(self._hooks):
             if path != router_path or not self._keep_scores:
-                self._handles.pop(path).remove()
+                self._hooks.pop(path).remove()
 
 
 def find_scores(output: object, num_slots: int, *, num_experts: int) -> torch.Tensor | None:
-    """Return the first of a router's outputs that has a number for every expert, or None."""
+    """Return the first of a router's outputs that has a number for every expert, or None.
+
+    Returns:
+        # (num_slots, num_classes), with at least one class per expert
+    """
     values = output if isinstance(output, tuple) else (output,)
     for value in values:
         if (

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import is_grouped_linear
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.compiled import as_written
-from moetool.tracing.recording.watch.decision import Decision, Tell
+from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.watch.decision import Decision, Report
 from moetool.tracing.recording.watch.routers import find_scores
 
 
@@ -20,8 +19,8 @@ class SortedRowsWatch:
     """Inverts the router's permutation: sorted row i is assignment `permutation[i]` of the call.
 
     The router returns the permutation of all `num_slots * top_k` assignments, each sorted row's
-    weight, and how many rows each expert has. The decision is told when the first grouped linear
-    layer receives just these numbers of rows.
+    weight, and how many rows each expert has. The decision is reported when the first grouped
+    linear layer receives exactly these numbers of rows.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
@@ -29,31 +28,21 @@ class SortedRowsWatch:
         self.router_path: str | None = None
         self._layer = layer
         self._keep_scores = keep_scores
-        self._handles: list[RemovableHandle] = []
         self._outputs: dict[str, tuple[Any, ...]] = {}
 
-    def install(self, model: nn.Module, tell: Tell) -> None:
+    def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
         block = model.get_submodule(self._layer.block_path)
         grouped = [child for child in block.children() if is_grouped_linear(child)]
         for name, child in block.named_children():
             if child not in grouped:
-                path = f"{self._layer.block_path}.{name}"
-                self._handles.append(
-                    child.register_forward_hook(as_written(self._keep_output(path)))
-                )
+                hooks.after(child, self._keep_output(f"{self._layer.block_path}.{name}"))
 
         def hook(_linear: nn.Module, args: tuple[Any, ...]) -> None:
-            tell(self._layer, self._read(rows=args[0], sizes=args[1]))
+            report(self._layer, self._read(rows=args[0], sizes=args[1]))
 
-        self._handles.append(grouped[0].register_forward_pre_hook(as_written(hook)))
-
-    def remove(self) -> None:
-        """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._outputs.clear()
+        hooks.before(grouped[0], hook)
+        hooks.on_removal(self._outputs.clear)
 
     def _keep_output(self, path: str) -> Any:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
@@ -63,7 +52,12 @@ class SortedRowsWatch:
         return hook
 
     def _read(self, *, rows: torch.Tensor, sizes: Any) -> Decision:
-        """Return the decision behind rows that are sorted by expert, `sizes` of them for each."""
+        """Return the decision behind rows that are sorted by expert.
+
+        Args:
+            rows: # (num_slots * top_k, hidden_size)
+            sizes: Number of rows of each expert. # (num_experts,)
+        """
         for path, output in self._outputs.items():
             tensors = [value for value in output if isinstance(value, torch.Tensor)]
             flat = [value for value in tensors if value.shape == rows.shape[:1]]
@@ -74,6 +68,7 @@ class SortedRowsWatch:
                 continue
             self.router_path = path
             counts = torch.as_tensor(sizes, device=rows.device)
+            # The expert of each sorted row. # (num_slots * top_k,)
             expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
             num_slots = next(value.shape[0] for value in tensors if value.dim() == 2)
             self._outputs.clear()

@@ -1,4 +1,4 @@
-"""Decisions read from a router's number for every expert, zero for those it did not choose."""
+"""Decisions read from a router's scores, which are zero for experts it did not choose."""
 
 from __future__ import annotations
 
@@ -6,52 +6,47 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.compiled import as_written
-from moetool.tracing.recording.watch.decision import Decision, Tell
+from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.watch.decision import Decision, Report
 
 
 class SparseScoresWatch:
     """Reads the non-zero entries of what the router returned.
 
-    In Llama 4 all experts run on all tokens, each token's hidden state multiplied by its score, so
-    for an expert that was not chosen it is zero: this is checked on what the experts receive.
+    In Llama 4 all experts run on all tokens, with each token's hidden state multiplied by its score.
+    An expert that was not chosen thus receives zeros, which is checked on what the experts receive.
     """
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
-        # Of NLLB-MoE nothing is claimed: its experts scale what they add up by a factor of their own.
+        # NLLB-MoE's experts scale their own sum, so nothing is claimed about its factor.
         is_exact = layer.rule.inexact_because is None
         self.output_factor: float | None = 1.0 if is_exact else None
         self.router_path: str | None = None
         self._layer = layer
         self._keep_scores = keep_scores
-        self._handles: list[RemovableHandle] = []
         self._output: tuple[torch.Tensor, ...] | None = None
 
-    def install(self, model: nn.Module, tell: Tell) -> None:
+    def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place the hooks."""
         layer = self._layer
         block = model.get_submodule(layer.block_path)
         name, router = _find_router(block, model.get_submodule(layer.experts_path))
         self.router_path = f"{layer.block_path}.{name}"
-        self._handles.append(router.register_forward_hook(as_written(self._keep_output)))
+        hooks.after(router, self._keep_output)
         top_k = getattr(router, "top_k", None)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...]) -> None:
-            tell(layer, self._read(args[0], top_k=top_k))
+            report(layer, self._read(args[0], top_k=top_k))
 
         experts = model.get_submodule(layer.experts_path)
-        self._handles.append(experts.register_forward_pre_hook(as_written(hook)))
+        hooks.before(experts, hook)
+        hooks.on_removal(self._forget)
 
-    def remove(self) -> None:
-        """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _forget(self) -> None:
         self._output = None
 
     def _keep_output(self, _router: nn.Module, _args: object, output: object) -> None:
@@ -80,7 +75,7 @@ class SparseScoresWatch:
         if layer.rule is RoutingRule.SPARSE_SCORES:
             self._check_received(received, scores)
         width = top_k or max(1, int((scores != 0).sum(dim=1).max()))
-        weights, ids = scores.topk(width, dim=1)
+        weights, ids = scores.topk(width, dim=1)  # (num_slots, top_k)
         others = [value for value in self._output or () if value is not scores]
         self._output = None
         return Decision(
@@ -90,11 +85,17 @@ class SparseScoresWatch:
         )
 
     def _check_received(self, received: torch.Tensor, scores: torch.Tensor) -> None:
-        """Check that each expert received the tokens that chose it, and zeros for the others."""
+        """Check that each expert received the tokens that chose it, and zeros for the others.
+
+        Args:
+            received: # (num_experts * num_slots, hidden_size)
+            scores: # (num_slots, num_experts)
+        """
         num_slots, num_experts = scores.shape
         reached = False
         if received.shape[0] == num_slots * num_experts:
-            arrived = received.view(num_experts, num_slots, -1).ne(0).any(dim=2)
+            by_expert = received.view(num_experts, num_slots, -1)
+            arrived = by_expert.ne(0).any(dim=2)  # (num_experts, num_slots)
             reached = bool(((scores != 0) == arrived.T).all())
         if not reached:
             raise UntraceableError(
@@ -104,12 +105,12 @@ class SparseScoresWatch:
 
 
 def _find_router(block: nn.Module, experts: nn.Module) -> tuple[str, nn.Module]:
-    """Return the block's child that chooses: the one that knows the number of experts."""
+    """Return the child of a block that chooses: the one that knows the number of experts."""
     num_experts = getattr(experts, "num_experts", None)
     for name, child in block.named_children():
         if child is not experts and getattr(child, "num_experts", None) == num_experts:
             return name, child
     raise UntraceableError(
         f"{type(block).__name__} has no router next to its experts.",
-        hint="moetool records blocks whose router is a module of its own.",
+        hint="moetool records blocks whose router is a separate module.",
     )

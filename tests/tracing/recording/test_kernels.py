@@ -1,11 +1,10 @@
-"""Code that runs past hooks ends in an error that names it; other kernels are seen through."""
+"""Kernels that run past hooks are named in an error; others, and quantized experts, are recorded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,224 +18,23 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.watch.received import ReceivedWatch
-from moetool.tracing.running.load_model import load_model, name_quantization
+from moetool.tracing.quantization_method import find_quantization_method
+from moetool.tracing.running.load_model import load_model
 from tests.tiny_models import build_config, build_model
-from tests.tracing.recording.test_separate_experts import Block, Model, build
-from tests.tracing.recording.test_separate_experts import tokens as embedded_tokens
-
-HIDDEN_SIZE, NUM_EXPERTS, TOP_K = 16, 6, 2
 
 
-def tokens() -> torch.Tensor:
-    return torch.arange(3, 17).view(2, 7)
-
-
-def record(model: nn.Module, *, run: Callable[..., Any] | None = None) -> pd.DataFrame:
+def record(model: nn.Module) -> pd.DataFrame:
     with RoutingRecorder(model) as recorder, torch.inference_mode():
-        (model if run is None else run)(input_ids=tokens())
+        model(input_ids=torch.arange(3, 17).view(2, 7))
     return recorder.to_frame()
-
-
-# torch.compile. A small model of our own: transformers' take long to compile.
-
-
-class TopKRouter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(HIDDEN_SIZE, NUM_EXPERTS)
-
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        scores = self.layer(rows)
-        weights, ids = scores.softmax(dim=-1).topk(TOP_K, dim=-1)
-        return scores, weights, ids
-
-
-class StackedExperts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_experts = NUM_EXPERTS
-        self.up = nn.Parameter(torch.randn(NUM_EXPERTS, HIDDEN_SIZE, 24))
-        self.down = nn.Parameter(torch.randn(NUM_EXPERTS, 24, HIDDEN_SIZE))
-
-    def forward(self, rows: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        inner = torch.einsum("th,tkhi->tki", rows, self.up[ids]).relu()
-        return torch.einsum("tki,tkih,tk->th", inner, self.down[ids], weights)
-
-
-class StackedBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = TopKRouter()
-        self.experts = StackedExperts()
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        rows = hidden_states.flatten(0, -2)
-        _, weights, ids = self.gate(rows)
-        output = cast(torch.Tensor, self.experts(rows, ids, weights))
-        return hidden_states + output.view_as(hidden_states)
-
-
-class StackedModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(32, HIDDEN_SIZE)
-        self.norm = nn.LayerNorm(HIDDEN_SIZE)
-        self.layers = nn.ModuleList(StackedBlock() for _ in range(2))
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.norm(self.embedding(input_ids))
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
-        return cast(torch.Tensor, hidden_states)
-
-
-def build_stacked() -> StackedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(4)
-        return StackedModel().eval()
-
-
-@pytest.fixture
-def no_compiled_code() -> Iterator[None]:
-    """What was compiled of a like model before would be used again."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-def compile_it(function: Any) -> Any:
-    return torch.compile(function, backend="eager")
-
-
-def wrap(model: StackedModel) -> nn.Module:
-    return cast(nn.Module, compile_it(model))
-
-
-def compile_in_place(model: StackedModel) -> nn.Module:
-    model.compile(backend="eager")
-    return model
-
-
-def compile_a_layer(model: StackedModel) -> nn.Module:
-    model.layers[1].compile(backend="eager")
-    return model
-
-
-def wrap_a_layer(model: StackedModel) -> nn.Module:
-    model.layers[1] = compile_it(model.layers[1])
-    return model
-
-
-def compile_the_router(model: StackedModel) -> nn.Module:
-    model.layers[1].get_submodule("gate").compile(backend="eager")
-    return model
-
-
-def compile_the_forward(model: StackedModel) -> nn.Module:
-    model.forward = compile_it(model.forward)  # type: ignore[method-assign]
-    return model
-
-
-def compile_a_layers_forward(model: StackedModel) -> nn.Module:
-    model.layers[1].forward = compile_it(model.layers[1].forward)
-    return model
-
-
-COMPILED: dict[str, tuple[Callable[[StackedModel], nn.Module], str]] = {
-    "wrapped": (wrap, "OptimizedModule was compiled"),
-    "in place": (compile_in_place, "StackedModel was compiled"),
-    "a layer": (compile_a_layer, r"layers.1 \(StackedBlock\) was compiled"),
-    "a wrapped layer": (wrap_a_layer, r"layers.1 \(OptimizedModule\) was compiled"),
-    "a router": (compile_the_router, r"layers.1.gate \(TopKRouter\) was compiled"),
-    "the forward": (compile_the_forward, "StackedModel was compiled"),
-    "a layer's forward": (compile_a_layers_forward, r"layers.1 \(StackedBlock\) was compiled"),
-}
-
-
-@pytest.mark.parametrize("what", COMPILED)
-def test_a_model_compiled_before_is_refused_on_entering(what: str) -> None:
-    spoil, message = COMPILED[what]
-    model = spoil(build_stacked())
-    with pytest.raises(UntraceableError, match=message) as caught, RoutingRecorder(model):
-        raise AssertionError("it was entered")
-    assert caught.value.hint.startswith("Enter the recorder first")
-
-
-@pytest.mark.usefixtures("no_compiled_code")
-@pytest.mark.parametrize("what", COMPILED)
-def test_a_model_compiled_within_has_the_same_rows(what: str) -> None:
-    expected = record(build_stacked())
-    model = build_stacked()
-    with RoutingRecorder(model) as recorder, torch.inference_mode():
-        compiled = COMPILED[what][0](model)
-        compiled(input_ids=tokens())
-        compiled(input_ids=tokens())
-    rows = recorder.to_frame()
-    for call in (0, 1):
-        same = rows[rows["call"] == call].assign(call=0).reset_index(drop=True)
-        pd.testing.assert_frame_equal(same, expected)
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            compiled(input_ids=tokens()), build_stacked()(input_ids=tokens())
-        )
-    assert len(recorder.calls) == 2  # the hooks are gone, also from the compiled code
-
-
-@pytest.mark.usefixtures("no_compiled_code")
-def test_separate_experts_compiled_within_have_the_same_rows() -> None:
-    expected = record_separate(build(Block))
-    model = build(Block)
-    rows = record_separate(model, prepare=lambda: model.compile(backend="eager"))
-    pd.testing.assert_frame_equal(rows, expected)
-
-
-def record_separate(model: Model, *, prepare: Callable[[], object] = lambda: None) -> pd.DataFrame:
-    with RoutingRecorder(model) as recorder, torch.inference_mode():
-        prepare()
-        model(embedded_tokens())
-    return recorder.to_frame()
-
-
-@pytest.mark.usefixtures("no_compiled_code")
-def test_compiled_code_of_a_like_model_is_not_used_in_silence() -> None:
-    """torch keeps what it compiled by code, not by model, and does not look for hooks."""
-    first, second = (build_model("mixtral", num_hidden_layers=1) for _ in range(2))
-    with torch.inference_mode():
-        compile_it(first)(input_ids=tokens())
-    with pytest.raises(UntraceableError, match="ran without being seen") as caught:
-        record(second, run=compile_it(second))
-    assert "torch.compiler.reset()" in caught.value.hint
-
-
-@pytest.mark.usefixtures("no_compiled_code")
-def test_compiled_code_that_never_calls_the_model_is_not_an_empty_record() -> None:
-    model = build_stacked()
-
-    def step(input_ids: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, model(input_ids=input_ids))
-
-    compiled = compile_it(step)
-    with torch.inference_mode():
-        compiled(tokens())
-    with pytest.raises(UntraceableError, match="No call of StackedModel was seen"):
-        record(model, run=lambda *, input_ids: compiled(input_ids))
-
-
-def test_what_is_compiled_beside_the_routed_layers_does_no_harm() -> None:
-    model = build_stacked()
-    model.norm.compile(backend="eager")
-    assert len(record(model)) == 14 * TOP_K * 2
-
-
-# Kernels.
 
 
 class Mxfp4GptOssMLP(nn.Module):
-    """Runs past its modules as transformers' own of this name does."""
+    """Runs past its modules, like the class of this name in transformers."""
 
     def __init__(self, router: nn.Module, experts: nn.Module) -> None:
         super().__init__()
@@ -263,7 +61,7 @@ def test_native_mxfp4_kernels_are_named_with_what_helps() -> None:
 
 
 def test_a_hub_kernel_in_a_blocks_place_is_named_with_what_helps() -> None:
-    """As the `kernels` package does it: the layer's own forward is bound to the block."""
+    """Another layer's forward is bound to the block, as the `kernels` package does."""
 
     class MegaBlocksMoeMLP:
         def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -297,7 +95,7 @@ def skip_experts(_block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor
 
 
 def test_a_kernel_in_a_routers_place_is_seen_through() -> None:
-    """As the hub has for the routers of Laguna and Qwen3.5."""
+    """The router's forward is replaced, as the Hub's kernels for Laguna and Qwen3.5 do."""
     expected = record(build_model("qwen3_moe"))
     model = build_model("qwen3_moe")
     for layer in find_moe_layers(model):
@@ -310,7 +108,7 @@ def test_a_kernel_in_a_routers_place_is_seen_through() -> None:
 def test_an_experts_implementation_of_the_registry_is_seen(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as deepgemm and sonicmoe are, which need a GPU."""
+    """Implementations such as deepgemm and sonicmoe need a GPU, so a plain one stands in."""
     calls: list[torch.Tensor] = []
 
     def compute(
@@ -332,9 +130,6 @@ def test_an_experts_implementation_of_the_registry_is_seen(
     assert torch.equal(by_layer.sort().values, torch.stack(calls).sort().values)
 
 
-# Quantized experts.
-
-
 @pytest.mark.parametrize(
     ("family", "quant_type"), [("mixtral", "nf4"), ("gpt_oss", "fp4"), ("deepseek_v3", "nf4")]
 )
@@ -352,7 +147,7 @@ def test_experts_in_4_bit_are_found_and_recorded(family: str, quant_type: Any) -
     assert find_moe_layers(model) == layers
     rows = record(model)
     assert len(rows) == len(expected)
-    # What the first routed layer chose does not depend on any expert.
+    # The choice of the first routed layer does not depend on any expert.
     first = layers[0].layer
     exact = [name for name in rows if name != "weight"]
     left, right = (frame[frame["layer"] == first][exact] for frame in (rows, expected))
@@ -389,7 +184,7 @@ def test_fp8_experts_are_found_and_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         original = dict(model.get_submodule(layer.experts_path).named_parameters())
         with torch.no_grad():
             for name, parameter in original.items():
-                # Its rounding to 8 bits is what the plain model is to have, too.
+                # The plain model needs the same rounding to 8 bits.
                 rounded = parameter.to(torch.float8_e4m3fn)
                 experts.get_parameter(name).copy_(rounded)
                 plain.get_submodule(layer.experts_path).get_parameter(name).copy_(rounded)
@@ -400,14 +195,12 @@ def test_fp8_experts_are_found_and_recorded(monkeypatch: pytest.MonkeyPatch) -> 
     pd.testing.assert_frame_equal(rows[exact], expected[exact])
 
 
-# MXFP4 checkpoints.
-
 MXFP4_BLOCK = 32
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return what MXFP4 stands for: two 4-bit floats a byte, the low half first, and a power of two.
+    """Return MXFP4 as floats: two of 4 bits per byte, the low half first, times a power of two.
 
     By the specification of the Open Compute Project, and not by transformers' code.
 
@@ -426,7 +219,7 @@ def decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def mxfp4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A tiny gpt-oss whose experts are stored as those of the released ones are."""
+    """A tiny gpt-oss whose experts are stored like those of the released models."""
     folder = tmp_path_factory.mktemp("mxfp4")
     build_model("gpt_oss", intermediate_size=64).bfloat16().save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
@@ -451,7 +244,7 @@ def mxfp4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
     mxfp4_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here transformers would do so by itself; where a GPU and the kernels are, only when told."""
+    """Without a GPU transformers does so anyway; with one and its kernels, only on request."""
     seen = []
 
     def watch(quantizer: Mxfp4HfQuantizer, *_: object, **__: object) -> None:
@@ -459,8 +252,10 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
 
     monkeypatch.setattr(Mxfp4HfQuantizer, "validate_environment", watch)
     config = load_config(mxfp4_checkpoint, trust_remote_code=False)
-    assert name_quantization(config) == "mxfp4"
-    model = load_model(mxfp4_checkpoint, config, device_map={"": "cpu"})
+    assert find_quantization_method(config) == "mxfp4"
+    model = load_model(
+        mxfp4_checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
+    )
     assert seen == [True]
     stored = load_file(mxfp4_checkpoint.folder / "model.safetensors")
     reference = build_model("gpt_oss", intermediate_size=64)
@@ -479,30 +274,11 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
 
 
 def test_quantization_is_named_the_same_before_and_after_loading() -> None:
-    """Before, it is a dict of the config.json; after, an object that names itself otherwise."""
+    """Before loading it is a dict from config.json, afterwards an object with another spelling."""
     config = build_config("mixtral")
     config.quantization_config = {"quant_method": "fp8"}
-    assert name_quantization(config) == "fp8"
+    assert find_quantization_method(config) == "fp8"
     config.quantization_config = FineGrainedFP8Config()
-    assert name_quantization(config) == "fp8"
+    assert find_quantization_method(config) == "fp8"
     del config.quantization_config
-    assert name_quantization(config) is None
-
-
-def test_a_recorder_that_can_not_be_entered_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model("mixtral")
-    install = ReceivedWatch.install
-    calls: list[object] = []
-
-    def fail_at_the_third(watch: ReceivedWatch, *args: Any) -> None:
-        calls.append(watch)
-        install(watch, *args)
-        if len(calls) == 3:
-            raise UntraceableError("on purpose", hint="")
-
-    monkeypatch.setattr(ReceivedWatch, "install", fail_at_the_third)
-    with pytest.raises(UntraceableError, match="on purpose"), RoutingRecorder(model):
-        raise AssertionError("it was entered")
-    for module in model.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+    assert find_quantization_method(config) is None

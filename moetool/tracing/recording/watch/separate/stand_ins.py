@@ -1,4 +1,4 @@
-"""Run a module again with others in the place of its children, and leave no trace of it."""
+"""Stand-ins for the children of a module, and undoing what a second run changes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 
 
 class StandIn(nn.Module):
-    """Takes a module's place in its parent, and answers for its attributes."""
+    """Takes a module's place in its parent and has the same attributes."""
 
     def __init__(self, original: nn.Module, forward: Any) -> None:
         super().__init__()
-        # Past nn.Module's own __setattr__, which would make it a child.
+        # nn.Module's own __setattr__ would make it a child.
         object.__setattr__(self, "original", original)
         self.forward = forward
         self.training = original.training
@@ -26,7 +26,7 @@ class StandIn(nn.Module):
 
 
 def copy_output(output: Any) -> Any:
-    """Return what a module returned with copies of its tensors: blocks change them in place."""
+    """Return a module's output with copies of its tensors, because blocks change them in place."""
     if isinstance(output, torch.Tensor):
         return output.detach().clone()
     if isinstance(output, tuple) and type(output) is tuple:
@@ -49,7 +49,7 @@ def replaced(parent: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[N
 
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Keep the forward hooks of others from seeing what is none of the model's calls."""
+    """Hide a second run from the forward hooks of others: it is not a call of the model."""
     hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
     try:
@@ -60,7 +60,7 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_as_it_is(block: nn.Module) -> Iterator[None]:
-    """Undo what a block changes of its own attributes and buffers, as those do that count calls."""
+    """Undo the changes that a block, such as one that counts its calls, makes to itself."""
     attributes = dict(vars(block))
     buffers: Sequence[tuple[str, torch.Tensor, torch.Tensor]] = [
         (name, buffer, buffer.clone()) for name, buffer in block.named_buffers(recurse=False)

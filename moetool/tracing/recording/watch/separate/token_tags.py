@@ -1,28 +1,35 @@
-"""Hidden states that carry the number of their token."""
+"""Hidden states that carry the numbers of their tokens."""
 
 from __future__ import annotations
 
 import torch
 
-# A token's number is written in digits, one a column: bfloat16 holds whole numbers up to 256.
+# A token's number is written in digits, one per column: bfloat16 holds whole numbers up to 256.
 _DIGIT_BASE = 256
 _NUM_DIGITS = 4
-# What rows carry that are no token's: those of an empty slot, and any other.
+# Results for rows that carry no token's number: rows of an empty slot, and any others.
 EMPTY, STRANGE = -1, -2
 
 
 def tag_tokens(hidden: torch.Tensor) -> torch.Tensor:
-    """Return hidden states of the same shape and type that carry their token's number, plus one."""
+    """Return hidden states of the same shape and dtype that carry their token's number, plus one."""
     width = hidden.shape[-1]
     numbers = torch.arange(1, hidden.numel() // width + 1, device=hidden.device)
-    tagged = hidden.new_zeros(len(numbers), width)
+    tagged = hidden.new_zeros(len(numbers), width)  # (num_slots, hidden_size)
     for digit in range(min(_NUM_DIGITS, width)):
         tagged[:, digit] = (numbers // _DIGIT_BASE**digit) % _DIGIT_BASE
     return tagged.view(hidden.shape)
 
 
 def read_tags(rows: torch.Tensor) -> torch.Tensor:
-    """Return the token that each row carries the number of; `EMPTY` for zeros, or `STRANGE`."""
+    """Return the token whose number each row carries; `EMPTY` for zeros, `STRANGE` for any other.
+
+    Args:
+        rows: # (num_rows, hidden_size)
+
+    Returns:
+        # (num_rows,)
+    """
     flat = rows.reshape(-1, rows.shape[-1]).double()
     digits, rest = flat[:, :_NUM_DIGITS], flat[:, _NUM_DIGITS:]
     is_tag = (

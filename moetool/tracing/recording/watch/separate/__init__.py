@@ -1,0 +1,1 @@
+"""Blocks that call each expert as a separate module, read by running them again."""
