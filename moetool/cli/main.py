@@ -12,26 +12,33 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.commands.inspect import inspect
-from moetool.cli.commands.memory_estimate import memory_estimate
-from moetool.cli.commands.models import models
-from moetool.cli.commands.route_trace import route_trace
-from moetool.cli.commands.specialize import specialize
+from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
+from moetool.cli.help import list_examples, unwrap
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
 
 app = typer.Typer(
     name="moetool",
     help=f"Tells the truth about Mixture-of-Experts models.\n\n{EXIT_CODES}",
+    epilog=list_examples(
+        (
+            "moetool inspect mixtral-8x7b",
+            "moetool memory-estimate mixtral-8x7b --gpu h200",
+            "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+        )
+    ),
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("route-trace")(route_trace)
-app.command("specialize")(specialize)
-app.command("inspect")(inspect)
-app.command("memory-estimate")(memory_estimate)
-app.command("models")(models)
+for name, command, examples in (
+    ("inspect", inspect.inspect, inspect.EXAMPLES),
+    ("memory-estimate", memory_estimate.memory_estimate, memory_estimate.EXAMPLES),
+    ("route-trace", route_trace.route_trace, route_trace.EXAMPLES),
+    ("specialize", specialize.specialize, specialize.EXAMPLES),
+    ("models", models.models, models.EXAMPLES),
+):
+    app.command(name, help=unwrap(command.__doc__), epilog=list_examples(examples))(command)
 
 
 def main() -> None:

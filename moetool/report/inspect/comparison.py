@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from moetool.report.inspect.page import render_note
-from moetool.report.inspect.words import UNKNOWN, word_numbers, word_range, word_share
-from moetool.report.text.lines import make_printable
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.inspect.words import word_active, word_numbers
+from moetool.report.text.lines import list_notes, make_printable
 from moetool.report.text.tables import WIDTH, render_table
+from moetool.report.text.words import UNKNOWN, word_count, word_share, word_size
 
 if TYPE_CHECKING:
     from moetool.inspection.result import Inspection
@@ -28,7 +27,7 @@ _SOURCES = {
 _Column = tuple[str, Mapping[str, str]]
 
 
-def render_comparison(models: Sequence[Inspection]) -> str:
+def render_side_by_side(models: Sequence[Inspection]) -> str:
     """Return models side by side, as many to a block as fit, and below what to know of each."""
     columns = [
         (
@@ -40,12 +39,7 @@ def render_comparison(models: Sequence[Inspection]) -> str:
     known = {label for _, column in columns for label, word in column.items() if word != UNKNOWN}
     labels = [label for label in columns[0][1] if label in known]
     blocks = [_render_block(block, labels) for block in _cut_into_blocks(columns, labels)]
-    notes = [
-        line
-        for model in models
-        for note in model.notes
-        for line in render_note(f"{model.model}: {note}")
-    ]
+    notes = list_notes(f"{model.model}: {note}" for model in models for note in model.notes)
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
@@ -89,20 +83,20 @@ def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
     context = model.anatomy.context_length if model.anatomy else None
     yield "context", UNKNOWN if context is None else f"{context:,}"
     prefill, decode = (flops.prefill, flops.decode) if flops else (None, None)
-    yield "prefill FLOPs per token", UNKNOWN if prefill is None else format_count(prefill)
-    yield "decode FLOPs per token", UNKNOWN if decode is None else format_count(decode)
+    yield "prefill FLOPs per token", word_count(prefill)
+    yield "decode FLOPs per token", word_count(decode)
     num_bytes = model.parameters.num_bytes if model.parameters else None
-    yield "bytes in full precision", UNKNOWN if num_bytes is None else format_bytes(num_bytes)
+    yield "bytes in full precision", word_size(num_bytes)
 
 
 def _describe_parameters(model: Inspection) -> Iterator[tuple[str, str]]:
     parameters, reported = model.parameters, model.reported
     total = (reported.total if reported else None) or UNKNOWN
     if parameters and parameters.total is not None:
-        total = format_count(parameters.total)
+        total = word_count(parameters.total)
     yield "total", total
     active = (
-        {name.value: word_range(number) for name, number in parameters.active.items()}
+        {name.value: word_active(number) for name, number in parameters.active.items()}
         if parameters
         else {"all": (reported.active if reported else None) or UNKNOWN}
     )

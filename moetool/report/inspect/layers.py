@@ -6,10 +6,11 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.words import UNKNOWN, word_indices
+from moetool.report.inspect.words import word_indices
 from moetool.report.text.lines import make_printable
 from moetool.report.text.numbers import format_bytes, format_count
 from moetool.report.text.tables import Cell, render_table
+from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
     from moetool.inspection.result import InspectedRow, Inspection

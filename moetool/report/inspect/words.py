@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.numbers import format_count
+from moetool.report.text.numbers import format_count, format_number_of
+from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveRange
@@ -14,24 +15,17 @@ if TYPE_CHECKING:
     from moetool.anatomy.skeleton.mixers import Mixer
     from moetool.inspection.result import Inspection, PublishedFigures
 
-UNKNOWN = "unknown"
-
 # Of indices at equal distances; fewer are listed one by one.
 _SHORTEST_SERIES = 4
 
 
-def word_range(active: ActiveRange | None) -> str:
+def word_active(active: ActiveRange | None) -> str:
     """Return an active count, or the range of it: `12.88B`, `18.59B to 31.33B`."""
     if active is None:
         return UNKNOWN
     if active.exact is not None:
         return format_count(active.exact)
     return f"{format_count(active.fewest)} to {format_count(active.most)}"
-
-
-def word_share(share: float) -> str:
-    """Return a share of a whole: `96.6%`, and never `0.0%` for what is there."""
-    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def word_numbers(number: int | Sequence[int | None] | None) -> str:
@@ -96,14 +90,12 @@ def word_routing(model: Inspection) -> list[str]:
         return []
     styles = Counter(layer.style for layer in model.anatomy.routed_layers)
     return [
-        _word_style(style) if len(styles) == 1 else f"{_count_layers(count)}: {_word_style(style)}"
+        _word_style(style)
+        if len(styles) == 1
+        else f"{format_number_of(count, 'layer')}: {_word_style(style)}"
         for style, count in styles.items()
         if style is not None
     ]
-
-
-def _count_layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _word_style(style: RoutingStyle) -> str:
@@ -129,7 +121,7 @@ def word_mixer(mixer: Mixer) -> str:
     if mixer.num_heads is not None:
         heads = f"{mixer.num_heads} heads"
         if mixer.num_kv_heads is not None and mixer.num_kv_heads != mixer.num_heads:
-            heads += f", {mixer.num_kv_heads} KV head{'' if mixer.num_kv_heads == 1 else 's'}"
+            heads += f", {format_number_of(mixer.num_kv_heads, 'KV head')}"
         words.append(heads)
     if mixer.head_dim is not None:
         words.append(f"{mixer.head_dim} wide")

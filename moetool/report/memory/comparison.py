@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.page import render_note
-from moetool.report.memory.words import (
+from moetool.report.memory.words import word_fit, word_gpu, word_options, word_weights
+from moetool.report.text.lines import (
     list_fact,
-    word_fit,
-    word_gpu,
-    word_options,
-    word_size,
-    word_weights,
+    list_notes,
+    make_printable,
+    wrap_paragraphs,
+    wrap_words,
 )
-from moetool.report.text.lines import make_printable, wrap_words
 from moetool.report.text.tables import render_table
+from moetool.report.text.words import word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -49,7 +48,7 @@ _LEGEND = (
 )
 
 
-def render_comparison(estimates: Sequence[Estimate]) -> str:
+def render_estimates(estimates: Sequence[Estimate]) -> str:
     """Return how many fit, what all have in common, a row for each, and what to know of them."""
     words = {
         label: [make_printable(word(estimate)) for estimate in estimates]
@@ -63,11 +62,11 @@ def render_comparison(estimates: Sequence[Estimate]) -> str:
     columns = {label: column for label, column in words.items() if label not in common}
     facts = [line for label, word in common.items() if word for line in list_fact(label, word)]
     blocks = [
-        "\n".join(line for words in _list_verdict(estimates) for line in wrap_words(words)),
+        "\n".join(wrap_paragraphs(_list_verdict(estimates))),
         "\n".join(facts),
         *_render_rows(columns),
         "\n".join(wrap_words(_LEGEND)),
-        "\n".join(line for note in _list_notes(estimates) for line in render_note(note)),
+        "\n".join(list_notes(_find_notes(estimates))),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -108,7 +107,7 @@ def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
         yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
 
 
-def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
+def _find_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
     """Yield every note once, with its model unless it is there for all."""
     of_all = set.intersection(*(set(estimate.notes) for estimate in estimates))
     yield from dict.fromkeys(

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.memory.words import (
-    UNKNOWN,
-    list_fact,
-    word_fit,
-    word_range,
-    word_seconds,
-    word_size,
-    word_sizes,
-    word_unquantized,
-)
-from moetool.report.text.lines import make_printable, wrap_words
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.memory.words import word_fit, word_seconds, word_sizes, word_unquantized
+from moetool.report.text.lines import list_fact, make_printable, wrap_paragraphs, wrap_words
+from moetool.report.text.numbers import format_bytes
 from moetool.report.text.tables import render_table
+from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Offload, RankBytes, SpeedBound
@@ -151,14 +143,14 @@ def render_speed(speed: SpeedBound) -> str:
             "prefill of the batch",
             word_seconds(speed.prefill_s),
             speed.prefill_is_bound_by or UNKNOWN,
-            _word_flops(speed.prefill_weight_flops),
+            word_count(speed.prefill_weight_flops),
             word_size(speed.prefill_read_bytes),
         ),
         (
             "step of decoding",
             word_seconds(speed.decode_s_per_token),
             speed.decode_is_bound_by or UNKNOWN,
-            _word_flops(speed.decode_weight_flops),
+            word_count(speed.decode_weight_flops),
             word_size(speed.decode_read_bytes),
         ),
     ]
@@ -179,9 +171,5 @@ def render_speed(speed: SpeedBound) -> str:
             f" A step reads {speed.experts_touched_per_layer:.1f} experts a layer, "
             f"routing: {speed.routing}."
         )
-    notes = [line for note in (words, *speed.notes) for line in wrap_words(note) if line]
+    notes = wrap_paragraphs((words, *speed.notes))
     return "\n".join([render_table(headers, rows, right=(1, 3, 4)), *notes])
-
-
-def _word_flops(number: int | None) -> str:
-    return UNKNOWN if number is None else format_count(number)

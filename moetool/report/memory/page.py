@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.page import render_note
-from moetool.report.inspect.words import word_share
 from moetool.report.memory.hardware import (
     render_fits,
     render_offload,
@@ -16,33 +14,26 @@ from moetool.report.memory.hardware import (
 )
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
-    UNKNOWN,
-    list_fact,
     list_limits,
     word_change,
     word_method,
     word_options,
     word_peak,
     word_run,
-    word_size,
     word_stored,
     word_unquantized,
+    word_variant,
     word_weights,
 )
-from moetool.report.text.lines import make_printable, wrap_words
+from moetool.report.text.lines import list_fact, list_notes, make_printable, wrap_paragraphs
 from moetool.report.text.tables import render_bar, render_table
+from moetool.report.text.words import UNKNOWN, word_share, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
 
 _BAR = 20
 
-_VARIANTS = {
-    "transformers": "as transformers loads it",
-    "experts_quantized": "experts quantized as well",
-    "as_published": "packed as published",
-    "dequantized": "dequantized",
-}
 _FIGURES = {
     "weights_bytes": "weights",
     "cache_bytes": "cache",
@@ -56,7 +47,7 @@ _FIGURES = {
 def render_page(estimate: Estimate) -> str:
     """Return all that is known of one estimate, 80 columns wide but for flags to copy."""
     blocks = [
-        "\n".join(line for words in list_verdict(estimate) for line in wrap_words(words)),
+        "\n".join(wrap_paragraphs(list_verdict(estimate))),
         "\n".join(_list_facts(estimate)),
         _render_breakdown(estimate),
         "\n".join(_list_peaks(estimate)),
@@ -67,7 +58,7 @@ def render_page(estimate: Estimate) -> str:
         render_offload(estimate.offload) if estimate.offload else "",
         render_speed(estimate.speed) if estimate.speed else "",
         _render_measured(estimate),
-        "\n".join(line for note in estimate.notes for line in render_note(note)),
+        "\n".join(list_notes(estimate.notes)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -128,7 +119,7 @@ def _render_variants(estimate: Estimate) -> str:
         return ""
     rows = [
         (
-            _VARIANTS.get(name, make_printable(name)),
+            word_variant(name),
             word_size(figures.weights_bytes),
             word_size(figures.peak_allocated_bytes),
             word_size(figures.total_device_bytes),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moetool.report.memory.words import word_gpu
+from moetool.report.memory.words import word_gpu, word_variant
 from moetool.report.text.numbers import format_bytes
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Offload
 
-_VARIANTS = {"as_published": "packed as published", "dequantized": "dequantized"}
+_VARIANTS_OF_STORED = ("as_published", "dequantized")
 
 
 def list_verdict(estimate: Estimate) -> Iterator[str]:
@@ -55,9 +55,9 @@ def _list_unknown(estimate: Estimate) -> Iterator[str]:
         words += f" Its weights alone take {format_bytes(weights_bytes)}."
     yield words
     known = [
-        f"{format_bytes(figures.total_device_bytes)} {_VARIANTS[name]}"
+        f"{format_bytes(figures.total_device_bytes)} {word_variant(name)}"
         for name, figures in estimate.variants.items()
-        if name in _VARIANTS and figures.total_device_bytes is not None
+        if name in _VARIANTS_OF_STORED and figures.total_device_bytes is not None
     ]
     if known:
         yield f"It would need {' or '.join(known)}."

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from moetool.printable import printable
-
-
-def format_file_size(path: Path) -> str:
-    """Return a file's size with a binary unit: `1.4 MiB`."""
-    return format_bytes(path.stat().st_size)
 
 
 def format_bytes(num_bytes: int) -> str:

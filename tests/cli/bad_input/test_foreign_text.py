@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.output import print_or_write
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
-from moetool.report.files import write_report
 from moetool.report.text.tables import WIDTH, render_table
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.in_process import find_steering, run_main
@@ -119,7 +119,7 @@ def test_what_a_configuration_says_is_shown_as_text(hostile_model: Path) -> None
 
 def test_a_report_on_a_name_that_is_not_utf8_is_written_with_an_escape(tmp_path: Path) -> None:
     target = tmp_path / "report.json"
-    write_report('{"trace": "a\udcffb"}\n', target, replace_existing=False)
+    print_or_write('{"trace": "a\udcffb"}\n', target, force=False)
     assert json.loads(target.read_text("utf-8")) == {"trace": "a\udcffb"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moetool.cli.commands.memory_estimate import memory_estimate
-from moetool.cli.options import parse_numbers
+from moetool.cli.options.values import parse_numbers
 from moetool.errors import UsageError
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import (

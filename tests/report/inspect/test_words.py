@@ -21,7 +21,6 @@ from moetool.report.inspect.words import (
     word_numbers,
     word_published,
     word_routing,
-    word_share,
 )
 from tests.report.inspect.inspections import make_inspection
 
@@ -94,13 +93,6 @@ def test_numbers_that_differ_between_layers_are_a_range(
     number: int | tuple[int | None, ...] | None, words: str
 ) -> None:
     assert word_numbers(number) == words
-
-
-@pytest.mark.parametrize(
-    ("share", "words"), [(0.0, "0.0%"), (1e-9, "<0.1%"), (0.0006, "0.1%"), (1.0, "100.0%")]
-)
-def test_a_share_of_what_is_there_is_never_nothing(share: float, words: str) -> None:
-    assert word_share(share) == words
 
 
 @pytest.mark.parametrize(

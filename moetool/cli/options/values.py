@@ -1,9 +1,6 @@
-"""What command-line values mean, where Typer's own types don't say it."""
+"""Parse values that Typer has no type for."""
 
 from __future__ import annotations
-
-from enum import StrEnum
-from pathlib import Path
 
 from moetool.errors import UsageError
 
@@ -11,14 +8,6 @@ from moetool.errors import UsageError
 _LARGEST_LAYER = 100_000
 # Far beyond any size's, and far below what Python refuses to read.
 _MOST_DIGITS = 20
-
-
-class ReportFormat(StrEnum):
-    """How a result is shown."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 def parse_layers(text: str | None) -> frozenset[int] | None:
@@ -61,24 +50,3 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))
-
-
-def choose_report_format(asked: ReportFormat | None, output: Path | None) -> ReportFormat:
-    """Return the format asked for, else the one the output's suffix means, else a table.
-
-    Raises:
-        UsageError: The suffix means no format.
-    """
-    if asked is not None or output is None or str(output) == "-":
-        return asked or ReportFormat.TABLE
-    by_suffix = {
-        ".json": ReportFormat.JSON,
-        ".csv": ReportFormat.CSV,
-        ".txt": ReportFormat.TABLE,
-    }
-    if output.suffix not in by_suffix:
-        raise UsageError(
-            f"Can't tell the format of '{output}'.",
-            hint="End the name in .json, .csv or .txt, or give --format.",
-        )
-    return by_suffix[output.suffix]

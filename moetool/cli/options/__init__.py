@@ -1,0 +1,1 @@
+"""Options of the commands, as annotated types, and the values they take."""
