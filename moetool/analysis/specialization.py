@@ -181,7 +181,7 @@ def _warn_of_few_prompts(domains: Sequence[DomainSize]) -> list[str]:
     more = f" and {len(few) - _DOMAINS_NAMED} more" if len(few) > _DOMAINS_NAMED else ""
     return [
         f"fewer than {_ENOUGH_PROMPTS} prompts in {shown}{more}: p-values are coarse there, and "
-        "intervals wide."
+        "intervals are wide."
     ]
 
 

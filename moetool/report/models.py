@@ -1,4 +1,4 @@
-"""The catalogue of published models and reported systems: as a table, JSON or CSV."""
+"""Render the catalogue of published models and reported systems as tables, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _REPORTED = "reported"
 _STANDS_IN = "*"
 _UNCOUNTED = "†"
-_NOT_GIVEN = "A figure that is not given is one that the vendor, or the report, does not state."
+_NOT_GIVEN = "A figure is not given if neither the vendor nor the report states it."
 _COLUMNS = (
     "kind",
     "name",
@@ -44,7 +44,7 @@ class Catalogue:
 
 
 def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
-    """Return both tables, how the models are counted, and how to read them."""
+    """Return both tables, how models are counted, and how to read the tables."""
     models, systems = catalogue.models, catalogue.systems
     published = render_table(
         ("name", "total", "active", "Hub id"),
@@ -76,11 +76,11 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
     )
     notes = [
         "total and active are the vendor's own figures; vendors count active parameters in "
-        "different ways. Models are counted with their own class of transformers, except:",
+        "different ways. Models are counted with their own transformers class, except:",
         *_say_how_counted(models),
     ]
     closing = [
-        "reported: known from reports alone; quoted, never computed.",
+        "reported: known only from reports; quoted, never computed.",
         *(f"{system.name}: {system.notes}" for system in systems if system.notes),
     ]
     blocks = [published, "", *wrap_paragraphs(notes), "", reported, "", *wrap_paragraphs(closing)]
@@ -88,7 +88,7 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
 
 
 def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
-    """Return everything as one JSON object, figures as the strings that were published."""
+    """Return everything as one JSON object, with figures as the strings that were published."""
     entries = [
         *(
             {"kind": model.kind, "can_be_counted": model.can_be_counted, **asdict(model)}
@@ -100,7 +100,7 @@ def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
 
 
 def render_csv(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
-    """Return one row for every model and every reported system."""
+    """Return one row per model and reported system."""
     return envelope.render_csv(_list_rows(catalogue), _COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""How far experts specialize by domain: as a table, JSON or CSV."""
+"""Render the specialization of experts by domain as tables, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def render_table_text(result: Specialization, _: View = DEFAULT_VIEW) -> str:
     even = sorted({cell.even_share for cell in result.experts})
     shares = " or ".join(f"{share:.1%}" for share in even)
     notes = [
-        "MI: mutual information of expert and domain, over assignments. permuted: its mean "
+        "MI: mutual information between expert and domain, over assignments. permuted: its mean "
         f"over {result.num_permutations} permutations of the prompts' labels. excess: the "
-        "difference, also as a part of the domains' entropy. p: how often a permutation "
+        "difference, also as a fraction of the domains' entropy. p: how often a permutation "
         "reaches MI.",
-        "share: part of the domain's tokens that the expert gets; even routing gives "
-        f"{shares}. lift: that share over the expert's share of all tokens. 95%: its "
-        "interval, of each lift by itself, if the prompts are a sample of their domains. Shown "
-        "are the experts whose interval lies above 1, ordered by its lower limit.",
+        "share: fraction of the domain's tokens that the expert gets; even routing gives "
+        f"{shares}. lift: that share over the expert's share of all tokens. 95%: the interval of "
+        "each single lift, if the prompts are a sample of their domains. The experts shown have "
+        "an interval above 1, and are ordered by its lower limit.",
         "A randomly initialised model is significant too: random routers route by vocabulary, "
-        "and domains differ in vocabulary. p shows that the routing differs between domains, "
-        "not that the model has learned it.",
+        "and domains differ in vocabulary. p shows that routing differs between domains, not "
+        "that the model has learned it.",
         *result.notes,
     ]
     blocks = [_render_layers(result), "", _render_domains(result), "", *wrap_paragraphs(notes)]
@@ -61,7 +61,7 @@ def _render_layers(result: Specialization) -> str:
 
 
 def _render_domains(result: Specialization) -> str:
-    """Return a table with a line for each domain's first over-represented experts."""
+    """Return a table of each domain's most over-represented experts."""
     rows = []
     for size in result.domains:
         domain = (printable(size.domain), f"{size.prompts:,}", f"{size.tokens:,}")
@@ -78,7 +78,7 @@ def _render_domains(result: Specialization) -> str:
             )
             domain = ("", "", "")
         if not shown:
-            rows.append((*domain, "none with certainty", "", "", ""))
+            rows.append((*domain, "none for certain", "", "", ""))
     headers = ("domain", "prompts", "tokens", "over-represented", "share", "lift", "95%")
     return render_table(headers, rows, right=(1, 2, 4, 5, 6))
 
@@ -102,7 +102,7 @@ def render_json(result: Specialization, view: View = DEFAULT_VIEW) -> str:
 
 
 def render_csv(result: Specialization, _: View = DEFAULT_VIEW) -> str:
-    """Return one row for every domain, layer and expert."""
+    """Return one row per domain, layer and expert."""
     columns = [field.name for field in fields(DomainExpert)]
     return envelope.render_csv((asdict(cell) for cell in result.experts), columns)
 

@@ -106,7 +106,7 @@ def _describe_load(routing: RoutingSummary) -> Iterator[str]:
         f"load evenness {least.entropy:.3f} ({_name_layer(least)}) to {most.entropy:.3f} "
         f"({_name_layer(most)}); 1 is even,"
     )
-    yield f"random routing of as many tokens would give {least.random_entropy:.3f}"
+    yield f"random routing of the same tokens would give {least.random_entropy:.3f}"
     if routing.num_idle_experts:
         idle = format_number_of(routing.num_idle_experts, "expert")
         yield f"{idle} {_was(routing.num_idle_experts)} never chosen"
@@ -128,7 +128,7 @@ def _describe_domains(routing: RoutingSummary) -> Iterator[str]:
                 f"{format_place(cell.stack, cell.layer, cell.expert)} {_format_lift(cell)}"
                 for cell in cells[:_EXPERTS_SHOWN]
             )
-            or "none with certainty",
+            or "none for certain",
         )
         for domain, cells in list(routing.most_lifted.items())[:_DOMAINS_SHOWN]
     ]

@@ -107,7 +107,7 @@ def test_a_domain_without_a_sure_preference_lists_no_expert() -> None:
         replace(layer, assignments=np.full_like(layer.assignments, 5)) for layer in counts.layers
     )
     text = render_table_text(make_result(replace(counts, layers=even)), VIEW)
-    assert text.count("none with certainty") == 2
+    assert text.count("none for certain") == 2
     assert "L0.E" not in text
 
 

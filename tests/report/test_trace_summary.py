@@ -109,7 +109,7 @@ def test_the_summary_names_what_each_domain_prefers() -> None:
 def test_a_domain_that_prefers_nothing_for_certain_has_a_line() -> None:
     lines = render_summary(make_counts(["code", "prose"], prompts_per_domain=1)).splitlines()
     assert [line.split()[2:] for line in lines if line.startswith(("code", "prose"))] == [
-        ["none", "with", "certainty"]
+        ["none", "for", "certain"]
     ] * 2
 
 

@@ -1,4 +1,4 @@
-"""Several models side by side, as many to a block as fit a terminal."""
+"""Show several models side by side, in blocks that fit a terminal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SOURCES = {
     "reported": "reported",
 }
 
-# A model's name, and what stands in its column by the labels of the rows.
+# A model's name, and the words of its column by row label.
 _Column = tuple[str, Mapping[str, str]]
 
 
 def render_side_by_side(models: Sequence[Inspection]) -> str:
-    """Return models side by side, as many to a block as fit, and below what to know of each."""
+    """Return models side by side, in blocks that fit a terminal, and their notes below."""
     columns = [
         (
             make_printable(model.model),
@@ -44,7 +44,7 @@ def render_side_by_side(models: Sequence[Inspection]) -> str:
 
 
 def _cut_into_blocks(columns: Sequence[_Column], labels: Sequence[str]) -> list[list[_Column]]:
-    """Return the columns in blocks that fit a terminal without a fold, if they hold several."""
+    """Return the columns in blocks. A block of several fits a terminal without folding."""
     blocks: list[list[_Column]] = []
     taken = WIDTH
     for name, column in columns:
@@ -66,7 +66,7 @@ def _render_block(columns: Sequence[_Column], labels: Sequence[str]) -> str:
 
 
 def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
-    """Yield the labels of a model's rows, the same for every model, and what stands in them."""
+    """Yield row labels, the same for every model, and a model's words for each."""
     flops, published = model.flops, model.published
     yield "source", _SOURCES[model.source.value]
     yield from _describe_parameters(model)

@@ -1,4 +1,4 @@
-"""What is in models: as JSON, or as the rows of their parameter tables in CSV."""
+"""Render inspections as tables, as JSON, or as CSV with a row per layer and component."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def render_json(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
 
 
 def render_csv(models: Sequence[Inspection], _: View = DEFAULT_VIEW) -> str:
-    """Return one row for every layer and component of every model."""
+    """Return one row per layer and component of each model."""
     rows = ({"model": model.model, **asdict(row)} for model in models for row in model.rows)
     return envelope.render_csv(rows, ("model", *_COLUMNS))
 

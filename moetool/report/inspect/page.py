@@ -1,4 +1,4 @@
-"""One model's inspection for a terminal: facts, where the parameters are, and what to know."""
+"""Show one model: facts, where its parameters are, and notes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     )
 
 _BAR = 20
-# Where a rounded number ends and the exact one begins, and where that ends.
+# Widths of a rounded number and of the exact one after it.
 _ROUNDED, _EXACT = 8, 19
 
 _SOURCES = {
     "skeleton": "its configuration",
     "headers": "the headers of its files",
     "skeleton and headers": "its configuration, and the headers of its files",
-    "reported": "reports alone",
+    "reported": "reports only",
 }
 
 
 def render_model(model: Inspection, *, per_layer: bool) -> str:
-    """Return all that is known of one model, 80 columns wide."""
+    """Return everything known about one model, 80 columns wide."""
     blocks = [
         "\n".join(_list_facts(model)),
         *([_render_components(model.parameters)] if model.parameters else []),

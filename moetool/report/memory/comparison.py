@@ -1,4 +1,4 @@
-"""Several estimates, a row each: what differs between them in columns, what doesn't above."""
+"""Show several estimates, one row each, with what they have in common above."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ _FIGURES: Mapping[str, _Word] = {
     "fits": lambda estimate: word_fit(estimate.fit),
 }
 _NUMBERS = ("batch", "prompt", "new", "weights", "cache", "allocated", "total")
-# Figures that may stand above the rows as well, if they are the same in all.
+# Figures that move above the rows when they are the same in all of them.
 _OFTEN_THE_SAME = ("weights",)
 _LEGEND = (
-    "cache: after the last token that is run. allocated: the peak. total: what the device shows. "
-    "fits: on one GPU, with the GiB left or missing."
+    "cache: after the last token that runs. allocated: the peak. total: as the device shows it. "
+    "fits: on one GPU, with the GiB to spare or missing."
 )
 
 
 def render_estimates(estimates: Sequence[Estimate]) -> str:
-    """Return how many fit, what all have in common, a row for each, and what to know of them."""
+    """Return how many fit, what all have in common, one row for each, and their notes."""
     words = {
         label: [make_printable(word(estimate)) for estimate in estimates]
         for label, word in {**_SETTINGS, **_FIGURES}.items()
@@ -72,7 +72,7 @@ def render_estimates(estimates: Sequence[Estimate]) -> str:
 
 
 def _render_rows(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield one table, or one for each model if their scenarios differ: both don't fit a line."""
+    """Yield one table, or one per model if scenarios differ too: both don't fit on a line."""
     has_scenarios = any(label in columns for label in _SETTINGS if label != "model")
     if "model" not in columns or not has_scenarios:
         yield _render_table(columns, range(len(columns["fits"])))
@@ -104,11 +104,13 @@ def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
         for estimate in estimates
     )
     if num_unknown:
-        yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
+        yield (
+            f"Memory unknown for {num_unknown:,} of {len(estimates):,} estimates: see the notes below."
+        )
 
 
 def _find_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
-    """Yield every note once, with its model unless it is there for all."""
+    """Yield each note once, with the name of its model unless all models have it."""
     of_all = set.intersection(*(set(estimate.notes) for estimate in estimates))
     yield from dict.fromkeys(
         note if note in of_all else f"{estimate.model}: {note}"

@@ -1,4 +1,4 @@
-"""What models need to run: as a page or a table for people, as JSON, or as rows in CSV."""
+"""Render estimates as a page or a table, as JSON, or as CSV with one row each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model's estimate for a terminal: the verdict, where the memory goes, and what would fit."""
+"""Show one estimate: the verdict, where the memory goes, and what would fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FIGURES = {
 
 
 def render_page(estimate: Estimate) -> str:
-    """Return all that is known of one estimate, 80 columns wide but for flags to copy."""
+    """Return everything known about one estimate, 80 columns wide except for flags to copy."""
     blocks = [
         "\n".join(wrap_paragraphs(list_verdict(estimate))),
         "\n".join(_list_facts(estimate)),
@@ -76,7 +76,7 @@ def _list_facts(estimate: Estimate) -> Iterator[str]:
 
 
 def _render_breakdown(estimate: Estimate) -> str:
-    """Return a table whose parts add up to the subtotals below them, and those to the total."""
+    """Return a table whose parts add up to the subtotals below them, and these to the total."""
     figures, peak = estimate.figures, estimate.at_peak
     parts = (
         ("weights", peak.weights_bytes if peak else figures.weights_bytes, None),
@@ -106,12 +106,12 @@ def _render_breakdown(estimate: Estimate) -> str:
 
 
 def _list_peaks(estimate: Estimate) -> Iterator[str]:
-    """Yield what made the peak of each phase, the highest first, and what the cache grows to."""
+    """Yield what caused the peak of each phase, the highest first, and the final cache size."""
     for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
         yield from list_fact(peak.phase.value, word_peak(peak))
     if estimate.figures.cache_bytes:
         size = word_size(estimate.figures.cache_bytes)
-        yield from list_fact("cache", f"{size} after the last token that is run")
+        yield from list_fact("cache", f"{size} after the last token that runs")
 
 
 def _render_variants(estimate: Estimate) -> str:

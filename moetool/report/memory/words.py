@@ -1,4 +1,4 @@
-"""What a model needs for a scenario, in sentences and words that fit a line."""
+"""Put scenarios, weights, peaks and limits into words that fit on a line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _VARIANTS = {
     "dequantized": "dequantized",
 }
 _METHODS = {
-    "simulated": "simulated: the model's own code, run without data, every allocation followed",
-    "approximate": "approximate: simulated, under an assumption that is noted below",
+    "simulated": "simulated: runs the model's own code without data, following every allocation",
+    "approximate": "approximate: simulated, under an assumption noted below",
     "measured": "measured on a GPU",
     "reported": "reported, not computed",
 }
@@ -36,9 +36,9 @@ def word_change(num_bytes: int) -> str:
 
 
 def word_fit(fit: Fit | None) -> str:
-    """Return whether it fits on one GPU, with the GiB left on it: `yes +51.5`, `no -64.9`.
+    """Return whether it fits on one GPU, with the GiB to spare or missing: `yes +51.5`, `no -64.9`.
 
-    Never `no -0.0`: what is missing, or left, is at least `0.01`.
+    The amount shown is at least `0.01`, so that `no -0.0` never appears.
     """
     if fit is None or fit.fits is None:
         return UNKNOWN
@@ -65,7 +65,7 @@ def word_seconds(seconds: float | None) -> str:
 
 
 def word_sizes(sizes: Sequence[int]) -> str:
-    """Return sizes as one, or as the least and the most: `10.1 to 19.2 GiB`."""
+    """Return sizes as one if they look equal, else as the range they span: `10.1 to 19.2 GiB`."""
     least, most = format_bytes(min(sizes)), format_bytes(max(sizes))
     if least == most:
         return least
@@ -74,7 +74,7 @@ def word_sizes(sizes: Sequence[int]) -> str:
 
 
 def word_run(scenario: Scenario) -> str:
-    """Return what is run: `generate: 8 sequences of 2,048 prompt tokens and 256 new ones`."""
+    """Return what runs: `generate: 8 sequences of 2,048 prompt tokens and 256 new ones`."""
     sequences = format_number_of(scenario.batch_size, "sequence")
     prompt = format_number_of(scenario.num_prompt_tokens, "prompt token")
     words = f"{scenario.task}: {sequences} of {prompt}"
@@ -103,7 +103,7 @@ def word_variant(name: str) -> str:
 
 
 def word_options(scenario: Scenario) -> str:
-    """Return what was chosen instead of what transformers chooses; empty if nothing was."""
+    """Return the options that differ from transformers' defaults; empty if none does."""
     words = []
     if scenario.attention is not None:
         words.append(f"{scenario.attention} attention")
@@ -117,13 +117,13 @@ def word_options(scenario: Scenario) -> str:
 
 
 def word_method(method: str) -> str:
-    """Return how figures came about, in more than a word."""
+    """Return how figures were obtained, in more than a word."""
     return _METHODS[method]
 
 
 def word_peak(peak: Peak) -> str:
-    """Return what made a peak, and how high it is."""
-    place = ", outside of layers" if peak.layer is None else f" of {peak.layer}"
+    """Return what caused a peak, and how high it is."""
+    place = ", outside layers" if peak.layer is None else f" of {peak.layer}"
     height = (
         f"{format_bytes(peak.above_weights_bytes)} above its weights"
         if peak.allocated_bytes is None
@@ -133,7 +133,7 @@ def word_peak(peak: Peak) -> str:
 
 
 def word_unquantized(estimate: Estimate) -> str:
-    """Return in what weights are loaded that bitsandbytes doesn't quantize: `mxfp4`, `unquantized`."""
+    """Return how weights are stored that bitsandbytes doesn't quantize: `mxfp4`, `unquantized`."""
     stored = estimate.stored
     if stored is None or stored.basis.value == "copy":
         return "unquantized"
@@ -142,7 +142,7 @@ def word_unquantized(estimate: Estimate) -> str:
 
 
 def word_stored(stored: StoredWeights) -> str:
-    """Return what a quantized checkpoint takes in its files, as loaded and dequantized."""
+    """Return the size of a quantized checkpoint in its files, as loaded, and dequantized."""
     words = f"{stored.method}: {word_size(stored.stored_bytes)} in its files"
     words += f", {word_size(stored.loaded_bytes)} as loaded"
     if stored.is_dequantized is not None and stored.loaded_bytes is not None:

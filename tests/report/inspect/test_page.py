@@ -81,7 +81,7 @@ layers   component        parameters   active   dtype          bytes
          router                  800      800   bfloat16     1.6 KiB
          routed experts    1,600,000   400.0K   bfloat16     3.1 MiB
          norm                    200      200   bfloat16   400 bytes
-Numbers are those of one layer; dtype and bytes: as loaded.
+Numbers are for one layer; dtype and bytes: as loaded.
 """
         in text
     )
@@ -110,7 +110,7 @@ def test_a_reported_system_is_shown_like_this() -> None:
     assert render_table_text([make_reported()], View(per_layer=True)) == (
         """\
 model       closed-1
-source      reports alone
+source      reports only
 total       1.6–1.8T, reported
 active      unknown, reported
 experts     16, top-2, reported

@@ -131,7 +131,7 @@ def test_layers_without_experts_are_listed() -> None:
 def test_shared_experts_and_widths_are_named() -> None:
     inspection = make_inspection(num_shared_experts=2, anatomy=make_anatomy(SOFTMAX))
     assert word_experts(inspection) == "top-2 of 8, 2 shared; 128 wide"
-    assert word_experts(make_inspection(num_shared_experts=None)) == "top-2 of 8, shared ones"
+    assert word_experts(make_inspection(num_shared_experts=None)) == "top-2 of 8, shared experts"
     assert word_experts(make_inspection(num_moe_layers=0)) == "none"
 
 
