@@ -1,4 +1,4 @@
-"""The `moetool` command."""
+"""Define the `moetool` command."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def main() -> None:
     catch_interrupts()
     _quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Data is UTF-8, whatever the terminal's locale. A file's name may hold bytes that are not:
-        # as escapes they stay readable, also to readers of JSON.
+        # Data is UTF-8, whatever the terminal's locale. Bytes of file names that are not UTF-8 are
+        # escaped, which JSON parsers can read.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = app(prog_name="moetool", standalone_mode=False)
@@ -81,21 +81,22 @@ def root(
     """Tells the truth about Mixture-of-Experts models."""
     del version
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        # Where rich lays it out, this prints the help itself and returns nothing.
+        typer.echo(context.get_help(), nl=False)
 
 
 root.__doc__ = app.info.help
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own talk off the terminal; what matters, moetool says itself."""
+    """Silence the libraries' own messages; moetool reports what matters itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It tells of every request that it tries again.
+    # It logs every request that it retries.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("MOETOOL_DEBUG"):
         warnings.simplefilter("ignore")
-        # It says of every offloaded model that it is offloaded.
+        # It logs that a model is offloaded, for every offloaded model.
         logging.getLogger("accelerate").setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Options of the commands, as annotated types, and the values they take."""
+"""Declare the commands' options as annotated types, and parse their values."""

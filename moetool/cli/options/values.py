@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from moetool.errors import UsageError
 
-# Far beyond any model's; keeps a slip of the finger from filling the memory.
+# Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
-# Far beyond any size's, and far below what Python refuses to read.
+# Far more digits than any size has, and far fewer than Python refuses to parse.
 _MOST_DIGITS = 20
 
 
@@ -14,7 +14,7 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
     """Return the layer numbers in a text like `0,2-5`; None for None.
 
     Raises:
-        UsageError: The text is no such list.
+        UsageError: The text is not a list of layers.
     """
     if text is None:
         return None
@@ -40,13 +40,13 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
     """Return the whole numbers in a text like `1,8,32`.
 
     Raises:
-        UsageError: The text is no such list.
+        UsageError: The text is not a list of whole numbers.
     """
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not part.removeprefix("-").isdecimal() or len(part) > _MOST_DIGITS:
             raise UsageError(
-                f"{option}: '{part}' is not a usable number.",
+                f"{option}: '{part}' is not a whole number.",
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))
