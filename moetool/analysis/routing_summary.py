@@ -31,7 +31,7 @@ class RoutingSummary:
 
 
 def summarize_routing(counts: ExpertCounts) -> RoutingSummary:
-    """Return what the counts of a trace show at a glance."""
+    """Return the summary of a trace's counts."""
     loads = measure_load(counts)
     known = [(load.entropy, load) for load in loads if load.entropy is not None]
     lifts = measure_lift(counts)

@@ -19,7 +19,7 @@ def test_without_a_file_a_report_goes_to_stdout(
     assert capsys.readouterr().out == "größer\n"
 
 
-def test_a_report_is_written_to_a_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_report_is_written_to_a_file_and_nothing_else(tmp_path: Path) -> None:
     print_or_write("größer\n", tmp_path / "report.txt", force=False)
     assert (tmp_path / "report.txt").read_bytes() == "größer\n".encode()
     assert [path.name for path in tmp_path.iterdir()] == ["report.txt"]

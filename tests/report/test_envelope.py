@@ -1,4 +1,4 @@
-"""What every report for machines has in common."""
+"""Properties that every report for machines has."""
 
 from __future__ import annotations
 

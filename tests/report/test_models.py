@@ -1,4 +1,4 @@
-"""The catalogue as a table that fits a terminal, as JSON and as CSV."""
+"""The catalogue as tables that fit a terminal, as JSON and as CSV."""
 
 from __future__ import annotations
 

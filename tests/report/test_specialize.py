@@ -1,4 +1,4 @@
-"""Specialization as a table that fits a terminal, as JSON and as CSV."""
+"""Specialization as tables that fit a terminal, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def result(request: pytest.FixtureRequest) -> Specialization:
 
 
 def unwrap(text: str) -> str:
-    """Return the text as one line, for sentences that may run over several."""
+    """Return the text as one line, because a sentence may run over several."""
     return " ".join(text.split())
 
 
@@ -92,7 +92,7 @@ def test_the_table_has_a_line_for_every_domain_with_its_surest_expert() -> None:
 
 
 def test_the_lift_shown_is_the_share_over_the_share_of_all_tokens() -> None:
-    """As the line below the table says, from the counts themselves."""
+    """Recomputed from the counts, as the line below the table defines it."""
     counts = make_counts(["code", "prose"])
     for cell in make_result(counts).experts:
         layer = next(layer for layer in counts.layers if layer.layer == cell.layer)

@@ -1,4 +1,4 @@
-"""Several inspections side by side: no label folds, and as many stand together as fit."""
+"""Several inspections side by side: no label folds, and blocks are as wide as fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON and CSV of inspections made by hand: unrounded, and complete."""
+"""JSON and CSV of hand-made inspections: unrounded and complete."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rows_are_in_the_json_only_if_asked_for() -> None:
     assert "rows" not in model
 
 
-def test_what_differs_between_tokens_is_null_with_its_range_beside_it() -> None:
+def test_counts_that_differ_between_tokens_are_null_with_their_range() -> None:
     table = make_table()
     rows = tuple(
         replace(row, active=ActiveRange(100_000, 400_000))
@@ -151,7 +151,7 @@ def test_files_and_their_differences_are_in_the_json() -> None:
 
 
 @pytest.mark.parametrize("form", ReportFormat)
-def test_a_path_that_is_no_unicode_can_be_written(form: ReportFormat) -> None:
+def test_a_path_that_is_not_unicode_can_be_written(form: ReportFormat) -> None:
     inspection = make_inspection(model="caf\udce9")
     for models in ([inspection], [inspection, inspection]):
         text = RENDERERS[form](models)

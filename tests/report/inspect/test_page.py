@@ -1,4 +1,4 @@
-"""Inspections for a terminal: eighty columns, whatever is in them, and sums that can be checked."""
+"""Inspections for a terminal: never over eighty columns, with sums that are checked."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ Unconfirmed.
 
 
 def _count_layers(words: str) -> int:
-    """Return how many layers words like `0-2, 5, 7, …, 13` stand for."""
+    """Return the number of layers that words like `0-2, 5, 7, …, 13` stand for."""
     if words == "–":
         return 1
     parts = words.split(", ")
@@ -142,7 +142,7 @@ def _count_layers(words: str) -> int:
 
 
 def _add_up(text: str) -> int:
-    """Return the sum of the printed column of parameters, each times the layers it stands for."""
+    """Return the sum of the printed parameters, each times the number of layers it stands for."""
     header, _, *lines = text[
         text.index("\nlayers  ", text.index("\ncomponent ")) + 1 :
     ].splitlines()

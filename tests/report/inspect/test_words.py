@@ -1,4 +1,4 @@
-"""How layers, experts, routing and mixers are put into words."""
+"""Words for layers, experts, routing and mixers."""
 
 from __future__ import annotations
 

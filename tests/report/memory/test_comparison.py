@@ -1,4 +1,4 @@
-"""Several estimates: what differs stands in columns, what doesn't stands once above them."""
+"""Several estimates: differences in columns, and common facts once above them."""
 
 from __future__ import annotations
 

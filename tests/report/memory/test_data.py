@@ -1,4 +1,4 @@
-"""JSON and CSV of estimates made by hand: unrounded, complete, and as the schema promises."""
+"""JSON and CSV of hand-made estimates: unrounded, complete, and as the schema promises."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_what_is_unknown_is_an_empty_cell() -> None:
 
 
 @pytest.mark.parametrize("form", ReportFormat)
-def test_a_path_that_is_no_unicode_can_be_written(form: ReportFormat) -> None:
+def test_a_path_that_is_not_unicode_can_be_written(form: ReportFormat) -> None:
     estimate = make_estimate(model="caf\udce9")
     for estimates in ([estimate], [estimate, make_estimate()]):
         assert "caf" in RENDERERS[form](estimates).encode().decode()

@@ -1,4 +1,4 @@
-"""What fits where, what several GPUs or the host would hold, and bounds on time, as shown."""
+"""Tables of fits, of weights shared or offloaded, and of bounds on time."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ yes/no: GiB to spare, or missing, on one GPU.
     )
 
 
-def test_ways_that_can_not_be_gone_are_told_without_a_table() -> None:
+def test_strategies_that_cannot_be_used_are_listed_without_a_table() -> None:
     for rank in (RANKS[2], replace(RANKS[2], weights_bytes=(GIB,))):
         text = render(ranks=(rank,))
         assert "\nexpert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.\n" in text

@@ -1,4 +1,4 @@
-"""One estimate for a terminal: the verdict first, eighty columns, sums that can be checked."""
+"""One estimate for a terminal: the verdict first, eighty columns, sums that are checked."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_unknown_figures_are_said_to_be() -> None:
     ("is_dequantized", "ending"),
     [(True, ", dequantized"), (False, ", still quantized"), (None, "")],
 )
-def test_a_quantized_checkpoint_is_told_as_stored_and_as_loaded(
+def test_a_quantized_checkpoint_is_shown_as_stored_and_as_loaded(
     is_dequantized: bool | None, ending: str
 ) -> None:
     stored = StoredWeights(

@@ -1,4 +1,4 @@
-"""Words for sizes, times and fits: never a sign, a unit or a zero that misleads."""
+"""Words for sizes, times and fits: no misleading sign, unit or zero."""
 
 from __future__ import annotations
 

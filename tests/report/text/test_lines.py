@@ -1,4 +1,4 @@
-"""Words in lines: labelled facts, and notes that stand apart."""
+"""Lines of words: labelled facts, and notes that stand apart."""
 
 from __future__ import annotations
 

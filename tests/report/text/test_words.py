@@ -1,4 +1,4 @@
-"""Values that may be unknown, in a word or two."""
+"""Words for values that may be unknown."""
 
 from __future__ import annotations
 
