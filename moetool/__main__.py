@@ -1,12 +1,12 @@
-"""Run the `moetool` command by `python -m moetool`."""
+"""`python -m moetool` is the `moetool` command."""
 
 from moetool.cli.interrupts import catch_interrupts, end_interrupts
 
 
 def main() -> None:
-    """Run the command line and exit with its code, or with 130 after Ctrl-C."""
+    """Run the command line and exit with its code, or with 130 wherever a Ctrl-C comes."""
     catch_interrupts()
-    # Imported after the handler is set, because it takes a tenth of a second.
+    # Only now: what it imports takes a tenth of a second.
     from moetool.cli.main import main as run
 
     try:

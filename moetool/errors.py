@@ -1,13 +1,13 @@
-"""Define the errors that users can act on, each with a sentence, a hint and an exit code.
+"""What can go wrong through no fault of moetool: a sentence, a hint, and an exit code each.
 
     MoetoolError
-    ├── UsageError            2  contradictory options, an output that exists
+    ├── UsageError            2  flags that make no sense together, an output that exists
     ├── InputError            3  a path, checkpoint or prompts file that can't be used
     ├── DenseModelError       4  a model without routed experts, where routing is asked for
     ├── UntraceableError      5  routing that can't be recorded exactly
-    └── OutOfMemoryError      6  an allocation that failed, as far as Python sees it
+    └── OutOfMemoryError      6  memory ran out as far as Python sees it
 
-Library code raises these; only `moetool.cli.errors` prints them.
+Library code raises these; only `moetool.cli.errors` turns them into lines on a terminal.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class MoetoolError(Exception):
     """Something the user can act on.
 
     Attributes:
-        message: One sentence that names the thing and what was wrong with it, without advice.
-        hint: One imperative sentence: what to do about it.
-        facts: Further lines to show, each `label: what was seen`.
+        message: What was wrong with which thing: one sentence, no trailing advice.
+        hint: What to do about it: one sentence.
+        facts: Further lines worth showing, each `label: what was seen`.
     """
 
     exit_code: ClassVar[int] = 1

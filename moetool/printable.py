@@ -1,27 +1,27 @@
-"""Make text from files and arguments safe to show on a terminal."""
+"""Text from files and arguments, made safe to show on a terminal."""
 
 from __future__ import annotations
 
 import json
 import re
 
-# Characters that may be unprintable; letters of most languages are among them.
+# What may not be: letters of all languages are among them.
 _UNPRINTABLE = re.compile(r"[^\n\x20-\x7e]")
 
 
 def printable(text: object, *, max_length: int = 200) -> str:
-    r"""Return text on one line, without characters that steer a terminal, cut to a length.
+    r"""Return a text on one line, without characters that steer a terminal, cut to a length.
 
     Control characters, line separators, invisible and direction-changing characters and halves of
-    surrogate pairs become visible escapes such as `\x1b`, `\n` and `\u202e`. In a text that is too
-    long, an ellipsis replaces the middle: both ends of a path or a sentence say what it is.
+    surrogate pairs become visible escapes such as `\x1b`, `\n` and `\u202e`. A longer text loses
+    its middle to an ellipsis: both ends of a path or of a sentence say what it is.
 
     Args:
-        text: Any object; all but strings are converted with `str`.
-        max_length: Length of the result, in characters.
+        text: Anything; what is not a text is shown as `str` has it.
+        max_length: Of the result, in characters.
     """
     whole = str(text)
-    # Cut before escaping as well, so that gigabytes of text cost nothing.
+    # Cut before escaping as well, so that a text of gigabytes costs nothing.
     shown = _cut(whole, max_length)
     if shown.isprintable():
         return shown
@@ -29,9 +29,9 @@ def printable(text: object, *, max_length: int = 200) -> str:
 
 
 def escape_json(text: str) -> str:
-    r"""Return JSON in which unprintable characters are escaped as `\uXXXX`; it parses to the same.
+    r"""Return JSON that reads the same and steers no terminal, as one character or two `\uXXXX`.
 
-    `json.dumps` escapes only the first 32 code points. Line breaks and indents are kept.
+    `json.dumps` escapes only the first 32 characters. Lines and indents are kept.
     """
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text
