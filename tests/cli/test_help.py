@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 
 import pytest
+from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
-from tests.cli.in_process import run_main
+from moetool.cli.main import app
+from tests.conftest import RunMoetool
 
 EXAMPLES = {
     "inspect": inspect.EXAMPLES,
@@ -35,19 +37,17 @@ OPTIONS = {
 }
 
 
-def read_help(command: str, monkeypatch: pytest.MonkeyPatch, *, columns: int = 80) -> str:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    completed = run_main(command, "--help")
-    assert completed.returncode == 0
-    assert completed.stderr == ""
-    return completed.stdout
+def read_help(command: str, *, columns: int = 80) -> str:
+    arguments = [command, "--help"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    return result.stdout
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_names_exactly_the_options_there_are(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = read_help(command, monkeypatch, columns=200)
+def test_help_names_exactly_the_options_there_are(command: str) -> None:
+    text = read_help(command, columns=200)
     rows = [line.removeprefix("│ ").split("  ") for line in text.splitlines() if "│" in line]
     words = {word for row in rows for cell in row for word in cell.strip().split(",")}
     assert {word for word in words if word.startswith("-")} == OPTIONS[command] | COMMON
@@ -55,29 +55,23 @@ def test_help_names_exactly_the_options_there_are(
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_is_as_wide_as_the_terminal_and_cuts_nothing(
-    command: str, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = read_help(command, monkeypatch, columns=columns)
+def test_help_is_as_wide_as_the_terminal_and_cuts_nothing(command: str, columns: int) -> None:
+    text = read_help(command, columns=columns)
     assert max(map(len, text.splitlines())) == columns
     assert "…" not in text
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_no_panel_of_options_has_more_than_ten(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    panels = read_help(command, monkeypatch).split("╭─")[1:]
+def test_no_panel_of_options_has_more_than_ten(command: str) -> None:
+    panels = read_help(command).split("╭─")[1:]
     sizes = [sum(line.startswith("│ -") for line in panel.splitlines()) for panel in panels]
     assert max(sizes) <= 10
     assert sum(sizes) >= 5
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_ends_in_examples_on_a_line_each(
-    command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = read_help(command, monkeypatch)
+def test_help_ends_in_examples_on_a_line_each(command: str) -> None:
+    text = read_help(command)
     _, _, end = text.partition("\n Examples:")
     lines = [line.strip() for line in end.splitlines() if line.strip()]
     assert lines == list(EXAMPLES[command])
@@ -98,9 +92,12 @@ def test_an_example_names_options_and_models_that_exist(example: str) -> None:
             assert model in read_published_models() or model.startswith("./")
 
 
-@pytest.mark.parametrize("option", ["-q", "--quiet"])
-def test_a_quiet_run_prints_its_data_and_nothing_else(option: str) -> None:
-    loud = run_main("inspect", "demo", "--source", "headers")
-    quiet = run_main("inspect", "demo", "--source", "headers", option)
+@pytest.mark.parametrize(
+    "arguments", [("models",), ("inspect", "demo", "--source", "headers")], ids=" ".join
+)
+def test_a_quiet_run_prints_its_data_and_nothing_else(
+    arguments: tuple[str, ...], run_moetool: RunMoetool
+) -> None:
+    loud, quiet = run_moetool(*arguments), run_moetool(*arguments, "-q")
+    assert loud.stdout
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, loud.stdout, "")
-    assert run_main("models", option).stdout == run_main("models").stdout
