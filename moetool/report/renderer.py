@@ -18,7 +18,7 @@ class ReportFormat(StrEnum):
 
 @dataclass(frozen=True)
 class View:
-    """What the reader asked to see of a result. It changes no number.
+    """The part of a result that the reader asked to see. A view changes no number.
 
     Attributes:
         per_layer: Show every layer, not only totals.

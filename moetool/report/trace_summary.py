@@ -38,7 +38,7 @@ def render_trace_summary(
 
     Args:
         metadata: What was traced.
-        routing: Its routing.
+        routing: A summary of the same trace.
         num_rows: Rows of the trace.
         elapsed_s: Wall time of the whole run.
         wrote: The file that holds the rows, if they went to one.

@@ -1,4 +1,4 @@
-"""What comes from files and arguments is shown as text: it steers no terminal and fakes no line."""
+"""Text from files and arguments is shown as text: it can't steer a terminal or fake a line."""
 
 from __future__ import annotations
 

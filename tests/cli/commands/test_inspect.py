@@ -56,7 +56,7 @@ def start(*args: str | Path, **environment: str) -> subprocess.Popen[bytes]:
     )
 
 
-# What is told
+# Figures
 
 
 def test_published_models_have_the_totals_that_are_known(run_moetool: RunMoetool) -> None:

@@ -1,4 +1,4 @@
-"""What `moetool memory-estimate` asks to be simulated, and what it refuses before."""
+"""Simulations that `moetool memory-estimate` asks for, and refusals before any of them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_is_no_list_of_numbers_is_refused_by_its_option(text: str) -> None:
 
 
 class FakeEstimates:
-    """Stands in for the simulation, and keeps what it was asked."""
+    """Stands in for the simulation, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[Scenario], dict[str, Any]]] = []
@@ -140,7 +140,7 @@ class FakeEstimates:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEstimates:
-    """What `moetool memory-estimate` asks, in this test, instead of the simulation."""
+    """A stand-in that `moetool memory-estimate` calls in place of the simulation."""
     estimates = FakeEstimates()
     module = SimpleNamespace(estimate_memory=estimates.estimate_memory)
     monkeypatch.setitem(sys.modules, "moetool.memory.estimate", module)
