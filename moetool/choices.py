@@ -1,4 +1,4 @@
-"""Options of the library: taken for what they mean, or refused with what there is to choose from."""
+"""Check the options of library functions: convert them, or refuse them with the alternatives."""
 
 from __future__ import annotations
 
@@ -19,36 +19,29 @@ _repr.maxstring = _repr.maxother = 60
 
 
 def choose(value: object, kind: type[_Choice], *, name: str) -> _Choice:
-    """Return a member of an enum, given itself or its value.
+    """Return a member of an enum, given the member or its value.
 
     Args:
-        value: What was given.
-        kind: The enum.
-        name: What it is for, as it reads in `The … can't be 3.`
+        value: The option as given.
+        kind: The enum to choose from.
+        name: What the option is called in messages, as in `The … can't be 3.`
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The value is not in the enum.
     """
     return kind(choose_word(value, [choice.value for choice in kind], name=name))
 
 
 def choose_word(value: object, words: Sequence[str], *, name: str) -> str:
-    """Return one of several words.
-
-    Args:
-        value: What was given.
-        words: The words, at least two.
-        name: What they are for.
+    """Return one of at least two words.
 
     Raises:
-        UsageError: It is none of them.
+        UsageError: The value is not one of the words.
     """
     if isinstance(value, str) and value in words:
         return str(value)
     *others, last = words
-    raise UsageError(
-        f"The {name} can't be {_show(value)}.", hint=f"Choose {', '.join(others)} or {last}."
-    )
+    raise _refuse(value, name, hint=f"Choose {', '.join(others)} or {last}.")
 
 
 @overload
@@ -64,17 +57,17 @@ def take_count(value: object, *, name: str, smallest: int, largest: int) -> int:
 def take_count(
     value: object, *, name: str, smallest: int, largest: int, is_optional: bool = False
 ) -> int | None:
-    """Return a whole number, also of a type other than Python's own; never a truth value.
+    """Return a whole number as an int. Integers of other libraries count; booleans do not.
 
     Args:
-        value: What was given.
-        name: What it counts.
-        smallest: The least that it may be.
-        largest: The most that it may be.
-        is_optional: Whether None may stand for no number.
+        value: The option as given.
+        name: What the option is called in messages.
+        smallest: Lower limit, itself allowed.
+        largest: Upper limit, itself allowed.
+        is_optional: Whether None is allowed, and returned.
 
     Raises:
-        UsageError: It is no whole number, or out of range.
+        UsageError: The value is not a whole number, or is out of range.
     """
     if value is None and is_optional:
         return None
@@ -94,14 +87,10 @@ def take_count(
 
 
 def take_flag(value: object, *, name: str) -> bool:
-    """Return True or False; never what only counts as one of them.
-
-    Args:
-        value: What was given.
-        name: What it says.
+    """Return True or False. Values that are merely truthy or falsy are refused.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The value is neither True nor False.
     """
     if isinstance(value, bool):
         return value
@@ -109,106 +98,80 @@ def take_flag(value: object, *, name: str) -> bool:
 
 
 def take_number(value: object, *, name: str, smallest: float, largest: float) -> float | None:
-    """Return a finite number; None for None.
-
-    Args:
-        value: What was given.
-        name: What it measures.
-        smallest: The least that it may be.
-        largest: The most that it may be.
+    """Return a finite number within limits; None for None.
 
     Raises:
-        UsageError: It is no number, or out of range.
+        UsageError: The value is not a number, or is out of range.
     """
     if value is None:
         return None
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
-    # In this order: what is not finite compares as false.
+    # Written so that NaN, which compares as False, is refused.
     if number is not None and smallest <= number <= largest:
         return float(number)
-    raise UsageError(
-        f"The {name} can't be {_show(value)}.",
-        hint=f"Give a number from {smallest:g} to {largest:g}, or None.",
-    )
+    raise _refuse(value, name, hint=f"Give a number from {smallest:g} to {largest:g}, or None.")
 
 
 def take_text(value: object, *, name: str) -> str:
-    """Return a text.
-
-    Args:
-        value: What was given.
-        name: What it names.
+    """Return a string.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The value is not a string.
     """
     if isinstance(value, str):
         return value
-    raise UsageError(f"The {name} can't be {_show(value)}.", hint="Give it as a text.")
+    raise _refuse(value, name, hint="Give it as a string.")
 
 
 def take_path(value: object, *, name: str) -> Path:
-    """Return a path, given as one or as a text.
-
-    Args:
-        value: What was given.
-        name: What is there.
+    """Return a path, given as a Path or a string.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The value is neither, or contains a null character.
     """
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
         if isinstance(path, str) and "\0" not in path:
             return Path(path)
-    raise UsageError(
-        f"The {name} can't be {_show(value)}.", hint="Give its path, as a text or a Path."
-    )
+    raise _refuse(value, name, hint="Give its path as a string or a Path.")
 
 
 def take_numbers(value: object, *, name: str, largest: int) -> frozenset[int] | None:
-    """Return the whole numbers of a collection, each once; None for None.
+    """Return the whole numbers in a collection, each once; None for None.
 
     Args:
-        value: What was given.
-        name: What each of them is.
-        largest: The most that one may be.
+        value: The option as given.
+        name: What one of the numbers is called in messages.
+        largest: Upper limit of each number, itself allowed.
 
     Raises:
-        UsageError: It is no collection of such numbers, or an empty one.
+        UsageError: The value is not a collection of such numbers, or is empty.
     """
     if value is None:
         return None
     if not isinstance(value, Collection) or isinstance(value, str | bytes) or not len(value):
-        raise UsageError(
-            f"The {name}s can't be {_show(value)}.",
-            hint="Give a list of whole numbers, or None for all.",
-        )
+        raise _refuse(value, f"{name}s", hint="Give a list of whole numbers, or None for all.")
     return frozenset(take_count(each, name=name, smallest=0, largest=largest) for each in value)
 
 
 def take_sizes(value: object, *, name: str) -> tuple[int, ...]:
-    """Return what a sequence lists, in its order and each once; scenarios check the numbers.
-
-    Args:
-        value: What was given.
-        name: What they are.
+    """Return the items of a sequence in its order, each once. Scenarios check the numbers.
 
     Raises:
-        UsageError: It is no sequence of such numbers.
+        UsageError: The value is not a sequence, or has items that can't be numbers.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UsageError(
-            f"The {name} can't be {_show(value)}.", hint="Give a list of whole numbers."
-        )
-    try:
-        return tuple(dict.fromkeys(value))
-    except TypeError:
-        raise UsageError(
-            f"The {name} can't be {_show(value)}.", hint="Give a list of whole numbers."
-        ) from None
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        try:
+            return tuple(dict.fromkeys(value))
+        except TypeError:
+            pass
+    raise _refuse(value, name, hint="Give a list of whole numbers.")
+
+
+def _refuse(value: object, name: str, *, hint: str) -> UsageError:
+    return UsageError(f"The {name} can't be {_show(value)}.", hint=hint)
 
 
 def _show(value: object) -> str:
-    """Return what was given, on one line of printable characters, however long it is."""
+    """Return a value on one line of printable characters, shortened if it is long."""
     return _repr.repr(str(value) if isinstance(value, StrEnum) else value)

@@ -75,7 +75,7 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
     return cells
 
 
-def find_most_lifted(cells: Sequence[DomainExpert], *, limit: int) -> dict[str, list[DomainExpert]]:
+def find_most_lifted(cells: Sequence[DomainExpert]) -> dict[str, list[DomainExpert]]:
     """Return each domain's over-represented experts over all layers, the surest first.
 
     These are the experts whose lift is above 1 even at its lower limit, in the order of that limit:
@@ -85,7 +85,7 @@ def find_most_lifted(cells: Sequence[DomainExpert], *, limit: int) -> dict[str, 
     for cell in sorted(cells, key=lambda cell: -(cell.lift_low or 0)):
         if cell.lift_low is not None and cell.lift_low > 1:
             ranked[cell.domain].append(cell)
-    return {domain: ranked[domain][:limit] for domain in sorted(ranked)}
+    return {domain: ranked[domain] for domain in sorted(ranked)}
 
 
 def sum_by_domain(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.lift import DomainExpert, measure_lift
+from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
@@ -19,6 +19,9 @@ _CELLS_AT_ONCE = 2**24
 # More would neither fit into memory nor be read.
 _MOST_CELLS = 2**27
 _MOST_EXPERTS = 500_000
+# With fewer prompts a domain, p-values are coarse and intervals wide.
+_ENOUGH_PROMPTS = 20
+_DOMAINS_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,22 @@ class DomainSize:
 
 @dataclass(frozen=True)
 class Specialization:
-    """The whole answer: per layer whether, per domain and expert how."""
+    """The whole answer: per layer whether, per domain and expert how.
+
+    Attributes:
+        domains: In alphabetical order.
+        layers: In the order of the trace.
+        experts: Every domain and expert of every layer.
+        most_lifted: Of these, the over-represented ones of each domain, the surest first.
+        num_permutations: Permutations of the prompts' labels behind the p-values.
+        seed: Random seed of the permutations.
+        notes: Warnings, what was inferred, and why a number is None: a sentence each.
+    """
 
     domains: tuple[DomainSize, ...]
     layers: tuple[LayerSpecialization, ...]
     experts: tuple[DomainExpert, ...]
+    most_lifted: Mapping[str, Sequence[DomainExpert]]
     num_permutations: int
     seed: int
     notes: tuple[str, ...]
@@ -127,13 +141,19 @@ def measure_specialization(
         for index, layer in enumerate(counts.layers)
     )
     experts = measure_lift(counts)
+    domains = _domain_sizes(counts, label, names)
     return Specialization(
-        domains=_domain_sizes(counts, label, names),
+        domains=domains,
         layers=layers,
         experts=tuple(experts),
+        most_lifted=find_most_lifted(experts),
         num_permutations=num_permutations,
         seed=seed,
-        notes=(*counts.notes, *_explain_unknown(layers, experts)),
+        notes=(
+            *_warn_of_few_prompts(domains),
+            *counts.notes,
+            *_explain_unknown(layers, experts),
+        ),
     )
 
 
@@ -151,6 +171,18 @@ def _describe_layer(
         normalized=(observed - null) / domain_entropy if domain_entropy > 0 else None,
         p_value=p_value,
     )
+
+
+def _warn_of_few_prompts(domains: Sequence[DomainSize]) -> list[str]:
+    few = [size.domain for size in domains if size.prompts < _ENOUGH_PROMPTS]
+    if not few:
+        return []
+    shown = ", ".join(printable(domain, max_length=80) for domain in few[:_DOMAINS_NAMED])
+    more = f" and {len(few) - _DOMAINS_NAMED} more" if len(few) > _DOMAINS_NAMED else ""
+    return [
+        f"fewer than {_ENOUGH_PROMPTS} prompts in {shown}{more}: p-values are coarse there, and "
+        "intervals are wide."
+    ]
 
 
 def _explain_unknown(

@@ -1,1 +1,1 @@
-"""The command line: arguments in, one library call, one renderer out."""
+"""Parse arguments, make one library call, and render its result."""

@@ -1,4 +1,4 @@
-"""The one place that turns exceptions into sentences and exit codes."""
+"""Turn exceptions into sentences and exit codes; no other module does."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from moetool.printable import printable
 DONE = 0
 USAGE = 2
 
-# The most that is shown of a line, and of the lines between error and hint: what an input holds may
-# be of any length.
+# Limits on what is shown, because text from inputs may have any length.
 _LONGEST_LINE = 1_000
 _MOST_FACTS = 20
 
-# What only an output can run into, and only after it was opened.
+# Errors that only an output can cause, and only after it was opened.
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 an input "
-    "that can't be used; 4 a dense model where routing is asked for; 5 routing that can't be "
-    "traced exactly; 6 out of memory; 130 interrupted."
+    "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 unusable "
+    "input; 4 a dense model where routing is needed; 5 routing that can't be traced exactly; "
+    "6 out of memory; 130 interrupted."
 )
 
 Parameters = ParamSpec("Parameters")
@@ -37,10 +36,10 @@ Result = TypeVar("Result")
 
 
 def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Return a command that ends in a sentence and an exit code where it would raise.
+    """Return a command that ends with a sentence and an exit code instead of raising.
 
-    Only what the user can act on is put into words; any other exception is a bug of ours and
-    keeps its traceback, as does everything with `MOETOOL_DEBUG=1`.
+    Only errors that the user can act on get a sentence. Any other exception is a bug of ours and
+    keeps its traceback; with `MOETOOL_DEBUG=1`, every exception does.
     """
 
     @wraps(command)
@@ -48,7 +47,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
         try:
             with interruptible():
                 result = command(*args, **kwargs)
-                # Here, so that a closed pipe or a full disk is met where it can be put into words.
+                # Flushed here, so that a closed pipe or a full disk is caught below.
                 sys.stdout.flush()
             return result
         except MoetoolError as error:
@@ -56,14 +55,14 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:
-            _say("Memory ran out.", hint="Use a machine with more of it.", notes=_notes(error))
+            _say("Out of memory.", hint="Use a machine with more memory.", notes=_notes(error))
             raise typer.Exit(6) from error
         except KeyboardInterrupt as error:
             if say_once():
                 _say(MESSAGE, hint=HINT, notes=_notes(error))
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
-            # Whoever read our output has had enough.
+            # The reader of our output, such as `head`, has closed the pipe.
             discard_stdout()
             raise typer.Exit(DONE) from error
         except OSError as error:
@@ -71,19 +70,19 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
                 raise
             discard_stdout()
             sentence = f"Writing failed: {os.strerror(error.errno)}."
-            _say(sentence, hint="Write to a place with room for it.", notes=_notes(error))
+            _say(sentence, hint="Write to a disk with more free space.", notes=_notes(error))
             raise typer.Exit(USAGE) from error
 
     return spoken
 
 
 def discard_stdout() -> None:
-    """Send what is still buffered for stdout nowhere; Python would complain of it at exit."""
+    """Discard what is still buffered for stdout; Python would complain about it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_usage_error(message: str) -> int:
-    """Say what was wrong with the command line; return the exit code."""
+    """Print what was wrong with the command line, and return the exit code."""
     sentence = " ".join(message.split())
     hint = "Run `moetool --help`, or `moetool COMMAND --help`."
     _say(sentence if sentence.endswith((".", "?", "!")) else f"{sentence}.", hint=hint)

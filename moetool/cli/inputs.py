@@ -1,4 +1,4 @@
-"""The files that a command reads, which its output must not replace."""
+"""List the files that a command reads, so that its output does not replace them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moetool.checkpoint.reference import ModelReference
 
-# A folder may hold reports next to the checkpoint, and those may be replaced.
+# Other files in a checkpoint's folder, such as earlier reports, may be replaced.
 _CHECKPOINT_FILES = (
     "*config.json",
     "*.index.json",
@@ -34,7 +34,7 @@ _CHECKPOINT_FILES = (
 
 
 def list_model_files(references: Sequence[ModelReference]) -> list[Path]:
-    """Return the files that local checkpoints are made of."""
+    """Return the files that make up local checkpoints."""
     paths = [reference.path for reference in references if reference.path is not None]
     folders = [path for path in paths if os.path.isdir(path)]
     files = [path for path in paths if path not in folders]
@@ -61,7 +61,7 @@ def list_prompt_files(prompts: str | None) -> list[Path]:
     if prompts is None or prompts == "-":
         return []
     if os.path.isdir(prompts):
-        # A folder that can't be read is refused where it is read.
+        # A folder that can't be listed is refused later, when its prompts are read.
         with suppress(OSError):
             return [file for file in Path(prompts).iterdir() if file.suffix in READERS]
         return []

@@ -1,9 +1,8 @@
-"""Ctrl-C at any moment: one error, one hint, exit 130.
+"""Handle Ctrl-C at any moment: one error, one hint, exit code 130.
 
-Before a command runs there is nothing to save, so the first Ctrl-C ends the process at once. In a
-command it is raised, so that what was written is kept; the next one, which impatience sends, changes
-nothing, and a third ends the process at once, unless it is just saving something. After the command
-there is nothing left to interrupt.
+Before a command runs there is nothing to save, so the first Ctrl-C ends the process at once. During
+a command it raises KeyboardInterrupt, so that partial results are kept. A second Ctrl-C changes
+nothing, and a third ends the process at once. After the command there is nothing to interrupt.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 MESSAGE = "Interrupted."
-HINT = "Run the same command to start over, with --force if it left anything."
+HINT = "Run the same command again to start over, with --force if it left any output."
 
-# After so many, whoever sends them does not want to wait for anything to be saved.
+# After this many, the user does not want to wait for anything to be saved.
 _PATIENCE = 3
-# Libraries catch everything while they try what they can import: what is raised there may be lost.
+# Libraries catch every exception while they try imports, so a single interrupt may be lost.
 _REMINDER_S = 0.2
 
 
 class _State:
-    """What is known of the one command that a process runs."""
+    """State of the one command that a process runs."""
 
     num_received = 0
     is_reminder = False
@@ -39,9 +38,9 @@ class _State:
 
 
 def catch_interrupts() -> None:
-    """Have every Ctrl-C end this process in the sentence above; call it first of all.
+    """Make every Ctrl-C end this process with the message above. Call this before anything else.
 
-    One that the process was started to ignore, as behind `nohup`, stays ignored.
+    If the process was started with Ctrl-C ignored, as under `nohup`, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
@@ -49,16 +48,16 @@ def catch_interrupts() -> None:
 
 
 def was_interrupted() -> bool:
-    """Return whether there has been a Ctrl-C."""
+    """Return whether Ctrl-C was pressed."""
     return _State.num_received > 0
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a Ctrl-C be raised in the block, where what was written can be kept.
+    """Let Ctrl-C raise in the block, which can then keep what it has written.
 
     Raises:
-        KeyboardInterrupt: There was a Ctrl-C, whatever a library made of it.
+        KeyboardInterrupt: Ctrl-C was pressed, whatever exception a library turned it into.
     """
     _State.num_received, _State.is_over, _State.was_said = 0, False, False
     _State.is_in_command = True
@@ -77,16 +76,16 @@ def interruptible() -> Iterator[None]:
 
 
 def say_once() -> bool:
-    """Return whether the sentence is still to be said, and take it as said."""
+    """Return whether the message has yet to be printed, and mark it as printed."""
     was_said, _State.was_said = _State.was_said, True
     return not was_said
 
 
 def end_interrupts() -> None:
-    """Ignore every Ctrl-C from now on; if there was one, end the process.
+    """Ignore Ctrl-C from now on; if it was pressed before, end the process.
 
-    Python would die of one on its way down, when nothing is left to interrupt. A library that was
-    interrupted on its way up may not survive that way at all.
+    A Ctrl-C while Python shuts down would end in a traceback, with nothing left to interrupt. If a
+    library was interrupted while being imported, a regular shutdown may fail.
     """
     if was_interrupted():
         _leave()
@@ -114,14 +113,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _leave() -> NoReturn:
     if say_once():
-        # What the terminal shows of progress is wiped, and its cursor shown again.
+        # Wipe the progress line, and show the cursor again.
         clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
         os.write(2, f"{clear}error: {MESSAGE}\nhint: {HINT}\n".encode())
     os._exit(INTERRUPTED)
 
 
 def _remind() -> None:
-    """Interrupt the command again and again, until the interrupt has come through."""
+    """Interrupt the command repeatedly, until an interrupt gets through."""
     while True:
         time.sleep(_REMINDER_S)
         if not _State.is_in_command:
@@ -131,13 +130,13 @@ def _remind() -> None:
 
 
 def _is_on_its_way(error: BaseException | None) -> bool:
-    """Return whether an interrupt, or what a library made of it, is being handled."""
+    """Return whether an interrupt, or an exception caused by it, is being handled."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
 
 
 def _ignore_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
-    """Say nothing of an interrupt where nothing can be raised, as in a finalizer; it comes again."""
+    """Hide an interrupt that can't be raised, as in a finalizer; the reminder repeats it."""
     if not (unraisable.exc_type is KeyboardInterrupt and was_interrupted()):
         sys.__unraisablehook__(unraisable)

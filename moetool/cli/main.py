@@ -1,4 +1,4 @@
-"""The `moetool` command."""
+"""Define the `moetool` command."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.commands.inspect import inspect
-from moetool.cli.commands.memory_estimate import memory_estimate
-from moetool.cli.commands.models import models
-from moetool.cli.commands.route_trace import route_trace
-from moetool.cli.commands.specialize import specialize
+from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
+from moetool.cli.help import list_examples, unwrap
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
 
 app = typer.Typer(
     name="moetool",
     help=f"Tells the truth about Mixture-of-Experts models.\n\n{EXIT_CODES}",
+    epilog=list_examples(
+        (
+            "moetool inspect mixtral-8x7b",
+            "moetool memory-estimate mixtral-8x7b --gpu h200",
+            "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+        )
+    ),
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("route-trace")(route_trace)
-app.command("specialize")(specialize)
-app.command("inspect")(inspect)
-app.command("memory-estimate")(memory_estimate)
-app.command("models")(models)
+for name, command, examples in (
+    ("inspect", inspect.inspect, inspect.EXAMPLES),
+    ("memory-estimate", memory_estimate.memory_estimate, memory_estimate.EXAMPLES),
+    ("route-trace", route_trace.route_trace, route_trace.EXAMPLES),
+    ("specialize", specialize.specialize, specialize.EXAMPLES),
+    ("models", models.models, models.EXAMPLES),
+):
+    app.command(name, help=unwrap(command.__doc__), epilog=list_examples(examples))(command)
 
 
 def main() -> None:
@@ -39,8 +46,8 @@ def main() -> None:
     catch_interrupts()
     _quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Data is UTF-8, whatever the terminal's locale. A file's name may hold bytes that are not:
-        # as escapes they stay readable, also to readers of JSON.
+        # Data is UTF-8, whatever the terminal's locale. Bytes of file names that are not UTF-8 are
+        # escaped, which JSON parsers can read.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = app(prog_name="moetool", standalone_mode=False)
@@ -74,22 +81,23 @@ def root(
     """Tells the truth about Mixture-of-Experts models."""
     del version
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        # Where rich lays it out, this prints the help itself and returns nothing.
+        typer.echo(context.get_help(), nl=False)
 
 
 root.__doc__ = app.info.help
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' own talk off the terminal; what matters, moetool says itself."""
-    # Where it raises an error, it may first log the whole configuration as one.
+    """Silence the libraries' own messages; moetool reports what matters itself."""
+    # Before transformers raises an error, it may log a whole configuration as one.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It tells of every request that it tries again.
+    # It logs every request that it retries.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("MOETOOL_DEBUG"):
         warnings.simplefilter("ignore")
-        # It says of every offloaded model that it is offloaded.
+        # It logs that a model is offloaded, for every offloaded model.
         logging.getLogger("accelerate").setLevel(logging.ERROR)

@@ -1,8 +1,10 @@
-"""Progress on stderr, on a terminal only."""
+"""Show progress on stderr."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,11 +16,27 @@ if TYPE_CHECKING:
 _LONGEST_LINE = 1_000
 
 
+@contextmanager
+def show_status(*, is_quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the current step on a line that vanishes in the end.
+
+    It shows nothing if asked to be quiet, or if stderr is not a terminal.
+    """
+    if is_quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda words: status.update(Text(printable(words)))
+
+
 class TerminalObserver:
     """Shows announcements, and a bar with tokens per second if stderr is a terminal.
 
     Args:
-        is_quiet: Show nothing but warnings.
+        is_quiet: Show nothing except warnings.
     """
 
     def __init__(self, *, is_quiet: bool) -> None:
@@ -39,13 +57,18 @@ class TerminalObserver:
             self._progress.stop()
 
     def announce(self, line: str) -> None:
-        """Print a line."""
+        """Print a line, unless asked to be quiet."""
         if not self._is_quiet:
-            print(printable(line, max_length=_LONGEST_LINE), file=sys.stderr)  # noqa: T201
+            sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
 
     def warn(self, line: str) -> None:
-        """Print a warning, whether asked to be quiet or not."""
-        print(printable(f"warning: {line}", max_length=_LONGEST_LINE), file=sys.stderr)  # noqa: T201
+        """Print a warning, even if asked to be quiet."""
+        sys.stderr.write(f"{printable(f'warning: {line}', max_length=_LONGEST_LINE)}\n")
+
+    def summarize(self, text: str) -> None:
+        """Print a summary of several lines, unless asked to be quiet."""
+        if not self._is_quiet:
+            sys.stderr.write(text)
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""

@@ -1,1 +1,1 @@
-"""From results to words, tables and files. Computes nothing."""
+"""Render finished results as text, JSON and CSV. Nothing is computed here."""

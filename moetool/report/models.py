@@ -1,17 +1,15 @@
-"""The catalogue of published models and reported systems: as a table, JSON or CSV."""
+"""Render the catalogue of published models and reported systems as tables, JSON or CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import moetool
-from moetool.report.text.tables import WIDTH, render_table
+from moetool.report import envelope
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import wrap_paragraphs
+from moetool.report.text.tables import render_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 _REPORTED = "reported"
 _STANDS_IN = "*"
 _UNCOUNTED = "†"
-_NOT_GIVEN = "A figure that is not given is one that the vendor, or the report, does not state."
+_NOT_GIVEN = "A figure is not given if neither the vendor nor the report states it."
 _COLUMNS = (
     "kind",
     "name",
@@ -37,8 +35,17 @@ _COLUMNS = (
 )
 
 
-def render_table_text(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
-    """Return both tables, how the models are counted, and how to read them."""
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that can be named without a network."""
+
+    models: Sequence[PublishedModel]
+    systems: Sequence[ReportedSystem]
+
+
+def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+    """Return both tables, how models are counted, and how to read the tables."""
+    models, systems = catalogue.models, catalogue.systems
     published = render_table(
         ("name", "total", "active", "Hub id"),
         [
@@ -69,65 +76,59 @@ def render_table_text(models: Sequence[PublishedModel], systems: Sequence[Report
     )
     notes = [
         "total and active are the vendor's own figures; vendors count active parameters in "
-        "different ways. Models are counted with their own class of transformers, except:",
+        "different ways. Models are counted with their own transformers class, except:",
         *_say_how_counted(models),
     ]
     closing = [
-        "reported: known from reports alone; quoted, never computed.",
+        "reported: known only from reports; quoted, never computed.",
         *(f"{system.name}: {system.notes}" for system in systems if system.notes),
     ]
-    return "\n".join([published, "", *_wrap(notes), "", reported, "", *_wrap(closing), ""])
+    blocks = [published, "", *wrap_paragraphs(notes), "", reported, "", *wrap_paragraphs(closing)]
+    return "\n".join([*blocks, ""])
 
 
-def render_json(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
-    """Return everything as one JSON object, figures as the strings that were published."""
-    value = {
-        "schema": "moetool.models/1",
-        "moetool": moetool.__version__,
-        "models": [
-            *(
-                {"kind": str(model.kind), "can_be_counted": model.can_be_counted, **asdict(model)}
-                for model in models
-            ),
-            *({"kind": _REPORTED, **asdict(system)} for system in systems),
-        ],
-        "notes": [_NOT_GIVEN],
-    }
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, with figures as the strings that were published."""
+    entries = [
+        *(
+            {"kind": model.kind, "can_be_counted": model.can_be_counted, **asdict(model)}
+            for model in catalogue.models
+        ),
+        *({"kind": _REPORTED, **asdict(system)} for system in catalogue.systems),
+    ]
+    return envelope.render_json("moetool.models/1", {"models": entries, "notes": [_NOT_GIVEN]})
 
 
-def render_csv(models: Sequence[PublishedModel], systems: Sequence[ReportedSystem]) -> str:
-    """Return one row for every model and every reported system."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    for model in models:
-        vendor = model.vendor
-        writer.writerow(
-            {
-                "kind": model.kind,
-                "name": model.name,
-                "title": model.title,
-                "hub_id": model.hub_id,
-                "total": _in_billions(vendor.total_b),
-                "active": _in_billions(vendor.active_b),
-                "source": vendor.source,
-                "active_note": vendor.active_note,
-                "notes": vendor.notes,
-                "counted_as": model.counted_as,
-                "not_counted_because": model.not_counted_because,
-            }
-        )
-    for system in systems:
-        writer.writerow({"kind": _REPORTED, **asdict(system)})
-    return text.getvalue()
+def render_csv(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+    """Return one row per model and reported system."""
+    return envelope.render_csv(_list_rows(catalogue), _COLUMNS)
 
 
-RENDERERS: Mapping[str, Callable[[Sequence[PublishedModel], Sequence[ReportedSystem]], str]] = {
-    "table": render_table_text,
-    "json": render_json,
-    "csv": render_csv,
+RENDERERS: Renderers[Catalogue] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
 }
+
+
+def _list_rows(catalogue: Catalogue) -> Iterator[dict[str, object]]:
+    for model in catalogue.models:
+        vendor = model.vendor
+        yield {
+            "kind": model.kind,
+            "name": model.name,
+            "title": model.title,
+            "hub_id": model.hub_id,
+            "total": _in_billions(vendor.total_b),
+            "active": _in_billions(vendor.active_b),
+            "source": vendor.source,
+            "active_note": vendor.active_note,
+            "notes": vendor.notes,
+            "counted_as": model.counted_as,
+            "not_counted_because": model.not_counted_because,
+        }
+    for system in catalogue.systems:
+        yield {"kind": _REPORTED, **asdict(system)}
 
 
 def _mark(model: PublishedModel) -> str:
@@ -150,7 +151,3 @@ def _say_how_counted(models: Sequence[PublishedModel]) -> list[str]:
         if not model.can_be_counted
     ]
     return [*stand_ins, *uncounted]
-
-
-def _wrap(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in textwrap.wrap(note, WIDTH)]

@@ -1,50 +1,43 @@
-"""How far experts specialize by domain: as a table, JSON or CSV."""
+"""Render the specialization of experts by domain as tables, JSON or CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import textwrap
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 
-import moetool
-from moetool.analysis.lift import DomainExpert, find_most_lifted
+from moetool.analysis.lift import DomainExpert
 from moetool.analysis.specialization import Specialization
-from moetool.printable import escape_json, printable
+from moetool.printable import printable
+from moetool.report import envelope
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import wrap_paragraphs
 from moetool.report.text.numbers import format_p_value, format_place, format_stack
-from moetool.report.text.tables import WIDTH, render_table
+from moetool.report.text.tables import render_table
 
 _EXPERTS_SHOWN = 3
-_ENOUGH_PROMPTS = 20
-_DOMAINS_NAMED = 12
-_LONGEST_NOTE = 1000
+# In a column of numbers; a word would widen it.
 _UNKNOWN = "–"
 
 
-def render_table_text(result: Specialization, *, trace: str) -> str:
+def render_table_text(result: Specialization, _: View = DEFAULT_VIEW) -> str:
     """Return both tables and how to read them."""
-    del trace
     even = sorted({cell.even_share for cell in result.experts})
     shares = " or ".join(f"{share:.1%}" for share in even)
     notes = [
-        "MI: mutual information of expert and domain, over assignments. permuted: its mean "
+        "MI: mutual information between expert and domain, over assignments. permuted: its mean "
         f"over {result.num_permutations} permutations of the prompts' labels. excess: the "
-        "difference, also as a part of the domains' entropy. p: how often a permutation "
+        "difference, also as a fraction of the domains' entropy. p: how often a permutation "
         "reaches MI.",
-        "share: part of the domain's tokens that the expert gets; even routing gives "
-        f"{shares}. lift: that share over the expert's share of all tokens. 95%: its "
-        "interval, of each lift by itself, if the prompts are a sample of their domains. Shown "
-        "are the experts whose interval lies above 1, ordered by its lower limit.",
+        "share: fraction of the domain's tokens that the expert gets; even routing gives "
+        f"{shares}. lift: that share over the expert's share of all tokens. 95%: the interval of "
+        "each single lift, if the prompts are a sample of their domains. The experts shown have "
+        "an interval above 1, and are ordered by its lower limit.",
         "A randomly initialised model is significant too: random routers route by vocabulary, "
-        "and domains differ in vocabulary. p shows that the routing differs between domains, "
-        "not that the model has learned it.",
-        *_warn_of_few_prompts(result),
-        *(printable(note, max_length=_LONGEST_NOTE) for note in result.notes),
+        "and domains differ in vocabulary. p shows that routing differs between domains, not "
+        "that the model has learned it.",
+        *result.notes,
     ]
-    wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH)]
-    return "\n".join([_render_layers(result), "", _render_domains(result), "", *wrapped, ""])
+    blocks = [_render_layers(result), "", _render_domains(result), "", *wrap_paragraphs(notes)]
+    return "\n".join([*blocks, ""])
 
 
 def _render_layers(result: Specialization) -> str:
@@ -68,12 +61,12 @@ def _render_layers(result: Specialization) -> str:
 
 
 def _render_domains(result: Specialization) -> str:
-    """Return a table with a line for each domain's first over-represented experts."""
-    ranked = find_most_lifted(result.experts, limit=_EXPERTS_SHOWN)
+    """Return a table of each domain's most over-represented experts."""
     rows = []
     for size in result.domains:
         domain = (printable(size.domain), f"{size.prompts:,}", f"{size.tokens:,}")
-        for cell in ranked[size.domain]:
+        shown = result.most_lifted[size.domain][:_EXPERTS_SHOWN]
+        for cell in shown:
             rows.append(
                 (
                     *domain,
@@ -84,8 +77,8 @@ def _render_domains(result: Specialization) -> str:
                 )
             )
             domain = ("", "", "")
-        if not ranked[size.domain]:
-            rows.append((*domain, "none with certainty", "", "", ""))
+        if not shown:
+            rows.append((*domain, "none for certain", "", "", ""))
     headers = ("domain", "prompts", "tokens", "over-represented", "share", "lift", "95%")
     return render_table(headers, rows, right=(1, 2, 4, 5, 6))
 
@@ -94,49 +87,28 @@ def _format(value: float | None, spec: str) -> str:
     return _UNKNOWN if value is None else format(value, spec)
 
 
-def render_json(result: Specialization, *, trace: str) -> str:
-    """Return everything as one JSON object, numbers unrounded; what is unknown is null."""
-    value = {
-        "schema": "moetool.specialize/1",
-        "moetool": moetool.__version__,
-        "trace": trace,
+def render_json(result: Specialization, view: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, numbers unrounded and unknown values as null."""
+    payload = {
+        "trace": view.source,
         "num_permutations": result.num_permutations,
         "seed": result.seed,
-        "domains": [asdict(size) for size in result.domains],
-        "layers": [asdict(layer) for layer in result.layers],
-        "experts": [asdict(cell) for cell in result.experts],
-        "notes": [*_warn_of_few_prompts(result), *result.notes],
+        "domains": result.domains,
+        "layers": result.layers,
+        "experts": result.experts,
+        "notes": result.notes,
     }
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    return escape_json(text) + "\n"
+    return envelope.render_json("moetool.specialize/1", payload)
 
 
-def render_csv(result: Specialization, *, trace: str) -> str:
-    """Return one row for every domain, layer and expert."""
-    del trace
-    text = io.StringIO()
-    rows = [asdict(cell) for cell in result.experts]
-    names = [field.name for field in fields(DomainExpert)]
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def render_csv(result: Specialization, _: View = DEFAULT_VIEW) -> str:
+    """Return one row per domain, layer and expert."""
+    columns = [field.name for field in fields(DomainExpert)]
+    return envelope.render_csv((asdict(cell) for cell in result.experts), columns)
 
 
-RENDERERS: Mapping[str, Callable[..., str]] = {
-    "table": render_table_text,
-    "json": render_json,
-    "csv": render_csv,
+RENDERERS: Renderers[Specialization] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
 }
-
-
-def _warn_of_few_prompts(result: Specialization) -> list[str]:
-    few = [size.domain for size in result.domains if size.prompts < _ENOUGH_PROMPTS]
-    if not few:
-        return []
-    shown = ", ".join(printable(domain, max_length=80) for domain in few[:_DOMAINS_NAMED])
-    more = f" and {len(few) - _DOMAINS_NAMED} more" if len(few) > _DOMAINS_NAMED else ""
-    return [
-        f"fewer than {_ENOUGH_PROMPTS} prompts in {shown}{more}: p-values are coarse there, and "
-        "intervals wide."
-    ]

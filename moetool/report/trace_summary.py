@@ -1,16 +1,16 @@
-"""The summary after a run of route-trace, on stderr."""
+"""Summarize a run of route-trace for the person who started it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from moetool.analysis.lift import DomainExpert, find_most_lifted
+from moetool.analysis.lift import DomainExpert
 from moetool.analysis.load import LayerLoad
+from moetool.analysis.routing_summary import RoutingSummary
 from moetool.printable import printable
 from moetool.report.text.numbers import (
-    format_file_size,
+    format_bytes,
     format_number_of,
     format_place,
     format_stack,
@@ -23,113 +23,120 @@ _DOMAINS_SHOWN = 30
 _LONGEST_LINE = 1_000
 
 
-def print_routing_summary(
+def render_trace_summary(
     metadata: TraceMetadata,
+    routing: RoutingSummary,
     *,
-    loads: Sequence[LayerLoad],
-    lifts: Sequence[DomainExpert],
     num_rows: int,
-    output: Path | None,
     elapsed_s: float,
-    keeps_rows: bool = True,
+    wrote: Path | None = None,
+    wrote_bytes: int = 0,
+    streamed: bool = False,
     texts: Path | None = None,
-) -> None:
-    """Print what was traced, how even the load is, and what each domain prefers.
+) -> str:
+    """Return what was traced, how even the load is, what each domain prefers, and where it went.
 
-    Rows went to the output, or to stdout where it is None or `-`, unless none were kept.
+    Args:
+        metadata: What was traced.
+        routing: A summary of the same trace.
+        num_rows: Rows of the trace.
+        elapsed_s: Wall time of the whole run.
+        wrote: The file that holds the rows, if they went to one.
+        wrote_bytes: The size of that file.
+        streamed: The rows went to stdout. With neither file nor stream they were not kept.
+        texts: The file of generated texts, if there is one.
     """
     lines = [
         *_describe_size(metadata, num_rows),
-        *_describe_load(loads),
+        *_describe_load(routing),
         "",
-        *_describe_domains(lifts),
+        *_describe_domains(routing),
         "",
-        _describe_output(output, num_rows=num_rows)
-        if keeps_rows
-        else "no rows were written: add -o trace.parquet to keep them",
-        *([f"wrote {printable(texts)}"] if texts else []),
-        f"took {elapsed_s:.1f} s, loading included",
     ]
-    shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
-    print("\n".join(shown), file=sys.stderr)  # noqa: T201
+    rows = format_number_of(num_rows, "row")
+    if wrote is not None:
+        lines.append(f"wrote {printable(wrote)} ({rows}, {format_bytes(wrote_bytes)})")
+    elif streamed:
+        lines.append(f"wrote {rows} to stdout")
+    else:
+        lines.append("no rows were written: add -o trace.parquet to keep them")
+    if texts is not None:
+        lines.append(f"wrote {printable(texts)}")
+    lines.append(f"took {elapsed_s:.1f} s, loading included")
+    return "\n".join([*(printable(line, max_length=_LONGEST_LINE) for line in lines), ""])
 
 
-def _describe_size(metadata: TraceMetadata, num_rows: int) -> list[str]:
+def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[str]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
-    lines = [
+    yield (
         f"{printable(metadata.model)}: {format_number_of(metadata.num_prompts, 'prompt')}, "
-        f"{format_number_of(metadata.num_tokens, 'token')}",
+        f"{format_number_of(metadata.num_tokens, 'token')}"
+    )
+    yield (
         f"{format_number_of(len(metadata.layers), 'routed layer')}, {routing}: "
         f"{format_number_of(metadata.num_decisions, 'decision')}, "
-        f"{format_number_of(num_rows, 'assignment')}",
-    ]
+        f"{format_number_of(num_rows, 'assignment')}"
+    )
     if metadata.max_new_tokens:
-        lines.append(
-            f"{format_number_of(metadata.num_new_tokens, 'token')} written, at most {metadata.max_new_tokens:,} a prompt"
+        yield (
+            f"{format_number_of(metadata.num_new_tokens, 'token')} written, at most "
+            f"{metadata.max_new_tokens:,} a prompt"
         )
     if metadata.num_cut_prompts:
-        lines.append(
-            f"{format_number_of(metadata.num_cut_prompts, 'prompt')} {_was(metadata.num_cut_prompts)} cut "
-            f"after {format_number_of(metadata.max_prompt_tokens or 0, 'token')}"
+        yield (
+            f"{format_number_of(metadata.num_cut_prompts, 'prompt')} "
+            f"{_was(metadata.num_cut_prompts)} cut after "
+            f"{format_number_of(metadata.max_prompt_tokens or 0, 'token')}"
         )
     if not metadata.exact:
-        lines += [
-            printable(note, max_length=1000)
-            for note in metadata.notes
-            if note.startswith(NOT_EXACT)
-        ]
-    return lines
+        yield from (note for note in metadata.notes if note.startswith(NOT_EXACT))
 
 
 def _was(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _describe_load(loads: Sequence[LayerLoad]) -> list[str]:
-    known = [(load.entropy, load) for load in loads if load.entropy is not None]
-    if not known:
-        return ["no expert ran in any layer"]
-    (lowest, least), (highest, most) = (
-        pick(known, key=lambda item: item[0]) for pick in (min, max)
+def _describe_load(routing: RoutingSummary) -> Iterator[str]:
+    least, most = routing.least_even, routing.most_even
+    if least is None or most is None:
+        yield "no expert ran in any layer"
+        return
+    yield (
+        f"load evenness {least.entropy:.3f} ({_name_layer(least)}) to {most.entropy:.3f} "
+        f"({_name_layer(most)}); 1 is even,"
     )
-    idle = sum(load.num_idle_experts for load in loads)
-    lines = [
-        f"load evenness {lowest:.3f} ({_name_layer(least)}) to {highest:.3f} "
-        f"({_name_layer(most)}); 1 is even,",
-        f"random routing of as many tokens would give {least.random_entropy:.3f}",
-    ]
-    if idle:
-        lines.append(f"{format_number_of(idle, 'expert')} {_was(idle)} never chosen")
-    return lines
+    yield f"random routing of the same tokens would give {least.random_entropy:.3f}"
+    if routing.num_idle_experts:
+        idle = format_number_of(routing.num_idle_experts, "expert")
+        yield f"{idle} {_was(routing.num_idle_experts)} never chosen"
 
 
 def _name_layer(load: LayerLoad) -> str:
     return f"{format_stack(load.stack)}layer {load.layer}"
 
 
-def _describe_domains(lifts: Sequence[DomainExpert]) -> list[str]:
-    tokens = {cell.domain: cell.tokens for cell in reversed(lifts)}
-    if len(tokens) == 1:
-        return ["one domain: no expert can be over-represented (label prompts with a domain)"]
-    ranked = find_most_lifted(lifts, limit=_EXPERTS_SHOWN)
+def _describe_domains(routing: RoutingSummary) -> Iterator[str]:
+    if len(routing.domain_tokens) == 1:
+        yield "one domain: no expert can be over-represented (label prompts with a domain)"
+        return
     rows = [
         (
             printable(domain, max_length=60),
-            f"{tokens[domain]:,}",
+            f"{routing.domain_tokens[domain]:,}",
             "  ".join(
                 f"{format_place(cell.stack, cell.layer, cell.expert)} {_format_lift(cell)}"
-                for cell in cells
+                for cell in cells[:_EXPERTS_SHOWN]
             )
-            or "none with certainty",
+            or "none for certain",
         )
-        for domain, cells in list(ranked.items())[:_DOMAINS_SHOWN]
+        for domain, cells in list(routing.most_lifted.items())[:_DOMAINS_SHOWN]
     ]
     headers = ("domain", "tokens", "over-represented experts: lift (95% interval)")
-    lines = render_table(headers, rows, right=(1,)).splitlines()
-    if len(ranked) > _DOMAINS_SHOWN:
-        lines.append(f"… and {format_number_of(len(ranked) - _DOMAINS_SHOWN, 'more domain')}")
-    return lines
+    yield from render_table(headers, rows, right=(1,)).splitlines()
+    num_more = len(routing.most_lifted) - _DOMAINS_SHOWN
+    if num_more > 0:
+        yield f"… and {format_number_of(num_more, 'more domain')}"
 
 
 def _format_lift(cell: DomainExpert) -> str:
@@ -137,10 +144,3 @@ def _format_lift(cell: DomainExpert) -> str:
         "unknown" if limit is None else f"{limit:.1f}" for limit in (cell.lift_low, cell.lift_high)
     )
     return f"×{cell.lift:.1f} ({low}–{high})"
-
-
-def _describe_output(output: Path | None, *, num_rows: int) -> str:
-    if output is not None and str(output) != "-":
-        size = f"{format_number_of(num_rows, 'row')}, {format_file_size(output)}"
-        return f"wrote {printable(output)} ({size})"
-    return f"wrote {format_number_of(num_rows, 'row')} to stdout"

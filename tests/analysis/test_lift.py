@@ -193,7 +193,7 @@ def test_the_most_lifted_experts_of_a_domain_are_found_over_all_layers() -> None
         make_layer(repeat([[9, 1, 5], [1, 9, 5]]), layer=0),
         make_layer(repeat([[0, 7, 8], [8, 7, 0]]), layer=1),
     ]
-    ranked = find_most_lifted(measure_lift(make_counts(["b"] * 20 + ["a"] * 20, *layers)), limit=2)
+    ranked = find_most_lifted(measure_lift(make_counts(["b"] * 20 + ["a"] * 20, *layers)))
     assert list(ranked) == ["a", "b"]
     assert [(cell.layer, cell.expert) for cell in ranked["b"]] == [(1, 2), (0, 0)]
     assert [(cell.layer, cell.expert) for cell in ranked["a"]] == [(1, 0), (0, 1)]
@@ -202,7 +202,7 @@ def test_the_most_lifted_experts_of_a_domain_are_found_over_all_layers() -> None
 def test_an_expert_that_a_domain_does_not_prefer_is_not_listed() -> None:
     """An expert that a domain never chose, or chose no more than all others, is not listed."""
     layer = make_layer(repeat([[9, 5, 0, 6], [3, 5, 3, 9]]))
-    ranked = find_most_lifted(measure_lift(make_counts(["a"] * 20 + ["b"] * 20, layer)), limit=4)
+    ranked = find_most_lifted(measure_lift(make_counts(["a"] * 20 + ["b"] * 20, layer)))
     assert {domain: [cell.expert for cell in cells] for domain, cells in ranked.items()} == {
         "a": [0],
         "b": [2, 3],
@@ -218,7 +218,7 @@ def test_a_few_assignments_do_not_top_the_list_with_a_larger_lift() -> None:
     cells = measure_lift(make_counts(["a"] * 20 + ["b"] * 20, make_layer(assignments)))
     rare, common = (next(cell for cell in cells if cell.expert == expert) for expert in (0, 1))
     assert (rare.lift, common.lift) == (2, 1.5)
-    assert [cell.expert for cell in find_most_lifted(cells, limit=3)["a"]] == [1]
+    assert [cell.expert for cell in find_most_lifted(cells)["a"]] == [1]
 
 
 def test_sums_by_domain_keep_the_order_asked_for() -> None:

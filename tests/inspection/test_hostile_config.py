@@ -21,6 +21,7 @@ from moetool.errors import InputError, MoetoolError, UntraceableError
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Inspection
 from moetool.report.inspect.data import RENDERERS
+from moetool.report.renderer import View
 
 # Fields cut down to as few layers as show every kind of layer.
 SHORT: Mapping[str, Mapping[str, Any]] = {
@@ -71,8 +72,8 @@ def inspect_config(config: Mapping[str, object] | str, folder: Path) -> Inspecti
     assert sum(number or 0 for number in parameters.components.values()) == parameters.total
     assert sum(row.params or 0 for row in inspection.rows) == parameters.total
     for render in RENDERERS.values():
-        assert render([inspection], per_layer=True)
-        assert render([inspection, inspection], per_layer=False)
+        assert render([inspection], View(per_layer=True))
+        assert render([inspection, inspection])
     return inspection
 
 

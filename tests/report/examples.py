@@ -1,4 +1,4 @@
-"""Results made by hand, for tests of how they are written."""
+"""Hand-made results for tests of reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_counts(
     places: Sequence[tuple[str, int]] = (("decoder", 0), ("decoder", 1)),
     notes: Sequence[str] = (),
 ) -> ExpertCounts:
-    """Return counts by prompt of a model whose experts lean towards domains."""
+    """Return counts by prompt for a model whose experts lean towards domains."""
     rng = np.random.default_rng(0)
     domain_of_prompt = [domain for domain in domains for _ in range(prompts_per_domain)]
     layers = []

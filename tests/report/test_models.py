@@ -1,4 +1,4 @@
-"""The catalogue as a table that fits a terminal, as JSON and as CSV."""
+"""The catalogue as tables that fit a terminal, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from moetool.catalogue.published import (
     read_published_models,
     read_reported_systems,
 )
-from moetool.report.models import RENDERERS, render_csv, render_json, render_table_text
+from moetool.report.models import RENDERERS, Catalogue, render_csv, render_json, render_table_text
+from moetool.report.renderer import ReportFormat
 
 PLAIN = PublishedModel(
     name="plain-8x7b",
@@ -56,14 +57,15 @@ REPORTED = ReportedSystem(
     source="press reports of 2023",
     notes="Unconfirmed.",
 )
-EVERYTHING = (
-    tuple(read_published_models().values()),
-    tuple(read_reported_systems().values()),
+CATALOGUE = Catalogue(models=MODELS, systems=[REPORTED])
+EVERYTHING = Catalogue(
+    models=tuple(read_published_models().values()),
+    systems=tuple(read_reported_systems().values()),
 )
 
 
 def line_of(name: str) -> str:
-    text = render_table_text(MODELS, [REPORTED])
+    text = render_table_text(CATALOGUE)
     (line,) = (line for line in text.splitlines() if line.split()[:1] == [name])
     return line
 
@@ -72,7 +74,7 @@ def line_of(name: str) -> str:
 
 
 def test_the_table_fits_eighty_columns() -> None:
-    lines = render_table_text(*EVERYTHING).splitlines()
+    lines = render_table_text(EVERYTHING).splitlines()
     assert [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
 
 
@@ -84,13 +86,13 @@ def test_the_table_has_a_line_for_every_model_with_its_figures() -> None:
 def test_models_counted_with_another_class_or_not_at_all_are_marked_and_explained() -> None:
     assert line_of("stand-in").split()[:4] == ["stand-in", "*", "314B", "–"]
     assert line_of("uncounted").split()[:4] == ["uncounted", "†", "–", "–"]
-    text = " ".join(render_table_text(MODELS, [REPORTED]).split())
+    text = " ".join(render_table_text(CATALOGUE).split())
     assert "* stand-in: another class, with one norm more." in text
     assert "† uncounted can't be counted: transformers has no class for it." in text
 
 
 def test_reported_systems_stand_below_labelled_as_reported() -> None:
-    text = render_table_text(MODELS, [REPORTED])
+    text = render_table_text(CATALOGUE)
     published, _, reported = text.partition("\nreported ")
     assert "closed-1" not in published
     assert line_of("closed-1").split()[:4] == ["closed-1", "Maker", "1.6–1.8T", "–"]
@@ -102,7 +104,7 @@ def test_reported_systems_stand_below_labelled_as_reported() -> None:
 
 
 def test_json_carries_every_field_of_every_model_and_system() -> None:
-    value = json.loads(render_json(MODELS, [REPORTED]))
+    value = json.loads(render_json(CATALOGUE))
     assert value["schema"] == "moetool.models/1"
     assert value["moetool"] == moetool.__version__
     assert [entry["kind"] for entry in value["models"]] == ["open"] * 3 + ["dense", "reported"]
@@ -117,7 +119,7 @@ def test_json_carries_every_field_of_every_model_and_system() -> None:
 
 
 def test_csv_has_one_row_for_every_model_and_system() -> None:
-    rows = list(csv.DictReader(io.StringIO(render_csv(MODELS, [REPORTED]), newline="")))
+    rows = list(csv.DictReader(io.StringIO(render_csv(CATALOGUE), newline="")))
     assert [row["name"] for row in rows] == [*(model.name for model in MODELS), "closed-1"]
     assert [row["kind"] for row in rows] == ["open", "open", "open", "dense", "reported"]
     assert [row["total"] for row in rows] == ["46.7B", "314B", "", "46.7B", "1.6–1.8T"]
@@ -129,9 +131,9 @@ def test_csv_has_one_row_for_every_model_and_system() -> None:
     assert (reported["hub_id"], reported["active"]) == ("", "")
 
 
-@pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_every_format_names_the_whole_catalogue(form: str) -> None:
-    text = RENDERERS[form](*EVERYTHING)
+@pytest.mark.parametrize("form", ReportFormat)
+def test_every_format_names_the_whole_catalogue(form: ReportFormat) -> None:
+    text = RENDERERS[form](EVERYTHING)
     assert text.endswith("\n")
-    for entries in EVERYTHING:
-        assert all(entry.name in text for entry in entries)
+    assert all(model.name in text for model in EVERYTHING.models)
+    assert all(system.name in text for system in EVERYTHING.systems)

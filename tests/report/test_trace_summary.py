@@ -1,4 +1,4 @@
-"""The summary of a run, on stderr."""
+"""The summary of a run, as text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from moetool.analysis.lift import measure_lift
 from moetool.analysis.load import measure_load
-from moetool.report.trace_summary import print_routing_summary
+from moetool.analysis.routing_summary import summarize_routing
+from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from tests.report.examples import TOP_K, make_counts
@@ -37,73 +37,65 @@ METADATA = TraceMetadata(
 )
 
 
-def print_summary(
+def render_summary(
     counts: ExpertCounts = COUNTS,
     *,
     metadata: TraceMetadata = METADATA,
-    output: Path | None = None,
     num_rows: int = 4800,
-    keeps_rows: bool = True,
-) -> None:
-    print_routing_summary(
+    wrote: Path | None = None,
+    wrote_bytes: int = 0,
+    streamed: bool = True,
+    texts: Path | None = None,
+) -> str:
+    return render_trace_summary(
         metadata,
-        loads=measure_load(counts),
-        lifts=measure_lift(counts),
+        summarize_routing(counts),
         num_rows=num_rows,
-        output=output,
-        keeps_rows=keeps_rows,
         elapsed_s=1.25,
+        wrote=wrote,
+        wrote_bytes=wrote_bytes,
+        streamed=streamed,
+        texts=texts,
     )
 
 
-def test_the_summary_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary()
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.endswith("took 1.2 s, loading included\n")
+def test_the_summary_ends_in_the_time_it_took() -> None:
+    assert render_summary().endswith("\ntook 1.2 s, loading included\n")
 
 
-def test_the_summary_says_what_was_traced(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary()
-    text = capsys.readouterr().err
+def test_the_summary_says_what_was_traced() -> None:
+    text = render_summary()
     assert "demo: 6 prompts, 1,200 tokens" in text
     assert "2 routed layers, top-2 of 8 experts: 2,400 decisions, 4,800 assignments" in text
     assert "were cut" not in text
 
 
-def test_the_summary_says_how_even_the_load_is(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary()
-    text = capsys.readouterr().err
+def test_the_summary_says_how_even_the_load_is() -> None:
+    text = render_summary()
     for load in measure_load(COUNTS):
         assert f"{load.entropy:.3f} (layer {load.layer})" in text
     assert "never chosen" not in text
 
 
-def test_experts_that_were_never_chosen_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_that_were_never_chosen_are_counted() -> None:
     layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
     layers[0].assignments[:, [2, 5]] = 0
     layers[1].assignments[:, 7] = 0
-    print_summary(replace(COUNTS, layers=tuple(layers)))
-    assert "3 experts were never chosen" in capsys.readouterr().err
+    assert "3 experts were never chosen" in render_summary(replace(COUNTS, layers=tuple(layers)))
 
 
-def test_a_layer_where_no_expert_ran_is_not_the_least_even(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_layer_where_no_expert_ran_is_not_the_least_even() -> None:
     first, second = COUNTS.layers
     idle = replace(second, assignments=np.zeros_like(second.assignments))
-    print_summary(replace(COUNTS, layers=(first, idle)))
-    text = capsys.readouterr().err
+    text = render_summary(replace(COUNTS, layers=(first, idle)))
     assert "(layer 0) to" in text
     assert "8 experts were never chosen" in text
-    print_summary(replace(COUNTS, layers=(idle,)))
-    assert "no expert ran in any layer" in capsys.readouterr().err
+    assert "no expert ran in any layer" in render_summary(replace(COUNTS, layers=(idle,)))
 
 
-def test_the_summary_names_what_each_domain_prefers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_what_each_domain_prefers() -> None:
     counts = make_counts(["code", "prose"], prompts_per_domain=12)
-    print_summary(counts)
-    lines = capsys.readouterr().err.splitlines()
+    lines = render_summary(counts).splitlines()
     for domain in ("code", "prose"):
         cells = [cell for cell in measure_lift(counts) if cell.domain == domain]
         most = max(cells, key=lambda cell: cell.lift_low or 0)
@@ -114,70 +106,63 @@ def test_the_summary_names_what_each_domain_prefers(capsys: pytest.CaptureFixtur
         assert line.split()[2:5] == [place, f"×{most.lift:.1f}", interval]
 
 
-def test_a_domain_that_prefers_nothing_for_certain_has_a_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_summary(make_counts(["code", "prose"], prompts_per_domain=1))
-    lines = capsys.readouterr().err.splitlines()
+def test_a_domain_that_prefers_nothing_for_certain_has_a_line() -> None:
+    lines = render_summary(make_counts(["code", "prose"], prompts_per_domain=1)).splitlines()
     assert [line.split()[2:] for line in lines if line.startswith(("code", "prose"))] == [
-        ["none", "with", "certainty"]
+        ["none", "for", "certain"]
     ] * 2
 
 
-def test_one_domain_has_no_preference(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(make_counts(["prose"]))
-    text = capsys.readouterr().err
+def test_one_domain_has_no_preference() -> None:
+    text = render_summary(make_counts(["prose"]))
     assert "one domain" in text
     assert "×" not in text
 
 
-def test_domains_beyond_thirty_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(make_counts([f"domain-{number:02}" for number in range(33)]))
-    text = capsys.readouterr().err
+def test_domains_beyond_thirty_are_counted() -> None:
+    text = render_summary(make_counts([f"domain-{number:02}" for number in range(33)]))
     assert text.count("domain-") == 30
     assert "… and 3 more domains" in text
 
 
-def test_cut_prompts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(metadata=replace(METADATA, num_cut_prompts=3, max_prompt_tokens=64))
-    assert "3 prompts were cut after 64 tokens" in capsys.readouterr().err
+def test_cut_prompts_are_counted() -> None:
+    assert "3 prompts were cut after 64 tokens" in render_summary(
+        metadata=replace(METADATA, num_cut_prompts=3, max_prompt_tokens=64)
+    )
 
 
-def test_a_written_file_is_named_with_its_rows_and_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "trace.parquet"
-    path.write_bytes(bytes(2048))
-    print_summary(output=path)
-    assert f"wrote {path} (4,800 rows, 2.0 KiB)" in capsys.readouterr().err
+def test_a_written_file_is_named_with_its_rows_and_size() -> None:
+    text = render_summary(wrote=Path("trace.parquet"), wrote_bytes=2048, streamed=False)
+    assert "wrote trace.parquet (4,800 rows, 2.0 KiB)\n" in text
+    assert "stdout" not in text
 
 
-@pytest.mark.parametrize("output", [None, Path("-")], ids=["pipe", "dash"])
-def test_rows_that_went_to_a_pipe_are_counted(
-    output: Path | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    print_summary(output=output)
-    assert "wrote 4,800 rows to stdout" in capsys.readouterr().err
-
-
-def test_where_no_rows_are_kept_the_summary_says_how_to_keep_them(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_summary(keeps_rows=False)
-    assert "no rows were written: add -o trace.parquet" in capsys.readouterr().err
-
-
-def test_rows_that_a_terminal_showed_are_counted(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    print_summary(keeps_rows=True)
-    text = capsys.readouterr().err
+def test_rows_that_were_streamed_are_counted() -> None:
+    text = render_summary(streamed=True)
     assert "wrote 4,800 rows to stdout" in text
     assert "no rows" not in text
 
 
-def test_one_of_a_kind_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_no_rows_are_kept_the_summary_says_how_to_keep_them() -> None:
+    text = render_summary(streamed=False)
+    assert "no rows were written: add -o trace.parquet" in text
+    assert "stdout" not in text
+
+
+def test_a_file_of_texts_is_named() -> None:
+    assert "wrote texts.jsonl\n" in render_summary(texts=Path("texts.jsonl"))
+    assert "jsonl" not in render_summary()
+
+
+def test_a_name_cannot_steer_a_terminal() -> None:
+    path = Path("\x1b[2J.parquet")
+    text = render_summary(
+        metadata=replace(METADATA, model="\x1b[31m"), wrote=path, streamed=False, texts=path
+    )
+    assert {letter for letter in text if not letter.isprintable()} == {"\n"}
+
+
+def test_one_of_a_kind_is_singular() -> None:
     one = replace(
         METADATA,
         layers=METADATA.layers[:1],
@@ -191,8 +176,7 @@ def test_one_of_a_kind_is_singular(capsys: pytest.CaptureFixture[str]) -> None:
     )
     layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
     layers[0].assignments[:, 2] = 0
-    print_summary(replace(COUNTS, layers=tuple(layers)), metadata=one, num_rows=1)
-    text = capsys.readouterr().err
+    text = render_summary(replace(COUNTS, layers=tuple(layers)), metadata=one, num_rows=1)
     for words in (
         "demo: 1 prompt, 1 token\n",
         "1 routed layer, top-2 of 8 experts: 1 decision, 1 assignment\n",

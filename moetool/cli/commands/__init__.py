@@ -1,1 +1,1 @@
-"""The commands, a file each."""
+"""Implement the commands, one file each."""

@@ -1,100 +1,79 @@
-"""`moetool inspect`: what is in a model, and how much of it does a token run?"""
+"""Run `moetool inspect`: what a model consists of, and how much of it a token uses."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moetool.checkpoint.subject import AskedSource
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_model_files
-from moetool.cli.options import ReportFormat, choose_report_format
-from moetool.printable import printable
+from moetool.cli.options.shared import (
+    FLAG,
+    ForceOption,
+    FormatOption,
+    ModelsArgument,
+    OutputOption,
+    QuietOption,
+    RevisionOption,
+    TrustOption,
+)
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.progress import show_status
+from moetool.report.renderer import View
 
-
-class Source(StrEnum):
-    """Where the figures come from."""
-
-    AUTO = "auto"
-    HEADERS = "headers"
-    SKELETON = "skeleton"
+EXAMPLES = (
+    "moetool inspect mixtral-8x7b",
+    "moetool inspect gpt-oss-20b qwen3-30b-a3b deepseek-v3",
+    "moetool inspect ./my-model --per-layer --format csv -o layers.csv",
+)
 
 
 @speaks_errors
 def inspect(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...",
-            help="Folders, config.json files, Hub ids (org/name), catalogue names "
-            "(see `moetool models`), or 'demo'.",
-            show_default=False,
-        ),
-    ],
+    models: ModelsArgument,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also every layer's components.")
+        bool, typer.Option("--per-layer", metavar=FLAG, help="Also show every layer's components.")
     ] = False,
     source: Annotated[
-        Source,
+        AskedSource,
         typer.Option(
-            help="headers: the weight files' headers alone, without torch. skeleton: the model "
-            "that transformers builds from the configuration. auto: both, compared."
+            metavar="SOURCE",
+            help="headers: only the headers of the weight files, without torch. skeleton: the "
+            "model that transformers builds from the configuration. auto: both, compared.",
         ),
-    ] = Source.AUTO,
-    output_format: Annotated[ReportFormat | None, typer.Option("--format")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A file, by default stdout.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code from the checkpoint.")
-    ] = False,
+    ] = AskedSource.AUTO,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    output_format: FormatOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show a model's anatomy and its exact parameter counts, total and active.
 
-    Weights are never read or downloaded: of files only the headers are. Several models are shown
-    side by side. CSV has one row for every layer and component.
+    Weights are never read or downloaded, only the headers of their files. Several models are
+    shown side by side. CSV has one row per layer and component.
     """
     from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.inspect import inspect_model
-    from moetool.report.files import check_report_path, write_report
     from moetool.report.inspect.data import RENDERERS
 
     chosen = choose_report_format(output_format, output)
     references = [resolve_model(model) for model in models]
-    check_report_path(output, replace_existing=force, inputs=list_model_files(references))
+    check_report_path(output, force=force, inputs=list_model_files(references))
     inspected = []
-    with _naming_on_terminal(num_models=len(references)) as name:
+    with show_status(is_quiet=quiet or len(references) == 1) as show:
         for reference in references:
-            name(reference.text)
+            show(f"inspecting {reference.text}")
             inspected.append(
                 inspect_model(
                     reference,
-                    source=source.value,
+                    source=source,
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                 )
             )
-    text = RENDERERS[chosen.value](inspected, per_layer=per_layer)
-    write_report(text, output, replace_existing=force)
-
-
-@contextmanager
-def _naming_on_terminal(*, num_models: int) -> Iterator[Callable[[str], None]]:
-    """Yield what shows the model at hand, if there are several and stderr is a terminal."""
-    if num_models == 1 or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("") as status:
-        yield lambda name: status.update(Text(printable(f"inspecting {name}")))
+    text = RENDERERS[chosen](inspected, View(per_layer=per_layer))
+    print_or_write(text, output, force=force)

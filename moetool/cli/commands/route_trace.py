@@ -1,139 +1,62 @@
-"""`moetool route-trace`: which experts does each token go to?"""
+"""Run `moetool route-trace`: record which experts each token goes to."""
 
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_model_files, list_prompt_files
-from moetool.cli.options import parse_layers
+from moetool.cli.options import generation as generating
+from moetool.cli.options import prompts as prompt_options
+from moetool.cli.options import recording
+from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
+from moetool.cli.options.values import parse_layers
+from moetool.memory.scenario import CacheKind, Dtype
 
-
-class TraceFormat(StrEnum):
-    """How a trace is written."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
-
-
-class Dtype(StrEnum):
-    """What the weights are converted to."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class CacheKind(StrEnum):
-    """Which of transformers' caches generation uses."""
-
-    DYNAMIC = "dynamic"
-    STATIC = "static"
+EXAMPLES = (
+    "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+    "moetool route-trace org/model --prompts p.jsonl --device-map auto -o t.parquet",
+    "moetool route-trace demo --prompt 'Hello' --max-new-tokens 20 --format csv",
+)
 
 
 @speaks_errors
 def route_trace(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a Hub id (org/name), or 'demo'.",
-            show_default=False,
-        ),
-    ],
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="A .jsonl, .csv, .parquet or .txt file, a folder of them, or - for JSONL on stdin."
-        ),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="One prompt, instead of --prompts.")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="A .parquet or .csv file, or - for CSV on stdout (the default in a pipe).",
-        ),
-    ] = None,
-    output_format: Annotated[
-        TraceFormat | None, typer.Option("--format", help="By default what the suffix says.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts that go through the model together.")
-    ] = 8,
-    dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="By default a GPU, if there is one.")] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            help="Spread the model: auto (CPU and disk take what no GPU holds), balanced, "
-            "sequential, or a .json file of module paths and devices."
-        ),
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="Only these layers, as in 0,2-5.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Send each prompt through the chat template.")
-    ] = False,
-    special_tokens: Annotated[
-        bool, typer.Option(help="Let the tokenizer add tokens such as <s>.")
-    ] = True,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cut prompts after N tokens.")
-    ] = None,
-    probabilities: Annotated[
-        bool,
-        typer.Option(
-            "--probabilities", help="Also write the routers' probabilities, next to the output."
-        ),
-    ] = False,
-    allow_inexact: Annotated[
-        bool,
-        typer.Option(
-            "--allow-inexact",
-            help="Trace also models whose experts don't carry out what their router chose.",
-        ),
-    ] = False,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Continue each prompt, and trace this too.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample; by default the most likely token is taken.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among tokens of this total probability.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of sampling.")] = 0,
-    cache: Annotated[
-        CacheKind, typer.Option(help="Which KV cache to write with.")
-    ] = CacheKind.DYNAMIC,
-    save_text: Annotated[
-        Path | None, typer.Option(help="A .jsonl file for what the model wrote.")
-    ] = None,
-    id_field: Annotated[str, typer.Option(help="The prompts' column of ids.")] = "id",
-    text_field: Annotated[str, typer.Option(help="The prompts' column of texts.")] = "text",
-    domain_field: Annotated[str, typer.Option(help="The prompts' column of labels.")] = "domain",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code from the checkpoint.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="No progress and no summary.")
-    ] = False,
+    model: recording.Model,
+    prompts: prompt_options.Prompts = None,
+    prompt: prompt_options.PromptOption = None,
+    limit: prompt_options.Limit = None,
+    chat: prompt_options.Chat = False,
+    special_tokens: prompt_options.SpecialTokensOption = True,
+    max_prompt_tokens: prompt_options.MaxPromptTokens = None,
+    id_field: prompt_options.IdField = "id",
+    text_field: prompt_options.TextField = "text",
+    domain_field: prompt_options.DomainField = "domain",
+    batch_size: recording.BatchSize = 8,
+    dtype: recording.DtypeOption = Dtype.AUTO,
+    device: recording.Device = None,
+    device_map: recording.DeviceMap = None,
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    layers: recording.Layers = None,
+    probabilities: recording.Probabilities = False,
+    allow_inexact: recording.AllowInexact = False,
+    max_new_tokens: generating.MaxNewTokens = None,
+    temperature: generating.Temperature = None,
+    top_p: generating.TopP = None,
+    seed: generating.Seed = 0,
+    cache: generating.CacheOption = CacheKind.DYNAMIC,
+    save_text: generating.SaveText = None,
+    output: recording.Output = None,
+    output_format: recording.Format = None,
+    force: ForceOption = False,
+    quiet: recording.QuietOption = False,
 ) -> None:
-    """Record which experts each token goes to, one row for every expert chosen.
+    """Record which experts each token goes to, one row per chosen expert.
 
-    Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe; on a terminal without
-    --output only the summary is shown. Progress and summary go to stderr.
+    Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe. On a terminal without
+    --output, only the summary is shown. Progress and summary go to stderr.
     """
     from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
@@ -159,7 +82,7 @@ def route_trace(
     options = TraceOptions(
         revision=revision,
         trust_remote_code=trust_remote_code,
-        dtype=dtype,
+        dtype=None if dtype is Dtype.AUTO else dtype,
         device=device,
         device_map=device_map,
         batch_size=batch_size,
@@ -197,17 +120,18 @@ def route_trace(
         )
     if quiet:
         return
-    from moetool.analysis.lift import measure_lift
-    from moetool.analysis.load import measure_load
-    from moetool.report.trace_summary import print_routing_summary
+    from moetool.analysis.routing_summary import summarize_routing
+    from moetool.report.trace_summary import render_trace_summary
 
-    print_routing_summary(
+    wrote = sink.target
+    summary = render_trace_summary(
         run.metadata,
-        loads=measure_load(run.counts),
-        lifts=measure_lift(run.counts),
+        summarize_routing(run.counts),
         num_rows=run.num_rows,
-        output=output,
-        keeps_rows=sink.keeps_rows,
-        texts=save_text,
         elapsed_s=time.monotonic() - started,
+        wrote=wrote,
+        wrote_bytes=wrote.stat().st_size if wrote else 0,
+        streamed=wrote is None and sink.keeps_rows,
+        texts=save_text,
     )
+    observer.summarize(summary)

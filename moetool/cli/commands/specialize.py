@@ -1,4 +1,4 @@
-"""`moetool specialize`: which experts does each domain use, and is it more than chance?"""
+"""Run `moetool specialize`: which experts each domain uses, and whether that is chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options import ReportFormat, choose_report_format
+from moetool.cli.options.shared import (
+    FLAG,
+    ForceOption,
+    FormatOption,
+    OutputOption,
+    QuietOption,
+)
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.progress import show_status
+from moetool.report.renderer import View
+
+EXAMPLES = (
+    "moetool specialize trace.parquet",
+    "moetool specialize trace.parquet --permutations 9999 -o domains.json",
+    "moetool specialize other.csv --num-experts 64 --top-k 8",
+)
 
 # Expert ids are 16-bit integers.
 _MOST_IDS = 2**15
@@ -25,57 +40,72 @@ def specialize(
             show_default=False,
         ),
     ],
-    output_format: Annotated[ReportFormat | None, typer.Option("--format")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A file, by default stdout.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     permutations: Annotated[
-        int, typer.Option(min=1, help="Permutations of the prompts' labels.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Permutations of the prompts' labels for each p-value."
+        ),
     ] = 999,
-    seed: Annotated[int, typer.Option(min=0, help="Of the permutations.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random seed for the permutations.")
+    ] = 0,
     num_experts: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_IDS, help="Experts a layer, for a trace without metadata."),
+        typer.Option(
+            min=1,
+            max=_MOST_IDS,
+            metavar="N",
+            help="Experts per layer, for a trace without metadata.",
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
-            min=1, max=_MOST_IDS, help="Experts a decision, for a trace without metadata."
+            min=1,
+            max=_MOST_IDS,
+            metavar="K",
+            help="Experts per decision, for a trace without metadata.",
         ),
     ] = None,
     no_validate: Annotated[
         bool,
         typer.Option(
-            "--no-validate", help="Count rows that no trace has, such as rows that occur twice."
+            "--no-validate",
+            metavar=FLAG,
+            help="Skip the checks: count rows that a valid trace can't have, such as duplicates.",
         ),
     ] = False,
+    output_format: FormatOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show how far experts specialize by domain.
 
-    For every layer: the mutual information between expert and domain beyond what permuting the
-    prompts' labels gives, and its p-value. For every domain: the experts it uses more than the
-    prompts as a whole do. CSV has one row for every domain, layer and expert.
+    For each layer: the mutual information between expert and domain beyond what permuting the
+    prompts' labels gives, and its p-value. For each domain: the experts it uses more than the
+    prompts as a whole do. CSV has one row per domain, layer and expert.
 
-    The rows are checked as they are read: none occurs twice, each prompt is of one domain, and
-    the trace's metadata agrees.
+    Rows are checked as they are read: none occurs twice, each prompt has one domain, and all
+    agree with the trace's metadata.
     """
     from moetool.analysis.specialization import measure_specialization
-    from moetool.report.files import check_report_path, write_report
     from moetool.report.specialize import RENDERERS
     from moetool.trace.reading.counts import count_experts
     from moetool.trace.reading.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
-    check_report_path(output, replace_existing=force, inputs=list_trace_files(trace))
-    source = open_trace(trace)
-    counts = count_experts(
-        source,
-        by="prompt_id",
-        num_experts=num_experts,
-        top_k=top_k,
-        validate=not no_validate,
-    )
-    result = measure_specialization(counts, num_permutations=permutations, seed=seed)
-    text = RENDERERS[chosen.value](result, trace=str(trace))
-    write_report(text, output, replace_existing=force)
+    check_report_path(output, force=force, inputs=list_trace_files(trace))
+    with show_status(is_quiet=quiet) as show:
+        show(f"reading {trace}")
+        counts = count_experts(
+            open_trace(trace),
+            by="prompt_id",
+            num_experts=num_experts,
+            top_k=top_k,
+            validate=not no_validate,
+        )
+        show("permuting labels")
+        result = measure_specialization(counts, num_permutations=permutations, seed=seed)
+    text = RENDERERS[chosen](result, View(source=str(trace)))
+    print_or_write(text, output, force=force)

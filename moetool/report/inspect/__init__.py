@@ -1,1 +1,1 @@
-"""Reports of `moetool inspect`."""
+"""Render the results of `moetool inspect`."""

@@ -1,4 +1,4 @@
-"""Several models side by side, as many to a block as fit a terminal."""
+"""Show several models side by side, in blocks that fit a terminal."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from moetool.report.inspect.page import render_note
-from moetool.report.inspect.words import UNKNOWN, word_numbers, word_range, word_share
-from moetool.report.text.lines import make_printable
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.inspect.words import word_active, word_numbers
+from moetool.report.text.lines import list_notes, make_printable
 from moetool.report.text.tables import WIDTH, render_table
+from moetool.report.text.words import UNKNOWN, word_count, word_share, word_size
 
 if TYPE_CHECKING:
     from moetool.inspection.result import Inspection
@@ -24,12 +23,12 @@ _SOURCES = {
     "reported": "reported",
 }
 
-# A model's name, and what stands in its column by the labels of the rows.
+# A model's name, and the words of its column by row label.
 _Column = tuple[str, Mapping[str, str]]
 
 
-def render_comparison(models: Sequence[Inspection]) -> str:
-    """Return models side by side, as many to a block as fit, and below what to know of each."""
+def render_side_by_side(models: Sequence[Inspection]) -> str:
+    """Return models side by side, in blocks that fit a terminal, and their notes below."""
     columns = [
         (
             make_printable(model.model),
@@ -40,17 +39,12 @@ def render_comparison(models: Sequence[Inspection]) -> str:
     known = {label for _, column in columns for label, word in column.items() if word != UNKNOWN}
     labels = [label for label in columns[0][1] if label in known]
     blocks = [_render_block(block, labels) for block in _cut_into_blocks(columns, labels)]
-    notes = [
-        line
-        for model in models
-        for note in model.notes
-        for line in render_note(f"{model.model}: {note}")
-    ]
+    notes = list_notes(f"{model.model}: {note}" for model in models for note in model.notes)
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
 def _cut_into_blocks(columns: Sequence[_Column], labels: Sequence[str]) -> list[list[_Column]]:
-    """Return the columns in blocks that fit a terminal without a fold, if they hold several."""
+    """Return the columns in blocks. A block of several fits a terminal without folding."""
     blocks: list[list[_Column]] = []
     taken = WIDTH
     for name, column in columns:
@@ -72,7 +66,7 @@ def _render_block(columns: Sequence[_Column], labels: Sequence[str]) -> str:
 
 
 def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
-    """Yield the labels of a model's rows, the same for every model, and what stands in them."""
+    """Yield row labels, the same for every model, and a model's words for each."""
     flops, published = model.flops, model.published
     yield "source", _SOURCES[model.source.value]
     yield from _describe_parameters(model)
@@ -89,20 +83,20 @@ def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
     context = model.anatomy.context_length if model.anatomy else None
     yield "context", UNKNOWN if context is None else f"{context:,}"
     prefill, decode = (flops.prefill, flops.decode) if flops else (None, None)
-    yield "prefill FLOPs per token", UNKNOWN if prefill is None else format_count(prefill)
-    yield "decode FLOPs per token", UNKNOWN if decode is None else format_count(decode)
+    yield "prefill FLOPs per token", word_count(prefill)
+    yield "decode FLOPs per token", word_count(decode)
     num_bytes = model.parameters.num_bytes if model.parameters else None
-    yield "bytes in full precision", UNKNOWN if num_bytes is None else format_bytes(num_bytes)
+    yield "bytes in full precision", word_size(num_bytes)
 
 
 def _describe_parameters(model: Inspection) -> Iterator[tuple[str, str]]:
     parameters, reported = model.parameters, model.reported
     total = (reported.total if reported else None) or UNKNOWN
     if parameters and parameters.total is not None:
-        total = format_count(parameters.total)
+        total = word_count(parameters.total)
     yield "total", total
     active = (
-        {name.value: word_range(number) for name, number in parameters.active.items()}
+        {name.value: word_active(number) for name, number in parameters.active.items()}
         if parameters
         else {"all": (reported.active if reported else None) or UNKNOWN}
     )

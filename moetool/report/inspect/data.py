@@ -1,19 +1,15 @@
-"""What is in models: as JSON, or as the rows of their parameter tables in CSV."""
+"""Render inspections as tables, as JSON, or as CSV with a row per layer and component."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import moetool
-from moetool.printable import escape_json
-from moetool.report.inspect.comparison import render_comparison
+from moetool.report import envelope
+from moetool.report.inspect.comparison import render_side_by_side
 from moetool.report.inspect.page import render_model
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 
 if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveRange
@@ -35,38 +31,29 @@ _COLUMNS = (
 )
 
 
-def render_table_text(models: Sequence[Inspection], *, per_layer: bool) -> str:
+def render_table_text(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
     """Return one model in full, or several side by side."""
-    if len(models) == 1 or per_layer:
-        return "\n\n".join(render_model(model, per_layer=per_layer) for model in models)
-    return render_comparison(models)
+    if len(models) == 1 or view.per_layer:
+        return "\n\n".join(render_model(model, per_layer=view.per_layer) for model in models)
+    return render_side_by_side(models)
 
 
-def render_json(models: Sequence[Inspection], *, per_layer: bool) -> str:
-    """Return everything as one JSON object, numbers unrounded; rows too if asked per layer."""
-    value = {
-        "schema": "moetool.inspect/1",
-        "moetool": moetool.__version__,
-        "models": [_make_finite(_as_object(model, per_layer=per_layer)) for model in models],
-    }
-    return escape_json(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
+def render_json(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, numbers unrounded; rows only in a view per layer."""
+    objects = [_as_object(model, per_layer=view.per_layer) for model in models]
+    return envelope.render_json("moetool.inspect/1", {"models": objects})
 
 
-def render_csv(models: Sequence[Inspection], *, per_layer: bool) -> str:
-    """Return one row for every layer and component of every model."""
-    del per_layer
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=["model", *_COLUMNS], lineterminator="\n")
-    writer.writeheader()
-    for model in models:
-        writer.writerows({"model": model.model, **asdict(row)} for row in model.rows)
-    return _make_writable(text.getvalue())
+def render_csv(models: Sequence[Inspection], _: View = DEFAULT_VIEW) -> str:
+    """Return one row per layer and component of each model."""
+    rows = ({"model": model.model, **asdict(row)} for model in models for row in model.rows)
+    return envelope.render_csv(rows, ("model", *_COLUMNS))
 
 
-RENDERERS: Mapping[str, Callable[..., str]] = {
-    "table": render_table_text,
-    "json": render_json,
-    "csv": render_csv,
+RENDERERS: Renderers[Sequence[Inspection]] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
 }
 
 
@@ -126,17 +113,3 @@ def _describe_parameters(model: Inspection) -> dict[str, Any] | None:
 
 def _exact(number: ActiveRange | None) -> int | None:
     return number.exact if number else None
-
-
-def _make_finite(value: Any) -> Any:
-    """Return a value with null in the place of infinite numbers, for which JSON has no word."""
-    if isinstance(value, dict):
-        return {name: _make_finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_make_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _make_writable(text: str) -> str:
-    """Return a text with `?` for the bytes of a path that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")

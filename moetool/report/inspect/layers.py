@@ -1,4 +1,4 @@
-"""Every layer's components for a terminal, layers that are alike drawn together."""
+"""Show every layer's components, with identical layers merged."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.words import UNKNOWN, word_indices
+from moetool.report.inspect.words import word_indices
 from moetool.report.text.lines import make_printable
 from moetool.report.text.numbers import format_bytes, format_count
 from moetool.report.text.tables import Cell, render_table
+from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
     from moetool.inspection.result import InspectedRow, Inspection
 
-# Columns that the numbers of layers may take; the exact counts beside them need the rest.
+# Width of the column of layer numbers; the exact counts need the rest.
 _LAYERS = 12
 
 
 def render_layers(model: Inspection) -> str:
-    """Return the parameter table, with one group of rows for all layers of the same rows.
+    """Return the parameter table, with one group of rows for all layers that have the same rows.
 
-    Its numbers are those of one layer; JSON and CSV keep a row for every layer.
+    Numbers are those of a single layer. JSON and CSV keep a row for every layer.
     """
     in_files = model.files is not None
     rows = []
@@ -43,16 +44,17 @@ def render_layers(model: Inspection) -> str:
     where = "in the files" if in_files else as_held
     return (
         f"{render_table(headers, rows, right=(2, 3, 5))}\n"
-        f"Numbers are those of one layer; dtype and bytes: {where}."
+        f"Numbers are for one layer; dtype and bytes: {where}."
     )
 
 
 def group_layers(
     rows: tuple[InspectedRow, ...],
 ) -> list[tuple[str, tuple[int, ...], tuple[InspectedRow, ...]]]:
-    """Return the stack, the layers and the rows of each, of all layers that have the same rows.
+    """Return groups of layers with the same rows: their stack, their numbers and these rows.
 
-    In the order of their first layers. What is outside layers is a group without layers.
+    Groups are in the order of their first layers. Parts outside layers form a group without
+    numbers.
     """
     places: dict[tuple[str, int | None], list[InspectedRow]] = {}
     for row in rows:
@@ -65,9 +67,9 @@ def group_layers(
 
 
 def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[Cell]:
-    """Return what layers are called, cut to stand beside so many rows.
+    """Return the name of a group of layers, folded into `num_lines` cells.
 
-    A table would rather narrow the columns of numbers than cut it here.
+    Left to itself, the table would narrow the columns of numbers instead.
     """
     words = word_indices(sorted(layers)) if layers else "–" if stack == "decoder" else ""
     named = words if stack == "decoder" else make_printable(f"{stack} {words}")

@@ -1,4 +1,4 @@
-"""One model's inspection for a terminal: facts, where the parameters are, and what to know."""
+"""Show one model: facts, where its parameters are, and notes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 from moetool.report.inspect.layers import render_layers
 from moetool.report.inspect.words import (
-    UNKNOWN,
+    word_active,
     word_experts,
     word_layers,
     word_mixer,
     word_published,
-    word_range,
     word_routing,
-    word_share,
 )
-from moetool.report.text.lines import make_printable, wrap_words
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.text.lines import LABEL, list_fact, list_notes, make_printable
+from moetool.report.text.numbers import format_bytes, format_count, format_number_of
 from moetool.report.text.tables import WIDTH, render_bar, render_table
+from moetool.report.text.words import UNKNOWN, word_count, word_share
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy
@@ -30,80 +29,73 @@ if TYPE_CHECKING:
         PublishedFigures,
     )
 
-_LABEL = 12
 _BAR = 20
-# Where a rounded number ends and the exact one begins, and where that ends.
+# Widths of a rounded number and of the exact one after it.
 _ROUNDED, _EXACT = 8, 19
 
 _SOURCES = {
     "skeleton": "its configuration",
     "headers": "the headers of its files",
     "skeleton and headers": "its configuration, and the headers of its files",
-    "reported": "reports alone",
+    "reported": "reports only",
 }
 
 
 def render_model(model: Inspection, *, per_layer: bool) -> str:
-    """Return all that is known of one model, 80 columns wide."""
+    """Return everything known about one model, 80 columns wide."""
     blocks = [
         "\n".join(_list_facts(model)),
         *([_render_components(model.parameters)] if model.parameters else []),
         *([render_layers(model)] if per_layer and model.rows else []),
         *([_render_differences(model.files)] if model.files and model.files.differences else []),
-        "\n".join(line for note in model.notes for line in render_note(note)),
+        "\n".join(list_notes(model.notes)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def render_note(note: str) -> list[str]:
-    """Return the lines of a note, those after the first indented so that notes stand apart."""
-    lines = wrap_words(note, width=WIDTH - 2)
-    return [line if index == 0 else f"  {line}" for index, line in enumerate(lines) if line]
 
 
 def _list_facts(model: Inspection) -> Iterator[str]:
     named = f" ({model.anatomy.model_class})" if model.anatomy else ""
     commit = f" at {model.revision[:8]}" if model.revision else ""
-    yield from _fact("model", f"{model.model}{commit}{named}")
-    yield from _fact("source", _SOURCES[model.source.value])
+    yield from list_fact("model", f"{model.model}{commit}{named}")
+    yield from list_fact("source", _SOURCES[model.source.value])
     if model.reported:
-        yield from _fact("total", f"{model.reported.total or UNKNOWN}, reported")
-        yield from _fact("active", f"{model.reported.active or UNKNOWN}, reported")
-        yield from _fact("experts", f"{model.reported.experts or UNKNOWN}, reported")
-        yield from _fact("reported by", model.reported.source)
+        yield from list_fact("total", f"{model.reported.total or UNKNOWN}, reported")
+        yield from list_fact("active", f"{model.reported.active or UNKNOWN}, reported")
+        yield from list_fact("experts", f"{model.reported.experts or UNKNOWN}, reported")
+        yield from list_fact("reported by", model.reported.source)
     if model.parameters:
         yield from _list_totals(model.parameters)
     if model.published:
         yield from _list_published(model.published)
     if model.num_layers is not None:
-        yield from _fact("layers", word_layers(model))
-        yield from _fact("experts", word_experts(model))
-    yield from _facts("routing", word_routing(model))
+        yield from list_fact("layers", word_layers(model))
+        yield from list_fact("experts", word_experts(model))
+    yield from _list_several("routing", word_routing(model))
     if model.anatomy:
-        yield from _facts("mixer", [word_mixer(mixer) for mixer in model.anatomy.mixers])
-        yield from _fact("context", _word_context(model.anatomy, model.parameters))
+        yield from _list_several("mixer", [word_mixer(mixer) for mixer in model.anatomy.mixers])
+        yield from list_fact("context", _word_context(model.anatomy, model.parameters))
     if model.parameters and model.parameters.num_bytes is not None and model.dtype:
         size = format_bytes(model.parameters.num_bytes)
         label = "dequantized" if model.quantization else "as loaded"
-        yield from _fact(label, f"{size} in {model.dtype}")
+        yield from list_fact(label, f"{size} in {model.dtype}")
     if model.files:
-        yield from _fact("on disk", _word_files(model.files))
+        yield from list_fact("on disk", _word_files(model.files))
     if model.quantization:
-        yield from _fact("quantized", model.quantization)
+        yield from list_fact("quantized", model.quantization)
     if model.flops:
         yield from _list_flops(model.flops)
 
 
 def _list_totals(parameters: Parameters) -> Iterator[str]:
     total = parameters.total
-    yield from _list_count("total", UNKNOWN if total is None else format_count(total), total)
+    yield from _list_count("total", word_count(total), total)
     for number, (name, active) in enumerate(parameters.active.items()):
         words = name.value.replace("_", " ")
         if number == 0 and parameters.sparsity is not None:
             words += f": {word_share(parameters.sparsity)} of the total"
         yield from _list_count(
             "" if number else "active",
-            word_range(active),
+            word_active(active),
             active.exact if active else None,
             words,
         )
@@ -112,19 +104,19 @@ def _list_totals(parameters: Parameters) -> Iterator[str]:
 def _list_count(label: str, rounded: str, exact: int | None, words: str = "") -> Iterator[str]:
     number = "" if exact is None else f"{exact:,}"
     columns = f"{rounded:<{_ROUNDED}}{number:>{_ROUNDED + _EXACT - max(_ROUNDED, len(rounded))}}"
-    line = f"{label:<{_LABEL}}{columns}   {words}".rstrip()
+    line = f"{label:<{LABEL}}{columns}   {words}".rstrip()
     if len(line) <= WIDTH:
         yield line
     else:
-        yield from _fact(label, f"{rounded} {number} {words}")
+        yield from list_fact(label, f"{rounded} {number} {words}")
 
 
 def _list_published(published: PublishedFigures) -> Iterator[str]:
     words = word_published(published)
     if words:
-        yield from _fact("vendor", words)
+        yield from list_fact("vendor", words)
     if published.note:
-        yield from _fact("" if words else "vendor", published.note)
+        yield from list_fact("" if words else "vendor", published.note)
 
 
 def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
@@ -136,7 +128,7 @@ def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
 
 
 def _word_files(files: Files) -> str:
-    number = f"{files.num_files:,} file{'' if files.num_files == 1 else 's'}"
+    number = format_number_of(files.num_files, "file")
     words = f"{format_bytes(files.num_bytes)} in {number}, {files.num_tensors:,} tensors"
     dtypes = [f"{format_bytes(size)} {dtype}" for dtype, size in files.dtype_bytes.items()]
     return f"{words}: {', '.join(dtypes)}" if dtypes else words
@@ -150,18 +142,13 @@ def _list_flops(flops: Flops) -> Iterator[str]:
         return words if ratio is None else f"{words}, {word_share(ratio)} of a dense model's"
 
     prompt = f" (of {flops.num_prompt_tokens:,})"
-    yield from _fact("prefill", word(flops.prefill, flops.prefill_ratio, tokens=prompt))
-    yield from _fact("decode", word(flops.decode, flops.decode_ratio))
+    yield from list_fact("prefill", word(flops.prefill, flops.prefill_ratio, tokens=prompt))
+    yield from list_fact("decode", word(flops.decode, flops.decode_ratio))
 
 
-def _facts(label: str, facts: list[str]) -> Iterator[str]:
+def _list_several(label: str, facts: list[str]) -> Iterator[str]:
     for number, words in enumerate(facts):
-        yield from _fact("" if number else label, words)
-
-
-def _fact(label: str, words: str) -> Iterator[str]:
-    for number, line in enumerate(wrap_words(words, width=WIDTH - _LABEL)):
-        yield f"{'' if number else label:<{_LABEL}}{line}".rstrip()
+        yield from list_fact("" if number else label, words)
 
 
 def _render_components(parameters: Parameters) -> str:
@@ -169,10 +156,10 @@ def _render_components(parameters: Parameters) -> str:
     rows = [
         (
             name.replace("_", " "),
-            UNKNOWN if number is None else format_count(number),
+            word_count(number),
             word_share(number / total) if total and number is not None else "",
             render_bar(number / total, width=_BAR) if total and number is not None else "",
-            word_range(parameters.active_components[name]),
+            word_active(parameters.active_components[name]),
         )
         for name, number in parameters.components.items()
         if number != 0

@@ -1,4 +1,4 @@
-"""What an inspection finds, in words that fit a line."""
+"""Put layers, experts, routing and published figures into words that fit on a line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.numbers import format_count
+from moetool.report.text.numbers import format_count, format_number_of
+from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveRange
@@ -14,14 +15,12 @@ if TYPE_CHECKING:
     from moetool.anatomy.skeleton.mixers import Mixer
     from moetool.inspection.result import Inspection, PublishedFigures
 
-UNKNOWN = "unknown"
-
-# Of indices at equal distances; fewer are listed one by one.
+# Indices at equal distances are abbreviated from this length; fewer are listed one by one.
 _SHORTEST_SERIES = 4
 
 
-def word_range(active: ActiveRange | None) -> str:
-    """Return an active count, or the range of it: `12.88B`, `18.59B to 31.33B`."""
+def word_active(active: ActiveRange | None) -> str:
+    """Return an active count, or its range: `12.88B`, `18.59B to 31.33B`."""
     if active is None:
         return UNKNOWN
     if active.exact is not None:
@@ -29,13 +28,8 @@ def word_range(active: ActiveRange | None) -> str:
     return f"{format_count(active.fewest)} to {format_count(active.most)}"
 
 
-def word_share(share: float) -> str:
-    """Return a share of a whole: `96.6%`, and never `0.0%` for what is there."""
-    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
-
-
 def word_numbers(number: int | Sequence[int | None] | None) -> str:
-    """Return a number of layers, or the different ones of several layers: `8`, `4 to 8`."""
+    """Return a number, or the range over several layers: `8`, `4 to 8`."""
     if number is None:
         return UNKNOWN
     if isinstance(number, int):
@@ -48,7 +42,7 @@ def word_numbers(number: int | Sequence[int | None] | None) -> str:
 
 
 def word_layers(model: Inspection) -> str:
-    """Return how many layers there are and which of them route."""
+    """Return the number of layers, and which of them route."""
     if model.num_layers is None:
         return UNKNOWN
     if model.num_moe_layers is None:
@@ -69,7 +63,7 @@ def word_layers(model: Inspection) -> str:
 
 
 def word_experts(model: Inspection) -> str:
-    """Return how many experts a layer has and how many a token runs."""
+    """Return the number of experts in a layer and how many a token runs."""
     if model.num_moe_layers is None and model.num_experts is None:
         return UNKNOWN
     if model.num_moe_layers == 0:
@@ -81,7 +75,7 @@ def word_experts(model: Inspection) -> str:
     if identity:
         words += f" and {max(identity)} identity experts"
     if model.num_shared_experts is None:
-        words += ", shared ones"
+        words += ", shared experts"
     elif model.num_shared_experts:
         words += f", {model.num_shared_experts} shared"
     widths = sorted({layer.expert_width for layer in layers if layer.expert_width is not None})
@@ -91,19 +85,17 @@ def word_experts(model: Inspection) -> str:
 
 
 def word_routing(model: Inspection) -> list[str]:
-    """Return how layers choose their experts, a line for each way."""
+    """Return how layers choose their experts, one line for each routing style."""
     if model.anatomy is None:
         return []
     styles = Counter(layer.style for layer in model.anatomy.routed_layers)
     return [
-        _word_style(style) if len(styles) == 1 else f"{_count_layers(count)}: {_word_style(style)}"
+        _word_style(style)
+        if len(styles) == 1
+        else f"{format_number_of(count, 'layer')}: {_word_style(style)}"
         for style, count in styles.items()
         if style is not None
     ]
-
-
-def _count_layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _word_style(style: RoutingStyle) -> str:
@@ -129,7 +121,7 @@ def word_mixer(mixer: Mixer) -> str:
     if mixer.num_heads is not None:
         heads = f"{mixer.num_heads} heads"
         if mixer.num_kv_heads is not None and mixer.num_kv_heads != mixer.num_heads:
-            heads += f", {mixer.num_kv_heads} KV head{'' if mixer.num_kv_heads == 1 else 's'}"
+            heads += f", {format_number_of(mixer.num_kv_heads, 'KV head')}"
         words.append(heads)
     if mixer.head_dim is not None:
         words.append(f"{mixer.head_dim} wide")
@@ -141,7 +133,7 @@ def word_mixer(mixer: Mixer) -> str:
 
 
 def word_published(published: PublishedFigures) -> str | None:
-    """Return the vendor's figures and what they agree with; None if it gives none."""
+    """Return the vendor's figures and the definitions they meet; None if there are none."""
     if published.total_b is None and published.active_b is None:
         return None
     words = []
@@ -161,7 +153,7 @@ def word_published(published: PublishedFigures) -> str | None:
 
 
 def word_indices(numbers: Sequence[int]) -> str:
-    """Return ascending indices, those at equal distances drawn together: `0-2, 5, 7, …, 13`."""
+    """Return ascending indices, abbreviated at equal distances: `0-2, 5, 7, …, 13`."""
     words = []
     start = 0
     while start < len(numbers):
@@ -179,7 +171,7 @@ def word_indices(numbers: Sequence[int]) -> str:
 
 
 def _find_end(numbers: Sequence[int], start: int) -> int:
-    """Return where the numbers from `start` on stop being at equal distances."""
+    """Return the last index of the run of equal distances that begins at `start`."""
     end = min(start + 1, len(numbers) - 1)
     while (
         end + 1 < len(numbers)

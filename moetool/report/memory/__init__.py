@@ -1,1 +1,1 @@
-"""Reports of `moetool memory-estimate`."""
+"""Render the results of `moetool memory-estimate`."""

@@ -1,21 +1,20 @@
-"""Several estimates, a row each: what differs between them in columns, what doesn't above."""
+"""Show several estimates, one row each, with what they have in common above."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.page import render_note
-from moetool.report.memory.words import (
+from moetool.report.memory.words import word_fit, word_gpu, word_options, word_weights
+from moetool.report.text.lines import (
     list_fact,
-    word_fit,
-    word_gpu,
-    word_options,
-    word_size,
-    word_weights,
+    list_notes,
+    make_printable,
+    wrap_paragraphs,
+    wrap_words,
 )
-from moetool.report.text.lines import make_printable, wrap_words
 from moetool.report.text.tables import render_table
+from moetool.report.text.words import word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -41,16 +40,16 @@ _FIGURES: Mapping[str, _Word] = {
     "fits": lambda estimate: word_fit(estimate.fit),
 }
 _NUMBERS = ("batch", "prompt", "new", "weights", "cache", "allocated", "total")
-# Figures that may stand above the rows as well, if they are the same in all.
+# Figures that move above the rows when they are the same in all of them.
 _OFTEN_THE_SAME = ("weights",)
 _LEGEND = (
-    "cache: after the last token that is run. allocated: the peak. total: what the device shows. "
-    "fits: on one GPU, with the GiB left or missing."
+    "cache: after the last token that runs. allocated: the peak. total: as the device shows it. "
+    "fits: on one GPU, with the GiB to spare or missing."
 )
 
 
-def render_comparison(estimates: Sequence[Estimate]) -> str:
-    """Return how many fit, what all have in common, a row for each, and what to know of them."""
+def render_estimates(estimates: Sequence[Estimate]) -> str:
+    """Return how many fit, what all have in common, one row for each, and their notes."""
     words = {
         label: [make_printable(word(estimate)) for estimate in estimates]
         for label, word in {**_SETTINGS, **_FIGURES}.items()
@@ -63,17 +62,17 @@ def render_comparison(estimates: Sequence[Estimate]) -> str:
     columns = {label: column for label, column in words.items() if label not in common}
     facts = [line for label, word in common.items() if word for line in list_fact(label, word)]
     blocks = [
-        "\n".join(line for words in _list_verdict(estimates) for line in wrap_words(words)),
+        "\n".join(wrap_paragraphs(_list_verdict(estimates))),
         "\n".join(facts),
         *_render_rows(columns),
         "\n".join(wrap_words(_LEGEND)),
-        "\n".join(line for note in _list_notes(estimates) for line in render_note(note)),
+        "\n".join(list_notes(_find_notes(estimates))),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _render_rows(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield one table, or one for each model if their scenarios differ: both don't fit a line."""
+    """Yield one table, or one per model if scenarios differ too: both don't fit on a line."""
     has_scenarios = any(label in columns for label in _SETTINGS if label != "model")
     if "model" not in columns or not has_scenarios:
         yield _render_table(columns, range(len(columns["fits"])))
@@ -105,11 +104,13 @@ def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
         for estimate in estimates
     )
     if num_unknown:
-        yield f"What {num_unknown:,} of {len(estimates):,} need is unknown: see the notes below."
+        yield (
+            f"Memory unknown for {num_unknown:,} of {len(estimates):,} estimates: see the notes below."
+        )
 
 
-def _list_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
-    """Yield every note once, with its model unless it is there for all."""
+def _find_notes(estimates: Sequence[Estimate]) -> Iterator[str]:
+    """Yield each note once, with the name of its model unless all models have it."""
     of_all = set.intersection(*(set(estimate.notes) for estimate in estimates))
     yield from dict.fromkeys(
         note if note in of_all else f"{estimate.model}: {note}"

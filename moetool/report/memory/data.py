@@ -1,19 +1,15 @@
-"""What models need to run: as a page or a table for people, as JSON, or as rows in CSV."""
+"""Render estimates as a page or a table, as JSON, or as CSV with one row each."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import moetool
-from moetool.printable import escape_json
-from moetool.report.memory.comparison import render_comparison
+from moetool.report import envelope
+from moetool.report.memory.comparison import render_estimates
 from moetool.report.memory.page import render_page
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Measurement, MemoryFigures
@@ -64,34 +60,26 @@ _COLUMNS = (
 )
 
 
-def render_table_text(estimates: Sequence[Estimate]) -> str:
+def render_table_text(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
     """Return one estimate in full, or a row for each of several."""
-    return render_page(estimates[0]) if len(estimates) == 1 else render_comparison(estimates)
+    return render_page(estimates[0]) if len(estimates) == 1 else render_estimates(estimates)
 
 
-def render_json(estimates: Sequence[Estimate]) -> str:
-    """Return everything as one JSON object, sizes in bytes and what is unknown as null."""
-    value = {
-        "schema": "moetool.memory-estimate/1",
-        "moetool": moetool.__version__,
-        "estimates": [_as_plain(_as_object(estimate)) for estimate in estimates],
-    }
-    return escape_json(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)) + "\n"
+def render_json(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, sizes in bytes and unknown values as null."""
+    objects = [_as_object(estimate) for estimate in estimates]
+    return envelope.render_json("moetool.memory-estimate/1", {"estimates": objects})
 
 
-def render_csv(estimates: Sequence[Estimate]) -> str:
-    """Return one row for every estimate, without what is a list: fits, ranks and notes."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(map(_as_row, estimates))
-    return _make_writable(text.getvalue())
+def render_csv(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
+    """Return one row for every estimate, without its lists: fits, ranks and notes."""
+    return envelope.render_csv(map(_as_row, estimates), _COLUMNS)
 
 
-RENDERERS: Mapping[str, Callable[[Sequence[Estimate]], str]] = {
-    "table": render_table_text,
-    "json": render_json,
-    "csv": render_csv,
+RENDERERS: Renderers[Sequence[Estimate]] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
 }
 
 
@@ -153,19 +141,3 @@ def _as_row(estimate: Estimate) -> dict[str, Any]:
             else {}
         ),
     }
-
-
-def _as_plain(value: Any) -> Any:
-    """Return a value as JSON's own kinds; null for infinite numbers, for which it has no word."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _as_plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _as_plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _make_writable(text: str) -> str:
-    """Return a text with `?` for the bytes of a path that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,23 +1,15 @@
-"""What fits where, on how many GPUs, with experts elsewhere, and how fast at best."""
+"""Show which GPUs a model fits on, alone or shared or offloaded, and how fast it can be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.memory.words import (
-    UNKNOWN,
-    list_fact,
-    word_fit,
-    word_range,
-    word_seconds,
-    word_size,
-    word_sizes,
-    word_unquantized,
-)
-from moetool.report.text.lines import make_printable, wrap_words
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.report.memory.words import word_fit, word_seconds, word_sizes, word_unquantized
+from moetool.report.text.lines import list_fact, make_printable, wrap_paragraphs, wrap_words
+from moetool.report.text.numbers import format_bytes
 from moetool.report.text.tables import render_table
+from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Offload, RankBytes, SpeedBound
@@ -29,7 +21,7 @@ _YES_OR_NO = {True: "yes", False: "no"}
 def render_fits(estimate: Estimate) -> str:
     """Return a row for each GPU, by memory, and a column for each way of storing weights.
 
-    Of a checkpoint that is quantized already, ways of which nothing is known are left out: no
+    For a checkpoint that is already quantized, columns without any known cell are left out: no
     library quantizes it again.
     """
     fits = estimate.fits
@@ -64,15 +56,15 @@ def render_fits(estimate: Estimate) -> str:
             for name in quantizations
         ),
     )
-    legend = "yes and no: the GiB left on one GPU, or missing."
+    legend = "yes/no: GiB to spare, or missing, on one GPU."
     if any(_takes_several(fit) for fit in fits):
-        legend += ' A number after x: that many hold it with device_map="auto".'
+        legend += ' ×N: fits on N GPUs with device_map="auto".'
     return "\n".join([render_table(headers, rows, right=(1,)), *wrap_words(legend)])
 
 
 def _word_cell(fit: Fit | None) -> str:
     word = word_fit(fit)
-    return f"{word} x{fit.num_gpus}" if fit is not None and _takes_several(fit) else word
+    return f"{word} ×{fit.num_gpus}" if fit is not None and _takes_several(fit) else word
 
 
 def _takes_several(fit: Fit) -> bool:
@@ -80,7 +72,7 @@ def _takes_several(fit: Fit) -> bool:
 
 
 def render_ranks(ranks: Sequence[RankBytes]) -> str:
-    """Return what each of several GPUs holds, a row for each way of sharing that can be gone."""
+    """Return what each of several GPUs holds, one row for each usable sharing strategy."""
     possible = [rank for rank in ranks if rank.reason is None and rank.weights_bytes]
     rows = [
         (
@@ -92,7 +84,7 @@ def render_ranks(ranks: Sequence[RankBytes]) -> str:
         )
         for rank in possible
     ]
-    headers = ("weights shared by", "GPUs", "on each GPU", "of it on all", "layers on each")
+    headers = ("weights shared by", "GPUs", "on each GPU", "replicated", "layers on each")
     lines = [render_table(headers, rows, right=(1, 2, 3, 4))] if rows else []
     refused: dict[tuple[str, str], list[int]] = {}
     for rank in ranks:
@@ -113,7 +105,7 @@ def _word_way(rank: RankBytes) -> str:
 
 
 def render_offload(offload: Offload) -> str:
-    """Return what goes to the host's memory, what that costs, and the flags, each on one line."""
+    """Return what goes to host memory, what that costs, and the flags, each on one line."""
     if not offload.num_offloaded_layers and offload.fits:
         words = f"not needed: everything fits on 1 × {offload.gpu}"
         return "\n".join(list_fact("offload", words))
@@ -123,8 +115,8 @@ def render_offload(offload: Offload) -> str:
         ("engine", "transformers", "llama.cpp"),
         (f"layers, of {offload.num_moe_layers:,}", f"{moved:,}", f"{computed:,}"),
         ("fits", _YES_OR_NO[offload.fits], _YES_OR_NO[offload.fits_computed_on_host]),
-        ("GPU, at the peak", format_bytes(offload.gpu_bytes), ""),
-        ("host's memory", format_bytes(offload.host_bytes), ""),
+        ("GPU memory at the peak", format_bytes(offload.gpu_bytes), ""),
+        ("host memory", format_bytes(offload.host_bytes), ""),
         ("over the bus per token", format_bytes(offload.transfer_bytes_per_token), ""),
         ("read on the host per token", "", word_size(read_bytes)),
     ]
@@ -136,7 +128,7 @@ def render_offload(offload: Offload) -> str:
 
 
 def _list_flags(flags: str) -> Iterator[str]:
-    """Yield flags in their own lines however long those are: cut ones could not be copied."""
+    """Yield each line of flags whole, however long: a folded line could not be copied."""
     for line in flags.splitlines():
         printable = (
             letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
@@ -145,20 +137,20 @@ def _list_flags(flags: str) -> Iterator[str]:
 
 
 def render_speed(speed: SpeedBound) -> str:
-    """Return the least times, labelled as bounds, and what they are bounded by."""
+    """Return lower bounds on time, and what bounds them."""
     rows = [
         (
             "prefill of the batch",
             word_seconds(speed.prefill_s),
             speed.prefill_is_bound_by or UNKNOWN,
-            _word_flops(speed.prefill_weight_flops),
+            word_count(speed.prefill_weight_flops),
             word_size(speed.prefill_read_bytes),
         ),
         (
-            "step of decoding",
+            "decoding step",
             word_seconds(speed.decode_s_per_token),
             speed.decode_is_bound_by or UNKNOWN,
-            _word_flops(speed.decode_weight_flops),
+            word_count(speed.decode_weight_flops),
             word_size(speed.decode_read_bytes),
         ),
     ]
@@ -170,18 +162,14 @@ def render_speed(speed: SpeedBound) -> str:
         "read",
     )
     words = (
-        "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. The FLOPs "
-        "are those of products with weights: attention between tokens, and what transformers computes "
-        "anew from its cache, are left out here and counted by `moetool inspect`."
+        "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. FLOPs are "
+        "those of products with weights. `moetool inspect` also counts attention between tokens and "
+        "what transformers recomputes from its cache."
     )
     if speed.experts_touched_per_layer is not None:
         words += (
-            f" A step reads {speed.experts_touched_per_layer:.1f} experts a layer, "
+            f" A step reads {speed.experts_touched_per_layer:.1f} experts per layer; "
             f"routing: {speed.routing}."
         )
-    notes = [line for note in (words, *speed.notes) for line in wrap_words(note) if line]
+    notes = wrap_paragraphs((words, *speed.notes))
     return "\n".join([render_table(headers, rows, right=(1, 3, 4)), *notes])
-
-
-def _word_flops(number: int | None) -> str:
-    return UNKNOWN if number is None else format_count(number)

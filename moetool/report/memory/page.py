@@ -1,4 +1,4 @@
-"""One model's estimate for a terminal: the verdict, where the memory goes, and what would fit."""
+"""Show one estimate: the verdict, where the memory goes, and what would fit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.page import render_note
-from moetool.report.inspect.words import word_share
 from moetool.report.memory.hardware import (
     render_fits,
     render_offload,
@@ -16,33 +14,26 @@ from moetool.report.memory.hardware import (
 )
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
-    UNKNOWN,
-    list_fact,
     list_limits,
     word_change,
     word_method,
     word_options,
     word_peak,
     word_run,
-    word_size,
     word_stored,
     word_unquantized,
+    word_variant,
     word_weights,
 )
-from moetool.report.text.lines import make_printable, wrap_words
+from moetool.report.text.lines import list_fact, list_notes, make_printable, wrap_paragraphs
 from moetool.report.text.tables import render_bar, render_table
+from moetool.report.text.words import UNKNOWN, word_share, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
 
 _BAR = 20
 
-_VARIANTS = {
-    "transformers": "as transformers loads it",
-    "experts_quantized": "experts quantized as well",
-    "as_published": "packed as published",
-    "dequantized": "dequantized",
-}
 _FIGURES = {
     "weights_bytes": "weights",
     "cache_bytes": "cache",
@@ -54,9 +45,9 @@ _FIGURES = {
 
 
 def render_page(estimate: Estimate) -> str:
-    """Return all that is known of one estimate, 80 columns wide but for flags to copy."""
+    """Return everything known about one estimate, 80 columns wide except for flags to copy."""
     blocks = [
-        "\n".join(line for words in list_verdict(estimate) for line in wrap_words(words)),
+        "\n".join(wrap_paragraphs(list_verdict(estimate))),
         "\n".join(_list_facts(estimate)),
         _render_breakdown(estimate),
         "\n".join(_list_peaks(estimate)),
@@ -67,7 +58,7 @@ def render_page(estimate: Estimate) -> str:
         render_offload(estimate.offload) if estimate.offload else "",
         render_speed(estimate.speed) if estimate.speed else "",
         _render_measured(estimate),
-        "\n".join(line for note in estimate.notes for line in render_note(note)),
+        "\n".join(list_notes(estimate.notes)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -85,7 +76,7 @@ def _list_facts(estimate: Estimate) -> Iterator[str]:
 
 
 def _render_breakdown(estimate: Estimate) -> str:
-    """Return a table whose parts add up to the subtotals below them, and those to the total."""
+    """Return a table whose parts add up to the subtotals below them, and these to the total."""
     figures, peak = estimate.figures, estimate.at_peak
     parts = (
         ("weights", peak.weights_bytes if peak else figures.weights_bytes, None),
@@ -115,12 +106,12 @@ def _render_breakdown(estimate: Estimate) -> str:
 
 
 def _list_peaks(estimate: Estimate) -> Iterator[str]:
-    """Yield what made the peak of each phase, the highest first, and what the cache grows to."""
+    """Yield what caused the peak of each phase, the highest first, and the final cache size."""
     for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
         yield from list_fact(peak.phase.value, word_peak(peak))
     if estimate.figures.cache_bytes:
         size = word_size(estimate.figures.cache_bytes)
-        yield from list_fact("cache", f"{size} after the last token that is run")
+        yield from list_fact("cache", f"{size} after the last token that runs")
 
 
 def _render_variants(estimate: Estimate) -> str:
@@ -128,7 +119,7 @@ def _render_variants(estimate: Estimate) -> str:
         return ""
     rows = [
         (
-            _VARIANTS.get(name, make_printable(name)),
+            word_variant(name),
             word_size(figures.weights_bytes),
             word_size(figures.peak_allocated_bytes),
             word_size(figures.total_device_bytes),

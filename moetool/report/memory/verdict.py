@@ -1,21 +1,21 @@
-"""Whether a model fits, and if it doesn't, what would make it fit: in sentences."""
+"""State whether a model fits and, if not, what would make it fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moetool.report.memory.words import word_gpu
+from moetool.report.memory.words import word_gpu, word_variant
 from moetool.report.text.numbers import format_bytes
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Offload
 
-_VARIANTS = {"as_published": "packed as published", "dequantized": "dequantized"}
+_VARIANTS_OF_STORED = ("as_published", "dequantized")
 
 
 def list_verdict(estimate: Estimate) -> Iterator[str]:
-    """Yield whether it fits, and if it doesn't, what would make it fit: a sentence each."""
+    """Yield sentences: whether it fits and, if not, what would make it fit."""
     total, fit = estimate.figures.total_device_bytes, estimate.fit
     packed = _word_basis(estimate)
     if total is None:
@@ -26,8 +26,8 @@ def list_verdict(estimate: Estimate) -> Iterator[str]:
         does = "fits" if fit.fits else "doesn't fit"
         words = f"{estimate.model} needs {format_bytes(total)}{packed} and {does} on 1 × {word_gpu(fit)}"
         if fit.headroom_bytes is not None:
-            rest = "to spare" if fit.fits else "too much"
-            words += f": {format_bytes(abs(fit.headroom_bytes))} {rest}"
+            size = format_bytes(abs(fit.headroom_bytes))
+            words += f": {size} to spare" if fit.fits else f": short by {size}"
         yield f"{words}."
     if packed:
         yield from _list_dequantized(estimate)
@@ -35,11 +35,11 @@ def list_verdict(estimate: Estimate) -> Iterator[str]:
         yield from _list_ways(estimate, fit)
     smallest = estimate.smallest_fit
     if smallest is not None and smallest.gpu != estimate.gpu:
-        yield f"The smallest GPU of those listed that holds it is the {word_gpu(smallest)}."
+        yield f"The smallest listed GPU that it fits on is the {word_gpu(smallest)}."
 
 
 def _word_basis(estimate: Estimate) -> str:
-    """Return as what quantized weights count, where that isn't as transformers loads them."""
+    """Return how quantized weights are counted, if not as transformers loads them."""
     stored = estimate.stored
     if stored is None or stored.basis.value != "as-published":
         return ""
@@ -47,28 +47,28 @@ def _word_basis(estimate: Estimate) -> str:
 
 
 def _list_unknown(estimate: Estimate) -> Iterator[str]:
-    """Yield that it is unknown what is needed, why, and what is known instead."""
+    """Yield that the total is unknown, why, and what is known instead."""
     stored, weights_bytes = estimate.stored, estimate.figures.weights_bytes
-    words = f"What {estimate.model} needs is unknown"
+    words = f"The memory that {estimate.model} needs is unknown"
     words += f": {stored.reason}" if stored is not None and stored.reason is not None else "."
     if weights_bytes is not None:
         words += f" Its weights alone take {format_bytes(weights_bytes)}."
     yield words
     known = [
-        f"{format_bytes(figures.total_device_bytes)} {_VARIANTS[name]}"
+        f"{format_bytes(figures.total_device_bytes)} {word_variant(name)}"
         for name, figures in estimate.variants.items()
-        if name in _VARIANTS and figures.total_device_bytes is not None
+        if name in _VARIANTS_OF_STORED and figures.total_device_bytes is not None
     ]
     if known:
         yield f"It would need {' or '.join(known)}."
 
 
 def _list_dequantized(estimate: Estimate) -> Iterator[str]:
-    """Yield what is needed where the weights are dequantized, and whether that fits."""
+    """Yield what is needed with dequantized weights, and whether that fits."""
     figures = estimate.variants.get("dequantized")
     if figures is None or figures.total_device_bytes is None:
         return
-    words = f"Where its weights are dequantized it needs {format_bytes(figures.total_device_bytes)}"
+    words = f"With its weights dequantized it needs {format_bytes(figures.total_device_bytes)}"
     fit = next((fit for fit in estimate.fits_dequantized if fit.gpu == estimate.gpu), None)
     if fit is not None:
         words += " and fits" if fit.fits else " and doesn't fit"
@@ -77,7 +77,7 @@ def _list_dequantized(estimate: Estimate) -> Iterator[str]:
 
 def _list_ways(estimate: Estimate, fit: Fit) -> Iterator[str]:
     if fit.num_gpus is not None and fit.num_gpus > 1:
-        yield f'{fit.num_gpus} × {fit.gpu} hold it with device_map="auto".'
+        yield f'It fits on {fit.num_gpus} × {fit.gpu} with device_map="auto".'
     others = [
         other.quantization.value
         for other in estimate.fits
@@ -92,9 +92,9 @@ def _list_ways(estimate: Estimate, fit: Fit) -> Iterator[str]:
 def _list_offloading(offload: Offload) -> Iterator[str]:
     where, layers = None, 0
     if offload.fits:
-        where, layers = "in the host's memory", offload.num_offloaded_layers
+        where, layers = "in host memory", offload.num_offloaded_layers
     elif offload.fits_computed_on_host:
-        where, layers = "computed on the host, as by llama.cpp", offload.num_host_computed_layers
+        where, layers = "computed on the host, as llama.cpp does", offload.num_host_computed_layers
     if layers:
         yield (
             f"With the routed experts of {layers} of {offload.num_moe_layers} layers {where}, "

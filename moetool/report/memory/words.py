@@ -1,40 +1,32 @@
-"""What a model needs for a scenario, in sentences and words that fit a line."""
+"""Put scenarios, weights, peaks and limits into words that fit on a line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.lines import wrap_words
-from moetool.report.text.numbers import format_bytes
-from moetool.report.text.tables import WIDTH
+from moetool.report.text.lines import make_printable
+from moetool.report.text.numbers import format_bytes, format_number_of
+from moetool.report.text.words import UNKNOWN, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate, Fit, Limits, Peak, StoredWeights
     from moetool.memory.scenario import Scenario
 
-UNKNOWN = "unknown"
-
-_LABEL = 12
 _GIB = 2**30
 
+_VARIANTS = {
+    "transformers": "as transformers loads it",
+    "experts_quantized": "experts quantized as well",
+    "as_published": "packed as published",
+    "dequantized": "dequantized",
+}
 _METHODS = {
-    "simulated": "simulated: the model's own code, run without data, every allocation followed",
-    "approximate": "approximate: simulated, under an assumption that is noted below",
+    "simulated": "simulated: runs the model's own code without data, following every allocation",
+    "approximate": "approximate: simulated, under an assumption noted below",
     "measured": "measured on a GPU",
     "reported": "reported, not computed",
 }
-
-
-def list_fact(label: str, words: str) -> list[str]:
-    """Return the lines of a fact, its label in front of the first."""
-    lines = wrap_words(words, width=WIDTH - _LABEL)
-    return [f"{'' if number else label:<{_LABEL}}{line}" for number, line in enumerate(lines)]
-
-
-def word_size(num_bytes: int | None) -> str:
-    """Return bytes with a binary unit, or that they are unknown."""
-    return UNKNOWN if num_bytes is None else format_bytes(num_bytes)
 
 
 def word_change(num_bytes: int) -> str:
@@ -44,9 +36,9 @@ def word_change(num_bytes: int) -> str:
 
 
 def word_fit(fit: Fit | None) -> str:
-    """Return whether it fits on one GPU, with the GiB left on it: `yes +51.5`, `no -64.9`.
+    """Return whether it fits on one GPU, with the GiB to spare or missing: `yes +51.5`, `no -64.9`.
 
-    Never `no -0.0`: what is missing, or left, is at least `0.01`.
+    The amount shown is at least `0.01`, so that `no -0.0` never appears.
     """
     if fit is None or fit.fits is None:
         return UNKNOWN
@@ -72,14 +64,8 @@ def word_seconds(seconds: float | None) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 0.99995 else f"{seconds:,.1f} s"
 
 
-def word_range(numbers: Sequence[int]) -> str:
-    """Return numbers as one, or as the least and the most: `7`, `4 to 7`."""
-    least, most = min(numbers), max(numbers)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
 def word_sizes(sizes: Sequence[int]) -> str:
-    """Return sizes as one, or as the least and the most: `10.1 to 19.2 GiB`."""
+    """Return sizes as one if they look equal, else as the range they span: `10.1 to 19.2 GiB`."""
     least, most = format_bytes(min(sizes)), format_bytes(max(sizes))
     if least == most:
         return least
@@ -88,11 +74,12 @@ def word_sizes(sizes: Sequence[int]) -> str:
 
 
 def word_run(scenario: Scenario) -> str:
-    """Return what is run: `generate: 8 sequences of 2,048 prompt tokens and 256 new ones`."""
-    sequences = f"{scenario.batch_size:,} sequence{'' if scenario.batch_size == 1 else 's'}"
-    words = f"{scenario.task}: {sequences} of {_count(scenario.num_prompt_tokens, 'prompt token')}"
+    """Return what runs: `generate: 8 sequences of 2,048 prompt tokens and 256 new ones`."""
+    sequences = format_number_of(scenario.batch_size, "sequence")
+    prompt = format_number_of(scenario.num_prompt_tokens, "prompt token")
+    words = f"{scenario.task}: {sequences} of {prompt}"
     if scenario.num_new_tokens:
-        words += f" and {_count(scenario.num_new_tokens, 'new one')}"
+        words += f" and {format_number_of(scenario.num_new_tokens, 'new one')}"
     return words
 
 
@@ -110,8 +97,13 @@ def word_weights(scenario: Scenario) -> str:
     return f"in {scenario.quantization}{double}, the rest in {dtype}; {experts}"
 
 
+def word_variant(name: str) -> str:
+    """Return how weights are held, from the name of a variant: `packed as published`."""
+    return _VARIANTS.get(name, make_printable(name))
+
+
 def word_options(scenario: Scenario) -> str:
-    """Return what was chosen instead of what transformers chooses; empty if nothing was."""
+    """Return the options that differ from transformers' defaults; empty if none does."""
     words = []
     if scenario.attention is not None:
         words.append(f"{scenario.attention} attention")
@@ -125,13 +117,13 @@ def word_options(scenario: Scenario) -> str:
 
 
 def word_method(method: str) -> str:
-    """Return how figures came about, in more than a word."""
+    """Return how figures were obtained, in more than a word."""
     return _METHODS[method]
 
 
 def word_peak(peak: Peak) -> str:
-    """Return what made a peak, and how high it is."""
-    place = ", outside of layers" if peak.layer is None else f" of {peak.layer}"
+    """Return what caused a peak, and how high it is."""
+    place = ", outside layers" if peak.layer is None else f" of {peak.layer}"
     height = (
         f"{format_bytes(peak.above_weights_bytes)} above its weights"
         if peak.allocated_bytes is None
@@ -141,7 +133,7 @@ def word_peak(peak: Peak) -> str:
 
 
 def word_unquantized(estimate: Estimate) -> str:
-    """Return in what weights are loaded that bitsandbytes doesn't quantize: `mxfp4`, `unquantized`."""
+    """Return how weights are stored that bitsandbytes doesn't quantize: `mxfp4`, `unquantized`."""
     stored = estimate.stored
     if stored is None or stored.basis.value == "copy":
         return "unquantized"
@@ -150,7 +142,7 @@ def word_unquantized(estimate: Estimate) -> str:
 
 
 def word_stored(stored: StoredWeights) -> str:
-    """Return what a quantized checkpoint takes in its files, as loaded and dequantized."""
+    """Return the size of a quantized checkpoint in its files, as loaded, and dequantized."""
     words = f"{stored.method}: {word_size(stored.stored_bytes)} in its files"
     words += f", {word_size(stored.loaded_bytes)} as loaded"
     if stored.is_dequantized is not None and stored.loaded_bytes is not None:
@@ -173,14 +165,10 @@ def list_limits(limits: Limits) -> Iterator[str]:
         yield f"no prompt fits on 1 × {limits.gpu} at this batch size"
     else:
         whole = ", the model's whole context" if limits.is_whole_context else ""
-        tokens = _count(limits.largest_prompt_tokens, "token")
+        tokens = format_number_of(limits.largest_prompt_tokens, "token")
         yield f"prompts of up to {tokens} at this batch size on 1 × {limits.gpu}{whole}"
     if limits.largest_batch_size == 0:
         yield f"no batch fits on 1 × {limits.gpu} at this length"
     else:
-        sequences = _count(limits.largest_batch_size, "sequence")
+        sequences = format_number_of(limits.largest_batch_size, "sequence")
         yield f"batches of up to {sequences} at this length on 1 × {limits.gpu}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,1 +1,1 @@
-"""Numbers, tables and lines of text for a terminal."""
+"""Format numbers, tables and lines of text for a terminal."""

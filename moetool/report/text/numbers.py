@@ -1,22 +1,15 @@
-"""How numbers are written for people. JSON and CSV never pass through here."""
+"""Format numbers for people. JSON and CSV never pass through here."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from moetool.printable import printable
-
-
-def format_file_size(path: Path) -> str:
-    """Return a file's size with a binary unit: `1.4 MiB`."""
-    return format_bytes(path.stat().st_size)
 
 
 def format_bytes(num_bytes: int) -> str:
     """Return bytes with a binary unit: `87.0 GiB`."""
     size = float(num_bytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
-        # What would round to 1024.0 of a unit is 1.0 of the next.
+        # A size that would round to 1024.0 is 1.0 of the next unit.
         if size < (1024 if unit == "bytes" else 1023.95):
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
@@ -26,12 +19,12 @@ def format_bytes(num_bytes: int) -> str:
 def format_count(number: float) -> str:
     """Return a number of parameters or FLOPs in four digits with a decimal unit: `46.70B`.
 
-    What no model has is written with an exponent: `1.234e+18`.
+    Numbers beyond any model's get an exponent: `1.234e+18`.
     """
     if number >= 999.95e12:
         return f"{number:.3e}"
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        # What would round to 1000 of a unit is 1.000 of the next.
+        # A number that would round to 1000 is 1.000 of the next unit.
         if number >= 0.99995 * size:
             scaled = number / size
             digits = 3 if scaled < 9.9995 else 2 if scaled < 99.995 else 1
@@ -40,12 +33,12 @@ def format_count(number: float) -> str:
 
 
 def format_number_of(count: int, noun: str) -> str:
-    """Return a count with its noun, regular in the plural: `1 prompt`, `1,200 tokens`."""
+    """Return a count with its noun, which has a regular plural: `1 prompt`, `1,200 tokens`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def format_p_value(value: float, *, num_permutations: int) -> str:
-    """Return a p-value; the smallest that so many permutations can give is a bound."""
+    """Return a p-value. The smallest that the permutations can give is shown as a bound."""
     smallest = 1 / (1 + num_permutations)
     if value <= smallest:
         return f"≤ {smallest:.2g}"
@@ -53,10 +46,10 @@ def format_p_value(value: float, *, num_permutations: int) -> str:
 
 
 def format_place(stack: str, layer: int, expert: int) -> str:
-    """Return the short name of an expert: `L3.E5`, after its stack if that is not the decoder."""
+    """Return the short name of an expert: `L3.E5`, after its stack unless that is the decoder."""
     return f"{format_stack(stack)}L{layer}.E{expert}"
 
 
 def format_stack(stack: str) -> str:
-    """Return what precedes a layer of a stack: nothing in the decoder, else its name."""
+    """Return the prefix for layers of a stack: nothing for the decoder, else its name."""
     return "" if stack == "decoder" else f"{printable(stack, max_length=40)} "

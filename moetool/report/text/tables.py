@@ -1,4 +1,4 @@
-"""From columns of words to a plain table that fits a terminal, a file and a README."""
+"""Render plain tables that fit a terminal, a file and a README."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moetool.printable import printable
 
 WIDTH = 80
 
-# One line, or several.
+# One line of text, or several.
 Cell = str | tuple[str, ...]
 
 _LONGEST_CELL = 1_000
@@ -22,9 +22,9 @@ _LONGEST_CELL = 1_000
 def render_table(
     headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()
 ) -> str:
-    """Return a table as text, the columns in `right` aligned to the right.
+    """Return a table as text, with the columns in `right` aligned to the right.
 
-    Headers and cells may come from files: they are made safe to show, and short.
+    Headers and cells may come from files, so they are made printable and cut to a length.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for index, header in enumerate(headers):

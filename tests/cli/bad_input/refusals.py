@@ -1,4 +1,4 @@
-"""What every refused command owes its user."""
+"""Checks that every refused command must pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import Completed
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a refused command should say.
+    """The expected words of a refused command.
 
     Attributes:
         exit_code: As documented in `moetool --help`.
@@ -35,7 +35,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A command that was run, and the output it was asked for."""
+    """A command that ran, and the output that was asked for."""
 
     completed: Completed
     target: Path
@@ -71,5 +71,5 @@ def assert_refused(
 
 
 def find_leftovers(target: Path) -> list[str]:
-    """Return what lies where a trace was to go: itself, its parts, anything named after it."""
+    """Return everything at the place of a trace: the trace, its parts, files named after it."""
     return sorted(path.name for path in target.parent.glob(f"*{target.stem}*"))

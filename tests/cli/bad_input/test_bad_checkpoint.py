@@ -72,7 +72,7 @@ SPOILED: dict[str, tuple[Spoil, Refusal]] = {
         configure(model_type="nothing_known"),
         Refusal(5, error="has no architecture 'nothing_known'", hint="--upgrade transformers"),
     ),
-    "an architecture of its own code": (
+    "an architecture from its own code": (
         configure(model_type="own_code", auto_map={"AutoConfig": "configuration_own.OwnConfig"}),
         Refusal(3, error="{} needs the Python code", hint="--trust-remote-code"),
     ),

@@ -54,7 +54,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "a dtype of integers": (
         ["--prompt", "hello", "--dtype", "int8"],
-        Refusal(2, error="'int8' is not one of 'float32'", hint="--help"),
+        Refusal(2, error="'int8' is not one of 'auto', 'float32'", hint="--help"),
     ),
     "a layer beyond the last": (
         ["--prompt", "hello", "--layers", "0,6"],

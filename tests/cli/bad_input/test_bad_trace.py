@@ -1,4 +1,4 @@
-"""What is no trace, or tells nothing of domains, is refused by `moetool specialize`."""
+"""`moetool specialize` refuses files that are not traces, or that have no domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes from files and arguments is shown as text: it steers no terminal and fakes no line."""
+"""Text from files and arguments is shown as text: it can't steer a terminal or fake a line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from moetool.catalogue.published import read_published_config
 from moetool.cli.errors import speaks_errors
+from moetool.cli.output import print_or_write
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
-from moetool.report.files import write_report
 from moetool.report.text.tables import WIDTH, render_table
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.in_process import find_steering, run_main
@@ -134,7 +134,7 @@ def test_what_transformers_logs_of_a_configuration_is_not_shown(
 
 def test_a_report_on_a_name_that_is_not_utf8_is_written_with_an_escape(tmp_path: Path) -> None:
     target = tmp_path / "report.json"
-    write_report('{"trace": "a\udcffb"}\n', target, replace_existing=False)
+    print_or_write('{"trace": "a\udcffb"}\n', target, force=False)
     assert json.loads(target.read_text("utf-8")) == {"trace": "a\udcffb"}
 
 

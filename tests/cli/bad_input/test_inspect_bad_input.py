@@ -1,4 +1,4 @@
-"""What `moetool inspect` can't use, and Python code that it was not allowed to run."""
+"""Inputs that `moetool inspect` can't use, and Python code that it was not allowed to run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE_S = 90
 
 HEADERS = ("--source", "headers")
 
-# Of the checkpoint with code of its own: norm, router and experts of its layers, then what is around.
+# The checkpoint with its own code: norm, router and experts of a layer, then everything else.
 _LAYER = 2 * HIDDEN_SIZE + NUM_EXPERTS * HIDDEN_SIZE + NUM_EXPERTS * 3 * HIDDEN_SIZE * INNER_SIZE
 OWN_TOTAL = NUM_LAYERS * _LAYER + (2 * VOCABULARY_OF_DEMO + MAX_POSITIONS) * HIDDEN_SIZE
 
@@ -141,7 +141,7 @@ def test_a_broken_weight_file_is_refused_before_torch_is_asked(
 
 @pytest.fixture(scope="module")
 def own_code(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with code of its own, which leaves a trace of having been run."""
+    """A checkpoint with its own code, which leaves a file behind when it runs."""
     folder = tmp_path_factory.mktemp("own-code") / "own"
     mark = f"from pathlib import Path\nPath({str(folder / 'was-run')!r}).touch()\n"
     return write_checkpoint(folder, demo=demo, modeling=mark + MODELING)

@@ -181,7 +181,7 @@ def test_sampled_texts_are_those_of_the_traced_tokens(sampled: Written, demo: Pa
     for text in sampled.texts:
         ids = decoded.loc[decoded["prompt_id"] == text["id"], "token_id"].tolist()
         assert len(ids) == text["num_new_tokens"] - 1
-        # But for a character that the last token completes.
+        # Except for a character that the last token completes.
         assert text["text"].startswith(str(tokenizer.decode(ids)).rstrip("\ufffd"))
     assert set(sampled.frame["layer"]) == {1, 4}
 

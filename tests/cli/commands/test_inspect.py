@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed, RunMoetool
@@ -57,7 +56,7 @@ def start(*args: str | Path, **environment: str) -> subprocess.Popen[bytes]:
     )
 
 
-# What is told
+# Figures
 
 
 def test_published_models_have_the_totals_that_are_known(run_moetool: RunMoetool) -> None:
@@ -180,8 +179,3 @@ def test_a_ctrl_c_ends_in_a_sentence(tmp_path: Path) -> None:
         hub.terminate()
     completed = Completed(process.args, process.returncode, stdout.decode(), stderr.decode())
     assert_refused(completed, Refusal(130, error="Interrupted", hint="same command"), target=None)
-
-
-@pytest.mark.parametrize("word", ["--per-layer", "--source", "--trust-remote-code", "CSV"])
-def test_help_names_what_can_be_asked(run_moetool: RunMoetool, word: str) -> None:
-    assert word in run_moetool("inspect", "--help").stdout

@@ -1,4 +1,4 @@
-"""What `moetool memory-estimate` asks to be simulated, and what it refuses before."""
+"""Simulations that `moetool memory-estimate` asks for, and refusals before any of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moetool.cli.commands.memory_estimate import memory_estimate
-from moetool.cli.options import parse_numbers
+from moetool.cli.options.values import parse_numbers
 from moetool.errors import UsageError
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import (
@@ -112,19 +112,6 @@ def test_an_output_that_exists_is_kept(run_moetool: RunMoetool, tmp_path: Path) 
     assert output.read_text(encoding="utf-8") == "mine"
 
 
-def test_help_names_every_option(run_moetool: RunMoetool) -> None:
-    text = run_moetool("memory-estimate", "--help").stdout
-    for option in (
-        *("--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task"),
-        *("--attention", "--experts-implementation", "--cache", "--padding", "--quantization"),
-        *("--double-quantization", "--experts", "--trace", "--measure", "--format", "--output"),
-        *("--force", "--revision", "--trust-remote-code"),
-    ):
-        assert f" {option} " in text.replace("\n", " \n")
-    for choice in ("eager|sdpa", "eager|grouped_mm|batched_mm", "none|int8|nf4|fp4"):
-        assert f"<{choice}>" in text
-
-
 def test_lists_of_numbers_may_have_spaces() -> None:
     assert parse_numbers("8", option="--batch-size") == (8,)
     assert parse_numbers(" 1, 8,32 ", option="--batch-size") == (1, 8, 32)
@@ -138,7 +125,7 @@ def test_what_is_no_list_of_numbers_is_refused_by_its_option(text: str) -> None:
 
 
 class FakeEstimates:
-    """Stands in for the simulation, and keeps what it was asked."""
+    """Stands in for the simulation, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[Scenario], dict[str, Any]]] = []
@@ -146,15 +133,14 @@ class FakeEstimates:
     def estimate_memory(
         self, model: Any, scenarios: Sequence[Scenario], **options: Any
     ) -> list[Estimate]:
+        options.pop("on_progress")(f"[/] {model.text}")
         self.asked.append((model.text, list(scenarios), options))
-        if options["on_progress"] is not None:
-            options["on_progress"](f"[/] {model.text}")
         return [make_estimate(model=model.text, scenario=scenario) for scenario in scenarios]
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEstimates:
-    """What `moetool memory-estimate` asks, in this test, instead of the simulation."""
+    """A stand-in that `moetool memory-estimate` calls in place of the simulation."""
     estimates = FakeEstimates()
     module = SimpleNamespace(estimate_memory=estimates.estimate_memory)
     monkeypatch.setitem(sys.modules, "moetool.memory.estimate", module)
@@ -171,10 +157,11 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
         "measure": False,
         "revision": None,
         "trust_remote_code": False,
-        "on_progress": None,
     }
     assert fake.asked == [("demo", [Scenario()], nothing_asked)]
-    assert capsys.readouterr().out.startswith("demo needs 21.5 GiB and fits on 1 × big")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("demo needs 21.5 GiB and fits on 1 × big")
+    assert printed.err == ""
 
 
 def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
@@ -222,7 +209,6 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         "measure": True,
         "revision": "main",
         "trust_remote_code": True,
-        "on_progress": None,
     }
     assert fake.asked == [("demo", scenarios, options), ("mixtral-8x7b", scenarios, options)]
     estimates = json.loads(output.read_text(encoding="utf-8"))["estimates"]
@@ -236,11 +222,13 @@ def test_only_generating_makes_new_tokens_by_default(task: Task, fake: FakeEstim
     assert scenarios == [Scenario(task=task, num_new_tokens=0)]
 
 
-def test_on_a_terminal_the_work_at_hand_is_shown(
-    fake: FakeEstimates, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("quiet", [False, True], ids=["loud", "quiet"])
+@pytest.mark.usefixtures("fake")
+def test_on_a_terminal_the_work_at_hand_is_shown_unless_quiet(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    memory_estimate(["demo"])
-    ((_, _, options),) = fake.asked
-    assert callable(options["on_progress"])
-    assert "demo needs" in capsys.readouterr().out
+    memory_estimate(["demo"], quiet=quiet)
+    printed = capsys.readouterr()
+    assert "demo needs" in printed.out
+    assert bool(printed.err) is not quiet

@@ -1,6 +1,6 @@
-"""A checkpoint with Python code of its own: traced exactly with the flag, refused without.
+"""A checkpoint with its own Python code: traced exactly with the flag, refused without.
 
-Its weights are in part offloaded to disk, of which a quiet run says nothing.
+Its weights are partly offloaded to disk, which a quiet run does not mention.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_json_and_csv_carry_the_same_experts(
 def test_a_randomly_initialised_copy_is_significant_too(
     run_moetool: RunMoetool, demo: Path, sample_prompts: Path, tmp_path: Path
 ) -> None:
-    """As the output says: p alone does not tell that a model has learned to specialize."""
+    """As the output says, p alone does not show that a model has learned to specialize."""
     checkpoint = tmp_path / "random"
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo))
     randomize(model)

@@ -117,7 +117,7 @@ def trace(tmp_path: Path) -> Path:
     [
         "moetool.trace.reading.reader:open_trace",
         "moetool.analysis.specialization:measure_specialization",
-        "moetool.report.files:write_report",
+        "moetool.cli.output:print_or_write",
         "moetool.output.targets:put_in_place",
     ],
 )

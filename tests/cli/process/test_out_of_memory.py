@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.conftest import REPOSITORY, Completed
 
-# The command, allowed so many bytes beyond what the libraries take that are imported before.
+# Runs the command with a limit on memory, counted from what the imported libraries already use.
 RUN_WITHIN_A_LIMIT = """
 import resource, runpy, sys
 {imports}

@@ -53,7 +53,9 @@ def modules_imported_by(*arguments: str) -> set[str]:
     ids=" ".join,
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
-    assert not modules_imported_by(*arguments) & set(HEAVY)
+    # Typer lays the help out with rich, which takes less than a tenth of a second.
+    allowed = {"rich"} if "--help" in arguments else set()
+    assert modules_imported_by(*arguments) & set(HEAVY) == allowed
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

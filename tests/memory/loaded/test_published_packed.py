@@ -17,7 +17,8 @@ from moetool.errors import UsageError
 from moetool.memory.result import Basis, Estimate, Method
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization
-from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
+from moetool.report.memory.data import RENDERERS
+from moetool.report.renderer import ReportFormat, render_csv, render_json, render_table_text
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed
 from tests.memory.saved_configs import save_config
 
@@ -50,7 +51,7 @@ def test_the_verdict_rests_on_the_packed_bytes_and_says_so(name: str, tmp_path: 
     assert figures == estimate.variants["as_published"]
     verdict = " ".join(render_table_text([estimate]).split("\n\n")[0].split())
     assert f"packed as published, in {name}," in verdict
-    assert "Where its weights are dequantized it needs" in verdict
+    assert "With its weights dequantized it needs" in verdict
     assert any("the library behind" in note for note in estimate.notes)
     assert read_row(estimate)["weights_bytes"] == str(count_packed(name))
     assert read_row(estimate)["weights_basis"] == "as-published"
@@ -78,7 +79,7 @@ def test_without_a_way_to_load_it_nothing_is_claimed(name: str, tmp_path: Path) 
     assert plain.weights_bytes == stored.dequantized_bytes
     text = render_table_text([estimate])
     verdict = " ".join(text.split("\n\n")[0].split())
-    assert verdict.startswith(f"What {estimate.model} needs is unknown: {stored.reason}")
+    assert verdict.startswith(f"The memory that {estimate.model} needs is unknown: {stored.reason}")
     assert "fit" not in verdict
     assert max(map(len, text.splitlines())) <= 80
     (value,) = json.loads(render_json([estimate]))["estimates"]
@@ -171,13 +172,15 @@ def test_random_plain_weights_do_not_stand_for_packed_ones(
 
 
 @pytest.mark.parametrize("form", RENDERERS)
-def test_several_are_rendered_with_what_is_unknown(form: str, tmp_path: Path) -> None:
+def test_several_are_rendered_with_what_is_unknown(form: ReportFormat, tmp_path: Path) -> None:
     (tmp_path / "awq").mkdir()
     (tmp_path / "mlx").mkdir()
     estimates = [estimate_of(name, tmp_path / name) for name in ("awq", "mlx")]
     text = RENDERERS[form](estimates)
     if form == "table":
-        assert text.startswith("1 of 1 fit on 1 × 24gib (24.0 GiB).\nWhat 1 of 2 need is unknown")
+        assert text.startswith(
+            "1 of 1 fit on 1 × 24gib (24.0 GiB).\nMemory unknown for 1 of 2 estimates"
+        )
         assert max(map(len, text.splitlines())) <= 80
 
 

@@ -1,4 +1,4 @@
-"""Inspections made by hand, without torch, for tests of how they are written."""
+"""Hand-made inspections, without torch, for tests of reports."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ FILES = Files(
 
 
 def make_table(*, num_layers: int = 4) -> ParameterTable:
-    """Return the parameter table of a model whose first layer is dense and whose others route."""
+    """Return the parameter table of a model whose first layer is dense and whose other layers route."""
     places = [
         (None, _FIRST),
         *((layer, _ROUTED_LAYER if layer else _DENSE_LAYER) for layer in range(num_layers)),
@@ -92,7 +92,7 @@ def make_table(*, num_layers: int = 4) -> ParameterTable:
 
 
 def make_inspection(*, num_layers: int = 4, **changes: Any) -> Inspection:
-    """Return an inspection of such a model, with some fields changed."""
+    """Return an inspection of that model, with some fields changed."""
     table = make_table(num_layers=num_layers)
     inspection = Inspection(
         model="small-4x",
@@ -119,7 +119,7 @@ def make_inspection(*, num_layers: int = 4, **changes: Any) -> Inspection:
 
 
 def make_reported() -> Inspection:
-    """Return a system that is known from reports alone."""
+    """Return a system that is known only from reports."""
     unknown = dict.fromkeys(
         (
             *("model_type", "num_layers", "num_moe_layers", "num_experts", "top_k"),

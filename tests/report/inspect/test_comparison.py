@@ -1,4 +1,4 @@
-"""Several inspections side by side: no label folds, and as many stand together as fit."""
+"""Several inspections side by side: no label folds, and blocks are as wide as fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = [
 
 
 def render(*names: str) -> str:
-    return render_table_text([make_inspection(model=name) for name in names], per_layer=False)
+    return render_table_text([make_inspection(model=name) for name in names])
 
 
 def test_two_models_are_shown_like_this() -> None:
@@ -31,7 +31,7 @@ def test_two_models_are_shown_like_this() -> None:
         note=None,
     )
     models = [make_inspection(published=published), make_reported()]
-    assert render_table_text(models, per_layer=False) == (
+    assert render_table_text(models) == (
         """\
                                small-4x    closed-1
 ───────────────────────────────────────────────────
@@ -88,6 +88,6 @@ def test_a_model_named_twice_is_shown_twice() -> None:
 
 
 def test_a_row_that_no_model_has_anything_for_is_left_out() -> None:
-    text = render_table_text([make_reported(), make_reported()], per_layer=False)
+    text = render_table_text([make_reported(), make_reported()])
     labels = [line.split()[0] for line in text.split("\n\n")[0].splitlines()[2:]]
     assert labels == ["source", "total", "experts"]

@@ -1,4 +1,4 @@
-"""JSON and CSV of inspections made by hand: unrounded, and complete."""
+"""JSON and CSV of hand-made inspections: unrounded and complete."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.inspection.differences import pair_row
 from moetool.inspection.from_headers import summarize
 from moetool.report.inspect.data import RENDERERS, render_csv, render_json
+from moetool.report.renderer import ReportFormat, View
 from tests.report.inspect.inspections import FILES, make_inspection, make_reported, make_table
 
 # Of the schema that is promised, in its order; whatever else there is comes after.
@@ -27,7 +28,7 @@ PARAMETER_KEYS = ["total", "active", "components"]
 
 
 def test_json_begins_with_the_promised_keys_in_their_order() -> None:
-    value = json.loads(render_json([make_inspection(notes=("A note.",))], per_layer=False))
+    value = json.loads(render_json([make_inspection(notes=("A note.",))]))
     assert list(value) == ["schema", "moetool", "models"]
     assert (value["schema"], value["moetool"]) == ("moetool.inspect/1", moetool.__version__)
     (model,) = value["models"]
@@ -40,7 +41,7 @@ def test_json_begins_with_the_promised_keys_in_their_order() -> None:
 
 
 def test_json_holds_plain_integers_that_add_up() -> None:
-    text = render_json([make_inspection()], per_layer=True)
+    text = render_json([make_inspection()], View(per_layer=True))
     (model,) = json.loads(text)["models"]
     parameters = model["parameters"]
     assert parameters["total"] == make_table().total == 5_223_300
@@ -54,11 +55,11 @@ def test_json_holds_plain_integers_that_add_up() -> None:
 
 
 def test_rows_are_in_the_json_only_if_asked_for() -> None:
-    (model,) = json.loads(render_json([make_inspection()], per_layer=False))["models"]
+    (model,) = json.loads(render_json([make_inspection()]))["models"]
     assert "rows" not in model
 
 
-def test_what_differs_between_tokens_is_null_with_its_range_beside_it() -> None:
+def test_counts_that_differ_between_tokens_are_null_with_their_range() -> None:
     table = make_table()
     rows = tuple(
         replace(row, active=ActiveRange(100_000, 400_000))
@@ -70,12 +71,12 @@ def test_what_differs_between_tokens_is_null_with_its_range_beside_it() -> None:
     inspection = make_inspection(
         parameters=summarize(table), rows=tuple(pair_row(row, None) for row in table.rows)
     )
-    (model,) = json.loads(render_json([inspection], per_layer=False))["models"]
+    (model,) = json.loads(render_json([inspection]))["models"]
     assert model["parameters"]["active"]["all"] is None
     assert model["parameters"]["active_range"]["all"] == {"fewest": 723_300, "most": 1_623_300}
     experts = [
         row
-        for row in csv.DictReader(io.StringIO(render_csv([inspection], per_layer=False)))
+        for row in csv.DictReader(io.StringIO(render_csv([inspection])))
         if row["component"] == "routed_experts"
     ]
     assert {row["active_params"] for row in experts} == {""}
@@ -85,7 +86,7 @@ def test_what_differs_between_tokens_is_null_with_its_range_beside_it() -> None:
 
 def test_experts_that_differ_between_layers_are_a_list() -> None:
     inspection = make_inspection(num_experts=(8, None, 16), top_k=(2, 2, 4))
-    (model,) = json.loads(render_json([inspection], per_layer=False))["models"]
+    (model,) = json.loads(render_json([inspection]))["models"]
     assert (model["num_experts"], model["top_k"]) == ([8, None, 16], [2, 2, 4])
 
 
@@ -93,23 +94,23 @@ def test_a_number_that_is_not_finite_is_null_because_json_has_no_word_for_it() -
     parameters = make_inspection().parameters
     assert parameters is not None
     inspection = make_inspection(parameters=replace(parameters, sparsity=float("nan")))
-    (model,) = json.loads(
-        render_json([inspection], per_layer=False), parse_constant=lambda word: pytest.fail(word)
-    )["models"]
+    (model,) = json.loads(render_json([inspection]), parse_constant=lambda word: pytest.fail(word))[
+        "models"
+    ]
     assert model["parameters"]["sparsity"] is None
 
 
 def test_a_reported_system_has_no_parameters_and_no_rows() -> None:
-    (model,) = json.loads(render_json([make_reported()], per_layer=True))["models"]
+    (model,) = json.loads(render_json([make_reported()], View(per_layer=True)))["models"]
     assert (model["parameters"], model["rows"], model["num_layers"]) == (None, [], None)
     assert model["reported"]["total"] == "1.6–1.8T"
     assert model["notes"][0] == "Reported, never computed."
-    assert render_csv([make_reported()], per_layer=True).count("\n") == 1
+    assert render_csv([make_reported()], View(per_layer=True)).count("\n") == 1
 
 
 def test_pandas_reads_the_columns_of_csv_as_integers_that_add_up() -> None:
     models = [make_inspection(), make_inspection(model="other", num_layers=7)]
-    table = pd.read_csv(io.StringIO(render_csv(models, per_layer=False)))
+    table = pd.read_csv(io.StringIO(render_csv(models)))
     assert table.columns[:4].tolist() == ["model", "stack", "layer", "component"]
     for column in ("params", "active_params", "bytes"):
         assert table[column].dtype == "int64"
@@ -120,7 +121,7 @@ def test_pandas_reads_the_columns_of_csv_as_integers_that_add_up() -> None:
 
 
 def test_csv_has_a_row_for_every_layer_and_component() -> None:
-    rows = list(csv.DictReader(io.StringIO(render_csv([make_inspection()], per_layer=False))))
+    rows = list(csv.DictReader(io.StringIO(render_csv([make_inspection()]))))
     assert [(row["layer"], row["component"]) for row in rows] == [
         ("" if row.layer is None else str(row.layer), row.component.value)
         for row in make_table().rows
@@ -128,7 +129,7 @@ def test_csv_has_a_row_for_every_layer_and_component() -> None:
 
 
 def test_a_small_csv_is_this_one() -> None:
-    text = render_csv([make_inspection(num_layers=1)], per_layer=False)
+    text = render_csv([make_inspection(num_layers=1)])
     assert text == (
         "model,stack,layer,component,params,active_params,active_params_min,active_params_max,"
         "dtype,bytes,file_params,file_dtype,file_bytes\n"
@@ -142,16 +143,16 @@ def test_a_small_csv_is_this_one() -> None:
 
 
 def test_files_and_their_differences_are_in_the_json() -> None:
-    (model,) = json.loads(render_json([make_inspection(files=FILES)], per_layer=False))["models"]
+    (model,) = json.loads(render_json([make_inspection(files=FILES)]))["models"]
     assert model["files"]["num_bytes"] == FILES.num_bytes
     assert model["files"]["dtype_bytes"] == dict(FILES.dtype_bytes)
     (difference,) = model["files"]["differences"]
     assert difference["file_params"] == 24
 
 
-@pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_a_path_that_is_no_unicode_can_be_written(form: str) -> None:
+@pytest.mark.parametrize("form", ReportFormat)
+def test_a_path_that_is_not_unicode_can_be_written(form: ReportFormat) -> None:
     inspection = make_inspection(model="caf\udce9")
     for models in ([inspection], [inspection, inspection]):
-        text = RENDERERS[form](models, per_layer=False)
+        text = RENDERERS[form](models)
         assert "caf" in text.encode().decode()

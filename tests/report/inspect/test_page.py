@@ -1,4 +1,4 @@
-"""Inspections for a terminal: eighty columns, whatever is in them, and sums that can be checked."""
+"""Inspections for a terminal: never over eighty columns, with sums that are checked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from moetool.inspection.result import (
     Source,
 )
 from moetool.report.inspect.data import render_table_text
+from moetool.report.renderer import View
 from tests.report.inspect.inspections import FILES, make_inspection, make_reported, make_table
 
 WIDTH = 80
@@ -34,7 +35,7 @@ WIDTH = 80
 
 def test_a_small_model_is_shown_like_this() -> None:
     inspection = make_inspection(notes=("A note that is long enough to be cut: " + "so " * 14,))
-    assert render_table_text([inspection], per_layer=False) == (
+    assert render_table_text([inspection]) == (
         """\
 model       small-4x
 source      its configuration
@@ -65,7 +66,7 @@ A note that is long enough to be cut: so so so so so so so so so so so so so
 
 
 def test_layers_that_are_alike_are_drawn_together() -> None:
-    text = render_table_text([make_inspection(num_layers=62)], per_layer=True)
+    text = render_table_text([make_inspection(num_layers=62)], View(per_layer=True))
     assert (
         """
 layers   component        parameters   active   dtype          bytes
@@ -80,14 +81,14 @@ layers   component        parameters   active   dtype          bytes
          router                  800      800   bfloat16     1.6 KiB
          routed experts    1,600,000   400.0K   bfloat16     3.1 MiB
          norm                    200      200   bfloat16   400 bytes
-Numbers are those of one layer; dtype and bytes: as loaded.
+Numbers are for one layer; dtype and bytes: as loaded.
 """
         in text
     )
 
 
 def test_files_and_differences_are_shown_like_this() -> None:
-    text = render_table_text([make_inspection(files=FILES)], per_layer=False)
+    text = render_table_text([make_inspection(files=FILES)])
     assert (
         """
 on disk     10.0 MiB in 1 file, 40 tensors: 9.9 MiB bfloat16, 87.9 KiB float32
@@ -106,10 +107,10 @@ keeps as buffers
 
 
 def test_a_reported_system_is_shown_like_this() -> None:
-    assert render_table_text([make_reported()], per_layer=True) == (
+    assert render_table_text([make_reported()], View(per_layer=True)) == (
         """\
 model       closed-1
-source      reports alone
+source      reports only
 total       1.6–1.8T, reported
 active      unknown, reported
 experts     16, top-2, reported
@@ -125,7 +126,7 @@ Unconfirmed.
 
 
 def _count_layers(words: str) -> int:
-    """Return how many layers words like `0-2, 5, 7, …, 13` stand for."""
+    """Return the number of layers that words like `0-2, 5, 7, …, 13` stand for."""
     if words == "–":
         return 1
     parts = words.split(", ")
@@ -141,7 +142,7 @@ def _count_layers(words: str) -> int:
 
 
 def _add_up(text: str) -> int:
-    """Return the sum of the printed column of parameters, each times the layers it stands for."""
+    """Return the sum of the printed parameters, each times the number of layers it stands for."""
     header, _, *lines = text[
         text.index("\nlayers  ", text.index("\ncomponent ")) + 1 :
     ].splitlines()
@@ -163,7 +164,7 @@ def _add_up(text: str) -> int:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 61])
 def test_the_printed_column_adds_up_to_the_printed_total(num_layers: int) -> None:
-    text = render_table_text([make_inspection(num_layers=num_layers)], per_layer=True)
+    text = render_table_text([make_inspection(num_layers=num_layers)], View(per_layer=True))
     (total,) = re.findall(r"^total +\S+ +([\d,]+)$", text, re.MULTILINE)
     assert _add_up(text) == int(total.replace(",", "")) == make_table(num_layers=num_layers).total
 
@@ -177,13 +178,13 @@ def test_layers_in_a_pattern_are_counted_once_each() -> None:
         for row in inspection.rows
         if row.params is not None
     )
-    text = render_table_text([replace(inspection, rows=rows)], per_layer=True)
+    text = render_table_text([replace(inspection, rows=rows)], View(per_layer=True))
     assert "\n3, 6, …, 30 " in text
     assert _add_up(text) == make_table(num_layers=31).total + 11 * 7
 
 
 def test_shares_of_the_total_add_up_to_all_of_it() -> None:
-    text = render_table_text([make_inspection()], per_layer=False)
+    text = render_table_text([make_inspection()])
     shares = [float(share) for share in re.findall(r" (\d+\.\d)% +[█▏▎▍▌▋▊▉]", text)]
     assert len(shares) == 5
     assert abs(sum(shares) - 100) < 0.5
@@ -205,12 +206,12 @@ def test_what_is_unknown_is_said_to_be() -> None:
         is_tied=None,
     )
     inspection = make_inspection(parameters=unknown, top_k=None, num_experts=(8, None), flops=None)
-    text = render_table_text([inspection], per_layer=False)
+    text = render_table_text([inspection])
     assert "\ntotal       unknown\n" in text
     assert "\nactive      unknown" in text
     assert "\nexperts     unknown top-k of 8, some unknown\n" in text
     assert "FLOPs" not in text
-    assert "None" not in text + render_table_text([inspection, inspection], per_layer=False)
+    assert "None" not in text + render_table_text([inspection, inspection])
 
 
 def test_a_range_of_active_parameters_shows_both_ends() -> None:
@@ -218,7 +219,7 @@ def test_a_range_of_active_parameters_shows_both_ends() -> None:
     assert parameters is not None
     active = {**parameters.active, ActiveDefinition.ALL: ActiveRange(723_300, 1_623_300)}
     ranged = make_inspection(parameters=replace(parameters, active=active, sparsity=None))
-    text = render_table_text([ranged], per_layer=False)
+    text = render_table_text([ranged])
     assert re.search(r"^active +723\.3K to 1\.623M +all$", text, re.MULTILINE)
 
 
@@ -349,7 +350,7 @@ INSPECTIONS = st.builds(
 def test_no_line_is_wider_than_a_terminal_or_steers_it(
     inspections: list[Inspection], per_layer: bool
 ) -> None:
-    text = render_table_text(inspections, per_layer=per_layer)
+    text = render_table_text(inspections, View(per_layer=per_layer))
     for line in text.split("\n"):
         assert cell_len(line) <= WIDTH, line
         assert line == line.rstrip()

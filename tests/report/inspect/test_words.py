@@ -1,4 +1,4 @@
-"""How layers, experts, routing and mixers are put into words."""
+"""Words for layers, experts, routing and mixers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from moetool.report.inspect.words import (
     word_numbers,
     word_published,
     word_routing,
-    word_share,
 )
 from tests.report.inspect.inspections import make_inspection
 
@@ -97,13 +96,6 @@ def test_numbers_that_differ_between_layers_are_a_range(
 
 
 @pytest.mark.parametrize(
-    ("share", "words"), [(0.0, "0.0%"), (1e-9, "<0.1%"), (0.0006, "0.1%"), (1.0, "100.0%")]
-)
-def test_a_share_of_what_is_there_is_never_nothing(share: float, words: str) -> None:
-    assert word_share(share) == words
-
-
-@pytest.mark.parametrize(
     ("styles", "words"),
     [
         ([SOFTMAX, SOFTMAX], ["softmax, normalised"]),
@@ -139,7 +131,7 @@ def test_layers_without_experts_are_listed() -> None:
 def test_shared_experts_and_widths_are_named() -> None:
     inspection = make_inspection(num_shared_experts=2, anatomy=make_anatomy(SOFTMAX))
     assert word_experts(inspection) == "top-2 of 8, 2 shared; 128 wide"
-    assert word_experts(make_inspection(num_shared_experts=None)) == "top-2 of 8, shared ones"
+    assert word_experts(make_inspection(num_shared_experts=None)) == "top-2 of 8, shared experts"
     assert word_experts(make_inspection(num_moe_layers=0)) == "none"
 
 

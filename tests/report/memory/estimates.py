@@ -1,4 +1,4 @@
-"""Estimates made by hand, without torch, for tests of how they are written."""
+"""Hand-made estimates, without torch, for tests of reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_fit(
     quantization: Quantization = Quantization.NONE,
     num_gpus: int | None = None,
 ) -> Fit:
-    """Return whether so much fits into so much."""
+    """Return a verdict on whether `needs_gib` fits into `memory_gib`."""
     headroom_bytes = round((memory_gib - needs_gib) * GIB)
     return Fit(
         gpu=gpu,
@@ -159,7 +159,7 @@ def make_estimate(**changes: Any) -> Estimate:
 
 
 def make_full_estimate() -> Estimate:
-    """Return an estimate that has everything an estimate can have."""
+    """Return an estimate with every optional part."""
     variants = {
         "transformers": FIGURES,
         "experts_quantized": replace(FIGURES, weights_bytes=4 * GIB),

@@ -1,4 +1,4 @@
-"""Several estimates: what differs stands in columns, what doesn't stands once above them."""
+"""Several estimates: differences in columns, and common facts once above them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ batch   prompt     cache   allocated       total   fits
     8    1,024   2.0 GiB    20.0 GiB   120.0 GiB   no -40.0
     8    8,192   2.0 GiB    20.0 GiB   160.0 GiB   no -80.0
 
-cache: after the last token that is run. allocated: the peak. total: what the
-device shows. fits: on one GPU, with the GiB left or missing.
+cache: after the last token that runs. allocated: the peak. total: as the device
+shows it. fits: on one GPU, with the GiB to spare or missing.
 
 Of all.
 """

@@ -1,4 +1,4 @@
-"""JSON and CSV of estimates made by hand: unrounded, complete, and as the schema promises."""
+"""JSON and CSV of hand-made estimates: unrounded, complete, and as the schema promises."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json
+from moetool.report.renderer import ReportFormat
 from tests.report.memory.estimates import (
     DECODE,
     FIGURES,
@@ -207,8 +208,8 @@ def test_what_is_unknown_is_an_empty_cell() -> None:
     assert row["weights_bytes"] == str(16 * GIB)
 
 
-@pytest.mark.parametrize("form", ["table", "json", "csv"])
-def test_a_path_that_is_no_unicode_can_be_written(form: str) -> None:
+@pytest.mark.parametrize("form", ReportFormat)
+def test_a_path_that_is_not_unicode_can_be_written(form: ReportFormat) -> None:
     estimate = make_estimate(model="caf\udce9")
     for estimates in ([estimate], [estimate, make_estimate()]):
         assert "caf" in RENDERERS[form](estimates).encode().decode()

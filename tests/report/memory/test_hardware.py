@@ -1,4 +1,4 @@
-"""What fits where, what several GPUs or the host would hold, and bounds on time, as shown."""
+"""Tables of fits, of weights shared or offloaded, and of bounds on time."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ limits      prompts of up to 32,768 tokens at this batch size on 1 × big, the
             model's whole context
             batches of up to 61 sequences at this length on 1 × big
 
-weights shared by   GPUs      on each GPU   of it on all   layers on each
-─────────────────────────────────────────────────────────────────────────
-device map             3   4.0 to 6.0 GiB                          4 to 7
-tensor parallel        2          9.0 GiB        2.0 GiB
+weights shared by   GPUs      on each GPU   replicated   layers on each
+───────────────────────────────────────────────────────────────────────
+device map             3   4.0 to 6.0 GiB                        4 to 7
+tensor parallel        2          9.0 GiB      2.0 GiB
 expert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.
 
 experts on the CPU with 1 × small   moved to the GPU   computed there
@@ -42,8 +42,8 @@ experts on the CPU with 1 × small   moved to the GPU   computed there
 engine                                  transformers        llama.cpp
 layers, of 18                                      7                6
 fits                                             yes              yes
-GPU, at the peak                            15.0 GiB
-host's memory                                7.0 GiB
+GPU memory at the peak                      15.0 GiB
+host memory                                  7.0 GiB
 over the bus per token                       7.0 GiB
 read on the host per token                                    1.8 GiB
 llama.cpp:
@@ -54,11 +54,11 @@ transformers:
 at least, on big          time   bound by   weights' FLOPs       read
 ─────────────────────────────────────────────────────────────────────
 prefill of the batch   27.2 ms   compute            53.00T   16.0 GiB
-step of decoding        830 µs   memory             26.00B    4.0 GiB
+decoding step           830 µs   memory             26.00B    4.0 GiB
 Lower bounds: no run is faster than the GPU's peaks allow, and most are slower.
-The FLOPs are those of products with weights: attention between tokens, and what
-transformers computes anew from its cache, are left out here and counted by
-`moetool inspect`. A step reads 2.0 experts a layer, routing: uniform.
+FLOPs are those of products with weights. `moetool inspect` also counts
+attention between tokens and what transformers recomputes from its cache. A step
+reads 2.0 experts per layer; routing: uniform.
 
                  simulated    measured   difference
 ────────────────────────────────────────────────────────────
@@ -125,13 +125,13 @@ c              8.0 GiB   unknown       unknown
 d              9.0 GiB   yes           unknown
 a             24.0 GiB   unknown       no -0.02
 b             24.0 GiB   no -0.02      unknown
-yes and no: the GiB left on one GPU, or missing.
+yes/no: GiB to spare, or missing, on one GPU.
 """
         in text
     )
 
 
-def test_ways_that_can_not_be_gone_are_told_without_a_table() -> None:
+def test_strategies_that_cannot_be_used_are_listed_without_a_table() -> None:
     for rank in (RANKS[2], replace(RANKS[2], weights_bytes=(GIB,))):
         text = render(ranks=(rank,))
         assert "\nexpert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.\n" in text
@@ -150,7 +150,7 @@ def test_speed_that_is_unknown_is_said_to_be() -> None:
         notes=("Nothing is decoded.",),
     )
     text = render(speed=speed)
-    assert re.search(r"^step of decoding +unknown +unknown +unknown +unknown$", text, re.MULTILINE)
+    assert re.search(r"^decoding step +unknown +unknown +unknown +unknown$", text, re.MULTILINE)
     assert re.search(r"^prefill of the batch +1\.5 s +compute", text, re.MULTILINE)
     assert "routing" not in text
-    assert "`moetool inspect`.\nNothing is decoded.\n" in text
+    assert "recomputes from its cache.\nNothing is decoded.\n" in text

@@ -1,4 +1,4 @@
-"""One estimate for a terminal: the verdict first, eighty columns, sums that can be checked."""
+"""One estimate for a terminal: the verdict first, eighty columns, sums that are checked."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ small-4x needs 21.5 GiB and fits on 1 × big (80.0 GiB): 58.5 GiB to spare.
 
 run         generate: 1 sequence of 2,048 prompt tokens and 256 new ones
 weights     in the configuration's dtype
-method      simulated: the model's own code, run without data, every allocation
-            followed
+method      simulated: runs the model's own code without data, following every
+            allocation
 confirmed   on no GPU yet
 
 peak of decode         bytes    share   of the device total
@@ -56,15 +56,15 @@ CUDA context       512.0 MiB     2.3%   ▌
 = device total      21.5 GiB   100.0%   nvidia-smi
 
 decode      peaks at 20.0 GiB: index in mlp.experts of model.layers.3
-prefill     peaks at 18.2 GiB: mm in lm_head, outside of layers
-cache       2.0 GiB after the last token that is run
+prefill     peaks at 18.2 GiB: mm in lm_head, outside layers
+cache       2.0 GiB after the last token that runs
 
 fits on one     memory   unquantized   nf4
 ────────────────────────────────────────────────
-small         16.0 GiB   no -5.5 x3    yes +6.5
+small         16.0 GiB   no -5.5 ×3    yes +6.5
 big           80.0 GiB   yes +58.5     yes +70.5
-yes and no: the GiB left on one GPU, or missing. A number after x: that many
-hold it with device_map="auto".
+yes/no: GiB to spare, or missing, on one GPU. ×N: fits on N GPUs with
+device_map="auto".
 
 A note that is long enough to be cut: so so so so so so so so so so so so so
   so
@@ -76,13 +76,12 @@ Another.
 def test_a_run_that_does_not_fit_begins_with_what_can_be_done() -> None:
     assert render_table_text([make_full_estimate()]).startswith(
         """\
-small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): 5.5 GiB too
-much.
-3 × small hold it with device_map="auto".
+small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): short by 5.5
+GiB.
+It fits on 3 × small with device_map="auto".
 On 1 × small it fits in nf4.
-With the routed experts of 7 of 18 layers in the host's memory, 1 × small is
-enough.
-The smallest GPU of those listed that holds it is the big (80.0 GiB).
+With the routed experts of 7 of 18 layers in host memory, 1 × small is enough.
+The smallest listed GPU that it fits on is the big (80.0 GiB).
 
 run         """
     )
@@ -162,14 +161,14 @@ def test_without_a_known_fit_the_verdict_is_what_it_needs() -> None:
 def test_without_a_total_the_verdict_says_so_and_gives_the_weights() -> None:
     figures = replace(FIGURES, total_device_bytes=None)
     assert verdict(figures=figures, fits=()) == (
-        "What small-4x needs is unknown. Its weights alone take 16.0 GiB."
+        "The memory that small-4x needs is unknown. Its weights alone take 16.0 GiB."
     )
 
 
 def test_only_ways_that_help_are_offered() -> None:
     too_small = make_fit("small", memory_gib=16, needs_gib=21.5, num_gpus=None)
     in_nf4 = make_fit("small", memory_gib=16, needs_gib=17, quantization=Quantization.NF4)
-    expected = "small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): 5.5 GiB too much."
+    expected = "small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): short by 5.5 GiB."
     assert verdict(gpu="small", fits=(too_small, in_nf4)) == expected
     for offload in (
         replace(OFFLOAD, fits=False, fits_computed_on_host=False),
@@ -182,14 +181,14 @@ def test_where_only_computing_experts_on_the_host_helps_that_is_offered() -> Non
     too_small = make_fit("small", memory_gib=16, needs_gib=21.5)
     offload = replace(OFFLOAD, fits=False)
     assert verdict(gpu="small", fits=(too_small,), offload=offload).endswith(
-        "too much. With the routed experts of 6 of 18 layers computed on the host, as by "
-        "llama.cpp, 1 × small is enough."
+        "short by 5.5 GiB. With the routed experts of 6 of 18 layers computed on the host, as "
+        "llama.cpp does, 1 × small is enough."
     )
 
 
 def test_the_smallest_gpu_is_named_where_another_was_asked_for() -> None:
     fits = (*FITS, make_fit("medium", memory_gib=24, needs_gib=21.5))
-    assert verdict(fits=fits).endswith("that holds it is the medium (24.0 GiB).")
+    assert verdict(fits=fits).endswith("that it fits on is the medium (24.0 GiB).")
     assert "smallest" not in verdict(gpu="medium", fits=fits)
 
 
@@ -256,7 +255,7 @@ def test_unknown_figures_are_said_to_be() -> None:
     ("is_dequantized", "ending"),
     [(True, ", dequantized"), (False, ", still quantized"), (None, "")],
 )
-def test_a_quantized_checkpoint_is_told_as_stored_and_as_loaded(
+def test_a_quantized_checkpoint_is_shown_as_stored_and_as_loaded(
     is_dequantized: bool | None, ending: str
 ) -> None:
     stored = StoredWeights(

@@ -1,4 +1,4 @@
-"""Whatever is in estimates, a terminal of eighty columns holds it."""
+"""Any estimate fits a terminal of eighty columns."""
 
 from __future__ import annotations
 

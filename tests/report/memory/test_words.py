@@ -1,4 +1,4 @@
-"""Words for sizes, times and fits: never a sign, a unit or a zero that misleads."""
+"""Words for sizes, times and fits: no misleading sign, unit or zero."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.report.memory.words import (
-    list_fact,
     word_change,
     word_fit,
-    word_range,
     word_seconds,
-    word_size,
     word_sizes,
 )
 from tests.report.memory.estimates import GIB, MIB, make_fit
@@ -77,17 +74,6 @@ def test_a_time_has_the_unit_that_suits_it(seconds: float | None, words: str) ->
     assert word_seconds(seconds) == words
 
 
-def test_a_range_that_is_one_number_is_shown_as_one() -> None:
-    assert (word_range((7, 7)), word_range((4, 7, 5))) == ("7", "4 to 7")
+def test_sizes_that_are_shown_alike_are_shown_as_one() -> None:
     assert word_sizes((GIB, GIB + 1)) == "1.0 GiB"
     assert word_sizes((GIB, 2 * GIB)) == "1.0 to 2.0 GiB"
-
-
-def test_an_unknown_size_is_said_to_be() -> None:
-    assert (word_size(None), word_size(0)) == ("unknown", "0 bytes")
-
-
-def test_a_fact_that_is_cut_goes_on_below_its_own_beginning() -> None:
-    first, second = list_fact("label", "so " * 23 + "end")
-    assert first == "label       " + " ".join(["so"] * 23)
-    assert second == " " * 12 + "end"

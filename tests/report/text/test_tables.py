@@ -1,4 +1,4 @@
-"""Plain tables: as wide as a terminal, whatever is in them."""
+"""Plain tables: never wider than a terminal."""
 
 from __future__ import annotations
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from moetool.cli.output import check_report_path, print_or_write
 from moetool.errors import UsageError
-from moetool.report.files import check_report_path, write_report
 
 
 @pytest.mark.parametrize("output", [None, Path("-")], ids=["none", "dash"])
 def test_without_a_file_a_report_goes_to_stdout(
     output: Path | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_report("größer\n", output, replace_existing=False)
+    print_or_write("größer\n", output, force=False)
     assert capsys.readouterr().out == "größer\n"
 
 
-def test_a_report_is_written_to_a_file_and_nothing_beside_it(tmp_path: Path) -> None:
-    write_report("größer\n", tmp_path / "report.txt", replace_existing=False)
+def test_a_report_is_written_to_a_file_and_nothing_else(tmp_path: Path) -> None:
+    print_or_write("größer\n", tmp_path / "report.txt", force=False)
     assert (tmp_path / "report.txt").read_bytes() == "größer\n".encode()
     assert [path.name for path in tmp_path.iterdir()] == ["report.txt"]
 
@@ -29,19 +29,19 @@ def test_an_existing_report_is_replaced_only_if_asked_for(tmp_path: Path) -> Non
     path = tmp_path / "report.txt"
     path.write_text("old", encoding="utf-8")
     with pytest.raises(UsageError, match="exists") as caught:
-        write_report("new", path, replace_existing=False)
+        print_or_write("new", path, force=False)
     assert "--force" in caught.value.hint
     assert path.read_text(encoding="utf-8") == "old"
-    write_report("new", path, replace_existing=True)
+    print_or_write("new", path, force=True)
     assert path.read_text(encoding="utf-8") == "new"
 
 
 def test_a_report_that_can_not_be_written_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
-        write_report("new", tmp_path / "missing" / "report.txt", replace_existing=False)
+        print_or_write("new", tmp_path / "missing" / "report.txt", force=False)
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
-        write_report("new", tmp_path / "folder", replace_existing=True)
+        print_or_write("new", tmp_path / "folder", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_the_old_report_and_nothing_else(tmp_path: Path) -> N
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(UsageError, match=r"Can't write '.*report.txt': File too large"):
-            write_report("new" * 1000, path, replace_existing=True)
+            print_or_write("new" * 1000, path, force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text(encoding="utf-8") == "old"
@@ -64,8 +64,8 @@ def test_a_report_through_a_link_replaces_the_link(tmp_path: Path) -> None:
     elsewhere.write_text("old", encoding="utf-8")
     link.symlink_to(elsewhere)
     with pytest.raises(UsageError, match="exists"):
-        write_report("new", link, replace_existing=False)
-    write_report("new", link, replace_existing=True)
+        print_or_write("new", link, force=False)
+    print_or_write("new", link, force=True)
     assert elsewhere.read_text(encoding="utf-8") == "old"
     assert not link.is_symlink()
     assert link.read_text(encoding="utf-8") == "new"
@@ -75,7 +75,7 @@ def test_a_link_of_a_name_once_used_on_the_way_is_not_followed(tmp_path: Path) -
     elsewhere, link = tmp_path / "elsewhere.json", tmp_path / ".report.json.unfinished"
     elsewhere.write_text("old", encoding="utf-8")
     link.symlink_to(elsewhere)
-    write_report("new", tmp_path / "report.json", replace_existing=False)
+    print_or_write("new", tmp_path / "report.json", force=False)
     assert elsewhere.read_text(encoding="utf-8") == "old"
     assert link.is_symlink()
 
@@ -84,5 +84,5 @@ def test_a_report_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text("old", encoding="utf-8")
     with pytest.raises(UsageError, match="is an input"):
-        check_report_path(path, replace_existing=True, inputs=[path])
+        check_report_path(path, force=True, inputs=[path])
     assert path.read_text(encoding="utf-8") == "old"

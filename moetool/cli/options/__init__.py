@@ -1,0 +1,1 @@
+"""Declare the commands' options as annotated types, and parse their values."""

@@ -1,0 +1,137 @@
+"""Declare the options of `moetool memory-estimate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetool.cli.options.shared import FLAG
+from moetool.memory.scenario import (
+    NUM_NEW_TOKENS,
+    Attention,
+    CacheKind,
+    Dtype,
+    ExpertsImplementation,
+    Task,
+)
+from moetool.quantized.kinds import Quantization, QuantizedExperts
+
+_LOADING_PANEL = "How the model is loaded and run"
+_HARDWARE_PANEL = "Hardware"
+
+BatchSize = Annotated[
+    str,
+    typer.Option(metavar="N,...", help="Sequences in a batch. Several sizes make a sweep."),
+]
+PromptTokens = Annotated[
+    str,
+    typer.Option(metavar="N,...", help="Prompt tokens of each sequence."),
+]
+NewTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,...",
+        help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS} for generate, else none.",
+    ),
+]
+TaskOption = Annotated[
+    Task,
+    typer.Option(
+        metavar="TASK",
+        help="generate: transformers' generate. forward: one call, with logits for every "
+        "position. trace: what `moetool route-trace` runs.",
+    ),
+]
+Padding = Annotated[
+    bool,
+    typer.Option(
+        "--padding", metavar=FLAG, help="Simulate prompts of different lengths, with padding masks."
+    ),
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        metavar="DTYPE",
+        help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+QuantizationOption = Annotated[
+    Quantization,
+    typer.Option(
+        metavar="KIND",
+        help="Quantization by bitsandbytes while loading: none, int8, nf4 or fp4.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+DoubleQuantization = Annotated[
+    bool,
+    typer.Option(
+        "--double-quantization",
+        metavar=FLAG,
+        help="Quantize the scales of 4-bit weights too.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+Experts = Annotated[
+    QuantizedExperts,
+    typer.Option(
+        metavar="HOW",
+        help="Experts under --quantization. as-loaded: as transformers loads them, which leaves "
+        "fused experts in their dtype. quantized: as if they were quantized as well.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+AttentionOption = Annotated[
+    Attention | None,
+    typer.Option(
+        metavar="NAME",
+        help="Attention implementation: eager or sdpa. Default: transformers' choice.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+ExpertsImplementationOption = Annotated[
+    ExpertsImplementation | None,
+    typer.Option(
+        metavar="NAME",
+        help="Experts implementation: eager, grouped_mm or batched_mm. Default: transformers' "
+        "choice.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+CacheOption = Annotated[
+    CacheKind,
+    typer.Option(
+        metavar="KIND",
+        help="KV cache used for generation: dynamic or static.",
+        rich_help_panel=_LOADING_PANEL,
+    ),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU",
+        help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB. Adds its "
+        "limits, offloading and speed. Default: compare all known GPUs.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TRACE",
+        help="Bound the speed by the routing in this trace instead of uniform routing.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        metavar=FLAG,
+        help="Also run the model on this machine's GPU, and compare.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]

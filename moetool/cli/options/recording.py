@@ -1,0 +1,114 @@
+"""Declare the options of `moetool route-trace` that load the model and record it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_libraries
+from moetool.memory.scenario import Dtype
+
+_RECORDING_PANEL = "Recording"
+
+
+class TraceFormat(StrEnum):
+    """File formats of a trace."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a Hub id (org/name), or 'demo'.", show_default=False
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Prompts per batch.", rich_help_panel=MODEL_PANEL),
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        metavar="DTYPE",
+        help="Dtype of the weights: auto (from the checkpoint), float32, bfloat16 or float16.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="Device to run on, such as cpu or cuda:1. Default: a GPU if there is one.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MAP",
+        help="Spread the model over devices: auto (CPU and disk hold the rest), balanced, "
+        "sequential, or a .json file that maps module paths to devices.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYERS",
+        help="Record only these layers, such as 0,2-5.",
+        rich_help_panel=_RECORDING_PANEL,
+    ),
+]
+Probabilities = Annotated[
+    bool,
+    typer.Option(
+        "--probabilities",
+        metavar=FLAG,
+        help="Also write the routers' probabilities, to a second file next to the output.",
+        rich_help_panel=_RECORDING_PANEL,
+    ),
+]
+AllowInexact = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inexact",
+        metavar=FLAG,
+        help="Also trace models whose experts do not run exactly what their router chose.",
+        rich_help_panel=_RECORDING_PANEL,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="A .parquet or .csv file, or - for CSV on stdout (the default in a pipe).",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Format = Annotated[
+    TraceFormat | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="parquet or csv. Default: from the suffix of --output.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        metavar=FLAG,
+        help="Show neither progress nor summary on stderr.",
+        callback=silence_libraries,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]

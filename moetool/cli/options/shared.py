@@ -1,0 +1,92 @@
+"""Declare the options that several commands share, once each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetool.report.renderer import ReportFormat
+
+MODEL_PANEL = "Model"
+OUTPUT_PANEL = "Output"
+
+# Typer shows the type of a flag, as if it took a value; an empty name shows none.
+FLAG = ""
+
+
+def silence_libraries(is_quiet: bool) -> bool:
+    """Keep libraries from showing progress bars, before any of them is imported."""
+    if is_quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    return is_quiet
+
+
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Folders, config.json files, Hub ids (org/name), catalogue names "
+        "(see `moetool models`), or 'demo'.",
+        show_default=False,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REV",
+        help="Branch, tag or commit of a Hub repository.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        metavar=FLAG,
+        help="Run Python code that the checkpoint brings.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+FormatOption = Annotated[
+    ReportFormat | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="table, json or csv. Default: from the suffix of --output, else table.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write to this .txt, .json or .csv file instead of stdout.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        metavar=FLAG,
+        help="Replace an existing output file.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        metavar=FLAG,
+        help="Show no progress on stderr.",
+        callback=silence_libraries,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]

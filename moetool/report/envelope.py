@@ -1,0 +1,55 @@
+"""Write reports for machines: the only place that makes JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
+import moetool
+from moetool.printable import escape_json
+
+
+def render_json(schema: str, payload: Mapping[str, object]) -> str:
+    """Return a report as one JSON object: its schema, moetool's version, then the payload.
+
+    Dataclasses become objects and tuples become lists. JSON has no word for NaN and infinity:
+    they become null. Characters that would steer a terminal are escaped.
+
+    Args:
+        schema: Name and version, such as `moetool.inspect/1`. The version changes when a key is
+            removed or changes its meaning, not when one is added.
+        payload: The rest of the object, in this order.
+    """
+    value = {"schema": schema, "moetool": moetool.__version__, **payload}
+    text = json.dumps(_make_plain(value), ensure_ascii=False, allow_nan=False, indent=1)
+    return escape_json(text) + "\n"
+
+
+def render_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Return rows as CSV under a header; a column that a row lacks, or None, is an empty cell.
+
+    The bytes of a path that are not UTF-8 become `?`.
+
+    Raises:
+        ValueError: A row has a key that is not a column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace").decode("utf-8")
+
+
+def _make_plain(value: object) -> object:
+    """Return a value built of the types that `json` writes, its floats finite."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _make_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _make_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_make_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,49 @@
+"""Define what a renderer is: a function from a finished result and a view to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+
+class ReportFormat(StrEnum):
+    """Formats that every report can be rendered in."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a result that the reader asked to see. A view changes no number.
+
+    Attributes:
+        per_layer: Show every layer, not only totals.
+        source: Name of the file or folder that the result was computed from, as the user gave it.
+    """
+
+    per_layer: bool = False
+    source: str | None = None
+
+
+DEFAULT_VIEW = View()
+
+Result_contra = TypeVar("Result_contra", contravariant=True)
+
+
+class Renderer(Protocol[Result_contra]):
+    """Turns a result into text that ends in a newline.
+
+    A renderer chooses words, units and columns. It computes nothing, prints nothing and looks at
+    neither files nor the terminal.
+    """
+
+    def __call__(self, result: Result_contra, view: View = DEFAULT_VIEW, /) -> str:
+        """Return the text."""
+        ...
+
+
+Renderers = Mapping[ReportFormat, Renderer[Result_contra]]

@@ -1,0 +1,103 @@
+"""Every command's help: complete, as wide as the terminal, and with examples that work."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from moetool.catalogue.published import read_published_models
+from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.main import app
+from tests.conftest import RunMoetool
+
+EXAMPLES = {
+    "inspect": inspect.EXAMPLES,
+    "memory-estimate": memory_estimate.EXAMPLES,
+    "route-trace": route_trace.EXAMPLES,
+    "specialize": specialize.EXAMPLES,
+    "models": models.EXAMPLES,
+}
+COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
+OF_MODELS = {"--revision", "--trust-remote-code"}
+OPTIONS = {
+    "inspect": {"--per-layer", "--source"} | OF_MODELS,
+    "memory-estimate": OF_MODELS
+    | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
+    | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
+    | {"--double-quantization", "--trace", "--measure"},
+    "route-trace": OF_MODELS
+    | {"--prompts", "--prompt", "--limit", "--chat", "--special-tokens", "--no-special-tokens"}
+    | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
+    | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
+    | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "models": set(),
+}
+
+
+def read_help(command: str, *, columns: int = 80) -> str:
+    arguments = [command, "--help"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_exactly_the_options_there_are(command: str) -> None:
+    text = read_help(command, columns=200)
+    rows = [line.removeprefix("│ ").split("  ") for line in text.splitlines() if "│" in line]
+    words = {word for row in rows for cell in row for word in cell.strip().split(",")}
+    assert {word for word in words if word.startswith("-")} == OPTIONS[command] | COMMON
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_is_as_wide_as_the_terminal_and_cuts_nothing(command: str, columns: int) -> None:
+    text = read_help(command, columns=columns)
+    assert max(map(len, text.splitlines())) == columns
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_panel_of_options_has_more_than_ten(command: str) -> None:
+    panels = read_help(command).split("╭─")[1:]
+    sizes = [sum(line.startswith("│ -") for line in panel.splitlines()) for panel in panels]
+    assert max(sizes) <= 10
+    assert sum(sizes) >= 5
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_ends_in_examples_on_a_line_each(command: str) -> None:
+    text = read_help(command)
+    _, _, end = text.partition("\n Examples:")
+    lines = [line.strip() for line in end.splitlines() if line.strip()]
+    assert lines == list(EXAMPLES[command])
+    assert 2 <= len(lines) <= 3
+
+
+@pytest.mark.parametrize(
+    "example", [example for examples in EXAMPLES.values() for example in examples]
+)
+def test_an_example_names_options_and_models_that_exist(example: str) -> None:
+    program, command, *arguments = shlex.split(example)
+    assert program == "moetool"
+    given = {word for word in arguments if word.startswith("-")}
+    assert given <= OPTIONS[command] | COMMON
+    if command in ("inspect", "memory-estimate"):
+        end = next((index for index, word in enumerate(arguments) if word[0] == "-"), None)
+        for model in arguments[:end]:
+            assert model in read_published_models() or model.startswith("./")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("models",), ("inspect", "demo", "--source", "headers")], ids=" ".join
+)
+def test_a_quiet_run_prints_its_data_and_nothing_else(
+    arguments: tuple[str, ...], run_moetool: RunMoetool
+) -> None:
+    loud, quiet = run_moetool(*arguments), run_moetool(*arguments, "-q")
+    assert loud.stdout
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, loud.stdout, "")
