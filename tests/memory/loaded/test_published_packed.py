@@ -17,8 +17,8 @@ from moetool.errors import UsageError
 from moetool.memory.result import Basis, Estimate, Method
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization
-from moetool.report.memory.data import RENDERERS
-from moetool.report.renderer import ReportFormat, render_csv, render_json, render_table_text
+from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
+from moetool.report.renderer import ReportFormat
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed
 from tests.memory.saved_configs import save_config
 
