@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+
+from moetool.anatomy.config_fields import list_declared_fields
 
 _EXPERTS = re.compile(r"expert|(^|_)moe(_|$)", re.IGNORECASE)
 # Sizes and settings that a class may have a default for without having experts.
@@ -37,18 +37,6 @@ def _find(config: object, *, only_undeclared: bool, depth: int) -> Iterator[str]
             yield f"{name} is {str(value)[:40]}"
         elif isinstance(value, Mapping) or hasattr(value, "to_dict"):
             yield from _find(value, only_undeclared=only_undeclared, depth=depth + 1)
-
-
-def list_declared_fields(config_class: type) -> Collection[str]:
-    """Return the names of the fields that a class of configurations has a meaning for."""
-    if issubclass(config_class, Mapping):
-        return ()
-    named = set(getattr(config_class, "attribute_map", None) or {})
-    named.update(getattr(config_class, "sub_configs", None) or {})
-    if dataclasses.is_dataclass(config_class):
-        named.update(field.name for field in dataclasses.fields(config_class))
-    named.update(inspect.signature(config_class.__init__).parameters)
-    return named
 
 
 def _list_fields(config: object) -> list[tuple[str, object]]:

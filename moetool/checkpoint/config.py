@@ -16,7 +16,7 @@ from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # By words in the names of fields: the most that is believed. Nothing is built that is larger, since
 # building takes time and memory by the layer, the expert and the label.
@@ -148,17 +148,28 @@ def _find_named_type(raw: Mapping[str, object]) -> str | None:
     """Return the model type of the one family whose classes `architectures` names, if it is one."""
     import transformers
 
-    named = raw.get("architectures")
-    if not isinstance(named, list) or not 0 < len(named) <= _MOST_ARCHITECTURES:
-        return None
-    types = set()
-    for name in named:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        config_class = getattr(found, "config_class", None) if is_model else None
-        types.add(getattr(config_class, "model_type", None) or None)
+    types = {
+        getattr(getattr(named, "config_class", None), "model_type", None)
+        for named in find_named_classes(raw.get("architectures"))
+    }
     found_type = types.pop() if len(types) == 1 else None
     return found_type if found_type in transformers.CONFIG_MAPPING else None
+
+
+def find_named_classes(architectures: object) -> list[type[PreTrainedModel] | None]:
+    """Return transformers' class for each of the names that a configuration's `architectures` lists.
+
+    None for what is not the name of a model; nothing at all for a list that is beyond belief.
+    """
+    import transformers
+
+    if not isinstance(architectures, list) or len(architectures) > _MOST_ARCHITECTURES:
+        return []
+    found = [getattr(transformers, n, None) if isinstance(n, str) else None for n in architectures]
+    return [
+        each if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel) else None
+        for each in found
+    ]
 
 
 def _decode_floats(fields: Mapping[str, object]) -> dict[str, object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from moetool.checkpoint.quantization import find_method, find_stated
+
 # Of a packed weight.
 BITS = range(1, 9)
 _LARGEST_GROUP = 1 << 20
@@ -34,17 +36,11 @@ class Packing:
 
 def read_packing(config: Mapping[str, object]) -> Packing:
     """Return what a config.json says of packed weights; nothing if what it says makes no sense."""
-    for holder in (config, config.get("text_config")):
-        for name in ("quantization_config", "compression_config", "quantization"):
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
-            if isinstance(stated, Mapping):
-                return _read_stated(stated)
-    return Packing()
-
-
-def _read_stated(stated: Mapping[str, object]) -> Packing:
-    method = stated.get("quant_method")
-    method = method.lower() if isinstance(method, str) else None
+    stated = find_stated(config)
+    if not stated:
+        return Packing()
+    method = find_method(config)
+    method = method.lower() if method is not None else None
     groups = stated.get("config_groups")
     if isinstance(groups, Mapping) and groups:
         weights = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]

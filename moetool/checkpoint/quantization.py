@@ -1,9 +1,12 @@
-"""The quantization that a config.json states, as its fields and in words."""
+"""The quantization that a configuration states: its fields, its method, and all of it in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Names longer than this, or of several lines, are junk and not shown.
 _LONGEST_NAME = 40
@@ -12,14 +15,21 @@ _FIELDS = ("quantization_config", "compression_config", "quantization")
 _LARGEST_COUNT = 1 << 32
 
 
-def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
-    """Return what a config.json says of how its weights are quantized; nothing if it says nothing."""
-    for holder in (config, config.get("text_config")):
-        for name in _FIELDS:
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
-            if isinstance(stated, Mapping) and stated:
-                return stated
-    return {}
+def find_stated(config: Mapping[str, object] | PreTrainedConfig) -> Mapping[str, Any]:
+    """Return the fields in which a configuration states its quantization; empty if it states none.
+
+    Args:
+        config: A config.json, or what transformers made of it, whose classes may add fields.
+    """
+    return _find_stated(config)[1]
+
+
+def find_method(config: Mapping[str, object] | PreTrainedConfig) -> str | None:
+    """Return the method that a configuration states, such as `fp8`; None if it states none."""
+    method = find_stated(config).get("quant_method")
+    # transformers keeps it as a member of an enumeration.
+    method = getattr(method, "value", method)
+    return method if isinstance(method, str) else None
 
 
 def name_quantization(config: Mapping[str, object]) -> str | None:
@@ -27,20 +37,39 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
 
     None if config.json names none: files may be quantized all the same, if another file says so.
     """
-    for holder in (config, config.get("text_config")):
+    name, stated = _find_stated(config)
+    if name is None:
+        return None
+    method = _as_name(stated.get("quant_method"))
+    if method is None:
+        # MLX names neither itself nor its method.
+        is_mlx = name == "quantization" and "quant_algo" not in stated
+        method = "mlx" if is_mlx else "unnamed method"
+    return ", ".join(dict.fromkeys((method, *_describe(stated), *_describe_experts(config))))
+
+
+def _find_stated(config: object) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the name of the field that states the quantization, and what is in it."""
+    for holder in (config, _get_text_config(config)):
         for name in _FIELDS:
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
+            stated = _get(holder, name)
+            # Once weights are loaded, transformers keeps an object in its place.
+            stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
             # TensorRT-LLM lists every setting, null for those that are not used.
             if isinstance(stated, Mapping) and any(v is not None for v in stated.values()):
-                method = _as_name(stated.get("quant_method"))
-                if method is None:
-                    # MLX names neither itself nor its method.
-                    is_mlx = name == "quantization" and "quant_algo" not in stated
-                    method = "mlx" if is_mlx else "unnamed method"
-                return ", ".join(
-                    dict.fromkeys((method, *_describe(stated), *_describe_experts(config)))
-                )
-    return None
+                return name, stated
+    return None, {}
+
+
+def _get(holder: object, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _get_text_config(config: object) -> object:
+    if isinstance(config, Mapping):
+        return config.get("text_config")
+    find: Any = getattr(config, "get_text_config", None)
+    return find() if find else None
 
 
 def _describe(stated: Mapping[str, object]) -> Iterator[str]:

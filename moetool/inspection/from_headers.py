@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from moetool.anatomy.components import Component, Place
+from moetool.anatomy.config_fields import find_num_shared_experts
 from moetool.anatomy.headers.published_format import find_quantization
-from moetool.anatomy.headers.table import HeaderTable, read_text_config
+from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 from moetool.checkpoint.subject import Subject
 from moetool.inspection.differences import pair_rows
@@ -158,7 +159,4 @@ def _count_shared(config: Mapping[str, object], table: ParameterTable) -> int | 
     """Return how many shared experts config.json states; None if there are some and it doesn't."""
     if table.count_components()[Component.SHARED_EXPERTS] == 0:
         return 0
-    text_config = read_text_config(config)
-    names = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-    stated = [text_config.get(name) for name in names]
-    return next((n for n in stated if isinstance(n, int) and not isinstance(n, bool) and n), None)
+    return find_num_shared_experts(config)

@@ -39,8 +39,6 @@ from moetool.simulation.meta.generation import CantSimulate
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_DTYPE_OF_FILES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
 
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
@@ -65,7 +63,7 @@ def inspect_skeleton(
         trust_remote_code=trust_remote_code,
         by_architecture=True,
     )
-    dtype = find_dtype(config) or _find_dtype_of_files(files)
+    dtype = find_dtype(config, headers=subject.headers)
     with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
         model = build_whole_skeleton(config, dtype=dtype, trust_remote_code=trust_remote_code)
     return inspect_built(subject, model, files=files, dtype=dtype)
@@ -248,11 +246,3 @@ def _find_hidden_size(config: PreTrainedConfig, model: PreTrainedModel) -> int:
             return size
     weight = getattr(find_embedding(model), "weight", None)
     return int(weight.shape[-1]) if isinstance(weight, torch.Tensor) else 0
-
-
-def _find_dtype_of_files(files: HeaderTable | None) -> torch.dtype | None:
-    """Return the one dtype of plain floats in the files, which transformers then keeps."""
-    if files is None:
-        return None
-    found = [_DTYPE_OF_FILES[name] for name in files.dtype_bytes if name in _DTYPE_OF_FILES]
-    return found[0] if len(found) == 1 else None

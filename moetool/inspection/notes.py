@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.components import Component
+from moetool.anatomy.config_fields import find_num_mtp_layers
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ _DEQUANTIZED = (
     "dtype and bytes are those of the weights once dequantized; `moetool memory-estimate` shows what "
     "they take as loaded."
 )
-_MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:
@@ -101,11 +101,7 @@ def note_config(
     has_headers: bool,
 ) -> Iterator[str]:
     """Yield what the configuration says, or leaves unsaid, of parameters and their bytes."""
-    text_config = config.get("text_config")
-    holders = [config, *([text_config] if isinstance(text_config, Mapping) else [])]
-    stated = [holder.get(name) for holder in holders for name in _MTP_FIELDS]
-    numbers = [number for number in stated if isinstance(number, int) and number > 0]
-    if numbers and not has_headers:
+    if find_num_mtp_layers(config) and not has_headers:
         yield (
             "The published files also hold layers that predict further tokens (MTP); transformers "
             "does not build them."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moetool.anatomy.components import Component
+from moetool.anatomy.config_fields import find_num_layers, find_num_mtp_layers
 from moetool.anatomy.headers.placed_tensors import (
     Layer,
     NameForm,
@@ -19,7 +20,6 @@ from moetool.anatomy.headers.placed_tensors import (
 from moetool.anatomy.headers.stored_tensors import Role
 
 _MTP = re.compile(r"(^|\.)mtp(\.|_)|(^|\.)(nextn|eh_proj|enorm|hnorm|shared_head)\.")
-_MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 _OPTIMIZER = re.compile(r"^(optimizer|optim|exp_avg|exp_avg_sq)(\.|_)|\.(exp_avg|exp_avg_sq)$")
 _SHARED = re.compile(r"^(model\.)?(encoder|decoder)\.embed_tokens\.weight$")
@@ -147,8 +147,8 @@ def _find_beyond(
     They predict further tokens if they hold what mixes the next token in, or if config.json states
     as many layers that do.
     """
-    num_layers = text_config.get("num_hidden_layers")
-    if type(num_layers) is not int:
+    num_layers = find_num_layers(text_config)
+    if num_layers is None:
         return {}
     beyond: dict[Layer, Reason] = {}
     for _, form, layer in tensors:
@@ -156,8 +156,7 @@ def _find_beyond(
             continue
         if by_words[form] is Reason.MTP or layer not in beyond:
             beyond[layer] = by_words[form] or Reason.BEYOND
-    stated = {number for name in _MTP_FIELDS if type(number := text_config.get(name)) is int}
-    if len({number for _, number in beyond}) in stated:
+    if len({number for _, number in beyond}) == find_num_mtp_layers(text_config):
         return dict.fromkeys(beyond, Reason.MTP)
     return beyond
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.config_fields import is_tied, read_text_config
 from moetool.anatomy.headers.header_signs import find_header_signs
 from moetool.anatomy.headers.other_tensors import LeftOut, sort_out
 from moetool.anatomy.headers.placed_tensors import (
@@ -103,7 +104,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
             tied to is no second one, packed weights have so many bits.
     """
     text_config = read_text_config(config)
-    is_tied = _read_tied(config, text_config)
+    are_tied = is_tied(config)
     aliases: Mapping[str, str] = {}
     if is_tensorrt_llm(config):
         text_config = read_routing_fields(config)
@@ -111,7 +112,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
     kept, left_out = sort_out(
         place_tensors(read_stored(headers.tensors, config), aliases=aliases),
         text_config=text_config,
-        is_tied=is_tied,
+        is_tied=are_tied,
     )
     routed = find_routed_layers(kept)
     cells = _sum_up(kept, routed)
@@ -134,7 +135,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
             )
             for place, cell in cells.items()
         ),
-        is_tied=is_tied if is_tied is not None else (False if has_head else None),
+        is_tied=are_tied if are_tied is not None else (False if has_head else None),
     )
     unread = [tensor for tensor in kept if tensor.stored.num_params is None]
     return HeaderTable(
@@ -234,20 +235,3 @@ def _sum_dtypes(headers: TensorHeaders) -> dict[str, int]:
 
 def _name_dtype(dtype: str) -> str:
     return _DTYPES.get(dtype, dtype.lower())
-
-
-def read_text_config(config: Mapping[str, object]) -> Mapping[str, object]:
-    """Return what a config.json says of the text model: all of it, but for several modalities."""
-    for name in ("text_config", "thinker_config", "llm_config", "language_config"):
-        inner = config.get(name)
-        if isinstance(inner, Mapping):
-            return read_text_config(inner)
-    return config
-
-
-def _read_tied(config: Mapping[str, object], text_config: Mapping[str, object]) -> bool | None:
-    for holder in (config, text_config):
-        tied = holder.get("tie_word_embeddings")
-        if isinstance(tied, bool):
-            return tied
-    return None

@@ -12,10 +12,11 @@ from torch import nn
 from moetool.anatomy.config_fields import read_count
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.checkpoint.top_k_fields import TOP_K_FIELDS
 
-# Names under which blocks and routers keep the number, and configurations state it.
-_ATTRIBUTES = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
-_CONFIG_FIELDS = (*_ATTRIBUTES, "moe_topk", "moe_k", "top_k_experts")
+# Names under which blocks and routers keep the number. In a configuration `top_k` alone would be the
+# number of tokens to sample from.
+_ATTRIBUTES = ("top_k", "topk", *TOP_K_FIELDS)
 
 _NUM_TOKENS = 4
 
@@ -56,7 +57,7 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
         named = re.search(r"Top(\d+)", type(module).__name__)
         if named:
             return int(named[1])
-    return read_count(getattr(block, "config", None), *_CONFIG_FIELDS)
+    return read_count(getattr(block, "config", None), *TOP_K_FIELDS)
 
 
 def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -> int | None:

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from moetool.checkpoint.config import first_line, missing_package
+from moetool.checkpoint.config import find_named_classes, first_line, missing_package
+from moetool.checkpoint.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
 # Tried in order: the first whose mapping has the configuration's class is the model's own. The
 # text-only class of a multimodal checkpoint comes first, because prompts are text.
@@ -26,8 +29,8 @@ _AUTO_CLASSES: tuple[tuple[str, str], ...] = (
     ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
 )
 
-# A checkpoint is of one class; a list of a million names would be looked up for minutes.
-_MOST_CLASSES = 8
+# By safetensors' names.
+_PLAIN_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 # Switch-C, whose 2,048 experts a layer are modules of their own, has 123,000. More take minutes.
 _MOST_PARAMETER_TENSORS = 150_000
@@ -61,15 +64,9 @@ def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """
     import transformers
 
-    named = getattr(config, "architectures", None)
-    for name in named[:_MOST_CLASSES] if isinstance(named, list) else ():
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if (
-            isinstance(found, type)
-            and issubclass(found, transformers.PreTrainedModel)
-            and found.config_class is type(config)
-        ):
-            return found
+    for named in find_named_classes(getattr(config, "architectures", None)):
+        if named is not None and named.config_class is type(config):
+            return named
     others: list[type[PreTrainedModel]] = []
     # The last one builds what is below any head, for models that have no language model's.
     for mapping in (*(mapping for _, mapping in _AUTO_CLASSES), "MODEL_MAPPING"):
@@ -135,20 +132,28 @@ def find_embedding(model: PreTrainedModel) -> nn.Module | None:
         return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
 
 
-def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
-    """Return the dtype a configuration states for its weights, its text model's first if it differs.
+def find_dtype(
+    config: PreTrainedConfig, *, headers: TensorHeaders | None = None
+) -> torch.dtype | None:
+    """Return the dtype that transformers converts a checkpoint's weights to; None if unknown.
 
-    None if it states none: then transformers takes that of the files. With mxfp4 it unpacks them to
-    bfloat16.
+    That is the one that the configuration states. If it states none, mxfp4 is unpacked to bfloat16,
+    and other weights keep the dtype of the files.
+
+    Args:
+        config: The configuration; what it states for the whole model counts before its text model's.
+        headers: Of the weight files; None where there are none. Files with several dtypes of plain
+            floats decide nothing.
     """
     for holder in (config, config.get_text_config()):
         dtype = getattr(holder, "dtype", None)
         if isinstance(dtype, torch.dtype):
             return dtype
-    stated = getattr(config, "quantization_config", None)
-    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+    if find_method(config) == "mxfp4":
         return torch.bfloat16
-    return None
+    stored = set() if headers is None else {tensor.dtype for tensor in headers.tensors}
+    plain = [dtype for name, dtype in _PLAIN_DTYPES.items() if name in stored]
+    return plain[0] if len(plain) == 1 else None
 
 
 @contextmanager

@@ -6,24 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_context, find_num_shared_experts, find_vocab_size
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
 from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
 from moetool.anatomy.skeleton.mixers import Mixer, list_mixers
 from moetool.anatomy.skeleton.placement import Placement
-
-_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
-_SHARED_FIELDS = (
-    "n_shared_experts",
-    "num_shared_experts",
-    "moe_num_shared_experts",
-    "num_shared_expert",
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,6 @@ def describe_model(
         top_k: How many experts each routed layer chooses.
         hidden_size: Width of its hidden states.
     """
-    config = model.config.get_text_config()
     read_by_text = [layer for layer in moe_layers if is_run_by_text(layer)]
     routed = {(layer.stack.partition(".")[0], layer.layer) for layer in read_by_text}
     numbers = list(
@@ -111,10 +102,10 @@ def describe_model(
             stack: tuple(n for s, n in numbers if s == stack and (s, n) not in routed)
             for stack in dict.fromkeys(stack for stack, _ in numbers)
         },
-        num_shared_experts=_count_shared(config, table),
+        num_shared_experts=_count_shared(model.config, table),
         mixers=list_mixers(model, Placement(model, moe_layers)),
-        context_length=read_count(config, *_CONTEXT_FIELDS),
-        vocab_size=read_count(config, "vocab_size"),
+        context_length=find_context(model.config),
+        vocab_size=find_vocab_size(model.config),
         is_encoder_decoder=bool(model.config.is_encoder_decoder),
     )
 
@@ -177,13 +168,8 @@ def _find_width(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int |
     return None
 
 
-def _count_shared(config: object, table: ParameterTable) -> int:
+def _count_shared(config: PreTrainedConfig, table: ParameterTable) -> int:
     """Return how many shared experts there are: as stated, and one where none is stated."""
     if table.count_components()[Component.SHARED_EXPERTS] == 0:
         return 0
-    for name in _SHARED_FIELDS:
-        stated = getattr(config, name, None)
-        number = max(stated) if isinstance(stated, list) and stated else stated
-        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-            return number
-    return 1
+    return find_num_shared_experts(config) or 1

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_num_heads, read_count
 from moetool.anatomy.routing.moe_layers import find_layer_number
 from moetool.anatomy.skeleton.placement import Placement
 
@@ -46,7 +46,6 @@ _CLASSES = (
     (MixerKind.LINEAR, re.compile(r"delta|linearattention|lightning|rwkv", re.IGNORECASE)),
     (MixerKind.CONVOLUTION, re.compile(r"conv", re.IGNORECASE)),
 )
-_CONFIG_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "decoder_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
         kind = MixerKind.LINEAR
     if kind is not None:
         return Mixer(kind, 1, read_count(module, "num_heads"), None, None, None, is_sparse=False)
-    num_heads = read_count(module, *_CONFIG_HEADS) or read_count(config, *_CONFIG_HEADS)
+    num_heads = find_num_heads(module) or find_num_heads(config)
     head_dim = read_count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
     num_kv_heads = None if is_latent or not num_heads else _count_kv_heads(module, num_heads)
     return Mixer(

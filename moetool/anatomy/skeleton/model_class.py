@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from transformers import PreTrainedConfig
 
-from moetool.anatomy.config_signs import list_declared_fields
+from moetool.anatomy.config_fields import list_declared_fields
 
 # Fields that say nothing of a model's shapes.
 _NO_SHAPE = re.compile(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.anatomy.config_fields import find_position_limit
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
@@ -124,8 +125,7 @@ def tokenize_prompts(
 
 def read_context_tokens(config: PreTrainedConfig) -> int | None:
     """Return the longest sequence a model takes, or None if its configuration doesn't say."""
-    value = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return value if isinstance(value, int) and value > 0 else None
+    return find_position_limit(config)
 
 
 def spell_tokens(token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:

@@ -15,7 +15,7 @@ from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.checkpoint.quantization import find_stated
+from moetool.checkpoint.quantization import find_method
 from moetool.checkpoint.quantization import name_quantization as name_format
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError, UsageError
 
@@ -218,7 +218,7 @@ def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None
     """Refuse quantized weights that transformers would read as if they were plain."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    method = find_stated(stated).get("quant_method")
+    method = find_method(stated)
     named = name_format(stated)
     if named is None or method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
         return
@@ -263,13 +263,7 @@ def name_devices(model: PreTrainedModel) -> str:
 
 def name_quantization(config: PreTrainedConfig) -> str | None:
     """Return the method by which a checkpoint is quantized; None if it is not."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return None
-    if isinstance(quantization, dict):
-        return str(quantization.get("quant_method"))
-    method = getattr(quantization, "quant_method", quantization)
-    return str(getattr(method, "value", method))
+    return find_method(config)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
