@@ -1,4 +1,4 @@
-"""What a config.json says of how weights are packed."""
+"""The packing of weights as a config.json states it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 from moetool.checkpoint.quantization import find_method, find_stated
 
-# Of a packed weight.
+# The bits that a packed weight may have.
 BITS = range(1, 9)
 _LARGEST_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What config.json says of how weights are packed.
+    """The packing of weights as a config.json states it.
 
     Attributes:
         method: The format's name, in lower case; None if it names none.
-        layouts: Bits of a weight and weights that share a scale, of each group of layers that it
-            tells apart; None for what it does not say.
-        layout_of: Likewise for modules that it names.
+        layouts: For each stated group of layers, the bits of a weight and the number of weights that
+            share a scale; None for what is not stated.
+        layout_of: The layouts of single modules, by name.
     """
 
     method: str | None = None
@@ -29,13 +29,13 @@ class Packing:
 
     @property
     def bits(self) -> int | None:
-        """Those of every packed weight; None if they differ or are not stated."""
+        """The bits of every packed weight; None if they differ or are not stated."""
         stated = {bits for bits, _ in self.layouts}
         return stated.pop() if len(stated) == 1 else None
 
 
 def read_packing(config: Mapping[str, object]) -> Packing:
-    """Return what a config.json says of packed weights; nothing if what it says makes no sense."""
+    """Return the packing that a config.json states; an empty one for what makes no sense."""
     stated = find_stated(config)
     if not stated:
         return Packing()
@@ -72,7 +72,7 @@ def read_packing(config: Mapping[str, object]) -> Packing:
 def _read_layout(
     stated: Mapping[object, object] | Mapping[str, object], *, bits_name: str
 ) -> tuple[int | None, int | None]:
-    """Return the bits of a weight and the size of a group, None for what is no such number."""
+    """Return the bits of a weight and the size of a group; None for what is not a valid number."""
     bits, group_size = stated.get(bits_name), stated.get("group_size")
     return (
         bits if type(bits) is int and bits in BITS else None,

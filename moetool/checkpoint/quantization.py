@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Names longer than this, or of several lines, are junk and not shown.
+# Longer names, and names of several lines, are junk and not shown.
 _LONGEST_NAME = 40
-# Where a config.json says it, newer names first.
+# Fields that state it, newer names first.
 _FIELDS = ("quantization_config", "compression_config", "quantization")
 _LARGEST_COUNT = 1 << 32
 
@@ -33,9 +33,9 @@ def find_method(config: Mapping[str, object] | PreTrainedConfig) -> str | None:
 
 
 def name_quantization(config: Mapping[str, object]) -> str | None:
-    """Return the format of a checkpoint's weights, as in `fp8, blocks of 128 x 128`.
+    """Return the format of a checkpoint's weights, such as `fp8, blocks of 128 x 128`.
 
-    None if config.json names none: files may be quantized all the same, if another file says so.
+    None if config.json states none. The files may still be quantized, if another file says so.
     """
     name, stated = _find_stated(config)
     if name is None:
@@ -49,13 +49,13 @@ def name_quantization(config: Mapping[str, object]) -> str | None:
 
 
 def _find_stated(config: object) -> tuple[str | None, Mapping[str, Any]]:
-    """Return the name of the field that states the quantization, and what is in it."""
+    """Return the name and the contents of the field that states the quantization."""
     for holder in (config, _get_text_config(config)):
         for name in _FIELDS:
             stated = _get(holder, name)
             # Once weights are loaded, transformers keeps an object in its place.
             stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
-            # TensorRT-LLM lists every setting, null for those that are not used.
+            # TensorRT-LLM lists every setting, with null for those that are not used.
             if isinstance(stated, Mapping) and any(v is not None for v in stated.values()):
                 return name, stated
     return None, {}
@@ -101,14 +101,14 @@ def _describe(stated: Mapping[str, object]) -> Iterator[str]:
 
 
 def _describe_experts(config: Mapping[str, object]) -> Iterator[str]:
-    """Yield in what DeepSeek-V4 stores its experts, if not like all else."""
+    """Yield the dtype of DeepSeek-V4's experts, if it differs from that of all other weights."""
     word = _as_name(config.get("expert_dtype"))
     if word is not None:
         yield f"experts in {word.lower()}"
 
 
 def _describe_weights(weights: Mapping[str, object]) -> Iterator[str]:
-    """Yield what compressed-tensors says of the weights of some layers."""
+    """Yield the settings of compressed-tensors for the weights of some layers."""
     kind, bits = _as_name(weights.get("type")), _as_count(weights.get("num_bits"))
     if kind is not None and bits is not None:
         yield f"{kind}{bits}"
@@ -130,5 +130,5 @@ def _as_name(value: object) -> str | None:
 def _as_count(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    # Python refuses to write numbers of thousands of digits.
+    # Python refuses to print numbers with thousands of digits.
     return value if 0 < value < _LARGEST_COUNT else None

@@ -1,4 +1,4 @@
-"""How files are quantized, in words; junk in config.json is passed over."""
+"""The format of quantized files in words; junk in config.json is passed over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlavaConfig, MixtralConfig, Mxfp4Config
+from transformers import FineGrainedFP8Config, LlavaConfig, MixtralConfig
 
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.packing import read_packing
@@ -92,11 +92,11 @@ def test_configurations_of_transformers_are_read_as_well() -> None:
     config = MixtralConfig()
     assert find_stated(config) == {}
     assert find_method(config) is None
-    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    assert find_method(config) == "fp8"
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    assert find_method(config) == "gptq"
     # What transformers keeps once weights are loaded.
-    config.quantization_config = Mxfp4Config(dequantize=True)
-    assert find_method(config) == "mxfp4"
+    config.quantization_config = FineGrainedFP8Config()
+    assert find_method(config) == "fp8"
 
 
 def test_quantization_of_the_text_model_within_is_found() -> None:

@@ -5,24 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moetool.checkpoint.subject import AskedSource
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_model_files
 from moetool.cli.options import ReportFormat, choose_report_format
 from moetool.printable import printable
-
-
-class Source(StrEnum):
-    """Where the figures come from."""
-
-    AUTO = "auto"
-    HEADERS = "headers"
-    SKELETON = "skeleton"
 
 
 @speaks_errors
@@ -40,12 +32,12 @@ def inspect(
         bool, typer.Option("--per-layer", help="Also every layer's components.")
     ] = False,
     source: Annotated[
-        Source,
+        AskedSource,
         typer.Option(
             help="headers: the weight files' headers alone, without torch. skeleton: the model "
             "that transformers builds from the configuration. auto: both, compared."
         ),
-    ] = Source.AUTO,
+    ] = AskedSource.AUTO,
     output_format: Annotated[ReportFormat | None, typer.Option("--format")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file, by default stdout.")
@@ -78,7 +70,7 @@ def inspect(
             inspected.append(
                 inspect_model(
                     reference,
-                    source=source.value,
+                    source=source,
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                 )

@@ -52,7 +52,7 @@ class SkeletonBuilder:
         return make_config(
             self.subject.config,
             name=self.subject.model,
-            place=self.subject.place,
+            label=self.subject.label,
             code=self.subject.code,
             revision=self.subject.revision,
             trust_remote_code=self.trust_remote_code,

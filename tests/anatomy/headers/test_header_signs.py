@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors' names show no experts: read by their own layout, or not called dense."""
+"""Checkpoints whose names show no experts are read by their own layout, or not called dense."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_tensorrt_llm_checkpoint_is_read_by_its_own_layout(tmp_path: Path) -> 
     assert active.exact == total - experts * (NUM_EXPERTS - TOP_K) // NUM_EXPERTS
     assert (inspected.num_moe_layers, inspected.num_experts, inspected.top_k) == (2, 8, 2)
     assert inspected.quantization is None
-    assert "is of TensorRT-LLM" in inspected.notes[0]
+    assert "is a TensorRT-LLM configuration" in inspected.notes[0]
 
 
 def test_a_dense_layer_of_a_tensorrt_llm_checkpoint_has_an_mlp() -> None:

@@ -1,4 +1,4 @@
-"""The number of experts a layer chooses is the one that it is seen to choose."""
+"""The number of experts that a layer chooses is the one that it is seen to choose."""
 
 from __future__ import annotations
 

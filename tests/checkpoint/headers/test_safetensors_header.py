@@ -1,4 +1,4 @@
-"""Safetensors headers against the safetensors library: the same reading, or a refusal."""
+"""Safetensors headers are read as the safetensors library reads them, or refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(content: bytes) -> tuple[Reading | None, Reading | None]:
 
 def assert_is_put_well(error: InputError, path: Path) -> None:
     """Check that a refusal names the file and shows, in a line, what was seen of it."""
-    assert error.message == f"'{path}' is not a whole safetensors file."
+    assert error.message == f"'{path}' is not a complete safetensors file."
     assert error.hint.startswith("Download it again")
     (fact,) = error.facts
     assert fact.startswith("seen: ")
