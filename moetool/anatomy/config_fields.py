@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _TEXT_CONFIGS = ("text_config", "thinker_config", "llm_config", "language_config")
-# The last one is written by models with code of their own (ChatGLM), and by BLOOM.
+# The last one is from models with code in their repository (ChatGLM), and from BLOOM.
 _CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd")
 _NUM_HEADS = (
@@ -133,7 +133,7 @@ def is_tied(config: Mapping[str, object]) -> bool | None:
 
 
 def list_declared_fields(config_class: type) -> Collection[str]:
-    """Return the names of the fields that a class of configurations has a meaning for."""
+    """Return the names of the fields that a configuration class uses."""
     if issubclass(config_class, Mapping):
         return ()
     named = set(getattr(config_class, "attribute_map", None) or {})

@@ -1,4 +1,4 @@
-"""What a configuration says of experts, whoever wrote it."""
+"""Signs of experts in a configuration of any kind."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator, Mapping
 from moetool.anatomy.config_fields import list_declared_fields
 
 _EXPERTS = re.compile(r"expert|(^|_)moe(_|$)", re.IGNORECASE)
-# Sizes and settings that a class may have a default for without having experts.
+# Sizes and settings for which a class may have a default without having experts.
 _SETTING = re.compile(r"size|hidden|dim|freq|loss|coef|implementation|parallel|plan|step|jitter")
 
-# Configurations lie within configurations; no real one deeper than this.
+# Configurations contain configurations. No real one goes deeper than this.
 _DEPTH = 4
 
 
 def find_config_signs(config: object, *, only_undeclared: bool) -> list[str]:
-    """Return the fields by which a configuration says that there are experts, with their values.
+    """Return the fields, with their values, in which a configuration states experts.
 
     Args:
-        config: The model's configuration, of whatever type; None if it has none.
-        only_undeclared: Pass over the fields that the configuration's class has a meaning for: where
-            all of the model's code is transformers', it builds what they ask for.
+        config: The model's configuration, of any type; None if it has none.
+        only_undeclared: Pass over the fields that the configuration's class uses. If all of the
+            model's code is transformers', that code has built what those fields ask for.
     """
     return list(dict.fromkeys(_find(config, only_undeclared=only_undeclared, depth=0)))
 

@@ -30,7 +30,8 @@ def test_only_positive_whole_numbers_are_counts(value: object) -> None:
 
 @pytest.mark.parametrize("name", ["max_seq_len", "n_positions", "seq_length"])
 def test_context_is_found_under_older_names(name: str) -> None:
-    config: Any = PreTrainedConfig(**{name: 640})
+    fields: dict[str, Any] = {name: 640}
+    config = PreTrainedConfig(**fields)
 
     assert find_context(config) == 640
 

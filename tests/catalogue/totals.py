@@ -1,4 +1,4 @@
-"""What every model of the catalogue adds up to, and how its configuration becomes a model."""
+"""The totals of all models of the catalogue, and the models built from their configurations."""
 
 from __future__ import annotations
 
