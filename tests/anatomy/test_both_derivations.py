@@ -29,12 +29,12 @@ from tests.families.tiny.models import build_family
 # What keeps the top-k that config.json states from being beyond doubt.
 LEAVES_DOUBT = {
     "dbrx": "does not state how many experts",
-    "diffusion_gemma": "runs others than config.json states",
+    "diffusion_gemma": "another number of experts than config.json states",
     "doge": "different numbers of experts",
     "ernie4_5_vl_moe": "different numbers of experts",
     "longcat_flash": "different numbers of experts",
     "nllb-moe": "does not state how many experts",
-    "phimoe": "runs others than config.json states",
+    "phimoe": "another number of experts than config.json states",
     "switch_transformers": "does not state how many experts",
 }
 

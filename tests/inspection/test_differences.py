@@ -271,7 +271,7 @@ def test_biases_that_a_model_trains_are_not_called_missing() -> None:
 
     assert [row.what.partition(",")[0] for row in found] == [
         "buffers",
-        "biases that select experts",
+        "biases that select experts: their names are those of buffers",
     ]
     assert sum_differences(found) == {"router": -8 * len(layers)}
 

@@ -85,7 +85,7 @@ def test_what_names_no_model_is_refused_by_its_type(model: Any) -> None:
 
 def test_a_module_that_is_not_a_model_of_transformers_is_refused() -> None:
     with pytest.raises(
-        UsageError, match="A Linear can't be inspected: it is not a model"
+        UsageError, match="A Linear can't be inspected: it is not a transformers model"
     ) as caught:
         inspect_model(nn.Linear(2, 2))
 

@@ -194,7 +194,7 @@ def test_a_tensorrt_llm_checkpoint_of_several_gpus_is_refused_as_that(tmp_path: 
     save_folder(tmp_path, tensors, config)
     save_file(tensors, tmp_path / "rank1.safetensors")
 
-    with pytest.raises(InputError, match="a part for each of 2 GPUs, as TensorRT-LLM"):
+    with pytest.raises(InputError, match="separate parts for 2 GPUs, as TensorRT-LLM"):
         inspect_model(str(tmp_path))
 
 

@@ -326,8 +326,11 @@ def test_what_the_experts_of_a_layer_share_is_run_whole() -> None:
         ({"moe_topk": 3}, "does not state how many experts"),
         ({"num_local_experts": 8}, "different numbers of experts"),
         ({"zero_expert_num": 2}, "experts without weights"),
-        ({"model_type": "phimoe", "num_experts_per_tok": 3}, "runs others than config.json states"),
-        ({"model_type": "diffusion_gemma"}, "runs others than config.json states"),
+        (
+            {"model_type": "phimoe", "num_experts_per_tok": 3},
+            "another number of experts than config.json states",
+        ),
+        ({"model_type": "diffusion_gemma"}, "another number of experts than config.json states"),
     ],
 )
 def test_active_parameters_are_unknown_where_the_configuration_leaves_doubt(
