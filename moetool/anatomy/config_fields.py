@@ -44,7 +44,7 @@ _SHARED_EXPERTS = (
 
 
 def read_count(holder: object, *names: str) -> int | None:
-    """Return the first positive whole number that an object or a mapping has under one of some names.
+    """Return the first positive whole number that a holder has under one of some names.
 
     None if it has none: zero, booleans and values of other types are passed over.
     """
@@ -124,7 +124,7 @@ def find_num_shared_experts(config: PreTrainedConfig | Mapping[str, object]) -> 
 
 
 def is_tied(config: Mapping[str, object]) -> bool | None:
-    """Return whether a config.json says that the embedding is the head too; None if it doesn't say."""
+    """Return whether the embedding is the head too; None if config.json doesn't say."""
     for holder in (config, read_text_config(config)):
         stated = holder.get("tie_word_embeddings")
         if isinstance(stated, bool):

@@ -58,10 +58,11 @@ class ModelReference:
 
 
 def resolve_model(text: str) -> ModelReference:
-    """Return the model that `text` names: a folder, a config.json, a Hub id, a catalogue name or `demo`.
+    """Return the model that `text` names.
 
-    A catalogue name is that of a published model or of a system known from reports. An existing
-    path takes precedence over a Hub id of the same spelling. Nothing is downloaded or opened.
+    It may be a folder, a config.json, a Hub id, `demo`, or a catalogue name: that of a published
+    model or of a system known from reports. An existing path takes precedence over a Hub id of the
+    same spelling. Nothing is downloaded or opened.
 
     Raises:
         InputError: It is none of these.

@@ -86,7 +86,7 @@ def _note_unknown(table: HeaderTable) -> list[str]:
             "all of them or none."
         )
     if table.active_unknown is not None:
-        notes.append(f"Active parameters are unknown from headers: {table.active_unknown}.")
+        notes.append(f"Active parameters unknown from headers: {table.active_unknown}.")
     elif table.top_k is not None:
         notes.append(
             f"Active parameters follow from the top-{table.top_k} that config.json states; use "
@@ -96,7 +96,7 @@ def _note_unknown(table: HeaderTable) -> list[str]:
 
 
 def _count_shared(config: Mapping[str, object], table: ParameterTable) -> int | None:
-    """Return how many shared experts config.json states; None if there are some and it doesn't say."""
+    """Return the number of shared experts; None if there are some and config.json states none."""
     if table.count_components()[Component.SHARED_EXPERTS] == 0:
         return 0
     return find_num_shared_experts(config)

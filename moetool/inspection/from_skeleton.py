@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
 ) -> Inspection:
-    """Return the inspection of a model by the skeleton that transformers builds from its configuration.
+    """Return the inspection of a model by the skeleton that its configuration builds.
 
     Args:
         subject: The model.
@@ -139,7 +139,7 @@ def inspect_built(
                 has_headers=files is not None,
             ),
             *([f"Not counted in the files: {files.unknown}."] if files and files.unknown else []),
-            *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
+            *([f"FLOPs unknown: {why_no_flops}."] if why_no_flops else []),
         ),
     )
 

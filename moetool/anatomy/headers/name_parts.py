@@ -109,7 +109,7 @@ SCALE_PARTS = _SCALE_WORDS | frozenset(_SURE_ENDINGS + _OF_4_BITS)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the part of a name that all tensors of a weight share, and the part that distinguishes it."""
+    """Return the part of a name that the tensors of a weight share, and the part that differs."""
     if ".weight." in name:
         # bitsandbytes and quanto append to the weight's own name.
         stem, _, part = name.partition(".weight.")

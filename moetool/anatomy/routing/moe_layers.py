@@ -1,4 +1,4 @@
-"""The routed layers of a model, found by the structure of its modules without a table of families."""
+"""The routed layers of a model, found by the structure of its modules: no table of families."""
 
 from __future__ import annotations
 

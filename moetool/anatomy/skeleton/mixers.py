@@ -1,4 +1,4 @@
-"""Mixers, which let the tokens of a layer see each other: attention of some kind, or something linear."""
+"""Mixers, by which the tokens of a layer see each other: attention, or something linear."""
 
 from __future__ import annotations
 

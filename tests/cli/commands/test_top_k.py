@@ -74,7 +74,7 @@ def test_files_are_counted_all_the_same_and_what_is_active_is_unknown(
     assert inspected.parameters.active[ActiveDefinition.ALL] is None
     assert inspected.top_k is None
     said = " ".join(inspected.notes)
-    assert "Active parameters are unknown" in said
+    assert "Active parameters unknown" in said
     if source == "auto":
         assert f"describes no model: num_experts_per_tok is {top_k}" in said
     elif top_k > 0:
