@@ -1,1 +1,1 @@
-"""What a model is made of, read off its own modules."""
+"""The anatomy of a model, read off its modules or off the headers of its files."""

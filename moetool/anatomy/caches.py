@@ -1,6 +1,6 @@
-"""The cache of a model's earlier tokens, among a call's arguments or an output's fields.
+"""Caches of earlier tokens among the arguments of a call or the fields of an output.
 
-It is found by what it is, and by each name that transformers has given it: `cache` since 5.24,
+They are found by their type, and by each name that transformers has given them: `cache` since 5.24,
 before that `past_key_values` or `cache_params`, and others in older models.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
 
-# Newest first. The last three are those of RWKV, XLNet and Reformer.
+# Newest first. The last three are from RWKV, XLNet and Reformer.
 CACHE_NAMES = (
     "cache",
     "past_key_values",
@@ -21,15 +21,15 @@ CACHE_NAMES = (
     "past_buckets_states",
 )
 
-# What an argument's name, or its class's name, says of one that holds earlier tokens.
+# Words in the name, or in the class's name, of an argument that may hold earlier tokens.
 _NAME = re.compile(r"(^|_)(past|caches?|mems?|kv)(_|$)")
 _CLASS = re.compile(r"(Caches?|Mems?|InferenceParams)$")
-# `cache_position` and masks of it hold numbers, keys and values have more dimensions.
+# `cache_position` and its masks have no more dimensions than this; keys and values have more.
 _MOST_DIMS_OF_POSITIONS = 2
 
 
 def is_cache(value: object) -> bool:
-    """Return whether a value is one of transformers' caches, or counts its tokens as they do."""
+    """Return whether a value is a transformers cache, or counts its tokens as those do."""
     from transformers.cache_utils import Cache
 
     return isinstance(value, Cache) or (
@@ -38,7 +38,7 @@ def is_cache(value: object) -> bool:
 
 
 def find_caches(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some named values that are a cache by their type or by their name."""
+    """Return the named values that are caches by their type or by their name."""
     return {
         name: value
         for name, value in named.items()
@@ -47,7 +47,7 @@ def find_caches(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_fields(output: Any) -> dict[str, Any]:
-    """Return the fields of what a model or `generate` returned, by name or by number."""
+    """Return the fields of an output of a model or of `generate`, by name or by number."""
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, list | tuple):
@@ -56,20 +56,20 @@ def name_fields(output: Any) -> dict[str, Any]:
 
 
 def find_cache_keyword(forward: Callable[..., Any], *, also: Iterable[str] = ()) -> str | None:
-    """Return the keyword under which a forward takes its cache; None if it has none.
+    """Return the keyword by which a forward takes its cache; None if it has none.
 
     Args:
         forward: A model's forward.
-        also: Further names to look for, such as that under which the cache was returned.
+        also: Further names to look for, such as the one under which a cache was returned.
     """
     accepted = inspect.signature(forward).parameters
     return next((name for name in (*also, *CACHE_NAMES) if name in accepted), None)
 
 
 def looks_like_cache(name: str, value: object) -> bool:
-    """Return whether an argument may hold earlier tokens, without being a cache that is known.
+    """Return whether an argument may hold earlier tokens without being a known cache.
 
-    Its name or its class says so, and it is more than a switch or a number.
+    Its name or its class suggests it, and it is more than a switch or a number.
     """
     import torch
 
@@ -85,10 +85,10 @@ def looks_like_cache(name: str, value: object) -> bool:
 
 
 def count_cached(inputs: Mapping[str, Any]) -> int | None:
-    """Return how many tokens of each row lie in the cache of a call; None if they can't be counted.
+    """Return how many tokens of each row are in the cache of a call; None if they can't be counted.
 
     Args:
-        inputs: The call's arguments by name.
+        inputs: The arguments of the call, by name.
     """
     counts: set[int | None] = set()
     for name, value in inputs.items():
@@ -103,7 +103,7 @@ def _count_tokens(cache: Any) -> int | None:
     try:
         return int(cache.get_seq_length())
     except (ValueError, TypeError, NotImplementedError):
-        # One of state-space layers alone keeps no tokens, only whether there were any.
+        # A cache of state-space layers keeps no tokens, only whether there were any.
         layers = getattr(cache, "layers", None)
         if not layers or any(_holds_tensors(vars(layer)) for layer in layers):
             return None

@@ -1,4 +1,4 @@
-"""The kinds of parts that a model's parameters are counted under."""
+"""The components that a model's parameters are counted under."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from enum import StrEnum
 
 
 class Component(StrEnum):
-    """What a parameter belongs to.
+    """The part of a model that a parameter belongs to.
 
     Attributes:
-        EMBEDDING: Tables that a token's id is looked up in. A tied one is the head too.
-        LM_HEAD: From the last hidden state to the vocabulary, unless tied to the embedding.
-        MIXER: What lets tokens see each other: attention of any kind, convolution, Mamba, linear
-            attention, with the norms inside it.
-        ROUTER: What scores and selects experts.
-        ROUTED_EXPERTS: Experts chosen per token, those of attention as well.
-        SHARED_EXPERTS: Experts that every token runs beside the routed ones, with their own gate.
+        EMBEDDING: Tables in which token ids are looked up. A tied one is the head too.
+        LM_HEAD: The matrix from the last hidden state to the vocabulary, unless it is tied.
+        MIXER: Modules that let tokens see each other: attention of any kind, convolution, Mamba,
+            linear attention, with the norms inside them.
+        ROUTER: Modules that score and select experts.
+        ROUTED_EXPERTS: Experts that are chosen for each token, also those in attention.
+        SHARED_EXPERTS: Experts that every token runs in addition to routed ones, and their own
+            gates.
         DENSE_MLP: MLPs of layers, or of parts of layers, that do not route.
         NORM: Norms outside mixers and routers.
-        VISION: Vision towers, with what projects their output into the text model.
-        AUDIO: Audio towers, likewise.
-        OTHER: Whatever is none of these, such as hyper-connections and residual scales.
+        VISION: Vision towers, with the projections of their output into the text model.
+        AUDIO: Audio towers, with such projections.
+        OTHER: Everything else, such as hyper-connections and residual scales.
     """
 
     EMBEDDING = "embedding"
@@ -37,18 +38,18 @@ class Component(StrEnum):
     OTHER = "other"
 
 
-# They turn images and sounds into hidden states: no text token runs them.
+# They turn images and sounds into hidden states. No text token runs them.
 TOWERS = (Component.VISION, Component.AUDIO)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter belongs.
+    """The place of a parameter in a model.
 
     Attributes:
         stack: As in `ParameterRow`.
         layer: The model's own layer index; None outside layers and in towers.
-        component: What it is part of.
+        component: The component that the parameter belongs to.
     """
 
     stack: str

@@ -1,27 +1,27 @@
-"""What a configuration says of experts, whoever wrote it."""
+"""Signs of experts in a configuration of any kind."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+
+from moetool.anatomy.config_fields import list_declared_fields
 
 _EXPERTS = re.compile(r"expert|(^|_)moe(_|$)", re.IGNORECASE)
-# Sizes and settings that a class may have a default for without having experts.
+# Sizes and settings for which a class may have a default without having experts.
 _SETTING = re.compile(r"size|hidden|dim|freq|loss|coef|implementation|parallel|plan|step|jitter")
 
-# Configurations lie within configurations; no real one deeper than this.
+# Configurations contain configurations. No real one goes deeper than this.
 _DEPTH = 4
 
 
 def find_config_signs(config: object, *, only_undeclared: bool) -> list[str]:
-    """Return the fields by which a configuration says that there are experts, with their values.
+    """Return the fields, with their values, in which a configuration states experts.
 
     Args:
-        config: The model's configuration, of whatever type; None if it has none.
-        only_undeclared: Pass over the fields that the configuration's class has a meaning for: where
-            all of the model's code is transformers', it builds what they ask for.
+        config: The model's configuration, of any type; None if it has none.
+        only_undeclared: Pass over the fields that the configuration's class uses. If all of the
+            model's code is transformers', that code has built what those fields ask for.
     """
     return list(dict.fromkeys(_find(config, only_undeclared=only_undeclared, depth=0)))
 
@@ -37,18 +37,6 @@ def _find(config: object, *, only_undeclared: bool, depth: int) -> Iterator[str]
             yield f"{name} is {str(value)[:40]}"
         elif isinstance(value, Mapping) or hasattr(value, "to_dict"):
             yield from _find(value, only_undeclared=only_undeclared, depth=depth + 1)
-
-
-def list_declared_fields(config_class: type) -> Collection[str]:
-    """Return the names of the fields that a class of configurations has a meaning for."""
-    if issubclass(config_class, Mapping):
-        return ()
-    named = set(getattr(config_class, "attribute_map", None) or {})
-    named.update(getattr(config_class, "sub_configs", None) or {})
-    if dataclasses.is_dataclass(config_class):
-        named.update(field.name for field in dataclasses.fields(config_class))
-    named.update(inspect.signature(config_class.__init__).parameters)
-    return named
 
 
 def _list_fields(config: object) -> list[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""The parameter table: how many parameters lie where, and how many of them a token runs."""
+"""The parameter table: the parameters of each component and layer, and those that a token runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from moetool.anatomy.components import Component
 
 
 class ActiveDefinition(StrEnum):
-    """What vendors mean by active parameters: each of these is in use.
+    """A definition of active parameters. Vendors use all three.
 
     Attributes:
-        ALL: Everything that a text token runs, whole embedding and head included.
+        ALL: All parameters that a text token runs, with the whole embedding and head.
         WITHOUT_INPUT_EMBEDDING: Without the input embedding, of which a token reads one row. A tied
-            embedding is the head too, so it stays.
-        WITHOUT_EMBEDDING_AND_HEAD: Without either.
+            embedding is the head too, so it counts.
+        WITHOUT_EMBEDDING_AND_HEAD: Without embedding and head.
     """
 
     ALL = "all"
@@ -26,11 +26,11 @@ class ActiveDefinition(StrEnum):
 
 @dataclass(frozen=True)
 class ActiveRange:
-    """How many parameters a text token runs: as few and as many as it can.
+    """The numbers of parameters that text tokens run.
 
     Attributes:
-        fewest: No token runs fewer.
-        most: No token runs more.
+        fewest: The fewest that a token runs.
+        most: The most that a token runs.
     """
 
     fewest: int
@@ -38,7 +38,7 @@ class ActiveRange:
 
     @property
     def exact(self) -> int | None:
-        """The number, if it is the same for every token."""
+        """The number, if it is the same for every token; else None."""
         return self.most if self.fewest == self.most else None
 
 
@@ -50,11 +50,11 @@ class ParameterRow:
         stack: `decoder` in ordinary models; `encoder` and `decoder` where there are two; `vision`,
             `audio`, … for towers.
         layer: The model's own layer index; None outside layers.
-        component: What the parameters belong to.
-        num_params: How many there are; those shared with an earlier row are counted there.
-        active: How many a text token runs; None if that is unknown.
-        dtype: Of the parameters, several in one row joined by ` + `; None if unknown.
-        num_bytes: At that dtype; None if unknown.
+        component: The component that the parameters belong to.
+        num_params: Number of parameters. Those shared with an earlier row are counted there.
+        active: Parameters that a text token runs; None if unknown.
+        dtype: Dtype of the parameters, several joined by ` + `; None if unknown.
+        num_bytes: Bytes at that dtype; None if unknown.
     """
 
     stack: str
@@ -68,11 +68,11 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class ParameterTable:
-    """All of a model's parameters, each in one row.
+    """All parameters of a model, each in one row.
 
     Attributes:
         rows: In the model's own order.
-        is_tied: The embedding is the head too. None if unknown.
+        is_tied: Whether the embedding is the head too; None if unknown.
     """
 
     rows: tuple[ParameterRow, ...]
@@ -80,16 +80,16 @@ class ParameterTable:
 
     @property
     def total(self) -> int:
-        """How many parameters there are."""
+        """Number of parameters."""
         return sum(row.num_params for row in self.rows)
 
     @property
     def num_bytes(self) -> int | None:
-        """Their bytes; None if those of any row are unknown."""
+        """Bytes of all parameters; None if those of any row are unknown."""
         return _sum_known(row.num_bytes for row in self.rows)
 
     def count_components(self) -> dict[Component, int]:
-        """Return the number of parameters of every component, 0 for those that are absent."""
+        """Return the number of parameters of every component, 0 for absent ones."""
         return {
             component: sum(row.num_params for row in self.rows if row.component is component)
             for component in Component

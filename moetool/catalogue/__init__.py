@@ -1,1 +1,1 @@
-"""What is published, as data: model names and the demonstration checkpoint."""
+"""Published data that ships with moetool: models, GPUs, and the demonstration checkpoint."""

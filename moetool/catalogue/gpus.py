@@ -1,4 +1,4 @@
-"""Hardware as data: what a GPU holds, how fast it reads it and how fast it multiplies."""
+"""GPUs as data: their memory, its bandwidth, and how fast they multiply."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _LARGEST_BYTES = 100 * 2**40
 
 
 class MemoryIs(StrEnum):
-    """How a GPU's amount of memory is known.
+    """The source of a GPU's amount of memory.
 
     Attributes:
-        REPORTED: nvidia-smi or rocm-smi says so. A CUDA program sees some hundred MiB less: the
-            driver keeps those.
-        NOMINAL: Its vendor advertises it.
-        GIVEN: The user named it, and nothing else of the GPU.
+        REPORTED: nvidia-smi or rocm-smi. A CUDA program sees a few hundred MiB less, which the
+            driver reserves.
+        NOMINAL: The vendor's advertised figure.
+        GIVEN: The user, who named a size and no GPU.
     """
 
     REPORTED = "reported by the driver"
@@ -46,28 +46,29 @@ class MemoryIs(StrEnum):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or nothing but an amount of memory.
+    """A GPU, or only an amount of memory.
 
-    Peaks are those of tensor cores (AMD: matrix cores), dense, with sums in fp32. Datasheets often
-    print twice as much, with sparsity. None is what the source doesn't say or the GPU can't do.
+    Peaks are those of tensor cores (AMD: matrix cores) for dense matrices, with sums in fp32.
+    Datasheets often print twice as much, for sparse ones. A figure is None if the source doesn't
+    give it or the GPU has no such operation.
 
     Attributes:
         id: The name to type, in lower case.
         title: The name as its vendor writes it.
         aliases: Further names, such as the one its driver reports.
-        vendor: Who makes it. None for an amount of memory.
+        vendor: Its maker. None for an amount of memory.
         architecture: Its generation, in lower case: `hopper`. None for an amount of memory.
         compute_capability: CUDA's `major.minor`. None if it has none.
-        memory_bytes: How much memory it has.
-        memory_is: How that is known.
+        memory_bytes: Its memory.
+        memory_is: The source of that figure.
         bandwidth_bytes_per_s: The memory's peak.
-        bf16_flops_per_s: The peak in bf16. None without bf16 tensor cores, too.
+        bf16_flops_per_s: The peak in bf16. None also without bf16 tensor cores.
         fp16_flops_per_s: The peak in fp16.
-        fp8_flops_per_s: The peak in fp8. None without fp8 tensor cores, too.
-        pcie_bytes_per_s: The peak from the host in one direction; notes say so if it isn't PCIe.
-        source: The document with its figures and the address. The memory reported by a driver is
-            not from there.
-        notes: What is to be known of the figures.
+        fp8_flops_per_s: The peak in fp8. None also without fp8 tensor cores.
+        pcie_bytes_per_s: The peak from the host in one direction; the notes say if it isn't PCIe.
+        source: The document with the figures and its address. A driver's report of memory is not
+            from there.
+        notes: Remarks on the figures.
     """
 
     id: str
@@ -103,8 +104,8 @@ def find_gpu(text: str) -> Gpu:
             underscores don't matter. Or a size: `24GiB`, `80 GB`.
 
     Raises:
-        UsageError: No GPU is called so and it is no size, or the size is not above 0 bytes and
-            below 100 TiB.
+        UsageError: It is neither the name of a GPU nor a size, or the size is not at least one byte
+            and below 100 TiB.
     """
     gpu = _gpus_by_spelling().get(_as_spelling(text))
     if gpu is not None:

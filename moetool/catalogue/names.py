@@ -1,4 +1,4 @@
-"""The names that mean something on their own, beside those of published models."""
+"""The demonstration model's name, and the folder of its checkpoint."""
 
 from importlib.resources import files
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Published models as data: what they are called, how they are built, what their vendors say."""
+"""Published models as data: their names, their configurations, and their vendors' figures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from moetool.errors import InputError
 
 
 class PublishedKind(StrEnum):
-    """What sort of model an entry of the catalogue is.
+    """The kind of model that a catalogue entry describes.
 
     Attributes:
         OPEN: A Mixture-of-Experts model with open weights.
-        DENSE: A model without experts, there to compare with.
+        DENSE: A model without experts, for comparison.
     """
 
     OPEN = "open"
@@ -29,13 +29,12 @@ class PublishedKind(StrEnum):
 
 @dataclass(frozen=True)
 class ExtraParameters:
-    """Parameters that a model has and the class it is counted with lacks.
+    """Parameters that a model has and that are missing from the class it is counted with.
 
     Attributes:
-        component: What they belong to, a value of `moetool.anatomy.components.Component`.
-        params_per_layer: How many there are in each of the text model's layers; every token runs
-            them.
-        because: What they are, in words.
+        component: A value of `moetool.anatomy.components.Component`.
+        params_per_layer: Their number in each layer of the text model. Every token runs them.
+        because: Their purpose, in words.
     """
 
     component: str
@@ -45,16 +44,16 @@ class ExtraParameters:
 
 @dataclass(frozen=True)
 class VendorFigures:
-    """What a model's vendor publishes of its size.
+    """The size of a model as its vendor publishes it.
 
     Attributes:
-        total_b: Billions of parameters, with the digits published: `46.7`. What is published in
-            trillions is written out, so zeros at the end of `1600` are no digits. None if unknown.
-        active_b: Billions that a token runs, likewise. Vendors count them in different ways.
-        source: Where it says so. None without figures.
-        active_note: What the vendor itself says of how active parameters are counted.
-        notes: Why a figure differs from the model that transformers builds, or is to be read with
-            care.
+        total_b: Billions of parameters, with the digits published: `46.7`. Trillions are written
+            out as billions, so zeros at the end of `1600` are not significant. None if unknown.
+        active_b: Billions of active parameters, in the same form. Vendors count them in different
+            ways.
+        source: The document with these figures. None without figures.
+        active_note: The vendor's own statement on how it counts active parameters.
+        notes: Why a figure differs from the model that transformers builds, or needs caution.
     """
 
     total_b: str | None
@@ -73,16 +72,16 @@ class PublishedModel:
         title: The name as its vendor writes it.
         hub_id: `org/name` on the Hub.
         kind: Mixture-of-Experts or dense.
-        counted_as: Where transformers has no class for it: which class of the same shapes stands
-            in, in words. Where its published configuration is of another model: what it is counted
-            by instead. None for transformers' own class and the published configuration.
-        extra_parameters: What that class lacks.
+        counted_as: In words, the class of the same shapes that it is counted with where
+            transformers has none for it, or what it is counted by where the published
+            configuration describes another model. None where neither is needed.
+        extra_parameters: Parameters that are missing from that class.
         vendor: The published figures.
         not_counted_because: Why there is no configuration to count it by; None if there is one.
-        stored_as: How the published files are quantized, where the configuration doesn't say so;
-            None if it does, or if they are not.
+        stored_as: The quantization of the published files where the configuration doesn't state it;
+            None if it does, or if they are not quantized.
         misstated: Fields of the published configuration that contradict the published model, with
-            the values that it gives them. moetool's own configuration has others.
+            their published values. moetool's own configuration has the right ones.
     """
 
     name: str
@@ -109,12 +108,12 @@ class ReportedSystem:
     Attributes:
         name: The short name, in lower case.
         title: The name as its maker writes it.
-        maker: Who made it.
-        total: Parameters as reported, with unit: `1.2T`. None if nobody says.
-        active: Parameters that a token runs as reported, with unit. None if nobody says.
-        experts: Experts and how many a token is routed to, as reported. None if nobody says.
-        source: Who reports it.
-        notes: How far to trust it.
+        maker: The organisation that made it.
+        total: Reported parameters with unit, such as `1.2T`. None if there is no report.
+        active: Reported active parameters with unit. None if there is no report.
+        experts: Reported experts, and how many a token is routed to. None if there is no report.
+        source: The report.
+        notes: How far to trust the report.
     """
 
     name: str
@@ -135,10 +134,10 @@ def read_published_models() -> Mapping[str, PublishedModel]:
 
 
 def read_published_config(name: str) -> dict[str, object]:
-    """Return the configuration a published model is counted by, a fresh copy on every call.
+    """Return the configuration that a published model is counted by, a fresh copy on every call.
 
-    Its fields are those of the vendor's config.json that a class or a quantization reads; where
-    `counted_as` says so, those of the class that stands in.
+    It has the fields of the vendor's config.json that a class or a quantization reads. Where
+    `counted_as` names another class, it has the fields of that class.
 
     Args:
         name: A short name, in upper or lower case.
@@ -149,12 +148,12 @@ def read_published_config(name: str) -> dict[str, object]:
     model = read_published_models().get(name.lower())
     if model is None:
         raise InputError(
-            f"The catalogue has no model '{name}'.", hint="`moetool models` lists those it has."
+            f"The catalogue has no model '{name}'.", hint="Run `moetool models` to list its models."
         )
     if model.not_counted_because is not None:
         raise InputError(
             f"{model.title} can't be counted: {model.not_counted_because}",
-            hint="Name another model; `moetool models` lists those that can be counted.",
+            hint="Name another model; run `moetool models` to list those that can be counted.",
         )
     config: dict[str, object] = _read_json(
         _catalogue().joinpath("configs").joinpath(f"{model.name}.json")

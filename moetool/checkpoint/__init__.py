@@ -1,1 +1,1 @@
-"""From what the user typed to the files of a checkpoint; never its weights."""
+"""The files of a checkpoint that a user names, read without its weights."""

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to its transformers configuration and tokenizer."""
+"""The transformers configuration and the tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from moetool.errors import InputError, UntraceableError
 from moetool.printable import printable_number
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# By words in the names of fields: the most that is believed. Nothing is built that is larger, since
-# building takes time and memory by the layer, the expert and the label.
+# The largest plausible numbers, by words in the names of fields. Nothing larger is built, because
+# building takes time and memory for each layer, expert and label.
 _LIMITS = (
     (re.compile(r"layers$|^depth$|^n_layers?$|_layers_"), 1_000),
     (re.compile(r"experts$|^num_experts|heads$"), 1_000_000),
@@ -29,16 +29,16 @@ _LIMITS = (
     (re.compile(r"^max_position_embeddings$|^max_seq_len$"), 2**40),
 )
 
-# How libraries say what they miss, between backquotes or brackets.
+# Libraries name missing packages between backquotes or brackets.
 _PIP_INSTALL = re.compile(
     r"pip install (?:-U |--upgrade )?([A-Za-z0-9][\w.-]*(?:\[[\w,-]+\])?(?:[<>=~!]=?[\w.]+)?)"
 )
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# A checkpoint is of one class; a list of a million names would be looked up for minutes.
+# A checkpoint has one class. Looking up a list of a million names would take minutes.
 _MOST_ARCHITECTURES = 8
 
-# transformers writes numbers that JSON has no word for as objects with this one key.
+# transformers writes numbers that JSON can't express as objects with this one key.
 _FLOAT_KEY = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
@@ -61,7 +61,7 @@ def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTraine
     return make_config(
         read_json(path, missing=""),
         name=checkpoint.name,
-        place=str(path),
+        label=str(path),
         code=str(checkpoint.folder),
         trust_remote_code=trust_remote_code,
     )
@@ -71,7 +71,7 @@ def make_config(
     raw: Mapping[str, object],
     *,
     name: str,
-    place: str,
+    label: str,
     code: str | None,
     revision: str | None = None,
     trust_remote_code: bool,
@@ -82,14 +82,14 @@ def make_config(
     Args:
         raw: The object in config.json.
         name: The model as the user named it.
-        place: What to call the config.json.
-        code: The folder or Hub id that holds config.json and the Python code it may ask for; None
+        label: The config.json, for error messages.
+        code: The folder or Hub id with config.json and the Python code that it may ask for; None
             if there is none.
         revision: The commit of that Hub id.
-        trust_remote_code: Run that code if it is asked for.
-        by_architecture: Where transformers does not have the `model_type`, take the class that
-            `architectures` names, if transformers has that. Whoever asks for it has to say so: the
-            repository's own code may differ.
+        trust_remote_code: Run that code if config.json asks for it.
+        by_architecture: If transformers does not have the `model_type`, take the class that
+            `architectures` names, if transformers has that one. The caller must report it, because
+            the repository's own code may differ.
 
     Raises:
         InputError: The configuration asks for code that was not allowed, is malformed, or describes
@@ -103,11 +103,11 @@ def make_config(
     if not isinstance(model_type, str):
         if isinstance(raw.get("architecture"), str) and isinstance(raw.get("mapping"), Mapping):
             raise UntraceableError(
-                f"'{place}' is of TensorRT-LLM, whose models transformers does not build.",
+                f"'{label}' is a TensorRT-LLM configuration, which transformers can't build.",
                 hint="Name the checkpoint that it was converted from.",
             )
         raise InputError(
-            f"'{place}' names no model_type.",
+            f"'{label}' names no model_type.",
             hint="Use the config.json that came with the checkpoint.",
         )
     fields = _decode_floats(raw)
@@ -127,21 +127,21 @@ def make_config(
                 f"{name} needs the Python code in its own repository (model_type '{model_type}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
-    _check_plausible(fields, place=place)
+    _check_plausible(fields, label=label)
     try:
-        # Never without a word on trust, for want of which transformers asks on the terminal.
+        # With `trust_remote_code` always given: without it, transformers asks on the terminal.
         config: PreTrainedConfig = (
             CONFIG_MAPPING[model_type].from_dict(_leave_out_implementations(fields))
             if is_known and not (trust_remote_code and "auto_map" in raw)
             else AutoConfig.from_pretrained(
-                code or place, revision=revision, trust_remote_code=trust_remote_code
+                code or label, revision=revision, trust_remote_code=trust_remote_code
             )
         )
     except ImportError as error:
         raise missing_package(name, error) from error
     except Exception as error:
-        raise unusable_config(place, model_type, error) from error
-    check_top_k(config, place=place)
+        raise unusable_config(label, model_type, error) from error
+    check_top_k(config, label=label)
     return config
 
 
@@ -149,21 +149,32 @@ def _find_named_type(raw: Mapping[str, object]) -> str | None:
     """Return the model type of the one family whose classes `architectures` names, if it is one."""
     import transformers
 
-    named = raw.get("architectures")
-    if not isinstance(named, list) or not 0 < len(named) <= _MOST_ARCHITECTURES:
-        return None
-    types = set()
-    for name in named:
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        config_class = getattr(found, "config_class", None) if is_model else None
-        types.add(getattr(config_class, "model_type", None) or None)
+    types = {
+        getattr(getattr(named, "config_class", None), "model_type", None)
+        for named in find_named_classes(raw.get("architectures"))
+    }
     found_type = types.pop() if len(types) == 1 else None
     return found_type if found_type in transformers.CONFIG_MAPPING else None
 
 
+def find_named_classes(architectures: object) -> list[type[PreTrainedModel] | None]:
+    """Return transformers' class for each name in a configuration's `architectures`.
+
+    None for what is not the name of a model. An implausibly long list has no classes.
+    """
+    import transformers
+
+    if not isinstance(architectures, list) or len(architectures) > _MOST_ARCHITECTURES:
+        return []
+    found = [getattr(transformers, n, None) if isinstance(n, str) else None for n in architectures]
+    return [
+        each if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel) else None
+        for each in found
+    ]
+
+
 def _decode_floats(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration with the numbers that transformers writes as objects, as it reads them."""
+    """Return a configuration with numbers in place of the objects that transformers writes."""
     return {name: _decode_float(value) for name, value in fields.items()}
 
 
@@ -179,10 +190,10 @@ def _decode_float(value: object) -> object:
 
 
 def _leave_out_implementations(fields: Mapping[str, object]) -> dict[str, object]:
-    """Return a configuration without what it says of how to compute.
+    """Return a configuration without its choice of implementations.
 
-    That is the choice of whoever runs it, may name a library that is not installed here, and as an
-    `org/name` would have transformers run code from the Hub.
+    That choice belongs to whoever runs the model. It may name a library that is not installed, and
+    as an `org/name` would make transformers run code from the Hub.
     """
     return {
         name: _leave_out_implementations(value) if isinstance(value, Mapping) else value
@@ -191,21 +202,21 @@ def _leave_out_implementations(fields: Mapping[str, object]) -> dict[str, object
     }
 
 
-def unusable_config(place: str, model_type: object, error: BaseException) -> InputError:
+def unusable_config(label: str, model_type: object, error: BaseException) -> InputError:
     """Return the error for a config.json that describes no model."""
     return InputError(
-        f"'{place}' is not a usable {model_type} configuration.",
+        f"'{label}' is not a usable {model_type} configuration.",
         hint="Use the config.json that came with the checkpoint.",
         facts=[f"seen: {first_line(error)}"],
     )
 
 
 def missing_package(name: str, error: ImportError) -> InputError:
-    """Return the error for a model that needs a package which is not installed here.
+    """Return the error for a model that needs a package which is not installed.
 
     Args:
         name: The model as the user named it.
-        error: What transformers, or the model's own code, raised for want of it.
+        error: The exception that transformers or the model's own code raised.
     """
     asked = _PIP_INSTALL.search(str(error))
     package = asked[1] if asked else error.name
@@ -213,26 +224,26 @@ def missing_package(name: str, error: ImportError) -> InputError:
         f"{name} needs a package that is not installed here{f': {package}' if package else ''}.",
         hint=f"Install it: pip install {shlex.quote(package)}."
         if package
-        else "Install what it asks for.",
+        else "Install the packages that it asks for.",
         facts=[f"seen: {first_line(error)}"],
     )
 
 
-def _check_plausible(fields: Mapping[str, object], *, place: str) -> None:
-    """Refuse numbers of layers and experts that no model has, before lists of that length are made.
+def _check_plausible(fields: Mapping[str, object], *, label: str) -> None:
+    """Refuse implausible numbers of layers and experts before lists of that length are made.
 
     Raises:
-        InputError: One is negative or beyond all reason.
+        InputError: A number is negative or implausibly large.
     """
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            _check_plausible(value, place=place)
+            _check_plausible(value, label=label)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         most = next((limit for words, limit in _LIMITS if words.search(name)), None)
         if most is not None and not 0 <= value <= most:
             raise InputError(
-                f"'{place}' describes no model: {name} is {printable_number(value)}.",
+                f"'{label}' describes no model: {name} is {printable_number(value)}.",
                 hint="Use the config.json that came with the checkpoint.",
             )
 
@@ -269,7 +280,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTra
 
 
 def first_line(error: BaseException) -> str:
-    """Return an exception's kind and its text up to the first full sentence, for a `seen:` line."""
+    """Return an exception's class and the first line of its text, for a `seen:` line."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""From a model reference to a checkpoint folder whose files are all there and readable."""
+"""Checkpoint folders whose files are complete and readable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moetool.checkpoint.hub import download_snapshot
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.checkpoint.size_limits import check_settings, find_size_limit
 from moetool.checkpoint.strict_json import JsonError, parse_json
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Checkpoint:
 
     Attributes:
         name: The model as the user named it.
-        folder: Where its files are.
+        folder: The folder with its files.
         revision: The commit hash on the Hub; None for a local folder.
     """
 
@@ -38,23 +38,19 @@ def open_checkpoint(
     with_code: bool = False,
     announce: Callable[[str], None],
 ) -> Checkpoint:
-    """Return the checkpoint a reference names, downloaded if need be, its weight files checked.
+    """Return the checkpoint that a reference names, downloaded if necessary, with checked files.
 
     Args:
         reference: What the user named.
         revision: Branch, tag or commit, for Hub ids.
         with_code: Also fetch the repository's own Python files.
-        announce: Told in one line before weights are downloaded.
+        announce: Called with one line before weights are downloaded.
 
     Raises:
         InputError: The reference has no weights, or a file is missing or broken.
         UsageError: A revision was given for something that is not on the Hub.
     """
-    if revision is not None and reference.kind is not ModelKind.HUB:
-        raise UsageError(
-            f"'{reference.text}' is local: it has no revision '{revision}'.",
-            hint="Leave --revision out, or name a Hub id.",
-        )
+    reference.check_revision(revision)
     match reference.kind:
         case ModelKind.PUBLISHED:
             raise InputError(
@@ -63,8 +59,8 @@ def open_checkpoint(
             )
         case ModelKind.REPORTED:
             raise InputError(
-                f"'{reference.text}' is known from reports alone: nobody has its weights.",
-                hint="Name a model with open weights; `moetool models` lists some.",
+                f"'{reference.text}' is known from reports alone: its weights are not public.",
+                hint="Name a model with open weights; run `moetool models` to list some.",
             )
         case ModelKind.CONFIG:
             raise InputError(
@@ -85,10 +81,10 @@ def open_checkpoint(
 
 
 def check_files(folder: Path) -> None:
-    """Check that a folder holds a readable config.json and whole weight files.
+    """Check that a folder holds a readable config.json and complete weight files.
 
     Raises:
-        InputError: Naming the file that is missing or broken.
+        InputError: A file is missing or broken. The message names it.
     """
     read_json(folder / "config.json", missing=f"'{folder}' holds no config.json.")
     check_settings(folder)
@@ -128,20 +124,20 @@ def find_weight_files(folder: Path) -> WeightFiles:
         ) from error
     return choose_weight_files(
         names,
-        place=str(folder),
+        label=str(folder),
         is_present=lambda name: os.path.isfile(folder / name),
         read_index=lambda name: read_json(folder / name, missing=f"'{folder}' lost its {name}."),
     )
 
 
 def read_json(path: Path, *, missing: str) -> dict[str, object]:
-    """Return the JSON object in a file, under the rules of `strict_json`.
+    """Return the JSON object in a file, by the rules of `strict_json`.
 
     Raises:
-        InputError: The file is missing (with the sentence given), can't be read, is far too large,
-            or holds no JSON object that everyone reads alike.
+        InputError: The file is missing (then `missing` is the message), unreadable or far too large,
+            or is not a JSON object that every reader understands alike.
     """
-    # os.path answers no where pathlib raises: below a folder that may not be searched.
+    # os.path returns False where pathlib raises, for example below a folder without permission.
     if not os.path.isfile(path):
         raise InputError(missing, hint="Name a folder in Hugging Face format.")
     try:

@@ -1,4 +1,4 @@
-"""From a Hub id to a local snapshot, through huggingface_hub's cache, tokens and settings."""
+"""Local snapshots of Hub repositories, through huggingface_hub's cache, tokens and settings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from moetool.errors import InputError
 # What transformers reads: configuration, tokenizer, chat template, weights.
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _CODE_FILES = ["*.py"]
-# The same weights once more, in the formats of other programs (gpt-oss's original/ and metal/,
-# Mistral's consolidated files): as large as what transformers reads, and never read by it.
+# Copies of the weights in the formats of other programs (gpt-oss's original/ and metal/, Mistral's
+# consolidated files), as large as the files that transformers reads.
 _OTHER_PROGRAMS = ["*/*", "consolidated*"]
 
 
@@ -31,7 +31,7 @@ def download_snapshot(
         hub_id: `org/name`.
         revision: A branch, tag or commit; None is the default branch.
         with_code: Also fetch the repository's Python files.
-        announce: Told in one line how much is about to be downloaded, before it is.
+        announce: Called before the download with one line that says how large it is.
 
     Raises:
         InputError: The repository, the revision or the Hub can't be reached.
@@ -45,10 +45,10 @@ def download_snapshot(
         info = HfApi().model_info(
             hub_id, revision=revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT
         )
-    except Exception as error:  # noqa: BLE001  the HTTP library behind the Hub is its own affair
+    except Exception as error:  # noqa: BLE001  the Hub's HTTP library may raise anything
         refuse_if_certain(error, hub_id=hub_id, revision=revision)
-        # A snapshot counts as cached if all that these patterns name is there. Other weights than
-        # safetensors lie in the same folder if an earlier run fetched them.
+        # A snapshot counts as cached if it has every file that these patterns match. Weights in
+        # other formats are in the same folder if an earlier run fetched them.
         cached = [*patterns, "*.safetensors"]
         try:
             folder = Path(
@@ -77,7 +77,7 @@ def download_snapshot(
     size = f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
     announce(f"{hub_id}@{(info.sha or 'main')[:8]}: {size} of weights, unless already cached")
     try:
-        # Not by commit: only a branch or tag asked for by name is found by it again offline.
+        # Not by commit, because only a revision asked for by name is found by that name offline.
         folder = Path(
             snapshot_download(
                 hub_id,
@@ -89,15 +89,15 @@ def download_snapshot(
     except Exception as error:
         refuse_if_certain(error, hub_id=hub_id, revision=revision)
         raise InputError(
-            f"The download of {hub_id} broke off.",
-            hint="Run the same command again: what has arrived is kept.",
+            f"The download of {hub_id} was interrupted.",
+            hint="Run the same command again; it continues with the files that are missing.",
             facts=[f"seen: {str(error).splitlines()[0]}"] if str(error) else (),
         ) from error
     return folder, folder.name
 
 
 def unreachable_hub(error: Exception, *, hub_id: str) -> InputError:
-    """Return the error for a Hub that gave no answer about a repository that is not cached."""
+    """Return the error for a repository that is not cached while the Hub does not answer."""
     return InputError(
         f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
         hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
@@ -109,10 +109,10 @@ def unreachable_hub(error: Exception, *, hub_id: str) -> InputError:
 
 
 def refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) -> None:
-    """Raise the sentence for an answer the Hub gave; return for anything that was no answer.
+    """Raise an error if the Hub answered with a refusal; return if it did not answer at all.
 
     Raises:
-        InputError: The repository is gated or not there, or the revision is not.
+        InputError: The repository is gated, or it or its revision does not exist.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -126,7 +126,7 @@ def refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) ->
             f"'{hub_id}' is not a name that the Hub allows.",
             hint="Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B.",
         ) from error
-    # A gated repository is a kind of repository not found, so it comes first.
+    # GatedRepoError is a subclass of RepositoryNotFoundError, so it comes first.
     if isinstance(error, GatedRepoError):
         raise InputError(
             f"{hub_id} is gated: its owner must grant access first.",

@@ -1,4 +1,4 @@
-"""What libraries in other languages write to stdout and stderr past Python."""
+"""Messages that libraries in other languages write to stdout and stderr past Python."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 @contextmanager
 def native_messages_dropped() -> Iterator[None]:
-    """Drop what is written to the process's stdout and stderr.
+    """Drop everything that is written to the process's stdout and stderr.
 
-    The tokenizers library announces every panic on stderr before it raises it, and names settings
-    that it does not know on stdout, where data goes.
+    The tokenizers library prints every panic to stderr before it raises it, and unknown settings to
+    stdout, where only data should go.
     """
     with ExitStack() as stack:
         for descriptor in (1, 2):
@@ -25,7 +25,7 @@ def _dropped(descriptor: int) -> Iterator[None]:
     try:
         kept = os.dup(descriptor)
     except OSError:
-        # It is closed.
+        # The stream is closed.
         yield
         return
     try:

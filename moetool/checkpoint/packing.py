@@ -1,24 +1,26 @@
-"""What a config.json says of how weights are packed."""
+"""The packing of weights as a config.json states it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Of a packed weight.
+from moetool.checkpoint.quantization import find_method, find_stated
+
+# The bits that a packed weight may have.
 BITS = range(1, 9)
 _LARGEST_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What config.json says of how weights are packed.
+    """The packing of weights as a config.json states it.
 
     Attributes:
         method: The format's name, in lower case; None if it names none.
-        layouts: Bits of a weight and weights that share a scale, of each group of layers that it
-            tells apart; None for what it does not say.
-        layout_of: Likewise for modules that it names.
+        layouts: For each stated group of layers, the bits of a weight and the number of weights that
+            share a scale; None for what is not stated.
+        layout_of: The layouts of single modules, by name.
     """
 
     method: str | None = None
@@ -27,24 +29,18 @@ class Packing:
 
     @property
     def bits(self) -> int | None:
-        """Those of every packed weight; None if they differ or are not stated."""
+        """The bits of every packed weight; None if they differ or are not stated."""
         stated = {bits for bits, _ in self.layouts}
         return stated.pop() if len(stated) == 1 else None
 
 
 def read_packing(config: Mapping[str, object]) -> Packing:
-    """Return what a config.json says of packed weights; nothing if what it says makes no sense."""
-    for holder in (config, config.get("text_config")):
-        for name in ("quantization_config", "compression_config", "quantization"):
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
-            if isinstance(stated, Mapping):
-                return _read_stated(stated)
-    return Packing()
-
-
-def _read_stated(stated: Mapping[str, object]) -> Packing:
-    method = stated.get("quant_method")
-    method = method.lower() if isinstance(method, str) else None
+    """Return the packing that a config.json states; an empty one for what makes no sense."""
+    stated = find_stated(config)
+    if not stated:
+        return Packing()
+    method = find_method(config)
+    method = method.lower() if method is not None else None
     groups = stated.get("config_groups")
     if isinstance(groups, Mapping) and groups:
         weights = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]
@@ -76,7 +72,7 @@ def _read_stated(stated: Mapping[str, object]) -> Packing:
 def _read_layout(
     stated: Mapping[object, object] | Mapping[str, object], *, bits_name: str
 ) -> tuple[int | None, int | None]:
-    """Return the bits of a weight and the size of a group, None for what is no such number."""
+    """Return the bits of a weight and the size of a group; None for what is not a valid number."""
     bits, group_size = stated.get(bits_name), stated.get("group_size")
     return (
         bits if type(bits) is int and bits in BITS else None,

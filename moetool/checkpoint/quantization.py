@@ -1,46 +1,75 @@
-"""The quantization that a config.json states, as its fields and in words."""
+"""The quantization that a configuration states: its fields, its method, and all of it in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Names longer than this, or of several lines, are junk and not shown.
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Longer names, and names of several lines, are junk and not shown.
 _LONGEST_NAME = 40
-# Where a config.json says it, newer names first.
+# Fields that state it, newer names first.
 _FIELDS = ("quantization_config", "compression_config", "quantization")
 _LARGEST_COUNT = 1 << 32
 
 
-def find_stated(config: Mapping[str, object]) -> Mapping[str, Any]:
-    """Return what a config.json says of how its weights are quantized; nothing if it says nothing."""
-    for holder in (config, config.get("text_config")):
-        for name in _FIELDS:
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
-            if isinstance(stated, Mapping) and stated:
-                return stated
-    return {}
+def find_stated(config: Mapping[str, object] | PreTrainedConfig) -> Mapping[str, Any]:
+    """Return the fields in which a configuration states its quantization; empty if it states none.
+
+    Args:
+        config: A config.json, or what transformers made of it, whose classes may add fields.
+    """
+    return _find_stated(config)[1]
+
+
+def find_method(config: Mapping[str, object] | PreTrainedConfig) -> str | None:
+    """Return the method that a configuration states, such as `fp8`; None if it states none."""
+    method = find_stated(config).get("quant_method")
+    # transformers keeps it as a member of an enumeration.
+    method = getattr(method, "value", method)
+    return method if isinstance(method, str) else None
 
 
 def name_quantization(config: Mapping[str, object]) -> str | None:
-    """Return the format of a checkpoint's weights, as in `fp8, blocks of 128 x 128`.
+    """Return the format of a checkpoint's weights, such as `fp8, blocks of 128 x 128`.
 
-    None if config.json names none: files may be quantized all the same, if another file says so.
+    None if config.json states none. The files may still be quantized, if another file says so.
     """
-    for holder in (config, config.get("text_config")):
+    name, stated = _find_stated(config)
+    if name is None:
+        return None
+    method = _as_name(stated.get("quant_method"))
+    if method is None:
+        # MLX names neither itself nor its method.
+        is_mlx = name == "quantization" and "quant_algo" not in stated
+        method = "mlx" if is_mlx else "unnamed method"
+    return ", ".join(dict.fromkeys((method, *_describe(stated), *_describe_experts(config))))
+
+
+def _find_stated(config: object) -> tuple[str | None, Mapping[str, Any]]:
+    """Return the name and the contents of the field that states the quantization."""
+    for holder in (config, _get_text_config(config)):
         for name in _FIELDS:
-            stated = holder.get(name) if isinstance(holder, Mapping) else None
-            # TensorRT-LLM lists every setting, null for those that are not used.
+            stated = _get(holder, name)
+            # Once weights are loaded, transformers keeps an object in its place.
+            stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
+            # TensorRT-LLM lists every setting, with null for those that are not used.
             if isinstance(stated, Mapping) and any(v is not None for v in stated.values()):
-                method = _as_name(stated.get("quant_method"))
-                if method is None:
-                    # MLX names neither itself nor its method.
-                    is_mlx = name == "quantization" and "quant_algo" not in stated
-                    method = "mlx" if is_mlx else "unnamed method"
-                return ", ".join(
-                    dict.fromkeys((method, *_describe(stated), *_describe_experts(config)))
-                )
-    return None
+                return name, stated
+    return None, {}
+
+
+def _get(holder: object, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _get_text_config(config: object) -> object:
+    if isinstance(config, Mapping):
+        return config.get("text_config")
+    find: Any = getattr(config, "get_text_config", None)
+    return find() if find else None
 
 
 def _describe(stated: Mapping[str, object]) -> Iterator[str]:
@@ -72,14 +101,14 @@ def _describe(stated: Mapping[str, object]) -> Iterator[str]:
 
 
 def _describe_experts(config: Mapping[str, object]) -> Iterator[str]:
-    """Yield in what DeepSeek-V4 stores its experts, if not like all else."""
+    """Yield the dtype of DeepSeek-V4's experts, if it differs from that of all other weights."""
     word = _as_name(config.get("expert_dtype"))
     if word is not None:
         yield f"experts in {word.lower()}"
 
 
 def _describe_weights(weights: Mapping[str, object]) -> Iterator[str]:
-    """Yield what compressed-tensors says of the weights of some layers."""
+    """Yield the settings of compressed-tensors for the weights of some layers."""
     kind, bits = _as_name(weights.get("type")), _as_count(weights.get("num_bits"))
     if kind is not None and bits is not None:
         yield f"{kind}{bits}"
@@ -101,5 +130,5 @@ def _as_name(value: object) -> str | None:
 def _as_count(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    # Python refuses to write numbers of thousands of digits.
+    # Python refuses to print numbers with thousands of digits.
     return value if 0 < value < _LARGEST_COUNT else None

@@ -1,4 +1,4 @@
-"""From the `MODEL` someone typed to what it refers to, without asking the network."""
+"""References to models: the `MODEL` that a user typed, resolved without the network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from moetool.catalogue.names import DEMO, demo_folder
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.choices import take_text
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 
 # The Hub's own rule for repository ids, with the organisation required.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
 
 
 class ModelKind(Enum):
-    """What a model reference turned out to be."""
+    """The kind of thing that a model reference names."""
 
     FOLDER = "folder"
     CONFIG = "config.json"
@@ -34,7 +34,7 @@ class ModelReference:
 
     Attributes:
         text: The name as typed.
-        kind: What it is.
+        kind: What the name stands for.
         path: The folder, or the config.json; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
     """
@@ -44,15 +44,29 @@ class ModelReference:
     path: Path | None = None
     hub_id: str | None = None
 
+    def check_revision(self, revision: str | None) -> None:
+        """Check that a revision is only given for a Hub id.
+
+        Raises:
+            UsageError: It is given for something else.
+        """
+        if revision is not None and self.kind is not ModelKind.HUB:
+            raise UsageError(
+                f"'{self.text}' is local: it has no revision '{revision}'.",
+                hint="Leave out --revision, or name a Hub id.",
+            )
+
 
 def resolve_model(text: str) -> ModelReference:
-    """Return what `text` refers to: a folder, a config.json, a Hub id, a catalogue name or `demo`.
+    """Return the model that `text` names.
 
-    A catalogue name is that of a published model or of a system known from reports. An existing path wins over a Hub id of the same spelling. Nothing is downloaded or opened.
+    It may be a folder, a config.json, a Hub id, `demo`, or a catalogue name: that of a published
+    model or of a system known from reports. An existing path takes precedence over a Hub id of the
+    same spelling. Nothing is downloaded or opened.
 
     Raises:
         InputError: It is none of these.
-        UsageError: It is not a text.
+        UsageError: It is not a string.
     """
     text = take_text(text, name="model")
     if not text.strip():
@@ -62,7 +76,7 @@ def resolve_model(text: str) -> ModelReference:
     path = Path(text).expanduser()
     if text == DEMO:
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=demo_folder())
-    # os.path answers no where pathlib raises: a long text is no path.
+    # os.path returns False where pathlib raises, for example for a text too long for a path.
     if os.path.isdir(path):
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
     if os.path.isfile(path):

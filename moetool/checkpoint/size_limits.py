@@ -1,6 +1,6 @@
-"""The largest files of a checkpoint that are read whole, far above what published ones take.
+"""Limits for files that are read completely, far above the sizes of published ones.
 
-Reading takes time and memory by the byte and by the value, in transformers more than here.
+Reading takes time and memory for each byte and each value, in transformers more than here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from moetool.checkpoint.strict_json import JsonError
 from moetool.errors import InputError
 
-# Any one of these makes a tokenizer; transformers' own error names none of them.
+# Any one of these makes a tokenizer. transformers' own error names none of them.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -45,11 +45,11 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class SizeLimit:
-    """The most that is read of a file.
+    """The largest file that is read.
 
     Attributes:
-        num_bytes: Of the whole file.
-        num_values: In its JSON.
+        num_bytes: Bytes of the file.
+        num_values: Values in its JSON.
     """
 
     num_bytes: int
@@ -65,9 +65,9 @@ class SizeLimit:
             raise JsonError(f"it is larger than {self.num_bytes // 1_000_000} MB")
 
     def check_values(self, content: bytes) -> None:
-        """Check the number of values in JSON, by what stands before each, and without reading it.
+        """Check the number of values in JSON without parsing it.
 
-        Commas and brackets within texts count too: few are.
+        Commas and opening brackets are counted, also the few inside strings.
 
         Raises:
             JsonError: There are too many.
@@ -78,21 +78,21 @@ class SizeLimit:
 
 # A vocabulary of 22,000 labels, there and back, has 44,000 values.
 _OF_SETTINGS = SizeLimit(10_000_000, 200_000)
-# The largest are of 40 MB.
+# The largest published ones have 40 MB.
 _OF_TOKENIZERS = SizeLimit(100_000_000, 5_000_000)
-# The index of a million tensors.
+# An index of a million tensors.
 _OF_OTHERS = SizeLimit(100_000_000, 5_000_000)
 
 
 def find_size_limit(name: str) -> SizeLimit:
-    """Return the most that is read of a checkpoint's file of some name."""
+    """Return the limit for a file of a checkpoint, by its name."""
     if name in _SETTINGS:
         return _OF_SETTINGS
     return _OF_TOKENIZERS if name in TOKENIZER_FILES else _OF_OTHERS
 
 
 def check_settings(folder: Path) -> None:
-    """Check what transformers reads with the weights: that it ends, and soon.
+    """Check the sizes of the settings that transformers reads with the weights.
 
     Raises:
         InputError: A file is too large, or is not a file.

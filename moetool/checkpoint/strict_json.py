@@ -1,4 +1,4 @@
-"""From the bytes of a file to the JSON in them, where every reader would read the same."""
+"""A JSON parser that refuses what readers disagree about."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _MOST_LEVELS = 100
 
 
 class JsonError(Exception):
-    """What keeps some bytes from being read as JSON, as the end of a sentence."""
+    """Some bytes can't be read as JSON. The message is the end of a sentence."""
 
 
 def parse_json(content: bytes, *, parse_int: Callable[[str], int] | None = None) -> object:
     """Return the JSON value in some bytes.
 
-    Python's `NaN` and `Infinity` are let pass: it writes them into published configurations.
+    `NaN` and `Infinity` are accepted, because Python writes them into published configurations.
 
     Args:
         content: UTF-8, without a byte order mark.
-        parse_int: Reads an integer; as Python does if left out.
+        parse_int: Parses an integer; by default, Python's own rules apply.
 
     Raises:
-        JsonError: They are no JSON; a key is given twice, of which readers take the one or the other;
-            half a surrogate pair stands for a character, which can't be written out again; or they
-            are nested more deeply than any file of a checkpoint.
+        JsonError: They are not JSON; a key occurs twice, of which readers take one or the other; half
+            a surrogate pair occurs in a text, which can't be written again; or they are nested more
+            deeply than any file of a checkpoint.
     """
     try:
         value: object = json.loads(

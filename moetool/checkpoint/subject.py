@@ -1,4 +1,4 @@
-"""From a model reference to what there is of it to count: a configuration, and headers of files."""
+"""A model before anything is counted: its configuration, and the headers of its weight files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from moetool.checkpoint.headers.weight_files import PickledWeightsError
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.errors import InputError
 
-_PICKLED = (
-    "The weights are pickled: what is in them shows only once they are run, so it was not read."
-)
+_PICKLED = "The weights are pickled and can't be read without running them, so they were not read."
 
 
 class AskedSource(StrEnum):
-    """Where figures are to come from.
+    """The source that figures are asked from.
 
     Attributes:
         AUTO: The skeleton, compared with the headers of the files where there are any.
-        HEADERS: The headers alone, without torch.
-        SKELETON: The skeleton alone, without a look at any weight file.
+        HEADERS: Only the headers, without torch.
+        SKELETON: Only the skeleton, without reading any weight file.
     """
 
     AUTO = "auto"
@@ -36,24 +34,24 @@ class AskedSource(StrEnum):
 
 @dataclass(frozen=True)
 class Subject:
-    """What there is of a model before anything is counted.
+    """A model before anything is counted.
 
     Attributes:
         model: The name it was asked for by.
         config: Its config.json.
-        place: What to call that.
-        headers: Of its weight files; None where there are none, or they were not asked for.
-        code: The folder or Hub id that may hold Python code of its own.
+        label: That config.json, for error messages.
+        headers: Of its weight files; None if there are none, or if they were not asked for.
+        code: The folder or Hub id that may hold Python code for the model; None if there is none.
         revision: The commit on the Hub; None elsewhere.
         published: Its entry in the catalogue, if it has one.
-        is_from_catalogue: Its configuration is the catalogue's, which for some models is that of
-            another class of the same shapes.
-        notes: What became of files that could not be read.
+        is_from_catalogue: Whether the configuration is the catalogue's, which for some models is
+            that of another class of the same shapes.
+        notes: About files that could not be read.
     """
 
     model: str
     config: Mapping[str, object]
-    place: str
+    label: str
     headers: TensorHeaders | None
     code: str | None
     revision: str | None
@@ -69,7 +67,7 @@ def find_subject(
 
     Args:
         reference: What the user named.
-        source: Where the figures are to come from.
+        source: The source that figures are asked from.
         revision: Branch, tag or commit, for Hub ids.
 
     Raises:
@@ -80,7 +78,7 @@ def find_subject(
             subject = Subject(
                 model=reference.text,
                 config=read_published_config(reference.text),
-                place=reference.text,
+                label=reference.text,
                 headers=None,
                 code=None,
                 revision=None,
@@ -94,7 +92,7 @@ def find_subject(
             subject = Subject(
                 model=reference.text,
                 config=read_json(reference.path, missing=f"'{reference.path}' is not a file."),
-                place=str(reference.path),
+                label=str(reference.path),
                 headers=None,
                 code=str(reference.path.parent) if reference.path.name == "config.json" else None,
                 revision=None,
@@ -104,10 +102,10 @@ def find_subject(
             subject = _find_in_folder(reference.text, reference.path, source=source)
     if source is AskedSource.HEADERS and subject.headers is None:
         raise InputError(
-            f"'{reference.text}' has no weight files whose headers could be read.",
-            hint="Leave --source out to count by the configuration."
+            f"'{reference.text}' has no weight files with readable headers.",
+            hint="Leave out --source to count by the configuration."
             if reference.kind is not ModelKind.PUBLISHED
-            else f"Name its repository on the Hub, {reference.hub_id}, or leave --source out.",
+            else f"Name its repository on the Hub, {reference.hub_id}, or leave out --source.",
         )
     return subject
 
@@ -126,7 +124,7 @@ def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject
     return Subject(
         model=model,
         config=config,
-        place=str(folder / "config.json"),
+        label=str(folder / "config.json"),
         headers=headers,
         code=str(folder),
         revision=None,
@@ -153,14 +151,14 @@ def _find_on_hub(
     if found.is_cached:
         has_weights = found.headers is not None or not wants_headers
         notes.append(
-            "The Hub was not reached: this is what the local cache holds"
-            f"{'.' if has_weights else ', which holds no weights.'}"
+            "The Hub could not be reached: these figures are from the local cache"
+            f"{'.' if has_weights else ', which has no weights.'}"
         )
     published = read_published_models().values()
     return Subject(
         model=reference.text,
         config=found.config,
-        place=f"{hub_id}/config.json",
+        label=f"{hub_id}/config.json",
         headers=found.headers,
         code=hub_id,
         revision=found.commit,

@@ -1,4 +1,4 @@
-"""The fields by which configurations state experts, and how many of them a token runs."""
+"""Fields in which configurations state the number of experts and the number that a token runs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NUM_EXPERTS_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "m
 _NUM_IDENTITY_FIELD = "zero_expert_num"
 
 
-def check_top_k(config: object, *, place: str) -> None:
-    """Refuse a configuration whose tokens run no expert, or more than there are.
+def check_top_k(config: object, *, label: str) -> None:
+    """Refuse a configuration whose tokens run no expert, or more experts than there are.
 
     Args:
-        config: The configuration that transformers made, with what it fills in.
-        place: What to call the config.json.
+        config: The configuration that transformers made, with its defaults filled in.
+        label: The config.json, for error messages.
 
     Raises:
-        InputError: Naming the two fields that contradict each other.
+        InputError: Two fields contradict each other. The message names them.
     """
     for fields in _list_holders(config):
         counts = {
@@ -40,18 +40,18 @@ def check_top_k(config: object, *, place: str) -> None:
         most = counts[name] + max(_most(fields, _NUM_IDENTITY_FIELD), 0)
         for field in TOP_K_FIELDS:
             for top_k in _read_numbers(fields.get(field)):
-                # A list may have a 0 for every layer without experts.
+                # A list may have a 0 for each layer without experts.
                 is_none = top_k < 0 or (top_k == 0 and not isinstance(fields[field], list | tuple))
                 if is_none or top_k > most:
                     raise InputError(
-                        f"'{place}' describes no model: {field} is {printable_number(top_k)}, and "
+                        f"'{label}' describes no model: {field} is {printable_number(top_k)}, and "
                         f"{name} is {printable_number(counts[name])}.",
                         hint="Use the config.json that came with the checkpoint.",
                     )
 
 
 def _list_holders(config: object) -> Iterator[Mapping[str, object]]:
-    """Yield the fields of a configuration, and of those inside it."""
+    """Yield the fields of a configuration and of the configurations inside it."""
     fields = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
     if not isinstance(fields, Mapping):
         return

@@ -1,1 +1,1 @@
-"""One model, inspected: everything that its configuration and its files say of it."""
+"""The inspection of a model: everything that its configuration and its files show."""

@@ -1,17 +1,17 @@
-"""In what a checkpoint's files and the model that transformers builds from it differ."""
+"""Differences between a checkpoint's files and the model that transformers builds from it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.headers.other_tensors import Reason
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterRow, ParameterTable
-from moetool.inspection.result import Difference, InspectedRow
+from moetool.inspection.result import Difference
 
-# So many layers are named one by one.
+# Longer lists of layers are cut.
 _FEW_LAYERS = 5
 
 Layer = tuple[str, int | None]
@@ -20,14 +20,14 @@ Layer = tuple[str, int | None]
 def explain_differences(model: ParameterTable, files: HeaderTable) -> tuple[Difference, ...]:
     """Return every difference between two derivations of one checkpoint's parameters.
 
-    Together they account for all of it: all parameters in the files less the model's, component by
-    component, are what the `components` of the differences add up to.
+    They are complete: in each component, the `components` of the differences add up to the number of
+    parameters in the files minus that in the model.
 
     Args:
         model: The skeleton's table.
-        files: What the headers of the files tell.
+        files: The headers' table.
     """
-    left_out = tuple(
+    others = tuple(
         Difference(
             what=group.reason.value,
             num_tensors=group.num_tensors,
@@ -39,14 +39,14 @@ def explain_differences(model: ParameterTable, files: HeaderTable) -> tuple[Diff
             if group.are_parameters
             else {},
         )
-        for group in files.left_out
+        for group in files.other_tensors
     )
-    return (*left_out, *_compare(model, files))
+    return (*others, *_compare(model, files))
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """How many parameters one component of one layer has in the model and in the files."""
+    """The parameters of one component of one layer, in the model and in the files."""
 
     layer: Layer
     component: Component
@@ -59,7 +59,7 @@ class _Cell:
 
 
 def _compare(model: ParameterTable, files: HeaderTable) -> Iterator[Difference]:
-    """Yield what is in one of two tables, or of another size there; each cell in one of them."""
+    """Yield the cells that differ, grouped; each cell is in one group."""
     cells = _find_different(model, files)
     known = {(row.stack, row.layer) for row in model.rows}
     has_stacks = len({row.stack for row in model.rows if row.layer is not None}) > 1
@@ -67,7 +67,7 @@ def _compare(model: ParameterTable, files: HeaderTable) -> Iterator[Difference]:
     missing = {cell.layer for cell in cells if cell.layer[1] is not None} & (known - held)
     extra = {cell.layer for cell in cells if cell.layer[1] is not None} & (held - known)
     if missing:
-        what = f"whole layers that the files lack{_list_layers(missing, has_stacks)}: shards may be missing"
+        what = f"whole layers missing from the files{_list_layers(missing, has_stacks)}: shards may be missing"
         yield _sum_up(what, [cell for cell in cells if cell.layer in missing])
     if extra:
         what = f"whole layers that the model does not build{_list_layers(extra, has_stacks)}"
@@ -89,8 +89,9 @@ def _compare(model: ParameterTable, files: HeaderTable) -> Iterator[Difference]:
 def _find_different(model: ParameterTable, files: HeaderTable) -> list[_Cell]:
     """Return the cells that differ.
 
-    The derivations may name stacks that share parameters differently, and may put what belongs to
-    no known component in a layer or outside: what is as large in both then is no difference.
+    The derivations may have different names for stacks that share parameters, and may place what
+    belongs to no known component in a layer or outside layers. If it has the same size in both, that
+    is not a difference.
     """
     in_model, in_files = _sum_places(model.rows), _sum_places(files.table.rows)
     surplus: dict[tuple[int | None, Component], int] = {}
@@ -118,7 +119,7 @@ def _compared_with(layer: int | None, component: Component) -> tuple[int | None,
 
 
 def _stack_of(place: Place | ParameterRow) -> str:
-    # What is in no layer has no stack that both derivations would give the same name.
+    # Outside layers, the derivations don't name stacks alike.
     return place.stack if place.layer is not None else ""
 
 
@@ -136,30 +137,28 @@ def _explain(
     """Return in words why a component of a layer has another size in the files.
 
     Args:
-        cell: It.
-        cells: All of its component that differ.
+        cell: That component of that layer.
+        cells: All cells of the component that differ.
         model: The skeleton's table.
-        files: What the headers tell.
+        files: The headers' table.
     """
     component = cell.component
     name = component.value.replace("_", " ")
     if any(_is_at(place, cell) for place in files.uncounted):
-        return f"{name} packed in a way that nothing tells, not counted in the files"
+        return f"{name} packed in an unknown way, not counted in the files"
     if component in TOWERS and not cell.in_model:
         return f"a {name} tower, which this class of transformers does not build"
     if component is Component.LM_HEAD and model.is_tied and not cell.in_model:
         return Reason.TIED_HEAD.value
     buffers = sum(
         group.components.get(component, 0)
-        for group in files.left_out
+        for group in files.other_tensors
         if group.reason is Reason.BUFFERS
     )
     if component is Component.ROUTER and -sum(each.surplus for each in cells) == buffers > 0:
-        return (
-            "biases that select experts, taken for buffers by their names: this model trains them"
-        )
+        return "biases that select experts: their names are those of buffers, but this model trains them"
     if not cell.in_files:
-        return f"{name} that the files lack"
+        return f"{name} missing from the files"
     if not cell.in_model:
         return f"{name} that the model does not build"
     if component is Component.EMBEDDING and cell.in_files % cell.in_model == 0:
@@ -188,7 +187,7 @@ def _sum_up(what: str, cells: Collection[_Cell]) -> Difference:
 
 
 def _list_layers(layers: Collection[Layer], has_stacks: bool) -> str:
-    """Return layers in words, those of an encoder and a decoder each by itself."""
+    """Return layers in words, those of an encoder and of a decoder separately."""
     words = []
     for stack in sorted({stack for stack, _ in layers}):
         numbers = sorted(number for name, number in layers if name == stack and number is not None)
@@ -204,49 +203,3 @@ def _list_numbers(numbers: list[int]) -> str:
         return f"layers {numbers[0]} to {numbers[-1]}"
     shown = ", ".join(map(str, numbers[:_FEW_LAYERS]))
     return f"layers {shown}{', …' if numbers[_FEW_LAYERS:] else ''}"
-
-
-def pair_rows(model: ParameterTable, files: HeaderTable | None) -> Iterator[InspectedRow]:
-    """Yield a row for every place in a model, in its files, or in both.
-
-    Args:
-        model: The table of what is loaded; of the files themselves where no model is built.
-        files: What the headers of the files tell; None without files.
-    """
-    in_model = {_find_place(row): row for row in model.rows}
-    in_files = {_find_place(row): row for row in files.table.rows} if files else {}
-    uncounted = files.uncounted if files else {}
-    for place in {**in_model, **in_files}:
-        row = pair_row(in_model.get(place), in_files.get(place))
-        if place in uncounted:
-            # Some of it is packed in a way that nothing tells.
-            row = replace(row, file_params=None)
-            if files is not None and model is files.table:
-                row = replace(row, params=None, active_params=None)
-                row = replace(row, active_params_min=None, active_params_max=None)
-        yield row
-
-
-def _find_place(row: ParameterRow) -> Place:
-    return Place(row.stack, row.layer, row.component)
-
-
-def pair_row(model: ParameterRow | None, files: ParameterRow | None) -> InspectedRow:
-    """Return one row as it is loaded and as it lies in the files; either may be missing."""
-    row = model or files
-    assert row is not None
-    active = model.active if model else None
-    return InspectedRow(
-        stack=row.stack,
-        layer=row.layer,
-        component=row.component.value,
-        params=model.num_params if model else None,
-        active_params=active.exact if active else None,
-        active_params_min=active.fewest if active else None,
-        active_params_max=active.most if active else None,
-        dtype=model.dtype if model else None,
-        bytes=model.num_bytes if model else None,
-        file_params=files.num_params if files else None,
-        file_dtype=files.dtype if files else None,
-        file_bytes=files.num_bytes if files else None,
-    )

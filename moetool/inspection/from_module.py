@@ -1,4 +1,4 @@
-"""What a model in memory tells of itself, without a look at its weights."""
+"""The inspection of a model in memory, without a look at its weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from moetool.inspection.result import Inspection
 
 
 def inspect_module(module: nn.Module) -> Inspection:
-    """Return everything that a model's modules tell. The model is left as it is.
+    """Return the inspection of a model in memory, which is left as it is.
 
     Args:
-        module: A model of transformers, its weights not quantized.
+        module: A transformers model with weights that are not quantized.
 
     Raises:
         InputError: It can't be copied.
@@ -29,7 +29,7 @@ def inspect_module(module: nn.Module) -> Inspection:
     name = type(module).__name__
     if not isinstance(module, PreTrainedModel):
         raise UsageError(
-            f"A {name} can't be inspected: it is not a model of transformers.",
+            f"A {name} can't be inspected: it is not a transformers model.",
             hint="Give a PreTrainedModel, or the name or folder of a checkpoint.",
         )
     if getattr(module, "quantization_method", None) is not None:
@@ -49,11 +49,11 @@ def inspect_module(module: nn.Module) -> Inspection:
     subject = Subject(
         model=getattr(module.config, "name_or_path", None) or name,
         config=_read_fields(module),
-        place=f"the configuration of this {name}",
+        label=f"the configuration of this {name}",
         headers=None,
         code=None,
         revision=None,
-        notes=("Counted by the modules in memory; no file was looked at.",),
+        notes=("Counted by the modules in memory; no file was read.",),
     )
     return inspect_built(subject, skeleton, files=None, dtype=module.dtype)
 

@@ -1,8 +1,8 @@
-"""What the model that transformers builds tells of itself, compared with the files if there are any."""
+"""The inspection of a model by its skeleton, compared with the files if there are any."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,44 +12,42 @@ from moetool.anatomy.components import Component
 from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
-from moetool.anatomy.routing.moe_layers import FoundExperts, MoeLayer, find_experts
-from moetool.anatomy.routing.top_k import find_top_k
-from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.routing.moe_layers import FoundExperts
+from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.build import (
     build_whole_skeleton,
     find_dtype,
-    find_embedding,
     refuse_unbuildable,
 )
 from moetool.anatomy.skeleton.description import describe_model
 from moetool.anatomy.skeleton.model_class import note_class
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
-from moetool.inspection.differences import explain_differences, pair_rows
-from moetool.inspection.from_headers import describe_files, merge, summarize
+from moetool.inspection.differences import explain_differences
 from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
 from moetool.inspection.published import compare_published, note_contradictions
-from moetool.inspection.result import Flops, Inspection, Source
+from moetool.inspection.result import Files, Flops, Inspection, Source
+from moetool.inspection.rows import pair_rows
+from moetool.inspection.summary import describe_files, merge, summarize
 from moetool.simulation.flops.flops import count_flops
 from moetool.simulation.meta.generation import CantSimulate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-_DTYPE_OF_FILES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    from transformers import PreTrainedModel
 
 
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
 ) -> Inspection:
-    """Return a model as the skeleton that transformers builds of it tells it.
+    """Return the inspection of a model by the skeleton that its configuration builds.
 
     Args:
         subject: The model.
-        files: What the headers of its files tell; None without files.
+        files: The headers' table; None without files.
         trust_remote_code: Run Python code from the model's repository if it needs it.
 
     Raises:
@@ -59,13 +57,13 @@ def inspect_skeleton(
     config = make_config(
         subject.config,
         name=subject.model,
-        place=subject.place,
+        label=subject.label,
         code=subject.code,
         revision=subject.revision,
         trust_remote_code=trust_remote_code,
         by_architecture=True,
     )
-    dtype = find_dtype(config) or _find_dtype_of_files(files)
+    dtype = find_dtype(config, headers=subject.headers)
     with refuse_unbuildable(subject.model, config, trust_remote_code=trust_remote_code):
         model = build_whole_skeleton(config, dtype=dtype, trust_remote_code=trust_remote_code)
     return inspect_built(subject, model, files=files, dtype=dtype)
@@ -78,38 +76,30 @@ def inspect_built(
     files: HeaderTable | None,
     dtype: torch.dtype | None,
 ) -> Inspection:
-    """Return a model as its modules tell it.
+    """Return the inspection of a model that is built.
 
     Args:
         subject: The model.
-        model: It, on the meta device and in evaluation mode.
-        files: What the headers of its files tell; None without files.
-        dtype: What transformers converts the weights to; None if unknown.
+        model: Its skeleton, on the meta device and in evaluation mode.
+        files: The headers' table; None without files.
+        dtype: The dtype that transformers converts the weights to; None if unknown.
 
     Raises:
         InputError: A layer chooses more experts than it has.
     """
     config = model.config
-    experts = find_experts(model)
-    hidden_size = _find_hidden_size(config, model)
-    top_k = {layer: find_top_k(model, layer, hidden_size=hidden_size) for layer in experts.layers}
-    _refuse_impossible(top_k, place=subject.place)
-    table = count_skeleton(
-        model,
-        experts.layers,
-        top_k=top_k,
-        dtype=dtype,
-        other_experts=experts.unreadable,
-        doubtful=[sign.path for sign in experts.signs],
-    )
-    anatomy = describe_model(model, experts.layers, table, top_k=top_k, hidden_size=hidden_size)
+    skeleton = RoutedSkeleton.of(model)
+    _refuse_impossible(skeleton, label=subject.label)
+    table = count_skeleton(skeleton, dtype=dtype)
+    anatomy = describe_model(skeleton, table)
     published = subject.published
     if published is not None and subject.is_from_catalogue:
         table = _add_extra(table, published.extra_parameters)
     parameters = summarize(table)
+    experts = skeleton.experts
     if not experts.are_all_read:
         parameters = replace(parameters, expert_share=None)
-    flops, why_no_flops = _count_flops(model, experts)
+    flops, why_no_flops = _count_flops(skeleton)
     quantization = find_quantization(subject)
     routed = anatomy.routed_layers
     return Inspection(
@@ -130,13 +120,10 @@ def inspect_built(
         parameters=parameters,
         rows=tuple(pair_rows(table, files)),
         flops=flops,
-        files=None
-        if files is None
-        else describe_files(subject, files, differences=explain_differences(table, files)),
+        files=_describe_files(subject, table, files),
         published=None
         if published is None
         else compare_published(published, total=parameters.total, active=parameters.active),
-        reported=None,
         notes=(
             *_note_stand_in(subject),
             *subject.notes,
@@ -151,23 +138,31 @@ def inspect_built(
                 has_dtype=dtype is not None,
                 has_headers=files is not None,
             ),
-            *([f"Files: {files.unknown}, counted as none."] if files and files.unknown else []),
-            *([f"FLOPs are unknown: {why_no_flops}."] if why_no_flops else []),
+            *([f"Not counted in the files: {files.unknown}."] if files and files.unknown else []),
+            *([f"FLOPs unknown: {why_no_flops}."] if why_no_flops else []),
         ),
     )
 
 
-def _refuse_impossible(top_k: Mapping[MoeLayer, int | None], *, place: str) -> None:
+def _describe_files(
+    subject: Subject, table: ParameterTable, files: HeaderTable | None
+) -> Files | None:
+    if subject.headers is None or files is None:
+        return None
+    return describe_files(subject.headers, files, differences=explain_differences(table, files))
+
+
+def _refuse_impossible(skeleton: RoutedSkeleton, *, label: str) -> None:
     """Refuse layers that choose more experts than they have.
 
     Raises:
-        InputError: Naming the first.
+        InputError: There is one. The message names the first.
     """
-    for layer, number in top_k.items():
+    for layer, number in skeleton.top_k.items():
         num_ids = layer.num_experts + layer.num_identity_experts
         if number is not None and number > num_ids:
             raise InputError(
-                f"'{place}' describes no model: {layer.block_path} chooses {number:,} of {num_ids:,} "
+                f"'{label}' describes no model: {layer.block_path} chooses {number:,} of {num_ids:,} "
                 "experts.",
                 hint="Use the config.json that came with the checkpoint.",
             )
@@ -176,10 +171,10 @@ def _refuse_impossible(top_k: Mapping[MoeLayer, int | None], *, place: str) -> N
 def _merge(
     numbers: list[int | None] | list[int], experts: FoundExperts
 ) -> int | tuple[int | None, ...] | None:
-    """Return what layers share; 0 in a dense model, unknown for experts that no rule reads."""
+    """Return the one number of all layers, or each layer's; 0 in a dense model, None if unknown."""
     if experts.is_dense:
         return 0
-    # No routed layer at all: experts that only images pass, or none that is read.
+    # No routed layer for text: only images pass experts, or no rule reads the experts.
     if not numbers:
         return 0 if experts.are_all_read else None
     return merge(numbers if experts.are_all_read else [*numbers, None])
@@ -191,7 +186,7 @@ def _note_stand_in(subject: Subject) -> list[str]:
 
 
 def _add_extra(table: ParameterTable, extra: Sequence[ExtraParameters]) -> ParameterTable:
-    """Return the table with what a model has in every layer and the class it is counted by lacks."""
+    """Return the table with parameters that are missing from the class the model is counted by."""
     rows = list(table.rows)
     for parameters in extra:
         component = Component(parameters.component)
@@ -214,17 +209,16 @@ def _grow(row: ParameterRow, num_params: int) -> ParameterRow:
     )
 
 
-def _count_flops(model: PreTrainedModel, experts: FoundExperts) -> tuple[Flops | None, str | None]:
-    """Return the FLOPs per token, or why they are unknown."""
+def _count_flops(skeleton: RoutedSkeleton) -> tuple[Flops | None, str | None]:
+    """Return the FLOPs per token, or the reason why they are unknown."""
     try:
-        flops = count_flops(model, found=experts)
+        flops = count_flops(skeleton.model, found=skeleton.experts)
     except CantSimulate as error:
         return None, error.reason
     routed = {
         id(parameter): parameter.numel()
-        for layer in experts.layers
-        if is_run_by_text(layer)
-        for parameter in list_expert_parameters(model, layer).values()
+        for layer in skeleton.text_layers
+        for parameter in list_expert_parameters(skeleton.model, layer).values()
     }
     dense = flops.of_dense_model(num_routed_parameters=sum(routed.values()))
     dense_prefill = dense.prefill if dense else None
@@ -238,21 +232,3 @@ def _count_flops(model: PreTrainedModel, experts: FoundExperts) -> tuple[Flops |
         prefill_ratio=flops.prefill / dense_prefill if dense_prefill else None,
         decode_ratio=flops.decode / dense_decode if flops.decode and dense_decode else None,
     ), None
-
-
-def _find_hidden_size(config: PreTrainedConfig, model: PreTrainedModel) -> int:
-    """Return the width of the hidden states: the configuration's, or that of the embedding."""
-    for name in ("hidden_size", "d_model", "n_embd"):
-        size = getattr(config.get_text_config(), name, None)
-        if isinstance(size, int):
-            return size
-    weight = getattr(find_embedding(model), "weight", None)
-    return int(weight.shape[-1]) if isinstance(weight, torch.Tensor) else 0
-
-
-def _find_dtype_of_files(files: HeaderTable | None) -> torch.dtype | None:
-    """Return the one dtype of plain floats in the files, which transformers then keeps."""
-    if files is None:
-        return None
-    found = [_DTYPE_OF_FILES[name] for name in files.dtype_bytes if name in _DTYPE_OF_FILES]
-    return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""From a model's name to everything its configuration and its files tell of it."""
+"""The inspection of a model, by its name."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def inspect_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Inspection:
-    """Return everything that a model's configuration and the headers of its files tell.
+    """Return the inspection of a model by its configuration and the headers of its files.
 
-    No weights are read or downloaded. Without a class of transformers for it, a model that has
-    files is inspected by their headers alone.
+    No weights are read or downloaded. If transformers has no class for a model that has files, the
+    model is inspected by their headers alone.
 
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or what `resolve_model`
             made of one; or a model of transformers in memory.
-        source: Where the figures are to come from.
+        source: The source that figures are asked from.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
 
@@ -41,18 +41,14 @@ def inspect_model(
         InputError: The model, its configuration or its files can't be used.
         UntraceableError: This transformers has no class for it, and there are no files to read.
         UsageError: An option has no such choice, a revision was given for something that is not on
-            the Hub, or something is of a type that is not accepted.
+            the Hub, or an argument has the wrong type.
     """
     source = choose(source, AskedSource, name="source")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     if not isinstance(model, str | PathLike | ModelReference) and hasattr(model, "named_modules"):
         return _inspect_module(model, source=source, revision=revision)
     reference = _resolve(model)
-    if revision is not None and reference.kind is not ModelKind.HUB:
-        raise UsageError(
-            f"'{reference.text}' is local: it has no revision '{revision}'.",
-            hint="Leave --revision out, or name a Hub id.",
-        )
+    reference.check_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
     subject = find_subject(reference, source=source, revision=revision)
@@ -61,7 +57,7 @@ def inspect_model(
         table = count_headers(subject.headers, subject.config)
         if source is AskedSource.HEADERS:
             return inspect_headers(subject, table)
-    # Only now, because it brings in torch: what is wrong with the files is said at once.
+    # Imported late because it imports torch: errors in the files are reported at once.
     from moetool.inspection.from_skeleton import inspect_skeleton
 
     try:
@@ -101,31 +97,16 @@ def _inspect_reported(reference: ModelReference, source: AskedSource) -> Inspect
     if source is not AskedSource.AUTO:
         raise InputError(
             f"{system.title} is known from reports alone: there is nothing to count.",
-            hint="Leave --source out to see what is reported.",
+            hint="Leave out --source to see the reported figures.",
         )
     notes = ("Reported, never computed.", *((system.notes,) if system.notes else ()))
     return Inspection(
         model=reference.text,
-        model_type=None,
         source=Source.REPORTED,
-        revision=None,
-        num_layers=None,
-        num_moe_layers=None,
-        num_experts=None,
-        top_k=None,
-        num_shared_experts=None,
-        anatomy=None,
-        quantization=None,
-        dtype=None,
-        parameters=None,
-        rows=(),
-        flops=None,
-        files=None,
-        published=None,
         reported=system,
         notes=notes,
     )
 
 
 def _as_note(error: MoetoolError) -> str:
-    return f"Counted by the headers alone: {error.message[0].lower()}{error.message[1:]}"
+    return f"Counted by the headers only: {error.message[0].lower()}{error.message[1:]}"

@@ -1,4 +1,4 @@
-"""What a reader of a model's figures should know: what can't be said in one number."""
+"""Notes on a model's figures: everything that a number alone can't say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.components import Component
+from moetool.anatomy.config_fields import find_num_mtp_layers
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 
 if TYPE_CHECKING:
@@ -14,47 +15,46 @@ if TYPE_CHECKING:
     from moetool.inspection.result import Flops
 
 _DEQUANTIZED = (
-    "dtype and bytes are those of the weights once dequantized; `moetool memory-estimate` shows what "
-    "they take as loaded."
+    "dtype and bytes are those of the dequantized weights; `moetool memory-estimate` shows what they "
+    "take as loaded."
 )
-_MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 
 
 def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable) -> Iterator[str]:
-    """Yield what is to be said of a model's routing and of its active parameters."""
+    """Yield the notes on a model's routing and its active parameters."""
     from moetool.anatomy.routing.routing_signs import describe_signs
 
     rules = {layer.rule for layer in experts.layers}
     if experts.is_dense:
-        yield "A dense model: a text token runs all of it, except its towers."
+        yield "Dense model: every text token uses all parameters except vision and audio towers."
     for seen in describe_signs(experts.signs):
         others = "other " if experts.layers or experts.unreadable else ""
         yield (
-            f"No {others}routed experts were recognised, but parts of the model may be experts, so "
-            f"active parameters are unknown: {seen}."
+            f"Active parameters unknown: no {others}routed experts were recognised, but parts of the "
+            f"model may be experts: {seen}."
         )
     if experts.unreadable:
-        yield (
-            f"The routing of {experts.unreadable[0]} can't be read, so active parameters are unknown."
-        )
+        yield (f"Active parameters unknown: the routing of {experts.unreadable[0]} can't be read.")
     if any(layer.top_k is None for layer in anatomy.routed_layers):
-        yield "Nothing tells how many experts a token runs, so active parameters are unknown."
+        yield (
+            "Active parameters unknown: the number of experts per token could not be determined."
+        )
     identity = {layer.num_identity_experts for layer in anatomy.routed_layers} - {0}
     active = table.count_active(ActiveDefinition.ALL)
     if identity:
         yield (
-            f"{max(identity)} experts of a layer return their input unchanged and have no parameters:"
-            " how many of the others a token runs differs from token to token."
+            f"{max(identity)} experts of each layer return their input unchanged and have no parameters: "
+            "the number of other experts differs from token to token."
         )
     elif active is not None and active.exact is None:
         yield (
-            "Two stacks share their experts, and may choose the same ones or others: how many "
-            "parameters a token of each runs differs."
+            "Two stacks share their experts and may choose the same ones or different ones, so the "
+            "number of active parameters varies."
         )
     if any(rule.runs_all_experts for rule in rules):
         yield (
-            "transformers runs all experts on every token, those not chosen on zeros; active counts "
-            "the chosen ones, FLOPs count what is run."
+            "transformers runs all experts on every token, those not chosen on zeros. Active counts the "
+            "chosen ones; FLOPs count all that run."
         )
     for rule in rules:
         if rule.inexact_because:
@@ -62,34 +62,35 @@ def note_routing(experts: FoundExperts, anatomy: Anatomy, table: ParameterTable)
     capacity = {layer.style.capacity for layer in anatomy.routed_layers if layer.style} - {None}
     if capacity:
         yield (
-            f"An expert takes at most {capacity.pop()} tokens of a sequence; tokens beyond that run "
-            "none. Active counts those that run one."
+            f"An expert takes at most {capacity.pop()} tokens of a sequence; further tokens run no "
+            "expert. Active counts a token that runs one."
         )
     if anatomy.is_encoder_decoder:
-        yield "Two stacks: active counts one token of each."
+        yield "Two stacks: active parameters are those of one token in each."
     if any(layer.style and layer.style.scores is None for layer in anatomy.routed_layers):
-        yield "What some routers make of their scores can't be known from what they return."
+        yield "How some routers normalise their scores could not be inferred from their output."
 
 
 def note_flops(anatomy: Anatomy, flops: Flops | None) -> Iterator[str]:
-    """Yield why the FLOPs of a token that is written are so many more than those of one that is read."""
+    """Yield why a generated token takes many more FLOPs than a token of the prompt."""
     if flops is None or flops.decode is None or not flops.num_prompt_tokens:
         return
     is_latent = any(mixer.kind == "latent attention" for mixer in anatomy.mixers)
     if is_latent and flops.decode > 2 * flops.prefill:
         yield (
-            "transformers expands keys and values of the whole cache from their latents for every "
-            "token that is written: that is what most of its FLOPs are."
+            "Most FLOPs of a generated token are due to transformers' latent attention: it expands the "
+            "keys and values of the whole cache for each token."
         )
 
 
 def note_towers(table: ParameterTable) -> Iterator[str]:
-    """Yield what is in the total and never run by text."""
+    """Yield the parameters that count toward the total and that no text token runs."""
     for component in (Component.VISION, Component.AUDIO):
         number = table.count_components()[component]
         if number:
             yield (
-                f"The {component.value} tower ({number / 1e9:.2f} B) is in the total, not in active."
+                f"The {component.value} tower ({number / 1e9:.2f} B) counts toward total, not active, "
+                "parameters."
             )
 
 
@@ -100,18 +101,14 @@ def note_config(
     has_dtype: bool,
     has_headers: bool,
 ) -> Iterator[str]:
-    """Yield what the configuration says, or leaves unsaid, of parameters and their bytes."""
-    text_config = config.get("text_config")
-    holders = [config, *([text_config] if isinstance(text_config, Mapping) else [])]
-    stated = [holder.get(name) for holder in holders for name in _MTP_FIELDS]
-    numbers = [number for number in stated if isinstance(number, int) and number > 0]
-    if numbers and not has_headers:
+    """Yield the notes on what the configuration states, or does not state, about the weights."""
+    if find_num_mtp_layers(config) and not has_headers:
         yield (
-            "The published files also hold layers that predict further tokens (MTP); transformers "
-            "does not build them."
+            "The published files also have layers that predict further tokens (MTP), which "
+            "transformers does not build."
         )
     if quantization:
         files = "The files are" if has_headers else "The published files are"
         yield (f"{files} quantized ({quantization}){f': {_DEQUANTIZED}' if has_dtype else '.'}")
     if not has_dtype:
-        yield "config.json states no dtype, so bytes are unknown."
+        yield "Bytes unknown: config.json states no dtype."

@@ -1,4 +1,4 @@
-"""Which definition of active parameters a vendor's figure meets."""
+"""A comparison with the figures that a vendor publishes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from moetool.inspection.result import PublishedFigures
 
 _BILLION = Decimal(10**9)
 
-# A configuration is a model's own if it states so many of its numbers, and all but so many alike.
+# A configuration is a model's own if it states at least the first number of its fields, and at most
+# the second number of them differ.
 _FEWEST_SHARED = 8
 _MOST_DIFFERING = 3
 
@@ -27,7 +28,7 @@ def compare_published(
     total: int | None,
     active: Mapping[ActiveDefinition, ActiveRange | None],
 ) -> PublishedFigures:
-    """Return a vendor's figures, and what of the computed ones they agree with.
+    """Return a vendor's figures, and the computed ones that they agree with.
 
     Args:
         model: The catalogue's entry.
@@ -61,7 +62,7 @@ def compare_published(
 
 
 def note_contradictions(subject: Subject, *, total: int | None) -> Iterator[str]:
-    """Yield in what a configuration is not that of the published model that it is meant to be.
+    """Yield contradictions between a configuration and the published model that it is meant to be.
 
     Args:
         subject: A model that is not the catalogue's own.
@@ -85,15 +86,15 @@ def note_contradictions(subject: Subject, *, total: int | None) -> Iterator[str]
     if not meets_figure(total, published.vendor.total_b):
         yield (
             f"This config.json builds {billions}, and {published.title} was published with "
-            f"{published.vendor.total_b}B: one of them is of another model."
+            f"{published.vendor.total_b}B: one of the two is of another model."
         )
 
 
 def _find_misstated(config: Mapping[str, object], model: PublishedModel) -> list[str]:
     """Return the fields of a model's own published configuration that contradict it, in words.
 
-    None if the configuration is not that one: it says what is known to be wrong, and differs in
-    hardly anything else.
+    Empty if it is another configuration: the right one has the fields that are known to be wrong,
+    and hardly any other difference.
     """
     if not model.misstated or any(
         config.get(name) != value or isinstance(config.get(name), bool)
@@ -112,11 +113,11 @@ def _find_misstated(config: Mapping[str, object], model: PublishedModel) -> list
 def meets_figure(number: int, published_b: str) -> bool:
     """Return whether a number rounds or truncates to a published figure.
 
-    Zeros at the end of a whole figure may be digits or not: 1000 is met by 1,026 billion, which is
-    1.0 trillion, and 230 by 229.6.
+    Zeros at the end of a whole figure may be significant or not: 1,026 billion, which is 1.0
+    trillion, meets 1000, and 229.6 meets 230.
 
     Args:
-        number: Of parameters.
+        number: A number of parameters.
         published_b: Billions, with the digits published.
 
     Example:
@@ -130,7 +131,7 @@ def meets_figure(number: int, published_b: str) -> bool:
     assert isinstance(last, int)
     zeros = len(published_b) - len(published_b.rstrip("0")) if last == 0 else 0
     return any(
-        exact.quantize(Decimal(1).scaleb(place), rounding=rounding) == figure
-        for place in range(last, last + zeros + 1)
+        exact.quantize(Decimal(1).scaleb(exponent), rounding=rounding) == figure
+        for exponent in range(last, last + zeros + 1)
         for rounding in (ROUND_HALF_UP, ROUND_DOWN)
     )

@@ -1,4 +1,4 @@
-"""What is known of an inspected model: finished numbers, for any report."""
+"""The results of an inspection. Reports show these values unchanged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Source(StrEnum):
-    """Where the figures of a model come from.
+    """The source that figures were taken from.
 
     Attributes:
         SKELETON: The model that transformers builds from the configuration.
         HEADERS: The headers of the weight files.
         BOTH: The skeleton, compared with the headers.
-        REPORTED: Reports about a system whose configuration is not public.
+        REPORTED: Reports on a system whose configuration is not public.
     """
 
     SKELETON = "skeleton"
@@ -38,18 +38,18 @@ class InspectedRow:
         stack: As in `ParameterRow`.
         layer: The model's own layer index; None outside layers.
         component: A value of `Component`.
-        params: Parameters of the model; None if it builds none of them, or if headers alone can't
-            count them.
-        active_params: Those that a text token runs; None if that differs between tokens or is
+        params: Parameters of the model; None if it has none of them, or if they can't be counted by
+            headers alone.
+        active_params: Parameters that a text token runs; None if the number is unknown or differs
+            between tokens.
+        active_params_min: The fewest that a token runs; None if unknown.
+        active_params_max: The most that a token runs; None if unknown.
+        dtype: The dtype in transformers, for quantized weights once they are dequantized; None if
             unknown.
-        active_params_min: No token runs fewer; None if unknown.
-        active_params_max: No token runs more; None if unknown.
-        dtype: In which transformers holds them, those of quantized weights once dequantized; None
-            if unknown.
         bytes: At that dtype; None if unknown.
         file_params: Parameters in the files; None without files, or if some can't be counted.
-        file_dtype: In which they are stored; None likewise.
-        file_bytes: In the files; None likewise.
+        file_dtype: The dtype in the files; None without files.
+        file_bytes: Bytes in the files; None without files.
     """
 
     stack: str
@@ -68,17 +68,17 @@ class InspectedRow:
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters a model has.
+    """The numbers of a model's parameters.
 
     Attributes:
-        total: All of them; None if some in the files can't be counted.
-        active: Those that a text token runs, by definition; None where that is unknown.
-        components: By component, 0 for those that are absent, None for those of which some in the
-            files can't be counted; they sum up to the total.
-        active_components: Those that a text token runs, likewise.
-        expert_share: Part of the total that is routed experts; None if unknown.
-        sparsity: Active (`all`) over total; None if either is no single number.
-        num_bytes: In the dtype that transformers holds them in, those of quantized weights once
+        total: All parameters; None if some in the files can't be counted.
+        active: Parameters that a text token runs, by definition; None where that is unknown.
+        components: Parameters by component, which add up to the total. 0 for absent components;
+            None for those of which some in the files can't be counted.
+        active_components: Active parameters by component, in the same form.
+        expert_share: Share of routed experts in the total; None if unknown.
+        sparsity: Active (`all`) over total; None unless both are single numbers.
+        num_bytes: Bytes in the dtypes of transformers, for quantized weights once they are
             dequantized; None if unknown.
         is_tied: Whether the embedding is the head too; None if unknown.
     """
@@ -99,10 +99,10 @@ class Flops:
 
     Attributes:
         num_prompt_tokens: Length of the prompt.
-        prefill: Mean over the prompt's tokens.
-        decode: Of the token after it; None for a model that does not generate.
-        dense_prefill: Those of the same model if every token ran every routed expert.
-        dense_decode: Likewise.
+        prefill: FLOPs of a prompt token, averaged over the prompt.
+        decode: FLOPs of the first token after it; None for a model that does not generate.
+        dense_prefill: `prefill` of the same model if every token ran every routed expert.
+        dense_decode: `decode` of that dense model.
         prefill_ratio: `prefill` over `dense_prefill`.
         decode_ratio: `decode` over `dense_decode`.
     """
@@ -118,17 +118,17 @@ class Flops:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which the files and the model differ.
+    """A difference between the files and the model.
 
     Attributes:
-        what: What it is, in words.
-        num_tensors: Tensors in the files, where it is about tensors.
-        file_params: Parameters in the files, or the elements of what is none.
+        what: The difference in words.
+        num_tensors: Tensors that only the files have; None if it is not about such tensors.
+        file_params: Parameters in the files, or elements of tensors that are not parameters.
         params: Parameters in the model.
-        file_bytes: Bytes in the files; None if not about tensors of theirs alone.
-        example: The name of a tensor, where it is about tensors.
-        components: By how many parameters the files exceed the model in each component that it is
-            about. What is no parameter, such as scales, is not in it.
+        file_bytes: Bytes of those tensors; None if it is not about such tensors.
+        example: The name of one of them; None if it is not about such tensors.
+        components: By component, the number of parameters by which the files exceed the model.
+            Tensors that are not parameters, such as scales, are left out.
     """
 
     what: str
@@ -142,14 +142,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Files:
-    """What the weight files hold.
+    """The contents of the weight files.
 
     Attributes:
-        num_files: How many there are.
-        num_tensors: In all of them.
-        num_bytes: Of the files, headers included.
-        dtype_bytes: Bytes of tensors by the dtype they are stored in.
-        differences: In what they differ from the model; None where there is no model to compare.
+        num_files: Number of files.
+        num_tensors: Tensors in all files.
+        num_bytes: Bytes of the files, headers included.
+        dtype_bytes: Bytes of tensors, by the dtype that they are stored in.
+        differences: From the model; None if there is no model to compare with.
     """
 
     num_files: int
@@ -161,16 +161,17 @@ class Files:
 
 @dataclass(frozen=True)
 class PublishedFigures:
-    """What the vendor says, and which definition its figure meets.
+    """The vendor's figures, and the definitions that they meet.
 
     Attributes:
-        total_b: Billions of parameters as published; None if it says nothing.
-        active_b: Active ones, likewise.
-        meets_total: Whether the total rounds or truncates to the published digits; None without.
-        meets_active: The definitions under which active parameters do.
-        closest_active: The definition that comes closest, where none meets the figure.
-        source: Where the vendor says so.
-        note: What the vendor says of the definition, and why figures may differ.
+        total_b: Billions of parameters as published; None if not published.
+        active_b: Billions of active parameters as published; None if not published.
+        meets_total: Whether the total rounds or truncates to the published digits; None without a
+            published total.
+        meets_active: The definitions by which active parameters do.
+        closest_active: The definition that comes closest, if none meets the figure.
+        source: The vendor's document.
+        note: The vendor's remarks on its definition, and reasons why figures may differ.
     """
 
     total_b: str | None
@@ -188,42 +189,42 @@ class Inspection:
 
     Attributes:
         model: The name it was asked for by.
-        model_type: Of its configuration; None for reported systems.
         source: Where the figures come from.
+        model_type: Of its configuration; None for reported systems.
         revision: The commit on the Hub; None elsewhere.
         num_layers: Layers of all text stacks; None if unknown.
-        num_moe_layers: Those of them that route.
+        num_moe_layers: Those of them that route; None if unknown.
         num_experts: Routed experts of a layer: one number, or one for each where they differ.
-        top_k: Experts that a token is routed to, likewise; None if unknown.
+        top_k: Experts that a token is routed to, in the same form; None if unknown.
         num_shared_experts: Experts that every token runs; None if unknown.
-        anatomy: What the skeleton tells besides; None without one.
-        quantization: How the files are quantized, as config.json says; None if they are not.
-        dtype: What transformers converts the weights to; None if unknown.
+        anatomy: Further facts from the skeleton; None without a skeleton.
+        quantization: The format of quantized files; None if they are not quantized.
+        dtype: The dtype that transformers converts the weights to; None if unknown.
         parameters: None for reported systems.
         rows: The parameter table.
         flops: None if the forward can't run without data.
-        files: None where there are none.
+        files: None if there are no files.
         published: None for models that are not in the catalogue.
-        reported: What reports say; None for all others.
-        notes: What a reader of the figures should know.
+        reported: The reported figures; None for all other models.
+        notes: Remarks on the figures.
     """
 
     model: str
-    model_type: str | None
     source: Source
-    revision: str | None
-    num_layers: int | None
-    num_moe_layers: int | None
-    num_experts: int | tuple[int | None, ...] | None
-    top_k: int | tuple[int | None, ...] | None
-    num_shared_experts: int | None
-    anatomy: Anatomy | None
-    quantization: str | None
-    dtype: str | None
-    parameters: Parameters | None
-    rows: tuple[InspectedRow, ...]
-    flops: Flops | None
-    files: Files | None
-    published: PublishedFigures | None
-    reported: ReportedSystem | None
-    notes: tuple[str, ...]
+    model_type: str | None = None
+    revision: str | None = None
+    num_layers: int | None = None
+    num_moe_layers: int | None = None
+    num_experts: int | tuple[int | None, ...] | None = None
+    top_k: int | tuple[int | None, ...] | None = None
+    num_shared_experts: int | None = None
+    anatomy: Anatomy | None = None
+    quantization: str | None = None
+    dtype: str | None = None
+    parameters: Parameters | None = None
+    rows: tuple[InspectedRow, ...] = ()
+    flops: Flops | None = None
+    files: Files | None = None
+    published: PublishedFigures | None = None
+    reported: ReportedSystem | None = None
+    notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_num_heads
 from moetool.memory.result import Peak, Phase
 from moetool.memory.scenario import Scenario
 
@@ -30,7 +30,7 @@ def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None
     if getattr(config, "_attn_implementation", None) != "eager":
         return None
     _, _, module = peak.operation.partition(" in ")
-    num_heads = read_count(config, "num_attention_heads", "n_heads", "num_heads")
+    num_heads = find_num_heads(config)
     if "att" not in module.lower() or num_heads is None:
         return None
     num_tokens = scenario.num_prompt_tokens

@@ -10,6 +10,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
+from moetool.checkpoint.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
@@ -92,16 +93,14 @@ def _mark_as_quantized(skeleton: PreTrainedModel) -> None:
 
 
 def _refuse_quantized(skeleton: PreTrainedModel) -> None:
-    for config in (skeleton.config, skeleton.config.get_text_config()):
-        stated = getattr(config, "quantization_config", None)
-        if not stated:
-            continue
-        method = stated.get("quant_method") if isinstance(stated, dict) else None
-        raise UsageError(
-            "The weights are quantized already"
-            f"{f' ({method})' if method else ''}: transformers won't quantize them again.",
-            hint="Leave --quantization out, or name a checkpoint in bfloat16.",
-        )
+    if not find_stated(skeleton.config):
+        return
+    method = find_method(skeleton.config)
+    raise UsageError(
+        "The weights are quantized already"
+        f"{f' ({method})' if method else ''}: transformers won't quantize them again.",
+        hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+    )
 
 
 def _refuse_dtype(path: str, weight: torch.Tensor) -> None:

@@ -199,7 +199,7 @@ def _describe_run(
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
     """Return the facts about a run that are known before its first batch."""
-    from moetool.tracing.quantization_method import find_quantization_method
+    from moetool.checkpoint.quantization import find_method
     from moetool.tracing.running.devices import name_devices
 
     config = model.config
@@ -212,7 +212,7 @@ def _describe_run(
         model_type=config.model_type,
         auto_class=auto_class,
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=find_quantization_method(config),
+        quantization=find_method(config),
         device=name_devices(model),
         device_map=options.device_map,
         attention_implementation=getattr(text_config, "_attn_implementation", None),

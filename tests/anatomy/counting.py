@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,21 +12,34 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.routing.top_k import find_top_k
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
-from tests.families.tiny.configs import HIDDEN_SIZE, build_config, find_family
+from tests.families.tiny.configs import build_config, find_family
 from tests.families.tiny.models import available, build_family
 from tests.families.tiny.proof import Proof, prove
 
 
 @dataclass(frozen=True)
 class CountedFamily:
-    """A family's skeleton, its routed layers, how many experts they choose, and its table."""
+    """A family's skeleton with its routing, and its parameter table."""
 
-    skeleton: PreTrainedModel
-    layers: tuple[MoeLayer, ...]
-    top_k: dict[MoeLayer, int | None]
+    routed: RoutedSkeleton
     table: ParameterTable
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device."""
+        return self.routed.model
+
+    @property
+    def layers(self) -> tuple[MoeLayer, ...]:
+        """Its routed layers."""
+        return self.routed.layers
+
+    @property
+    def top_k(self) -> Mapping[MoeLayer, int | None]:
+        """Experts that each layer chooses for a token."""
+        return self.routed.top_k
 
 
 @cache
@@ -45,14 +59,12 @@ def build_family_skeleton(name: str, dtype: torch.dtype = torch.float32) -> PreT
 def count_family(name: str, dtype: torch.dtype = torch.float32) -> CountedFamily:
     """Return a tiny family, counted by its skeleton."""
     skeleton = build_family_skeleton(name, dtype)
-    layers = find_experts(skeleton).layers
-    top_k = {layer: find_top_k(skeleton, layer, hidden_size=HIDDEN_SIZE) for layer in layers}
-    table = count_skeleton(skeleton, layers, top_k=top_k, dtype=dtype)
-    return CountedFamily(skeleton, layers, top_k, table)
+    routed = RoutedSkeleton.of(skeleton)
+    return CountedFamily(routed, count_skeleton(routed, dtype=dtype))
 
 
 def readable_families() -> list[str]:
-    """Return the families all of whose experts a rule reads: every one, but Aria before 5.23."""
+    """Return the families all of whose experts a rule reads: all, except Aria before 5.23."""
     return [
         name for name in available() if not find_experts(build_family_skeleton(name)).unreadable
     ]
@@ -60,5 +72,5 @@ def readable_families() -> list[str]:
 
 @cache
 def prove_family(name: str) -> Proof:
-    """Return what a tiny family's running model was seen to do."""
+    """Return the observations of a tiny family's running model."""
     return prove(build_family(name))

@@ -213,7 +213,7 @@ def eetq(name: str, outputs: int, inputs: int) -> Tensors:
 
 
 def torchao_int8(name: str, outputs: int, inputs: int) -> Tensors:
-    """What torchao's `flatten_tensor_state_dict` makes of an `Int8Tensor`."""
+    """The output of torchao's `flatten_tensor_state_dict` for an `Int8Tensor`."""
     return {
         f"{name}._weight_qdata": ("I8", [outputs, inputs]),
         f"{name}._weight_scale": ("F32", [outputs, 1]),
@@ -222,7 +222,7 @@ def torchao_int8(name: str, outputs: int, inputs: int) -> Tensors:
 
 
 def torchao_float8(name: str, outputs: int, inputs: int) -> Tensors:
-    """Likewise of a `Float8Tensor`."""
+    """The output of torchao's `flatten_tensor_state_dict` for a `Float8Tensor`."""
     return {
         f"{name}._weight_qdata": ("F8_E4M3", [outputs, inputs]),
         f"{name}._weight_scale": ("F32", [outputs, 1]),
@@ -255,7 +255,7 @@ def quanto(bits: int) -> Layout:
 
 
 def hqq(name: str, outputs: int, inputs: int) -> Tensors:
-    """HQQ's `HQQLinear`: how its four bits are laid out is data."""
+    """HQQ's `HQQLinear`, whose layout of four bits is stored as data."""
     return {
         f"{name}.W_q": ("U8", [outputs // 2, inputs]),
         f"{name}.scale": ("BF16", [outputs * inputs // 64, 1]),

@@ -1,4 +1,4 @@
-"""Which parameters a forward call reads, seen by an observer that knows nothing of their meaning."""
+"""An observer that records which parameters a forward call reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a skeleton's modules and the headers of saved files say of a family's parameters agrees.
+"""A skeleton's modules and the headers of saved files give the same parameters for a family.
 
 Neither knows of the other: one walks modules under transformers' names, the other reads tensor names
 as publishers write them.
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from moetool.anatomy.components import Component
 from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
-from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.inspection.differences import explain_differences
@@ -29,12 +29,12 @@ from tests.families.tiny.models import build_family
 # What keeps the top-k that config.json states from being beyond doubt.
 LEAVES_DOUBT = {
     "dbrx": "does not state how many experts",
-    "diffusion_gemma": "runs others than config.json states",
-    "doge": "another number of experts",
-    "ernie4_5_vl_moe": "another number of experts",
-    "longcat_flash": "another number of experts",
+    "diffusion_gemma": "another number of experts than config.json states",
+    "doge": "different numbers of experts",
+    "ernie4_5_vl_moe": "different numbers of experts",
+    "longcat_flash": "different numbers of experts",
     "nllb-moe": "does not state how many experts",
-    "phimoe": "runs others than config.json states",
+    "phimoe": "another number of experts than config.json states",
     "switch_transformers": "does not state how many experts",
 }
 
@@ -68,7 +68,7 @@ DENSE_OWN_SIZES = {"mamba2": {"num_heads": 8, "head_dim": 8}, "qwen3": {"head_di
 
 
 def save(model: PreTrainedModel, folder: Path) -> HeaderTable:
-    """Save a model and return what the headers of its files tell."""
+    """Save a model and return the table of its headers."""
     model.save_pretrained(folder)
     headers = read_local_headers(folder)
     assert headers is not None
@@ -86,7 +86,7 @@ def count_untrained(name: str) -> int:
 
 @pytest.fixture(scope="module")
 def saved_family(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """Return what the headers of a saved tiny family tell, each saved once."""
+    """Return the headers' table of a tiny family, which is saved once."""
 
     @cache
     def count(name: str) -> HeaderTable:
@@ -163,10 +163,11 @@ def test_both_derivations_agree_on_dense_models(name: str, tmp_path: Path) -> No
     sizes: dict[str, Any] = DENSE_SIZES | DENSE_OWN_SIZES.get(name, {})
     config = transformers.CONFIG_MAPPING[name](**sizes)
     model = DENSE_FAMILIES[name].from_config(config)
-    assert find_experts(model).layers == ()
+    routed = RoutedSkeleton.of(model)
+    assert routed.layers == ()
 
     files = save(model, tmp_path)
-    table = count_skeleton(model, (), top_k={}, dtype=torch.float32)
+    table = count_skeleton(routed, dtype=torch.float32)
 
     assert files.table.count_components() == table.count_components()
     assert table.total == sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Arithmetic on published shapes gives the totals that stand-in classes and dense models have.
+"""Arithmetic on published shapes gives the totals of stand-in classes and dense models.
 
 The shapes are written out here once more, as the vendors publish them, with no configuration of
 the catalogue and no class of transformers involved.
@@ -49,7 +49,7 @@ def count_grok_1() -> int:
 
 
 def count_snowflake_arctic() -> int:
-    """Return Arctic's parameters: 35 layers of 128 experts beside a residual MLP, three norms."""
+    """Return Arctic's parameters: 35 layers of 128 experts with a residual MLP, three norms."""
     hidden = 7168
     experts = 128 * count_gated_mlp(hidden, 4864) + 128 * hidden
     residual = count_gated_mlp(hidden, hidden)

@@ -1,4 +1,4 @@
-"""What the catalogue says of GPUs, and how one is found by what a user types."""
+"""The catalogue's GPUs, found by the names that users type."""
 
 from __future__ import annotations
 

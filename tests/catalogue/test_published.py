@@ -1,4 +1,4 @@
-"""What the catalogue says of published models and reported systems."""
+"""The catalogue's published models and reported systems."""
 
 from __future__ import annotations
 

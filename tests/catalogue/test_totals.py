@@ -1,4 +1,4 @@
-"""Every configuration of the catalogue becomes the model that was published."""
+"""Every configuration of the catalogue builds the model that was published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.catalogue.totals import (
 def meets(total: int, published_b: str) -> bool:
     """Return whether a total, rounded or truncated to the digits of a published figure, is it.
 
-    Zeros before the decimal point's place are no digits: 1026.4 billion meets 1000, published as
+    Zeros before the decimal point are not significant: 1026.4 billion meets 1000, published as
     1T.
     """
     digits = published_b if "." in published_b else published_b.rstrip("0")

@@ -1,4 +1,4 @@
-"""What every model of the catalogue adds up to, and how its configuration becomes a model."""
+"""The totals of all models of the catalogue, and the models built from their configurations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from moetool.anatomy.skeleton.build import find_auto_class
+from moetool.anatomy.skeleton.build import created_on, find_auto_class
 
 # Parameters of the class that a model is counted with, its extra parameters left out.
 TOTALS = {
@@ -93,7 +92,7 @@ def build_as_published(config: Mapping[str, object]) -> PreTrainedModel:
     own = getattr(transformers, values["architectures"][0], None)
     model_class: Any = own or getattr(transformers, find_auto_class(parsed))
     build = model_class if own else model_class.from_config
-    with torch.device("meta"):
+    with created_on("meta"):
         model: PreTrainedModel = build(parsed)
     return model
 

@@ -1,4 +1,4 @@
-"""Reads the headers of Hub repositories side by side, in a process that is online.
+"""Reads the headers of Hub repositories in parallel, in a process that is online.
 
     python -m tests.checkpoint.read_hub ORG/NAME[@REVISION]...
 

@@ -1,4 +1,4 @@
-"""Safetensors files made by hand, whole and not, and what the library reads in them."""
+"""Hand-made safetensors files, complete and broken, and their contents by the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rarer ways for a checkpoint to be broken than those tried on the command line.
+"""Rarer kinds of broken checkpoints than those tried on the command line.
 
 Through the one library call that the command makes, in this process.
 """
@@ -121,7 +121,7 @@ def test_weights_that_are_no_safetensors_are_refused(text: str, checkpoint: Path
 
     error = refusal_of(checkpoint)
 
-    assert f"'{checkpoint / WEIGHTS}' is not a whole safetensors file" in error.message
+    assert f"'{checkpoint / WEIGHTS}' is not a complete safetensors file" in error.message
     assert "Download it again" in error.hint
     assert error.facts
 

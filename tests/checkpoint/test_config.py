@@ -1,4 +1,4 @@
-"""A configuration says what a model is; how it is computed is not its affair."""
+"""A configuration decides what a model is, not how it is computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moetool.errors import InputError, UntraceableError
 
 def make(**changes: Any) -> PreTrainedConfig:
     raw = {**read_published_config("mixtral-8x7b"), **changes}
-    return make_config(raw, name="it", place="config.json", code=None, trust_remote_code=False)
+    return make_config(raw, name="it", label="config.json", code=None, trust_remote_code=False)
 
 
 @pytest.mark.parametrize("value", ["org/kernel", "flash_attention_2", "paged|org/kernel"])
@@ -49,6 +49,6 @@ def test_numbers_that_no_model_has_are_refused(changes: dict[str, Any], sentence
 def test_code_of_its_own_needs_a_place_and_leave_to_run() -> None:
     raw = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
     with pytest.raises(InputError, match="needs the Python code"):
-        make_config(raw, name="it", place="config.json", code=".", trust_remote_code=False)
+        make_config(raw, name="it", label="config.json", code=".", trust_remote_code=False)
     with pytest.raises(UntraceableError, match="has no architecture 'own'"):
-        make_config(raw, name="it", place="config.json", code=None, trust_remote_code=True)
+        make_config(raw, name="it", label="config.json", code=None, trust_remote_code=True)

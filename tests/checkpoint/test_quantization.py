@@ -1,4 +1,4 @@
-"""How files are quantized, in words; junk in config.json is passed over."""
+"""The format of quantized files in words; junk in config.json is passed over."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import FineGrainedFP8Config, LlavaConfig, MixtralConfig
 
 from moetool.catalogue.published import read_published_config
-from moetool.checkpoint.quantization import name_quantization
+from moetool.checkpoint.packing import read_packing
+from moetool.checkpoint.quantization import find_method, find_stated, name_quantization
 
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 STATED: dict[str, dict[str, Any]] = {
@@ -70,6 +72,38 @@ def test_mlx_states_it_under_another_name() -> None:
     stated = {"quantization": {"group_size": 64, "bits": 4, "model.layers.0": {"bits": 8}}}
 
     assert name_quantization(stated) == "mlx, 4 bits, groups of 64"
+
+
+@pytest.mark.parametrize("unused", [{}, {"quant_algo": None, "kv_cache_quant_algo": None}])
+def test_fields_without_a_value_state_nothing(unused: dict[str, object]) -> None:
+    """Every reader passes over them, to the field that does state something."""
+    stated = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    config = {"quantization": unused, "text_config": {"quantization_config": stated}}
+
+    assert find_stated(config) == stated
+    assert find_method(config) == "awq"
+    assert name_quantization(config) == "awq, 4 bits, groups of 128"
+    assert read_packing(config).layouts == ((4, 128),)
+    assert not find_stated({"quantization": unused})
+    assert read_packing({"quantization": unused}).layouts == ()
+
+
+def test_configurations_of_transformers_are_read_as_well() -> None:
+    config = MixtralConfig()
+    assert find_stated(config) == {}
+    assert find_method(config) is None
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    assert find_method(config) == "gptq"
+    # What transformers keeps once weights are loaded.
+    config.quantization_config = FineGrainedFP8Config()
+    assert find_method(config) == "fp8"
+
+
+def test_quantization_of_the_text_model_within_is_found() -> None:
+    text_config = {"model_type": "mixtral", "quantization_config": {"quant_method": "gptq"}}
+    config = LlavaConfig(text_config=text_config)
+
+    assert find_method(config) == "gptq"
 
 
 def test_published_statements_are_read() -> None:

@@ -1,4 +1,4 @@
-"""JSON files that are hostile, broken or merely unusual."""
+"""JSON files that are hostile, broken or unusual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that make a tokenizer: too large, not files at all, or full of traps."""
+"""Tokenizer files that are too large, not files at all, or full of traps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model type that transformers lacks, of a class that it has: counted by that class, and said so."""
+"""A model type that transformers lacks is counted by a known class, with a note."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_a_model_is_counted_by_the_class_that_its_config_names(tmp_path: Path) -
     assert inspected.parameters.total == TOTALS["hunyuan-a13b"]
     assert inspected.top_k == 8
     counted, ignored = inspected.notes[:2]
-    assert "'hunyuan': counted by its own class that config.json names" in counted
+    assert "'hunyuan': counted by the transformers class that config.json names" in counted
     assert "(model_type 'hunyuan_v1_moe'), not by the repository's code" in counted
     assert ignored == (
-        "That class has no use for 4 of the fields of config.json: num_shared_expert, use_qk_norm, "
+        "That class ignores 4 fields of config.json: num_shared_expert, use_qk_norm, "
         "cla_share_factor, moe_intermediate_size."
     )
 
@@ -88,4 +88,4 @@ def test_a_class_that_is_not_named_beyond_doubt_is_not_taken(
 
 def test_what_is_traced_is_never_another_class_than_the_repositorys(tmp_path: Path) -> None:
     with pytest.raises(MoetoolError, match="needs the Python code"):
-        make_config(PUBLISHED, name="x", place="x", code=str(tmp_path), trust_remote_code=False)
+        make_config(PUBLISHED, name="x", label="x", code=str(tmp_path), trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""A configuration that is not of the model that was published under its name: noted."""
+"""A configuration that is not that of the published model of its name is noted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_the_hub_that_misses_its_vendors_total_is_noted() -> Non
     subject = Subject(
         model=published.hub_id,
         config=read_published_config("mixtral-8x7b"),
-        place="config.json",
+        label="config.json",
         headers=None,
         code=None,
         revision=None,

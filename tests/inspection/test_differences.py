@@ -1,4 +1,4 @@
-"""What files and model differ in is explained, and the explanations add up to all of it."""
+"""Differences between files and model are explained, and the explanations are complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from moetool.anatomy.headers.stored_tensors import read_stored
 from moetool.anatomy.headers.table import count_headers
 from moetool.anatomy.parameters import ParameterTable
 from moetool.checkpoint.reference import ModelKind, ModelReference
-from moetool.inspection.differences import explain_differences, pair_rows
+from moetool.inspection.differences import explain_differences
 from moetool.inspection.inspect import inspect_model
 from moetool.inspection.result import Difference
+from moetool.inspection.rows import pair_rows
 from tests.anatomy import header_files as layouts
 from tests.anatomy.counting import count_family
 from tests.anatomy.header_files import Tensors, make_headers
@@ -36,7 +37,7 @@ FAMILIES = ("mixtral", "deepseek_v3", "qwen2_moe", "gemma4_text", "switch_transf
 
 @dataclass(frozen=True)
 class Saved:
-    """A tiny model, the tensors that it is saved as, and what each of them is part of."""
+    """A tiny model, the tensors that it is saved as, and the component of each."""
 
     model: ParameterTable
     tensors: Tensors
@@ -70,7 +71,7 @@ def save_family(name: str) -> Saved:
 
 
 def sum_differences(differences: tuple[Difference, ...]) -> dict[str, int]:
-    """Return by how many parameters differences say that files exceed the model."""
+    """Return the surplus of parameters in the files, according to differences."""
     sums: Counter[str] = Counter()
     for difference in differences:
         sums.update(difference.components)
@@ -100,14 +101,14 @@ def move_to_layer(name: str, number: int) -> str | None:
 def test_differences_account_for_every_parameter_of_changed_files(
     data: st.DataObject, name: str
 ) -> None:
-    """Files' parameters less the model's are, component by component, what is explained.
+    """In each component, the explanations add up to the files' parameters minus the model's.
 
     What files hold is added up from the changes themselves, not from what moetool read.
     """
     saved = save_family(name)
     tensors, expected = dict(saved.tensors), Counter[str]()
     names = sorted(saved.component_of)
-    # A layer's experts are what tells that it routes: without them, other parts are others' too.
+    # Only its experts show that a layer routes: without them, other parts change their component.
     free = [key for key in names if saved.component_of[key] is not Component.ROUTED_EXPERTS]
     changed: set[str] = set()
     for _ in range(data.draw(st.integers(1, 6))):
@@ -156,13 +157,13 @@ def test_a_missing_shards_layers_are_named_as_a_whole() -> None:
     (difference,) = saved.explain(tensors)
 
     assert difference.what == (
-        "whole layers that the files lack, layers 1 to 2: shards may be missing"
+        "whole layers missing from the files, layers 1 to 2: shards may be missing"
     )
     assert difference.file_params == 0
     assert set(difference.components) == {"mixer", "router", "routed_experts", "norm"}
 
 
-def test_layers_of_two_stacks_are_told_apart() -> None:
+def test_layers_of_two_stacks_are_listed_separately() -> None:
     saved = save_family("switch_transformers")
     gone = "decoder.block.1."
     tensors = {key: tensor for key, tensor in saved.tensors.items() if not key.startswith(gone)}
@@ -173,7 +174,7 @@ def test_layers_of_two_stacks_are_told_apart() -> None:
     assert "layer 1 of the decoder" in difference.what
 
 
-def test_several_differences_of_one_component_are_told_apart() -> None:
+def test_several_differences_of_one_component_are_listed_separately() -> None:
     saved = save_family("qwen2_moe")
     tensors = dict(saved.tensors)
     del tensors["model.layers.1.mlp.shared_expert_gate.weight"]
@@ -187,7 +188,7 @@ def test_several_differences_of_one_component_are_told_apart() -> None:
     assert words == {
         "shared experts of another size in the files, layer 1",
         "mixer of another size in the files, layer 2",
-        "mixer that the files lack, layer 3",
+        "mixer missing from the files, layer 3",
     }
 
 
@@ -270,7 +271,7 @@ def test_biases_that_a_model_trains_are_not_called_missing() -> None:
 
     assert [row.what.partition(",")[0] for row in found] == [
         "buffers",
-        "biases that select experts",
+        "biases that select experts: their names are those of buffers",
     ]
     assert sum_differences(found) == {"router": -8 * len(layers)}
 
@@ -283,9 +284,7 @@ def test_weights_packed_in_an_unknown_way_are_said_to_be_uncounted() -> None:
 
     (difference,) = (row for row in saved.explain(tensors) if row.components)
 
-    assert difference.what == (
-        "mixer packed in a way that nothing tells, not counted in the files, layer 1"
-    )
+    assert difference.what == ("mixer packed in an unknown way, not counted in the files, layer 1")
     assert difference.components == {"mixer": -64 * 64}
 
 

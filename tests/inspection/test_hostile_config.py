@@ -1,4 +1,4 @@
-"""Whatever stands in a config.json: an inspection that adds up, or a sentence.
+"""Any config.json gives an inspection that adds up, or an error message.
 
 Never another exception, never minutes, never gigabytes.
 """

@@ -1,4 +1,4 @@
-"""What is said of published models is right, and of models on disk as well."""
+"""Inspections of published models and of models on disk are right."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_dense_model_is_a_result_and_all_active(name: str) -> None:
     assert active_of(inspected, ALL) == inspected.parameters.total
     assert (inspected.num_moe_layers, inspected.num_experts, inspected.top_k) == (0, 0, 0)
     assert inspected.parameters.sparsity == 1
-    assert any("dense" in note for note in inspected.notes)
+    assert any(note.startswith("Dense model") for note in inspected.notes)
 
 
 def test_a_dense_models_flops_are_those_of_itself() -> None:

@@ -1,4 +1,4 @@
-"""A model in memory is inspected; anything else is refused by what it is."""
+"""A model in memory is inspected; anything else is refused by its type."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_model_in_memory_is_inspected_as_its_configuration_is(
     )
     assert here.flops == there.flops
     assert (here.num_experts, here.top_k) == (there.num_experts, there.top_k)
-    assert here.notes[0] == "Counted by the modules in memory; no file was looked at."
+    assert here.notes[0] == "Counted by the modules in memory; no file was read."
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 class Mixture(nn.Module):
-    """What an adapter library may put in the place of an MLP."""
+    """A module that an adapter library may put in place of an MLP."""
 
     def __init__(self, mlp: nn.Module, width: int) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ def test_what_was_added_to_a_dense_model_leaves_active_parameters_unknown() -> N
     assert inspected.parameters.expert_share is None
     assert (inspected.num_moe_layers, inspected.num_experts, inspected.top_k) == (None, None, None)
     said = " ".join(inspected.notes)
-    assert "No routed experts were recognised" in said
+    assert "no routed experts were recognised" in said
     assert "model.layers.0.mlp" in said
-    assert "A dense model" not in said
+    assert "Dense model" not in said
 
 
 @pytest.mark.parametrize("model", [None, 3, ["mixtral-8x7b"], {"model_type": "llama"}, b"demo"])
@@ -85,7 +85,7 @@ def test_what_names_no_model_is_refused_by_its_type(model: Any) -> None:
 
 def test_a_module_that_is_not_a_model_of_transformers_is_refused() -> None:
     with pytest.raises(
-        UsageError, match="A Linear can't be inspected: it is not a model"
+        UsageError, match="A Linear can't be inspected: it is not a transformers model"
     ) as caught:
         inspect_model(nn.Linear(2, 2))
 

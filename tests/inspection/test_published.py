@@ -1,4 +1,4 @@
-"""What a vendor says of its model's size, and which definition of active parameters it meets."""
+"""A vendor's figures, and the definitions of active parameters that they meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What transformers saves of a configuration is accepted, and means the same."""
+"""Configurations that transformers saves are accepted, and mean the same."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_numbers_that_json_lacks_are_read_as_transformers_reads_them(
         "nested": {"inside": [limit], "other": {"__float__": tag, "x": 1}},
         "strange": {"__float__": "1"},
     }
-    config = make_config(raw, name="x", place="x", code=None, trust_remote_code=False)
+    config = make_config(raw, name="x", label="x", code=None, trust_remote_code=False)
 
     def is_same(value: float) -> bool:
         return value == number or (math.isnan(value) and math.isnan(number))
@@ -93,7 +93,7 @@ def test_an_infinite_limit_of_time_steps_is_saved_and_read_back(name: str, tmp_p
     raw = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert raw["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
 
-    read = make_config(raw, name=name, place="x", code=None, trust_remote_code=False)
+    read = make_config(raw, name=name, label="x", code=None, trust_remote_code=False)
 
     assert list(read.time_step_limit) == [0.0, math.inf]
     assert inspect_model(str(tmp_path / "config.json")).parameters is not None

@@ -13,5 +13,5 @@ from moetool.checkpoint.config import make_config
 def build_published_skeleton(name: str, *, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """Return a published model on the meta device."""
     fields = read_published_config(name)
-    config = make_config(fields, name=name, place=name, code=None, trust_remote_code=False)
+    config = make_config(fields, name=name, label=name, code=None, trust_remote_code=False)
     return build_whole_skeleton(config, dtype=dtype)

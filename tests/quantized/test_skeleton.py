@@ -355,7 +355,7 @@ def test_olmoe_weighs_what_it_weighed_on_an_h200(
 ) -> None:
     name = "olmoe-1b-7b"
     config = make_config(
-        read_published_config(name), name=name, place=name, code=None, trust_remote_code=False
+        read_published_config(name), name=name, label=name, code=None, trust_remote_code=False
     )
     skeleton = quantized(build_whole_skeleton(config, dtype=BFLOAT16), quantization)
 

@@ -1,6 +1,6 @@
-"""What in the names and shapes of tensors suggests experts, where no name shows them.
+"""Signs of experts in the names and shapes of tensors, where no name shows them.
 
-Names that nothing reads prove nothing: such a checkpoint is not called dense.
+Names that no rule reads prove nothing, so such a checkpoint is not called dense.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from moetool.anatomy.headers.stored_tensors import Role
 _WORD = re.compile(r"expert|router|(^|[._])ffns([._]|$)", re.IGNORECASE)
 _SHARED = re.compile(r"shared?_(expert|mlp)|altup")
 _CONVOLUTION = re.compile(r"conv|patch|sampl|lru", re.IGNORECASE)
-# What may be an MLP, or may be anything.
+# Components that may be anything.
 _DOUBTFUL = (Component.DENSE_MLP, Component.OTHER)
 _BEHIND_LAYER = re.compile(r"(?:^|\.)\d+\.(.+)$")
 _NUMBER = re.compile(r"(?<!\d)\d+(?=\.)")
-# What stands one behind the other.
+# Modules that run one after the other.
 _STACK = re.compile(r"^res|^conv|(layers?|blocks?|stages?|norms?)$", re.IGNORECASE)
-# So many of a kind are no pair: of modules named by a number alone, by a word and a number (two MLPs
-# around an attention), and of single matrices (gate and up).
+# The fewest siblings that are a sign: modules named by a number alone, modules named by a word and a
+# number (two MLPs around an attention are none), and single matrices (gate and up are none).
 _FEWEST_MODULES, _FEWEST_NAMED, _FEWEST_MATRICES = 2, 3, 4
 
 
 def find_header_signs(
     tensors: Sequence[PlacedTensor], *, routed: Collection[Layer], config: Mapping[str, object]
 ) -> str | None:
-    """Return what suggests experts in layers whose names show none, as a reason; None if nothing.
+    """Return a sign of experts in layers whose names show none, as a reason; None without any.
 
     Args:
-        tensors: Those that hold the model's parameters.
+        tensors: The tensors with the model's parameters.
         routed: The layers whose names show experts.
         config: The config.json.
     """
@@ -79,7 +79,7 @@ def _may_be_stack(tensor: PlacedTensor, routed: Collection[Layer]) -> bool:
 
 
 def _find_siblings(tensors: Sequence[PlacedTensor], routed: Collection[Layer]) -> str | None:
-    """Return the name of a matrix of which a layer has several, that a number tells apart."""
+    """Return the name of a matrix of which a layer has several that differ in a number."""
     seen: dict[tuple[Layer, str, tuple[int, ...], int], list[str]] = defaultdict(list)
     for tensor in tensors:
         header, layer = tensor.stored.header, tensor.layer

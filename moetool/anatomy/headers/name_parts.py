@@ -1,14 +1,14 @@
-"""From the name of a tensor to the weight that it belongs to, and what part of it it is.
+"""Names of tensors, split into the weight that they belong to and the part of it.
 
-Formats of quantized weights append words to a weight's name, or put them in the place of its last.
+Formats of quantized weights append words to a weight's name, or replace its last word.
 """
 
 from __future__ import annotations
 
-# The last word of a name, where it stands for a part of a module's one weight. Of these, the first
-# that is there holds the weight.
+# Last words of names for parts of a module's only weight. The first of these that is there holds the
+# weight.
 _WEIGHT_WORDS = ("weight_packed", "qweight", "weight", "W_q", "codes", "compressed")
-# No parameter of any model is called so, whatever it stands beside.
+# No parameter of any model has such a name, regardless of its neighbours.
 _SCALE_WORDS = frozenset(
     {
         "SCB",
@@ -83,7 +83,7 @@ _PERHAPS_SCALE_WORDS = frozenset(
 )
 _WORDS = frozenset(_WEIGHT_WORDS) | _SCALE_WORDS | _PERHAPS_SCALE_WORDS
 
-# Where a module has several weights, such as all experts' of a kind, the same follows their names.
+# Endings of names in modules with several weights, such as those of all experts.
 _ENDINGS = (
     "_weight_scale_inv",
     "_weight_scale_2",
@@ -98,18 +98,18 @@ _ENDINGS = (
     "_packed",
     "_amax",
 )
-# What torchao appends to a weight's name, behind an underscore.
+# Words that torchao appends to a weight's name after an underscore.
 _FLATTENED = ("_qdata", "_scale", "_zero_point")
 _SURE_ENDINGS = ("scale_inv", "weight_scale_inv", "weight_scale_2", "weight_scale", "input_scale")
 WEIGHT_PARTS = (*_WEIGHT_WORDS, "_qdata", "_data._data", "_data", "blocks", "packed", "")
-# What bitsandbytes appends to the name of a 4-bit weight.
+# Words that bitsandbytes appends to the name of a 4-bit weight.
 _OF_4_BITS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-# What a part of these names is, whatever it stands beside.
+# Parts that are scales, regardless of their neighbours.
 SCALE_PARTS = _SCALE_WORDS | frozenset(_SURE_ENDINGS + _OF_4_BITS)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return what the tensors of one weight share in their names, and what tells them apart."""
+    """Return the part of a name that the tensors of a weight share, and the part that differs."""
     if ".weight." in name:
         # bitsandbytes and quanto append to the weight's own name.
         stem, _, part = name.partition(".weight.")

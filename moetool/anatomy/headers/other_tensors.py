@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold beside the model's parameters, and why it is none of them."""
+"""Tensors in a checkpoint's files that are not parameters of the model, and the reasons."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from moetool.anatomy.components import Component
+from moetool.anatomy.config_fields import find_num_layers, find_num_mtp_layers
 from moetool.anatomy.headers.placed_tensors import (
     Layer,
     NameForm,
@@ -19,24 +20,23 @@ from moetool.anatomy.headers.placed_tensors import (
 from moetool.anatomy.headers.stored_tensors import Role
 
 _MTP = re.compile(r"(^|\.)mtp(\.|_)|(^|\.)(nextn|eh_proj|enorm|hnorm|shared_head)\.")
-_MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 _ADAPTER = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 _OPTIMIZER = re.compile(r"^(optimizer|optim|exp_avg|exp_avg_sq)(\.|_)|\.(exp_avg|exp_avg_sq)$")
 _SHARED = re.compile(r"^(model\.)?(encoder|decoder)\.embed_tokens\.weight$")
 
 
 class Reason(StrEnum):
-    """Why tensors in the files are none of the model's parameters, in words.
+    """The reason why tensors in the files are not parameters of the model, in words.
 
     Attributes:
         MTP: They predict tokens after the next one.
-        BEYOND: Their layers have numbers that the configuration does not count up to.
+        BEYOND: The numbers of their layers exceed the number of layers in the configuration.
         SCALES: Quantized weights are scaled, shifted, ordered or looked up by them.
-        BUFFERS: State that no training step changes.
-        TIED_HEAD: The embedding once more.
-        SHARED_EMBEDDING: Likewise, of an encoder-decoder.
-        ADAPTERS: Low-rank updates of weights that are there too.
-        OPTIMIZER: What training leaves behind.
+        BUFFERS: They are state that no training step changes.
+        TIED_HEAD: They repeat the embedding.
+        SHARED_EMBEDDING: They repeat the embedding that both stacks of an encoder-decoder share.
+        ADAPTERS: They are low-rank updates of weights that are there too.
+        OPTIMIZER: They are state of the training.
     """
 
     MTP = "layers that predict further tokens (MTP), which transformers does not build"
@@ -44,8 +44,8 @@ class Reason(StrEnum):
     SCALES = "scales of quantized weights"
     BUFFERS = "buffers, which are not parameters"
     TIED_HEAD = "a head that is tied to the embedding, stored a second time"
-    SHARED_EMBEDDING = "the embedding that both stacks share, stored once more for each"
-    ADAPTERS = "LoRA adapters, which are none of the model's own weights"
+    SHARED_EMBEDDING = "the embedding that both stacks share, stored again for each"
+    ADAPTERS = "LoRA adapters, which are not the model's own weights"
     OPTIMIZER = "the state of an optimizer"
 
 
@@ -53,16 +53,16 @@ _OF_ROLES = {Role.SCALE: Reason.SCALES, Role.BUFFER: Reason.BUFFERS}
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Tensors in the files that are none of the model's parameters.
+class OtherTensors:
+    """Tensors in the files that are not parameters of the model, for one reason.
 
     Attributes:
-        reason: What they are, in words.
-        num_tensors: How many there are.
-        num_params: The parameters they stand for; the elements of those that are none.
-        num_bytes: In the files.
+        reason: The reason.
+        num_tensors: Number of tensors.
+        num_params: Parameters in them, or elements if they are not parameters at all.
+        num_bytes: Bytes in the files.
         example: The name of one of them.
-        components: `num_params` by component; they sum up to it.
+        components: `num_params` by component.
     """
 
     reason: Reason
@@ -74,7 +74,7 @@ class LeftOut:
 
     @property
     def are_parameters(self) -> bool:
-        """Whether they are parameters, if none of this model's."""
+        """Whether they are parameters, though not of this model."""
         return self.reason not in (Reason.SCALES, Reason.BUFFERS)
 
 
@@ -83,7 +83,7 @@ def sort_out(
     *,
     text_config: Mapping[str, object],
     is_tied: bool | None,
-) -> tuple[list[PlacedTensor], tuple[LeftOut, ...]]:
+) -> tuple[list[PlacedTensor], tuple[OtherTensors, ...]]:
     """Return the tensors that hold the model's parameters, and in groups those that do not.
 
     Args:
@@ -133,7 +133,7 @@ def _is_head(form: NameForm) -> bool:
 
 
 def _is_in_stack(form: NameForm) -> bool:
-    """Return whether the number in a name is that of a layer of the text model."""
+    """Return whether the number in a name is the number of a layer of the text model."""
     return not form.is_of_tower and "layers.0." in form.text
 
 
@@ -142,13 +142,13 @@ def _find_beyond(
     by_words: Mapping[NameForm, Reason | None],
     text_config: Mapping[str, object],
 ) -> dict[Layer, Reason]:
-    """Return the layers with numbers that config.json does not count up to, and what they are.
+    """Return the layers whose numbers exceed those of config.json, with the reason for each.
 
-    They predict further tokens if they hold what mixes the next token in, or if config.json states
-    as many layers that do.
+    They predict further tokens if they have the modules that mix in the next token, or if config.json
+    states that number of such layers.
     """
-    num_layers = text_config.get("num_hidden_layers")
-    if type(num_layers) is not int:
+    num_layers = find_num_layers(text_config)
+    if num_layers is None:
         return {}
     beyond: dict[Layer, Reason] = {}
     for _, form, layer in tensors:
@@ -156,19 +156,18 @@ def _find_beyond(
             continue
         if by_words[form] is Reason.MTP or layer not in beyond:
             beyond[layer] = by_words[form] or Reason.BEYOND
-    stated = {number for name in _MTP_FIELDS if type(number := text_config.get(name)) is int}
-    if len({number for _, number in beyond}) in stated:
+    if len({number for _, number in beyond}) == find_num_mtp_layers(text_config):
         return dict.fromkeys(beyond, Reason.MTP)
     return beyond
 
 
 def _describe(
     reason: Reason, tensors: Sequence[PlacedTensor], routed_in_model: Collection[Layer]
-) -> LeftOut:
+) -> OtherTensors:
     routed = find_routed_layers(tensors)
     find_component = find_component_of_mtp
     if reason is not Reason.MTP:
-        # Layers that predict further tokens have numbers of their own, which may be the model's.
+        # Layers that predict further tokens are numbered separately, or like the model's.
         routed |= set(routed_in_model)
         find_component = _find_component
     counts: dict[tuple[NameForm, Layer], int] = {}
@@ -180,7 +179,7 @@ def _describe(
     for (form, layer), number in counts.items():
         component = find_component(form, layer, routed)
         components[component] = components.get(component, 0) + number
-    return LeftOut(
+    return OtherTensors(
         reason=reason,
         num_tensors=len(tensors),
         num_params=sum(components.values()),

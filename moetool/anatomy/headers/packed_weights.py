@@ -1,7 +1,7 @@
-"""How many weights a tensor of packed ones holds, told by its shape and those beside it.
+"""The number of weights in a tensor of packed ones, by its shape and by the tensors next to it.
 
-Each rule is the layout that a format publishes. What no rule reads is unknown: a wrong guess would be
-off by a factor. The parts of one weight are named as `stored_weights` names them.
+Each rule is the published layout of a format. Tensors that no rule reads are unknown, because a wrong
+guess would be off by a factor. The parts of a weight have the names of `name_parts`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 
 _WORD_BITS = {"I16": 16, "U16": 16, "I32": 32, "U32": 32}
 
-# A scale of the microscaling formats serves 32 weights: so many bytes of them, by their bits. Kept
-# as a float of powers of two, or as its bare exponent.
+# In the microscaling formats, 32 weights share a scale. It is stored as a float that is a power of
+# two, or as its exponent.
 _MX_GROUP = 32
 _MX_SCALES = ("F8_E8M0", "U8")
 _SCALES = (
@@ -41,27 +41,27 @@ def count_packed(
     packing: Packing,
     sizes: Collection[int],
 ) -> int | None:
-    """Return how many weights a tensor holds; None if nothing tells how they are packed.
+    """Return how many weights a tensor holds; None if their packing is unknown.
 
     Args:
-        weight: The tensor.
-        parts: It and what is stored beside it for it, by the part of the name that tells them apart.
-        part: The weight's own.
+        weight: The tensor of packed weights.
+        parts: All tensors of the weight, by the part of the name that distinguishes them.
+        part: The part of the tensor's own name.
         module: The module that it belongs to.
-        packing: What config.json says.
+        packing: The packing that config.json states.
         sizes: Dimensions of the checkpoint's other tensors.
     """
-    # bitsandbytes flattens 4-bit weights, two to a byte, into a tensor of whatever dtype it is told
-    # to keep them in (its `QuantState` and `bnb_4bit_quant_storage`).
+    # bitsandbytes flattens 4-bit weights, two to a byte, into a tensor of the dtype that it is
+    # configured to store them in (its `QuantState` and `bnb_4bit_quant_storage`).
     if "quant_map" in parts:
         return 2 * weight.num_bytes
     if part == "codes" and weight.dtype in INTEGERS:
         return _count_codes(weight, parts)
-    # HQQ keeps the layout in tensors beside its `W_q`; sparse weights keep only what is not zero.
+    # HQQ keeps the layout in tensors next to its `W_q`; sparse weights keep only those not zero.
     if part == "W_q" or "bitmask" in parts:
         return None
     if weight.dtype not in INTEGERS:
-        # TensorRT-LLM keeps 4-bit integers in tensors that are said to hold half floats.
+        # TensorRT-LLM keeps 4-bit integers in tensors declared as half floats.
         is_plain = weight.dtype.startswith("F8") or parts.keys().isdisjoint(_TENSORRT_SCALES)
         return weight.num_elements if is_plain else None
     if weight.dtype in ("I8", "U8"):
@@ -78,9 +78,9 @@ def count_packed(
 
 
 def _count_codes(weight: TensorHeader, parts: Mapping[str, TensorHeader]) -> int | None:
-    """AQLM: a code for each group of weights and codebook; codebooks end in the groups' shape.
+    """Count weights of AQLM: a code for each group of weights and each codebook.
 
-    As its `QuantizedLinear` has them: codes `(outputs / out_group, inputs / in_group, codebooks)`,
+    The shapes in its `QuantizedLinear`: codes `(outputs / out_group, inputs / in_group, codebooks)`,
     codebooks `(codebooks, size, out_group, in_group)`.
     """
     books = parts.get("codebooks")
@@ -96,17 +96,17 @@ def _count_in_bytes(
     weight: TensorHeader, parts: Mapping[str, TensorHeader], *, part: str, packing: Packing
 ) -> int | None:
     num_bytes = weight.num_elements
-    # MXFP4 as gpt-oss stores it: the scales of a block of 16 bytes lie beside it.
+    # MXFP4 as gpt-oss stores it: blocks of 16 bytes, with their scales in another tensor.
     if part == "blocks":
         return 2 * num_bytes
-    # bitsandbytes' 8-bit weights, with a scale of each row.
+    # bitsandbytes' 8-bit weights, with a scale for each row.
     if "SCB" in parts:
         return num_bytes
-    # NVFP4 and its like scale a second time.
+    # NVFP4 and similar formats scale a second time.
     if not parts.keys().isdisjoint(("weight_scale_2", "weight_global_scale")):
         return 2 * num_bytes
     if packing.method == "bitnet":
-        # Three values in two bits, four rows to one.
+        # Three values in two bits, so that four rows become one.
         return 4 * num_bytes
     scale = next((parts[name] for name in _SCALES if name in parts), None)
     if scale is None or not scale.num_elements:
@@ -117,11 +117,11 @@ def _count_in_bytes(
         mx_bits = per_scale * 8 // _MX_GROUP
         return num_bytes * 8 // mx_bits if is_whole and mx_bits in (4, 6, 8) else None
     if scale.dtype.startswith("F8"):
-        # NVFP4 without its second scale: 16 weights to a scale.
+        # NVFP4 without its second scale: 16 weights share a scale.
         return 2 * num_bytes if (per_scale, rest) == (8, 0) else None
     if weight.dtype == "I8" and part != "_data._data":
         # Signed bytes are weights of eight bits, unless there is a scale for every 16 (4-bit floats
-        # with scales of another dtype) or scales lie across (torchao's 4-bit integers).
+        # with scales of another dtype) or for each column (torchao's 4-bit integers).
         is_across = part == "_qdata" and scale.shape[:1] != weight.shape[:1]
         return None if (per_scale, rest) == (16, 0) or is_across else num_bytes
     bits = packing.bits
@@ -131,10 +131,10 @@ def _count_in_bytes(
 def _count_in_words_by_rows(
     weight: TensorHeader, parts: Mapping[str, TensorHeader], *, packing: Packing
 ) -> int | None:
-    """GPTQ and AWQ: inputs by outputs, packed along one of them, scales `(groups, outputs)`.
+    """Count weights of GPTQ and AWQ: inputs by outputs, with scales `(groups, outputs)`.
 
-    GPTQ packs inputs, `inputs / 32 * bits` rows, so that 32 weights of three bits take three words;
-    its `g_idx` has an entry for each input. AWQ packs outputs.
+    GPTQ packs along the inputs into `inputs / 32 * bits` rows, so 32 weights of three bits take three
+    words. Its `g_idx` has an entry for each input. AWQ packs along the outputs.
     """
     num_rows, num_columns = weight.shape[-2:]
     scales, order = parts.get("scales"), parts.get("g_idx")
@@ -151,7 +151,7 @@ def _count_in_words_by_rows(
     num_params = weight.num_elements * word_bits // bits
     group_size = packing.layouts[0][1]
     if group_size is not None and len(scales.shape) > 1 and scales.shape[-1] == num_columns:
-        # Some layers have bits of their own: then the groups do not cover the inputs.
+        # If the layer has other bits than stated, the groups do not cover the inputs.
         is_covered = scales.shape[-2] == -(-num_rows * word_bits // bits // group_size)
         return num_params if is_covered else None
     return num_params
@@ -164,10 +164,10 @@ def _count_in_words_by_columns(
     packing: Packing,
     sizes: Collection[int],
 ) -> int | None:
-    """compressed-tensors' `pack-quantized`: rows of weights in 32-bit words, the last one padded.
+    """Count weights of compressed-tensors' `pack-quantized`: rows in 32-bit words, the last one padded.
 
-    The true width is data (`weight_shape`). Groups of weights that share a scale tell it too. Words
-    are filled without gaps, or by older versions with `32 // bits` weights each.
+    The true width is stored as data (`weight_shape`), and follows from the groups of weights that
+    share a scale. Words are filled without gaps, or by older versions with `32 // bits` weights each.
     """
     scale = next((parts[name] for name in _SCALES if name in parts), None)
     num_words = weight.shape[-1]
@@ -188,8 +188,8 @@ def _count_in_words_by_columns(
     if bits is None or 32 % bits or any(group_size for _, group_size in packing.layouts):
         return None
     width = num_words * 32 // bits
-    # One scale a row tells no width. If another size of the model would fill the same words, the
-    # row may be that wide.
+    # With one scale for each row, the width is unknown. If another size of the model would fill the
+    # same words, the row may have that width.
     is_doubtful = any(size in sizes for size in range(width - 32 // bits + 1, width))
     return None if is_doubtful and width not in sizes else num_rows * width
 
@@ -197,9 +197,9 @@ def _count_in_words_by_columns(
 def _count_by_scales(
     weight: TensorHeader, parts: Mapping[str, TensorHeader], *, module: str, packing: Packing
 ) -> int | None:
-    """MLX: 32-bit words filled along the inputs, a scale for each group of weights.
+    """Count weights of MLX: 32-bit words filled along the inputs, with a scale for each group.
 
-    Its config.json states the group's size, for some modules another one.
+    Its config.json states the size of a group, and other sizes for some modules.
     """
     scales = parts.get("scales")
     stated = packing.layouts[0] if len(packing.layouts) == 1 else (None, None)

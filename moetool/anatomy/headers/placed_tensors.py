@@ -1,7 +1,7 @@
 """The tensors of a checkpoint's files with the places that their names give them.
 
-A large checkpoint has a hundred thousand names and a hundred forms of names: what is read off a name
-is read once for every form, and what there is one of for every tensor is a plain tuple.
+A large checkpoint has a hundred thousand names of a hundred forms. Facts in a name are read once for
+each form, and each tensor has only a plain tuple.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from moetool.anatomy.headers.tensor_names import (
 _EXPERT_NUMBER = re.compile(r"experts\.(?:expert_)?(\d+)\.")
 _HEAD = re.compile(r"(shared_head\.(head|output)|lm_head)\.")
 
-# No layer has a longer number, and Python refuses to read thousands of digits.
+# No layer has a longer number, and Python refuses to parse thousands of digits.
 _MOST_DIGITS = 9
 
-# Layers are told apart by stack and number.
+# The stack and the number of a layer.
 Layer = tuple[str, int | None]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class NameForm:
-    """What all names tell that differ in numbers between dots alone.
+    """The facts in all names that differ only in numbers between dots.
 
     Attributes:
-        text: The name, with a 0 for each of them.
+        text: The name, with 0 for each such number.
         stack: `encoder` or `decoder`.
-        holds_experts: Whether it is one of a layer's routed experts.
-        is_of_one_expert: Whether it names the one expert that it belongs to.
-        is_of_tower: Whether it is one of a vision or audio tower.
-        in_routed_layer: Where it belongs if its layer has routed experts.
-        in_dense_layer: Where it belongs if not.
-        is_understood: Whether the name says that, in a layer of either kind.
+        holds_experts: Whether it is a name of routed experts.
+        is_of_one_expert: Whether it names a single expert.
+        is_of_tower: Whether it is a name in a vision or audio tower.
+        in_routed_layer: The tensor's place if its layer has routed experts.
+        in_dense_layer: The tensor's place if not.
+        is_understood: Whether a rule matches the name in a layer of either kind.
     """
 
     text: str
@@ -56,11 +56,11 @@ class NameForm:
 
 
 class PlacedTensor(NamedTuple):
-    """A tensor and where its name puts it.
+    """A tensor and the place that its name gives it.
 
     Attributes:
-        stored: The tensor and what it stands for.
-        form: What its name tells.
+        stored: The tensor and its role.
+        form: The facts in its name.
         layer: The stack and number of its layer; no number outside layers.
     """
 
@@ -72,11 +72,11 @@ class PlacedTensor(NamedTuple):
 def place_tensors(
     tensors: Iterable[StoredTensor], *, aliases: Mapping[str, str] | None = None
 ) -> list[PlacedTensor]:
-    """Return the tensors with what their names tell.
+    """Return tensors with the facts in their names.
 
     Args:
-        tensors: All of a checkpoint's.
-        aliases: Names that say more, of tensors by the names that they have in the files.
+        tensors: All tensors of a checkpoint.
+        aliases: Names to read instead of those in the files, by the latter.
     """
     aliases = aliases or {}
     forms: dict[str, NameForm] = {}
@@ -113,11 +113,11 @@ def find_routed_layers(tensors: Iterable[PlacedTensor]) -> set[Layer]:
 
 
 def find_place(form: NameForm, layer: Layer, routed: Collection[Layer]) -> Place:
-    """Return where a tensor belongs.
+    """Return the place of a tensor.
 
     Args:
-        form: What its name tells.
-        layer: Its layer.
+        form: The facts in its name.
+        layer: The tensor's layer.
         routed: The layers that have routed experts.
     """
     place = form.in_routed_layer if layer in routed else form.in_dense_layer
@@ -127,9 +127,9 @@ def find_place(form: NameForm, layer: Layer, routed: Collection[Layer]) -> Place
 
 
 def find_component_of_mtp(form: NameForm, layer: Layer, routed: Collection[Layer]) -> Component:
-    """Return what a tensor of a layer that predicts further tokens is part of.
+    """Return the component of a tensor in a layer that predicts further tokens.
 
-    Such a layer has an embedding and a head of its own, copies of the model's.
+    Such a layer has its own embedding and head, which are copies of the model's.
     """
     if "embed_tokens." in form.text:
         return Component.EMBEDDING

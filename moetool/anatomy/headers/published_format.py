@@ -1,4 +1,4 @@
-"""The format in which a model's weights are published: as config.json states it, or the files show it."""
+"""The format in which weights are published, as config.json states it or as the files show it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def find_quantization(subject: Subject) -> str | None:
-    """Return the format of a model's weights as it is published; None if they are not quantized.
+    """Return the format in which a model's weights are published; None if they are not quantized.
 
-    It is the one that config.json names. Some config.json name none though the files are quantized:
-    then the headers show it, or what the catalogue knows of the published files says so.
+    It is the one that config.json states. If config.json states none and the files are quantized,
+    the headers show it, or the catalogue knows it.
     """
     named = name_quantization(subject.config)
     if named is not None:
@@ -31,7 +31,7 @@ def find_quantization(subject: Subject) -> str | None:
 
 
 def name_packed(headers: TensorHeaders, config: Mapping[str, object]) -> str | None:
-    """Return how weights are stored that config.json doesn't say to be quantized; None if plainly."""
+    """Return the format of packed weights that config.json doesn't call quantized; None if plain."""
     if not any(_is_packed_dtype(tensor.dtype) for tensor in headers.tensors):
         return None
     dtypes = {

@@ -1,4 +1,4 @@
-"""How many experts a token runs, as config.json states it, where that leaves no doubt."""
+"""The top-k that config.json states, where it leaves no doubt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from moetool.checkpoint.top_k_fields import NUM_EXPERTS_FIELDS, TOP_K_FIELDS
 
-# Phi-3.5-MoE's sampler chooses two whatever is stated. DiffusionGemma's stacks share their experts,
-# so that what a token of each runs is no one number.
+# Phi-3.5-MoE's sampler always chooses two. DiffusionGemma's stacks share their experts, so one token
+# in each does not run a fixed number of them.
 _OTHER_TOP_K = {"phimoe": 2, "diffusion_gemma": None}
 
 
@@ -16,15 +16,15 @@ def find_stated_top_k(
     text_config: Mapping[str, object],
     num_experts: Mapping[tuple[str, int], int | None],
 ) -> tuple[int | None, str | None]:
-    """Return the top-k that config.json states, and else why it leaves doubt.
+    """Return the top-k that config.json states, or the reason why it leaves doubt.
 
-    There is no doubt if it states one number, states the number of experts that the files hold too,
-    and knows nothing of experts without weights.
+    There is no doubt if it states one number, states as many experts as the files have, and states
+    no experts without weights.
 
     Args:
         config: The config.json.
-        text_config: What it says of the text model.
-        num_experts: Routed experts in the files of every layer that has any.
+        text_config: Its part for the text model.
+        num_experts: Routed experts in the files, by routed layer.
     """
     if not num_experts:
         return None, None
@@ -33,7 +33,7 @@ def find_stated_top_k(
     if len(stated) != 1:
         return None, "config.json does not state how many experts a token runs"
     if set(num_experts.values()) != counts:
-        return None, "config.json states another number of experts than the files' names show"
+        return None, "config.json and the names in the files show different numbers of experts"
     if text_config.get("zero_expert_num"):
         return None, "a token may choose experts without weights, and so run fewer than top-k"
     top_k = stated.pop()
@@ -42,7 +42,7 @@ def find_stated_top_k(
     if top_k > fewest:
         return None, f"config.json states top-{top_k} of {fewest} experts"
     if _OTHER_TOP_K.get(str(config.get("model_type")), top_k) != top_k:
-        return None, "this kind of model runs others than config.json states"
+        return None, "models of this type run another number of experts than config.json states"
     return top_k, None
 
 

@@ -1,7 +1,7 @@
-"""What the tensors of a checkpoint's files stand for: parameters, packed or not, or something else.
+"""The roles of the tensors in a checkpoint's files: parameters, packed or not, or something else.
 
-Quantized files hold scales beside weights, and weights packed several to an element. Which tensors
-are scales is told by their names and by the weights that they stand beside.
+Quantized files hold scales next to weights, and weights packed several to an element. Scales are
+recognised by their names and by the weights next to them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from moetool.anatomy.headers.packed_weights import INTEGERS, count_packed
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
 from moetool.checkpoint.packing import Packing, read_packing
 
-# Persistent state of modules that no training step changes, whatever stores it. Biases that only
-# select experts are parameters in the few families whose names are excepted here.
+# Persistent state of modules that no training step changes. Biases that only select experts are
+# parameters in the few families whose names are excluded here.
 _BUFFER = re.compile(
     r"(?<!moe_statics\.)(?<!experts\.)e_score_correction_bias$"
     r"|\bexpert_bias$|router_bias$|balancing_biases$|(mlp|ffn)\.gate\.bias$"
     r"|layer_scalar$|(input|output)_(min|max)$|slope_rate$|(query|key|diagonal)_decay$"
     r"|rotary_emb\.\w*inv_freq$|running_(mean|var)$|final_logits_bias$"
 )
-# A cheap look before the expression above: there are many tensors, and few of them are buffers.
+# A cheap test before the expression above, because few of the many tensors are buffers.
 _BUFFER_ENDINGS = (
     "bias",
     "biases",
@@ -37,19 +37,19 @@ _BUFFER_ENDINGS = (
     "running_mean",
     "running_var",
 )
-# The same name is a buffer elsewhere.
+# In other families, the same name is that of a buffer.
 _TRAINED = {"afmoe": re.compile(r"\.mlp\.expert_bias$")}
 # Tables of numbers that no format packs weights into.
 _INDEX = re.compile(r"(ids?|idxs?|index|indexes|tid2eid|mask|num_batches_tracked|version|\.bias)$")
 
 
 class Role(StrEnum):
-    """What a tensor is for.
+    """The role of a tensor.
 
     Attributes:
         PARAMETER: A weight, possibly packed.
-        SCALE: What quantized weights are scaled, shifted, ordered or looked up by.
-        BUFFER: State that is no parameter, such as the biases by which experts are selected.
+        SCALE: Data for scaling, shifting, ordering or looking up quantized weights.
+        BUFFER: State that is not a parameter, such as biases that only select experts.
     """
 
     PARAMETER = "parameter"
@@ -58,12 +58,12 @@ class Role(StrEnum):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor and what it stands for. A plain tuple: a checkpoint may have 100,000 of them.
+    """A tensor and its role. A plain tuple, because a checkpoint may have 100,000 of them.
 
     Attributes:
-        header: The tensor.
-        role: What it is for.
-        num_params: How many parameters it holds; None if its packing is unknown.
+        header: The tensor as the file describes it.
+        role: The tensor's role.
+        num_params: The number of parameters in it; None if its packing is unknown.
     """
 
     header: TensorHeader
@@ -74,11 +74,11 @@ class StoredTensor(NamedTuple):
 def read_stored(
     tensors: Iterable[TensorHeader], config: Mapping[str, object]
 ) -> list[StoredTensor]:
-    """Return what each tensor of a checkpoint stands for, in their order.
+    """Return the tensors of a checkpoint with their roles, in their order.
 
     Args:
-        tensors: All of its tensors.
-        config: Its config.json, which says how weights are packed.
+        tensors: All tensors of the checkpoint.
+        config: Its config.json, which states how weights are packed.
     """
     tensors = tuple(tensors)
     split = [split_name(tensor.name) for tensor in tensors]
@@ -132,7 +132,7 @@ def _is_quantized(part: str, parts: Mapping[str, TensorHeader]) -> bool:
 
 
 def _is_state(tensor: TensorHeader, part: str, trained: re.Pattern[str] | None) -> bool:
-    """Return whether a tensor is a module's state, or a table of numbers, and no weight."""
+    """Return whether a tensor is a module's state or a table of numbers, and not a weight."""
     if tensor.dtype not in INTEGERS:
         return part == "" and _is_buffer(tensor.name, trained)
     if part or "weight" in tensor.name.rpartition(".")[2]:

@@ -1,4 +1,4 @@
-"""From the tensor headers of a checkpoint's files to a parameter table, without torch."""
+"""The parameter table of a checkpoint by the headers of its files, without torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moetool.anatomy.components import TOWERS, Component, Place
+from moetool.anatomy.config_fields import is_tied, read_text_config
 from moetool.anatomy.headers.header_signs import find_header_signs
-from moetool.anatomy.headers.other_tensors import LeftOut, sort_out
+from moetool.anatomy.headers.other_tensors import OtherTensors, sort_out
 from moetool.anatomy.headers.placed_tensors import (
     Layer,
     NameForm,
@@ -24,7 +25,7 @@ from moetool.anatomy.headers.tensorrt_llm import is_tensorrt_llm, name_experts, 
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
-# safetensors' names of dtypes that torch names otherwise.
+# torch's names for the dtypes of safetensors.
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -43,26 +44,27 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class HeaderTable:
-    """What a checkpoint's headers tell.
+    """A checkpoint, counted by its headers.
 
     Attributes:
-        table: Their parameter table, in the dtypes and bytes of the files.
-        left_out: What else the files hold.
-        num_layers: Layers that the names show.
-        num_experts: Routed experts of every layer that has any, as far as names and shapes show.
-        top_k: What config.json states, if it states it beyond doubt.
+        table: The parameter table, in the dtypes and bytes of the files.
+        other_tensors: Everything else in the files.
+        num_layers: Layers in the names of tensors.
+        num_experts: Routed experts by routed layer; None if neither names nor shapes show them.
+        top_k: The top-k that config.json states, if it leaves no doubt.
         dtype_bytes: Bytes of all tensors in the files by dtype.
         uncounted: Packed tensors that could not be counted, by place. The table counts them as 0.
-        unknown: Why some packed tensors could not be counted; None if all were. The totals of the
-            table are then too small.
-        active_unknown: Why active parameters are unknown; None if they are known.
-        experts_unknown: Why layers whose names show no experts may have some; None if they have none.
-        unclear: A matrix whose name says nothing; None if all are understood. A token may run all
-            of it or nothing.
+        unknown: The reason why some packed tensors could not be counted, so that the table's totals
+            are too small; None if all were counted.
+        active_unknown: The reason why active parameters are unknown; None if they are known.
+        experts_unknown: The reason why layers whose names show no experts may have some; None if
+            they have none.
+        unclear: A matrix whose name no rule matches, of which a token may run all or nothing; None
+            if there is none.
     """
 
     table: ParameterTable
-    left_out: tuple[LeftOut, ...]
+    other_tensors: tuple[OtherTensors, ...]
     num_layers: int
     num_experts: Mapping[tuple[str, int], int | None]
     top_k: int | None
@@ -76,14 +78,14 @@ class HeaderTable:
 
 @dataclass
 class _Cell:
-    """What is summed up for one row.
+    """The sums for one row.
 
     Attributes:
-        num_params: All of it.
-        num_common: What the experts of a layer share.
-        num_unclear: Matrices whose names say nothing.
-        num_bytes: In the files.
-        dtypes: Of the tensors.
+        num_params: All parameters.
+        num_common: Parameters that all experts of a layer share.
+        num_unclear: Parameters in matrices whose names no rule matches.
+        num_bytes: Bytes in the files.
+        dtypes: Dtypes of the tensors, in order.
     """
 
     num_params: int = 0
@@ -94,24 +96,24 @@ class _Cell:
 
 
 def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> HeaderTable:
-    """Return what the headers of a checkpoint's files tell of its parameters.
+    """Return a checkpoint's parameters, counted by the headers of its files.
 
     Args:
-        headers: Of all its weight files.
-        config: Its config.json. Only what decides the meaning of tensors is read from it: layers
-            beyond the model's own predict further tokens, a head stored beside the embedding it is
-            tied to is no second one, packed weights have so many bits.
+        headers: Of all weight files.
+        config: Its config.json, from which only facts on the meaning of tensors are read: the number
+            of layers, beyond which layers predict further tokens; whether the head is tied to the
+            embedding; the packing of weights.
     """
     text_config = read_text_config(config)
-    is_tied = _read_tied(config, text_config)
+    are_tied = is_tied(config)
     aliases: Mapping[str, str] = {}
     if is_tensorrt_llm(config):
         text_config = read_routing_fields(config)
         aliases = name_experts(tensor.name for tensor in headers.tensors)
-    kept, left_out = sort_out(
+    kept, others = sort_out(
         place_tensors(read_stored(headers.tensors, config), aliases=aliases),
         text_config=text_config,
-        is_tied=is_tied,
+        is_tied=are_tied,
     )
     routed = find_routed_layers(kept)
     cells = _sum_up(kept, routed)
@@ -134,12 +136,12 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
             )
             for place, cell in cells.items()
         ),
-        is_tied=is_tied if is_tied is not None else (False if has_head else None),
+        is_tied=are_tied if are_tied is not None else (False if has_head else None),
     )
     unread = [tensor for tensor in kept if tensor.stored.num_params is None]
     return HeaderTable(
         table=table,
-        left_out=left_out,
+        other_tensors=others,
         num_layers=len({(p.stack, p.layer) for p in cells if p.layer is not None}),
         num_experts=num_experts,
         top_k=top_k,
@@ -154,7 +156,7 @@ def count_headers(headers: TensorHeaders, config: Mapping[str, object]) -> Heade
 
 def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, _Cell]:
     cells: dict[Place, _Cell] = {}
-    # Looked up for every tensor, where places would have to be made and hashed.
+    # A cache, because making and hashing a place for every tensor is slow.
     cell_of: dict[tuple[NameForm, Layer], _Cell] = {}
     for tensor in tensors:
         stored, form, layer = tensor
@@ -177,7 +179,7 @@ def _sum_up(tensors: Iterable[PlacedTensor], routed: set[Layer]) -> dict[Place, 
 def _count_experts(
     tensors: Iterable[PlacedTensor], routed: set[Layer]
 ) -> dict[tuple[str, int], int | None]:
-    """Return the experts of every routed layer: numbered tensors, or the stack they lie in."""
+    """Return the number of experts in each routed layer, by numbered tensors or by stacks."""
     numbered: dict[Layer, set[str | None]] = {}
     stacked: dict[Layer, set[int]] = {}
     for tensor in tensors:
@@ -220,8 +222,8 @@ def _is_unclear(tensor: PlacedTensor) -> bool:
 def _explain_unknown(tensors: Sequence[PlacedTensor]) -> str:
     first = tensors[0].stored.header
     return (
-        f"{len(tensors)} tensors hold weights packed in a way that nothing in the files or in "
-        f"config.json tells, such as {first.name} ({first.dtype})"
+        f"neither the files nor config.json show how {len(tensors)} tensors are packed, such as "
+        f"{first.name} ({first.dtype})"
     )
 
 
@@ -234,20 +236,3 @@ def _sum_dtypes(headers: TensorHeaders) -> dict[str, int]:
 
 def _name_dtype(dtype: str) -> str:
     return _DTYPES.get(dtype, dtype.lower())
-
-
-def read_text_config(config: Mapping[str, object]) -> Mapping[str, object]:
-    """Return what a config.json says of the text model: all of it, but for several modalities."""
-    for name in ("text_config", "thinker_config", "llm_config", "language_config"):
-        inner = config.get(name)
-        if isinstance(inner, Mapping):
-            return read_text_config(inner)
-    return config
-
-
-def _read_tied(config: Mapping[str, object], text_config: Mapping[str, object]) -> bool | None:
-    for holder in (config, text_config):
-        tied = holder.get("tie_word_embeddings")
-        if isinstance(tied, bool):
-            return tied
-    return None

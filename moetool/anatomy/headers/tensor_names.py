@@ -1,7 +1,7 @@
-"""From the names of tensors in files to the component, layer and stack they belong to.
+"""The component, layer and stack of a tensor in a file, by its name.
 
-The names are those that publishers write, which are not those of transformers' modules: fused
-experts are stored one by one, blocks have other names. Told by words alone, so that it is
+The names are those that publishers write, which differ from those of transformers' modules: fused
+experts are stored one by one, and blocks have other names. Only words count here, so the result is
 independent of what `placement` reads off the modules of a skeleton.
 """
 
@@ -17,7 +17,7 @@ _VISION = re.compile(
     r"|(^|\.)(projector|vit(_\w+)?)\.|^mlp1\."
 )
 
-# Outside layers, the first that matches decides.
+# Rules for tensors outside layers. The first that matches decides.
 _OUTSIDE = (
     (Component.LM_HEAD, re.compile(r"(^|\.)(lm_head|embed_out|unembed|head|output|score)\.")),
     (Component.NORM, re.compile(r"norm|(^|\.)ln_\w+\.")),
@@ -25,7 +25,7 @@ _OUTSIDE = (
         Component.OTHER,
         re.compile(
             r"(^|\.)(wpe|pos\w*|embed_positions)\.|(^|\.)hc_|hyper_connection|_input\.query$"
-            # Inkling's queries of what earlier layers and passes kept.
+            # Inkling's queries into the states of earlier layers and passes.
             r"|(^|\.)\w+_quer(y|ies)(\.|$)"
         ),
     ),
@@ -36,17 +36,17 @@ _OUTSIDE = (
     (Component.DENSE_MLP, re.compile(r"\.(gate|up|down)_proj\.")),
 )
 
-# A tensor of experts, by what follows the layer's number: a set of experts, or one stack of all.
+# A tensor of experts, by the words after the layer's number: a set of experts, or one stack of all.
 _EXPERTS = re.compile(
     r"(^|\.)experts\.(?!router\.|bias$|e_score)"
-    # MLX's names of a stack of all experts.
+    # MLX's names for a stack of all experts.
     r"|(^|\.)switch_(mlp|glu)\."
     r"|(^|\.)(block_sparse_moe|mlp|self_attention)\.(input|output)_linear\."
     r"|(^|\.)moe\.(gate|up|down)_proj\.|(^|\.)(up|down)_embed\."
 )
 
-# Within layers, by what follows the layer's number; the first that matches decides. A layer without
-# experts has neither routers nor shared experts.
+# Rules for tensors within layers, by the words after the layer's number. The first that matches
+# decides. A layer without experts has neither routers nor shared experts.
 _IN_ROUTED_LAYERS = (
     (Component.ROUTED_EXPERTS, _EXPERTS),
     (Component.OTHER, re.compile(r"experts\.bias$|^mlp\.bias$|_latent_proj\.|_expert_proj\.")),
@@ -60,7 +60,7 @@ _IN_ROUTED_LAYERS = (
     ),
 )
 _IN_LAYERS = (
-    # How much of an earlier pass through the same layers goes into this one.
+    # Gates for the output of an earlier pass through the same layers.
     (Component.OTHER, re.compile(r"^controllers\.")),
     (Component.DENSE_MLP, re.compile(r"^mixer\.(gate|up|down)_proj\.")),
     (
@@ -97,10 +97,10 @@ def name_layer(name: str) -> tuple[str, int | None]:
 
 
 def place_tensor(name: str, *, is_in_routed_layer: bool) -> Place:
-    """Return where a tensor belongs.
+    """Return the place of a tensor.
 
     Args:
-        name: Its name in the file.
+        name: The tensor's name in the file.
         is_in_routed_layer: Whether other tensors of its layer are experts.
     """
     component = _find_tower(name)
@@ -113,7 +113,7 @@ def place_tensor(name: str, *, is_in_routed_layer: bool) -> Place:
 
 
 def is_understood(name: str, *, is_in_routed_layer: bool) -> bool:
-    """Return whether a tensor's name says what it belongs to, if only that it is something else."""
+    """Return whether a rule matches a tensor's name, if only one for other components."""
     return (
         _find_tower(name) is not None
         or _find_component(name, is_in_routed_layer=is_in_routed_layer) is not None
@@ -128,7 +128,7 @@ def _find_tower(name: str) -> Component | None:
 
 
 def _find_component(name: str, *, is_in_routed_layer: bool) -> Component | None:
-    """Return what the first rule says that matches; None if none does."""
+    """Return the component of the first rule that matches; None if none does."""
     number, text = _split(name)
     rules: tuple[tuple[Component, re.Pattern[str]], ...] = _OUTSIDE
     if number is not None:
@@ -137,6 +137,6 @@ def _find_component(name: str, *, is_in_routed_layer: bool) -> Component | None:
 
 
 def _split(name: str) -> tuple[int | None, str]:
-    """Return the number of a tensor's layer and the rest of its name behind it."""
+    """Return the number of a tensor's layer and the rest of the name after it."""
     found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
     return (int(found[1]), found[2]) if found else (None, name)

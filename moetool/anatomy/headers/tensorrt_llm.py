@@ -1,23 +1,23 @@
-"""TensorRT-LLM's checkpoints: a config.json of its own, and names that say nothing of experts."""
+"""Checkpoints of TensorRT-LLM, whose config.json and tensor names are unlike all others."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
-# The matrices of a layer's experts are stacked in those of its MLP, and a router lies beside them.
+# The matrices of a layer's experts are stacked under the names of its MLP, next to a router.
 _ROUTER = re.compile(r"(^|\.)layers\.(\d+)\.mlp\.router\.")
 _STACK = re.compile(r"((?:^|\.)layers\.(\d+)\.mlp)\.((?:fc|gate|proj)\.)")
 
 
 def is_tensorrt_llm(config: Mapping[str, object]) -> bool:
-    """Return whether a config.json is one of TensorRT-LLM's: it names one `architecture`, no type."""
+    """Return whether a config.json is TensorRT-LLM's: it has an `architecture` and no `model_type`."""
     has_own_fields = any(isinstance(config.get(name), Mapping) for name in ("mapping", "moe"))
     return isinstance(config.get("architecture"), str) and has_own_fields
 
 
 def name_experts(names: Iterable[str]) -> dict[str, str]:
-    """Return the tensors of experts by their names, under names that say so."""
+    """Return names that show experts, for the tensors of experts, by the names in the files."""
     names = tuple(names)
     routed = {found[2] for name in names for found in [_ROUTER.search(name)] if found}
     return {
@@ -29,7 +29,7 @@ def name_experts(names: Iterable[str]) -> dict[str, str]:
 
 
 def read_routing_fields(config: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a config.json with what it says of experts under the names that others use."""
+    """Return a config.json with its facts about experts under the names that others use."""
     stated = config.get("moe")
     if not isinstance(stated, Mapping):
         return config

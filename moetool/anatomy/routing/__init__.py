@@ -1,1 +1,1 @@
-"""Routed layers: where they are, how they choose experts, and how their choice can be read."""
+"""Routed layers: finding them, reading their choice of experts, and describing how they choose."""

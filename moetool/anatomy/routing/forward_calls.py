@@ -1,4 +1,4 @@
-"""What the code that a module runs calls, by name: a choice among experts has few ways to be made."""
+"""Calls in the code of a module by which choices among experts are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-# Each of them chooses, or sends tokens to what was chosen.
+# Each of them chooses, or sends tokens to the chosen experts.
 _ROUTING_CALLS = frozenset(
     {
         "gmm",
@@ -26,9 +26,9 @@ _ROUTING_CALLS = frozenset(
         "topk_",
     }
 )
-# Whole models also choose tokens, or look for the last one, in these ways.
+# Whole models use these to choose tokens, or to find the last one.
 _CHOICES = frozenset({"argmax", "bincount", "multinomial", "one_hot"})
-# Functions that a forward calls are followed, and those that they call; no real one calls more.
+# Functions that a forward calls are followed, and those that they call. No real one calls more.
 _MOST_FUNCTIONS = 200
 _OF_LIBRARIES = ("torch", "transformers", "builtins", "numpy", "accelerate")
 
@@ -38,10 +38,10 @@ class RunCode:
     """The code that a call of a module runs.
 
     Attributes:
-        function: It.
+        function: The Python function.
         owner: The class that it belongs to.
-        is_of_class: It is the forward of the module's own class.
-        name: What to call it.
+        is_of_class: Whether it is the forward of the module's own class.
+        name: Its name in messages.
     """
 
     function: FunctionType
@@ -51,13 +51,13 @@ class RunCode:
 
 
 def find_run_code(module: nn.Module) -> RunCode | None:
-    """Return the code that a module runs: its class's forward, or what was put in its place.
+    """Return the code that a module runs: the forward of its class, or a replacement for it.
 
-    None if it is no Python code, as in modules that TorchScript compiled.
+    None if it is not Python code, as in modules that TorchScript compiled.
     """
     own = vars(module).get("forward")
     if hasattr(module, "_hf_hook"):
-        # accelerate's hooks keep what they wrap.
+        # accelerate's hooks keep the function that they wrap.
         own = vars(module).get("_old_forward", own)
     owner = type(module)
     forward: Any = own if own is not None else getattr(owner, "forward", None)
@@ -76,7 +76,7 @@ def find_run_code(module: nn.Module) -> RunCode | None:
 
 
 def find_routing_calls(run: RunCode, *, is_whole_model: bool) -> list[str]:
-    """Return the calls in a module's code by which choices among experts are made, in order.
+    """Return the calls in a module's code by which choices among experts are made, sorted.
 
     Args:
         run: The code.
@@ -111,7 +111,7 @@ def _list_names(code: CodeType) -> Iterator[str]:
 
 
 def _follow(name: str, function: FunctionType, owner: type) -> Iterator[FunctionType]:
-    """Yield the functions that a name may mean in a function, those of libraries left out."""
+    """Yield the functions that a name may mean in a function, except those of libraries."""
     candidates = [getattr(owner, name, None), function.__globals__.get(name)]
     autograd = candidates[1]
     if isinstance(autograd, type) and not issubclass(autograd, nn.Module):

@@ -1,4 +1,4 @@
-"""From a model's modules to its routed layers, by structure alone: no table of families."""
+"""The routed layers of a model, found by the structure of its modules: no table of families."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from moetool.anatomy.routing.rules import (
     rule_of,
     stacked_parameters,
 )
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
 
 # Beyond any model's.
 _LARGEST_LAYER = 100_000
-# A word in a module's path, and the stack it means; the first that occurs decides.
+# Words in a module's path and the stacks that they mean. The first that occurs decides.
 _STACK_OF_WORD = {
     "vision": "vision",
     "visual": "vision",
@@ -31,23 +32,23 @@ _STACK_OF_WORD = {
 }
 
 _HINT = (
-    "A newer transformers may make them readable; else trace a model whose experts take "
-    "(hidden_states, ids, weights), or are separate modules next to a router."
+    "Try a newer transformers, or trace a model whose experts take (hidden_states, ids, weights) or "
+    "are separate modules next to a router."
 )
 
 
 @dataclass(frozen=True)
 class MoeLayer:
-    """One place in a model where each token is routed to experts.
+    """A layer, or a part of one, that routes each token to experts.
 
     Attributes:
         stack: `decoder` in ordinary models; see the trace's `stack` column.
         layer: The model's own layer index, not the running number among routed layers.
         experts_path: Module path of the experts.
-        block_path: Module path of the block, among whose children the router is.
-        num_experts: Routed experts. Ids from here on are identity experts.
+        block_path: Module path of the block that contains the router.
+        num_experts: Routed experts. Larger ids are those of identity experts.
         num_identity_experts: Experts that return their input unchanged.
-        rule: How its decisions are read.
+        rule: The rule that reads its decisions.
     """
 
     stack: str
@@ -61,12 +62,12 @@ class MoeLayer:
 
 @dataclass(frozen=True)
 class FoundExperts:
-    """What a model holds of routed experts.
+    """The routed experts of a model.
 
     Attributes:
-        layers: Those whose decisions a rule reads, in the model's own order of modules.
-        unreadable: Module paths of experts, or what looks like them, that no rule reads.
-        signs: What else suggests experts. A model without any of the three is dense.
+        layers: Routed layers whose decisions a rule reads, in the model's own order of modules.
+        unreadable: Module paths of experts, or of similar modules, that no rule reads.
+        signs: Other signs of experts. A model without any of the three is dense.
     """
 
     layers: tuple[MoeLayer, ...]
@@ -80,7 +81,7 @@ class FoundExperts:
 
     @property
     def are_all_read(self) -> bool:
-        """Whether all of its routing is known, as it is in a dense model."""
+        """Whether all routing of the model is known. True for dense models."""
         return not (self.unreadable or self.signs)
 
 
@@ -107,8 +108,8 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
 
     Raises:
         DenseModelError: The model has no routed experts, and nothing that suggests any.
-        UntraceableError: It has routed experts, or what looks like them, that no rule can read, or
-            whose reading is not exact.
+        UntraceableError: It has routed experts, or signs of them, that no rule reads, or whose
+            reading is not exact.
     """
     experts = find_experts(model)
     layers, name = experts.layers, type(model).__name__
@@ -133,13 +134,13 @@ def find_moe_layers(model: nn.Module, *, allow_inexact: bool = False) -> list[Mo
     if reasons and not allow_inexact:
         raise UntraceableError(
             f"Can't trace {name} exactly: {reasons.pop()}.",
-            hint="Give --allow-inexact to trace it all the same, marked as inexact.",
+            hint="Give --allow-inexact to trace it anyway; the trace is marked as inexact.",
         )
     return _tell_apart(list(layers))
 
 
 def describe_unread(model: nn.Module, experts: FoundExperts) -> list[str]:
-    """Return a few of the experts, and of what may be experts, that no rule reads, in words."""
+    """Return a few of the experts that no rule reads, or of the signs of experts, in words."""
     classes = [
         f"{path} ({type(model.get_submodule(path)).__name__})" for path in experts.unreadable[:2]
     ]
@@ -150,7 +151,7 @@ def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tup
     """Return the routed layers with the given layer numbers; all of them for None.
 
     Raises:
-        UsageError: A number has no routed layer, or what is given are no numbers of layers.
+        UsageError: A number has no routed layer, or is not the number of a layer.
     """
     numbers = take_numbers(numbers, name="layer", largest=_LARGEST_LAYER)
     if numbers is None:
@@ -167,12 +168,29 @@ def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tup
 
 def _find_rules(model: nn.Module) -> Iterator[tuple[str, RoutingRule]]:
     """Yield the path of each layer's experts and the rule that reads them."""
-    for path, module in model.named_modules():
-        parent_path, _, name = path.rpartition(".")
-        parent = model.get_submodule(parent_path) if path else None
-        rule = rule_of(module, name=name, parent=parent)
+    seen: set[int] = set()
+    # The next one is the last, so that modules come in the order of `named_modules`.
+    waiting: list[tuple[str, nn.Module, nn.Module | None]] = [("", model, None)]
+    while waiting:
+        path, module, parent = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        rule = rule_of(module, name=path.rpartition(".")[2], parent=parent)
         if rule is not None:
             yield path, rule
+        children = [(name, child) for name, child in module._modules.items() if child is not None]
+        if rule is RoutingRule.SEPARATE_EXPERTS and not _routes_within(children[0][1]):
+            # Experts are alike, and there may be thousands.
+            continue
+        waiting += [
+            (f"{path}.{name}" if path else name, child, module)
+            for name, child in reversed(children)
+        ]
+
+
+def _routes_within(expert: nn.Module) -> bool:
+    return any(True for _ in _find_rules(expert))
 
 
 def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
@@ -182,7 +200,7 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         num_experts = len(list(experts.children()))
     # LongCat-Flash allocates one of its two matrices for the identity experts as well.
     num_routed = num_experts if isinstance(num_experts, int) else min(stacked)
-    # Where the block itself is what holds the experts, the router is among its own children.
+    # If the block itself holds the experts, the router is one of its children.
     holds_router = rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
     return MoeLayer(
         stack=_name_stack(path),
@@ -197,12 +215,12 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
 
 def _name_stack(path: str) -> str:
     stack = next((stack for word, stack in _STACK_OF_WORD.items() if word in path), "decoder")
-    # JetMoE routes twice a layer: among attention experts, and among those of its MLP.
+    # JetMoE routes twice in each layer: among attention experts, and among MLP experts.
     return f"{stack}.attention" if "attention" in path or "attn" in path else stack
 
 
 def find_layer_number(path: str) -> int | None:
-    """Return the number of the layer that a module or parameter lies in; None outside layers."""
+    """Return the number of the layer that a module or parameter is in; None outside layers."""
     number = re.search(r"(?:^|\.)(\d+)(?=\.|$)", path)
     return int(number[1]) if number else None
 
@@ -213,7 +231,7 @@ def _stacked(experts: nn.Module) -> list[nn.Parameter]:
 
 
 def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
-    """Extend the stack of layers that share a stack and a number by what tells them apart."""
+    """Make the stacks of layers that share a stack and a number distinct, by their blocks' names."""
     shared = Counter((layer.stack, layer.layer) for layer in layers)
     named = [
         replace(layer, stack=f"{layer.stack}.{layer.block_path.rpartition('.')[2]}")
@@ -226,8 +244,8 @@ def _tell_apart(layers: list[MoeLayer]) -> list[MoeLayer]:
     ]
     if ambiguous:
         raise UntraceableError(
-            f"Layer {ambiguous[0][1]} routes more than once, and nothing names the routings apart.",
-            hint="Trace the sub-model you are interested in with RoutingRecorder.",
+            f"Layer {ambiguous[0][1]} routes more than once, and the routings have no distinct names.",
+            hint="Trace one sub-model with RoutingRecorder.",
             facts=[
                 f"seen: {layer.experts_path}" for layer in named if layer.stack == ambiguous[0][0]
             ][:3],
@@ -240,16 +258,15 @@ def _find_other_experts(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules that hold experts and belong to none of the known routed layers.
 
-    A module belongs to a layer as an ancestor of its experts or as a part of its block: routers
-    and blocks carry a `num_experts` of their own.
+    A module belongs to a layer if it contains its experts or is a part of its block: routers and
+    blocks have a `num_experts` too.
     """
     known = list(known)
-    for path, module in model.named_modules():
-        if not path or not _holds_experts(path, module):
+    blocks = {layer.block_path for layer in known} - {""}
+    for path, module in walk_modules(model, closed=blocks):
+        if not path or path in blocks or not _holds_experts(path, module):
             continue
-        is_ancestor = any(layer.experts_path.startswith(f"{path}.") for layer in known)
-        in_block = any(f"{path}.".startswith(f"{layer.block_path}.") for layer in known)
-        if not (is_ancestor or in_block):
+        if not any(layer.experts_path.startswith(f"{path}.") for layer in known):
             yield path, module
 
 

@@ -1,4 +1,4 @@
-"""A router's choice with random weights: what its code does with scores, seen without a checkpoint.
+"""A trial of a router with random weights, which shows without a checkpoint what it does with scores.
 
 The router is run on the CPU up to where the experts would start to compute.
 """
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from moetool.anatomy.routing.before_experts import stopping_before
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.score_functions import Floats
@@ -23,7 +24,7 @@ from moetool.anatomy.routing.score_functions import Floats
 _NUM_TOKENS = 64
 # Large enough that softmax and sigmoid can be told apart, small enough that neither saturates.
 _SCORE_STD = 1.0
-# Half a GiB: thirty times what the largest published router has. No larger one is given data.
+# Half a GiB, thirty times the largest published router. No larger one is given data.
 _MOST_NUMBERS = 2**27
 
 _ROUTER = re.compile(r"gate$|router$")
@@ -31,7 +32,7 @@ _ROUTER = re.compile(r"gate$|router$")
 
 @dataclass(frozen=True)
 class TrialDecision:
-    """What a router gave every expert, and what its experts received.
+    """The scores that a router gave its experts, and the decisions that the experts received.
 
     Attributes:
         scores: (num_tokens, num_experts), or wider where there are classes beyond the experts.
@@ -44,19 +45,15 @@ class TrialDecision:
     weights: Floats
 
 
-class _DecisionReached(Exception):  # noqa: N818 - it is no error
-    """Ends a call of a block where its experts would start to compute."""
-
-
-def let_choose(
+def run_router_trial(
     block: nn.Module, experts: nn.Module, layer: MoeLayer, *, hidden_size: int
 ) -> TrialDecision | None:
-    """Return a decision of a layer's code with random weights; None if it can't be had.
+    """Run a copy of a router with random weights and return its decision, or None if it can't run.
 
     Args:
-        block: The layer's block, of a skeleton; it is copied, and left as it was.
-        experts: The experts in it.
-        layer: The layer.
+        block: The block of a layer of a skeleton. It is copied, and left as it was.
+        experts: The experts in that block.
+        layer: The layer, as the finder describes it.
         hidden_size: Width of the hidden states that the block takes.
     """
     received: list[torch.Tensor] = []
@@ -68,7 +65,7 @@ def let_choose(
             hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size)
             children = dict(block.named_children())
             router = next(children[name] for name in children if _ROUTER.search(name))
-            # A decoder layer that holds its router and experts itself takes more than hidden states.
+            # A decoder layer that itself holds its router and experts takes more than hidden states.
             is_layer = any("attn" in name or "attention" in name for name in children)
             if layer.rule is RoutingRule.RECEIVED and not is_layer:
                 experts_name = next(name for name in children if children[name] is experts)
@@ -76,18 +73,13 @@ def let_choose(
                 for name, child in copied.named_children():
                     if name != experts_name and not isinstance(child, nn.Identity):
                         child.register_forward_hook(_keep(given))
-                copied.get_submodule(experts_name).register_forward_pre_hook(
-                    _stop_with(received), with_kwargs=True
-                )
+                with stopping_before(copied.get_submodule(experts_name)) as received:
+                    _call(copied, hidden_states)
             else:
                 copied = _copy_router(router, experts_name=None)
                 copied.register_forward_hook(_keep(given, received))
-                hidden_states = hidden_states[0]
-            with torch.inference_mode():
-                _call(copied, hidden_states)
-        except _DecisionReached:
-            pass
-        except Exception:  # noqa: BLE001 - a block may want anything; then its style is unknown
+                _call(copied, hidden_states[0])
+        except Exception:  # noqa: BLE001 - a block may need anything; then its style is unknown
             return None
     return _assemble(given, received, num_experts=layer.num_experts)
 
@@ -95,7 +87,7 @@ def let_choose(
 def _assemble(
     given: list[torch.Tensor], received: list[torch.Tensor], *, num_experts: int
 ) -> TrialDecision | None:
-    """Return the decision in what a router gave and what its experts received, if both are seen."""
+    """Return the decision, if both the router's scores and what its experts received are seen."""
     tables = [
         tensor.reshape(_NUM_TOKENS, -1)
         for tensor in given
@@ -119,7 +111,7 @@ def _assemble(
     )
     sparse = [table for table in tables if (table == 0).any()]
     if ids is None and len(tables) == 2 and len(sparse) == 1:
-        # Llama 4's router gives a number for every expert, zero for those not chosen.
+        # Llama 4's router returns a number for every expert, zero for those not chosen.
         weights, ids = sparse[0].topk(int((sparse[0][0] != 0).sum()), dim=1)
         tables = [table for table in tables if table is not sparse[0]]
     if ids is None or weights is None or not tables or ids.shape[1] == 0:
@@ -131,9 +123,9 @@ def _assemble(
 def _assemble_masked(
     mask: torch.Tensor, given: list[torch.Tensor], tables: list[torch.Tensor]
 ) -> TrialDecision | None:
-    """Return the decision of a router that marks the one expert chosen and gives its probability.
+    """Return the decision of a router that marks the one expert chosen and returns its probability.
 
-    Tokens beyond an expert's capacity are marked nowhere, and left out.
+    Tokens beyond an expert's capacity are not marked, and are left out.
     """
     weights = next((t for t in given if t.is_floating_point() and t.numel() == _NUM_TOKENS), None)
     if weights is None or not tables:
@@ -153,7 +145,7 @@ def _copy_router(module: nn.Module, *, experts_name: str | None) -> nn.Module:
     copied = copy.deepcopy(module).eval()
     for name, _ in list(copied.named_children()):
         if "shared" in name:
-            # They may run before the routed ones, and would need weights for nothing.
+            # They may run before the routed ones, and would only cost memory.
             setattr(copied, name, nn.Identity())
     holders = [
         holder
@@ -176,17 +168,17 @@ def _copy_router(module: nn.Module, *, experts_name: str | None) -> nn.Module:
 
 def _refuse_huge(num_elements: int) -> None:
     if num_elements > _MOST_NUMBERS:
-        raise ValueError(f"{num_elements:,} numbers are too many to make up")
+        raise ValueError(f"{num_elements:,} random numbers are too many")
 
 
 def _set_state(holder: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Give a module a tensor with data in the place of one without."""
+    """Replace a tensor without data by one with data."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     data = torch.zeros(tensor.shape, dtype=dtype)
     if dtype is torch.float32 and tensor.dim() >= 2:
         data.normal_(std=_SCORE_STD / tensor.shape[-1] ** 0.5)
     elif dtype is not torch.float32 and tensor.dim() == 2:
-        # A table of experts by token id: those of one token must differ.
+        # A table of experts by token id. Those of one token must differ.
         data += torch.arange(tensor.shape[1])
     elif name.endswith(("weight", "scale")):
         data.fill_(1)
@@ -196,22 +188,15 @@ def _set_state(holder: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 def _call(block: nn.Module, hidden_states: torch.Tensor) -> None:
     names = inspect.signature(block.forward).parameters
-    if "input_ids" in names:
-        block(hidden_states, input_ids=torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
-    else:
-        block(hidden_states)
-
-
-def _stop_with(received: list[torch.Tensor]) -> Any:
-    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        received.extend(v for v in (*args[1:], *kwargs.values()) if isinstance(v, torch.Tensor))
-        raise _DecisionReached
-
-    return stop
+    with torch.inference_mode():
+        if "input_ids" in names:
+            block(hidden_states, input_ids=torch.zeros(1, _NUM_TOKENS, dtype=torch.long))
+        else:
+            block(hidden_states)
 
 
 def _keep(*kinds: list[torch.Tensor]) -> Any:
-    """Return a hook that keeps a module's outputs: numbers of experts, or also ids and weights."""
+    """Return a hook that appends the tensors which a module returns to each of some lists."""
 
     def hook(_module: nn.Module, _args: object, output: object) -> None:
         values = output if isinstance(output, tuple) else (output,)

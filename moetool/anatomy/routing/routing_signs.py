@@ -1,8 +1,8 @@
-"""What in a model suggests routed experts, where no rule reads any: without it a model is dense.
+"""Signs of routed experts that no rule reads. A model without routed layers and signs is dense.
 
-A model is proven to be dense by what it lacks. The modules of transformers and torch are known, and
-names suffice to tell theirs. Whatever else runs may route under any name, so its parameters, its
-siblings of equal shapes and what its forward calls count as well.
+The modules of transformers and torch are known, so their names are enough. All other code may route
+under any name, so its parameters, its siblings of equal shapes and the calls in its forward count as
+well.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from torch import nn
 
 from moetool.anatomy.config_signs import find_config_signs
 from moetool.anatomy.routing.forward_calls import find_routing_calls, find_run_code
+from moetool.anatomy.routing.walk import walk_modules
 
 # In the names of modules, parameters and attributes of any model.
 _EXPERT_WORD = re.compile(r"expert|(^|_)moe(_|$)|moe$", re.IGNORECASE)
 _EXPERT_CLASS = re.compile(r"(Experts?|MoE|Moe|MOE|MoeBlock|MoEBlock|MoELayer|MoeLayer|Router)\d*$")
-# In those of code that is neither transformers' nor torch's.
+# In the names of code that is neither transformers' nor torch's.
 _ROUTING_WORD = re.compile(
     r"expert|moe|router|routing|(^|_)routes?(_|$)|top_?k|mixture|dispatch|(^|_)(ffns|mlps)$",
     re.IGNORECASE,
 )
 _INDEXER = re.compile(r"(^|\.)\w*indexer(\.|$)")
-# What stands one behind the other, or beside the head, and not side by side to be chosen from.
+# Modules that run one after the other, or next to the head, and are not alternatives.
 _STACK = re.compile(
     r"(^|_)(layers?|blocks?|h|stages?|encoders?|decoders?|trunk|body|transformer)(_|$|\d)|head|norm|embed"
 )
 _ATTENTION = re.compile(r"att(entio)?n|mixer|mamba|conv|rnn|ssm", re.IGNORECASE)
-# Tables of positions and convolutions over images and sounds have three dimensions as well.
+# Position tables and convolutions over images and sounds have three dimensions too.
 _TABLE = re.compile(r"vision|visual|image|audio|speech|embed|pos")
 _NUMBER = re.compile(r"\d+")
-# So many single matrices of the same shape and of numbered names are no pair of projections.
+# This many matrices of the same shape with numbered names are more than a pair of projections.
 _MANY_MATRICES = 4
 
 _KNOWN_PACKAGES = ("torch", "transformers")
-# Low-rank updates of one module, under the name of each adapter.
+# Low-rank updates of a module, by the name of each adapter.
 _KNOWN_MODULES = ("peft.tuners.lora.",)
 
 
@@ -48,7 +49,7 @@ class RoutingSign:
 
     Attributes:
         path: The module that it was seen in; empty for the model itself.
-        seen: It, in words.
+        seen: The sign in words.
     """
 
     path: str
@@ -58,19 +59,18 @@ class RoutingSign:
 def find_routing_signs(
     model: nn.Module, *, blocks: Collection[str] = (), experts: Collection[str] = ()
 ) -> tuple[RoutingSign, ...]:
-    """Return what suggests routed experts in a model, outside what is known of it.
+    """Return the signs of routed experts in a model, outside the blocks whose routing is known.
 
     Args:
         model: Any model, also on the meta device.
-        blocks: Module paths of the blocks whose routing is read. What is in them is known.
-        experts: Module paths of their experts. Modules around them have the names of what they hold.
+        blocks: Module paths of the blocks whose routing is read.
+        experts: Module paths of their experts. The modules that contain them may be named after them.
     """
     around = {holder for path in experts for holder in _list_holders(path)}
     signs = [
         RoutingSign(path, seen)
-        for path, shown, module in _walk(model)
-        if path not in around and not (blocks and "shared" in shown)
-        if not blocks or not any(holder in blocks for holder in (path, *_list_holders(path)))
+        for path, shown, module in _walk(model, closed=blocks)
+        if path not in around and path not in blocks and not (blocks and "shared" in shown)
         for seen in _find_in_module(shown, module)
     ]
     if not blocks:
@@ -85,7 +85,7 @@ def find_routing_signs(
 
 
 def describe_signs(signs: Iterable[RoutingSign], *, most: int = 3) -> list[str]:
-    """Return a few signs in words, one of each kind that layers share."""
+    """Return a few signs in words, one of each kind."""
     kinds: dict[str, RoutingSign] = {}
     for sign in signs:
         kinds.setdefault(_NUMBER.sub("0", f"{sign.path} {sign.seen}"), sign)
@@ -104,19 +104,20 @@ def is_foreign(module: nn.Module) -> bool:
 
 
 def _list_holders(path: str) -> list[str]:
-    """Return the paths of the modules that hold a module, the model itself as an empty one."""
+    """Return the paths of the modules that contain a module; the model's own path is empty."""
     words = path.split(".") if path else []
     return [".".join(words[:depth]) for depth in range(len(words))]
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield a model's modules, each by its path, or by that of the module that hides it.
+def _walk(model: nn.Module, *, closed: Collection[str]) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield the modules of a model and those hidden in them, the inside of closed ones left out.
 
     Yields:
-        The path of a module that torch knows of, what to call the one that is yielded, and that.
+        The path of a module that torch knows, the name to show for the module, and the module
+        itself: that at the path, or one hidden in it.
     """
-    waiting = deque((path, path, module) for path, module in model.named_modules())
-    seen = {id(module) for _, _, module in waiting}
+    waiting = deque((path, path, module) for path, module in walk_modules(model, closed=closed))
+    seen = {id(module) for _, module in walk_modules(model)}
     while waiting:
         path, shown, module = waiting.popleft()
         yield path, shown, module
@@ -150,7 +151,7 @@ def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
 
 
 def _list_own_names(module: nn.Module) -> Iterator[str]:
-    """Yield the names of what a module itself keeps: parameters, buffers, numbers and the like."""
+    """Yield the names of a module's own parameters, buffers, numbers and collections."""
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.numel():
             yield name
@@ -177,9 +178,9 @@ def _find_in_code(module: nn.Module, *, foreign: bool) -> Iterator[str]:
 
 
 def _list_hidden_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a module keeps where torch does not look for its children.
+    """Yield the modules that a module keeps where torch does not look for children.
 
-    Adapters are put there, and the owner of a forward that stands in for the module's own.
+    Adapters are kept there, and the owner of a forward that replaces the module's own.
     """
     for key, value in vars(module).items():
         if key.startswith("_"):
@@ -203,7 +204,7 @@ def _find_stacks(module: nn.Module) -> Iterator[str]:
 
 
 def _find_siblings(module: nn.Module) -> Iterator[str]:
-    """Yield the children that may be experts: several of the same make and shapes, side by side."""
+    """Yield children that may be experts: several of the same class and shapes."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict) and not _STACK.search(name):
             members = list(child.children())

@@ -1,6 +1,6 @@
-"""How a routed layer chooses its experts, seen by letting it choose.
+"""The way in which a routed layer chooses its experts, inferred from a trial.
 
-What a router does with its scores is its code's affair, and configurations name it in many ways.
+What a router does with its scores is up to its code, and configurations have many names for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from moetool.anatomy.config_fields import read_count
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.anatomy.routing.router_trial import TrialDecision, let_choose
+from moetool.anatomy.routing.router_trial import TrialDecision, run_router_trial
 from moetool.anatomy.routing.score_functions import SCORE_FUNCTIONS, find_function, is_constant
 
 _GROUPS = ("num_group", "n_group", "num_expert_group")
@@ -26,20 +26,20 @@ _HASH_TABLE = re.compile(r"tid2eid$")
 
 @dataclass(frozen=True)
 class RoutingStyle:
-    """How a routed layer chooses.
+    """The way in which a routed layer chooses.
 
     Attributes:
-        scores: The function that turns what the router gives every expert into weights: `softmax`,
-            `sigmoid` or `sqrt(softplus)`; None if it could not be told.
-        is_normalized: Whether the weights of a token's experts add up to the same for all tokens;
+        scores: The function that turns the router's scores into weights: `softmax`, `sigmoid` or
+            `sqrt(softplus)`; None if it could not be inferred.
+        is_normalized: Whether the weights of a token's experts have the same sum for all tokens;
             None if unknown.
-        scale: What they add up to if they are normalised, else what they are multiplied by; None
+        scale: That sum if they are normalised, else the factor that they are multiplied by; None
             if unknown.
-        has_selection_bias: A bias of each expert takes part in the choice, but not in the weights.
-        num_groups: Groups of experts of which only some are chosen from; 1 if there are none.
-        num_chosen_groups: How many are.
-        is_hashed: The experts are looked up by the token's id.
-        capacity: Tokens of a sequence that an expert takes at most; None if there is no limit.
+        has_selection_bias: Whether a bias of each expert counts in the choice but not in the weights.
+        num_groups: Groups of experts, of which only some are chosen from; 1 if there are no groups.
+        num_chosen_groups: Groups that are chosen from.
+        is_hashed: Whether the experts are looked up by the token's id.
+        capacity: Most tokens of a sequence that an expert takes; None if there is no limit.
     """
 
     scores: str | None
@@ -52,17 +52,17 @@ class RoutingStyle:
     capacity: int | None
 
 
-def describe_routing(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> RoutingStyle:
-    """Return how a routed layer chooses.
+def find_routing_style(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> RoutingStyle:
+    """Return the way in which a routed layer chooses.
 
     Args:
         model: The skeleton that the layer was found in.
-        layer: The layer.
+        layer: The layer, as the finder describes it.
         hidden_size: Width of the hidden states that the block takes.
     """
     block = model.get_submodule(layer.block_path)
     experts = model.get_submodule(layer.experts_path)
-    decision = let_choose(block, experts, layer, hidden_size=hidden_size)
+    decision = run_router_trial(block, experts, layer, hidden_size=hidden_size)
     name, is_normalized, scale = _explain(decision) if decision else (None, None, None)
     in_experts = set(experts.modules())
     modules = [module for module in block.modules() if module not in in_experts]
@@ -85,9 +85,9 @@ def describe_routing(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> 
 def _read_groups(
     modules: list[nn.Module], decision: TrialDecision | None, num_experts: int
 ) -> tuple[int, int]:
-    """Return the groups that experts are chosen from, and how many of them for each token.
+    """Return how many groups of experts there are, and from how many of them a token chooses.
 
-    Some routers keep both numbers without a use for them, so that the choice itself decides.
+    Some routers keep both numbers without using them, so the choice itself decides.
     """
     num_groups, chosen = _read(modules, _GROUPS) or 1, _read(modules, _CHOSEN_GROUPS) or 1
     if num_groups == 1 or chosen >= num_groups or decision is None or num_experts % num_groups:
@@ -110,7 +110,7 @@ def _explain(decision: TrialDecision) -> tuple[str | None, bool | None, float | 
     values = np.take_along_axis(SCORE_FUNCTIONS[name](decision.scores), decision.experts, axis=1)
     ratios = (decision.weights / values).mean(axis=1)
     sums = decision.weights.sum(axis=1)
-    # What is given out as scores by some routers are probabilities already.
+    # Some routers return probabilities as their scores.
     is_softmax = name == "identity" and is_constant(decision.scores.sum(axis=1))
     name = "softmax" if is_softmax else name
     if is_constant(ratios) and not is_constant(sums):

@@ -1,4 +1,4 @@
-"""How a routed layer can be read, told from the structure of its modules alone."""
+"""Rules for reading the decisions of a routed layer, chosen by the structure of its modules."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import nn
 
 
 class RoutingRule(StrEnum):
-    """What shows a layer's decisions.
+    """The way in which a layer's decisions are read.
 
     Attributes:
         RECEIVED: The experts module receives ids and weights, the contract of transformers 5.
         SPARSE_SCORES: The router returns a number for every expert, zero for those not chosen, and
-            all experts run on inputs scaled by it (Llama 4).
+            all experts run on inputs scaled by these numbers (Llama 4).
         SORTED_ROWS: The router returns the permutation that sorts rows by expert, and the experts
             are grouped linear layers (JetMoE).
-        SEPARATE_EXPERTS: Each expert is a module of its own, called by the block on its tokens
+        SEPARATE_EXPERTS: Each expert is a separate module, which the block calls on its tokens
             (Switch, the blocks of transformers 4, remote and hand-written code).
-        ROUTER_CHOICE: The router's sparse weights, which are not what the experts carry out
+        ROUTER_CHOICE: The router returns sparse weights, which the experts do not carry out
             (NLLB-MoE). Inexact.
-        RETRIEVAL: Experts are rows of embeddings, looked up by product keys as Doge does. Inexact.
+        RETRIEVAL: Experts are rows of embeddings, looked up by product keys (Doge). Inexact.
     """
 
     RECEIVED = "received"
@@ -33,7 +33,7 @@ class RoutingRule(StrEnum):
 
     @property
     def inexact_because(self) -> str | None:
-        """Why a layer read by this rule is not traced exactly; None if it is."""
+        """The reason why a layer read by this rule is not traced exactly; None if it is."""
         return _INEXACT.get(self)
 
     @property
@@ -54,18 +54,18 @@ _INEXACT = {
     ),
 }
 
-# Its forward one-hots the mask of zeros and ones as if it held ids. Can go when a test says that
-# NLLB-MoE runs the experts its router chose.
+# Its forward applies one_hot to a mask of zeros and ones as if it held ids. This rule can go when a
+# test says that NLLB-MoE runs the experts its router chose.
 _MISROUTED_EXPERTS = "NllbMoeExperts"
 
 
 def rule_of(module: nn.Module, *, name: str, parent: nn.Module | None) -> RoutingRule | None:
-    """Return the rule by which a module, as a layer's experts, is read; None if it holds none.
+    """Return the rule that reads a module as the experts of a layer; None if it holds no experts.
 
     Args:
         module: Any module of a model.
         name: Its name within its parent.
-        parent: The module it belongs to; None for the model itself.
+        parent: The module that contains it; None for the model itself.
     """
     if isinstance(module, nn.ModuleDict | nn.ModuleList):
         if type(module).__name__ == _MISROUTED_EXPERTS:
@@ -84,12 +84,12 @@ def rule_of(module: nn.Module, *, name: str, parent: nn.Module | None) -> Routin
 
 
 def stacked_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the module's own parameters that stack one matrix per expert."""
+    """Return the module's own parameters that stack a matrix for each expert."""
     return [p for p in module.parameters(recurse=False) if p.dim() == 3]
 
 
 def is_grouped_linear(module: nn.Module) -> bool:
-    """Return whether a module is one linear layer per expert over rows sorted by expert."""
+    """Return whether a module holds a linear layer for each expert, run on rows sorted by expert."""
     return (
         len(stacked_parameters(module)) == 1
         and len(list(module.parameters())) == 1
@@ -105,10 +105,10 @@ def num_inputs(module: nn.Module) -> int:
 
 
 def _receives_decisions(module: nn.Module) -> bool:
-    """Return whether a module is an experts module called with hidden states, ids and weights.
+    """Return whether a module is an experts module that takes hidden states, ids and weights.
 
-    Two of three signs are asked for: quantized experts stack no parameters, LongCat-Flash states
-    no number, and embeddings of images may stack parameters and take three inputs too.
+    It must show two of three signs: quantized experts stack no parameters, LongCat-Flash states no
+    number of experts, and embeddings of images may stack parameters and take three inputs too.
     """
     signs = (
         _has_own_experts(module),
@@ -123,7 +123,7 @@ def _has_own_experts(module: nn.Module) -> bool:
 
 
 def _is_routed_set(container: nn.ModuleDict | nn.ModuleList, block: nn.Module) -> bool:
-    """Return whether a container's modules are alike, and its block has a router for them."""
+    """Return whether the modules in a container are alike and their block has a router for them."""
     experts = list(container.children())
     shapes = [[parameter.shape for parameter in expert.parameters()] for expert in experts]
     are_alike = len(experts) > 1 and bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
@@ -137,14 +137,14 @@ def _is_routed_set(container: nn.ModuleDict | nn.ModuleList, block: nn.Module) -
 
 
 def _sorts_rows(module: nn.Module) -> bool:
-    """Return whether a module holds grouped linear layers, and a router beside them."""
+    """Return whether a module holds grouped linear layers and a router."""
     children = [child for child in module.children() if any(True for _ in child.parameters())]
     num_grouped = sum(is_grouped_linear(child) for child in children)
     return 2 <= num_grouped < len(children)
 
 
 def _is_retrieval(module: nn.Module) -> bool:
-    """Return whether a module looks experts up in the way that `RetrievalWatch` reads."""
+    """Return whether a module looks up experts in the way that `RetrievalWatch` reads."""
     num_experts = getattr(module, "num_experts", None)
     children = dict(module.named_children())
     tables = [child for child in children.values() if isinstance(child, nn.Embedding)]

@@ -1,4 +1,4 @@
-"""How routers turn what they give every expert into weights, told by what explains the weights."""
+"""Functions by which routers turn scores into weights, and the inference of the one that was used."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def sigmoid(scores: Floats) -> Floats:
 
 
 def sqrt_softplus(scores: Floats) -> Floats:
-    """Return the root of softplus of every score (DeepSeek-V4)."""
+    """Return the square root of softplus of every score (DeepSeek-V4)."""
     roots: Floats = np.sqrt(np.logaddexp(scores, 0))
     return roots
 
 
 def identity(scores: Floats) -> Floats:
-    """Return the scores, which are probabilities already."""
+    """Return the scores unchanged, because they are probabilities."""
     return scores
 
 
@@ -52,13 +52,14 @@ def find_function(
     experts: NDArray[np.integer],
     weights: Floats,
 ) -> str | None:
-    """Return the name of the function under which the weights follow best from the scores.
+    """Return the name of the function that best explains the weights by the scores.
 
-    A router gives the chosen experts their values, possibly divided by their sum and multiplied by
-    a constant. So under the right function weight / value is the same for all experts of a decision.
+    The weights of the chosen experts are the function's values, possibly divided by their sum and
+    multiplied by a constant. So with the right function, weight / value is the same for all experts
+    of a decision.
 
     Args:
-        functions: By name.
+        functions: Candidates by name.
         scores: (num_tokens, num_experts)
         experts: Chosen ids, (num_tokens, top_k).
         weights: (num_tokens, top_k)
@@ -76,13 +77,13 @@ def find_function(
 
 
 def is_constant(numbers: Floats | Iterable[float]) -> bool:
-    """Return whether numbers are all but equal."""
+    """Return whether numbers are nearly equal."""
     array = np.asarray(numbers)
     return bool(np.median(np.abs(array - np.median(array))) < _TOLERANCE * abs(np.median(array)))
 
 
 def _measure_spread(ratio: Floats) -> float:
-    """Return how far weight / value, (num_tokens, top_k), is from one factor a decision."""
+    """Return how far weight / value, (num_tokens, top_k), is from being constant in each decision."""
     if ratio.shape[1] > 1:
         spread = ratio.max(axis=1) / np.maximum(ratio.min(axis=1), 1e-30) - 1
         return float(np.median(spread))

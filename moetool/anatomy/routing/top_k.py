@@ -1,43 +1,36 @@
-"""How many experts a routed layer runs for each token, asked of the layer itself."""
+"""The number of experts that a routed layer chooses for each token, found by running the layer."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
 
 import torch
 from torch import nn
 
 from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.routing.before_experts import stopping_before
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.checkpoint.top_k_fields import TOP_K_FIELDS
 
-# Names under which blocks and routers keep the number, and configurations state it.
-_ATTRIBUTES = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_top_k")
-_CONFIG_FIELDS = (*_ATTRIBUTES, "moe_topk", "moe_k", "top_k_experts")
+# Names under which blocks and routers keep the number. In a configuration, `top_k` would be the
+# number of tokens to sample from.
+_ATTRIBUTES = ("top_k", "topk", *TOP_K_FIELDS)
 
 _NUM_TOKENS = 4
 
 
-class _DecisionReached(Exception):  # noqa: N818 - it is no error
-    """Ends a call of a block where its experts would start to compute."""
-
-    def __init__(self, top_k: int) -> None:
-        super().__init__()
-        self.top_k = top_k
-
-
 def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | None:
-    """Return how many experts a layer chooses for a token; None if nothing tells.
+    """Return how many experts a layer chooses for a token; None if that is unknown.
 
-    The block is run on the meta device up to where its experts receive their ids, because what a
-    configuration says need not be what the code does (PhiMoE always chooses two). Where that can't
-    be done, the number is the one that the router or the block keeps, or its class is named after.
+    The block is run on the meta device up to where its experts receive their ids, because code need
+    not do what its configuration says (PhiMoE always chooses two). Where the block can't be run, the
+    number is the one that the router or the block keeps, or that its class is named after.
 
     Args:
         model: The skeleton that the layer was found in.
-        layer: The layer.
+        layer: The layer, as the finder describes it.
         hidden_size: Width of the hidden states that the block takes.
     """
     block = model.get_submodule(layer.block_path)
@@ -46,7 +39,7 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
         top_k = _watch_decision(block, experts, hidden_size=hidden_size)
         if top_k is not None:
             return top_k
-    # The router's own number comes before the block's: it is what the router chooses by.
+    # The router's number comes before the block's, because the router chooses by it.
     modules = [child for name, child in block.named_children() if child is not experts]
     for module in (*modules, block):
         number = read_count(module, *_ATTRIBUTES)
@@ -56,23 +49,11 @@ def find_top_k(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | 
         named = re.search(r"Top(\d+)", type(module).__name__)
         if named:
             return int(named[1])
-    return read_count(getattr(block, "config", None), *_CONFIG_FIELDS)
+    return read_count(getattr(block, "config", None), *TOP_K_FIELDS)
 
 
 def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -> int | None:
     """Return the width of the ids that a block hands to its experts; None if it can't be run."""
-
-    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = [
-            value
-            for value in (*args, *kwargs.values())
-            if isinstance(value, torch.Tensor)
-            and not value.is_floating_point()
-            and value.dim() == 2
-        ]
-        if len(ids) == 1 and ids[0].shape[0] == _NUM_TOKENS:
-            raise _DecisionReached(ids[0].shape[1])
-
     dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), torch.float32)
     hidden_states = torch.empty(1, _NUM_TOKENS, hidden_size, dtype=dtype, device="meta")
     required = [
@@ -83,14 +64,11 @@ def _watch_decision(block: nn.Module, experts: nn.Module, *, hidden_size: int) -
     ]
     if len(required) != 1:
         return None
-    handle = experts.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with torch.inference_mode():
+        with stopping_before(experts) as received, torch.inference_mode():
             block(hidden_states)
-    except _DecisionReached as reached:
-        return reached.top_k
-    except Exception:  # noqa: BLE001 - a block may want anything; the next source is asked then
+    except Exception:  # noqa: BLE001 - a block may need anything; then the next source is read
         return None
-    finally:
-        handle.remove()
-    return None
+    ids = [tensor for tensor in received if not tensor.is_floating_point() and tensor.dim() == 2]
+    is_decision = len(ids) == 1 and ids[0].shape[0] == _NUM_TOKENS
+    return ids[0].shape[1] if is_decision else None

@@ -1,1 +1,1 @@
-"""Parameters counted in the model that transformers builds, without weights."""
+"""Skeletons: models as transformers builds them, without weights, and the parameters in them."""

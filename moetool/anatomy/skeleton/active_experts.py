@@ -1,4 +1,4 @@
-"""How many of a routed layer's parameters one text token runs."""
+"""The parameters of a routed layer that one text token runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moetool.anatomy.parameters import ActiveRange
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 
-# Their layers route the tokens of images and sounds alone, also within a text model (ERNIE-VL).
+# Such layers route the tokens of images and sounds only, also within a text model (ERNIE-VL).
 _UNREAD_BY_TEXT = ("vision", "audio", "talker")
 
 
@@ -18,9 +18,9 @@ def is_run_by_text(layer: MoeLayer) -> bool:
 
 
 def list_expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Parameter]:
-    """Return a layer's experts' parameters by path, shared ones included.
+    """Return the parameters of a layer's experts by path, also those that layers share.
 
-    Where the block itself is what holds the experts, its other parameters are left out.
+    If the block itself holds the experts, its other parameters are left out.
     """
     experts = model.get_submodule(layer.experts_path)
     holds_others = layer.rule in (RoutingRule.SORTED_ROWS, RoutingRule.RETRIEVAL)
@@ -36,10 +36,9 @@ def list_expert_parameters(model: nn.Module, layer: MoeLayer) -> dict[str, nn.Pa
 def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> ActiveRange:
     """Return how many of the parameters of a layer's experts one text token runs.
 
-    It runs `top_k` experts. Where some of those it can choose are identity experts, which have no
-    parameters, it runs any number up to that. What the experts share, such as a norm of their
-    outputs, it runs whole; what is allocated for identity experts, which have no use for it
-    (LongCat-Flash), never.
+    A token runs `top_k` experts, or fewer if it can choose identity experts, which have no
+    parameters. It runs all that the experts share, such as a norm of their outputs, and nothing of
+    the unused parameters that are allocated for identity experts (LongCat-Flash).
 
     Args:
         model: The model that the layer was found in.
@@ -59,10 +58,10 @@ def count_active_experts(model: nn.Module, layer: MoeLayer, *, top_k: int) -> Ac
 
 
 def _count_own(parameter: nn.Parameter, layer: MoeLayer) -> int:
-    """Return how many of a parameter's elements each expert has to itself; 0 if all share it."""
+    """Return how many elements of a parameter belong to each expert; 0 if all experts share it."""
     if parameter.dim() < 2:
         return 0
     if parameter.shape[0] == layer.num_experts + layer.num_identity_experts:
         return parameter.numel() // parameter.shape[0]
-    # DBRX lays the matrices of its experts under each other.
+    # DBRX stacks the matrices of its experts along the rows.
     return parameter.numel() // layer.num_experts

@@ -1,23 +1,27 @@
-"""From a configuration to the real transformers model, without weights."""
+"""Skeletons: transformers models built from a configuration, without weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
-from moetool.checkpoint.config import first_line, missing_package
+from moetool.checkpoint.config import find_named_classes, first_line, missing_package
+from moetool.checkpoint.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Tried in order: the first whose mapping has the configuration's class is the model's own. The
-# text-only class of a multimodal checkpoint comes first, because prompts are text.
+    from moetool.checkpoint.headers.tensor_headers import TensorHeaders
+
+# The first whose mapping has the configuration's class builds the model. The text-only class of a
+# multimodal checkpoint comes first, because prompts are text.
 _AUTO_CLASSES: tuple[tuple[str, str], ...] = (
     ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
     ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
@@ -26,10 +30,18 @@ _AUTO_CLASSES: tuple[tuple[str, str], ...] = (
     ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
 )
 
-# A checkpoint is of one class; a list of a million names would be looked up for minutes.
-_MOST_CLASSES = 8
+# By safetensors' names.
+_PLAIN_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
-# Switch-C, whose 2,048 experts a layer are modules of their own, has 123,000. More take minutes.
+# A third of the time that it takes to create a linear layer on the meta device.
+_FILL_FUNCTIONS = (
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.constant_,
+    nn.init.kaiming_uniform_,
+)
+
+# Switch-C, whose 2,048 experts a layer are separate modules, has 123,000. More take minutes.
 _MOST_PARAMETER_TENSORS = 150_000
 
 
@@ -42,7 +54,7 @@ def find_auto_class(config: PreTrainedConfig) -> str:
     import transformers
 
     for auto_class, mapping in _AUTO_CLASSES:
-        # Without a default: were one renamed, a model would be built as another class in silence.
+        # Without a default, because a renamed mapping would silently change the class.
         if type(config) in getattr(transformers, mapping):
             return auto_class
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
@@ -54,30 +66,24 @@ def find_auto_class(config: PreTrainedConfig) -> str:
 
 
 def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return transformers' class for all that a checkpoint holds; None if it has none.
+    """Return transformers' class for the whole checkpoint; None if it has none.
 
-    That is the class its configuration names, with the towers of a multimodal model and what else a
-    text model leaves out, if it takes this configuration; else what an auto class makes of it.
+    That is the class that the configuration names, with all that a text model leaves out, such as
+    towers, if the class takes this configuration. Else it is the class that an auto class chooses.
     """
     import transformers
 
-    named = getattr(config, "architectures", None)
-    for name in named[:_MOST_CLASSES] if isinstance(named, list) else ():
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if (
-            isinstance(found, type)
-            and issubclass(found, transformers.PreTrainedModel)
-            and found.config_class is type(config)
-        ):
-            return found
+    for named in find_named_classes(getattr(config, "architectures", None)):
+        if named is not None and named.config_class is type(config):
+            return named
     others: list[type[PreTrainedModel]] = []
-    # The last one builds what is below any head, for models that have no language model's.
+    # The last one builds models without a head, for those that have no language-model head.
     for mapping in (*(mapping for _, mapping in _AUTO_CLASSES), "MODEL_MAPPING"):
         models: Any = getattr(transformers, mapping)
         if type(config) in models:
             found = models[type(config)]
             chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-            # An auto class may name the text model's, which takes the configuration inside alone.
+            # An auto class may name the text model, which takes only the configuration inside.
             if chosen.config_class is type(config):
                 return chosen
             others.append(chosen)
@@ -87,11 +93,11 @@ def find_whole_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def build_whole_skeleton(
     config: PreTrainedConfig, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Return all that a checkpoint holds as a model on the meta device, in evaluation mode.
+    """Return the model of a whole checkpoint on the meta device, in evaluation mode.
 
     Args:
-        config: Its configuration.
-        dtype: Of the parameters; None for the configuration's own.
+        config: The configuration of the checkpoint.
+        dtype: Dtype of the parameters; None for the configuration's own.
         trust_remote_code: Run the repository's own code.
 
     Raises:
@@ -110,24 +116,50 @@ def build_model(
     dtype: torch.dtype | None,
     device: str,
 ) -> PreTrainedModel:
-    """Return a model of a class on a device, in evaluation mode: with random weights, if any.
+    """Return a model on a device, in evaluation mode. Its weights are random, or absent on `meta`.
 
     Args:
-        model_class: The class.
-        config: Its configuration.
-        dtype: Of the parameters; None for the configuration's own.
-        device: Where it is: `meta` for a skeleton.
+        model_class: A class of transformers.
+        config: A configuration that it takes.
+        dtype: Dtype of the parameters; None for the configuration's own.
+        device: A device; `meta` for a skeleton.
     """
-    with torch.device(device):
+    with created_on(device):
         model: PreTrainedModel = model_class._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Passes over the functions that fill new parameters with random numbers."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILL_FUNCTIONS:
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            # torch warns of tensors without elements.
+            if tensor.is_meta and tensor.numel():
+                return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def created_on(device: str) -> Iterator[None]:
+    """Create tensors on a device, on `meta` without filling them."""
+    with torch.device(device), _NoInitialValues() if device == "meta" else nullcontext():
+        yield
+
+
 def find_embedding(model: PreTrainedModel) -> nn.Module | None:
     """Return the module that looks up the embeddings of token ids; None if there is none.
 
-    Code of a repository's own need not say which: then it is the first that looks anything up.
+    The code of a repository need not name it. Then it is the first embedding.
     """
     try:
         return model.get_input_embeddings()
@@ -135,30 +167,38 @@ def find_embedding(model: PreTrainedModel) -> nn.Module | None:
         return next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
 
 
-def find_dtype(config: PreTrainedConfig) -> torch.dtype | None:
-    """Return the dtype a configuration states for its weights, its text model's first if it differs.
+def find_dtype(
+    config: PreTrainedConfig, *, headers: TensorHeaders | None = None
+) -> torch.dtype | None:
+    """Return the dtype that transformers converts a checkpoint's weights to; None if unknown.
 
-    None if it states none: then transformers takes that of the files. With mxfp4 it unpacks them to
-    bfloat16.
+    That is the one that the configuration states. If it states none, mxfp4 is unpacked to bfloat16,
+    and other weights keep the dtype of the files.
+
+    Args:
+        config: The configuration; what it states for the whole model counts before its text model's.
+        headers: Of the weight files; None where there are none. Files with several dtypes of plain
+            floats decide nothing.
     """
     for holder in (config, config.get_text_config()):
         dtype = getattr(holder, "dtype", None)
         if isinstance(dtype, torch.dtype):
             return dtype
-    stated = getattr(config, "quantization_config", None)
-    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+    if find_method(config) == "mxfp4":
         return torch.bfloat16
-    return None
+    stored = set() if headers is None else {tensor.dtype for tensor in headers.tensors}
+    plain = [dtype for name, dtype in _PLAIN_DTYPES.items() if name in stored]
+    return plain[0] if len(plain) == 1 else None
 
 
 @contextmanager
 def refuse_unbuildable(
     name: str, config: PreTrainedConfig, *, trust_remote_code: bool
 ) -> Iterator[None]:
-    """Turn whatever a family's code raises while a model of it is built into a sentence.
+    """Turn any exception of a family's code into an error while a model is built.
 
-    Models that would take minutes to build, for numbers in their configuration beyond all reason,
-    are refused as soon as that shows.
+    Models that would take minutes to build, because of implausible numbers in their configuration,
+    are refused as soon as they exceed the limit.
 
     Args:
         name: The model as the user named it.
@@ -166,7 +206,7 @@ def refuse_unbuildable(
         trust_remote_code: Whether its repository's own code is run.
 
     Raises:
-        InputError: No model can be built, or a package is missing for it.
+        InputError: The model can't be built, or needs a missing package.
     """
     registered = 0
 
@@ -187,7 +227,7 @@ def refuse_unbuildable(
         has_code = trust_remote_code and getattr(config, "auto_map", None)
         raise InputError(
             f"No model can be built from the config.json of {name}.",
-            hint="Install what its own Python code needs."
+            hint="Install the packages that its own Python code needs."
             if has_code
             else "Use the config.json that came with the checkpoint.",
             facts=[f"seen: {first_line(error)}"],
@@ -199,18 +239,18 @@ def refuse_unbuildable(
 def build_skeleton(
     config: PreTrainedConfig, *, trust_remote_code: bool = False, device: str = "meta"
 ) -> PreTrainedModel:
-    """Return the model on torch's meta device: every module and shape, no weights.
+    """Return a language model on torch's meta device, with all modules and shapes and no weights.
 
-    Takes 0.1 to 2 s and next to no memory, whatever the model's size.
+    It takes 0.1 to 2 s and hardly any memory, regardless of the model's size.
 
     Args:
-        config: Its configuration.
+        config: The model's configuration.
         trust_remote_code: Run the repository's own code.
         device: Another device, for a model with random weights.
     """
     import transformers
 
     auto_class: Any = getattr(transformers, find_auto_class(config))
-    with torch.device(device):
+    with created_on(device):
         model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust_remote_code)
     return model

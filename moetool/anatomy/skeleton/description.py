@@ -1,33 +1,27 @@
-"""What a model is like: its layers, its routing, its attention, read off its skeleton."""
+"""The anatomy of a model, read off its skeleton: its layers, its routing, its attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from moetool.anatomy.components import TOWERS, Component
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_context, find_num_shared_experts, find_vocab_size
 from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
-from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
+from moetool.anatomy.routing.routing_style import RoutingStyle, find_routing_style
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.mixers import Mixer, list_mixers
-from moetool.anatomy.skeleton.placement import Placement
-
-_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
-_SHARED_FIELDS = (
-    "n_shared_experts",
-    "num_shared_experts",
-    "moe_num_shared_experts",
-    "num_shared_expert",
-)
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 
 @dataclass(frozen=True)
-class RoutedLayer:
+class LayerAnatomy:
     """One routed layer.
 
     Attributes:
@@ -36,8 +30,8 @@ class RoutedLayer:
         num_experts: Routed experts.
         num_identity_experts: Experts that return their input unchanged.
         top_k: Experts that a token is routed to; None if unknown.
-        expert_width: Width inside an expert; None if its shapes do not tell.
-        style: How the layer chooses; None if unknown.
+        expert_width: Width inside an expert; None if it can't be read off the shapes.
+        style: The way in which the layer chooses; None if unknown.
     """
 
     stack: str
@@ -51,7 +45,7 @@ class RoutedLayer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a model is like. Towers are left out but for their parameters.
+    """The anatomy of a model. Of towers it has the parameters only.
 
     Attributes:
         model_class: transformers' class.
@@ -59,15 +53,15 @@ class Anatomy:
         routed_layers: Those of them that route, in order.
         dense_layers: By stack, the layers that do not.
         num_shared_experts: Experts that every token of a routed layer runs; 0 without any.
-        mixers: How tokens see each other.
-        context_length: Positions; None if the configuration states none.
-        vocab_size: Tokens; None likewise.
-        is_encoder_decoder: Whether it has two stacks, of which a token each is counted as active.
+        mixers: The ways in which tokens see each other.
+        context_length: In tokens; None if the configuration states none.
+        vocab_size: In tokens; None if the configuration states none.
+        is_encoder_decoder: Whether there are two stacks. Active parameters count one token of each.
     """
 
     model_class: str
     num_layers: int
-    routed_layers: tuple[RoutedLayer, ...]
+    routed_layers: tuple[LayerAnatomy, ...]
     dense_layers: Mapping[str, tuple[int, ...]]
     num_shared_experts: int
     mixers: tuple[Mixer, ...]
@@ -76,26 +70,15 @@ class Anatomy:
     is_encoder_decoder: bool
 
 
-def describe_model(
-    model: PreTrainedModel,
-    moe_layers: Sequence[MoeLayer],
-    table: ParameterTable,
-    *,
-    top_k: Mapping[MoeLayer, int | None],
-    hidden_size: int,
-) -> Anatomy:
-    """Return what a model is like.
+def describe_model(skeleton: RoutedSkeleton, table: ParameterTable) -> Anatomy:
+    """Return the anatomy of a model.
 
     Args:
-        model: Its skeleton.
-        moe_layers: Its routed layers.
+        skeleton: The model.
         table: Its parameter table.
-        top_k: How many experts each routed layer chooses.
-        hidden_size: Width of its hidden states.
     """
-    config = model.config.get_text_config()
-    read_by_text = [layer for layer in moe_layers if is_run_by_text(layer)]
-    routed = {(layer.stack.partition(".")[0], layer.layer) for layer in read_by_text}
+    config = skeleton.model.config
+    routed = {(layer.stack.partition(".")[0], layer.layer) for layer in skeleton.text_layers}
     numbers = list(
         dict.fromkeys(
             (row.stack, row.layer)
@@ -104,66 +87,62 @@ def describe_model(
         )
     )
     return Anatomy(
-        model_class=type(model).__name__,
+        model_class=type(skeleton.model).__name__,
         num_layers=len(numbers),
-        routed_layers=tuple(_describe_layers(model, read_by_text, top_k, hidden_size)),
+        routed_layers=tuple(_describe_layers(skeleton)),
         dense_layers={
             stack: tuple(n for s, n in numbers if s == stack and (s, n) not in routed)
             for stack in dict.fromkeys(stack for stack, _ in numbers)
         },
         num_shared_experts=_count_shared(config, table),
-        mixers=list_mixers(model, Placement(model, moe_layers)),
-        context_length=read_count(config, *_CONTEXT_FIELDS),
-        vocab_size=read_count(config, "vocab_size"),
-        is_encoder_decoder=bool(model.config.is_encoder_decoder),
+        mixers=list_mixers(skeleton),
+        context_length=find_context(config),
+        vocab_size=find_vocab_size(config),
+        is_encoder_decoder=bool(config.is_encoder_decoder),
     )
 
 
-def _describe_layers(
-    model: PreTrainedModel,
-    layers: Sequence[MoeLayer],
-    top_k: Mapping[MoeLayer, int | None],
-    hidden_size: int,
-) -> list[RoutedLayer]:
+def _describe_layers(skeleton: RoutedSkeleton) -> Iterator[LayerAnatomy]:
+    model, hidden_size = skeleton.model, skeleton.hidden_size
     styles: dict[str, RoutingStyle] = {}
-    described = []
-    for layer in layers:
+    for layer in skeleton.text_layers:
         kind = _name_kind(model.get_submodule(layer.block_path), layer)
         if kind not in styles:
-            styles[kind] = describe_routing(model, layer, hidden_size=hidden_size)
-        described.append(
-            RoutedLayer(
-                stack=layer.stack,
-                layer=layer.layer,
-                num_experts=layer.num_experts,
-                num_identity_experts=layer.num_identity_experts,
-                top_k=top_k[layer],
-                expert_width=_find_width(model, layer, hidden_size=hidden_size),
-                style=styles[kind],
-            )
+            styles[kind] = find_routing_style(model, layer, hidden_size=hidden_size)
+        yield LayerAnatomy(
+            stack=layer.stack,
+            layer=layer.layer,
+            num_experts=layer.num_experts,
+            num_identity_experts=layer.num_identity_experts,
+            top_k=skeleton.top_k[layer],
+            expert_width=_find_width(model, layer, hidden_size=hidden_size),
+            style=styles[kind],
         )
-    return described
 
 
 def _name_kind(block: nn.Module, layer: MoeLayer) -> str:
     """Return a text that is the same for blocks that route alike.
 
-    Two blocks do if their modules have the same classes, shapes and plain attributes.
+    They do if their modules have the same classes, shapes and plain attributes. What is in separate
+    experts takes no part in routing.
     """
     parts = [str((layer.rule, layer.num_experts, layer.num_identity_experts))]
-    for name, module in block.named_modules():
+    is_separate = layer.rule is RoutingRule.SEPARATE_EXPERTS
+    closed = {layer.experts_path.removeprefix(f"{layer.block_path}.")} if is_separate else set()
+    for name, module in walk_modules(block, closed=closed):
         plain = {
             key: value
             for key, value in vars(module).items()
             if isinstance(value, int | float | str | bool | None) and key != "layer_idx"
         }
-        parts.append(f"{name} {type(module).__name__} {plain}")
-    parts += [f"{name} {tuple(tensor.shape)}" for name, tensor in block.state_dict().items()]
+        tensors = {**module._parameters, **module._buffers}
+        shapes = {key: tuple(t.shape) for key, t in tensors.items() if t is not None}
+        parts.append(f"{name} {type(module).__name__} {plain} {shapes}")
     return "\n".join(parts)
 
 
 def _find_width(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int | None:
-    """Return the width inside an expert: what its matrix out of it has besides its output's."""
+    """Return the width inside an expert: the input width of its last matrix."""
     names = ("down_proj", "output_linear.weight", "wo.weight", "fc2.weight", "w2", "w2.weight")
     parameters = list_expert_parameters(model, layer)
     for path, parameter in parameters.items():
@@ -177,13 +156,8 @@ def _find_width(model: nn.Module, layer: MoeLayer, *, hidden_size: int) -> int |
     return None
 
 
-def _count_shared(config: object, table: ParameterTable) -> int:
-    """Return how many shared experts there are: as stated, and one where none is stated."""
+def _count_shared(config: PreTrainedConfig, table: ParameterTable) -> int:
+    """Return how many shared experts there are: the stated number, or one if none is stated."""
     if table.count_components()[Component.SHARED_EXPERTS] == 0:
         return 0
-    for name in _SHARED_FIELDS:
-        stated = getattr(config, name, None)
-        number = max(stated) if isinstance(stated, list) and stated else stated
-        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-            return number
-    return 1
+    return find_num_shared_experts(config) or 1

@@ -1,4 +1,4 @@
-"""The parameters that a family holds in a dtype of their own, whatever is asked for."""
+"""Parameters that a family keeps in a fixed dtype, regardless of the dtype asked for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 def read_dtype_plan(
     model: PreTrainedModel, dtype: torch.dtype | None
 ) -> list[tuple[re.Pattern[str], torch.dtype]]:
-    """Return the paths of parameters that a family keeps in a dtype of their own, and that dtype.
+    """Return the paths of parameters that a family keeps in a fixed dtype, and that dtype.
 
-    transformers holds them in it after loading (`PreTrainedModel._get_dtype_plan`), and all others
-    in the one that the model's code makes them in, which usually is the model's.
+    transformers keeps them in it after loading (`PreTrainedModel._get_dtype_plan`). All others are in
+    the dtype in which the model's code creates them, usually that of the model.
 
     Args:
-        model: The model.
-        dtype: What is asked for; None if unknown, of which no plan follows.
+        model: A transformers model.
+        dtype: The dtype asked for; None if unknown, which gives an empty plan.
     """
     if dtype is None:
         return []
@@ -27,7 +27,7 @@ def read_dtype_plan(
 
 
 def hold_as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Convert the parameters that a family keeps in a dtype of their own to it, as loading does."""
+    """Convert the parameters that a family keeps in a fixed dtype, as loading does."""
     plan = read_dtype_plan(model, dtype)
     for path, parameter in model.named_parameters() if plan else ():
         kept = next((kept for words, kept in plan if words.search(path)), parameter.dtype)

@@ -1,34 +1,37 @@
-"""What lets tokens see each other in every layer: attention of some kind, or something linear."""
+"""Mixers, by which the tokens of a layer see each other: attention, or something linear."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from moetool.anatomy.components import Component
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_num_heads, read_count
 from moetool.anatomy.routing.moe_layers import find_layer_number
-from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.routing.rules import RoutingRule
+from moetool.anatomy.routing.walk import walk_modules
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 
 class MixerKind(StrEnum):
-    """How a layer mixes tokens.
+    """A way to mix tokens.
 
     Attributes:
-        MHA: Attention in which every head has keys and values of its own.
+        MHA: Attention in which every head has its own keys and values.
         GQA: Attention in which groups of heads share keys and values.
         MQA: Attention in which all heads share them.
         LATENT: Attention whose keys and values are expanded from one latent vector (MLA).
         LINEAR: Linear attention or a delta rule, with a state of fixed size.
         MAMBA: A state-space model.
         CONVOLUTION: A short convolution.
-        OTHER: Attention whose heads can't be told.
+        OTHER: Attention whose heads could not be counted.
     """
 
     MHA = "multi-head attention"
@@ -46,21 +49,20 @@ _CLASSES = (
     (MixerKind.LINEAR, re.compile(r"delta|linearattention|lightning|rwkv", re.IGNORECASE)),
     (MixerKind.CONVOLUTION, re.compile(r"conv", re.IGNORECASE)),
 )
-_CONFIG_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "decoder_attention_heads")
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """Layers that mix tokens in one way.
+    """Layers that mix tokens in the same way.
 
     Attributes:
-        kind: How.
-        num_layers: How many mixers are of this kind and these sizes.
-        num_heads: Query heads; None where there are none, or they can't be told.
+        kind: The way.
+        num_layers: Mixers of this kind and these sizes.
+        num_heads: Query heads; None where there are none, or their number is unknown.
         num_kv_heads: Heads of keys and values; None for latent and linear attention.
         head_dim: Width of a head; None if unknown.
         sliding_window: Tokens that a token sees; None for all.
-        is_sparse: An indexer chooses the tokens that a token sees.
+        is_sparse: Whether an indexer chooses the tokens that a token sees.
     """
 
     kind: MixerKind
@@ -72,21 +74,21 @@ class Mixer:
     is_sparse: bool
 
 
-def list_mixers(model: PreTrainedModel, placement: Placement) -> tuple[Mixer, ...]:
-    """Return how a model's text layers mix tokens, alike ones counted together."""
-    config = model.config.get_text_config()
+def list_mixers(skeleton: RoutedSkeleton) -> tuple[Mixer, ...]:
+    """Return the mixers of a model's text layers, alike ones counted together."""
+    config = skeleton.model.config.get_text_config()
     counts: Counter[Mixer] = Counter()
-    for path, module in _find_mixers(model, placement):
+    for path, module in _find_mixers(skeleton):
         counts[_describe(path, module, config)] += 1
     main = [mixer for mixer in counts if mixer.kind is not MixerKind.CONVOLUTION]
-    # Short convolutions beside attention are parts of it.
-    beside = main and sum(counts[mixer] for mixer in main) >= sum(
+    # Short convolutions next to attention are parts of it.
+    are_parts = main and sum(counts[mixer] for mixer in main) >= sum(
         count for mixer, count in counts.items() if mixer not in main
     )
     return tuple(
         Mixer(**{**vars(mixer), "num_layers": count})
         for mixer, count in counts.items()
-        if mixer in main or not beside or _has_own_layers(config)
+        if mixer in main or not are_parts or _has_own_layers(config)
     )
 
 
@@ -94,27 +96,42 @@ def _has_own_layers(config: Any) -> bool:
     return "conv" in (getattr(config, "layer_types", None) or ())
 
 
-def _find_mixers(model: PreTrainedModel, placement: Placement) -> list[tuple[str, nn.Module]]:
+def _find_mixers(skeleton: RoutedSkeleton) -> list[tuple[str, nn.Module]]:
     """Return the outermost modules all of whose parameters belong to mixers."""
     kept: list[tuple[str, nn.Module]] = []
-    # Thousands of experts may be modules, in which there is nothing to look for.
-    experts: str | None = None
-    for path, module in model.named_modules():
-        if any(path.startswith(f"{outer}.") for outer, _ in kept[-1:]):
-            continue
-        if experts is not None and path.startswith(f"{experts}."):
+    # There may be thousands of modules in them, and there is nothing to look for.
+    experts = {
+        layer.experts_path
+        for layer in skeleton.layers
+        if layer.rule in (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
+    }
+    for path, module in walk_modules(skeleton.model, closed=experts):
+        if any(path.startswith(f"{outer}.") for outer, _ in kept[-1:]) or path in experts:
             continue
         if find_layer_number(path) is None or isinstance(module, nn.ModuleList):
             continue
-        names = [name for name, _ in module.named_parameters()]
-        components = {placement.place(f"{path}.{name}").component for name in names}
-        if components == {Component.ROUTED_EXPERTS}:
-            experts = path
+        components = _list_components(path, module, skeleton, experts=experts)
         # JetMoE's attention holds experts as well.
         parts = {Component.MIXER, Component.ROUTED_EXPERTS, Component.ROUTER, Component.OTHER}
         if Component.MIXER in components and components <= parts:
             kept.append((path, module))
     return kept
+
+
+def _list_components(
+    path: str, module: nn.Module, skeleton: RoutedSkeleton, *, experts: Collection[str]
+) -> set[Component]:
+    """Return the components of a module's parameters; of separate experts, that of the first one."""
+    components: set[Component] = set()
+    for inner_path, inner in walk_modules(module, path=path, closed=experts):
+        is_experts = inner_path in experts
+        names = [name for name, _ in inner.named_parameters(recurse=False)]
+        if is_experts:
+            names = [name for name, _ in itertools.islice(inner.named_parameters(), 1)]
+        components.update(
+            skeleton.placement.place(f"{inner_path}.{name}").component for name in names
+        )
+    return components
 
 
 def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
@@ -128,7 +145,7 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
         kind = MixerKind.LINEAR
     if kind is not None:
         return Mixer(kind, 1, read_count(module, "num_heads"), None, None, None, is_sparse=False)
-    num_heads = read_count(module, *_CONFIG_HEADS) or read_count(config, *_CONFIG_HEADS)
+    num_heads = find_num_heads(module) or find_num_heads(config)
     head_dim = read_count(module, "qk_head_dim", "head_dim", "key_value_proj_dim")
     num_kv_heads = None if is_latent or not num_heads else _count_kv_heads(module, num_heads)
     return Mixer(
@@ -138,13 +155,13 @@ def _describe(path: str, module: nn.Module, config: Any) -> Mixer:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         sliding_window=_find_window(module, layer_type, config),
-        is_sparse=any(name.endswith("indexer") for name, _ in module.named_modules())
+        is_sparse=any(name.endswith("indexer") for name, _ in walk_modules(module))
         or bool(layer_type and "sparse" in layer_type),
     )
 
 
 def _count_kv_heads(module: nn.Module, num_heads: int) -> int | None:
-    """Return how many heads of keys attention has, by its group size or its projections' widths."""
+    """Return how many key heads attention has, by its group size or the widths of its projections."""
     groups = read_count(module, "num_key_value_groups")
     if groups is not None:
         return num_heads // groups

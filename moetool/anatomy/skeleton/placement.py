@@ -1,8 +1,8 @@
-"""From a model's modules to the component, layer and stack that each parameter belongs to.
+"""The component, layer and stack of each parameter of a model, by the modules that hold it.
 
-Told by what the modules are: the routed layers that the finder sees, the model's own embedding and
-head, towers by their place outside the language model, the rest by the names of the modules that
-hold it. Tensor names in files are read by other rules, in `tensor_names`.
+Experts and routers are those of the routed layers that the finder sees; embedding and head are those
+that the model names; towers lie outside the language model; all else goes by the names of modules.
+Tensor names in files are read by other rules, in `tensor_names`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_layer_number
 from moetool.anatomy.routing.rules import RoutingRule, is_grouped_linear
 
-# Each is matched against single words of a module's path.
+# Each is matched with single words of a module's path.
 _NORM = re.compile(r"(^|_)(layer)?norm(_?\d+)?$|^norm_f$|^ln(_\w+)?$", re.IGNORECASE)
 _MIXER = re.compile(
     r"attention$|(^|_)(attn|mamba|conv|convolution|sconv|ssm)$|^(mixer|indexer)$", re.IGNORECASE
@@ -28,7 +28,7 @@ _MLP = re.compile(
 )
 _MLP_PROJECTION = re.compile(r"^(gate|up|down)_proj$")
 _ROUTER = re.compile(r"gate|router|classifier|bias|scale", re.IGNORECASE)
-# How much of an earlier pass through the same layers goes into this one.
+# Gates for the output of an earlier pass through the same layers.
 _MESSAGE = re.compile(r"_message_gate$")
 _SHARED = re.compile(r"shared", re.IGNORECASE)
 _HEAD = re.compile(r"^(lm_head|embed_out|score|classifier)$")
@@ -40,7 +40,7 @@ _TEXT_STACKS = ("decoder", "encoder")
 
 
 class Placement:
-    """Says of every parameter of a model where it belongs.
+    """Finds the place of every parameter of a model.
 
     Args:
         model: Any model, also on the meta device.
@@ -64,9 +64,25 @@ class Placement:
         self._routed_places = {(_name_part(layer.stack), layer.layer) for layer in moe_layers}
         self._language_models = self._find_language_models(model)
         self._heads = self._find_heads(model)
+        # A layer may have thousands of parameters in its experts, which all have the same place.
+        self._place_of_experts: dict[str, Place | None] = {
+            layer.experts_path: None
+            for layer in moe_layers
+            if layer.experts_path != layer.block_path
+            and find_layer_number(layer.experts_path) is not None
+        }
 
     def place(self, path: str) -> Place:
-        """Return where the parameter of this path belongs."""
+        """Return the place of the parameter at a path."""
+        holder = path
+        while holder := holder.rpartition(".")[0]:
+            if holder in self._place_of_experts:
+                found = self._place_of_experts[holder] or self._find(path)
+                self._place_of_experts[holder] = found
+                return found
+        return self._find(path)
+
+    def _find(self, path: str) -> Place:
         component = self._name_component(path)
         if component in TOWERS:
             return Place(component.value, None, component)
@@ -87,7 +103,7 @@ class Placement:
         return self._name_part_of_layer(path)
 
     def _find_blocks_around(self, path: str) -> list[MoeLayer]:
-        """Return the routed layers whose blocks hold the parameter of this path."""
+        """Return the routed layers whose blocks contain the parameter at a path."""
         words = path.split(".")
         holders = (".".join(words[:depth]) for depth in range(len(words)))
         numbers = [n for holder in holders for n in self._numbers_by_block.get(holder, ())]
@@ -101,21 +117,21 @@ class Placement:
     def _name_part_of_block(self, path: str, layer: MoeLayer) -> Component | None:
         """Return the component of a parameter in a block that routes.
 
-        None for what is no part of the routing: in some families the router and the experts are
+        None if it takes no part in routing: in some families the router and the experts are
         children of the decoder layer itself.
         """
         if self._is_expert(path, layer):
             return Component.ROUTED_EXPERTS
         word, *rest = path.removeprefix(f"{layer.block_path}.").split(".")
         if layer.rule is RoutingRule.SORTED_ROWS and not rest:
-            # JetMoE adds a bias to what its experts return, whichever they are.
+            # JetMoE adds the same bias to the output of any experts.
             return Component.OTHER
         if _SHARED.search(word):
             return Component.SHARED_EXPERTS
         if _MIXER.search(word) or _NORM.search(word) or _MLP_PROJECTION.search(word):
             return None
         if word.endswith("_proj"):
-            # Into the narrower space that the experts work in, and out of it.
+            # Projections into the narrower space of the experts, and out of it.
             return Component.OTHER
         return Component.ROUTER if _ROUTER.search(word) else None
 

@@ -1,8 +1,8 @@
-"""From a model on the meta device to its parameter table."""
+"""The parameter table of a model on the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
-from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.skeleton.active_experts import (
     count_active_experts,
     is_run_by_text,
@@ -18,12 +17,12 @@ from moetool.anatomy.skeleton.active_experts import (
 )
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.dtype_plan import read_dtype_plan
-from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 
 @dataclass
 class _Cell:
-    """What is summed up for one row."""
+    """The sums for one row."""
 
     num_params: int = 0
     active: ActiveRange | None = field(default_factory=lambda: ActiveRange(0, 0))
@@ -31,31 +30,19 @@ class _Cell:
     dtypes: dict[str, None] = field(default_factory=dict)
 
 
-def count_skeleton(
-    model: PreTrainedModel,
-    moe_layers: Sequence[MoeLayer],
-    *,
-    top_k: Mapping[MoeLayer, int | None],
-    dtype: torch.dtype | None,
-    other_experts: Iterable[str] = (),
-    doubtful: Iterable[str] = (),
-) -> ParameterTable:
+def count_skeleton(skeleton: RoutedSkeleton, *, dtype: torch.dtype | None) -> ParameterTable:
     """Return the parameter table of a model.
 
-    Every parameter is counted once, however many modules share it; buffers are none. Active is what
-    one text token runs, in an encoder-decoder one token of each stack.
+    Each parameter is counted once, however many modules share it; buffers are not counted. Active
+    parameters are those that one text token runs, in an encoder-decoder one token of each stack.
 
     Args:
-        model: The model, usually a skeleton.
-        moe_layers: Its routed layers.
-        top_k: How many experts each of them chooses for a token; None where that is unknown.
-        dtype: What the model was built in and transformers converts the weights to when it loads
-            them; None if that is unknown.
-        other_experts: Module paths of experts whose routing can't be read.
-        doubtful: Module paths of what may be experts.
+        skeleton: The model.
+        dtype: The dtype that the model was built in, and to which transformers converts the weights
+            when it loads them; None if unknown.
     """
-    placement = Placement(model, moe_layers, other_experts)
-    unread = [layer.block_path for layer in moe_layers if not is_run_by_text(layer)]
+    model, placement = skeleton.model, skeleton.placement
+    unread = [layer.block_path for layer in skeleton.layers if not is_run_by_text(layer)]
     plan = read_dtype_plan(model, dtype)
     cells: dict[Place, _Cell] = {}
     place_of: dict[int, Place] = {}
@@ -74,8 +61,9 @@ def count_skeleton(
             path.startswith(f"{block}.") for block in unread
         )
         cell.active = _add(cell.active, parameter.numel() if is_read else 0)
-    _add_active_experts(model, moe_layers, top_k=top_k, cells=cells, place_of=place_of)
-    _forget_active(model, {*other_experts, *doubtful}, cells=cells, place_of=place_of)
+    _add_active_experts(skeleton, cells=cells, place_of=place_of)
+    doubtful = {*skeleton.experts.unreadable, *(sign.path for sign in skeleton.experts.signs)}
+    _forget_active(model, doubtful, cells=cells, place_of=place_of)
     return ParameterTable(
         rows=tuple(
             ParameterRow(
@@ -94,22 +82,19 @@ def count_skeleton(
 
 
 def _add_active_experts(
-    model: PreTrainedModel,
-    moe_layers: Sequence[MoeLayer],
-    *,
-    top_k: Mapping[MoeLayer, int | None],
-    cells: dict[Place, _Cell],
-    place_of: Mapping[int, Place],
+    skeleton: RoutedSkeleton, *, cells: dict[Place, _Cell], place_of: Mapping[int, Place]
 ) -> None:
-    """Add to the rows of experts what a token runs of them.
+    """Add the active parameters of routed experts to their rows.
 
     Layers that share their experts (DiffusionGemma's two stacks) may choose the same ones or
-    others, so that a token of each runs between the most that one of them does and all together.
+    others. Then one token of each runs at least what the layer that runs most does, and at most what
+    all of them do together.
     """
+    model = skeleton.model
     ranges: dict[tuple[int, ...], list[ActiveRange | None]] = {}
-    for layer in moe_layers:
+    for layer in skeleton.layers:
         parameters = list_expert_parameters(model, layer).values()
-        number = top_k[layer]
+        number = skeleton.top_k[layer]
         active = None if number is None else count_active_experts(model, layer, top_k=number)
         ranges.setdefault(tuple(map(id, parameters)), []).append(active)
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
@@ -132,7 +117,7 @@ def _forget_active(
     cells: dict[Place, _Cell],
     place_of: Mapping[int, Place],
 ) -> None:
-    """Make what a token runs of some modules unknown; of all, where one has no parameters itself."""
+    """Make the active parameters of some modules unknown; of all, if one has no parameters itself."""
     for path in paths:
         held = list(model.get_submodule(path).parameters()) or list(model.parameters())
         for parameter in held:

@@ -1,4 +1,4 @@
-"""Calls that may never end, run in threads that nobody waits for beyond one moment."""
+"""Calls that may never return, run in threads under one deadline."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Patience:
-    """Runs calls side by side until it has had enough.
+class Deadline:
+    """Runs calls in parallel until one shared deadline.
 
-    A timeout between two bytes, which is all that HTTP libraries offer, never ends a server that
-    sends one byte at a time. The threads are daemons: an abandoned one keeps no process alive.
+    HTTP libraries only limit the time between two bytes, which a server that sends one byte at a
+    time never exceeds. The threads are daemons, so an abandoned one keeps no process alive.
     """
 
     def __init__(self, pool: ThreadPool, *, limit_s: float) -> None:
@@ -29,7 +29,7 @@ class Patience:
         """Return what a call returns, or raise what it raises.
 
         Raises:
-            TimeoutError: It has not ended in time.
+            TimeoutError: The call did not return before the deadline.
         """
         return self.call_all(lambda call: call(), [function])[0]
 
@@ -37,7 +37,7 @@ class Patience:
         """Return what a function returns for each item, or raise what it first raises.
 
         Raises:
-            TimeoutError: Not all calls have ended in time.
+            TimeoutError: Not all calls returned before the deadline.
         """
         results = self._pool.imap(function, items)
         returned = []
@@ -51,7 +51,7 @@ class Patience:
 
 
 @contextmanager
-def have_patience(*, num_threads: int, limit_s: float) -> Iterator[Patience]:
-    """Yield what runs calls for `limit_s` seconds from now on, all of them together."""
+def within_deadline(*, num_threads: int, limit_s: float) -> Iterator[Deadline]:
+    """Yield a deadline `limit_s` seconds from now, for all calls together."""
     with ThreadPool(num_threads) as pool:
-        yield Patience(pool, limit_s=limit_s)
+        yield Deadline(pool, limit_s=limit_s)

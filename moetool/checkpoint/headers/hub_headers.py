@@ -1,4 +1,4 @@
-"""From a Hub id to the tensors in its weight files and its configuration, without the weights."""
+"""The tensors and the configuration of a Hub repository, without its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.files import read_json
-from moetool.checkpoint.headers.deadline import Patience, have_patience
+from moetool.checkpoint.headers.deadline import Deadline, within_deadline
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.headers.remote_header import read_remote_header
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders, join_headers
@@ -22,22 +22,22 @@ from moetool.errors import InputError
 
 _CONFIG = "config.json"
 
-# As many files at once as huggingface_hub asks for.
+# The number of parallel downloads in huggingface_hub.
 _NUM_THREADS = 8
 
-# What huggingface_hub waits for one byte, ten seconds unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise,
-# is waited this many times over for everything.
+# The time limit for all requests, in multiples of huggingface_hub's limit for a single byte (ten
+# seconds unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise).
 _NUM_TIMEOUTS = 12
 
 
 @dataclass(frozen=True)
 class HubHeaders:
-    """What a repository on the Hub tells of a model without its weights.
+    """A model on the Hub as its configuration and the headers of its weight files describe it.
 
     Attributes:
-        headers: The tensors in its weight files; None if it holds none, if they were not asked
-            for, or if the Hub can't be reached and not all of them are in the local cache.
-        config: Its config.json, as it stands there.
+        headers: The tensors in the weight files; None if there are none, if they were not asked
+            for, or if the Hub can't be reached and they are not all in the local cache.
+        config: Its config.json, unchanged.
         commit: The commit hash.
         is_cached: Whether the Hub could not be reached and all of this is from the local cache.
     """
@@ -51,8 +51,7 @@ class HubHeaders:
 def read_hub_headers(hub_id: str, *, revision: str | None, with_weights: bool = True) -> HubHeaders:
     """Return a Hub repository's tensors, by range requests, and its configuration.
 
-    Where the Hub gives no answer, the local cache does. Weight files that lie in the cache are read
-    there.
+    If the Hub does not answer, the local cache is used. Weight files in the cache are read there.
 
     Args:
         hub_id: `org/name`.
@@ -60,32 +59,32 @@ def read_hub_headers(hub_id: str, *, revision: str | None, with_weights: bool = 
         with_weights: Whether to read the headers of the weight files.
 
     Raises:
-        InputError: The repository, the revision or the Hub can't be reached, or what comes from
-            there is broken.
+        InputError: The repository, the revision or the Hub can't be reached, or the answer is
+            broken.
     """
     from huggingface_hub import HfApi, constants
 
     limit_s = _NUM_TIMEOUTS * constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with have_patience(num_threads=_NUM_THREADS, limit_s=limit_s) as patience:
+    with within_deadline(num_threads=_NUM_THREADS, limit_s=limit_s) as deadline:
         try:
-            info = patience.call(
+            info = deadline.call(
                 lambda: HfApi().model_info(
                     hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
                 )
             )
             commit, names = _read_listing(info.sha, info.siblings)
-        except Exception as error:  # noqa: BLE001  the HTTP library behind the Hub is its own affair
+        except Exception as error:  # noqa: BLE001  the Hub's HTTP library may raise anything
             refuse_if_certain(error, hub_id=hub_id, revision=revision)
             return _read_cached(hub_id, revision=revision, with_weights=with_weights, error=error)
         repository = _Repository(hub_id, revision, commit, frozenset(names))
         try:
-            return _read_online(repository, patience, with_weights=with_weights)
+            return _read_online(repository, deadline, with_weights=with_weights)
         except InputError:
             raise
         except Exception as error:
             refuse_if_certain(error, hub_id=hub_id, revision=revision)
             raise InputError(
-                f"The Hub's answers about {hub_id} broke off or make no sense.",
+                f"The Hub's answers about {hub_id} are incomplete or make no sense.",
                 hint="Run the same command again, or name a local folder.",
                 facts=[f"seen: {first_line(error)}"],
             ) from error
@@ -93,7 +92,7 @@ def read_hub_headers(hub_id: str, *, revision: str | None, with_weights: bool = 
 
 @dataclass(frozen=True)
 class _Repository:
-    """A commit of a repository, the name it was asked for by, and the names of its files."""
+    """A commit of a repository, the revision that was asked for, and the names of its files."""
 
     hub_id: str
     revision: str | None
@@ -108,47 +107,49 @@ def _read_listing(sha: object, siblings: object) -> tuple[str, list[str]]:
     return sha, [str(sibling.rfilename) for sibling in siblings]
 
 
-def _read_online(repository: _Repository, patience: Patience, *, with_weights: bool) -> HubHeaders:
+def _read_online(repository: _Repository, deadline: Deadline, *, with_weights: bool) -> HubHeaders:
     if _CONFIG not in repository.names:
         raise InputError(
             f"{repository.hub_id} holds no config.json.",
             hint="Name the repository of the original checkpoint, in Hugging Face format.",
         )
-    path = _download(_CONFIG, repository, patience)
+    path = _download(_CONFIG, repository, deadline)
     config = read_json(path, missing=f"'{path}' vanished.")
-    headers = _read_weights(repository, patience, path.parent) if with_weights else None
+    headers = _read_weights(repository, deadline, path.parent) if with_weights else None
     return HubHeaders(headers, config, repository.commit, is_cached=False)
 
 
 def _read_weights(
-    repository: _Repository, patience: Patience, folder: Path
+    repository: _Repository, deadline: Deadline, folder: Path
 ) -> TensorHeaders | None:
-    """Return the tensors of a repository's weight files, of which `folder` may hold some."""
+    """Return the tensors of a repository's weight files, some of which may be in `folder`."""
 
     def read_index(name: str) -> dict[str, object]:
-        path = _download(name, repository, patience)
+        path = _download(name, repository, deadline)
         return read_json(path, missing=f"'{path}' vanished.")
 
     try:
         files = choose_weight_files(
             [name for name in repository.names if "/" not in name],
-            place=repository.hub_id,
+            label=repository.hub_id,
             is_present=repository.names.__contains__,
             read_index=read_index,
         )
     except MissingWeightsError as error:
         raise InputError(
-            error.message, hint="Name another repository: this one is not whole.", facts=error.facts
+            error.message,
+            hint="Name another repository: this one is incomplete.",
+            facts=error.facts,
         ) from error
     if not files.names:
         return None
     files.check_safetensors(repository.hub_id)
     if all((folder / name).is_file() for name in files.names):
         return read_local_headers(folder)
-    return _read_ranges(files, repository, patience)
+    return _read_ranges(files, repository, deadline)
 
 
-def _read_ranges(files: WeightFiles, repository: _Repository, patience: Patience) -> TensorHeaders:
+def _read_ranges(files: WeightFiles, repository: _Repository, deadline: Deadline) -> TensorHeaders:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -160,24 +161,25 @@ def _read_ranges(files: WeightFiles, repository: _Repository, patience: Patience
             url, headers=headers, file=name, path=f"{repository.hub_id}/{name}"
         )
 
-    parts = patience.call_all(read_one, files.names)
-    return join_headers(parts, weight_map=files.weight_map, place=repository.hub_id)
+    parts = deadline.call_all(read_one, files.names)
+    return join_headers(parts, weight_map=files.weight_map, label=repository.hub_id)
 
 
-def _download(name: str, repository: _Repository, patience: Patience) -> Path:
+def _download(name: str, repository: _Repository, deadline: Deadline) -> Path:
     """Return the path of a small file of a repository in the local cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     def download() -> str:
-        # Asked beforehand, since a download would try for minutes to get an answer.
+        # Checked beforehand, because a download would wait minutes for an answer.
         get_hf_file_metadata(hf_hub_url(repository.hub_id, name, revision=repository.commit))
-        # Not by commit: only a branch or tag asked for by name is found by it again offline.
+        # Not by commit, because only a revision asked for by name is found by that name offline.
         return hf_hub_download(repository.hub_id, name, revision=repository.revision)
 
-    path = Path(patience.call(download))
+    path = Path(deadline.call(download))
     if path.parent.name != repository.commit:
         raise InputError(
-            f"{repository.hub_id} changed while it was read.", hint="Run the same command again."
+            f"{repository.hub_id} changed while it was being read.",
+            hint="Run the same command again.",
         )
     return path
 
@@ -185,7 +187,7 @@ def _download(name: str, repository: _Repository, patience: Patience) -> Path:
 def _read_cached(
     hub_id: str, *, revision: str | None, with_weights: bool, error: Exception
 ) -> HubHeaders:
-    """Return what the local cache holds of a repository, since the Hub gave no answer."""
+    """Return the copy of a repository in the local cache, after the Hub did not answer."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(hub_id, _CONFIG, revision=revision)
@@ -198,6 +200,6 @@ def _read_cached(
         try:
             headers = read_local_headers(folder)
         except MissingWeightsError:
-            # Only the index is cached: that there are weights is all it tells.
+            # Only the index is cached.
             headers = None
     return HubHeaders(headers, config, folder.name, is_cached=True)

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to the tensors in its weight files, without torch or the tensors."""
+"""The tensors in the weight files of a checkpoint folder, without torch and without their data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moetool.checkpoint.headers.tensor_headers import TensorHeaders, join_header
 def read_local_headers(folder: Path) -> TensorHeaders | None:
     """Return the tensors of a checkpoint folder's weight files; None if it holds no weights.
 
-    Of every file its header alone is read.
+    Only the header of each file is read.
 
     Raises:
         InputError: The weights are pickled, a file is missing or broken, or index and files
@@ -27,14 +27,14 @@ def read_local_headers(folder: Path) -> TensorHeaders | None:
             return None
         files.check_safetensors(str(folder))
         headers = [read_header(folder / name, file=name) for name in files.names]
-        return join_headers(headers, weight_map=files.weight_map, place=str(folder))
+        return join_headers(headers, weight_map=files.weight_map, label=str(folder))
 
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Keep Python from looking for cycles among hundreds of thousands of small objects.
+    """Keep Python from searching hundreds of thousands of small objects for cycles.
 
-    There are none in what JSON describes, and the search took a quarter of the time.
+    JSON has no cycles, and the search took a quarter of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""From the address of a safetensors file to its tensors, by asking for the header's bytes alone."""
+"""The tensors of a safetensors file on a server, by requests for its header only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from moetool.checkpoint.headers.safetensors_header import LENGTH_BYTES, parse_header, read_length
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 
-# Most headers are shorter, so that one request will do.
+# Most headers are shorter, so one request is enough.
 _FIRST_BYTES = 100_000
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})")
@@ -19,18 +19,18 @@ def read_remote_header(
 ) -> TensorHeaders:
     """Return the tensors of a safetensors file on a server.
 
-    At most the header is read, also where the server sends the whole file when asked for a part.
+    No more than the header is read, even if the server sends the whole file.
 
     Args:
-        url: Where the file is.
-        headers: Sent along: who asks.
+        url: The file's address.
+        headers: HTTP headers that identify the user.
         file: The file's name in the checkpoint.
-        path: What to call the file in a refusal.
+        path: The file, for error messages.
 
     Raises:
-        InputError: The file is not a whole safetensors file.
+        InputError: The file is not a complete safetensors file.
         ValueError: The answer makes no sense.
-        Exception: Whatever the HTTP library behind the Hub raises where there is no answer.
+        Exception: Whatever the Hub's HTTP library raises if there is no answer.
     """
     content, file_bytes = _read_range(url, headers=headers, start=0, stop=_FIRST_BYTES)
     length = read_length(content[:LENGTH_BYTES], path=path, file_bytes=file_bytes)
@@ -47,11 +47,11 @@ def read_remote_header(
 def _read_range(
     url: str, *, headers: Mapping[str, str], start: int, stop: int
 ) -> tuple[bytes, int]:
-    """Return a file's bytes from `start` to before `stop`, or to its end; and how long it is."""
+    """Return a file's bytes from `start` up to `stop` or its end, and the length of the file."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-    # Without an encoding, so that bytes and lengths are those of the file.
+    # Without compression, so that bytes and lengths are those of the file.
     asked = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with get_session().stream(
         "GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT

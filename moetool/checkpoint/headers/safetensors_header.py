@@ -1,10 +1,10 @@
-"""From the first bytes of a safetensors file to its tensors, each claim checked.
+"""A reader of safetensors headers that checks every claim in them.
 
 The format: eight bytes hold the length of the header, a JSON object follows, then the data
-(<https://huggingface.co/docs/safetensors/index#format>). What the safetensors library refuses is
-refused here, without importing it or mapping the file. Beyond that, three things are refused that
-the library lets pass because it would read one of several meanings: a name given twice, fields
-that the format does not know, and lists in place of objects.
+(<https://huggingface.co/docs/safetensors/index#format>). This reader refuses what the safetensors
+library refuses, without importing it or mapping the file. It also refuses three things for which the
+library picks one of several meanings: a name that occurs twice, unknown fields, and lists in place
+of objects.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from moetool.checkpoint.size_limits import SizeLimit
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.errors import InputError
 
-# Of the length that every file begins with.
+# Every file begins with its header's length, in this many bytes.
 LENGTH_BYTES = 8
 
-# The library's own limit; the largest real headers take a few megabytes.
+# The library's own limit. The largest real headers take a few megabytes.
 _MAX_HEADER_BYTES = 100_000_000
-# Nine for each of half a million tensors.
+# Nine values for each of half a million tensors.
 _LIMIT = SizeLimit(_MAX_HEADER_BYTES, 5_000_000)
 
-# Sizes are unsigned integers of 64 bits in the library.
+# In the library, sizes are unsigned integers of 64 bits.
 _MAX_SIZE = 2**64 - 1
 
 _BITS_PER_ELEMENT = {
@@ -58,14 +58,14 @@ _INTEGER = {int}
 
 
 def read_header(path: Path, *, file: str) -> TensorHeaders:
-    """Return the tensors of a safetensors file, of which only the header is read.
+    """Return the tensors of a safetensors file. Only its header is read.
 
     Args:
-        path: Where the file is.
+        path: The path of the file.
         file: Its name in the checkpoint.
 
     Raises:
-        InputError: The file can't be opened, or is not a whole safetensors file.
+        InputError: The file can't be opened, or is not a complete safetensors file.
     """
     try:
         with path.open("rb") as opened:
@@ -81,15 +81,15 @@ def read_header(path: Path, *, file: str) -> TensorHeaders:
 
 
 def read_length(content: bytes, *, path: str, file_bytes: int) -> int:
-    """Return the length of a file's header in bytes, from the eight bytes that the file begins with.
+    """Return the length of a file's header in bytes, from the first eight bytes of the file.
 
     Args:
-        content: Those bytes, or as many as the file has.
-        path: What to call the file in a refusal.
+        content: Those bytes, or fewer if the file is shorter.
+        path: The file, for error messages.
         file_bytes: Length of the whole file.
 
     Raises:
-        InputError: The file ends before its header does, or the header is longer than any may be.
+        InputError: The file ends before its header does, or the header is longer than allowed.
     """
     if len(content) < LENGTH_BYTES:
         raise broken_file(path, seen=f"{file_bytes} bytes, too few for a header")
@@ -109,13 +109,13 @@ def read_length(content: bytes, *, path: str, file_bytes: int) -> int:
 def parse_header(
     content: bytes, *, file: str, file_bytes: int, path: str | None = None
 ) -> tuple[TensorHeader, ...]:
-    """Return the tensors that a header describes, as they lie in the file.
+    """Return the tensors that a header describes, in the order of their data.
 
     Args:
         content: The header's JSON, without the eight bytes before it.
         file: The file's name in the checkpoint.
         file_bytes: Length of the whole file.
-        path: What to call the file in a refusal, if not by its name.
+        path: The file, for error messages; by default its name.
 
     Raises:
         InputError: The header breaks a rule of the format, or does not fit the file's length.
@@ -131,23 +131,23 @@ def parse_header(
 
 
 def broken_file(path: str, *, seen: str) -> InputError:
-    """Return the error for a safetensors file that is not whole, and what was seen of it."""
+    """Return the error for a safetensors file that is incomplete or broken."""
     return InputError(
-        f"'{path}' is not a whole safetensors file.",
+        f"'{path}' is not a complete safetensors file.",
         hint="Download it again: it is truncated or damaged.",
         facts=[f"seen: {seen}"],
     )
 
 
 class _HeaderError(Exception):
-    """A rule of the format that a header breaks."""
+    """A header breaks a rule of the format."""
 
 
 def _read_entries(content: bytes) -> dict[str, object]:
     """Return the entries of a header by tensor, without its `__metadata__`."""
     try:
         _LIMIT.check_values(content)
-        # Where no number can have a sign, Python's own and faster reading of numbers will do.
+        # If no number can have a sign, Python's own parser is enough, and faster.
         entries = parse_json(content, parse_int=_read_count if b"-" in content else None)
     except JsonError as error:
         raise _HeaderError(f"a header that can't be read: {error}") from error
@@ -155,7 +155,7 @@ def _read_entries(content: bytes) -> dict[str, object]:
         raise _HeaderError("a header that is not a JSON object")
     metadata = entries.pop("__metadata__", None)
     if metadata is not None and not _is_texts(metadata):
-        raise _HeaderError("a __metadata__ that is not made of texts")
+        raise _HeaderError("a __metadata__ with values that are not strings")
     return entries
 
 
@@ -170,7 +170,7 @@ def _read_count(text: str) -> int:
 
 
 def _read_tensors(entries: dict[str, object], *, file: str) -> tuple[tuple[TensorHeader, ...], int]:
-    """Return the tensors of a header in the order of their data, and the bytes of them all."""
+    """Return the tensors of a header in the order of their data, and the sum of their bytes."""
     tensors = []
     reached = 0
     for start, end, name, dtype, shape in sorted(
@@ -185,7 +185,7 @@ def _read_tensors(entries: dict[str, object], *, file: str) -> tuple[tuple[Tenso
 
 
 def _read_entry(name: str, entry: object) -> tuple[int, int, str, str, tuple[int, ...]]:
-    """Return where a tensor's data begins and ends, its name, its dtype and its shape."""
+    """Return the start and the end of a tensor's data, its name, its dtype and its shape."""
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _HeaderError(f"{_quote(name)} without exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -193,13 +193,13 @@ def _read_entry(name: str, entry: object) -> tuple[int, int, str, str, tuple[int
     if bits_per_element is None:
         raise _HeaderError(f"{_quote(name)} of the unknown dtype {dtype!r:.40}")
     if not _is_counts(shape):
-        raise _HeaderError(f"{_quote(name)} with a shape that is no list of sizes")
+        raise _HeaderError(f"{_quote(name)} with a shape that is not a list of sizes")
     if not _is_counts(offsets) or len(offsets) != 2:
-        raise _HeaderError(f"{_quote(name)} with data_offsets that are no two numbers")
+        raise _HeaderError(f"{_quote(name)} with data_offsets that are not two numbers")
     num_elements = 1
     for size in shape:
         num_elements *= size
-        # At every step, as in the library: a zero further on does not mend too large a product.
+        # Checked at every step, as in the library: a later zero does not excuse too large a product.
         if size > _MAX_SIZE or num_elements > _MAX_SIZE:
             raise _HeaderError(f"{_quote(name)} with more elements than 64 bits can count")
     start, end = offsets
@@ -209,7 +209,7 @@ def _read_entry(name: str, entry: object) -> tuple[int, int, str, str, tuple[int
 
 
 def _is_counts(value: object) -> TypeGuard[list[int]]:
-    # By type and not by isinstance: true and false are integers to Python.
+    # Not by isinstance, because booleans are integers in Python.
     return type(value) is list and _INTEGER.issuperset(map(type, value))
 
 

@@ -1,4 +1,4 @@
-"""From the names of a checkpoint's files to those that hold its weights."""
+"""The weight files among the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MissingWeightsError(InputError):
 
 
 class PickledWeightsError(InputError):
-    """Weights are pickled, so that what is in them shows only once they are run."""
+    """Weights are pickled, so reading them means running them."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,24 @@ class WeightFiles:
 
     Attributes:
         names: In order; none if there are no weights.
-        weight_map: The file of every tensor, as the index has it; None without an index.
+        weight_map: The file of every tensor, according to the index; None without an index.
     """
 
     names: tuple[str, ...]
     weight_map: Mapping[str, str] | None = None
 
-    def check_safetensors(self, place: str) -> None:
+    def check_safetensors(self, label: str) -> None:
         """Check that none of them is a pickle.
 
         Args:
-            place: What to call the folder or the repository in a refusal.
+            label: The folder or repository, for error messages.
 
         Raises:
-            PickledWeightsError: One is.
+            PickledWeightsError: At least one is.
         """
         if any(not name.endswith(".safetensors") for name in self.names):
             raise PickledWeightsError(
-                f"'{place}' holds pickled weights: what is in them shows only once they are run.",
+                f"'{label}' holds pickled weights, which can't be read without running them.",
                 hint="Convert them to safetensors, or count by the configuration: --source skeleton.",
                 facts=[f"seen: {list_some(self.names)}"],
             )
@@ -55,18 +55,18 @@ class WeightFiles:
 def choose_weight_files(
     names: Collection[str],
     *,
-    place: str,
+    label: str,
     is_present: Callable[[str], bool],
     read_index: Callable[[str], Mapping[str, object]],
 ) -> WeightFiles:
     """Return the weight files among a checkpoint's files, safetensors before pickled ones.
 
-    An index wins over everything else of its kind, then `model.safetensors` over other files.
+    An index takes precedence over other files of its kind, then `model.safetensors` does.
 
     Args:
-        names: Of the files in the folder itself.
-        place: What to call the folder or the repository in a refusal.
-        is_present: Whether a file that an index names is there.
+        names: Of the files in the folder, not those in folders inside it.
+        label: The folder or repository, for error messages.
+        is_present: Returns whether a file that an index names exists.
         read_index: Returns the JSON object in a file.
 
     Raises:
@@ -84,12 +84,12 @@ def choose_weight_files(
         index = _PICKLED_INDEX
     else:
         return WeightFiles((_PICKLED,) if _PICKLED in names else ())
-    weight_map = _read_weight_map(f"{place}/{index}", read_index(index))
+    weight_map = _read_weight_map(f"{label}/{index}", read_index(index))
     files = tuple(sorted(set(weight_map.values())))
     missing = [name for name in files if not is_present(name)]
     if missing:
         raise MissingWeightsError(
-            f"'{place}' lacks {len(missing)} of its {len(files)} weight files.",
+            f"'{label}' lacks {len(missing)} of its {len(files)} weight files.",
             hint="Download the missing files into the folder.",
             facts=[f"missing: {list_some(missing)}"],
         )
@@ -97,8 +97,8 @@ def choose_weight_files(
 
 
 def list_some(names: Collection[str]) -> str:
-    """Return the first three of some names for a fact: in one line, whatever they are."""
-    # What can't be printed is shown escaped: a name from a file may hold anything.
+    """Return the first three of some names, in one printable line."""
+    # A name from a file may contain anything.
     shown = [name if name.isprintable() else repr(name) for name in islice(names, 3)]
     return ", ".join(f"{name:.100}" for name in shown) + (", …" if len(names) > 3 else "")
 
@@ -115,13 +115,13 @@ def _read_weight_map(path: str, index: Mapping[str, object]) -> dict[str, str]:
     if outside:
         raise InputError(
             f"'{path}' names files outside the checkpoint.",
-            hint="Do not use this checkpoint: an honest index names files next to itself.",
+            hint="Do not use this checkpoint: an honest index only names files next to itself.",
             facts=[f"seen: {list_some(outside)}"],
         )
     return weight_map
 
 
 def _leads_outside(name: str) -> bool:
-    # Windows' rules are the stricter ones: they know both slashes and drives.
+    # Windows' rules are stricter: they know both slashes, and drives.
     path = PureWindowsPath(name)
     return bool(path.anchor) or ".." in path.parts

@@ -160,11 +160,7 @@ def _find_stated_of(subject: Subject, skeleton: PreTrainedModel) -> Mapping[str,
     experts.
     """
     stated = find_stated(subject.config)
-    for config in (skeleton.config, skeleton.config.get_text_config()):
-        read = getattr(config, "quantization_config", None)
-        if stated and isinstance(read, Mapping):
-            return {**stated, **read}
-    return stated
+    return {**stated, **find_stated(skeleton.config)} if stated else stated
 
 
 def _find_loaded(

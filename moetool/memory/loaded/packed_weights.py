@@ -45,7 +45,7 @@ def count_packed_bytes(subject: Subject, skeleton: PreTrainedModel) -> int | Non
     num_layers = getattr(skeleton.config.get_text_config(), "num_hidden_layers", None)
     if isinstance(num_layers, int) and table.num_layers < num_layers:
         return None
-    left_out = sum(group.num_bytes for group in table.left_out if group.reason in _NOT_HELD)
+    left_out = sum(group.num_bytes for group in table.other_tensors if group.reason in _NOT_HELD)
     return sum(tensor.num_bytes for tensor in subject.headers.tensors) - left_out
 
 

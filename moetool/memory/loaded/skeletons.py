@@ -19,7 +19,6 @@ from moetool.anatomy.skeleton.build import (
 )
 from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
-from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype, Scenario, Task
@@ -30,8 +29,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# By safetensors' names.
-_STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class SkeletonBuilder:
         return make_config(
             self.subject.config,
             name=self.subject.model,
-            place=self.subject.place,
+            label=self.subject.label,
             code=self.subject.code,
             revision=self.subject.revision,
             trust_remote_code=self.trust_remote_code,
@@ -133,20 +130,13 @@ class SkeletonBuilder:
     def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
         if scenario.dtype != Dtype.AUTO:
             return _DTYPES[scenario.dtype]
-        dtype = find_dtype(config) or _find_dtype_of_files(self.subject.headers)
+        dtype = find_dtype(config, headers=self.subject.headers)
         if dtype is None:
             raise UsageError(
                 f"The config.json of {self.subject.model} doesn't say which dtype its weights are.",
                 hint="Give --dtype, such as bfloat16.",
             )
         return dtype
-
-
-def _find_dtype_of_files(headers: TensorHeaders | None) -> torch.dtype | None:
-    """Return the one dtype of plain floats in the files, which transformers then keeps."""
-    dtypes = set() if headers is None else {tensor.dtype for tensor in headers.tensors}
-    found = [_DTYPES[name] for stored, name in _STORED_DTYPES.items() if stored in dtypes]
-    return found[0] if len(found) == 1 else None
 
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:

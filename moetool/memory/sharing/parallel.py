@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_num_heads, read_count
+from moetool.checkpoint.quantization import find_stated
 from moetool.memory.result import RankBytes
 from moetool.memory.sharing.shards import UnknownStyle, find_shard, split_evenly
 from moetool.memory.sharing.sharing_plans import read_expert_plan, read_tensor_plan
@@ -81,7 +82,7 @@ def _read_plan(skeleton: PreTrainedModel, way: str) -> dict[str, str]:
     """Return the style of each parameter and module that the plan names, by path."""
     name = type(skeleton).__name__
     if any(not p.is_floating_point() for p in skeleton.parameters()):
-        if getattr(skeleton.config, "quantization_config", None):
+        if find_stated(skeleton.config):
             raise _CantShare(
                 "how transformers shares weights that are published packed isn't known"
             )
@@ -118,8 +119,7 @@ def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]
     if name in _OF_QUERY_HEADS:
         attention = skeleton.get_submodule(parent_path)
         return (
-            read_count(attention, "num_heads", "num_attention_heads")
-            or read_count(skeleton.config.get_text_config(), "num_attention_heads"),
+            find_num_heads(attention) or find_num_heads(skeleton.config.get_text_config()),
             "query",
         )
     if name in _OF_KEY_HEADS:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moetool.anatomy.config_fields import read_count
+from moetool.anatomy.config_fields import find_hidden_size
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.routing.top_k import find_top_k
 from moetool.anatomy.skeleton.active_experts import is_run_by_text
@@ -26,7 +26,6 @@ from moetool.trace.reading.reader import TraceSource, open_trace
 # The name of the routing that needs no trace.
 UNIFORM = "uniform"
 
-_WIDTH_NAMES = ("hidden_size", "d_model", "n_embd")
 _OTHER_MODEL_HINT = "Name a trace of this model, made without --layers."
 
 
@@ -169,7 +168,7 @@ def _count_ids(layer: MoeLayer) -> int:
 
 
 def _find_hidden_size(skeleton: PreTrainedModel) -> int:
-    size = read_count(skeleton.config.get_text_config(), *_WIDTH_NAMES)
+    size = find_hidden_size(skeleton.config)
     weight = getattr(find_embedding(skeleton), "weight", None)
     return size or (int(weight.shape[-1]) if weight is not None else 0)
 

@@ -74,12 +74,14 @@ class SimulatedGeneration:
     def ready(self) -> Iterator[SimulatedGeneration]:
         """Put the skeleton into the state in which it generates, and back afterwards."""
         was_training = self._skeleton.training
-        self._skeleton.train(False)
+        if was_training:
+            self._skeleton.train(False)
         try:
             with torch.inference_mode(), MetaKernels():
                 yield self
         finally:
-            self._skeleton.train(was_training)
+            if was_training:
+                self._skeleton.train(True)
 
     @property
     def cache(self) -> Any:

@@ -67,13 +67,13 @@ class Fingerprints:
         )
 
     def _of_module(self, module: nn.Module, first_index: int) -> Hashable:
+        own = [item for item in vars(module).items() if item[0] not in _SAYS_NOTHING]
         attributes = [
             # A layer of two attentions has two indices: what counts is how far they are apart.
             (name, value - first_index if _is_index(name, value) else self.of_value(value))
-            for name, value in vars(module).items()
-            if name not in _SAYS_NOTHING
+            for name, value in own
         ]
-        configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
+        configs = [value for _, value in own if isinstance(value, PreTrainedConfig)]
         by_layer = [self._of_layer_entries(config, first_index) for config in configs]
         tensors = self.of_value((module._parameters, module._buffers))
         return (type(module), tuple(attributes), tuple(by_layer), tensors)
@@ -98,7 +98,8 @@ def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
     found = {
         value
         for module in layer.modules()
-        for name, value in vars(module).items()
+        for name in _INDEX_NAMES & vars(module).keys()
+        for value in [vars(module)[name]]
         if _is_index(name, value)
     }
     return tuple(sorted(found))

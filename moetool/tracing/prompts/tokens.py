@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.anatomy.config_fields import find_position_limit
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
@@ -130,9 +131,8 @@ def choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
 
 
 def read_context_tokens(config: PreTrainedConfig) -> int | None:
-    """Return the longest sequence a model takes; None if its configuration doesn't state it."""
-    value = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return value if isinstance(value, int) and value > 0 else None
+    """Return the longest sequence a model takes, or None if its configuration doesn't say."""
+    return find_position_limit(config)
 
 
 def spell_tokens(token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:

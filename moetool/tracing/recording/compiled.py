@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.checkpoint.quantization import find_method
 from moetool.errors import UntraceableError
-from moetool.tracing.quantization_method import find_quantization_method
 
 # transformers' own, which replace the body of an experts module's forward and so keep its hooks.
 _SEEN_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
@@ -126,7 +126,7 @@ def _find_implementation(model: nn.Module) -> str | None:
 
 def _find_quantization(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
-    return None if config is None else find_quantization_method(config)
+    return None if config is None else find_method(config)
 
 
 def _text_config(model: nn.Module) -> Any:

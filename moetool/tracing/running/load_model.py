@@ -9,10 +9,9 @@ from moetool.anatomy.headers.published_format import name_packed
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.checkpoint.quantization import find_stated, name_quantization
+from moetool.checkpoint.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
 from moetool.tracing.out_of_memory import is_out_of_memory
-from moetool.tracing.quantization_method import find_quantization_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -52,7 +51,7 @@ def load_model(
     stated = read_json(checkpoint.folder / "config.json", missing="")
     _refuse_format(checkpoint, stated)
     wishes: dict[str, Any] = {}
-    if find_quantization_method(config) == "mxfp4":
+    if find_method(config) == "mxfp4":
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
     try:
@@ -103,7 +102,7 @@ def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None
     """Refuse quantized weights that transformers would read as if they were plain."""
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    method = find_stated(stated).get("quant_method")
+    method = find_method(stated)
     named = name_quantization(stated)
     if named is None or method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
         return

@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors' names show no experts: read by their own layout, or not called dense."""
+"""Checkpoints whose names show no experts are read by their own layout, or not called dense."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_tensorrt_llm_checkpoint_is_read_by_its_own_layout(tmp_path: Path) -> 
     assert active.exact == total - experts * (NUM_EXPERTS - TOP_K) // NUM_EXPERTS
     assert (inspected.num_moe_layers, inspected.num_experts, inspected.top_k) == (2, 8, 2)
     assert inspected.quantization is None
-    assert "is of TensorRT-LLM" in inspected.notes[0]
+    assert "is a TensorRT-LLM configuration" in inspected.notes[0]
 
 
 def test_a_dense_layer_of_a_tensorrt_llm_checkpoint_has_an_mlp() -> None:
@@ -194,7 +194,7 @@ def test_a_tensorrt_llm_checkpoint_of_several_gpus_is_refused_as_that(tmp_path: 
     save_folder(tmp_path, tensors, config)
     save_file(tensors, tmp_path / "rank1.safetensors")
 
-    with pytest.raises(InputError, match="a part for each of 2 GPUs, as TensorRT-LLM"):
+    with pytest.raises(InputError, match="separate parts for 2 GPUs, as TensorRT-LLM"):
         inspect_model(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Packed weights count as what they stand for, in every layout that is published, or as unknown."""
+"""Packed weights are counted in every published layout, or reported as unknown."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_quantized_layer_counts_as_the_weights_it_stands_for(name: str) -> Non
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_scales_without_their_weights_are_no_parameters(name: str) -> None:
-    """As in the shards that are there when one is missing."""
+    """As if one of several shards were missing."""
     lay_out, config = FORMATS[name]
     held = ("weight", "weight_packed", "qweight", "codes", "_weight_qdata", "_data")
     tensors = {
@@ -229,7 +229,7 @@ UNKNOWN: dict[str, tuple[Tensors, dict[str, object]]] = {
         layouts.pack_quantized(8, 64)(LAYER, OUTPUTS, INPUTS),
         state_groups(INT4_GROUPS),
     ),
-    "bytes without anything beside them": ({f"{LAYER}.weight": ("U8", [OUTPUTS, INPUTS])}, {}),
+    "bytes without anything next to them": ({f"{LAYER}.weight": ("U8", [OUTPUTS, INPUTS])}, {}),
     "bytes with a scale, of unstated bits": (
         {
             f"{LAYER}.weight": ("U8", [OUTPUTS, INPUTS // 2]),
@@ -270,7 +270,7 @@ def test_weights_packed_in_an_unknown_way_make_the_total_unknown(name: str) -> N
 
 @pytest.mark.parametrize("inputs", [372, 380, 383])
 def test_padded_words_count_by_their_groups(inputs: int) -> None:
-    """`weight_shape` is data, which no header tells."""
+    """`weight_shape` is data, which headers do not show."""
     tensors = layouts.pack_quantized(4, inputs)(LAYER, OUTPUTS, inputs)
     config = state_groups({**INT4_GROUPS, "group_size": inputs})
 
@@ -291,7 +291,7 @@ def test_stacked_experts_in_words_count_all_experts() -> None:
 
 
 def test_words_that_another_size_of_the_model_would_fill_too_are_unknown() -> None:
-    """One scale a row does not tell whether the last word of a row is padded."""
+    """One scale for each row does not show whether the last word of a row is padded."""
     config = state_groups({"num_bits": 4, "type": "int"})
     tensors = layouts.pack_quantized(4, None)(LAYER, OUTPUTS, INPUTS - 3)
 
@@ -376,7 +376,7 @@ def test_what_bitsandbytes_saves_counts_as_before(name: str, dense: Path, tmp_pa
     expected, found = read(dense).table, read(tmp_path)
     assert found.unknown is None
     assert found.table.count_components() == expected.count_components()
-    assert any(group.reason.startswith("scales") for group in found.left_out)
+    assert any(group.reason.startswith("scales") for group in found.other_tensors)
     is_packed = any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
     assert is_packed == (name != "int8")
 

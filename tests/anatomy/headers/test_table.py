@@ -1,4 +1,4 @@
-"""What headers alone tell of a checkpoint, and what of it is none of the model's parameters."""
+"""The parameter table of a checkpoint by its headers, and the tensors that are not in it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def count(tensors: Tensors, config: Mapping[str, object] = CONFIG) -> HeaderTabl
 def test_a_plain_checkpoint_holds_nothing_but_the_model() -> None:
     found = count(model())
 
-    assert found.left_out == ()
+    assert found.other_tensors == ()
     assert found.table.total == TOTAL
     assert found.num_layers == NUM_LAYERS
     assert found.num_experts == {("decoder", 0): NUM_EXPERTS, ("decoder", 1): NUM_EXPERTS}
@@ -134,13 +134,13 @@ PREDICTING: dict[str, tuple[Tensors, int]] = {
 
 
 @pytest.mark.parametrize("name", PREDICTING)
-def test_layers_that_predict_further_tokens_are_told_from_the_models_own(name: str) -> None:
+def test_layers_that_predict_further_tokens_are_not_taken_for_the_models_own(name: str) -> None:
     tensors, num_params = PREDICTING[name]
     plain, found = count(model()), count({**model(), **tensors})
 
     assert found.table == plain.table
     assert found.num_layers == NUM_LAYERS
-    (group,) = found.left_out
+    (group,) = found.other_tensors
     assert group.reason is Reason.MTP
     assert (group.num_tensors, group.num_params) == (len(tensors), num_params)
     assert group.components[Component.ROUTED_EXPERTS] % EXPERTS == 0
@@ -150,7 +150,7 @@ def test_layers_that_predict_further_tokens_are_told_from_the_models_own(name: s
 def test_the_copies_in_a_layer_that_predicts_are_those_of_the_embedding_and_the_head() -> None:
     tensors, _ = PREDICTING["deepseek-v3 and glm-4.5"]
 
-    (group,) = count({**model(), **tensors}).left_out
+    (group,) = count({**model(), **tensors}).other_tensors
 
     assert group.components == {
         Component.EMBEDDING: VOCAB * HIDDEN,
@@ -166,8 +166,8 @@ def test_the_copies_in_a_layer_that_predicts_are_those_of_the_embedding_and_the_
 def test_layers_beyond_the_models_own_predict_only_if_something_says_so() -> None:
     tensors = {**model(), **layer("model.layers.2")}
 
-    (unsaid,) = count(tensors).left_out
-    (stated,) = count(tensors, {**CONFIG, "num_nextn_predict_layers": 1}).left_out
+    (unsaid,) = count(tensors).other_tensors
+    (stated,) = count(tensors, {**CONFIG, "num_nextn_predict_layers": 1}).other_tensors
 
     assert unsaid.reason is Reason.BEYOND
     assert stated.reason is Reason.MTP
@@ -180,7 +180,7 @@ def test_scales_of_layers_that_predict_are_none_of_their_parameters() -> None:
         **layouts.fp8_blocks("model.layers.2.mlp.up_proj", 256, 256),
     }
 
-    (group,) = count({**model(), **tensors}).left_out
+    (group,) = count({**model(), **tensors}).other_tensors
 
     assert group.num_params == MIXING + 256 * 256
 
@@ -188,13 +188,13 @@ def test_scales_of_layers_that_predict_are_none_of_their_parameters() -> None:
 def test_layers_of_a_tower_are_not_beyond_the_text_models() -> None:
     found = count({**model(), **linear("vision_tower.layers.7.attn.q_proj", HIDDEN, HIDDEN)})
 
-    assert found.left_out == ()
+    assert found.other_tensors == ()
     assert found.table.count_components()[Component.VISION] == HIDDEN * HIDDEN
     # Neither are those of the same number as one that is.
     tensors, num_params = PREDICTING["deepseek-v3 and glm-4.5"]
     tower = linear("vision_tower.layers.2.attn.q_proj", HIDDEN, HIDDEN)
     found = count({**model(), **tensors, **tower})
-    assert [group.num_params for group in found.left_out] == [num_params]
+    assert [group.num_params for group in found.other_tensors] == [num_params]
 
 
 LEFT_OVERS: dict[str, tuple[Reason, Tensors]] = {
@@ -231,7 +231,7 @@ LEFT_OVERS: dict[str, tuple[Reason, Tensors]] = {
 def test_a_bias_that_selects_experts_is_its_routers() -> None:
     _, tensors = LEFT_OVERS["biases that select experts"]
 
-    (group,) = count({**model(), **tensors}).left_out
+    (group,) = count({**model(), **tensors}).other_tensors
 
     assert group.components == {Component.ROUTER: NUM_EXPERTS}
 
@@ -243,7 +243,7 @@ def test_what_is_no_part_of_a_model_is_left_out_with_its_reason(name: str) -> No
     found = count({**model(), **tensors})
 
     assert found.table == count(model()).table
-    (group,) = found.left_out
+    (group,) = found.other_tensors
     assert group.reason is reason
     assert group.num_tensors == len(tensors)
     assert group.num_params == sum(group.components.values())
@@ -262,7 +262,9 @@ def test_a_head_beside_the_embedding_that_it_is_tied_to_is_no_second_one(
     found = count(model(), {**CONFIG, **stated})
 
     assert found.table.total == TOTAL - (VOCAB * HIDDEN if is_tied else 0)
-    assert [group.reason for group in found.left_out] == ([Reason.TIED_HEAD] if is_tied else [])
+    assert [group.reason for group in found.other_tensors] == (
+        [Reason.TIED_HEAD] if is_tied else []
+    )
     assert found.table.is_tied is bool(is_tied)
 
 
@@ -274,7 +276,7 @@ def test_the_embedding_that_two_stacks_share_counts_once() -> None:
     found = count(tensors, {})
 
     assert found.table.total == VOCAB * HIDDEN
-    (group,) = found.left_out
+    (group,) = found.other_tensors
     assert (group.reason, group.num_tensors) == (Reason.SHARED_EMBEDDING, 2)
     # Of another size it is none of them.
     tensors["encoder.embed_tokens.weight"] = ("BF16", [VOCAB, 32])
@@ -322,10 +324,13 @@ def test_what_the_experts_of_a_layer_share_is_run_whole() -> None:
         ({"num_experts_per_tok": True}, "does not state how many experts"),
         ({"num_experts_per_tok": [2, 2]}, "does not state how many experts"),
         ({"moe_topk": 3}, "does not state how many experts"),
-        ({"num_local_experts": 8}, "another number of experts"),
+        ({"num_local_experts": 8}, "different numbers of experts"),
         ({"zero_expert_num": 2}, "experts without weights"),
-        ({"model_type": "phimoe", "num_experts_per_tok": 3}, "runs others than config.json states"),
-        ({"model_type": "diffusion_gemma"}, "runs others than config.json states"),
+        (
+            {"model_type": "phimoe", "num_experts_per_tok": 3},
+            "another number of experts than config.json states",
+        ),
+        ({"model_type": "diffusion_gemma"}, "another number of experts than config.json states"),
     ],
 )
 def test_active_parameters_are_unknown_where_the_configuration_leaves_doubt(
@@ -409,7 +414,7 @@ def test_every_parameter_of_the_files_is_counted_once(
 
     stored = read_stored(make_headers(named).tensors, config)
     in_files = sum(t.num_params or 0 for t in stored if t.role is Role.PARAMETER)
-    left_out = sum(group.num_params for group in found.left_out if group.are_parameters)
+    left_out = sum(group.num_params for group in found.other_tensors if group.are_parameters)
     assert found.table.total + left_out == in_files
     assert sum(found.table.count_components().values()) == found.table.total
     assert sum(found.dtype_bytes.values()) == sum(t.header.num_bytes for t in stored)

@@ -1,4 +1,4 @@
-"""A model is called dense where nothing in it can route, and nowhere else."""
+"""A model is called dense if nothing in it can route, and only then."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(module: nn.Module, *args: Tensor) -> Tensor:
 
 
 class Routed(nn.Module):
-    """Has a router under a name that says nothing, and mixes what `compute` makes of each choice."""
+    """Has a router with a meaningless name, and mixes what `compute` makes of each choice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ def test_a_configuration_that_states_no_experts_leaves_none(value: object) -> No
 
 
 class Gated(nn.Module):
-    """A gated MLP: a gate alone is no router."""
+    """A gated MLP: a gate alone is not a router."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -367,7 +367,7 @@ class Gated(nn.Module):
 
 
 class Deep(nn.Module):
-    """Square layers one behind the other, numbered."""
+    """Numbered square layers, one after the other."""
 
     def __init__(self) -> None:
         super().__init__()

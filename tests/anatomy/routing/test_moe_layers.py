@@ -1,4 +1,4 @@
-"""The structural finder: routed layers by what their experts receive, and nothing else."""
+"""The finder recognises routed layers by what their experts receive, and nothing else."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_stack_and_layer_come_from_the_path(path: str, stack: str, layer: int) -
         (("early", "late"), ["decoder.early", "decoder.late"]),
     ],
 )
-def test_two_routings_in_one_layer_are_told_apart_by_their_blocks(
+def test_two_routings_in_one_layer_are_named_by_their_blocks(
     blocks: tuple[str, str], stacks: list[str]
 ) -> None:
     layer = nn.Module()
@@ -108,7 +108,7 @@ def test_two_routings_in_one_layer_are_told_apart_by_their_blocks(
     assert [found.stack for found in find_moe_layers(nest("layers.0", layer))] == stacks
 
 
-def test_routings_that_nothing_tells_apart_are_refused() -> None:
+def test_routings_with_the_same_name_are_refused() -> None:
     twins = join(*(nest("layers.0.mlp.experts", Experts()) for _ in range(2)))
     with pytest.raises(UntraceableError, match="routes more than once"):
         find_moe_layers(twins)
@@ -119,12 +119,12 @@ def test_identity_experts_are_those_beyond_the_smaller_stack() -> None:
     assert (found.num_experts, found.num_identity_experts) == (4, 2)
 
 
-def test_a_position_table_is_no_experts_module() -> None:
+def test_a_position_table_is_not_an_experts_module() -> None:
     with pytest.raises(DenseModelError):
         find_moe_layers(nest("vision.embeddings", PositionTable()))
 
 
-def test_experts_of_another_make_beside_known_ones_are_refused_not_skipped() -> None:
+def test_experts_of_another_kind_next_to_known_ones_are_refused_not_skipped() -> None:
     others = nest("layers.1.mlp.experts", nn.ModuleList([nn.Linear(3, 3) for _ in range(4)]))
     with pytest.raises(UntraceableError, match="no rule reads the routing"):
         find_moe_layers(join(nest("layers.0.mlp.experts", Experts()), others))

@@ -1,4 +1,4 @@
-"""How layers choose their experts is told as the running models do it."""
+"""The way in which layers choose their experts is described as the running models do it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from moetool.anatomy.routing.routing_style import RoutingStyle, describe_routing
+from moetool.anatomy.routing.routing_style import RoutingStyle, find_routing_style
 from moetool.errors import UntraceableError
 from moetool.tracing.windows.probabilities import find_score_function
 from tests.anatomy.counting import count_family, prove_family
@@ -19,11 +19,11 @@ from tests.families.tiny.proof import exact_families
 # Their routers scale the normalised weights by a learned number of each expert.
 SCALE_EVERY_EXPERT = ("gemma4", "gemma4_text", "diffusion_gemma")
 
-# JetMoE's block is what holds its experts, and PhiMoE's sparse mixer weighs in a way of its own.
-UNTOLD = ("jetmoe", "phimoe")
+# JetMoE's block itself holds its experts, and PhiMoE's sparse mixer has its own kind of weights.
+NOT_INFERRED = ("jetmoe", "phimoe")
 
 # Told where the trace's probabilities are refused: DBRX's router shows no scores outside of its
-# block, and roots of softplus are no probabilities.
+# block, and roots of softplus are not probabilities.
 TOLD_ALL_THE_SAME = {"dbrx": "softmax", "deepseek_v4": "sqrt(softplus)"} | dict.fromkeys(
     SCALE_EVERY_EXPERT, "softmax"
 )
@@ -51,7 +51,7 @@ KNOWN = {
 def style_of(name: str, index: int = -1) -> RoutingStyle:
     family = count_family(name)
     layers = [layer for layer in family.layers if layer.stack == "decoder"] or family.layers
-    return describe_routing(family.skeleton, layers[index], hidden_size=HIDDEN_SIZE)
+    return find_routing_style(family.skeleton, layers[index], hidden_size=HIDDEN_SIZE)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -63,16 +63,16 @@ def test_the_score_function_is_that_which_explains_the_recorded_weights(name: st
     except UntraceableError:
         function = TOLD_ALL_THE_SAME.get(name)
 
-    told = style_of(name).scores
+    scores = style_of(name).scores
 
-    assert told == (None if name in UNTOLD else function)
+    assert scores == (None if name in NOT_INFERRED else function)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_normalised_if_those_of_every_recorded_token_add_up_alike(name: str) -> None:
     style = style_of(name)
-    if name in (*UNTOLD, *SCALE_EVERY_EXPERT):
-        assert style.is_normalized is (None if name in UNTOLD else True)
+    if name in (*NOT_INFERRED, *SCALE_EVERY_EXPERT):
+        assert style.is_normalized is (None if name in NOT_INFERRED else True)
         return
     weights = prove_family(name).layers[-1].weights
     sums = weights.sum(dim=1)
@@ -90,7 +90,7 @@ def test_known_routers_are_described_as_they_are(name: str) -> None:
     assert style_of(name) == KNOWN[name]
 
 
-def test_layers_that_look_experts_up_by_token_are_told() -> None:
+def test_layers_that_look_experts_up_by_token_are_recognised() -> None:
     first = style_of("deepseek_v4", 0)
 
     assert (first.is_hashed, first.has_selection_bias) == (True, False)
@@ -101,7 +101,7 @@ def test_describing_leaves_a_skeleton_and_the_random_state_as_they_were() -> Non
     family = count_family("deepseek_v3")
     state = torch.get_rng_state()
 
-    describe_routing(family.skeleton, family.layers[0], hidden_size=HIDDEN_SIZE)
+    find_routing_style(family.skeleton, family.layers[0], hidden_size=HIDDEN_SIZE)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert {tensor.device.type for tensor in family.skeleton.state_dict().values()} == {"meta"}

@@ -1,6 +1,8 @@
-"""Active parameters are those that a token's forward reads."""
+"""Active parameters are the ones that the forward of a token reads."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from moetool.anatomy.parameters import (
     ParameterRow,
     ParameterTable,
 )
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from tests.anatomy.counting import CountedFamily, count_family
 from tests.anatomy.parameter_audit import ParameterAudit
@@ -125,12 +129,16 @@ def test_stacks_that_share_experts_may_run_the_same_or_others() -> None:
     assert active == ActiveRange(4 * 3 * per_expert, 4 * 6 * per_expert)
 
 
+class _UnknownTopK(RoutedSkeleton):
+    @property
+    def top_k(self) -> Mapping[MoeLayer, int | None]:
+        return dict.fromkeys(self.layers)
+
+
 def test_an_unknown_top_k_makes_active_parameters_unknown() -> None:
     family = count_family("mixtral")
 
-    table = count_skeleton(
-        family.skeleton, family.layers, top_k=dict.fromkeys(family.layers), dtype=None
-    )
+    table = count_skeleton(_UnknownTopK(family.skeleton, family.routed.experts), dtype=None)
 
     assert table.count_active(ActiveDefinition.ALL) is None
     assert table.count_active_of(Component.MIXER) is not None

@@ -1,4 +1,4 @@
-"""The dtype and bytes of a skeleton's table are those that transformers loads a checkpoint in."""
+"""A skeleton's table has the dtypes and bytes in which transformers loads a checkpoint."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_some_families_keep_parameters_in_float32() -> None:
 def test_without_a_dtype_bytes_are_unknown() -> None:
     family = count_family("mixtral")
 
-    table = count_skeleton(family.skeleton, family.layers, top_k=family.top_k, dtype=None)
+    table = count_skeleton(family.routed, dtype=None)
 
     assert {(row.dtype, row.num_bytes) for row in table.rows} == {(None, None)}
     assert table.num_bytes is None

@@ -1,14 +1,13 @@
-"""How layers mix tokens is told by their modules."""
+"""Mixers are described as their modules show them."""
 
 from __future__ import annotations
 
 import pytest
 from torch import nn
 
-from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.anatomy.skeleton.mixers import Mixer, MixerKind, list_mixers
-from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from tests.anatomy.counting import count_family
 from tests.families.tiny.models import available, build_family
 from tests.tiny_models import build_model
@@ -16,7 +15,7 @@ from tests.tiny_models import build_model
 
 def mixers_of(name: str) -> tuple[Mixer, ...]:
     family = count_family(name)
-    return list_mixers(family.skeleton, Placement(family.skeleton, family.layers))
+    return list_mixers(family.routed)
 
 
 def attention(kind: MixerKind, num: int, heads: int, kv: int | None, **extra: object) -> Mixer:
@@ -60,7 +59,7 @@ GQA, LATENT = MixerKind.GQA, MixerKind.LATENT
         ),
     ],
 )
-def test_mixers_are_told_as_they_are(name: str, mixers: tuple[Mixer, ...]) -> None:
+def test_mixers_are_described_as_they_are(name: str, mixers: tuple[Mixer, ...]) -> None:
     assert mixers_of(name) == mixers
 
 
@@ -73,7 +72,7 @@ def test_every_layer_of_every_family_has_its_mixers(name: str) -> None:
         if row.layer is not None and row.component == "mixer"
     }
     # LongCat's layers attend twice, those of a decoder to its encoder as well, and inkling has short
-    # convolutions beside its attention.
+    # convolutions next to its attention.
     found = sum(mixer.num_layers for mixer in mixers_of(name))
 
     assert found >= len(layers)
@@ -84,12 +83,12 @@ def test_every_layer_of_every_family_has_its_mixers(name: str) -> None:
 def test_heads_are_counted_by_widths_where_no_group_size_is_kept(
     name: str, kind: MixerKind
 ) -> None:
-    """Under another name a group size looks as if every head had keys of its own."""
+    """Under another name a group size looks as if every head had its own keys."""
     model = build_family(name)
     for module in model.modules():
         if hasattr(module, "num_key_value_groups"):
             vars(module)["num_query_heads_of_a_key"] = vars(module).pop("num_key_value_groups")
-    (mixer,) = list_mixers(model, Placement(model, find_experts(model).layers))
+    (mixer,) = list_mixers(RoutedSkeleton.of(model))
     assert (mixer.kind, mixer.num_kv_heads) == (kind, 2)
 
 
@@ -100,7 +99,7 @@ def test_heads_that_cannot_be_counted_are_not_guessed() -> None:
             del module.num_key_value_groups
             module.add_module("qkv_proj", nn.Linear(2, 2, device="meta"))
             del module.q_proj
-    (mixer,) = list_mixers(model, Placement(model, find_experts(model).layers))
+    (mixer,) = list_mixers(RoutedSkeleton.of(model))
     assert (mixer.kind, mixer.num_kv_heads) == (MixerKind.OTHER, None)
 
 
@@ -110,7 +109,7 @@ def test_heads_that_share_keys_are_seen_without_the_modules_word_for_it() -> Non
         # As if transformers had renamed it.
         vars(module).pop("num_key_value_groups", None)
 
-    (mixer,) = list_mixers(model, Placement(model, ()))
+    (mixer,) = list_mixers(RoutedSkeleton.of(model))
 
     assert (mixer.kind, mixer.num_heads, mixer.num_kv_heads) == (MixerKind.GQA, 4, 2)
 

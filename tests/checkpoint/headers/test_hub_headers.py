@@ -1,4 +1,4 @@
-"""The tensors of a Hub repository by range requests, against a Hub that behaves and one that does not."""
+"""The tensors of a Hub repository by range requests, from a Hub that behaves and one that does not."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_repositories(
 
 @pytest.fixture(scope="module")
 def found(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """What came of every repository, read side by side."""
+    """The results of all repositories, which are read in parallel."""
     names = [REPOSITORY, f"{REPOSITORY}@{COMMIT}", f"{REPOSITORY}@v9", "org/unknown", "org/a--b"]
     names += [f"org/{name}" for name in MISBEHAVIOURS]
     cache = tmp_path_factory.mktemp("cache")
@@ -119,8 +119,8 @@ def test_a_repository_without_weights_has_a_configuration_alone(found: dict[str,
 
 
 UNREACHABLE = "Can't reach the Hub for {}, and it is not in the local cache"
-SENSELESS = "The Hub's answers about {} broke off or make no sense"
-NOT_WHOLE = f"'{{}}/{FIRST}' is not a whole safetensors file"
+SENSELESS = "The Hub's answers about {} are incomplete or make no sense"
+NOT_WHOLE = f"'{{}}/{FIRST}' is not a complete safetensors file"
 
 # By repository: what is said of it, and part of what is shown of the answer.
 REFUSALS = {

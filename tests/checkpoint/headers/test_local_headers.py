@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder: one file, shards with an index, and what contradicts itself."""
+"""The tensors of a checkpoint folder: one file, shards with an index, and contradictions."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_tensor_in_two_files_is_refused(with_index: bool, sharded: Path) -> No
 def test_a_broken_shard_is_refused_by_its_path(sharded: Path) -> None:
     (sharded / SECOND).write_bytes(b"")
 
-    assert f"'{sharded / SECOND}' is not a whole safetensors file" in refusal_of(sharded).message
+    assert f"'{sharded / SECOND}' is not a complete safetensors file" in refusal_of(sharded).message
 
 
 def test_a_folder_that_is_a_file_or_gone_is_refused(tmp_path: Path) -> None:

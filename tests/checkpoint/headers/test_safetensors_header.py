@@ -1,4 +1,4 @@
-"""Safetensors headers against the safetensors library: the same reading, or a refusal."""
+"""Safetensors headers are read as the safetensors library reads them, or refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(content: bytes) -> tuple[Reading | None, Reading | None]:
 
 def assert_is_put_well(error: InputError, path: Path) -> None:
     """Check that a refusal names the file and shows, in a line, what was seen of it."""
-    assert error.message == f"'{path}' is not a whole safetensors file."
+    assert error.message == f"'{path}' is not a complete safetensors file."
     assert error.hint.startswith("Download it again")
     (fact,) = error.facts
     assert fact.startswith("seen: ")
@@ -226,7 +226,7 @@ A_TWO = json.dumps(TWO).encode()
             join_file({"a": {**TWO, "data_offsets": [2, 0]}}, data_bytes=2), "", id="reversed"
         ),
         pytest.param(
-            join_file({"a": {**TWO, "shape": [True, 2]}}, data_bytes=2), "no list of", id="true"
+            join_file({"a": {**TWO, "shape": [True, 2]}}, data_bytes=2), "not a list of", id="true"
         ),
         pytest.param(
             join_file({"a": {**TWO, "shape": [3]}}, data_bytes=2), "do not fit", id="wrong shape"
@@ -309,7 +309,7 @@ def test_tensors_come_in_the_order_of_their_data() -> None:
 
 def test_a_file_that_is_a_folder_or_gone_is_refused(tmp_path: Path) -> None:
     for path, fact in ((tmp_path, "Is a directory"), (tmp_path / "nothing", "No such file")):
-        with pytest.raises(InputError, match=f"'{path}' is not a whole") as caught:
+        with pytest.raises(InputError, match=f"'{path}' is not a complete") as caught:
             read_header(path, file="model.safetensors")
         assert caught.value.facts[0].startswith(f"seen: {fact}")
 

@@ -78,7 +78,7 @@ SPOILED: dict[str, tuple[Spoil, Refusal]] = {
     ),
     "truncated weights": (
         truncate(WEIGHTS),
-        Refusal(3, error="'{}/model.safetensors' is not a whole", hint="Download it again"),
+        Refusal(3, error="'{}/model.safetensors' is not a complete", hint="Download it again"),
     ),
     "an index that names a missing file": (
         write(INDEX, json.dumps({"weight_map": {"a": WEIGHTS, "b": "model-00002.safetensors"}})),

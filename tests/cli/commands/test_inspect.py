@@ -84,7 +84,7 @@ def test_a_dense_model_is_a_result_with_a_note(run_moetool: RunMoetool, dense_mo
     (model,) = read_models(run_moetool("inspect", dense_model, "--format", "json"))
     assert (model["num_moe_layers"], model["num_experts"], model["top_k"]) == (0, 0, 0)
     assert model["parameters"]["active"]["all"] == model["parameters"]["total"]
-    assert any(note.startswith("A dense model") for note in model["notes"])
+    assert any(note.startswith("Dense model") for note in model["notes"])
 
 
 def test_a_system_known_from_reports_is_labelled_so(run_moetool: RunMoetool) -> None:

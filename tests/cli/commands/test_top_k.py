@@ -74,7 +74,7 @@ def test_files_are_counted_all_the_same_and_what_is_active_is_unknown(
     assert inspected.parameters.active[ActiveDefinition.ALL] is None
     assert inspected.top_k is None
     said = " ".join(inspected.notes)
-    assert "Active parameters are unknown" in said
+    assert "Active parameters unknown" in said
     if source == "auto":
         assert f"describes no model: num_experts_per_tok is {top_k}" in said
     elif top_k > 0:
@@ -99,10 +99,10 @@ def test_files_are_counted_all_the_same_and_what_is_active_is_unknown(
 )
 def test_what_a_family_may_state_is_let_pass(config: dict[str, Any], is_possible: bool) -> None:
     if is_possible:
-        check_top_k(config, place="here")
+        check_top_k(config, label="here")
         return
     with pytest.raises(InputError, match="'here' describes no model"):
-        check_top_k(config, place="here")
+        check_top_k(config, label="here")
 
 
 def test_no_family_and_no_published_model_is_refused() -> None:
@@ -111,8 +111,8 @@ def test_no_family_and_no_published_model_is_refused() -> None:
             config = config_class()
         except Exception:  # noqa: BLE001 - a default that can't be built is of another's making.
             continue
-        check_top_k(config, place="here")
+        check_top_k(config, label="here")
     for name, model in read_published_models().items():
         if model.can_be_counted:
             raw = read_published_config(name)
-            make_config(raw, name=name, place=name, code=None, trust_remote_code=False)
+            make_config(raw, name=name, label=name, code=None, trust_remote_code=False)

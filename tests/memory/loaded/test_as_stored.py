@@ -29,7 +29,7 @@ def build(name: str, **options: Any) -> PreTrainedModel:
 def make_subject(stated: dict[str, Any] | None, headers: TensorHeaders | None = None) -> Subject:
     config = {} if stated is None else {"quantization_config": stated}
     return Subject(
-        model="tiny", config=config, place="here", headers=headers, code=None, revision=None
+        model="tiny", config=config, label="here", headers=headers, code=None, revision=None
     )
 
 
@@ -242,7 +242,7 @@ def test_a_text_model_inside_another_states_its_quantization_too() -> None:
     subject = Subject(
         model="tiny",
         config={"text_config": {"quantization_config": FP8}},
-        place="here",
+        label="here",
         headers=None,
         code=None,
         revision=None,

@@ -40,7 +40,7 @@ CACHE_BYTES = 32 * 2 * 8 * 128 * 2048 * 2
 def build_mixtral() -> PreTrainedModel:
     name = "mixtral-8x7b"
     config = make_config(
-        read_published_config(name), name=name, place=name, code=None, trust_remote_code=False
+        read_published_config(name), name=name, label=name, code=None, trust_remote_code=False
     )
     return build_whole_skeleton(config, dtype=torch.bfloat16)
 

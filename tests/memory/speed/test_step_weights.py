@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.parameters import ActiveDefinition
-from moetool.anatomy.routing.moe_layers import find_experts
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.memory.speed.experts_touched import find_choices
 from moetool.memory.speed.step_weights import (
@@ -68,13 +68,7 @@ def test_one_token_reads_the_parameters_that_the_table_calls_active(family: str)
     skeleton = build_family_skeleton(family)
     choices = find_choices(skeleton)
     assert choices
-    layers = find_experts(skeleton).layers
-    table = count_skeleton(
-        skeleton,
-        layers,
-        top_k={layer: choices.get(layer, 0) for layer in layers},
-        dtype=torch.float32,
-    )
+    table = count_skeleton(RoutedSkeleton.of(skeleton), dtype=torch.float32)
     active = table.count_active(ActiveDefinition.WITHOUT_INPUT_EMBEDDING)
     assert active is not None
     touched = {

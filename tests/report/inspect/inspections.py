@@ -8,9 +8,9 @@ from typing import Any
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.catalogue.published import ReportedSystem
-from moetool.inspection.differences import pair_row
-from moetool.inspection.from_headers import summarize
 from moetool.inspection.result import Difference, Files, Flops, Inspection, Source
+from moetool.inspection.rows import pair_row
+from moetool.inspection.summary import summarize
 
 BYTES_PER_PARAMETER = 2
 

@@ -13,8 +13,8 @@ import pytest
 import moetool
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
-from moetool.inspection.differences import pair_row
-from moetool.inspection.from_headers import summarize
+from moetool.inspection.rows import pair_row
+from moetool.inspection.summary import summarize
 from moetool.report.inspect.data import RENDERERS, render_csv, render_json
 from moetool.report.renderer import ReportFormat, View
 from tests.report.inspect.inspections import FILES, make_inspection, make_reported, make_table

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.anatomy.routing.routing_style import RoutingStyle
-from moetool.anatomy.skeleton.description import Anatomy, RoutedLayer
+from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
 from moetool.anatomy.skeleton.mixers import Mixer, MixerKind
 from moetool.inspection.result import PublishedFigures
 from moetool.report.inspect.words import (
@@ -35,7 +35,7 @@ def make_anatomy(*styles: RoutingStyle | None, **changes: Any) -> Anatomy:
         "model_class": "SmallForCausalLM",
         "num_layers": 1 + len(styles),
         "routed_layers": tuple(
-            RoutedLayer("decoder", 1 + number, 8, 0, 2, 128, style)
+            LayerAnatomy("decoder", 1 + number, 8, 0, 2, 128, style)
             for number, style in enumerate(styles)
         ),
         "dense_layers": {"decoder": (0,)},

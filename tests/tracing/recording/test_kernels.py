@@ -21,8 +21,8 @@ from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
+from moetool.checkpoint.quantization import find_method
 from moetool.errors import UntraceableError
-from moetool.tracing.quantization_method import find_quantization_method
 from moetool.tracing.running.load_model import load_model
 from tests.tiny_models import build_config, build_model
 
@@ -252,7 +252,7 @@ def test_an_mxfp4_checkpoint_is_dequantized_whatever_kernels_there_are(
 
     monkeypatch.setattr(Mxfp4HfQuantizer, "validate_environment", watch)
     config = load_config(mxfp4_checkpoint, trust_remote_code=False)
-    assert find_quantization_method(config) == "mxfp4"
+    assert find_method(config) == "mxfp4"
     model = load_model(
         mxfp4_checkpoint, config, auto_class=find_auto_class(config), device_map={"": "cpu"}
     )
@@ -277,8 +277,8 @@ def test_quantization_is_named_the_same_before_and_after_loading() -> None:
     """Before loading it is a dict from config.json, afterwards an object with another spelling."""
     config = build_config("mixtral")
     config.quantization_config = {"quant_method": "fp8"}
-    assert find_quantization_method(config) == "fp8"
+    assert find_method(config) == "fp8"
     config.quantization_config = FineGrainedFP8Config()
-    assert find_quantization_method(config) == "fp8"
+    assert find_method(config) == "fp8"
     del config.quantization_config
-    assert find_quantization_method(config) is None
+    assert find_method(config) is None

@@ -1,0 +1,37 @@
+"""A walk over a model's modules that can leave out what is inside some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from torch import nn
+
+
+def walk_modules(
+    module: nn.Module, *, path: str = "", closed: Collection[str] = ()
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and all modules in it with their paths, in the order of `named_modules`.
+
+    Each module is yielded once. Models with thousands of modules for experts are why this isn't
+    `named_modules`, which passes each module through one generator for each level above it.
+
+    Args:
+        module: Where to start.
+        path: Its own path.
+        closed: Paths of modules that are yielded without what they hold.
+    """
+    seen: set[int] = set()
+    waiting = [(path, module)]
+    while waiting:
+        path, current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield path, current
+        if path in closed:
+            continue
+        waiting += [
+            (f"{path}.{name}" if path else name, child)
+            for name, child in reversed(current._modules.items())
+            if child is not None
+        ]
