@@ -73,7 +73,7 @@ def test_rows_go_to_a_file(tmp_path: Path, trace_format: str | None) -> None:
         ("-", None, True, "must go to a file"),
         (None, "parquet", False, "Parquet can't be written to stdout"),
         ("trace.parquet", "csv", False, "The format csv contradicts"),
-        ("trace.txt", None, False, "Can't tell the format"),
+        ("trace.txt", None, False, "The format of"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(
