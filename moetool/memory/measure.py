@@ -16,8 +16,9 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
+from moetool.memory.figures import MemoryFigures
 from moetool.memory.loaded.skeletons import SkeletonBuilder
-from moetool.memory.result import Measurement, MemoryFigures
+from moetool.memory.result import Measurement
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.memory_run import (

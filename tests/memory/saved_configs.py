@@ -9,6 +9,7 @@ from typing import Any
 from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
+from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.simulated.model_runs import ModelRuns
 from tests.families.tiny.configs import build_config, find_family
@@ -33,6 +34,11 @@ def make_builder(model: str) -> SkeletonBuilder:
     return SkeletonBuilder(subject)
 
 
+def make_loader(model: str, *, gpu: str = "h200") -> ModelLoader:
+    """Return what loads a model of any name on a GPU."""
+    return ModelLoader(make_builder(model), find_gpu(gpu))
+
+
 def make_runs(model: str, *, gpu: str = "h200") -> ModelRuns:
     """Return a model's runs on a GPU."""
-    return ModelRuns(make_builder(model), find_gpu(gpu))
+    return ModelRuns(make_loader(model, gpu=gpu))

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
-from moetool.memory import estimate
+from moetool.memory import estimate_scenario, named_gpu
 from moetool.memory.estimate import estimate_memory
-from moetool.memory.result import Estimate, Method
+from moetool.memory.figures import Method
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -73,8 +75,8 @@ def test_a_step_copies_the_chosen_experts_weights_of_every_sequence(mixtral: Est
     copied_bytes = 32 * 2 * 3 * 4096 * 14336 * 2
     prefill, decode = mixtral.peaks
     assert mixtral.at_peak == decode
-    assert 22.5 * GB < copied_bytes < decode.activation_bytes < 1.01 * copied_bytes
-    assert prefill.activation_bytes < decode.activation_bytes / 4
+    assert 22.5 * GB < copied_bytes < decode.parts.activation_bytes < 1.01 * copied_bytes
+    assert prefill.parts.activation_bytes < decode.parts.activation_bytes / 4
     assert decode.operation.endswith(" in mlp.experts")
     assert decode.layer is not None
     assert decode.layer.startswith("model.layers.")
@@ -88,7 +90,7 @@ def test_the_cache_holds_all_tokens_but_the_last(mixtral: Estimate) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_latent_cache_holds_latents_alone(batch_size: int) -> None:
     scenario = replace(SHORT, batch_size=batch_size)
-    cache_bytes = make_runs("deepseek-v2-lite").run(scenario).figures.cache_bytes
+    cache_bytes = make_runs("deepseek-v2-lite").simulate(scenario).figures.cache_bytes
     assert cache_bytes == 27 * (512 + 64) * 2 * (128 + 4 - 1) * batch_size
 
 
@@ -99,7 +101,7 @@ def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> 
     num_positions = num_prompt_tokens + 4 - 1
     per_position = 2 * 8 * 64 * 2
     expected = 12 * per_position * (num_positions + min(num_positions, 128)) + 12 * 8
-    assert make_runs("gpt-oss-20b").run(scenario).figures.cache_bytes == expected
+    assert make_runs("gpt-oss-20b").simulate(scenario).figures.cache_bytes == expected
 
 
 def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> None:
@@ -127,7 +129,7 @@ def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
     assert not estimate.stored.is_dequantized
     assert estimate.at_peak is not None
     assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
-    assert any("Its weights are published in fp8" in note for note in estimate.notes)
+    assert any("The checkpoint stores its weights in fp8" in note for note in estimate.notes)
 
 
 def test_a_model_without_experts_is_estimated() -> None:
@@ -184,9 +186,7 @@ def test_what_is_told_in_detail_is_of_the_gpu_that_is_named(tiny: str) -> None:
     assert everywhere.gpu == "h200"
     assert named.gpu == "1gib"
     assert {fit.gpu for fit in named.fits} == {"1gib"}
-    for detail in (named.limits, named.offload, named.speed):
-        assert detail is not None
-        assert detail.gpu == "1gib"
+    assert None not in (named.limits, named.offload, named.speed)
     assert named.ranks
 
 
@@ -199,7 +199,7 @@ def test_it_is_said_where_it_is_tight(tiny: str) -> None:
     )
     assert [each.fit.fits for each in (ample, just, short) if each.fit] == [True, True, False]
     tight = [
-        any(note.startswith("It is tight") for note in each.notes) for each in (ample, just, short)
+        any(note.startswith("Tight fit") for note in each.notes) for each in (ample, just, short)
     ]
     assert tight == [False, True, False]
 
@@ -295,26 +295,42 @@ def test_a_trace_without_a_gpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out", "words"),
+    ("module", "name", "left_out", "words"),
     [
         (
-            "find_limits_on",
+            named_gpu,
+            "find_limits",
             "limits",
             "The longest prompt and the largest batch that fit are unknown",
         ),
-        ("list_ranks", "ranks", "What several GPUs would hold is unknown"),
-        ("plan_offload", "offload", "What would move to the host is unknown"),
-        ("list_fits_on", "fits", "What it fits on is unknown"),
+        (
+            named_gpu,
+            "list_ranks",
+            "ranks",
+            "The weights that each of several GPUs would hold are unknown",
+        ),
+        (
+            named_gpu,
+            "plan_offload",
+            "offload",
+            "The experts that would move to the host are unknown",
+        ),
+        (estimate_scenario, "list_fits_on", "fits", "The GPUs that it fits on are unknown"),
     ],
 )
 def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
-    name: str, left_out: str, words: str, tiny: str, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    name: str,
+    left_out: str,
+    words: str,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise InputError("it can't be simulated: too large.", hint="None.")
 
     (whole,) = estimate_memory(tiny, [TINY], gpu="1GiB")
-    monkeypatch.setattr(estimate, name, refuse)
+    monkeypatch.setattr(module, name, refuse)
     (told,) = estimate_memory(tiny, [TINY], gpu="1GiB")
     assert not getattr(told, left_out)
     assert told.figures == whole.figures

@@ -13,9 +13,10 @@ import pytest
 
 from benchmarks.memory_accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.result import MemoryFigures, Method
-from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
-from moetool.memory.simulated.runs import SimulatedRun, run_scenario
+from moetool.memory.figures import MemoryFigures, Method
+from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
+from moetool.memory.simulated.runs import run_scenario
+from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
 from moetool.quantized.kinds import Quantization
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -106,7 +107,7 @@ def test_in_the_median_the_peak_is_even_closer() -> None:
     for model, sizes, others in CASES:
         options = name_options(sizes, others)
         measured_bytes = known(find_measured(model, options).peak_allocated_bytes)
-        simulated_bytes = known(simulate(model, options).figures.peak_allocated_bytes)
+        simulated_bytes = simulate(model, options).figures.peak_allocated_bytes
         shares.append(abs(simulated_bytes - measured_bytes) / measured_bytes)
     assert statistics.median(shares) <= 0.0002
 
@@ -188,14 +189,14 @@ def test_what_bitsandbytes_loaded_takes_as_much_in_simulation(load: dict[str, An
             skeleton, sized, workspace_bytes=workspace_bytes, context_bytes=CONTEXT_BYTES
         ).figures
         assert abs(figures.weights_bytes - load["allocated"]) <= 4096
-        assert abs(known(figures.peak_allocated_bytes) - peak_bytes) <= 0.001 * peak_bytes
+        assert abs(figures.peak_allocated_bytes - peak_bytes) <= 0.001 * peak_bytes
 
 
 def test_every_kind_of_load_is_looked_at() -> None:
     assert sorted(load["kind"] for load in read_loads()) == sorted(LOADS)
 
 
-def subtract(one: MemoryFigures, other: MemoryFigures) -> dict[str, int]:
+def subtract(one: SimulatedFigures, other: MemoryFigures) -> dict[str, int]:
     """Return by how much figures differ that both know."""
     pairs = {
         name: (getattr(one, name), getattr(other, name))

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, expand_device_map
 
-from moetool.memory.result import RankBytes
+from moetool.memory.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.quantized.kinds import Quantization
 

@@ -18,7 +18,7 @@ from moetool.anatomy.routing.top_k import find_top_k
 from moetool.anatomy.skeleton.active_experts import is_run_by_text
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.errors import InputError
-from moetool.memory.result import Phase
+from moetool.memory.figures import Phase
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, LayerCounts, count_experts
 from moetool.trace.reading.reader import TraceSource, open_trace

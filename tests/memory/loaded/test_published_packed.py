@@ -14,7 +14,8 @@ import torch
 from moetool import Scenario, estimate_memory, inspect_model
 from moetool.catalogue.published import read_published_models
 from moetool.errors import UsageError
-from moetool.memory.result import Basis, Estimate, Method
+from moetool.memory.figures import Basis, Method
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from moetool.memory.result import MemoryFigures, Method, Peak, Phase
+from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.simulated import runs
-from moetool.memory.simulated.runs import SimulatedRun, run_scenario
+from moetool.memory.simulated.runs import run_scenario
+from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
 from moetool.simulation.memory import memory_run
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=32, num_new_tokens=3)
@@ -40,9 +42,8 @@ def test_parts_at_the_peak_add_up_to_it_and_the_context_to_all() -> None:
     assert [peak.phase for peak in shown.peaks] == [Phase.PREFILL, Phase.DECODE]
     figures = shown.figures
     assert max(peak.allocated_bytes or 0 for peak in shown.peaks) == figures.peak_allocated_bytes
-    assert {peak.weights_bytes for peak in shown.peaks} == {figures.weights_bytes}
-    assert {peak.workspace_bytes for peak in shown.peaks} == {2**20}
-    assert figures.peak_reserved_bytes is not None
+    assert {peak.parts.weights_bytes for peak in shown.peaks} == {figures.weights_bytes}
+    assert {peak.parts.workspace_bytes for peak in shown.peaks} == {2**20}
     assert figures.total_device_bytes == figures.peak_reserved_bytes + 1000
 
 
@@ -64,8 +65,8 @@ def test_a_forward_pass_holds_the_logits_of_every_position() -> None:
     generate = run(SCENARIO, vocab_size=vocabulary)
     logits_bytes = 2 * 32 * vocabulary * FLOAT_BYTES
     (peak,) = forward.peaks
-    assert logits_bytes <= peak.activation_bytes < 1.1 * logits_bytes
-    assert generate.peaks[0].activation_bytes < logits_bytes / 4
+    assert logits_bytes <= peak.parts.activation_bytes < 1.1 * logits_bytes
+    assert generate.peaks[0].parts.activation_bytes < logits_bytes / 4
 
 
 def test_a_trace_keeps_the_experts_and_weights_of_every_layer() -> None:
@@ -78,7 +79,6 @@ def test_a_trace_keeps_the_experts_and_weights_of_every_layer() -> None:
     plain = replay_timeline(timeline, weight_bytes=list_weight_bytes(skeleton))
     kept_bytes = NUM_LAYERS * 2 * round_up(2 * 32 * TOP_K * 4)
     peak_bytes = traced.figures.peak_allocated_bytes
-    assert peak_bytes is not None
     assert peak_bytes - plain.peak_allocated_bytes == kept_bytes
     assert traced.figures.cache_bytes == 0
 
@@ -89,7 +89,7 @@ def test_a_trace_of_a_generation_keeps_the_routing_of_its_steps_as_well() -> Non
     traced = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=4), vocab_size=200_000)
     of_prompt, of_step = round_up(2 * 32 * TOP_K * 4), round_up(2 * TOP_K * 4)
     kept_bytes = NUM_LAYERS * 2 * (of_prompt + 3 * of_step)
-    decode = traced.peaks[1].activation_bytes - generate.peaks[1].activation_bytes
+    decode = traced.peaks[1].parts.activation_bytes - generate.peaks[1].parts.activation_bytes
     assert NUM_LAYERS * 2 * of_prompt < decode <= kept_bytes
     assert traced.figures.cache_bytes == generate.figures.cache_bytes
 
@@ -104,7 +104,7 @@ def test_padding_makes_masks() -> None:
     scenario = Scenario(batch_size=2, num_prompt_tokens=512, num_new_tokens=2)
     padded, plain = run(replace(scenario, has_padding=True)), run(scenario)
     mask_bytes = 2 * 512 * 512
-    added_bytes = padded.peaks[0].activation_bytes - plain.peaks[0].activation_bytes
+    added_bytes = padded.peaks[0].parts.activation_bytes - plain.peaks[0].parts.activation_bytes
     assert mask_bytes <= added_bytes < 2 * mask_bytes
     assert padded.figures.cache_bytes == plain.figures.cache_bytes
 
@@ -117,14 +117,12 @@ def test_a_dynamic_cache_grows_and_a_static_one_is_there_from_the_start() -> Non
     assert dynamic.figures.cache_bytes == num_positions * position_bytes * kv_share
     # Each layer counts its positions in an int64.
     assert static.figures.cache_bytes == num_positions * position_bytes * kv_share + NUM_LAYERS * 8
-    assert dynamic.peaks[0].cache_bytes < dynamic.peaks[1].cache_bytes
-    assert static.peaks[0].cache_bytes == static.peaks[1].cache_bytes
+    assert dynamic.peaks[0].parts.cache_bytes < dynamic.peaks[1].parts.cache_bytes
+    assert static.peaks[0].parts.cache_bytes == static.peaks[1].parts.cache_bytes
 
 
 def are_alike(one: SimulatedRun, other: SimulatedRun) -> bool:
     """Return whether two runs take as much, but for which ids were there from the start."""
-    assert one.figures.peak_allocated_bytes is not None
-    assert other.figures.peak_allocated_bytes is not None
     off_bytes = one.figures.peak_allocated_bytes - other.figures.peak_allocated_bytes
     return (
         one.figures.weights_bytes == other.figures.weights_bytes
@@ -172,8 +170,7 @@ def test_of_steps_that_do_not_follow_from_a_few_both_ends_run(
         "Its steps differ from one to the next: the first and the last 8 of 40 were simulated.",
     )
     assert are_alike(ends, whole)
-    assert ends.figures.slack_bytes is not None
-    assert ends.figures.slack_bytes >= 0
+    assert ends.figures.peak_reserved_bytes >= ends.figures.peak_allocated_bytes
 
 
 def test_a_family_that_looks_up_its_experts_is_approximate() -> None:
@@ -193,7 +190,7 @@ def test_layers_that_go_from_token_to_token_are_approximate(
     shown = run(scenario, family="jamba")
     assert (whole.method, shown.method) == (Method.SIMULATED, Method.APPROXIMATE)
     (note,) = shown.notes
-    assert "go from token to token" in note
+    assert "process one token at a time" in note
     assert shown.figures.weights_bytes == whole.figures.weights_bytes
     for name in ("cache_bytes", "peak_allocated_bytes"):
         expected = getattr(whole.figures, name)
@@ -201,33 +198,41 @@ def test_layers_that_go_from_token_to_token_are_approximate(
 
 
 def test_other_weights_shift_everything_but_the_cache() -> None:
-    peak = Peak(
-        phase=Phase.PREFILL,
-        layer=None,
-        operation="mm",
-        weights_bytes=100,
-        cache_bytes=1,
-        activation_bytes=2,
-        workspace_bytes=3,
+    parts = AllocatedParts(weights_bytes=100, cache_bytes=1, activation_bytes=2, workspace_bytes=3)
+    peak = Peak(phase=Phase.PREFILL, layer=None, operation="mm", parts=parts)
+    run = SimulatedRun(
+        SimulatedFigures(100, 10, 106, 200, 300), (peak,), Method.SIMULATED, ("note",)
     )
-    shifted = SimulatedRun(
-        MemoryFigures(100, 10, 106, 200, 300), (peak,), Method.SIMULATED, ("note",)
-    ).shift_weights(-60)
-    assert shifted == SimulatedRun(
-        MemoryFigures(40, 10, 46, 140, 240),
-        (replace(peak, weights_bytes=40),),
+    assert run.shift_weights(-60) == SimulatedRun(
+        SimulatedFigures(40, 10, 46, 140, 240),
+        (replace(peak, parts=replace(parts, weights_bytes=40)),),
         Method.SIMULATED,
         ("note",),
     )
-    unknown = SimulatedRun(MemoryFigures(1, None, None, None, None), (), Method.SIMULATED)
-    assert unknown.shift_weights(1).figures == MemoryFigures(2, None, None, None, None)
+    assert run.shift_weights(0) is run
+
+
+def test_without_its_weights_a_run_shows_what_does_not_depend_on_them() -> None:
+    shown = run(SCENARIO)
+    assert shown.figures.show_without_weights() == MemoryFigures(
+        None, shown.figures.cache_bytes, None, None, None
+    )
+    for peak, hidden in zip(shown.peaks, shown.show_peaks_without_weights(), strict=True):
+        assert hidden.allocated_bytes is None
+        assert hidden.above_weights_bytes == peak.above_weights_bytes
+
+
+def test_a_run_whose_replay_is_gone_can_not_be_limited() -> None:
+    shown = replace(run(SCENARIO), replay=None)
+    assert shown.limit_to(find_total(shown)) is shown
+    with pytest.raises(ValueError, match="replayed"):
+        shown.limit_to(find_total(shown) - 1)
 
 
 WIDE = Scenario(batch_size=512, num_prompt_tokens=64, num_new_tokens=6)
 
 
 def find_total(shown: SimulatedRun) -> int:
-    assert shown.figures.total_device_bytes is not None
     return shown.figures.total_device_bytes
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from moetool.memory.result import Limits
+from moetool.memory.on_gpus import Limits
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from tests.report.memory.estimates import (
@@ -81,10 +81,8 @@ def test_flags_keep_the_lines_and_the_indents_that_they_need() -> None:
 
 
 def test_limits_of_nothing_are_said() -> None:
-    limits = Limits(
-        gpu="small", largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False
-    )
-    text = render(limits=limits)
+    limits = Limits(largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False)
+    text = render(limits=limits, gpu="small")
     assert "\nlimits      no prompt fits on 1 × small at this batch size\n" in text
     assert "\n            no batch fits on 1 × small at this length\n" in text
     text = render(limits=replace(limits, largest_prompt_tokens=3))

@@ -8,20 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from moetool.memory.result import (
-    Estimate,
-    Fit,
-    Limits,
-    Measurement,
-    MemoryFigures,
-    Method,
-    Offload,
-    Peak,
-    Phase,
-    RankBytes,
-    SpeedBound,
-    StoredWeights,
-)
+from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
+from moetool.memory.result import Estimate, Measurement
 from moetool.memory.scenario import Attention, Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.config_fields import read_count
-from moetool.memory.result import Peak, Phase
+from moetool.memory.figures import Peak, Phase
 from moetool.memory.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None
         return None
     num_tokens = scenario.num_prompt_tokens
     num_bytes = scenario.batch_size * num_heads * num_tokens**2 * skeleton.dtype.itemsize
-    if num_bytes < _LEAST_SHARE * peak.activation_bytes:
+    if num_bytes < _LEAST_SHARE * peak.parts.activation_bytes:
         return None
     return (
         f"Eager attention makes the peak: each of its {num_heads} heads scores {num_tokens:,} × "

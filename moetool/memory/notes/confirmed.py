@@ -47,7 +47,7 @@ class Confirmation:
 @cache
 def read_confirmations() -> tuple[Confirmation, ...]:
     """Return all measured runs, in the order of the file."""
-    text = files("moetool.memory").joinpath("confirmed.json").read_text(encoding="utf-8")
+    text = files("moetool.memory.notes").joinpath("confirmed.json").read_text(encoding="utf-8")
     return tuple(
         Confirmation(
             **{

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from moetool.memory.confirmed import find_confirmation, read_confirmations
 from moetool.memory.estimate import estimate_memory
+from moetool.memory.notes.confirmed import find_confirmation, read_confirmations
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_json

@@ -1,0 +1,35 @@
+"""A limit on the simulations that an estimate runs beyond its first one.
+
+Work is counted, not timed, so the same model gets the same answers on every machine. A unit is a
+module that is watched during a pass or an event of the allocator: about 0.1 to 0.3 ms.
+"""
+
+from __future__ import annotations
+
+from moetool.errors import InputError
+from moetool.memory.simulated.simulated_run import SimulatedRun
+
+# Some minutes. Models whose experts are separate modules reach it from about 40,000 modules on.
+MOST_WORK = 1_000_000
+# Passes of a scenario: with all its steps if those follow from three, and in brief.
+NUM_PASSES = 4
+NUM_BRIEF_PASSES = 2
+
+
+def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
+    """Refuse simulations that would take more work than an estimate may.
+
+    Args:
+        run: A run of the same model.
+        num_passes: The number of passes that are planned.
+        most_work: The work that they may take.
+
+    Raises:
+        InputError: They would take more.
+    """
+    if run.work * num_passes > most_work:
+        raise InputError(
+            f"it takes about {num_passes} more passes through the model, and one simulated pass "
+            f"already takes {run.work:,} steps.",
+            hint="Estimate a model with fewer experts or layers.",
+        )
