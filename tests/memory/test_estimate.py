@@ -337,13 +337,14 @@ def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
     assert f"{words}: it can't be simulated: too large." in told.notes
 
 
-def test_a_limit_s_search_that_reads_too_much_says_so(
+def test_a_search_for_limits_ends_where_too_many_values_would_be_read(
     tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = partial(KnownValues, most_elements=2**10, most_bytes=2**16)
     monkeypatch.setattr(memory_run, "KnownValues", narrow)
     eager = replace(TINY, experts_implementation="eager")
     (told,) = estimate_memory(tiny, [eager], gpu="1GiB")
-    assert told.limits is None
-    (note,) = [note for note in told.notes if note.startswith("The longest prompt")]
-    assert "moetool computes no more than 65,536 at once" in note
+    assert told.limits is not None
+    assert told.limits.largest_batch_size >= TINY.batch_size
+    (note,) = [note for note in told.notes if note.startswith("Batches of more than")]
+    assert f"{told.limits.largest_batch_size:,} sequences may fit too" in note

@@ -52,7 +52,7 @@ class FoundLimits:
 
 
 def search_limits(
-    try_sizes: Callable[[int, int], Trial],
+    try_sizes: Callable[[int, int], Trial | None],
     *,
     memory_bytes: int,
     batch_size: int,
@@ -72,7 +72,8 @@ def search_limits(
     line or a square.
 
     Args:
-        try_sizes: Simulates a batch size and a number of prompt tokens, once for each pair.
+        try_sizes: Simulates a batch size and a number of prompt tokens, once for each pair; None if
+            they are too large for that, which ends a search.
         memory_bytes: The GPU's memory.
         batch_size: The batch size at which the longest prompt is looked for.
         num_prompt_tokens: The prompt length at which the largest batch is looked for.
@@ -95,14 +96,14 @@ def search_limits(
     largest = (
         most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
     )
-    prompt = _find_largest(
+    prompt, is_prompt_cut = _find_largest(
         lambda number: try_once(batch_size, number),
         memory_bytes=memory_bytes,
         start=num_prompt_tokens,
         largest=largest,
         find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
     )
-    batch = _find_largest(
+    batch, is_batch_cut = _find_largest(
         lambda number: try_once(number, num_prompt_tokens),
         memory_bytes=memory_bytes,
         start=batch_size,
@@ -116,20 +117,22 @@ def search_limits(
             largest_batch_size=batch,
             is_whole_context=is_whole_context,
         ),
-        is_prompt_cut=prompt == most_prompt_tokens and not is_whole_context,
-        is_batch_cut=batch == most_sequences,
+        is_prompt_cut=is_prompt_cut or (prompt == most_prompt_tokens and not is_whole_context),
+        is_batch_cut=is_batch_cut or batch == most_sequences,
     )
 
 
 def _find_largest(
-    try_number: Callable[[int], Trial],
+    try_number: Callable[[int], Trial | None],
     *,
     memory_bytes: int,
     start: int,
     largest: int,
     find_step: Callable[[int], int],
-) -> int:
+) -> tuple[int, bool]:
     """Return a number that fits while one at most a step above doesn't; 0 if 1 doesn't fit.
+
+    The second value is whether the search ended early, at a number that was too large to try.
 
     Args:
         try_number: Tries a number.
@@ -143,6 +146,8 @@ def _find_largest(
     number: int | None = min(start, largest)
     while number is not None and number > 0:
         trial = try_number(number)
+        if trial is None:
+            return fitting, True
         seen[number] = trial.total_bytes
         if trial.fits:
             fitting = number
@@ -153,7 +158,7 @@ def _find_largest(
             number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
         else:
             number = _narrow(seen, memory_bytes, fitting=fitting, failing=failing, step=step)
-    return fitting
+    return fitting, False
 
 
 def _grow(

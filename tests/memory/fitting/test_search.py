@@ -166,6 +166,28 @@ def test_a_search_that_ends_at_what_fits_or_at_the_context_is_not_cut() -> None:
     assert not found.is_prompt_cut
 
 
+def test_a_search_ends_at_a_size_that_is_too_large_to_try() -> None:
+    memory_bytes = find_gpu("140GiB").memory_bytes
+
+    def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial | None:
+        total_bytes = _count_as_mixtral(batch_size, num_prompt_tokens)
+        is_too_large = batch_size * num_prompt_tokens > 10_000
+        return None if is_too_large else Trial(total_bytes, fits=total_bytes <= memory_bytes)
+
+    found = search_limits(
+        try_sizes,
+        memory_bytes=memory_bytes,
+        batch_size=1,
+        num_prompt_tokens=2048,
+        num_new_tokens=256,
+        context=None,
+    )
+    assert 2048 <= found.limits.largest_prompt_tokens <= 10_000
+    assert 1 <= found.limits.largest_batch_size <= 10_000 // 2048
+    assert found.is_prompt_cut
+    assert found.is_batch_cut
+
+
 def test_the_sizes_that_are_asked_for_are_tried_however_large() -> None:
     simulation = _Simulation(_count_as_mixtral)
     found = _search(simulation, "140GiB", batch_size=4, most_tokens_at_once=8)
