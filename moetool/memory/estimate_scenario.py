@@ -1,14 +1,14 @@
-"""The estimate of one scenario: simulate it, then find where it fits, how it is shared, how fast it is.
+"""The estimate of one scenario.
 
 The steps, in order:
 
 1. `ModelRuns.simulate` runs the scenario on the meta device.
-2. `LoadedModel` says how large the weights are on a GPU.
-3. Variants of the weights and other GPUs are looked at (`fitting/fits`).
-4. For a named GPU, so are the largest scenarios, several GPUs, experts on the host and the least
-   time (`named_gpu`).
+2. `LoadedModel` gives the size of the weights on a GPU.
+3. Variants of the weights are simulated, and GPUs compared with the results (`fitting/fits`).
+4. For a named GPU, `named_gpu` adds the largest scenarios, several GPUs, experts on the host, and
+   the least time.
 
-Steps 1 and 2 have to succeed. Whatever else can't be found out is None, with a note.
+Step 1 has to succeed. Whatever else can't be found out is None, with a note.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def estimate_scenario(
     memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
     run = in_full if in_full is None else _limit(in_full, memory_bytes)
     gaps = Gaps()
-    variants = _run_variants(runs, scenario, plain_run, memory_bytes, most_work, gaps=gaps)
-    fits = _list_fits(runs, scenario, named_gpu, plain_run, most_work, gaps=gaps)
+    variants = _run_variants(runs, scenario, plain_run, memory_bytes, gaps=gaps)
+    fits = _list_fits(runs, scenario, named_gpu, plain_run, gaps=gaps)
     config = loader.builder.make_config()
     confirmed = _find_confirmation(config.model_type, scenario, model)
     estimate = Estimate(
@@ -116,9 +116,7 @@ def estimate_scenario(
     if run is None:
         notes.append(WEIGHTS_UNKNOWN)
     else:
-        estimate = add_answers(
-            estimate, runs, run, named_gpu, trace=trace, most_work=most_work, gaps=gaps
-        )
+        estimate = add_answers(estimate, runs, run, named_gpu, trace=trace, gaps=gaps)
         notes += estimate.notes
     if trace is not None and estimate.speed is None:
         notes.append(TRACE_UNREAD)
@@ -142,7 +140,6 @@ def _run_variants(
     scenario: Scenario,
     plain_run: SimulatedRun,
     memory_bytes: int | None,
-    most_work: int,
     *,
     gaps: Gaps,
 ) -> dict[str, MemoryFigures]:
@@ -162,7 +159,7 @@ def _run_variants(
 
     def run_variant(variant: Scenario) -> SimulatedRun | None:
         if variant != scenario:
-            refuse_work(plain_run, num_passes=NUM_PASSES, most_work=most_work)
+            refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
         return runs.run(variant)
 
     variants = {
@@ -185,7 +182,6 @@ def _list_fits(
     scenario: Scenario,
     gpu: Gpu | None,
     run: SimulatedRun,
-    most_work: int,
     *,
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
@@ -196,7 +192,7 @@ def _list_fits(
         _choose_affordable,
         others,
         run,
-        most_work=most_work,
+        most_work=runs.most_work,
     )
     quantizations = quantizations or []
     subject = "The GPUs that it fits on are"

@@ -31,7 +31,6 @@ def add_answers(
     gpu: Gpu,
     *,
     trace: Path | None,
-    most_work: int,
     gaps: Gaps,
 ) -> Estimate:
     """Return an estimate with everything that is only found for a named GPU.
@@ -44,7 +43,6 @@ def add_answers(
         run: The run of the estimate's scenario on the GPU.
         gpu: The GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
-        most_work: The work that a search for limits may take.
         gaps: Collects what could not be found out.
 
     Raises:
@@ -52,7 +50,7 @@ def add_answers(
     """
     scenario, loader = estimate.scenario, runs.loader
     model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
-    limits, notes = _find_limits(runs, estimate, run, gpu, most_work=most_work, gaps=gaps)
+    limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     estimate = replace(estimate, limits=limits, notes=notes)
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
@@ -94,13 +92,12 @@ def _find_limits(
     run: SimulatedRun,
     gpu: Gpu,
     *,
-    most_work: int,
     gaps: Gaps,
 ) -> tuple[Limits | None, tuple[str, ...]]:
     """Return the largest scenarios that fit, if trials are not too much work, and notes on them."""
 
     def find() -> tuple[Limits, tuple[str, ...]]:
-        refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=most_work)
+        refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=runs.most_work)
         return find_limits(runs, estimate.scenario, gpu)
 
     found = gaps.unless_refused("The longest prompt and the largest batch that fit are", find)

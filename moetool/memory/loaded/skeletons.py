@@ -117,11 +117,6 @@ class SkeletonBuilder:
             )
 
     @property
-    def model_type(self) -> str:
-        """The architecture's name in transformers."""
-        return str(self._config.model_type)
-
-    @property
     def context(self) -> int | None:
         """The most tokens of a sequence; None if the model doesn't say."""
         return find_context(self._config)

@@ -23,7 +23,8 @@ class ModelRuns:
 
     Attributes:
         loader: Loads the model.
-        most_work: The work that the steps of a generation may take before only its ends are run.
+        most_work: The work, in units of `simulated.work`, that the steps of a generation may take
+            before only its ends are run, and that further simulations may take.
     """
 
     loader: ModelLoader

@@ -180,7 +180,10 @@ def test_packed_weights_are_a_reason() -> None:
     packed = torch.empty(2048, 1, dtype=torch.uint8, device="meta")
     attention.weight = nn.Parameter(packed, requires_grad=False)
     ranks = share_by_tensor_parallel(skeleton, num_gpus=2)
-    assert ranks.reason == "transformers' forward fails with shared weights of bitsandbytes"
+    assert (
+        ranks.reason
+        == "transformers' forward fails if weights quantized by bitsandbytes are shared"
+    )
 
 
 def test_an_unknown_style_is_a_reason() -> None:
@@ -189,7 +192,7 @@ def test_an_unknown_style_is_a_reason() -> None:
     skeleton._tp_plan["model.layers.*.self_attn.o_proj"] = "diagonal"
     ranks = share_by_tensor_parallel(skeleton, num_gpus=2)
     assert ranks.reason == (
-        "how the style 'diagonal' shares model.layers.0.self_attn.o_proj.weight is not known"
+        "it is unknown how the style 'diagonal' shares model.layers.0.self_attn.o_proj.weight"
     )
     with pytest.raises(UnknownStyle):
         find_shard("diagonal", path="weight", num_dims=2)

@@ -96,7 +96,7 @@ def test_a_trace_of_a_generation_keeps_the_routing_of_its_steps_as_well() -> Non
 
 def test_a_trace_of_routing_that_no_module_receives_says_so() -> None:
     noted = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0), family="llama4_text").notes
-    assert any("routing is left out" in note for note in noted)
+    assert any("recorded routing is left out" in note for note in noted)
     assert not run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0)).notes
 
 

@@ -178,7 +178,7 @@ def test_prompts_stand_for_generated_tokens_where_there_are_none(tmp_path: Path)
     of_prefill, of_decode = (expect(routing, num_tokens=2, phase=phase) for phase in Phase)
     assert of_prefill == of_decode
     assert routing.notes == (
-        "trace.parquet does not mark tokens of decode: all of its tokens stand for them.",
+        "trace.parquet does not mark tokens of decode: all of its tokens are used instead.",
     )
 
 
@@ -222,7 +222,7 @@ def test_identity_experts_of_a_trace_are_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "fact"),
     [
-        (make_choices(2, 3, 2), "seen: it holds nothing of layer 2 (decoder)"),
+        (make_choices(2, 3, 2), "seen: it lacks layer 2 (decoder)"),
         (make_choices(2), "seen: the model has no routed layer 1 (decoder)"),
         (make_choices(2, 2), "seen: layer 1 chooses 2 experts in the model, 3 in the trace"),
         (

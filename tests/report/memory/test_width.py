@@ -80,9 +80,7 @@ ESTIMATES = st.builds(
         ),
         max_size=5,
     ).map(tuple),
-    limits=maybe(
-        st.builds(Limits, largest_prompt_tokens=SIZES, largest_batch_size=SIZES)
-    ),
+    limits=maybe(st.builds(Limits, largest_prompt_tokens=SIZES, largest_batch_size=SIZES)),
     ranks=st.lists(
         st.builds(
             RankBytes,
