@@ -1,4 +1,4 @@
-"""From a name and scenarios to all that is told of them."""
+"""Estimates from a name and scenarios: figures, notes, refusals."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def tiny(tmp_path: Path) -> str:
 
 
 def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
-    told = json.loads(render_json([mixtral]))
-    assert set(told) == {"schema", "moetool", "estimates"}
-    assert told["schema"] == "moetool.memory-estimate/1"
-    (estimate,) = told["estimates"]
+    value = json.loads(render_json([mixtral]))
+    assert set(value) == {"schema", "moetool", "estimates"}
+    assert value["schema"] == "moetool.memory-estimate/1"
+    (estimate,) = value["estimates"]
     assert {
         *("model", "scenario", "method", *FIGURES, "context_bytes", "at_peak", "peaks"),
         *("variants", "fits", "notes"),
@@ -104,7 +104,7 @@ def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> 
     assert make_runs("gpt-oss-20b").simulate(scenario).figures.cache_bytes == expected
 
 
-def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> None:
+def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> None:
     """Nf4 takes half a byte and a float32 for 64 weights, and a table of 16 for each parameter."""
     nf4 = replace(SHORT, quantization=Quantization.NF4)
     as_loaded, quantized = estimate_memory(
@@ -121,7 +121,7 @@ def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> No
     assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
 
 
-def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
+def test_weights_that_are_stored_in_fp8_are_shown_as_loaded() -> None:
     (estimate,) = estimate_memory("qwen3-30b-a3b-fp8", [replace(SHORT, dtype="auto")])
     assert estimate.method is Method.APPROXIMATE
     assert estimate.stored is not None
@@ -145,7 +145,7 @@ def test_a_model_without_experts_is_estimated() -> None:
     assert estimate.limits is not None
 
 
-def test_the_same_is_told_every_time(tiny: str) -> None:
+def test_the_same_estimate_comes_every_time(tiny: str) -> None:
     scenarios = [TINY, replace(TINY, quantization=Quantization.NF4)]
     once, again = (estimate_memory(tiny, scenarios, gpu="1GiB") for _ in range(2))
     assert once == again
@@ -165,7 +165,7 @@ def test_scenarios_do_not_change_one_another(tiny: str) -> None:
     assert len({estimate.figures for estimate in alone}) == len(alone)
 
 
-def test_a_sweep_keeps_its_order_and_tells_its_progress(tiny: str) -> None:
+def test_a_sweep_keeps_its_order_and_reports_its_progress(tiny: str) -> None:
     scenarios = list_scenarios(TINY, batch_sizes=(3, 1), prompt_tokens=(8, 4))
     words: list[str] = []
     estimates = estimate_memory(tiny, scenarios, on_progress=words.append)
@@ -175,7 +175,7 @@ def test_a_sweep_keeps_its_order_and_tells_its_progress(tiny: str) -> None:
     ]
 
 
-def test_what_is_told_in_detail_is_of_the_gpu_that_is_named(tiny: str) -> None:
+def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     (everywhere,), (named,) = (
         estimate_memory(tiny, [TINY]),
         estimate_memory(tiny, [TINY], gpu="1GiB"),
@@ -257,7 +257,7 @@ def test_nothing_is_simulated_if_it_can_not_be_measured(
     assert words == []
 
 
-# What can't be told of some, and why.
+# Families that are refused, and why.
 REFUSED: dict[str, tuple[type[MoetoolError], str]] = {
     "deepseek_ocr2_text": (UntraceableError, "no language-model class"),
     "diffusion_gemma": (InputError, "its forward needs"),
@@ -282,7 +282,9 @@ def test_every_family_is_estimated(family: str, tmp_path: Path) -> None:
 # `torch.distributions` warns of torch's own code.
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("family", [name for name in available() if name in REFUSED])
-def test_what_can_not_be_told_of_a_family_is_said(family: str, tmp_path: Path) -> None:
+def test_a_family_that_can_not_be_estimated_is_refused_with_a_reason(
+    family: str, tmp_path: Path
+) -> None:
     kind, words = REFUSED[family]
     with pytest.raises(kind, match=words) as caught:
         estimate_memory(save_config(family, tmp_path), [TINY])
@@ -318,7 +320,7 @@ def test_a_trace_without_a_gpu_is_refused() -> None:
         (estimate_scenario, "list_fits_on", "fits", "The GPUs that it fits on are unknown"),
     ],
 )
-def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
+def test_what_can_not_be_found_out_leaves_the_rest_of_the_estimate_as_it_is(
     module: ModuleType,
     name: str,
     left_out: str,
@@ -331,10 +333,10 @@ def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
 
     (whole,) = estimate_memory(tiny, [TINY], gpu="1GiB")
     monkeypatch.setattr(module, name, refuse)
-    (told,) = estimate_memory(tiny, [TINY], gpu="1GiB")
-    assert not getattr(told, left_out)
-    assert told.figures == whole.figures
-    assert f"{words}: it can't be simulated: too large." in told.notes
+    (partial_estimate,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    assert not getattr(partial_estimate, left_out)
+    assert partial_estimate.figures == whole.figures
+    assert f"{words}: it can't be simulated: too large." in partial_estimate.notes
 
 
 def test_a_search_for_limits_ends_where_too_many_values_would_be_read(
@@ -343,8 +345,8 @@ def test_a_search_for_limits_ends_where_too_many_values_would_be_read(
     narrow = partial(KnownValues, most_elements=2**10, most_bytes=2**16)
     monkeypatch.setattr(memory_run, "KnownValues", narrow)
     eager = replace(TINY, experts_implementation="eager")
-    (told,) = estimate_memory(tiny, [eager], gpu="1GiB")
-    assert told.limits is not None
-    assert told.limits.largest_batch_size >= TINY.batch_size
-    (note,) = [note for note in told.notes if note.startswith("Batches of more than")]
-    assert f"{told.limits.largest_batch_size:,} sequences may fit too" in note
+    (partial_estimate,) = estimate_memory(tiny, [eager], gpu="1GiB")
+    assert partial_estimate.limits is not None
+    assert partial_estimate.limits.largest_batch_size >= TINY.batch_size
+    (note,) = [note for note in partial_estimate.notes if note.startswith("Batches of more than")]
+    assert f"{partial_estimate.limits.largest_batch_size:,} sequences may fit too" in note

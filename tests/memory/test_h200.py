@@ -1,4 +1,4 @@
-"""What an H200 showed, beside the simulations of today."""
+"""Measurements on an H200 against today's simulations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--measure` refuses, and which scenarios run on the same weights; no GPU is needed."""
+"""Refusals of `--measure`, and scenarios that run on the same weights; no GPU is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from figures that are known, and that nothing follows from others."""
+"""Values that follow from known figures, and gaps where figures are unknown."""
 
 from __future__ import annotations
 

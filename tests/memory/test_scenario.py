@@ -1,4 +1,4 @@
-"""Which scenarios there are, and which are refused before anything is built."""
+"""Scenarios, and refusals before anything is built."""
 
 from __future__ import annotations
 

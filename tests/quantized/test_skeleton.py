@@ -364,7 +364,7 @@ def test_olmoe_weighs_what_it_weighed_on_an_h200(
     assert abs(in_blocks - weights_bytes) <= 512
 
 
-def test_codes_that_ask_whether_they_are_quantized_are_told() -> None:
+def test_code_that_asks_whether_it_is_quantized_learns_that_it_is() -> None:
     skeleton = quantized(build_family_skeleton("jamba").bfloat16(), NF4)
 
     with torch.no_grad():

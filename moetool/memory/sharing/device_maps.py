@@ -180,7 +180,7 @@ class DeviceMaps:
 
 
 class _BitsAndBytesQuantizer:
-    """What transformers asks its quantizers for a device map, of weights quantized already."""
+    """A stand-in for transformers' quantizers, for weights that are quantized already."""
 
     def param_element_size(self, _model: object, _name: str, parameter: torch.Tensor) -> int:
         return parameter.element_size()
@@ -189,7 +189,7 @@ class _BitsAndBytesQuantizer:
         return {key: value * _BITSANDBYTES_SHARE for key, value in max_memory.items()}
 
     def validate_environment(self, **_kwargs: object) -> None:
-        """Accept any map: it is told which layers are left to the host."""
+        """Accept any map: layers that are left to the host are reported by `share`."""
 
 
 @contextmanager

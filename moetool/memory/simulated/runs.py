@@ -38,7 +38,12 @@ from moetool.simulation.memory.memory_replay import (
     list_weight_bytes,
     replay_timeline,
 )
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import (
+    DEFAULT_BLOCK_BUDGET,
+    BlockBudget,
+    MemoryRun,
+    RunOptions,
+)
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
@@ -92,6 +97,7 @@ def run_scenario(
     needs_data: str | None = None,
     most_work: int | None = None,
     step_budget: StepBudget = DEFAULT_BUDGET,
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
 
@@ -111,6 +117,7 @@ def run_scenario(
         most_work: The work that the steps of a generation may take; if they might take more, the
             run is brief. None for no limit.
         step_budget: The number of steps that run.
+        block_budget: The blocks by which layers that process one token at a time are recognized.
 
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
@@ -122,6 +129,7 @@ def run_scenario(
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
         lt_workspace_bytes=lt_workspace_bytes,
+        block_budget=block_budget,
     )
     notes: list[str] = []
     most_steps_work = step_budget.most_samples * _count_modules(skeleton)

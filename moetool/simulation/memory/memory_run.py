@@ -22,10 +22,24 @@ from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
-# Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
-# to token makes three or more for each.
-_MOST_BLOCKS_OF_LAYER = 4000
-_MOST_BLOCKS_PER_TOKEN = 2
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """The blocks that a layer may make before it counts as processing one token at a time.
+
+    Layers that work in chunks make far fewer blocks than a prompt has tokens; one that processes one
+    token at a time makes three or more for each.
+
+    Attributes:
+        of_layer: Blocks that any layer may make.
+        per_token: Blocks for each token of the prompt, if those are more.
+    """
+
+    of_layer: int = 4000
+    per_token: int = 2
+
+
+DEFAULT_BLOCK_BUDGET = BlockBudget()
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class RunOptions:
         lt_workspace_bytes: What the first product with a bias takes for good.
         may_scan: Whether layers may go from token to token, as some state-space models do: they take
             minutes for a long prompt, and are refused otherwise.
+        block_budget: The blocks by which such layers are recognized.
     """
 
     batch_size: int = 1
@@ -54,6 +69,7 @@ class RunOptions:
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
     may_scan: bool = False
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET
 
 
 class _CallsDone(StopSimulation):
@@ -169,6 +185,7 @@ class MemoryRun:
         num_calls: int | None = None,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
+        budget = self._options.block_budget
         recorder = AllocationRecorder(
             skeleton,
             origins=self._origins,
@@ -176,7 +193,7 @@ class MemoryRun:
             lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
             if self._options.may_scan
-            else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
+            else max(budget.of_layer, budget.per_token * num_prompt_tokens),
         )
         known = KnownValues(
             token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced

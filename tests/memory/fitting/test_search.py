@@ -114,7 +114,7 @@ def test_a_prompt_longer_than_the_context_is_not_simulated() -> None:
     assert of_prompts == [4096 - 256]
 
 
-def test_nothing_fits_beside_weights_that_are_too_large() -> None:
+def test_nothing_fits_if_the_weights_are_too_large() -> None:
     simulation = _Simulation(_count_as_mixtral)
     limits = _find(simulation, "80GiB")
     assert (limits.largest_prompt_tokens, limits.largest_batch_size) == (0, 0)

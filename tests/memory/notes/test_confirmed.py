@@ -1,4 +1,4 @@
-"""Which estimates a GPU has confirmed."""
+"""Estimates that a GPU has confirmed."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_one_layer_gone_frees_nothing_while_it_is_at_work(mixtral: PreTrainedMod
 def test_deepseek_v3_needs_no_room_for_experts_where_the_host_computes(
     deepseek: PreTrainedModel,
 ) -> None:
-    # 31.9 GiB beside the experts, 2 GiB at the peak; transformers moves 21 GiB there.
+    # 31.9 GiB in addition to the experts, 2 GiB at the peak; transformers moves 21 GiB there.
     total_bytes = 58 * DEEPSEEK_EXPERTS + 34 * GIB
     offload = _plan(deepseek, find_gpu("48GiB"), total_bytes=total_bytes)
     assert not offload.fits
@@ -181,7 +181,7 @@ def test_the_first_layers_experts_stay_on_the_host_with_llama_cpp(
     assert found == [name for name in tensors if "_exps" in name][:24]
 
 
-def test_bitsandbytes_is_told_to_accept_the_host(mixtral: PreTrainedModel) -> None:
+def test_bitsandbytes_gets_the_option_to_accept_the_host(mixtral: PreTrainedModel) -> None:
     gpu = find_gpu("24GiB")
     flags = _plan(mixtral, gpu, total_bytes=90 * GIB, quantization=Quantization.NF4).flags[
         "transformers"

@@ -1,4 +1,4 @@
-"""Whether a model is answered for or refused has nothing to do with how many layers it has."""
+"""A model gets the same kind of answer, or the same refusal, with any number of layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3)
 
 
 def find_outcome(family: str, **overrides: object) -> tuple[str, ...]:
-    """Return how a family's figures come about and what is said of them, or why there are none."""
+    """Return the method of a family's figures and the notes on them, or the reason for a refusal."""
     try:
         skeleton = build_family_skeleton(family, **overrides).eval()
         scenario = SCENARIO

@@ -1,4 +1,4 @@
-"""Scenarios in simulation: what each option changes, by how much."""
+"""Simulated scenarios: the effect of each option, in bytes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,43 @@ import pytest
 
 from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
-from moetool.memory.simulated import runs
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
-from moetool.simulation.memory import memory_run
+from moetool.simulation.memory.long_generation import DEFAULT_BUDGET, StepBudget
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import (
+    DEFAULT_BLOCK_BUDGET,
+    BlockBudget,
+    MemoryRun,
+    RunOptions,
+)
 from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=32, num_new_tokens=3)
+# So few that every layer that processes a prompt of some length counts as a scan.
+FEW_BLOCKS = BlockBudget(of_layer=100, per_token=0)
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, TOP_K, FLOAT_BYTES = 4, 2, 16, 3, 4
 
 
 def run(
-    scenario: Scenario, *, family: str = "olmoe", is_brief: bool = False, **overrides: Any
+    scenario: Scenario,
+    *,
+    family: str = "olmoe",
+    is_brief: bool = False,
+    step_budget: StepBudget = DEFAULT_BUDGET,
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
+    **overrides: Any,
 ) -> SimulatedRun:
     skeleton = build_family_skeleton(family, **overrides).eval()
     return run_scenario(
-        skeleton, scenario, workspace_bytes=2**20, context_bytes=1000, is_brief=is_brief
+        skeleton,
+        scenario,
+        workspace_bytes=2**20,
+        context_bytes=1000,
+        is_brief=is_brief,
+        step_budget=step_budget,
+        block_budget=block_budget,
     )
 
 
@@ -122,7 +140,7 @@ def test_a_dynamic_cache_grows_and_a_static_one_is_there_from_the_start() -> Non
 
 
 def are_alike(one: SimulatedRun, other: SimulatedRun) -> bool:
-    """Return whether two runs take as much, but for which ids were there from the start."""
+    """Return whether two runs need the same memory, except for ids that exist from the start."""
     off_bytes = one.figures.peak_allocated_bytes - other.figures.peak_allocated_bytes
     return (
         one.figures.weights_bytes == other.figures.weights_bytes
@@ -159,13 +177,10 @@ def test_in_brief_only_ends_of_a_long_generation_run(
     assert ran == lengths
 
 
-def test_of_steps_that_do_not_follow_from_a_few_both_ends_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_steps_that_do_not_follow_from_a_few_both_ends_run() -> None:
     scenario = replace(SCENARIO, num_new_tokens=40)
     whole = run(scenario)
-    monkeypatch.setattr(runs, "simulate_generation", lambda *_, **__: None)
-    ends = run(scenario)
+    ends = run(scenario, step_budget=StepBudget(most_samples=2))
     assert ends.notes == (
         "Its steps differ from one to the next: the first and the last 8 of 40 were simulated.",
     )
@@ -180,14 +195,10 @@ def test_a_family_that_looks_up_its_experts_is_approximate() -> None:
     assert note.startswith("Its code asks for what only data tells (its forward needs data: ")
 
 
-def test_layers_that_go_from_token_to_token_are_approximate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_layers_that_process_one_token_at_a_time_are_approximate() -> None:
     scenario = Scenario(batch_size=2, num_prompt_tokens=320, num_new_tokens=4)
     whole = run(scenario, family="jamba")
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
-    shown = run(scenario, family="jamba")
+    shown = run(scenario, family="jamba", block_budget=FEW_BLOCKS)
     assert (whole.method, shown.method) == (Method.SIMULATED, Method.APPROXIMATE)
     (note,) = shown.notes
     assert "process one token at a time" in note
@@ -254,7 +265,7 @@ def test_a_run_fits_in_less_memory_than_it_would_take(is_brief: bool) -> None:
     limited = shown.limit_to(least)
     assert limited is not None
     assert find_total(limited) <= least
-    # What is allocated is what it was, but for blocks that are handed out whole.
+    # The same memory is allocated, except for blocks that are handed out whole.
     allocated_bytes = limited.figures.peak_allocated_bytes
     assert allocated_bytes == pytest.approx(shown.figures.peak_allocated_bytes, rel=0.02)
     assert limited.figures.cache_bytes == shown.figures.cache_bytes
@@ -278,12 +289,9 @@ def test_weights_that_were_shifted_are_shifted_where_memory_is_limited() -> None
     assert moved == limited.shift_weights(10 * 2**21)
 
 
-def test_a_run_that_follows_from_shorter_ones_fits_where_all_it_asks_for_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
-    shown = run(Scenario(num_prompt_tokens=320, num_new_tokens=4), family="jamba")
+def test_a_run_that_follows_from_shorter_ones_fits_where_all_it_asks_for_is() -> None:
+    scenario = Scenario(num_prompt_tokens=320, num_new_tokens=4)
+    shown = run(scenario, family="jamba", block_budget=FEW_BLOCKS)
     assert shown.limit_to(find_total(shown)) is shown
     assert shown.limit_to(find_total(shown) - 1) is None
 
