@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
-from moetool.catalogue.gpus import Gpu
+from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.memory.figures import Basis, MemoryFigures, Method
 from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
 from moetool.memory.gaps import Gaps
@@ -187,33 +187,38 @@ def _list_fits(
 ) -> tuple[Fit, ...]:
     """Return where a scenario fits, under as many quantizations as can be simulated."""
     others = [each for each in QUANTIZATIONS if each is not scenario.quantization]
-    quantizations = gaps.unless_refused(
+    quantizations = others
+    if not gaps.is_allowed(
         f"Whether it fits with the quantization {' or '.join(others)} is",
-        _choose_affordable,
-        others,
+        refuse_work,
         run,
+        num_passes=len(others) * NUM_BRIEF_PASSES,
         most_work=runs.most_work,
-    )
-    quantizations = quantizations or []
+    ):
+        quantizations = []
     subject = "The GPUs that it fits on are"
-    if gpu is None:
-        fits = gaps.unless_refused(
-            subject, list_fits_everywhere, runs, scenario, quantizations=quantizations
-        )
-    else:
-        fits = gaps.unless_refused(
+    if gpu is not None:
+        found = gaps.unless_refused(
             subject, list_fits_on, runs, scenario, gpu, quantizations=quantizations
         )
-    return fits or ()
-
-
-def _choose_affordable(
-    quantizations: list[Quantization], run: SimulatedRun, *, most_work: int
-) -> list[Quantization]:
-    """Return all of some quantizations; refuse them if simulating them is too much work."""
-    num_passes = len(quantizations) * NUM_BRIEF_PASSES
-    refuse_work(run, num_passes=num_passes, most_work=most_work)
-    return quantizations
+        return found or ()
+    # A device map takes about as long as a pass.
+    is_counted = gaps.is_allowed(
+        "The number of GPUs that it needs where one is not enough is",
+        refuse_work,
+        run,
+        num_passes=len({each.memory_bytes for each in read_gpus().values()}),
+        most_work=runs.most_work,
+    )
+    found = gaps.unless_refused(
+        subject,
+        list_fits_everywhere,
+        runs,
+        scenario,
+        quantizations=quantizations,
+        is_counted=is_counted,
+    )
+    return found or ()
 
 
 def _find_confirmation(

@@ -37,3 +37,18 @@ class Gaps:
         except MoetoolError as error:
             self.notes.append(f"{subject} unknown: {error.message}")
             return None
+
+    def is_allowed(
+        self, subject: str, check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
+    ) -> bool:
+        """Return whether a check passes; a note tells why if it doesn't.
+
+        Args:
+            subject: The subject and verb of the note, such as `The size is`.
+            check: The function, which raises what it refuses.
+            args: The function's arguments.
+            kwargs: The function's keyword arguments.
+        """
+        num_notes = len(self.notes)
+        self.unless_refused(subject, check, *args, **kwargs)
+        return len(self.notes) == num_notes

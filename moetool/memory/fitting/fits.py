@@ -23,6 +23,7 @@ def list_fits_everywhere(
     scenario: Scenario,
     *,
     quantizations: Sequence[Quantization] = QUANTIZATIONS,
+    is_counted: bool = True,
 ) -> tuple[Fit, ...]:
     """Return on which of all known GPUs a scenario fits.
 
@@ -33,13 +34,14 @@ def list_fits_everywhere(
         scenario: The scenario.
         quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
             unknown.
+        is_counted: Whether that number is found at all.
     """
     return _list_fits(
         runs,
         scenario,
         read_gpus().values(),
         simulated=(scenario.quantization, *quantizations),
-        counted=(scenario.quantization,),
+        counted=(scenario.quantization,) if is_counted else (),
     )
 
 

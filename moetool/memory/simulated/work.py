@@ -29,7 +29,7 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
     """
     if run.work * num_passes > most_work:
         raise InputError(
-            f"it takes about {num_passes} more passes through the model, and one simulated pass "
-            f"already takes {run.work:,} steps.",
+            f"finding out takes about {num_passes} more passes through the model, of "
+            f"{run.work:,} steps each.",
             hint="Estimate a model with fewer experts or layers.",
         )
