@@ -48,8 +48,8 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
             _refuse_unloadable(scenario, has_weights=has_weights)
         if scenario.task is Task.TRACE:
             raise UsageError(
-                "Random weights can't be used to measure a trace.",
-                hint="Run `moetool route-trace` for that, and leave --measure out.",
+                "The task trace can't be measured.",
+                hint="Run `moetool route-trace` for that, or leave --measure out.",
             )
 
 

@@ -57,7 +57,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (replace(SCENARIO, quantization=Quantization.NF4), "quantized weights"),
         (replace(SCENARIO, quantization=Quantization.INT8), "quantized weights"),
-        (replace(SCENARIO, task=Task.TRACE), "route-trace"),
+        (replace(SCENARIO, task=Task.TRACE), "task trace"),
     ],
 )
 def test_what_random_weights_can_not_show_is_refused_before_any_other(
@@ -75,7 +75,7 @@ def test_quantized_weights_of_a_checkpoint_can_be_measured() -> None:
     for_experts = replace(nf4, experts=QuantizedExperts.QUANTIZED)
     with pytest.raises(UsageError, match="Quantized experts can't be measured"):
         refuse_unmeasurable([for_experts], has_weights=True)
-    with pytest.raises(UsageError, match="route-trace"):
+    with pytest.raises(UsageError, match="task trace"):
         refuse_unmeasurable([replace(nf4, task=Task.TRACE)], has_weights=True)
 
 

@@ -102,7 +102,7 @@ def run_scenario(
     """Return a simulated run of a scenario.
 
     A model whose code asks which experts its routers chose, or how many tokens each got, runs under
-    the assumption that every expert gets as many tokens as any other.
+    the assumption that every expert gets the same number of tokens.
 
     Args:
         skeleton: The model as the scenario loads it, on the meta device.
@@ -175,10 +175,10 @@ def _count_modules(skeleton: PreTrainedModel) -> int:
 
 
 def _simulate_balanced(case: _Case, reason: str, *, notes: list[str]) -> _Simulation:
-    """Return a simulation in which every expert gets as many tokens as any other."""
+    """Return a simulation in which every expert gets the same number of tokens."""
     notes.append(
-        f"Its code asks for what only data tells ({reason}): it was simulated as if "
-        "routers sent every expert as many tokens as any other."
+        f"It can't run without data ({reason}), so it was simulated as if routers sent every expert "
+        "the same number of tokens."
     )
     # Experts that run one by one make many blocks, but not more for every token.
     options = replace(case.options, is_routing_balanced=True, may_scan=True)

@@ -93,7 +93,7 @@ def test_the_context_ends_a_prompt_that_would_fit() -> None:
     assert limits.is_whole_context
 
 
-def test_a_context_that_is_just_out_of_reach_is_no_limit() -> None:
+def test_a_context_that_is_just_out_of_reach_is_not_a_limit() -> None:
     size = 87 * GIB + BYTES_PER_SEQUENCE + 4000 * BYTES_PER_TOKEN
     limits = _find(_count_as_mixtral, f"{size}B", context=256 + 4001)
     assert 4001 - 64 <= limits.largest_prompt_tokens <= 4000

@@ -279,7 +279,7 @@ def test_a_text_model_inside_another_states_its_quantization_too() -> None:
     assert stored.is_dequantized is True
 
 
-def test_full_precision_has_nothing_to_tell() -> None:
+def test_full_precision_is_not_described_as_stored() -> None:
     subject = make_subject(None)
 
     assert find_stored_weights(subject, build("mixtral"), compute_capability=H100) == (None, ())

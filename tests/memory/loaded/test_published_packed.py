@@ -130,7 +130,7 @@ def test_what_the_model_does_not_build_is_not_held(tmp_path: Path) -> None:
     assert more.stored.packed_bytes == plain.stored.packed_bytes
 
 
-def test_files_that_lack_layers_tell_nothing(tmp_path: Path) -> None:
+def test_files_that_lack_layers_leave_the_size_unknown(tmp_path: Path) -> None:
     folder = save_packed("awq", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = NUM_LAYERS + 1

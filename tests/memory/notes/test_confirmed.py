@@ -15,7 +15,7 @@ from moetool.report.memory.data import render_json
 from moetool.report.memory.page import render_page
 from tests.memory.saved_configs import make_builder, save_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = Scenario(num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
 
 

@@ -44,7 +44,7 @@ def test_a_scenario_is_simulated_once(simulated: list[Any], tmp_path: Path) -> N
     assert simulated == [(SCENARIO, False)]
 
 
-def test_a_brief_run_is_no_whole_one(simulated: list[Any], tmp_path: Path) -> None:
+def test_a_brief_run_does_not_replace_a_whole_one(simulated: list[Any], tmp_path: Path) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
     brief = runs.run(SCENARIO, is_brief=True)
     assert runs.run(SCENARIO, is_brief=True) is brief

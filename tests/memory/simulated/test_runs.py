@@ -65,7 +65,7 @@ def test_parts_at_the_peak_add_up_to_it_and_the_context_to_all() -> None:
     assert figures.total_device_bytes == figures.peak_reserved_bytes + 1000
 
 
-def test_a_peak_tells_the_layer_and_the_operation_that_made_it() -> None:
+def test_a_peak_names_the_layer_and_the_operation_that_made_it() -> None:
     skeleton = build_family_skeleton("olmoe", vocab_size=200_000).eval()
     in_head, in_layer = (
         run_scenario(model, SCENARIO, workspace_bytes=0, context_bytes=0).peaks[1]
@@ -165,11 +165,20 @@ def test_in_brief_only_ends_of_a_long_generation_run(
     generate: Any = MemoryRun.generate
 
     def watched(
-        self: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int, **more: Any
+        self: MemoryRun,
+        *,
+        num_prompt_tokens: int,
+        num_new_tokens: int,
+        num_tokens_before: int = 0,
+        **more: Any,
     ) -> Any:
-        ran.append((num_prompt_tokens, num_new_tokens))
+        ran.append((num_prompt_tokens + num_tokens_before, num_new_tokens))
         return generate(
-            self, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens, **more
+            self,
+            num_prompt_tokens=num_prompt_tokens,
+            num_new_tokens=num_new_tokens,
+            num_tokens_before=num_tokens_before,
+            **more,
         )
 
     monkeypatch.setattr(MemoryRun, "generate", watched)
@@ -192,7 +201,7 @@ def test_a_family_that_looks_up_its_experts_is_approximate() -> None:
     shown = run(SCENARIO, family="dbrx")
     assert shown.method is Method.APPROXIMATE
     (note,) = shown.notes
-    assert note.startswith("Its code asks for what only data tells (its forward needs data: ")
+    assert note.startswith("It can't run without data (its forward needs data: ")
 
 
 def test_layers_that_process_one_token_at_a_time_are_approximate() -> None:

@@ -200,8 +200,8 @@ def test_none_of_a_cache_counts_that_an_indexer_picks_from() -> None:
     without, with_cache = (bound(skeleton, cache_bytes=number) for number in (0, 10**9))
     assert without == with_cache
     assert with_cache.notes == (
-        "Its attention reads only what an indexer picks, so none of the cache counts as read in the "
-        "bound on time.",
+        "Its attention reads only the tokens that an indexer picks, so the bound on time leaves out "
+        "reading the cache.",
     )
 
 
@@ -228,7 +228,7 @@ def test_an_unknown_peak_leaves_the_time_of_reading() -> None:
     assert speed.prefill_s == speed.prefill_read_bytes / gpu.bandwidth_bytes_per_s
     assert (speed.prefill_is_bound_by, speed.decode_is_bound_by) == ("memory", "memory")
     assert speed.notes == (
-        f"No peak in 16 bits is known of {gpu.title}: the bound on time is that of reading alone.",
+        f"The peak of {gpu.title} in 16 bits is unknown: the bound on time is that of reading alone.",
     )
 
 
@@ -236,12 +236,12 @@ def test_an_unknown_bandwidth_leaves_the_time_of_computing() -> None:
     speed = bound(build_tiny(), make_gpu(bandwidth=None, bf16_peak=1e12))
     assert (speed.prefill_is_bound_by, speed.decode_is_bound_by) == ("compute", "compute")
     assert speed.notes == (
-        "No bandwidth is known of custom GPU of 24 GiB: the bound on time is that of computing "
+        "The bandwidth of custom GPU of 24 GiB is unknown: the bound on time is that of computing "
         "alone.",
     )
 
 
-def test_an_amount_of_memory_alone_tells_no_time_but_bytes_and_flops() -> None:
+def test_an_amount_of_memory_alone_gives_bytes_and_flops_but_not_time() -> None:
     speed = bound(build_tiny(), find_gpu("24GiB"))
     assert set(times_of(speed).values()) == {None}
     assert speed.decode_weight_flops is not None
@@ -256,7 +256,7 @@ def test_float32_is_timed_as_16_bits() -> None:
     in_32_bits = bound(build_tiny(dtype=torch.float32), gpu)
     assert times_of(in_32_bits) == times_of(bound(build_tiny(), gpu))
     assert in_32_bits.notes == (
-        "Products in float32 are timed at the peak in 16 bits, which float32 stays well below.",
+        "Products in float32 are timed at the peak in 16 bits, although float32 is much slower.",
     )
 
 
@@ -271,8 +271,8 @@ def test_products_of_int8_take_no_time() -> None:
     assert saved == pytest.approx(4 * 2 * 64 * 64 / 1e9)
     assert in_int8.decode_weight_flops == plain.decode_weight_flops
     assert in_int8.notes == (
-        "Products of weights that are held as int8 are not timed: how fast custom GPU of 24 GiB computes them isn't "
-        "known.",
+        "Products of weights that are held as int8 are not timed: the speed of custom GPU of 24 GiB in int8 is "
+        "unknown.",
     )
 
 

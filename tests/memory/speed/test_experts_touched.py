@@ -145,7 +145,7 @@ def test_the_mean_is_over_layers_and_unknown_without_any() -> None:
 
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("num_tokens", [1, 2, 4])
-def test_a_trace_tells_what_drawing_its_tokens_gives(
+def test_a_trace_gives_the_same_as_drawing_its_tokens(
     tmp_path: Path, phase: Phase, num_tokens: int
 ) -> None:
     path = write_two_phases(tmp_path)
@@ -279,7 +279,7 @@ def test_choices_are_unknown_where_experts_cannot_be_read() -> None:
     assert find_choices(skeleton) is None
 
 
-def test_choices_are_unknown_where_a_layer_does_not_tell_its_top_k(
+def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
