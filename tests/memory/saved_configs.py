@@ -1,4 +1,4 @@
-"""Tiny families' configurations in files, and what builds and runs their models."""
+"""Tiny families' configurations in files, and builders, loaders and runs of their models."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def save_config(family: str, folder: Path, **fields: Any) -> str:
 
 
 def make_builder(model: str) -> SkeletonBuilder:
-    """Return what builds a model of any name."""
+    """Return a builder of a model, by any kind of name."""
     subject = find_subject(resolve_model(model), source=AskedSource.AUTO, revision=None)
     return SkeletonBuilder(subject)
 
 
 def make_loader(model: str, *, gpu: str = "h200") -> ModelLoader:
-    """Return what loads a model of any name on a GPU."""
+    """Return a loader of a model on a GPU, by any kind of name."""
     return ModelLoader(make_builder(model), find_gpu(gpu))
 
 

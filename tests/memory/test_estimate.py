@@ -96,7 +96,7 @@ def test_a_latent_cache_holds_latents_alone(batch_size: int) -> None:
 
 @pytest.mark.parametrize("num_prompt_tokens", [64, 1024])
 def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> None:
-    """gpt-oss: of 24 layers every second has a window of 128, and counts its tokens in an int64."""
+    """In gpt-oss, every second of 24 layers has a window of 128 and counts its tokens in an int64."""
     scenario = replace(SHORT, num_prompt_tokens=num_prompt_tokens)
     num_positions = num_prompt_tokens + 4 - 1
     per_position = 2 * 8 * 64 * 2

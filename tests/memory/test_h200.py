@@ -197,7 +197,7 @@ def test_every_kind_of_load_is_looked_at() -> None:
 
 
 def subtract(one: SimulatedFigures, other: MemoryFigures) -> dict[str, int]:
-    """Return by how much figures differ that both know."""
+    """Return the differences between figures that both contain."""
     pairs = {
         name: (getattr(one, name), getattr(other, name))
         for name in MemoryFigures.__dataclass_fields__

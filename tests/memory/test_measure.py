@@ -29,12 +29,12 @@ SCENARIO = Scenario(batch_size=1, num_prompt_tokens=4, num_new_tokens=2, dtype="
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of which torch says that it has a GPU."""
+    """A machine that has a GPU according to torch."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 def make_builder(build: Callable[..., Any]) -> Any:
-    """Return what builds models in a test's own way."""
+    """Return a builder that calls a test's own function."""
     return SimpleNamespace(
         subject=SimpleNamespace(model="some-model", code=None, headers=None), build=build
     )

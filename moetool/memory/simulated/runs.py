@@ -47,6 +47,8 @@ from moetool.simulation.memory.memory_run import (
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
+# Events that take as long as watching a module: most are copied from a layer that ran before.
+_NUM_EVENTS_OF_MODULE = 8
 # Steps simulated at each end of a generation whose steps don't follow from a few.
 _NUM_NEW_TOKENS_AT_ENDS = 8
 # Steps simulated at each end in brief: the call for the prompt, and one step.
@@ -78,8 +80,8 @@ class _Simulation:
 
     Attributes:
         replay: Replays it.
-        work: A measure of the time that one pass took: the model's modules, each of which is
-            watched, and the events of a prompt and a step.
+        work: A measure of the time that one pass took, in modules that are watched; the events of
+            a prompt and a step count a part of that each.
     """
 
     replay: Replay
@@ -226,7 +228,7 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
 
 def _measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
     num_events = timeline.calls[:2][-1].end_event
-    return _count_modules(skeleton) + num_events
+    return _count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:

@@ -1,7 +1,7 @@
 """A limit on the simulations that an estimate runs beyond its first one.
 
 Work is counted, not timed, so the same model gets the same answers on every machine. A unit is a
-module that is watched during a pass or an event of the allocator: about 0.1 to 0.3 ms.
+module that is watched during a pass, or several events of the allocator: about 0.1 ms.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from moetool.errors import InputError
 from moetool.memory.simulated.simulated_run import SimulatedRun
 
-# Some minutes. Models whose experts are separate modules reach it from about 40,000 modules on.
+# A minute or two. A search for limits takes more in a model with 50,000 modules, such as separate
+# experts.
 MOST_WORK = 1_000_000
 # Passes of a scenario: with all its steps if those follow from three, and in brief.
 NUM_PASSES = 4
@@ -30,6 +31,6 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
     if run.work * num_passes > most_work:
         raise InputError(
             f"finding out takes about {num_passes} more passes through the model, of "
-            f"{run.work:,} steps each.",
+            f"{run.work:,} modules each.",
             hint="Estimate a model with fewer experts or layers.",
         )

@@ -18,7 +18,7 @@ BYTES_PER_SEQUENCE = 700 * MIB
 
 
 class _Simulation:
-    """Stands for a simulation, and remembers what was asked of it."""
+    """A stand-in for a simulation, which remembers its calls."""
 
     def __init__(self, count_bytes: Callable[[int, int], int]) -> None:
         self._count_bytes = count_bytes
@@ -204,7 +204,7 @@ def test_no_scenario_is_simulated_twice() -> None:
 
 
 def _count_with_reserve(batch_size: int, num_prompt_tokens: int) -> int:
-    """Return what is reserved where a quarter of what comes and goes is free."""
+    """Return the reserved bytes if a quarter of the reserve above the weights is free."""
     return 87 * GIB + (_count_as_mixtral(batch_size, num_prompt_tokens) - 87 * GIB) * 5 // 4
 
 

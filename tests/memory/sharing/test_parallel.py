@@ -50,7 +50,7 @@ TOKENS = torch.arange(8)[None]
 
 
 def _build(name: str, *, device: str) -> PreTrainedModel:
-    """Return a tiny family as `from_pretrained` has it before it loads weights: nothing tied."""
+    """Return a tiny family with nothing tied, as in `from_pretrained` before it loads weights."""
     config = build_config(name)
     model_class = find_family(name).model_class
     with torch.device(device), no_tie_weights():

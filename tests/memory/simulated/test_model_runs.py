@@ -24,7 +24,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scenario, bool]]:
-    """What is simulated in a test, in order, and whether in brief."""
+    """The simulations of a test in order, and whether they are brief."""
     seen: list[tuple[Scenario, bool]] = []
     run_scenario: Any = runs.run_scenario
 

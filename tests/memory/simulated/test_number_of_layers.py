@@ -42,7 +42,7 @@ def test_twice_as_many_layers_get_the_same_kind_of_answer(family: str) -> None:
 
 
 def test_a_published_model_cut_to_what_fits_is_answered_for(tmp_path: Path) -> None:
-    """With few layers it fits, so that its limits are looked for, with many sequences at once."""
+    """With few layers it fits, so the search for limits tries many sequences at once."""
     num_layers = 2
     path = tmp_path / "config.json"
     fields = {**read_published_config("dbrx"), "n_layers": num_layers}

@@ -88,7 +88,7 @@ def test_a_forward_pass_holds_the_logits_of_every_position() -> None:
 
 
 def test_a_trace_keeps_the_experts_and_weights_of_every_layer() -> None:
-    """At the end, where the logits of a large vocabulary make the peak."""
+    """The logits of a large vocabulary make the peak at the end."""
     traced = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=0), vocab_size=200_000)
     skeleton = build_family_skeleton("olmoe", vocab_size=200_000).eval()
     timeline = MemoryRun(skeleton, RunOptions(batch_size=2, workspace_bytes=2**20)).read(
@@ -102,7 +102,7 @@ def test_a_trace_keeps_the_experts_and_weights_of_every_layer() -> None:
 
 
 def test_a_trace_of_a_generation_keeps_the_routing_of_its_steps_as_well() -> None:
-    """In the end all of it is kept, and the vocabulary makes the last step the peak."""
+    """All of it is kept until the end, and the vocabulary makes the last step the peak."""
     generate = run(replace(SCENARIO, num_new_tokens=4), vocab_size=200_000)
     traced = run(replace(SCENARIO, task=Task.TRACE, num_new_tokens=4), vocab_size=200_000)
     of_prompt, of_step = round_up(2 * 32 * TOP_K * 4), round_up(2 * TOP_K * 4)
@@ -257,7 +257,7 @@ def find_total(shown: SimulatedRun) -> int:
 
 
 def find_least_memory(shown: SimulatedRun) -> int:
-    """Return the least memory that a run is seen to run through in, to 2 MiB, by halving."""
+    """Return the least memory in which a run is seen to complete, to 2 MiB, by halving."""
     fits, fails = find_total(shown), 0
     while fits - fails > 2**21:
         middle = (fits + fails) // 2

@@ -65,7 +65,7 @@ def expect(routing: Routing, *, num_tokens: int, phase: Phase = Phase.DECODE) ->
 
 
 def write_two_phases(tmp_path: Path, *, top_k: Sequence[int] = (2, 3)) -> Path:
-    """Write a trace of one prompt and what was generated after it."""
+    """Write a trace of one prompt and the tokens generated after it."""
     phase = [0] * NUM_PROMPT + [1] * NUM_NEW
     tokens = make_tokens([NUM_PROMPT + NUM_NEW], phase=phase)
     rows = assignment_rows(tokens, make_layers(len(phase), top_k=top_k, seed=3))
