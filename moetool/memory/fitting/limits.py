@@ -71,11 +71,11 @@ def _note_cuts(found: FoundLimits) -> Iterator[str]:
     limits = found.limits
     if found.is_prompt_cut:
         yield (
-            f"Prompts of more than {limits.largest_prompt_tokens:,} tokens may fit too: much longer "
-            "ones can't be simulated."
+            f"Prompts of more than {limits.largest_prompt_tokens:,} tokens may fit too: longer "
+            "ones are not simulated."
         )
     if found.is_batch_cut:
         yield (
-            f"Batches of more than {limits.largest_batch_size:,} sequences may fit too: much larger "
-            "ones can't be simulated."
+            f"Batches of more than {limits.largest_batch_size:,} sequences may fit too: larger "
+            "ones are not simulated."
         )
