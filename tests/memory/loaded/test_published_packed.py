@@ -158,7 +158,7 @@ def test_with_a_dtype_named_the_figures_are_of_a_copy(name: str, tmp_path: Path)
     assert estimate.variants == {}
     assert estimate.fit is not None
     assert estimate.fit.fits is True
-    assert any("of a copy in bfloat16" in note for note in estimate.notes)
+    assert any("for a copy in bfloat16" in note for note in estimate.notes)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -195,7 +195,7 @@ def test_gpt_oss_is_answered_by_default_and_fits_where_it_is_published_to() -> N
     weights = {name: each.weights_bytes for name, each in estimate.variants.items()}
     assert 12.8 < (weights["as_published"] or 0) / 2**30 < 12.9
     assert 38.9 < (weights["dequantized"] or 0) / 2**30 < 39.1
-    assert any("what kernels for such weights allocate" in note for note in estimate.notes)
+    assert any("memory that kernels for such weights allocate" in note for note in estimate.notes)
 
 
 def test_mxfp4_is_traced_in_bfloat16(tmp_path: Path) -> None:
