@@ -25,18 +25,22 @@ from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 @dataclass(frozen=True)
 class BlockBudget:
-    """The blocks that a layer may make before it counts as processing one token at a time.
+    """The number of blocks by which a layer that goes from token to token is recognized.
 
-    Layers that work in chunks make far fewer blocks than a prompt has tokens; one that processes one
-    token at a time makes three or more for each.
+    Layers that work in chunks make far fewer than a prompt has tokens; one that goes from token to
+    token makes three or more for each.
 
     Attributes:
-        of_layer: Blocks that any layer may make.
-        per_token: Blocks for each token of the prompt, if those are more.
+        per_layer: Blocks that any layer may make.
+        per_token: Blocks for each token of the prompt, if that is more.
     """
 
-    of_layer: int = 4000
+    per_layer: int = 4000
     per_token: int = 2
+
+    def allow(self, num_prompt_tokens: int) -> int:
+        """Return the number of blocks that a layer may make."""
+        return max(self.per_layer, self.per_token * num_prompt_tokens)
 
 
 DEFAULT_BLOCK_BUDGET = BlockBudget()
@@ -185,7 +189,6 @@ class MemoryRun:
         num_calls: int | None = None,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
-        budget = self._options.block_budget
         recorder = AllocationRecorder(
             skeleton,
             origins=self._origins,
@@ -193,7 +196,7 @@ class MemoryRun:
             lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
             if self._options.may_scan
-            else max(budget.of_layer, budget.per_token * num_prompt_tokens),
+            else self._options.block_budget.allow(num_prompt_tokens),
         )
         known = KnownValues(
             token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced

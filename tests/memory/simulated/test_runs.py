@@ -24,7 +24,7 @@ from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=32, num_new_tokens=3)
 # So few that every layer that processes a prompt of some length counts as a scan.
-FEW_BLOCKS = BlockBudget(of_layer=100, per_token=0)
+FEW_BLOCKS = BlockBudget(per_layer=100, per_token=0)
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, TOP_K, FLOAT_BYTES = 4, 2, 16, 3, 4
 
 
