@@ -1,3 +1,3 @@
-"""Small models run faster in one thread: see `tests.one_thread`."""
+"""What these tests run is small: see `tests.one_thread`."""
 
 from tests.one_thread import one_thread as one_thread
