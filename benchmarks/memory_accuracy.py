@@ -189,9 +189,10 @@ def measure_case(model: str, options: Mapping[str, Any], file: Path) -> None:
 
 def compare(file: Path, *, only: list[str]) -> None:
     """Print a table of how far each estimate is from what was measured, and of speed bounds."""
-    from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
+    from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
     from moetool.memory.speed.bounds import bound_speed
+    from moetool.memory.speed.experts_touched import find_choices
 
     gpu = _find_h200()
     errors: dict[str, list[float]] = {"peak allocated": [], "peak reserved": []}
@@ -219,7 +220,7 @@ def compare(file: Path, *, only: list[str]) -> None:
         errors["peak reserved"].append(abs(reserved))
         rest = line["peak_allocated_bytes"] - line["weights_bytes"]
         # The cache that steps read is left out: a bound on each of them.
-        bound = bound_speed(skeleton, scenario, gpu, cache_bytes=0)
+        bound = bound_speed(skeleton, scenario, gpu, cache_bytes=0, choices=find_choices(skeleton))
         cells = (
             model,
             _name(line["options"]),

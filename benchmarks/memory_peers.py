@@ -33,7 +33,7 @@ from benchmarks.inspecting import REPOSITORY, serve
 from benchmarks.memory_accuracy import prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.catalogue.published import read_published_config
-from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
+from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 
 MEASURED = REPOSITORY / "benchmarks" / "memory_h200.jsonl"

@@ -1,1 +1,1 @@
-"""What a model needs to run, and what it fits on."""
+"""Memory that a model needs to run, and the GPUs that it fits on."""

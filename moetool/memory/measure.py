@@ -1,4 +1,4 @@
-"""What this machine's GPU shows for a scenario, to compare an estimate with."""
+"""Measurements on this machine's GPU, to compare estimates with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
+from moetool.memory.figures import MemoryFigures
 from moetool.memory.loaded.skeletons import SkeletonBuilder
-from moetool.memory.result import Measurement, MemoryFigures
+from moetool.memory.result import Measurement
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.memory_run import (
@@ -28,10 +29,10 @@ from moetool.simulation.memory.memory_run import (
 
 
 def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = False) -> None:
-    """Refuse to measure what this machine can't, or what random weights can't stand for.
+    """Refuse scenarios that this machine can't measure, or that random weights can't stand in for.
 
     Args:
-        scenarios: What is to be measured.
+        scenarios: The scenarios.
         has_weights: Whether the model is a checkpoint with weights.
 
     Raises:
@@ -43,41 +44,38 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
             hint="Leave --measure out.",
         )
     for scenario in scenarios:
-        reason = None
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
         if scenario.task is Task.TRACE:
-            reason = "a trace: run `moetool route-trace` for that"
-        if reason is not None:
             raise UsageError(
-                f"Random weights can't be used to measure {reason}.", hint="Leave --measure out."
+                "The task trace can't be measured.",
+                hint="Run `moetool route-trace` for that, or leave --measure out.",
             )
 
 
 def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
     if not has_weights:
         raise UsageError(
-            "Random weights can't be used to measure quantized weights, which have to come from a "
-            "checkpoint.",
+            "Random weights can't stand in for quantized weights, which have to come from a checkpoint.",
             hint="Name a folder with weights, or leave --measure out.",
         )
     if scenario.experts is QuantizedExperts.QUANTIZED:
         raise UsageError(
-            "Quantized experts can't be measured: transformers loads them in their own dtype.",
+            "Quantized experts can't be measured: transformers loads experts unquantized.",
             hint="Leave --measure out, or --experts.",
         )
 
 
 def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
-    """Run scenarios of one model on the first GPU, and return what it shows.
+    """Run scenarios of one model on the first GPU, and return the measurements.
 
     Weights are random, or those of the checkpoint if they are to be quantized. They are measured
-    before anything runs. A scenario that differs in nothing but sizes from the
-    one before runs on the same weights.
+    before anything runs. A scenario that differs only in sizes from the previous one runs on the
+    same weights.
 
     Args:
         builder: Builds the model.
-        scenarios: What is run, in order.
+        scenarios: The scenarios, in order.
 
     Raises:
         OutOfMemoryError: A scenario doesn't fit.
@@ -90,7 +88,7 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
     weights_bytes = 0
     for before, scenario in zip((None, *scenarios[:-1]), scenarios, strict=True):
         with _memory_errors(builder.subject.model):
-            if model is None or before is None or not _have_model_in_common(before, scenario):
+            if model is None or before is None or before.loading != scenario.loading:
                 model = None
                 weights_bytes, model = _load(builder, scenario)
             measured.append(
@@ -122,9 +120,9 @@ def has_weights(builder: SkeletonBuilder) -> bool:
 
 
 def find_held_bytes() -> int | None:
-    """Return what the first GPU holds before this process uses it; None if it isn't known.
+    """Return the memory that the first GPU holds before this process uses it; None if unknown.
 
-    The driver's own tool says so: torch would have to make a context first, which then counts.
+    The driver's own tool is asked: torch would have to create a context first, which then counts.
     """
     has_context: Any = torch.cuda.is_initialized
     if has_context():
@@ -132,7 +130,7 @@ def find_held_bytes() -> int | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     is_by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     try:
-        # CUDA counts unlike GPUs by their speed, the driver's tool by where they are plugged in.
+        # CUDA numbers GPUs of different kinds by speed, the driver's tool by their slot.
         if visible.isdecimal() and not is_by_bus and len(set(_ask_driver("name"))) > 1:
             return None
         return int(_ask_driver("memory.used", f"--id={visible}")[0]) * 2**20
@@ -140,9 +138,9 @@ def find_held_bytes() -> int | None:
         return None
 
 
-def _ask_driver(what: str, *options: str) -> list[str]:
+def _ask_driver(prop: str, *options: str) -> list[str]:
     """Return a property of each GPU."""
-    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", *options]
+    query = ["nvidia-smi", f"--query-gpu={prop}", "--format=csv,noheader,nounits", *options]
     shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
     return [line.strip() for line in shown.splitlines() if line.strip()]
 
@@ -174,7 +172,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{builder.subject.model} can't be loaded in {scenario.quantization.value}.",
-            hint="Check that bitsandbytes is installed, and leave --measure out otherwise.",
+            hint="Install bitsandbytes, or leave --measure out.",
             facts=[f"seen: {(str(error).splitlines() or [type(error).__name__])[0]}"],
         ) from error
     loaded: PreTrainedModel = model.eval()
@@ -222,7 +220,7 @@ def _measure(
 
 
 def _make_prompts(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
-    """Return random tokens without a special meaning: equal ones would all go to the same experts."""
+    """Return random tokens without special ones; equal tokens would all go to the same experts."""
     embeddings: Any = model.get_input_embeddings()
     num_tokens: int = embeddings.weight.shape[0]
     chosen = torch.randint(num_tokens, shape, generator=torch.Generator().manual_seed(0))
@@ -233,7 +231,7 @@ def _make_prompts(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tenso
 def _run(
     model: PreTrainedModel, scenario: Scenario, input_ids: torch.Tensor, options: dict[str, Any]
 ) -> int:
-    """Run a scenario, and return what its cache holds in the end."""
+    """Run a scenario, and return the bytes of its cache at the end."""
     if scenario.task is Task.FORWARD:
         output = model(input_ids, **options)
     else:
@@ -251,11 +249,6 @@ def _run(
     return sum(storages.values())
 
 
-def _have_model_in_common(one: Scenario, other: Scenario) -> bool:
-    names = ("dtype", "attention", "experts_implementation", "quantization", "is_double_quantized")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
 def _release() -> None:
     gc.collect()
     torch.cuda.empty_cache()
@@ -267,6 +260,6 @@ def _memory_errors(model: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"{model} doesn't fit on this machine's GPU as asked for.",
+            f"{model} doesn't fit on this machine's GPU in this scenario.",
             hint="Measure a smaller scenario.",
         ) from error

@@ -1,8 +1,8 @@
-"""What is run: how many tokens, of how many sequences, and by which of transformers' options."""
+"""A scenario: the sizes of a run, and the options of transformers that it uses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
@@ -10,20 +10,20 @@ from moetool.choices import choose, take_count, take_flag
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
-# What `generate` writes unless another number is given.
+# The number of tokens that `generate` writes by default.
 NUM_NEW_TOKENS = 256
-# Beyond any machine's; keeps a slip of the finger from running for hours.
+# Beyond any machine's, so that a typing error doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
 
 
 class Task(StrEnum):
-    """What is done with the prompts.
+    """The use that is made of the prompts.
 
     Attributes:
         GENERATE: transformers' `generate`.
         FORWARD: One call of the model, with the logits of every position.
-        TRACE: What `moetool route-trace` runs: a prefill without a cache whose routing is kept, or
+        TRACE: The same as `moetool route-trace`: a prefill without a cache whose routing is kept, or
             with new tokens `generate` with its routing.
     """
 
@@ -33,7 +33,7 @@ class Task(StrEnum):
 
 
 class Dtype(StrEnum):
-    """What the weights are converted to; `auto`: the configuration's own dtype."""
+    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -57,10 +57,26 @@ class ExpertsImplementation(StrEnum):
 
 
 class CacheKind(StrEnum):
-    """Which of transformers' caches `generate` uses."""
+    """transformers' caches for `generate`."""
 
     DYNAMIC = "dynamic"
     STATIC = "static"
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """The options of a scenario that decide how its model is loaded, named as in `Scenario`.
+
+    Scenarios that share them differ only in sizes and in how the loaded model is run.
+    """
+
+    task: Task
+    dtype: str
+    attention: str | None
+    experts_implementation: str | None
+    quantization: Quantization
+    is_double_quantized: bool
+    experts: QuantizedExperts
 
 
 @dataclass(frozen=True)
@@ -70,21 +86,21 @@ class Scenario:
     Attributes:
         batch_size: Sequences at once.
         num_prompt_tokens: Tokens of each sequence's prompt.
-        num_new_tokens: Tokens that each sequence is continued by; by default 256 with the task
-            generate, none with the others.
-        task: What is done.
-        dtype: Of the weights as loaded: `auto` for the configuration's own.
+        num_new_tokens: Tokens generated for each sequence; by default 256 with the task generate,
+            none with the others.
+        task: The use that is made of the prompts.
+        dtype: The dtype that weights are loaded in; `auto` for the configuration's own.
         attention: transformers' attention implementation; None for the one it chooses.
         experts_implementation: transformers' implementation of experts; None for the one it
             chooses.
-        cache: Which cache `generate` uses.
+        cache: The cache that `generate` uses.
         has_padding: Whether prompts differ in length, so that masks have to hide pads.
-        quantization: How bitsandbytes stores weights.
-        is_double_quantized: Whether 4-bit weights' scales are quantized as well.
-        experts: Which experts the figures are for, under quantization.
+        quantization: The format in which bitsandbytes stores weights.
+        is_double_quantized: Whether the scales of 4-bit weights are quantized too.
+        experts: The experts that the figures are for, with quantization.
 
     Raises:
-        UsageError: An option has no such choice, a size is not a positive whole number or too
+        UsageError: An option has no such choice, a size is not a positive whole number or is too
             large, or options contradict each other.
     """
 
@@ -103,7 +119,7 @@ class Scenario:
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
 
     def __post_init__(self) -> None:
-        # Compared by identity everywhere, so a value becomes the member that it means.
+        # Options are compared by identity everywhere, so each value becomes its enum's member.
         for field, kind, name in (
             ("task", Task, "task"),
             ("dtype", Dtype, "dtype"),
@@ -156,6 +172,28 @@ class Scenario:
             )
 
     @property
+    def loading(self) -> LoadingOptions:
+        """The options that decide how the model is loaded."""
+        return LoadingOptions(
+            task=self.task,
+            dtype=self.dtype,
+            attention=self.attention,
+            experts_implementation=self.experts_implementation,
+            quantization=self.quantization,
+            is_double_quantized=self.is_double_quantized,
+            experts=self.experts,
+        )
+
+    @property
     def num_cached_tokens(self) -> int:
         """Positions of each sequence in the cache after the last token that is run."""
         return self.num_prompt_tokens + max(self.num_new_tokens - 1, 0)
+
+    def quantized(self, quantization: Quantization) -> Scenario:
+        """Return the same scenario with its weights stored in another format."""
+        has_scales = quantization in (Quantization.NF4, Quantization.FP4)
+        return replace(
+            self,
+            quantization=quantization,
+            is_double_quantized=self.is_double_quantized and has_scales,
+        )

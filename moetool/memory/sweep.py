@@ -1,4 +1,4 @@
-"""From lists of sizes to every scenario that they make together."""
+"""Scenarios for every combination of several sizes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def list_scenarios(
     prompt_tokens: Sequence[int] = (),
     new_tokens: Sequence[int] = (),
 ) -> list[Scenario]:
-    """Return one scenario for each way of combining the sizes, the last list's changing fastest.
+    """Return one scenario for each combination of the sizes, in which the last list changes fastest.
 
     Args:
-        common: What all have in common, and the sizes for which no list is given.
+        common: The options that all share, and the sizes for which no list is given.
         batch_sizes: Sequences at once.
         prompt_tokens: Tokens of each sequence's prompt.
-        new_tokens: Tokens that each sequence is continued by.
+        new_tokens: Tokens generated for each sequence.
 
     Raises:
-        UsageError: A size is not possible, the task makes no new tokens, or there would be more
+        UsageError: A size is not possible, the task generates no new tokens, or there would be more
             than 1,000 scenarios.
     """
     new_tokens = take_sizes(new_tokens, name="numbers of new tokens")

@@ -1,1 +1,1 @@
-"""Models whose weights bitsandbytes quantizes: their layers on the meta device, and what those allocate."""
+"""Weights that bitsandbytes quantizes: layers on the meta device that allocate as its own do."""

@@ -1,4 +1,4 @@
-"""Experts whose weights are packed, and dequantized whole whenever their module runs."""
+"""Experts with packed weights, all of which are dequantized whenever their module runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def quantize_parameters(
 ) -> None:
     """Store some of a module's own parameters in fewer bits, in place.
 
-    In 4 bits it is what bitsandbytes' `nn.parametrize.replace_parameter_4bit` does: whoever reads
-    such a parameter gets all of it in its former dtype. While the module's forward runs, that is
-    kept. In 8 bits it is the same with a scale for each row, which no library does.
+    In 4 bits this works like bitsandbytes' `nn.parametrize.replace_parameter_4bit`: reading such a
+    parameter returns all of it in its former dtype, and the result is kept while the module's
+    forward runs. In 8 bits it works in the same way with a scale for each row, which no library
+    does today.
 
     Args:
         module: The module, on the meta device.
         names: The parameters' names.
-        num_bits: Of each weight: 4 or 8.
-        is_double_quantized: Whether scales of 4-bit weights are quantized as well.
+        num_bits: The bits of each weight, 4 or 8.
+        is_double_quantized: Whether scales of 4-bit weights are quantized too.
     """
     layouts = {}
     for name in names:
@@ -45,7 +46,7 @@ def quantize_parameters(
             module.register_buffer(f"{name}_scale", scales)
         else:
             hold_in_4_bits(module, name, shape=tuple(weight.shape), is_nested=is_double_quantized)
-    # Read by the class, and plain values, so that layers alike are seen to be.
+    # Plain values that the class reads, so that identical layers are recognized as such.
     module.__dict__.update(_layouts=layouts, _dequantized=None)
     module_class: Any = type(module)
     module.__class__ = _reading_dequantized(module_class, tuple(names))
@@ -55,7 +56,7 @@ def quantize_parameters(
 
 @functools.cache
 def _reading_dequantized(module_class: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """Return a class like another, whose named parameters are dequantized when they are read."""
+    """Return a subclass whose named parameters are dequantized when they are read."""
     readers: dict[str, Any] = {
         name: property(functools.partial(_read, name=name)) for name in names
     }

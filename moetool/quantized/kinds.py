@@ -1,4 +1,4 @@
-"""The kinds of quantization that bitsandbytes offers as weights are loaded."""
+"""Formats in which bitsandbytes can store weights when a model is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from enum import StrEnum
 
 
 class Quantization(StrEnum):
-    """How bitsandbytes stores weights as they are loaded."""
+    """bitsandbytes' formats for weights.
+
+    Attributes:
+        NONE: Weights stay in their own dtype.
+        INT8: 8-bit integers with a scale for each row.
+        NF4: 4 bits whose 16 values follow a normal distribution, with a scale for each block.
+        FP4: 4-bit floats with a scale for each block.
+    """
 
     NONE = "none"
     INT8 = "int8"
@@ -15,11 +22,11 @@ class Quantization(StrEnum):
 
 
 class QuantizedExperts(StrEnum):
-    """Which experts the figures are for, under quantization.
+    """Treatment of routed experts when a model is quantized.
 
     Attributes:
-        AS_LOADED: As transformers loads them: bitsandbytes leaves fused experts in their dtype.
-        QUANTIZED: Quantized like everything else.
+        AS_LOADED: Experts as transformers loads them: bitsandbytes leaves fused ones in their dtype.
+        QUANTIZED: Experts quantized like everything else.
     """
 
     AS_LOADED = "as-loaded"

@@ -1,7 +1,7 @@
-"""Linear layers that hold on the meta device what bitsandbytes' hold on a GPU, and allocate alike.
+"""Linear layers on the meta device with the same tensors and allocations as bitsandbytes' on a GPU.
 
-Sizes, and the order in which memory is taken and given back, are those of bitsandbytes 0.50 on CUDA
-(`nn.modules`, `autograd._functions` and `backends.cuda.ops`).
+Sizes, and the order of allocations and frees, are those of bitsandbytes 0.50 on CUDA (`nn.modules`,
+`autograd._functions` and `backends.cuda.ops`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from moetool.quantized.operations import (
     int8_vectorwise_quant,
 )
 
-# Weights that share a scale, and scales that share one of the second kind.
+# The number of weights that share a scale, and of scales that share a nested one.
 _BLOCK_SIZE = 64
 _NESTED_BLOCK_SIZE = 256
 _CODE_SIZE, _NESTED_CODE_SIZE = 16, 256
 
-# Up to so many rows are multiplied with packed weights by one kernel, and a copy of the weights is
-# made for more. In float32 that is so on every GPU. In 16 bits, some GPUs need no copy for up to
-# 1,536 rows, which depends on the weights' shape as well: this is what holds for all.
+# Up to this many rows are multiplied with packed weights by one kernel; for more, a copy of the
+# weights is made. In float32 this holds on every GPU. In 16 bits, some GPUs need no copy for up to
+# 1,536 rows, depending on the weights' shape: this number holds on all of them.
 _MOST_FUSED_ROWS = {torch.float32: 7}
 _MOST_FUSED_ROWS_IN_16_BITS = 4
 
@@ -35,16 +35,16 @@ _MOST_FUSED_ROWS_IN_16_BITS = 4
 def hold_in_4_bits(
     module: nn.Module, name: str, *, shape: tuple[int, ...], is_nested: bool
 ) -> None:
-    """Give a module a parameter of packed weights, and what they are dequantized by as buffers.
+    """Give a module a parameter of packed weights, and the scales and tables for them as buffers.
 
-    bitsandbytes flattens what it packs. Here it keeps its dimensions where the last one is even, so
-    that structure can still be read from it.
+    bitsandbytes flattens the weights that it packs. Here they keep their dimensions if the last one
+    is even, so that the structure can still be read from them.
 
     Args:
         module: The module.
         name: The parameter's name; the buffers' names begin with it.
-        shape: The weights' own. Two of them go to a byte.
-        is_nested: Whether scales are quantized as well.
+        shape: The shape of the plain weights, two of which share a byte.
+        is_nested: Whether scales are quantized too.
     """
     num_weights = math.prod(shape)
     num_blocks = math.ceil(num_weights / _BLOCK_SIZE)
@@ -70,17 +70,17 @@ def hold_in_4_bits(
 
 
 class FourBitLinear(nn.Linear):
-    """As bitsandbytes' `Linear4bit`, with packed weights.
+    """A counterpart of bitsandbytes' `Linear4bit`, with packed weights.
 
-    A bias is cast to the dtype of computation by the first forward, for good. Here it keeps its
-    own, so that it counts as what it is after loading.
+    There, the first forward casts the bias to the compute dtype for good. Here the bias keeps its
+    dtype, so that it counts with its size after loading.
 
     Args:
-        in_features: Inputs.
-        out_features: Outputs.
+        in_features: The number of inputs.
+        out_features: The number of outputs.
         bias: The bias as it is loaded, if there is one.
-        is_double_quantized: Whether scales are quantized as well.
-        compute_dtype: What inputs and weights are cast to, to be multiplied.
+        is_double_quantized: Whether scales are quantized too.
+        compute_dtype: The dtype in which inputs and weights are multiplied.
     """
 
     weight_absmax: torch.Tensor
@@ -102,7 +102,7 @@ class FourBitLinear(nn.Linear):
         shape = (out_features, in_features)
         hold_in_4_bits(self, "weight", shape=shape, is_nested=is_double_quantized)
         self.register_parameter("bias", bias)
-        # No parameter or buffer of its own: it takes the place of the one that is counted.
+        # Not a parameter or buffer: it would take the place of the bias that is counted.
         self._cast_bias = None if bias is None else bias.detach().to(compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,14 +127,15 @@ class FourBitLinear(nn.Linear):
 
 
 class Int8Linear(nn.Linear):
-    """As bitsandbytes' `Linear8bitLt` with a threshold, with weights of 8 bits.
+    """A counterpart of bitsandbytes' `Linear8bitLt` with a threshold, with weights of 8 bits.
 
-    Columns with inputs beyond the threshold are computed apart: which ones depends on the data. Here
-    there are none. A few take less than the sums in 32 bits that are made in any case.
+    There, columns with inputs beyond the threshold are computed separately, and the data decides
+    which. Here there are none: a few would need less memory than the sums in 32 bits that are
+    allocated in any case.
 
     Args:
-        in_features: Inputs.
-        out_features: Outputs.
+        in_features: The number of inputs.
+        out_features: The number of outputs.
         bias: The bias, if there is one.
     """
 
@@ -173,7 +174,7 @@ class Int8Linear(nn.Linear):
 
 
 def _quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows in 8 bits, and a scale of each."""
+    """Return rows in 8 bits, and a scale for each."""
     halves = rows.to(torch.float16)
     return _quantize_halves(halves)
 
@@ -184,6 +185,6 @@ def _quantize_halves(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     outliers = rows.abs() >= 6.0
     outliers.any()
     if rows.shape[0] > 1:
-        # Stands for the zero that is written to columns with outliers.
+        # The zero that bitsandbytes writes to columns with outliers.
         quantized.new_zeros(())
     return quantized, scales

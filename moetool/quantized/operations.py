@@ -1,6 +1,6 @@
-"""bitsandbytes' kernels as operations on the meta device, so that what they allocate has their name.
+"""bitsandbytes' kernels as operations on the meta device, so that allocations bear their names.
 
-bitsandbytes is not imported: it takes a second, and its own shapes differ between versions.
+bitsandbytes is not imported: that takes a second, and its own shapes differ between versions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _define("int8_mm_dequant(Tensor sums) -> Tensor", lambda x: torch.empty_like(x, 
 def dequantize_4bit(
     packed: torch.Tensor, *, shape: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return weights of a shape and dtype, as made from packed ones."""
+    """Return weights of a shape and dtype, dequantized from packed ones."""
     weights: torch.Tensor = _ops.dequantize_4bit(packed, shape, dtype)
     return weights
 
@@ -58,19 +58,19 @@ def dequantize_4bit(
 def dequantize_int8(
     stored: torch.Tensor, *, shape: Sequence[int], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return weights of a shape and dtype, as made from those of 8 bits."""
+    """Return weights of a shape and dtype, dequantized from 8 bits."""
     weights: torch.Tensor = _ops.dequantize_int8(stored, shape, dtype)
     return weights
 
 
 def dequantize_blockwise(quantized: torch.Tensor) -> torch.Tensor:
-    """Return scales in float32, as made from quantized ones."""
+    """Return scales in float32, dequantized from 8 bits."""
     scales: torch.Tensor = _ops.dequantize_blockwise(quantized)
     return scales
 
 
 def gemm_4bit(rows: torch.Tensor, packed: torch.Tensor, *, out_features: int) -> torch.Tensor:
-    """Return the product of rows with packed weights, of which no copy is made."""
+    """Return the product of rows with packed weights, without a copy of these."""
     product: torch.Tensor = _ops.gemm_4bit(rows, packed, out_features)
     return product
 

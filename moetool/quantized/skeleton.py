@@ -1,4 +1,4 @@
-"""A skeleton as transformers and bitsandbytes load the model: what is quantized, and what is not."""
+"""Skeletons with the same layers quantized as transformers and bitsandbytes would quantize."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ def quantize_skeleton(
     experts: QuantizedExperts,
     compute_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Make a skeleton hold, and allocate when it runs, what the quantized model does; in place.
+    """Quantize a skeleton in place, so that it holds and allocates the same as the quantized model.
 
-    transformers gives bitsandbytes plain linear layers alone, without the output layer and what it
-    shares its weights with. Fused experts stay as they are unless `experts` says otherwise: then
-    their matrices are stored as `bitsandbytes.nn.parametrize.replace_parameter_4bit` does it, and
-    dequantized whole whenever they run; in 8 bits likewise, which no library does today.
+    transformers has bitsandbytes replace only plain linear layers, except the output layer and
+    layers that share its weights. Fused experts stay as they are unless `experts` says otherwise:
+    then their matrices are stored as by `bitsandbytes.nn.parametrize.replace_parameter_4bit`, and
+    all of them are dequantized whenever they run. The same goes for 8 bits, which no library does
+    today.
 
     Args:
         skeleton: The model on the meta device, in the dtype it is loaded in.
-        quantization: How weights are stored.
-        is_double_quantized: Whether scales of 4-bit weights are quantized as well.
-        experts: Whether fused experts are quantized, too.
-        compute_dtype: What 4-bit layers multiply in. transformers' `BitsAndBytesConfig` has float32
-            for it unless it is told another.
+        quantization: The format of the weights.
+        is_double_quantized: Whether scales of 4-bit weights are quantized too.
+        experts: Whether fused experts are quantized too.
+        compute_dtype: The dtype in which 4-bit layers multiply, by default that of transformers'
+            `BitsAndBytesConfig`.
 
     Raises:
-        UsageError: The model can't be quantized: its weights are already, or are no floats that
-            bitsandbytes takes, or it has nothing to quantize.
+        UsageError: The model can't be quantized: its weights are quantized already, have a dtype
+            that bitsandbytes doesn't accept, or are not in layers that it replaces.
     """
     if quantization is Quantization.NONE:
         return
@@ -57,11 +58,11 @@ def quantize_skeleton(
     fused = list(_find_fused(skeleton)) if experts is QuantizedExperts.QUANTIZED else []
     if not linears and not fused:
         raise UsageError(
-            f"{type(skeleton).__name__} has no layer that bitsandbytes could quantize.",
+            f"{type(skeleton).__name__} has no layer that bitsandbytes can quantize.",
             hint="Leave --quantization out.",
         )
     for path, module in linears:
-        # A `Conv1D` lays its weights the other way round, and has no names for its widths.
+        # A `Conv1D` transposes its weights, and has no attributes for its widths.
         widths = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
         out_features, in_features = widths
         if quantization is Quantization.INT8:
@@ -84,7 +85,7 @@ def quantize_skeleton(
 
 
 def _mark_as_quantized(skeleton: PreTrainedModel) -> None:
-    """Tell the model's code, some of which then goes other ways."""
+    """Mark a model as quantized, which makes some models run other code."""
     from transformers import PreTrainedModel
 
     for module in skeleton.modules():
@@ -146,6 +147,6 @@ def _find_fused(skeleton: PreTrainedModel) -> Iterator[tuple[nn.Module, tuple[st
 def _is_fused(owner: nn.Module, parameter: nn.Parameter, layer: MoeLayer) -> bool:
     if isinstance(owner, nn.Linear | nn.Embedding) or parameter.dim() < 2:
         return False
-    # A bias of each expert is no matrix. DBRX lays the matrices under each other.
+    # One bias for each expert isn't a matrix. DBRX stacks the matrices of its experts.
     num_experts = layer.num_experts + layer.num_identity_experts
     return parameter.dim() > 2 or parameter.shape[0] != num_experts

@@ -1,4 +1,4 @@
-"""Tiny families' configurations in files, and what builds and runs their models."""
+"""Tiny families' configurations in files, and builders, loaders and runs of their models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from moetool.catalogue.gpus import find_gpu
 from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
+from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.simulated.model_runs import ModelRuns
 from tests.families.tiny.configs import build_config, find_family
@@ -28,11 +29,16 @@ def save_config(family: str, folder: Path, **fields: Any) -> str:
 
 
 def make_builder(model: str) -> SkeletonBuilder:
-    """Return what builds a model of any name."""
+    """Return a builder of a model, by any kind of name."""
     subject = find_subject(resolve_model(model), source=AskedSource.AUTO, revision=None)
     return SkeletonBuilder(subject)
 
 
+def make_loader(model: str, *, gpu: str = "h200") -> ModelLoader:
+    """Return a loader of a model on a GPU, by any kind of name."""
+    return ModelLoader(make_builder(model), find_gpu(gpu))
+
+
 def make_runs(model: str, *, gpu: str = "h200") -> ModelRuns:
     """Return a model's runs on a GPU."""
-    return ModelRuns(make_builder(model), find_gpu(gpu))
+    return ModelRuns(make_loader(model, gpu=gpu))

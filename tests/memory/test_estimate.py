@@ -1,4 +1,4 @@
-"""From a name and scenarios to all that is told of them."""
+"""Estimates from a name and scenarios: figures, notes, refusals."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
-from moetool.memory import estimate
+from moetool.memory import estimate_scenario, named_gpu
 from moetool.memory.estimate import estimate_memory
-from moetool.memory.result import Estimate, Method
+from moetool.memory.figures import Method
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -49,10 +51,10 @@ def tiny(tmp_path: Path) -> str:
 
 
 def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
-    told = json.loads(render_json([mixtral]))
-    assert set(told) == {"schema", "moetool", "estimates"}
-    assert told["schema"] == "moetool.memory-estimate/1"
-    (estimate,) = told["estimates"]
+    value = json.loads(render_json([mixtral]))
+    assert set(value) == {"schema", "moetool", "estimates"}
+    assert value["schema"] == "moetool.memory-estimate/1"
+    (estimate,) = value["estimates"]
     assert {
         *("model", "scenario", "method", *FIGURES, "context_bytes", "at_peak", "peaks"),
         *("variants", "fits", "notes"),
@@ -73,8 +75,8 @@ def test_a_step_copies_the_chosen_experts_weights_of_every_sequence(mixtral: Est
     copied_bytes = 32 * 2 * 3 * 4096 * 14336 * 2
     prefill, decode = mixtral.peaks
     assert mixtral.at_peak == decode
-    assert 22.5 * GB < copied_bytes < decode.activation_bytes < 1.01 * copied_bytes
-    assert prefill.activation_bytes < decode.activation_bytes / 4
+    assert 22.5 * GB < copied_bytes < decode.parts.activation_bytes < 1.01 * copied_bytes
+    assert prefill.parts.activation_bytes < decode.parts.activation_bytes / 4
     assert decode.operation.endswith(" in mlp.experts")
     assert decode.layer is not None
     assert decode.layer.startswith("model.layers.")
@@ -88,21 +90,21 @@ def test_the_cache_holds_all_tokens_but_the_last(mixtral: Estimate) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_latent_cache_holds_latents_alone(batch_size: int) -> None:
     scenario = replace(SHORT, batch_size=batch_size)
-    cache_bytes = make_runs("deepseek-v2-lite").run(scenario).figures.cache_bytes
+    cache_bytes = make_runs("deepseek-v2-lite").simulate(scenario).figures.cache_bytes
     assert cache_bytes == 27 * (512 + 64) * 2 * (128 + 4 - 1) * batch_size
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [64, 1024])
 def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> None:
-    """gpt-oss: of 24 layers every second has a window of 128, and counts its tokens in an int64."""
+    """In gpt-oss, every second of 24 layers has a window of 128 and counts its tokens in an int64."""
     scenario = replace(SHORT, num_prompt_tokens=num_prompt_tokens)
     num_positions = num_prompt_tokens + 4 - 1
     per_position = 2 * 8 * 64 * 2
     expected = 12 * per_position * (num_positions + min(num_positions, 128)) + 12 * 8
-    assert make_runs("gpt-oss-20b").run(scenario).figures.cache_bytes == expected
+    assert make_runs("gpt-oss-20b").simulate(scenario).figures.cache_bytes == expected
 
 
-def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> None:
+def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> None:
     """Nf4 takes half a byte and a float32 for 64 weights, and a table of 16 for each parameter."""
     nf4 = replace(SHORT, quantization=Quantization.NF4)
     as_loaded, quantized = estimate_memory(
@@ -119,7 +121,7 @@ def test_quantized_experts_are_told_beside_those_that_transformers_loads() -> No
     assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
 
 
-def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
+def test_weights_that_are_stored_in_fp8_are_shown_as_loaded() -> None:
     (estimate,) = estimate_memory("qwen3-30b-a3b-fp8", [replace(SHORT, dtype="auto")])
     assert estimate.method is Method.APPROXIMATE
     assert estimate.stored is not None
@@ -127,7 +129,7 @@ def test_weights_that_are_stored_in_fp8_are_told_as_loaded() -> None:
     assert not estimate.stored.is_dequantized
     assert estimate.at_peak is not None
     assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
-    assert any("Its weights are published in fp8" in note for note in estimate.notes)
+    assert any("The checkpoint stores its weights in fp8" in note for note in estimate.notes)
 
 
 def test_a_model_without_experts_is_estimated() -> None:
@@ -143,7 +145,7 @@ def test_a_model_without_experts_is_estimated() -> None:
     assert estimate.limits is not None
 
 
-def test_the_same_is_told_every_time(tiny: str) -> None:
+def test_the_same_estimate_comes_every_time(tiny: str) -> None:
     scenarios = [TINY, replace(TINY, quantization=Quantization.NF4)]
     once, again = (estimate_memory(tiny, scenarios, gpu="1GiB") for _ in range(2))
     assert once == again
@@ -163,7 +165,7 @@ def test_scenarios_do_not_change_one_another(tiny: str) -> None:
     assert len({estimate.figures for estimate in alone}) == len(alone)
 
 
-def test_a_sweep_keeps_its_order_and_tells_its_progress(tiny: str) -> None:
+def test_a_sweep_keeps_its_order_and_reports_its_progress(tiny: str) -> None:
     scenarios = list_scenarios(TINY, batch_sizes=(3, 1), prompt_tokens=(8, 4))
     words: list[str] = []
     estimates = estimate_memory(tiny, scenarios, on_progress=words.append)
@@ -173,7 +175,7 @@ def test_a_sweep_keeps_its_order_and_tells_its_progress(tiny: str) -> None:
     ]
 
 
-def test_what_is_told_in_detail_is_of_the_gpu_that_is_named(tiny: str) -> None:
+def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     (everywhere,), (named,) = (
         estimate_memory(tiny, [TINY]),
         estimate_memory(tiny, [TINY], gpu="1GiB"),
@@ -184,9 +186,7 @@ def test_what_is_told_in_detail_is_of_the_gpu_that_is_named(tiny: str) -> None:
     assert everywhere.gpu == "h200"
     assert named.gpu == "1gib"
     assert {fit.gpu for fit in named.fits} == {"1gib"}
-    for detail in (named.limits, named.offload, named.speed):
-        assert detail is not None
-        assert detail.gpu == "1gib"
+    assert None not in (named.limits, named.offload, named.speed)
     assert named.ranks
 
 
@@ -199,7 +199,7 @@ def test_it_is_said_where_it_is_tight(tiny: str) -> None:
     )
     assert [each.fit.fits for each in (ample, just, short) if each.fit] == [True, True, False]
     tight = [
-        any(note.startswith("It is tight") for note in each.notes) for each in (ample, just, short)
+        any(note.startswith("Tight fit") for note in each.notes) for each in (ample, just, short)
     ]
     assert tight == [False, True, False]
 
@@ -257,7 +257,7 @@ def test_nothing_is_simulated_if_it_can_not_be_measured(
     assert words == []
 
 
-# What can't be told of some, and why.
+# Families that are refused, and why.
 REFUSED: dict[str, tuple[type[MoetoolError], str]] = {
     "deepseek_ocr2_text": (UntraceableError, "no language-model class"),
     "diffusion_gemma": (InputError, "its forward needs"),
@@ -282,7 +282,9 @@ def test_every_family_is_estimated(family: str, tmp_path: Path) -> None:
 # `torch.distributions` warns of torch's own code.
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("family", [name for name in available() if name in REFUSED])
-def test_what_can_not_be_told_of_a_family_is_said(family: str, tmp_path: Path) -> None:
+def test_a_family_that_can_not_be_estimated_is_refused_with_a_reason(
+    family: str, tmp_path: Path
+) -> None:
     kind, words = REFUSED[family]
     with pytest.raises(kind, match=words) as caught:
         estimate_memory(save_config(family, tmp_path), [TINY])
@@ -295,39 +297,56 @@ def test_a_trace_without_a_gpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "left_out", "words"),
+    ("module", "name", "left_out", "words"),
     [
         (
-            "find_limits_on",
+            named_gpu,
+            "find_limits",
             "limits",
             "The longest prompt and the largest batch that fit are unknown",
         ),
-        ("list_ranks", "ranks", "What several GPUs would hold is unknown"),
-        ("plan_offload", "offload", "What would move to the host is unknown"),
-        ("list_fits_on", "fits", "What it fits on is unknown"),
+        (
+            named_gpu,
+            "list_ranks",
+            "ranks",
+            "The weights that each of several GPUs would hold are unknown",
+        ),
+        (
+            named_gpu,
+            "plan_offload",
+            "offload",
+            "The experts that would move to the host are unknown",
+        ),
+        (estimate_scenario, "list_fits_on", "fits", "The GPUs that it fits on are unknown"),
     ],
 )
-def test_what_can_not_be_found_out_besides_leaves_the_estimate_as_it_is(
-    name: str, left_out: str, words: str, tiny: str, monkeypatch: pytest.MonkeyPatch
+def test_what_can_not_be_found_out_leaves_the_rest_of_the_estimate_as_it_is(
+    module: ModuleType,
+    name: str,
+    left_out: str,
+    words: str,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise InputError("it can't be simulated: too large.", hint="None.")
 
     (whole,) = estimate_memory(tiny, [TINY], gpu="1GiB")
-    monkeypatch.setattr(estimate, name, refuse)
-    (told,) = estimate_memory(tiny, [TINY], gpu="1GiB")
-    assert not getattr(told, left_out)
-    assert told.figures == whole.figures
-    assert f"{words}: it can't be simulated: too large." in told.notes
+    monkeypatch.setattr(module, name, refuse)
+    (partial_estimate,) = estimate_memory(tiny, [TINY], gpu="1GiB")
+    assert not getattr(partial_estimate, left_out)
+    assert partial_estimate.figures == whole.figures
+    assert f"{words}: it can't be simulated: too large." in partial_estimate.notes
 
 
-def test_a_limit_s_search_that_reads_too_much_says_so(
+def test_a_search_for_limits_ends_where_too_many_values_would_be_read(
     tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = partial(KnownValues, most_elements=2**10, most_bytes=2**16)
     monkeypatch.setattr(memory_run, "KnownValues", narrow)
     eager = replace(TINY, experts_implementation="eager")
-    (told,) = estimate_memory(tiny, [eager], gpu="1GiB")
-    assert told.limits is None
-    (note,) = [note for note in told.notes if note.startswith("The longest prompt")]
-    assert "moetool computes no more than 65,536 at once" in note
+    (partial_estimate,) = estimate_memory(tiny, [eager], gpu="1GiB")
+    assert partial_estimate.limits is not None
+    assert partial_estimate.limits.largest_batch_size >= TINY.batch_size
+    (note,) = [note for note in partial_estimate.notes if note.startswith("Batches of more than")]
+    assert f"{partial_estimate.limits.largest_batch_size:,} sequences may fit too" in note

@@ -1,4 +1,4 @@
-"""What `--measure` refuses, and which scenarios run on the same weights; no GPU is needed."""
+"""Refusals of `--measure`, and scenarios that run on the same weights; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SCENARIO = Scenario(batch_size=1, num_prompt_tokens=4, num_new_tokens=2, dtype="
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of which torch says that it has a GPU."""
+    """A machine that has a GPU according to torch."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 def make_builder(build: Callable[..., Any]) -> Any:
-    """Return what builds models in a test's own way."""
+    """Return a builder that calls a test's own function."""
     return SimpleNamespace(
         subject=SimpleNamespace(model="some-model", code=None, headers=None), build=build
     )
@@ -57,7 +57,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (replace(SCENARIO, quantization=Quantization.NF4), "quantized weights"),
         (replace(SCENARIO, quantization=Quantization.INT8), "quantized weights"),
-        (replace(SCENARIO, task=Task.TRACE), "route-trace"),
+        (replace(SCENARIO, task=Task.TRACE), "task trace"),
     ],
 )
 def test_what_random_weights_can_not_show_is_refused_before_any_other(
@@ -75,7 +75,7 @@ def test_quantized_weights_of_a_checkpoint_can_be_measured() -> None:
     for_experts = replace(nf4, experts=QuantizedExperts.QUANTIZED)
     with pytest.raises(UsageError, match="Quantized experts can't be measured"):
         refuse_unmeasurable([for_experts], has_weights=True)
-    with pytest.raises(UsageError, match="route-trace"):
+    with pytest.raises(UsageError, match="task trace"):
         refuse_unmeasurable([replace(nf4, task=Task.TRACE)], has_weights=True)
 
 

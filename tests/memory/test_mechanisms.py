@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.memory_accuracy import prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.result import Method
-from moetool.memory.simulated.model_runs import CONTEXT_BYTES, find_workspace_bytes
-from moetool.memory.simulated.runs import SimulatedRun, run_scenario
+from moetool.memory.figures import Method
+from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
+from moetool.memory.simulated.runs import run_scenario
+from moetool.memory.simulated.simulated_run import SimulatedRun
 
 MEASURED = [
     json.loads(line)

@@ -1,12 +1,15 @@
-"""What follows from figures that are known, and that nothing follows from others."""
+"""Values that follow from known figures, and gaps where figures are unknown."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from moetool.memory.result import Estimate, Fit, Measurement, MemoryFigures, Method, Peak, Phase
+from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.on_gpus import Fit
+from moetool.memory.result import Estimate, Measurement
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
+from moetool.simulation.memory.timeline import AllocatedParts
 
 FIGURES = MemoryFigures(
     weights_bytes=100,
@@ -53,12 +56,15 @@ def test_the_peak_of_all_is_the_phase_with_most_allocated() -> None:
         phase=Phase.PREFILL,
         layer=None,
         operation="any",
-        weights_bytes=100,
-        cache_bytes=5,
-        activation_bytes=40,
-        workspace_bytes=2,
+        parts=AllocatedParts(
+            weights_bytes=100,
+            cache_bytes=5,
+            activation_bytes=40,
+            workspace_bytes=2,
+        ),
     )
-    decode = replace(prefill, phase=Phase.DECODE, cache_bytes=20, activation_bytes=24)
+    parts = replace(prefill.parts, cache_bytes=20, activation_bytes=24)
+    decode = replace(prefill, phase=Phase.DECODE, parts=parts)
     assert (prefill.allocated_bytes, decode.allocated_bytes) == (147, 146)
     assert replace(ESTIMATE, peaks=(prefill, decode)).at_peak == prefill
     assert ESTIMATE.at_peak is None

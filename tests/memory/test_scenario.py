@@ -1,7 +1,8 @@
-"""Which scenarios there are, and which are refused before anything is built."""
+"""Scenarios, and refusals before anything is built."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,3 +64,23 @@ def test_the_last_new_token_is_never_in_the_cache(num_prompt: int, num_new: int)
 def test_without_new_tokens_the_cache_holds_the_prompt() -> None:
     options: dict[str, Any] = {"num_prompt_tokens": 7, "num_new_tokens": 0}
     assert Scenario(task=Task.FORWARD, **options).num_cached_tokens == 7
+
+
+def test_only_4_bit_weights_keep_scales_that_are_quantized() -> None:
+    double = Scenario(quantization=Quantization.NF4, is_double_quantized=True)
+    for quantization, is_double in (
+        (Quantization.NONE, False),
+        (Quantization.INT8, False),
+        (Quantization.FP4, True),
+        (Quantization.NF4, True),
+    ):
+        changed = double.quantized(quantization)
+        expected = replace(double, quantization=quantization, is_double_quantized=is_double)
+        assert changed == expected
+    assert Scenario().quantized(Quantization.NF4).is_double_quantized is False
+
+
+def test_sizes_do_not_change_how_a_model_is_loaded() -> None:
+    sized = Scenario(batch_size=3, num_prompt_tokens=5, num_new_tokens=7, has_padding=True)
+    assert sized.loading == Scenario().loading
+    assert Scenario(dtype="float16").loading != Scenario().loading

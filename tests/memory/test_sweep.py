@@ -60,7 +60,7 @@ def test_a_thousand_scenarios_are_possible_and_no_more() -> None:
         list_scenarios(Scenario(), batch_sizes=range(1, 1002))
 
 
-def test_so_many_scenarios_that_none_could_be_listed_are_refused_at_once() -> None:
+def test_too_many_scenarios_to_list_are_refused_at_once() -> None:
     sizes = range(1, 10_000)
     with pytest.raises(UsageError, match=r"999,700,029,999 scenarios"):
         list_scenarios(Scenario(), batch_sizes=sizes, prompt_tokens=sizes, new_tokens=sizes)

@@ -49,7 +49,7 @@ def quantized(
 
 
 def sizes_held(skeleton: nn.Module) -> dict[str, list[int]]:
-    """Return the bytes of what each module of a skeleton holds itself, in ascending order."""
+    """Return the bytes of each module's own tensors in a skeleton, in ascending order."""
     sizes = {}
     for path, module in skeleton.named_modules():
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
@@ -58,7 +58,7 @@ def sizes_held(skeleton: nn.Module) -> dict[str, list[int]]:
 
 
 def sizes_really_held(model: nn.Module) -> dict[str, list[int]]:
-    """Return the same of a model that bitsandbytes quantized, with what no module registers."""
+    """Return the same for a model that bitsandbytes quantized, including unregistered tensors."""
     sizes = {}
     for path, module in model.named_modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -261,7 +261,7 @@ def test_8_bit_layers_of_odd_widths_multiply_in_float32() -> None:
 
 
 def record(layer: nn.Module, shape: tuple[int, ...]) -> list[int]:
-    """Return what a layer takes and, with a minus, gives back while it runs."""
+    """Return a layer's allocations and, with a minus, its frees while it runs."""
     holder = nn.Sequential(layer)
     with torch.inference_mode(), AllocationRecorder(holder, origins=Origins()) as recorder:
         x = torch.empty(shape, dtype=BFLOAT16, device="meta")
@@ -364,7 +364,7 @@ def test_olmoe_weighs_what_it_weighed_on_an_h200(
     assert abs(in_blocks - weights_bytes) <= 512
 
 
-def test_codes_that_ask_whether_they_are_quantized_are_told() -> None:
+def test_code_that_asks_whether_it_is_quantized_learns_that_it_is() -> None:
     skeleton = quantized(build_family_skeleton("jamba").bfloat16(), NF4)
 
     with torch.no_grad():

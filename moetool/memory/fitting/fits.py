@@ -1,66 +1,172 @@
-"""On which GPUs a run fits, and on how many of them."""
+"""GPUs on which a scenario fits, alone or together, under each quantization."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
-from moetool.catalogue.gpus import Gpu
-from moetool.memory.result import Fit
+from moetool.catalogue.gpus import Gpu, read_gpus
+from moetool.errors import MoetoolError
+from moetool.memory.gpu_overhead import CONTEXT_BYTES
+from moetool.memory.on_gpus import Fit
+from moetool.memory.scenario import Scenario
+from moetool.memory.sharing.device_maps import DeviceMaps
+from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.quantized.kinds import Quantization
 
+QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 
-def list_fits(
-    total_by_quantization: Mapping[Quantization, int | None],
-    gpus: Iterable[Gpu],
+
+def list_fits_everywhere(
+    runs: ModelRuns,
+    scenario: Scenario,
     *,
-    count_gpus: Callable[[Quantization, Gpu], int | None] | None = None,
-    find_total_within: Callable[[Quantization, Gpu], int | None] | None = None,
+    quantizations: Sequence[Quantization] = QUANTIZATIONS,
+    is_counted: bool = True,
 ) -> tuple[Fit, ...]:
-    """Return whether a run fits on each GPU under each quantization.
+    """Return on which of all known GPUs a scenario fits.
 
-    The memory is the GPU's own in `Gpu.memory_bytes`; of what its vendor advertises, programs see
-    some hundred MiB less.
+    The number of GPUs that it needs is found for the scenario's own quantization alone.
 
     Args:
-        total_by_quantization: What the run takes on a device that has all it asks for; None if
+        runs: The model's runs.
+        scenario: The scenario.
+        quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
             unknown.
-        gpus: The GPUs.
-        count_gpus: Returns how many of a GPU are needed where one is not enough; None if that
-            isn't asked.
-        find_total_within: Returns what the run takes on a GPU that has less than that, None if it
-            doesn't run through there; None if no run does.
-
-    Returns:
-        By growing memory, then by id, quantizations in the order they were given.
+        is_counted: Whether that number is found at all.
     """
-    return tuple(
-        _fit(gpu, quantization, total_bytes, count_gpus, find_total_within)
-        for gpu in sorted(gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id))
-        for quantization, total_bytes in total_by_quantization.items()
+    return _list_fits(
+        runs,
+        scenario,
+        read_gpus().values(),
+        simulated=(scenario.quantization, *quantizations),
+        counted=(scenario.quantization,) if is_counted else (),
     )
 
 
-def _fit(
+def list_fits_on(
+    runs: ModelRuns,
+    scenario: Scenario,
     gpu: Gpu,
-    quantization: Quantization,
-    total_bytes: int | None,
-    count_gpus: Callable[[Quantization, Gpu], int | None] | None,
-    find_total_within: Callable[[Quantization, Gpu], int | None] | None,
-) -> Fit:
-    if total_bytes is None:
-        return Fit(gpu.id, gpu.memory_bytes, quantization, None, None, None)
-    if total_bytes > gpu.memory_bytes and find_total_within is not None:
-        within_bytes = find_total_within(quantization, gpu)
-        total_bytes = total_bytes if within_bytes is None else within_bytes
-    headroom_bytes = gpu.memory_bytes - total_bytes
-    num_gpus: int | None = 1
-    if headroom_bytes < 0:
-        num_gpus = count_gpus(quantization, gpu) if count_gpus else None
-    return Fit(
-        gpu=gpu.id,
-        memory_bytes=gpu.memory_bytes,
-        quantization=quantization,
-        num_gpus=num_gpus,
-        fits=headroom_bytes >= 0,
-        headroom_bytes=headroom_bytes,
+    *,
+    quantizations: Sequence[Quantization] = QUANTIZATIONS,
+) -> tuple[Fit, ...]:
+    """Return whether a scenario fits on a GPU, or on how many, under each quantization.
+
+    Args:
+        runs: The model's runs.
+        scenario: The scenario.
+        gpu: The GPU.
+        quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
+            unknown.
+    """
+    simulated = (scenario.quantization, *quantizations)
+    return _list_fits(runs, scenario, [gpu], simulated=simulated, counted=simulated)
+
+
+def _list_fits(
+    runs: ModelRuns,
+    scenario: Scenario,
+    gpus: Iterable[Gpu],
+    *,
+    simulated: Sequence[Quantization],
+    counted: Sequence[Quantization],
+) -> tuple[Fit, ...]:
+    """Return answers by growing memory, then by the GPU's id, quantizations in a fixed order."""
+    candidates = [
+        _Candidate(
+            runs,
+            scenario.quantized(quantization),
+            is_own=quantization is scenario.quantization,
+            is_simulated=quantization in simulated,
+            is_counted=quantization in counted,
+        )
+        for quantization in dict.fromkeys((*QUANTIZATIONS, scenario.quantization))
+    ]
+    return tuple(
+        candidate.fit_on(gpu)
+        for gpu in sorted(gpus, key=lambda gpu: (gpu.memory_bytes, gpu.id))
+        for candidate in candidates
     )
+
+
+class _Candidate:
+    """A scenario under one quantization, which may fit or not.
+
+    Args:
+        runs: The model's runs.
+        scenario: The scenario, with that quantization.
+        is_own: Whether the estimate is about this quantization.
+        is_simulated: Whether the scenario may be simulated.
+        is_counted: Whether the number of GPUs is counted if one is not enough.
+    """
+
+    def __init__(
+        self,
+        runs: ModelRuns,
+        scenario: Scenario,
+        *,
+        is_own: bool,
+        is_simulated: bool,
+        is_counted: bool,
+    ) -> None:
+        self._runs = runs
+        self._scenario = scenario
+        self._is_own = is_own
+        self._in_full = self._run_in_full() if is_simulated else None
+        self._is_counted = is_counted
+        self._num_gpus_by_memory: dict[int, int | None] = {}
+
+    def fit_on(self, gpu: Gpu) -> Fit:
+        """Return whether it fits on a GPU.
+
+        The GPU's memory is `Gpu.memory_bytes`. Programs see a few hundred MiB less than its vendor
+        advertises.
+        """
+        run = self._in_full
+        if run is None:
+            return Fit(gpu.id, gpu.memory_bytes, self._scenario.quantization, None, None, None)
+        total_bytes = run.figures.total_device_bytes
+        if total_bytes > gpu.memory_bytes:
+            limited = self._runs.run_within(
+                self._scenario, gpu.memory_bytes, is_brief=not self._is_own
+            )
+            total_bytes = (limited or run).figures.total_device_bytes
+        fits = total_bytes <= gpu.memory_bytes
+        return Fit(
+            gpu=gpu.id,
+            memory_bytes=gpu.memory_bytes,
+            quantization=self._scenario.quantization,
+            num_gpus=1 if fits else self._count_gpus(run, gpu.memory_bytes),
+            fits=fits,
+            headroom_bytes=gpu.memory_bytes - total_bytes,
+        )
+
+    def _run_in_full(self) -> SimulatedRun | None:
+        """Return the run where memory is not limited; None if it is unknown."""
+        try:
+            return self._runs.run(self._scenario, is_brief=not self._is_own)
+        except MoetoolError:
+            if self._is_own:
+                raise
+            return None
+
+    @cached_property
+    def _device_maps(self) -> DeviceMaps | None:
+        held = self._runs.loader.load(self._scenario).held
+        return None if held is None else DeviceMaps(held, self._scenario.quantization)
+
+    def _count_gpus(self, run: SimulatedRun, memory_bytes: int) -> int | None:
+        """Return how many GPUs with that much memory it needs; None if unknown or not counted."""
+        if not self._is_counted or self._device_maps is None:
+            return None
+        numbers = self._num_gpus_by_memory
+        if memory_bytes not in numbers:
+            numbers[memory_bytes] = self._device_maps.count_gpus(
+                gpu_memory_bytes=memory_bytes,
+                cache_bytes=run.figures.cache_bytes,
+                activation_bytes=run.figures.beyond_weights_and_cache_bytes,
+                context_bytes=CONTEXT_BYTES,
+            )
+        return numbers[memory_bytes]

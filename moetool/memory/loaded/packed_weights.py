@@ -1,4 +1,4 @@
-"""What weights take that stay packed as they are published: by their shapes, or by their files."""
+"""The size of weights that stay packed as they are published, by their shapes or their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moetool.checkpoint.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# In files, and nowhere in the model that runs.
+# Tensors in files that the running model doesn't hold.
 _NOT_HELD = (
     Reason.MTP,
     Reason.BEYOND,
@@ -25,19 +25,19 @@ _NOT_HELD = (
     Reason.ADAPTERS,
     Reason.OPTIMIZER,
 )
-# Of the OCP microscaling formats: two weights to a byte, a byte of scale for each 32.
+# The OCP microscaling formats store two weights in a byte, with a byte of scale for each 32.
 _MX_GROUP = 32
 
 
 def count_packed_bytes(subject: Subject, skeleton: PreTrainedModel) -> int | None:
-    """Return what the files hold of a model, in bytes; None without files, or if some are missing.
+    """Return the bytes in the files that a model holds; None without files, or if some are missing.
 
-    Layers that the model doesn't build, and tensors that it holds once and the files twice, are
-    left out.
+    Layers that the model doesn't build are left out, and so are second copies of tensors that it
+    holds only once.
 
     Args:
         subject: The model, with the headers of its files.
-        skeleton: What transformers builds of it.
+        skeleton: The model as transformers builds it.
     """
     if subject.headers is None:
         return None
@@ -52,12 +52,12 @@ def count_packed_bytes(subject: Subject, skeleton: PreTrainedModel) -> int | Non
 def pack_mxfp4(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreTrainedModel | None:
     """Return a copy of a skeleton with experts as gpt-oss publishes them; None for other models.
 
-    transformers packs the experts of gpt-oss and nothing else. A row's inputs lie two to a byte,
-    and each 32 of them have a byte of scale. Biases stay as they are.
+    transformers packs only the experts of gpt-oss. Two inputs of a row share a byte, and each 32 of
+    them have a byte of scale. Biases stay as they are.
 
     Args:
         skeleton: The model in full precision, on the meta device. It is left as it is.
-        stated: What its configuration says of the quantization.
+        stated: The configuration's statement on quantization.
     """
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
     from transformers.quantizers.quantizers_utils import should_convert_module

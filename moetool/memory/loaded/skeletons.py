@@ -1,9 +1,9 @@
-"""A model's skeleton as a scenario would load it."""
+"""Skeletons of a model, as scenarios would load it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -47,7 +47,7 @@ class SkeletonBuilder:
         """Return the model's configuration as transformers reads it.
 
         Raises:
-            InputError: It is none, or names numbers beyond all reason.
+            InputError: It isn't a configuration, or its numbers are beyond all reason.
         """
         return make_config(
             self.subject.config,
@@ -62,13 +62,13 @@ class SkeletonBuilder:
     def build(self, scenario: Scenario, *, device: str = "meta") -> PreTrainedModel:
         """Return the model that a scenario runs, in evaluation mode.
 
-        It is all that the checkpoint holds, with the towers of a multimodal model, if that can
-        generate; else the language model. Parameters have the dtypes in which transformers would
-        hold them.
+        That is everything in the checkpoint, including the towers of a multimodal model, if it can
+        generate; otherwise the language model. Parameters have the dtypes in which transformers
+        would hold them.
 
         Args:
-            scenario: What is run.
-            device: Where the model is; on others than `meta` its weights are random.
+            scenario: The scenario.
+            device: The model's device; on others than `meta` its weights are random.
 
         Raises:
             InputError: No model can be built from the configuration.
@@ -100,15 +100,34 @@ class SkeletonBuilder:
         """Refuse a scenario that is past the model's context.
 
         Raises:
-            UsageError: It is.
+            UsageError: The scenario has more tokens than the context.
         """
-        _refuse_length(self.make_config(), scenario, model=self.subject.model)
+        context = self.context
+        num_tokens = scenario.num_prompt_tokens + scenario.num_new_tokens
+        if context is not None and num_tokens > context and not self._config.is_encoder_decoder:
+            raise UsageError(
+                f"{scenario.num_prompt_tokens:,} prompt and {scenario.num_new_tokens:,} new tokens "
+                f"are past the context of {self.subject.model}, {context:,} tokens.",
+                hint=f"Give --prompt-tokens {context - scenario.num_new_tokens} or fewer."
+                if scenario.num_new_tokens < context
+                else "Give fewer --new-tokens.",
+            )
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a sequence; None if the model doesn't say."""
+        return find_context(self._config)
+
+    @cached_property
+    def _config(self) -> PreTrainedConfig:
+        # Only read: building a model changes its configuration, and makes its own.
+        return self.make_config()
 
     def _build(
         self, config: PreTrainedConfig, dtype: torch.dtype, *, device: str
     ) -> PreTrainedModel:
         whole = find_whole_class(config)
-        # Without a class named, it may be one for the text model's configuration alone.
+        # If config.json names no class, this one may be for the text model's configuration only.
         takes_config = whole is not None and whole.config_class is type(config)
         if whole is not None and takes_config and whole.can_generate():
             return build_model(whole, config, dtype=dtype, device=device)
@@ -155,7 +174,7 @@ def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model
         except (ValueError, ImportError) as error:
             raise UsageError(
                 f"{model} can't run with '{name}' {what}.",
-                hint="Leave it out to take the one that transformers chooses.",
+                hint="Leave it out to use the one that transformers chooses.",
             ) from error
 
 
@@ -170,17 +189,4 @@ def _refuse_generation(skeleton: PreTrainedModel, scenario: Scenario, *, model: 
         raise UsageError(
             f"{model} doesn't generate text.",
             hint="Give --task forward to estimate one call.",
-        )
-
-
-def _refuse_length(config: PreTrainedConfig, scenario: Scenario, *, model: str) -> None:
-    context = find_context(config)
-    num_tokens = scenario.num_prompt_tokens + scenario.num_new_tokens
-    if context is not None and num_tokens > context and not config.is_encoder_decoder:
-        raise UsageError(
-            f"{scenario.num_prompt_tokens:,} prompt and {scenario.num_new_tokens:,} new tokens "
-            f"are past the context of {model}, {context:,} tokens.",
-            hint=f"Give --prompt-tokens {context - scenario.num_new_tokens} or fewer."
-            if scenario.num_new_tokens < context
-            else "Give fewer --new-tokens.",
         )

@@ -1,4 +1,4 @@
-"""What a routed layer's experts take, and how much of them moves at once."""
+"""The size of a routed layer's experts, and of the part that moves at once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LayerExperts:
 
     Attributes:
         layer: The layer.
-        paths: Of the modules that hold all of them and nothing else.
-        num_bytes: What they take.
-        moved_bytes: What accelerate moves to the GPU at once: the parameters of one module.
+        paths: The modules that hold all of them and nothing else.
+        num_bytes: Their size.
+        moved_bytes: The part that accelerate moves to the GPU at once, the parameters of one module.
         are_separate: Whether each expert is a module, so that only those that run are moved.
     """
 
@@ -40,7 +40,7 @@ class LayerExperts:
         return -(-self.num_bytes * num_read // self.layer.num_experts)
 
     def count_moved_bytes(self, *, num_experts: int) -> int:
-        """Return the bytes that cross the bus in a forward that chooses so many of them."""
+        """Return the bytes that cross the bus in a forward that chooses this many of them."""
         return (
             self.count_read_bytes(num_experts=num_experts)
             if self.are_separate

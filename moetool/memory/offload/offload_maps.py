@@ -1,4 +1,4 @@
-"""Device maps that leave some modules in the host's memory, and how to write them down."""
+"""Device maps that leave some modules in the host's memory, as values and as Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _NUMBERED = re.compile(r"(?P<head>.*?\.)(?P<number>\d+)(?P<tail>\..*)?")
 def make_offload_map(skeleton: nn.Module, *, on_host: Collection[str]) -> dict[str, int | str]:
     """Return a device map of the first GPU and the host that `from_pretrained` accepts.
 
-    No module is named that holds one for the host: accelerate would move it to the GPU, whole.
+    Modules that contain one for the host are not listed: accelerate would move them to the GPU as a
+    whole.
 
     Args:
         skeleton: The model.
@@ -40,7 +41,7 @@ def _place(
 
 
 def write_offload_map(device_map: Mapping[str, int | str]) -> str:
-    """Return a device map as a Python expression, what repeats from layer to layer in a loop."""
+    """Return a device map as a Python expression, with loops for entries that repeat in layers."""
     return "{" + ", ".join(_write_entries(device_map)) + "}"
 
 

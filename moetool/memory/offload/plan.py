@@ -1,4 +1,4 @@
-"""Routed experts in the host's memory: how many layers' have to go, and what that costs."""
+"""Routed experts in the host's memory: the layers that have to go there, and the cost."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.catalogue.gpus import Gpu
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
-from moetool.memory.result import Offload
+from moetool.memory.on_gpus import Offload
 from moetool.quantized.kinds import Quantization
 
 TRANSFORMERS = "transformers"
@@ -21,45 +20,51 @@ LLAMA_CPP_BY_NAME = "llama.cpp (-ot)"
 def plan_offload(
     skeleton: PreTrainedModel,
     *,
-    gpu: Gpu,
+    gpu_memory_bytes: int,
     total_bytes: int,
     batch_size: int,
     choices: Mapping[MoeLayer, int] | None,
     quantization: Quantization = Quantization.NONE,
 ) -> Offload | None:
-    """Return which routed experts have to leave a GPU so that all else fits; None without experts.
+    """Return which routed experts have to leave a GPU so that the rest fits; None without experts.
 
-    With transformers the experts of the last layers go first, as `device_map="auto"` would have it;
+    With transformers the experts of the last layers go first, as with `device_map="auto"`;
     accelerate moves them to the GPU when their layer runs, one module after another, and they are
-    taken to be there at the peak. Experts that are one module per layer move whole, whichever are
-    chosen; separate ones only if they are chosen, of which no more than there are choices.
+    assumed to be there at the peak. Experts that are one module per layer move as a whole, whichever
+    are chosen; separate experts move only if they are chosen, at most as many as there are choices.
 
-    llama.cpp's `--n-cpu-moe N` takes the experts of the first N layers of the model, those without
-    experts counted, and computes them on the host. N is for a llama.cpp that takes the same memory
-    for everything else and stores weights alike: a quantized GGUF file needs less.
+    llama.cpp's `--n-cpu-moe N` takes the experts of the first N layers of the model, counting those
+    without experts, and computes them on the host. N is for a llama.cpp that needs the same memory
+    for everything else and stores weights in the same way: a quantized GGUF file needs less.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        gpu: The GPU.
-        total_bytes: What the run takes on the device with everything on it.
+        gpu_memory_bytes: The GPU's memory.
+        total_bytes: Memory that the run needs on the device with everything on it.
         batch_size: Sequences that are decoded at once.
-        choices: How many experts a token chooses in each routed layer; None if unknown.
-        quantization: How the weights are stored.
+        choices: The number of experts a token chooses in each routed layer; None if unknown.
+        quantization: The storage of the weights.
     """
     experts = list_layer_experts(skeleton)
     if not experts:
         return None
-    moved = _take(experts[::-1], total_bytes=total_bytes, gpu=gpu, count_left=_leave_room)
-    computed = _take(experts, total_bytes=total_bytes, gpu=gpu, count_left=_leave_nothing)
+    moved = _take(
+        experts[::-1],
+        total_bytes=total_bytes,
+        memory_bytes=gpu_memory_bytes,
+        count_left=_leave_room,
+    )
+    computed = _take(
+        experts, total_bytes=total_bytes, memory_bytes=gpu_memory_bytes, count_left=_leave_nothing
+    )
     gpu_bytes = _leave_room(total_bytes, moved)
     host_computed_bytes = _leave_nothing(total_bytes, computed)
     flags: dict[str, str] = {}
-    if moved and gpu_bytes <= gpu.memory_bytes:
+    if moved and gpu_bytes <= gpu_memory_bytes:
         flags[TRANSFORMERS] = _write_transformers(skeleton, moved, quantization)
-    if computed and host_computed_bytes <= gpu.memory_bytes:
+    if computed and host_computed_bytes <= gpu_memory_bytes:
         flags.update(_write_llama_cpp(computed))
     return Offload(
-        gpu=gpu.id,
         num_offloaded_layers=len(moved),
         num_moe_layers=len(experts),
         gpu_bytes=gpu_bytes,
@@ -67,9 +72,9 @@ def plan_offload(
         transfer_bytes_per_token=_count_transfer(moved, choices, batch_size=batch_size),
         computed_on_host_bytes_per_token=_count_read(computed, choices),
         flags=flags,
-        fits=gpu_bytes <= gpu.memory_bytes,
+        fits=gpu_bytes <= gpu_memory_bytes,
         num_host_computed_layers=len(computed),
-        fits_computed_on_host=host_computed_bytes <= gpu.memory_bytes,
+        fits_computed_on_host=host_computed_bytes <= gpu_memory_bytes,
     )
 
 
@@ -77,32 +82,32 @@ def _take(
     experts: Sequence[LayerExperts],
     *,
     total_bytes: int,
-    gpu: Gpu,
+    memory_bytes: int,
     count_left: Callable[[int, Sequence[LayerExperts]], int],
 ) -> Sequence[LayerExperts]:
-    """Return the fewest of the first layers whose experts have to go; all, if that isn't enough."""
+    """Return the fewest layers, from the first, whose experts have to go; all if none is enough."""
     for num_layers in range(len(experts) + 1):
         taken = experts[:num_layers]
-        if count_left(total_bytes, taken) <= gpu.memory_bytes:
+        if count_left(total_bytes, taken) <= memory_bytes:
             return taken
     return experts
 
 
 def _leave_room(total_bytes: int, taken: Sequence[LayerExperts]) -> int:
-    """Return what the GPU holds without some layers' experts but with those that are at work."""
+    """Return the GPU's share without some layers' experts, except those that are at work."""
     moved_bytes = max((layer.moved_bytes for layer in taken), default=0)
     return _leave_nothing(total_bytes, taken) + moved_bytes
 
 
 def _leave_nothing(total_bytes: int, taken: Sequence[LayerExperts]) -> int:
-    """Return what the GPU holds without some layers' experts."""
+    """Return the GPU's share without some layers' experts."""
     return total_bytes - sum(layer.num_bytes for layer in taken)
 
 
 def _count_transfer(
     moved: Sequence[LayerExperts], choices: Mapping[MoeLayer, int] | None, *, batch_size: int
 ) -> int:
-    """Return the bytes that cross the bus in a step of decoding, by its tokens, rounded up."""
+    """Return the bytes that cross the bus in a decoding step, per token, rounded up."""
     per_step = sum(
         layer.count_moved_bytes(
             num_experts=batch_size * choices[layer.layer] if choices else layer.layer.num_experts
@@ -128,12 +133,12 @@ def _write_transformers(
     written = write_offload_map(make_offload_map(skeleton, on_host=on_host))
     if quantization is Quantization.NONE:
         return f"device_map={written}"
-    # Without it, transformers refuses a device map with the host in it.
+    # Without this flag, transformers refuses a device map that includes the host.
     return f"device_map={written}, and in BitsAndBytesConfig: llm_int8_enable_fp32_cpu_offload=True"
 
 
 def _write_llama_cpp(computed: Sequence[LayerExperts]) -> Mapping[str, str]:
-    """Return the flags for the first layers' experts; none for layers that llama.cpp can't have."""
+    """Return the flags for the first layers' experts; none for layers that llama.cpp doesn't have."""
     layers = [layer.layer for layer in computed]
     numbers = sorted({layer.layer for layer in layers})
     if len(numbers) < len(layers) or any(layer.stack != "decoder" for layer in layers):

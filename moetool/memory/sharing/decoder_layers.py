@@ -13,10 +13,10 @@ from moetool.anatomy.skeleton.placement import Placement
 
 
 def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:
-    """Return the language model's layers by path: what it names in `_no_split_modules`.
+    """Return the language model's layers by path, which are those it lists in `_no_split_modules`.
 
-    Those of towers are left out, layers within layers, and those of an encoder beside a decoder.
-    Empty if the model names none.
+    Layers of towers, layers within layers, and an encoder's layers next to a decoder are left out.
+    Empty if the model lists none.
     """
     names = set(skeleton._no_split_modules or ())
     placement = Placement(skeleton, find_experts(skeleton).layers)

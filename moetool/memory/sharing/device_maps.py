@@ -1,4 +1,4 @@
-"""How transformers spreads a model over several GPUs with `device_map="auto"`: asked of itself."""
+"""transformers' own maps of a model over several GPUs, with `device_map="auto"`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, expand_device_map
 
-from moetool.memory.result import RankBytes
+from moetool.memory.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.quantized.kinds import Quantization
 
 DEVICE_MAP = "device_map"
 
-# What does not fit on the GPUs has to go somewhere; how much a host has is not asked.
+# The rest has to go somewhere; the actual size of the host's memory doesn't matter.
 _HOST_BYTES = 2**60
-# Of the memory of each GPU, what transformers' bitsandbytes quantizers let weights take.
+# The part of each GPU's memory that transformers' bitsandbytes quantizers use for weights.
 _BITSANDBYTES_SHARE = 0.90
 
 
@@ -33,24 +33,24 @@ def share_by_device_map(
     reserve_bytes: int = 0,
     quantization: Quantization = Quantization.NONE,
 ) -> RankBytes:
-    """Return what each GPU holds with `device_map="auto"`.
+    """Return the weights on each GPU with `device_map="auto"`.
 
     transformers' own functions make the map. They put whole decoder layers on one GPU after
-    another, share them out evenly, and keep room on the first for the largest layer, should one
-    have to come from the host. With bitsandbytes they leave a tenth of each GPU free.
+    another, spread them evenly, and keep room on the first for the largest layer, in case one has
+    to come from the host. With bitsandbytes they leave a tenth of each GPU free.
 
-    The memory is told as `max_memory`. Without that, transformers takes what it finds free, and of
-    a single GPU only nine tenths.
+    The memory is passed as `max_memory`. Without that, transformers uses the memory that it finds
+    free, and only nine tenths of a single GPU.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        gpu_memory_bytes: What each GPU has.
-        num_gpus: How many there are.
-        reserve_bytes: What weights may not take on each of them.
-        quantization: How its weights are stored.
+        gpu_memory_bytes: The memory of each GPU.
+        num_gpus: The number of GPUs.
+        reserve_bytes: Memory on each GPU that weights may not use.
+        quantization: The storage of the weights.
 
     Returns:
-        The bytes and layers of each GPU. Its reason tells how many layers are left to the host.
+        The bytes and layers of each GPU, with the number of layers left to the host as its reason.
     """
     maps = DeviceMaps(skeleton, quantization)
     return maps.share(budget_bytes=gpu_memory_bytes - reserve_bytes, num_gpus=num_gpus)
@@ -72,7 +72,7 @@ class DeviceMaps:
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        quantization: How its weights are stored.
+        quantization: The storage of the weights.
     """
 
     def __init__(self, skeleton: PreTrainedModel, quantization: Quantization) -> None:
@@ -90,23 +90,23 @@ class DeviceMaps:
         context_bytes: int,
         largest: int = 64,
     ) -> int | None:
-        """Return how many GPUs a run takes with `device_map="auto"`; None if no number does.
+        """Return the number of GPUs a run needs with `device_map="auto"`; None if none is enough.
 
-        That is the smallest number with which all layers lie on GPUs, and each GPU has room for
+        That is the smallest number with which all layers are on GPUs, and each GPU has room for
 
-        - the weights that transformers puts there, which it is given all memory but the context
-          for,
-        - the cache of its layers, of which each is taken to hold the same,
+        - the weights that transformers puts there, for which it may use all memory except the
+          context,
+        - the cache of its layers, assuming that each layer's is of the same size,
         - all activations and the workspace: a GPU that runs some of the layers may need less, so
           the number may be too large.
 
         Args:
-            gpu_memory_bytes: What each GPU has.
+            gpu_memory_bytes: The memory of each GPU.
             cache_bytes: The cache of all layers.
-            activation_bytes: What comes and goes at the peak, with the workspace and what the
-                allocator holds beyond what is allocated.
+            activation_bytes: Activations at the peak, with the workspace and the allocator's
+                reserve beyond what is allocated.
             context_bytes: The CUDA context of each GPU.
-            largest: No more than this many are tried.
+            largest: The largest number that is tried.
         """
         room_bytes = gpu_memory_bytes - context_bytes - activation_bytes
         fewest = self._count_fewest_gpus(room_bytes=room_bytes, cache_bytes=cache_bytes)
@@ -130,7 +130,7 @@ class DeviceMaps:
         ]
 
     def share(self, *, budget_bytes: int, num_gpus: int) -> RankBytes:
-        """Return what each GPU holds if weights may take so much of each."""
+        """Return the weights on each GPU if they may use this much of it."""
         device_map = self._make_map(budget_bytes=max(budget_bytes, 0), num_gpus=num_gpus)
         devices = expand_device_map(device_map, list(self._bytes_by_path))
         held = Counter[Any]()
@@ -180,7 +180,7 @@ class DeviceMaps:
 
 
 class _BitsAndBytesQuantizer:
-    """What transformers asks its quantizers for a device map, of weights quantized already."""
+    """A stand-in for transformers' quantizers, for weights that are quantized already."""
 
     def param_element_size(self, _model: object, _name: str, parameter: torch.Tensor) -> int:
         return parameter.element_size()
@@ -189,7 +189,7 @@ class _BitsAndBytesQuantizer:
         return {key: value * _BITSANDBYTES_SHARE for key, value in max_memory.items()}
 
     def validate_environment(self, **_kwargs: object) -> None:
-        """Accept any map: it is told which layers are left to the host."""
+        """Accept any map: layers that are left to the host are reported by `share`."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What each GPU of several holds of the weights, under transformers' own plans of sharing them."""
+"""The weights on each of several GPUs, under transformers' own sharing plans."""
 
 from __future__ import annotations
 
@@ -9,67 +9,67 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.config_fields import find_num_heads, read_count
 from moetool.checkpoint.quantization import find_stated
-from moetool.memory.result import RankBytes
+from moetool.memory.on_gpus import RankBytes
 from moetool.memory.sharing.shards import UnknownStyle, find_shard, split_evenly
 from moetool.memory.sharing.sharing_plans import read_expert_plan, read_tensor_plan
 
 TENSOR_PARALLEL = "tensor_parallel"
 EXPERT_PARALLEL = "expert_parallel"
 
-# Of the modules whose rows are heads: those of queries, and of what latent attention expands.
+# Modules whose rows are heads: those of queries, and those that latent attention expands.
 _OF_QUERY_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
 _OF_KEY_HEADS = ("k_proj",)
 
 
-class _CantShare(Exception):  # noqa: N818 - it is an answer
-    """Says why a model can't be shared in one way."""
+class _CantShare(Exception):  # noqa: N818 - control flow, not an error
+    """A model can't be shared under a strategy, for the reason in the message."""
 
 
 def share_by_tensor_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> RankBytes:
-    """Return what each GPU holds with transformers' tensor parallelism.
+    """Return the weights on each GPU with transformers' tensor parallelism.
 
     That is `from_pretrained(…, distributed_config=DistributedConfig(tp_size=num_gpus))`. Each
     parameter that the model's plan names is cut along one dimension, in pieces of equal size of
     which the last may be shorter; the others, and all buffers, are on every GPU in full.
 
-    Where heads of attention would be cut apart, transformers loads the weights but its forward
-    fails: that is a reason here. That nothing else stops the forward is not said.
+    Where attention heads would be cut, transformers loads the weights but its forward fails: then
+    the strategy can't be used. Nothing else that may stop the forward is looked at.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        num_gpus: How many GPUs share.
+        num_gpus: The number of GPUs.
     """
     return _share(skeleton, TENSOR_PARALLEL, num_gpus=num_gpus)
 
 
 def share_by_expert_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> RankBytes:
-    """Return what each GPU holds with transformers' expert parallelism.
+    """Return the weights on each GPU with transformers' expert parallelism.
 
-    That is `DistributedConfig(tp_size=num_gpus, ep_size=num_gpus)`: each GPU holds whole routed
-    experts, as many as the others, and what the tensor-parallel plan makes of everything else.
+    That is `DistributedConfig(tp_size=num_gpus, ep_size=num_gpus)`: each GPU holds the same number
+    of whole routed experts, and everything else is cut by the tensor-parallel plan.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        num_gpus: How many GPUs share.
+        num_gpus: The number of GPUs.
     """
     return _share(skeleton, EXPERT_PARALLEL, num_gpus=num_gpus)
 
 
-def _share(skeleton: PreTrainedModel, way: str, *, num_gpus: int) -> RankBytes:
+def _share(skeleton: PreTrainedModel, strategy: str, *, num_gpus: int) -> RankBytes:
     try:
-        plan = _read_plan(skeleton, way)
+        plan = _read_plan(skeleton, strategy)
         _refuse_cut_heads(skeleton, plan, num_gpus=num_gpus)
         shares = [
             _share_parameter(parameter, path, plan.get(path), num_gpus=num_gpus)
             for path, parameter in _list_untied(skeleton)
         ]
     except _CantShare as error:
-        return RankBytes(way=way, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
+        return RankBytes(way=strategy, num_gpus=num_gpus, weights_bytes=(), reason=str(error))
     replicated = sum(buffer.nbytes for buffer in skeleton.buffers())
     replicated += sum(share[0] for share in shares if len(share) == 1)
     cut = [share for share in shares if len(share) > 1]
     return RankBytes(
-        way=way,
+        way=strategy,
         num_gpus=num_gpus,
         weights_bytes=tuple(
             replicated + sum(share[rank] for share in cut) for rank in range(num_gpus)
@@ -78,19 +78,21 @@ def _share(skeleton: PreTrainedModel, way: str, *, num_gpus: int) -> RankBytes:
     )
 
 
-def _read_plan(skeleton: PreTrainedModel, way: str) -> dict[str, str]:
-    """Return the style of each parameter and module that the plan names, by path."""
+def _read_plan(skeleton: PreTrainedModel, strategy: str) -> dict[str, str]:
+    """Return the style of each parameter and module in the plan, by path."""
     name = type(skeleton).__name__
     if any(not p.is_floating_point() for p in skeleton.parameters()):
         if find_stated(skeleton.config):
             raise _CantShare(
-                "how transformers shares weights that are published packed isn't known"
+                "it is unknown how transformers shares weights that are published packed"
             )
-        raise _CantShare("transformers' forward fails with shared weights of bitsandbytes")
+        raise _CantShare(
+            "transformers' forward fails if weights quantized by bitsandbytes are shared"
+        )
     tensor_plan = read_tensor_plan(skeleton)
     if not tensor_plan:
         raise _CantShare(f"{name} has no tensor-parallel plan")
-    if way == TENSOR_PARALLEL:
+    if strategy == TENSOR_PARALLEL:
         return tensor_plan
     expert_plan = read_expert_plan(skeleton)
     if not expert_plan:
@@ -104,7 +106,7 @@ def _read_plan(skeleton: PreTrainedModel, way: str) -> dict[str, str]:
 
 
 def _refuse_cut_heads(skeleton: PreTrainedModel, plan: Mapping[str, str], *, num_gpus: int) -> None:
-    """Raise if a GPU would hold a part of a head."""
+    """Raise if a GPU would hold part of a head."""
     for path, style in plan.items():
         if style != "colwise":
             continue
@@ -114,7 +116,7 @@ def _refuse_cut_heads(skeleton: PreTrainedModel, plan: Mapping[str, str], *, num
 
 
 def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]:
-    """Return how many heads a module makes and of what; None if it makes none."""
+    """Return the number of heads in a module's output and their kind; None without heads."""
     parent_path, _, name = path.removesuffix(".linear").rpartition(".")
     if name in _OF_QUERY_HEADS:
         attention = skeleton.get_submodule(parent_path)
@@ -133,13 +135,13 @@ def _count_heads(skeleton: PreTrainedModel, path: str) -> tuple[int | None, str]
 def _share_parameter(
     parameter: torch.nn.Parameter, path: str, style: str | None, *, num_gpus: int
 ) -> list[int]:
-    """Return the bytes that each GPU holds; a single number if each holds all of it."""
+    """Return the bytes on each GPU; a single number if each holds the whole parameter."""
     if style is None or not parameter.numel():
         return [parameter.nbytes]
     try:
         shard = find_shard(style, path=path, num_dims=parameter.dim())
     except UnknownStyle as error:
-        raise _CantShare(f"how the style '{style}' shares {path} is not known") from error
+        raise _CantShare(f"it is unknown how the style '{style}' shares {path}") from error
     if shard is None:
         return [parameter.nbytes]
     size = parameter.shape[shard.dim]

@@ -1,4 +1,4 @@
-"""How transformers' styles of sharing cut a parameter into pieces."""
+"""Cuts of a parameter into pieces, by transformers' sharing styles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input", "packed_rowwise")
 _PACKED = ("packed_colwise", "packed_rowwise")
 _EMBEDDING_DIMS = {"embedding_rowwise": 0, "embedding_colwise": 1}
 _EXPERTS = "grouped_gemm"
-# They change what a module receives and returns, not what it holds.
+# These styles change the inputs and outputs of a module, not its parameters.
 _WHOLE = (
     "all_reduce",
     "ep_dispatch_experts",
@@ -23,17 +23,17 @@ _WHOLE = (
 )
 
 
-class UnknownStyle(Exception):  # noqa: N818 - it is an answer
-    """A plan has a style whose effect on parameters is not known."""
+class UnknownStyle(Exception):  # noqa: N818 - control flow, not an error
+    """A plan has a style whose effect on parameters is unknown."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter is cut.
+    """A cut of a parameter.
 
     Attributes:
-        dim: Along which dimension.
-        num_packed: How many matrices lie beside each other along it, each of which is cut.
+        dim: The dimension along which it is cut.
+        num_packed: The number of matrices that are stacked along it, each of which is cut.
         is_even: Whether all pieces have to be of the same size.
     """
 
@@ -43,19 +43,19 @@ class Shard:
 
 
 def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
-    """Return how a style cuts a parameter; None if every GPU holds all of it.
+    """Return the cut of a parameter under a style; None if every GPU holds all of it.
 
-    As `transformers.distributed.tensor_parallel` and `expert_parallel` do: rows are the last
-    dimension but one, as in a stack of matrices, and the only one of a bias. Biases of what is cut
-    into columns are added once, after the sum over GPUs, so each holds them all.
+    This follows `transformers.distributed.tensor_parallel` and `expert_parallel`: rows are the
+    second to last dimension, as in a stack of matrices, and the only one of a bias. The bias of a
+    module that is cut into columns is added once, after the sum over GPUs, so each GPU holds it.
 
     Args:
-        style: The style that the plan names for it.
-        path: Its path in the model.
-        num_dims: How many dimensions it has.
+        style: The parameter's style in the plan.
+        path: The parameter's path in the model.
+        num_dims: The number of its dimensions.
 
     Raises:
-        UnknownStyle: It is none of those of transformers 5.24.
+        UnknownStyle: The style is not one of transformers 5.24.
     """
     num_packed = 2 if style in _PACKED and num_dims > 1 else 1
     if style in _ROWS:
@@ -73,10 +73,10 @@ def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
 
 
 def split_evenly(size: int, *, num_gpus: int, num_packed: int = 1) -> list[int]:
-    """Return how many of a dimension's indices each GPU gets.
+    """Return the number of a dimension's indices on each GPU.
 
-    Each gets a piece of the size, divided and rounded up, until nothing is left: the last ones may
-    get less, or nothing. Of matrices packed beside each other, each is divided so.
+    Each GPU gets the size divided by the number of GPUs, rounded up, until nothing is left: the last
+    ones may get less, or nothing. Stacked matrices are divided one by one.
     """
     width = -(-size // num_packed)
     widths = [max(min(width, size - start), 0) for start in range(0, width * num_packed, width)]

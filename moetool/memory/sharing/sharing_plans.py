@@ -1,4 +1,4 @@
-"""What transformers' plans of sharing a model say of each of its parameters and modules."""
+"""transformers' sharing plans, for each parameter and module of a model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from transformers import PreTrainedModel
 
 
 def read_tensor_plan(skeleton: PreTrainedModel) -> dict[str, str]:
-    """Return the style of all that the tensor-parallel plan names, by path; empty without one."""
+    """Return the styles of the tensor-parallel plan by path; empty without a plan."""
     return _expand(skeleton, skeleton._tp_plan or {})
 
 
 def read_expert_plan(skeleton: PreTrainedModel) -> dict[str, str]:
-    """Return the style of all that the expert-parallel plan names, by path; empty without one."""
+    """Return the styles of the expert-parallel plan by path; empty without a plan."""
     return _expand(skeleton, skeleton._ep_plan or {})
 
 
 def _expand(skeleton: PreTrainedModel, plan: Mapping[str, str]) -> dict[str, str]:
     """Return a plan whose wildcards are replaced by the numbers of layers.
 
-    A parameter without a rule of its own has that of the module it belongs to.
+    A parameter without its own rule has that of the module it belongs to.
     """
     styles: dict[str, str] = {}
     for module_path, module in skeleton.named_modules():

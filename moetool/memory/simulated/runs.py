@@ -1,107 +1,91 @@
-"""Scenarios, run in simulation."""
+"""Simulations of scenarios.
+
+A scenario is simulated in one of four ways, in this order of preference:
+
+1. In full: every kind of step of a generation runs, and the others follow (`simulate_generation`).
+2. By its ends: the first and the last steps run (`_simulate_ends`), in brief or where steps differ.
+3. Under balanced routing, as 1 or 2, where the model's code asks for the router's choices.
+4. By two short prompts (`_simulate_short_prompts`), where layers process one token at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.memory.result import MemoryFigures, Method, Peak, Phase
+from moetool.memory.figures import Method
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
+from moetool.memory.simulated.simulated_run import (
+    Replay,
+    SimulatedRun,
+    make_figures,
+    make_peaks,
+)
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
-from moetool.simulation.memory.long_generation import simulate_generation
+from moetool.simulation.memory.long_generation import (
+    DEFAULT_BUDGET,
+    StepBudget,
+    simulate_generation,
+)
 from moetool.simulation.memory.memory_replay import (
     MemoryProfile,
-    PhasePeak,
     list_weight_bytes,
     replay_timeline,
 )
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import (
+    DEFAULT_BLOCK_BUDGET,
+    BlockBudget,
+    MemoryRun,
+    RunOptions,
+)
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
-# Of a generation whose steps don't follow from a few, this many at each end run.
+# Events that take as long as watching a module: most are copied from a layer that ran before.
+_NUM_EVENTS_OF_MODULE = 8
+# Steps simulated at each end of a generation whose steps don't follow from a few.
 _NUM_NEW_TOKENS_AT_ENDS = 8
-# And of one that is told in brief: the call for the prompt, and one step.
+# Steps simulated at each end in brief: the call for the prompt, and one step.
 _NUM_NEW_TOKENS_AT_BRIEF_ENDS = 2
 
 
-# Returns what a run takes where torch's allocator may take so many bytes of a GPU; None stands for all
-# it asks for. Raises `DeviceFullError` where the run doesn't run through in that much.
-Replay = Callable[[int | None], MemoryProfile]
+@dataclass(frozen=True)
+class _Case:
+    """A scenario and how it is simulated.
+
+    Attributes:
+        skeleton: The model as the scenario loads it.
+        scenario: The scenario.
+        options: The options of its runs.
+        is_brief: Whether the ends of a generation are enough.
+        step_budget: The number of steps that run.
+    """
+
+    skeleton: PreTrainedModel
+    scenario: Scenario
+    options: RunOptions
+    is_brief: bool
+    step_budget: StepBudget
 
 
 @dataclass(frozen=True)
-class SimulatedRun:
-    """What a simulation showed of a scenario.
+class _Simulation:
+    """A simulation that has run.
 
     Attributes:
-        figures: What it takes.
-        peaks: Of prefill and of decoding.
-        method: Whether anything was assumed.
-        notes: What was.
-        prompt_cache_bytes: What the cache holds of the prompt alone; 0 if not all of that is filled.
-        shifted_bytes: What was added to its weights since it was simulated.
-        replay: Replays it where the allocator may take less; None if it isn't kept.
+        replay: Replays it.
+        work: A measure of the time that one pass took, in modules that are watched; the events of
+            a prompt and a step count a part of that each.
     """
 
-    figures: MemoryFigures
-    peaks: tuple[Peak, ...]
-    method: Method
-    notes: tuple[str, ...] = ()
-    prompt_cache_bytes: int = 0
-    shifted_bytes: int = field(default=0, compare=False)
-    replay: Replay | None = field(default=None, repr=False, compare=False)
-
-    def shift_weights(self, num_bytes: int | None) -> SimulatedRun:
-        """Return the same run with weights that take so many bytes more; None if that is unknown."""
-        figures = self.figures
-        return replace(
-            self,
-            figures=MemoryFigures(
-                weights_bytes=_add(figures.weights_bytes, num_bytes),
-                cache_bytes=figures.cache_bytes,
-                peak_allocated_bytes=_add(figures.peak_allocated_bytes, num_bytes),
-                peak_reserved_bytes=_add(figures.peak_reserved_bytes, num_bytes),
-                total_device_bytes=_add(figures.total_device_bytes, num_bytes),
-            ),
-            peaks=tuple(
-                replace(peak, weights_bytes=_add(peak.weights_bytes, num_bytes))
-                for peak in self.peaks
-            ),
-            shifted_bytes=self.shifted_bytes + (num_bytes or 0),
-        )
-
-    def limit_to(self, memory_bytes: int) -> SimulatedRun | None:
-        """Return the same run on a GPU of that much memory; None if it doesn't run through there.
-
-        Where the GPU has no room left, torch's allocator gives back what it holds in reserve and
-        asks again, so that a run may fit that would take more.
-        """
-        figures = self.figures
-        assert figures.total_device_bytes is not None
-        assert figures.peak_reserved_bytes is not None
-        if figures.total_device_bytes <= memory_bytes:
-            return self
-        assert self.replay is not None
-        context_bytes = figures.total_device_bytes - figures.peak_reserved_bytes
-        try:
-            profile = self.replay(memory_bytes - context_bytes - self.shifted_bytes)
-        except DeviceFullError:
-            return None
-        limited = replace(
-            self,
-            figures=_make_figures(profile, context_bytes=context_bytes),
-            peaks=_make_peaks(profile),
-            shifted_bytes=0,
-        )
-        return limited.shift_weights(self.shifted_bytes)
+    replay: Replay
+    work: int
 
 
 def run_scenario(
@@ -112,23 +96,33 @@ def run_scenario(
     context_bytes: int,
     lt_workspace_bytes: int = LT_WORKSPACE_BYTES,
     is_brief: bool = False,
+    needs_data: str | None = None,
+    most_work: int | None = None,
+    step_budget: StepBudget = DEFAULT_BUDGET,
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
 ) -> SimulatedRun:
-    """Return what a simulation of a scenario shows.
+    """Return a simulated run of a scenario.
 
     A model whose code asks which experts its routers chose, or how many tokens each got, runs under
-    the assumption that they choose in turns.
+    the assumption that every expert gets the same number of tokens.
 
     Args:
         skeleton: The model as the scenario loads it, on the meta device.
-        scenario: What is run.
-        workspace_bytes: What products of matrices keep on the GPU in question.
-        context_bytes: What a CUDA context takes on it.
-        lt_workspace_bytes: What products with a bias keep besides.
-        is_brief: Of a generation, simulate the prefill, the first step of decoding and the last
-            one alone: it takes less time, and says less of what the allocator holds in reserve.
+        scenario: The scenario.
+        workspace_bytes: Memory that matrix products keep on the GPU in question.
+        context_bytes: The CUDA context's size on that GPU.
+        lt_workspace_bytes: Memory that products with a bias keep in addition.
+        is_brief: Of a generation, simulate only the prefill, the first decoding step and the last
+            one. That takes less time, and the allocator's reserve is less exact.
+        needs_data: Why the model's code is known to need balanced routing, from an earlier run of
+            the same model; None to try without.
+        most_work: The work that the steps of a generation may take; if they might take more, the
+            run is brief. None for no limit.
+        step_budget: The number of steps that run.
+        block_budget: The blocks by which layers that process one token at a time are recognized.
 
     Raises:
-        CantSimulate: The model's code needs data besides.
+        CantSimulate: The model's code needs data other than the router's choices.
     """
     options = RunOptions(
         batch_size=scenario.batch_size,
@@ -137,49 +131,69 @@ def run_scenario(
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
         lt_workspace_bytes=lt_workspace_bytes,
+        block_budget=block_budget,
     )
     notes: list[str] = []
+    most_steps_work = step_budget.most_samples * _count_modules(skeleton)
+    if not is_brief and most_work is not None and most_steps_work > most_work:
+        is_brief = True
+        if scenario.num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
+            notes.append(
+                f"It has so many modules that only the first and the last of {scenario.num_new_tokens:,} "
+                "steps were simulated."
+            )
+    case = _Case(skeleton, scenario, options, is_brief=is_brief, step_budget=step_budget)
     method = Method.SIMULATED
     try:
-        replay = _simulate(skeleton, scenario, options, notes=notes, is_brief=is_brief)
+        simulation = (
+            _simulate_balanced(case, needs_data, notes=notes)
+            if needs_data
+            else _simulate(case, notes=notes)
+        )
     except TooManyOperations:
         method = Method.APPROXIMATE
-        replay = _simulate_short_prompts(skeleton, scenario, options, notes=notes)
+        simulation = _simulate_short_prompts(case, notes=notes)
     except CantSimulate as error:
-        notes.append(
-            f"Its code asks for what only data tells ({error.reason}): it was simulated as if "
-            "routers sent every expert as many tokens as any other."
-        )
-        method = Method.APPROXIMATE
-        # Experts that run one by one make many blocks, but no more for every token.
-        options = replace(options, is_routing_balanced=True, may_scan=True)
-        replay = _simulate(skeleton, scenario, options, notes=notes, is_brief=is_brief)
-    profile = replay(None)
+        if needs_data:
+            raise
+        needs_data = error.reason
+        simulation = _simulate_balanced(case, needs_data, notes=notes)
+    profile = simulation.replay(None)
     is_filled = scenario.cache is CacheKind.DYNAMIC
     return SimulatedRun(
-        _make_figures(profile, context_bytes=context_bytes),
-        _make_peaks(profile),
-        method,
-        tuple(notes),
+        make_figures(profile, context_bytes=context_bytes),
+        make_peaks(profile),
+        Method.APPROXIMATE if needs_data else method,
+        tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
-        replay=replay,
+        needs_data=needs_data,
+        work=simulation.work,
+        replay=simulation.replay,
     )
 
 
-def _simulate(
-    skeleton: PreTrainedModel,
-    scenario: Scenario,
-    options: RunOptions,
-    *,
-    notes: list[str],
-    is_brief: bool,
-) -> Replay:
-    """Return what replays a scenario, which is run here."""
+def _count_modules(skeleton: PreTrainedModel) -> int:
+    return sum(1 for _ in skeleton.modules())
+
+
+def _simulate_balanced(case: _Case, reason: str, *, notes: list[str]) -> _Simulation:
+    """Return a simulation in which every expert gets the same number of tokens."""
+    notes.append(
+        f"It can't run without data ({reason}), so it was simulated as if routers sent every expert "
+        "the same number of tokens."
+    )
+    # Experts that run one by one make many blocks, but not more for every token.
+    options = replace(case.options, is_routing_balanced=True, may_scan=True)
+    return _simulate(replace(case, options=options), notes=notes)
+
+
+def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
+    """Return a simulation of a scenario with the options of a case."""
+    skeleton, scenario = case.skeleton, case.scenario
     modules: tuple[nn.Module, ...] = ()
-    if options.is_routing_kept:
+    if case.options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
-    run = MemoryRun(skeleton, options, routing_modules=modules)
-    weight_bytes = list_weight_bytes(skeleton)
+    run = MemoryRun(skeleton, case.options, routing_modules=modules)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
@@ -187,33 +201,41 @@ def _simulate(
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
     elif not run.can_start_later:
         timeline = _generate_from_start(run, scenario)
-    elif is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
-        return _simulate_ends(
-            run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS
-        )
+    elif case.is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
+        return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS)
     else:
         found = simulate_generation(
-            run, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens
+            run,
+            num_prompt_tokens=num_prompt_tokens,
+            num_new_tokens=num_new_tokens,
+            budget=case.step_budget,
         )
         if found is None:
             notes.append(
                 f"Its steps differ from one to the next: the first and the last "
                 f"{_NUM_NEW_TOKENS_AT_ENDS} of {num_new_tokens:,} were simulated."
             )
-            return _simulate_ends(
-                run, scenario, weight_bytes=weight_bytes, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS
-            )
+            return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    return lambda capacity_bytes: replay_timeline(
-        timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
+    weight_bytes = list_weight_bytes(skeleton)
+    return _Simulation(
+        lambda capacity_bytes: replay_timeline(
+            timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
+        ),
+        work=_measure_work(skeleton, timeline),
     )
+
+
+def _measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
+    num_events = timeline.calls[:2][-1].end_event
+    return _count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
     """Return the timeline of a generation that can't be joined later.
 
-    Its cache is static, which is there from the start: what later steps take besides are the ids
-    written, 8 bytes each.
+    Its cache is static and allocated at the start: later steps only add the ids they write, 8 bytes
+    each.
     """
     sizes = {
         "num_prompt_tokens": scenario.num_prompt_tokens,
@@ -225,27 +247,31 @@ def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
     return replace(timeline, calls=timeline.calls[:-1])
 
 
-def _simulate_short_prompts(
-    skeleton: PreTrainedModel, scenario: Scenario, options: RunOptions, *, notes: list[str]
-) -> Replay:
-    """Return what replays a scenario that follows from shorter ones, which are run here.
+def _simulate_short_prompts(case: _Case, *, notes: list[str]) -> _Simulation:
+    """Return a simulation that follows from shorter prompts, which are run here.
 
-    What giving memory back would save isn't known of it: it runs through if all it asks for is there.
+    Memory that the allocator could give back is unknown: the run completes if everything it asks
+    for is available.
     """
     notes.append(
-        "Some of its layers go from token to token: the figures follow from those of prompts of "
+        "Some of its layers process one token at a time: the figures follow from those of prompts of "
         f"{SHORT_PROMPTS[0]} and {SHORT_PROMPTS[1]} tokens."
     )
+    scenario, work = case.scenario, 0
 
     def profile(num_prompt_tokens: int) -> MemoryProfile:
+        nonlocal work
         short = replace(
             scenario,
             num_prompt_tokens=num_prompt_tokens,
             num_new_tokens=min(scenario.num_new_tokens, 2),
         )
-        return _simulate(
-            skeleton, short, replace(options, may_scan=True), notes=notes, is_brief=False
-        )(None)
+        options = replace(case.options, may_scan=True)
+        simulation = _simulate(
+            replace(case, scenario=short, options=options, is_brief=False), notes=notes
+        )
+        work = simulation.work
+        return simulation.replay(None)
 
     found = profile_by_short_prompts(
         profile,
@@ -258,26 +284,25 @@ def _simulate_short_prompts(
             raise DeviceFullError
         return found
 
-    return replay
+    return _Simulation(replay, work=work)
 
 
-def _simulate_ends(
-    run: MemoryRun, scenario: Scenario, *, weight_bytes: list[int], num_at_ends: int
-) -> Replay:
-    """Return what replays a generation by its first steps and its last ones, which are run here.
+def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulation:
+    """Return a simulation of a generation by its first steps and its last ones, which are run here.
 
-    What the allocator holds in reserve beyond what is allocated is taken from the first. The last
-    ones come after a prompt that holds the tokens written before them: a GPU's memory doesn't limit
-    that prompt, which isn't run.
+    The allocator's reserve beyond what is allocated is taken from the first. The last ones come
+    after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
+    prompt, which isn't part of the run.
     """
     start, end = (
         run.generate(
-            num_prompt_tokens=scenario.num_prompt_tokens,
-            num_tokens_before=more,
+            num_prompt_tokens=case.scenario.num_prompt_tokens,
+            num_tokens_before=num_tokens_before,
             num_new_tokens=num_at_ends,
         )
-        for more in (0, scenario.num_new_tokens - num_at_ends)
+        for num_tokens_before in (0, case.scenario.num_new_tokens - num_at_ends)
     )
+    weight_bytes = list_weight_bytes(case.skeleton)
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
@@ -288,8 +313,9 @@ def _simulate_ends(
             is_prompt_limited=False,
         )
         peaks = [peak for peak in (first.decode, last.decode) if peak is not None]
-        decode = max(peaks, key=lambda peak: peak.parts.allocated_bytes)
-        allocated_bytes = max(first.peak_allocated_bytes, decode.parts.allocated_bytes)
+        decode = max(peaks, key=lambda peak: peak.parts.above_weights_bytes)
+        decode_bytes = first.weights_bytes + decode.parts.above_weights_bytes
+        allocated_bytes = max(first.peak_allocated_bytes, decode_bytes)
         spare_bytes = first.peak_reserved_bytes - first.peak_allocated_bytes
         reserved_bytes = allocated_bytes + spare_bytes
         return replace(
@@ -302,7 +328,8 @@ def _simulate_ends(
             decode=decode,
         )
 
-    return replay
+    work = max(_measure_work(case.skeleton, timeline) for timeline in (start, end))
+    return _Simulation(replay, work=work)
 
 
 def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:
@@ -310,41 +337,6 @@ def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tup
     received = [layer for layer in layers if layer.rule is RoutingRule.RECEIVED]
     if len(received) < len(layers):
         notes.append(
-            "What is kept of the routing is left out where experts don't receive it as tensors."
+            "Memory for the recorded routing is left out where experts don't receive it as tensors."
         )
     return tuple(skeleton.get_submodule(layer.experts_path) for layer in received)
-
-
-def _make_figures(profile: MemoryProfile, *, context_bytes: int) -> MemoryFigures:
-    return MemoryFigures(
-        weights_bytes=profile.weights_bytes,
-        cache_bytes=profile.cache_bytes,
-        peak_allocated_bytes=profile.peak_allocated_bytes,
-        peak_reserved_bytes=profile.peak_reserved_bytes,
-        total_device_bytes=profile.peak_reserved_bytes + context_bytes,
-    )
-
-
-def _make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
-    peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
-    if profile.decode is not None:
-        peaks.append(_make_peak(Phase.DECODE, profile.decode))
-    return tuple(peaks)
-
-
-def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
-    module = f" in {peak.origin.module}" if peak.origin.module else ""
-    parts = peak.parts
-    return Peak(
-        phase=phase,
-        layer=peak.origin.layer or None,
-        operation=f"{peak.origin.operation}{module}",
-        weights_bytes=parts.weights_bytes,
-        cache_bytes=parts.cache_bytes,
-        activation_bytes=parts.activation_bytes,
-        workspace_bytes=parts.workspace_bytes,
-    )
-
-
-def _add(number: int | None, more: int | None) -> int | None:
-    return None if number is None or more is None else number + more

@@ -1,45 +1,50 @@
-"""From short prompts to a long one: of layers that go from token to token."""
+"""Long prompts extrapolated from short ones, for layers that process one token at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from moetool.simulation.memory.memory_replay import AllocatedParts, MemoryProfile, PhasePeak
+from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
+from moetool.simulation.memory.timeline import AllocatedParts
 
-# Long enough for the operations of long prompts to make the peaks, short enough to take seconds.
+# Long enough that the same operations as in long prompts make the peaks, and short enough to take
+# seconds.
 SHORT_PROMPTS = (128, 256)
 
 
 def profile_by_short_prompts(
     profile: Callable[[int], MemoryProfile], *, num_prompt_tokens: int, num_new_tokens: int
 ) -> MemoryProfile:
-    """Return the profile of a run as those of two shorter ones tell it.
+    """Return the profile of a run, extrapolated from those of two shorter ones.
 
-    What a prompt and what a step take is taken to grow evenly with the number of tokens before
-    them, as it does while the same operation makes the peak, but for the allocator's rounding, and
-    for eager attention, which grows faster.
+    The memory of a prompt and of a step is assumed to grow linearly with the number of tokens
+    before them. It does while the same operation makes the peak, except for the allocator's
+    rounding, and for eager attention, which grows faster.
 
     Args:
-        profile: Returns the profile of a prompt of some tokens, continued by no more than two.
+        profile: Returns the profile of a prompt of that many tokens, with at most two new tokens.
         num_prompt_tokens: Length of the prompt.
-        num_new_tokens: Tokens written.
+        num_new_tokens: Tokens generated.
     """
     short = [profile(number) for number in SHORT_PROMPTS]
     last = short[-1]
     prefill = _extrapolate_peak([each.prefill for each in short], num_prompt_tokens)
-    prefill_spare_bytes = last.prefill_reserved_bytes - last.prefill.parts.allocated_bytes
-    prefill_reserved_bytes = prefill.parts.allocated_bytes + prefill_spare_bytes
+    last_prefill_bytes = last.weights_bytes + last.prefill.parts.above_weights_bytes
+    prefill_spare_bytes = last.prefill_reserved_bytes - last_prefill_bytes
+    prefill_bytes = last.weights_bytes + prefill.parts.above_weights_bytes
+    prefill_reserved_bytes = prefill_bytes + prefill_spare_bytes
     reserved_bytes = [prefill_reserved_bytes]
-    allocated_bytes = [prefill.parts.allocated_bytes]
-    # A short generation's step is the one after its prompt.
+    allocated_bytes = [prefill_bytes]
+    # The step of a short generation comes right after its prompt.
     num_before_last = num_prompt_tokens + max(num_new_tokens - 2, 0)
     decodes = [each.decode for each in short if each.decode is not None]
     decode = _extrapolate_peak(decodes, num_before_last) if len(decodes) == len(short) else None
     if decode is not None:
         spare_bytes = last.peak_reserved_bytes - last.peak_allocated_bytes
-        allocated_bytes.append(decode.parts.allocated_bytes)
-        reserved_bytes.append(decode.parts.allocated_bytes + min(spare_bytes, prefill_spare_bytes))
+        decode_bytes = last.weights_bytes + decode.parts.above_weights_bytes
+        allocated_bytes.append(decode_bytes)
+        reserved_bytes.append(decode_bytes + min(spare_bytes, prefill_spare_bytes))
     return replace(
         last,
         cache_bytes=_extrapolate([each.cache_bytes for each in short], num_before_last),

@@ -1,4 +1,4 @@
-"""The least time that a GPU's bandwidth and arithmetic leave for a prompt and for a token."""
+"""Lower bounds on the time of a prompt and of a token, by a GPU's bandwidth and arithmetic."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moetool.memory.result import Phase, SpeedBound
+from moetool.memory.figures import Phase
+from moetool.memory.on_gpus import SpeedBound
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.speed.experts_touched import (
     UNIFORM,
     Routing,
     assume_uniform_routing,
-    find_choices,
 )
 from moetool.memory.speed.step_weights import (
     Arithmetic,
@@ -26,35 +26,34 @@ from moetool.memory.speed.step_weights import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from moetool.anatomy.routing.moe_layers import MoeLayer
     from moetool.catalogue.gpus import Gpu
 
 _COMPUTE, _MEMORY = "compute", "memory"
-_NO_PEAK = "No peak in {} is known of {}: the bound on time is that of reading alone."
-_NO_BANDWIDTH = "No bandwidth is known of {}: the bound on time is that of computing alone."
-_NOTHING_KNOWN = "Neither bandwidth nor peak is known of {}: there is no bound on time."
-_INT8_IS_FREE = "Products of weights that are held as int8 are not timed: how fast {} computes them isn't known."
+_NO_PEAK = "The peak of {} in 16 bits is unknown: the bound on time is that of reading alone."
+_NO_BANDWIDTH = "The bandwidth of {} is unknown: the bound on time is that of computing alone."
+_NOTHING_KNOWN = "No time bound: both bandwidth and peak of {} are unknown."
+_INT8_IS_FREE = (
+    "Products of weights that are held as int8 are not timed: the speed of {} in int8 is unknown."
+)
 _FLOAT32_AS_16_BITS = (
-    "Products in float32 are timed at the peak in 16 bits, which float32 stays well below."
+    "Products in float32 are timed at the peak in 16 bits, although float32 is much slower."
 )
 _PARTLY_READ = (
-    "Its attention reads only what an indexer picks, so none of the cache counts as read in the "
-    "bound on time."
+    "Its attention reads only the tokens that an indexer picks, so the bound on time leaves out "
+    "reading the cache."
 )
-_NOT_ONE_BY_ONE = (
-    "There is no bound on time: it has an encoder, or doesn't decode token after token."
-)
-_UNKNOWN_CHOICES = (
-    "There is no bound on time: how many experts its tokens choose isn't known of every layer."
-)
+_NOT_ONE_BY_ONE = "No time bound: the model has an encoder, or doesn't decode one token at a time."
+_UNKNOWN_CHOICES = "No time bound: the number of experts per token is unknown for some layers."
 
 
 @dataclass(frozen=True)
 class _LeastTime:
-    """What a phase can't be faster than.
+    """A lower bound on the time of a phase.
 
     Attributes:
-        seconds: None if nothing is known of the GPU.
-        is_bound_by: What takes that long.
+        seconds: The bound; None if nothing is known about the GPU.
+        is_bound_by: The resource that takes that long.
     """
 
     seconds: float | None
@@ -67,42 +66,42 @@ def bound_speed(
     gpu: Gpu,
     *,
     cache_bytes: int,
+    choices: Mapping[MoeLayer, int] | None,
     routing: Routing | None = None,
     unquantized: PreTrainedModel | None = None,
 ) -> SpeedBound:
-    """Return lower bounds on the time of a batch's prefill, and of one step of its decoding.
+    """Return lower bounds on the time of a batch's prefill, and of one of its decoding steps.
 
     Each is the longer of two times: all that has to be read once over the memory's bandwidth, and
     all that has to be multiplied over the arithmetic's peak, after the roofline of Williams,
-    Waterman and Patterson, 2009. They hold for transformers and for any faster engine, as long as
-    it runs every layer on every token, in the arithmetic that the weights are stored for, on one
-    GPU, and reads its weights from memory anew for every step. So they leave out what some engine
-    does without:
+    Waterman and Patterson, 2009. They hold for transformers and for any faster engine that runs
+    every layer on every token, in the arithmetic that the weights are stored for, on one GPU, and
+    that reads its weights from memory anew for every step. So they leave out whatever some engine
+    can avoid:
 
-    - FLOPs are two for each weight that a token is multiplied by, the head's for the last position
-      of a prompt alone. Attention between tokens isn't counted: a kernel skips masked pairs, and
-      latent attention is cheaper or dearer by the order of its products (DeepSeek-V3 in
-      transformers spends 4.3 TFLOPs on a token, nearly all in expanding its cache).
+    - FLOPs are two for each weight that a token is multiplied by; the head's count only for the last
+      position of a prompt. Attention between tokens isn't counted: a kernel skips masked pairs, and
+      the cost of latent attention depends on the order of its products (DeepSeek-V3 in transformers
+      spends 4.3 TFLOPs on a token, nearly all of it on expanding its cache).
     - Bytes are the weights as the skeleton holds them, without towers and without tables that ids
       are looked up in, routed experts by how many distinct ones the tokens touch; and in decoding
-      the cache. Activations and what is written aren't counted, nor copies of experts.
+      the cache. Activations and writes aren't counted, nor are copies of experts.
 
     Where more than one token chooses experts, the bound is one on the mean time under `routing`.
     Pads count as tokens.
 
     Args:
         skeleton: The model on the meta device, quantized as it is loaded.
-        scenario: What is run.
-        gpu: What it is run on, as if it had the room.
-        cache_bytes: What the step finds in the cache, of the whole batch: filled slots alone.
-        routing: How tokens choose experts; None for uniformly.
-        unquantized: The same model with plain weights; None if the skeleton's are.
+        scenario: The scenario.
+        gpu: The GPU, whether or not the scenario fits.
+        cache_bytes: The filled part of the cache, for the whole batch, when a step begins.
+        choices: The number of experts a token chooses in each routed layer; None if unknown.
+        routing: The experts that tokens choose; None for uniform routing.
+        unquantized: The same model with plain weights; None if the skeleton's are plain.
     """
     plain = skeleton if unquantized is None else unquantized
-    choices = find_choices(plain)
     if _has_two_stacks(plain) or choices is None:
         return SpeedBound(
-            gpu=gpu.id,
             routing=routing.name if routing else UNIFORM,
             notes=(_UNKNOWN_CHOICES if choices is None else _NOT_ONE_BY_ONE,),
         )
@@ -137,7 +136,7 @@ def _bound_prefill(
     flops: ProductFlops,
     routing: Routing,
 ) -> SpeedBound:
-    """Return the bound of the prompt alone."""
+    """Return the bounds for the prompt alone."""
     num_tokens = scenario.batch_size * scenario.num_prompt_tokens
     has_all_logits = scenario.task is Task.FORWARD
     prefill_flops = flops.sum_up(
@@ -147,7 +146,6 @@ def _bound_prefill(
     prefill_bytes = reads.sum_up(touched.per_layer)
     prefill = _find_least_time(prefill_flops, prefill_bytes, gpu)
     return SpeedBound(
-        gpu=gpu.id,
         routing=routing.name,
         prefill_s=prefill.seconds,
         prefill_is_bound_by=prefill.is_bound_by,
@@ -158,12 +156,12 @@ def _bound_prefill(
 
 
 def _has_two_stacks(model: PreTrainedModel) -> bool:
-    # DiffusionGemma, too, reads the prompt in a stack of its own, and isn't an encoder-decoder.
+    # DiffusionGemma reads the prompt in a separate stack too, and isn't an encoder-decoder.
     return "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
 def _decodes(model: PreTrainedModel, scenario: Scenario) -> bool:
-    """Return whether a token is run after the prompt: the first new one comes of the prompt."""
+    """Return whether a token is run after the prompt, which yields the first new one by itself."""
     is_step_left = scenario.task is not Task.FORWARD and scenario.num_new_tokens > 1
     return is_step_left and model.can_generate()
 
@@ -184,10 +182,10 @@ def _find_least_time(flops: Mapping[Arithmetic, int], num_bytes: int, gpu: Gpu) 
 
 
 def _find_peak(gpu: Gpu, kind: Arithmetic) -> float | None:
-    """Return FLOPs per second that the GPU can't exceed; infinite where no peak can be told."""
+    """Return the GPU's peak in FLOPs per second; infinite where a peak is never known."""
     if kind is Arithmetic.INT8:
         return float("inf")
-    # Without bf16 or fp8 tensor cores, weights in them are converted to what there is.
+    # Without bf16 or fp8 tensor cores, such weights are converted to a dtype that the GPU computes in.
     in_16_bits = gpu.bf16_flops_per_s or gpu.fp16_flops_per_s
     return gpu.fp8_flops_per_s or in_16_bits if kind is Arithmetic.FP8 else in_16_bits
 
@@ -196,7 +194,7 @@ def _note_gpu(gpu: Gpu, flops: Mapping[Arithmetic, int]) -> list[str]:
     has_peak = all(_find_peak(gpu, kind) is not None for kind, number in flops.items() if number)
     if gpu.bandwidth_bytes_per_s is None:
         return [(_NO_BANDWIDTH if has_peak else _NOTHING_KNOWN).format(gpu.title)]
-    notes = [] if has_peak else [_NO_PEAK.format("16 bits", gpu.title)]
+    notes = [] if has_peak else [_NO_PEAK.format(gpu.title)]
     if flops[Arithmetic.INT8]:
         notes.append(_INT8_IS_FREE.format(gpu.title))
     if 2 * flops[Arithmetic.FLOAT32] > sum(flops.values()):

@@ -1,4 +1,4 @@
-"""What one forward of a language model can't do without: weights to read, products to compute."""
+"""The least work of one forward of a language model: weights to read, products to compute."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RULES_OF_MODULES = (RoutingRule.SEPARATE_EXPERTS, RoutingRule.ROUTER_CHOICE)
 
 
 class Arithmetic(StrEnum):
-    """In what numbers a weight is multiplied.
+    """The number formats in which weights are multiplied.
 
     Attributes:
         FLOAT16: 16 bits, which 4-bit weights are unpacked to.
@@ -44,11 +44,12 @@ class Arithmetic(StrEnum):
 
 @dataclass(frozen=True)
 class ReadBytes:
-    """The weights that a forward reads at least.
+    """The least bytes of weights that a forward reads.
 
     Attributes:
-        shared: What every text token runs, the head included; no tables that ids are looked up in.
-        per_expert: Of one routed expert, by the module path of its layer's experts.
+        shared: Weights that every text token runs, including the head, without tables that ids are
+            looked up in.
+        per_expert: One routed expert, by the module path of its layer's experts.
     """
 
     shared: int
@@ -58,7 +59,7 @@ class ReadBytes:
         """Return the bytes of all layers together, with some of their experts.
 
         Args:
-            experts_touched: How many, by the module path of a layer's experts.
+            experts_touched: Their number, by the module path of a layer's experts.
         """
         of_experts = sum(self.per_expert[path] * num for path, num in experts_touched.items())
         return self.shared + round(of_experts)
@@ -69,8 +70,8 @@ class ProductFlops:
     """FLOPs of the products with weights: two for each weight that a token is multiplied by.
 
     Attributes:
-        layers: Of one token, by arithmetic, without the head.
-        head: Of one position's logits, by arithmetic.
+        layers: FLOPs of one token, by arithmetic, without the head.
+        head: FLOPs of one position's logits, by arithmetic.
     """
 
     layers: Mapping[Arithmetic, int]
@@ -80,8 +81,8 @@ class ProductFlops:
         """Return the FLOPs by arithmetic.
 
         Args:
-            num_tokens: Tokens that all layers run.
-            num_logits: Positions that the head runs.
+            num_tokens: The number of tokens that all layers run.
+            num_logits: The number of positions that the head runs.
         """
         return {
             kind: num_tokens * self.layers.get(kind, 0) + num_logits * self.head.get(kind, 0)
@@ -92,13 +93,13 @@ class ProductFlops:
 def count_read_bytes(
     skeleton: PreTrainedModel, unquantized: PreTrainedModel, layers: Iterable[MoeLayer]
 ) -> ReadBytes:
-    """Return what a forward of text reads of a model's weights, as the skeleton holds them.
+    """Return the bytes that a forward of text reads of a model's weights, as the skeleton holds them.
 
-    Parameters count, and the buffers of modules that hold packed weights, which are their scales.
+    Parameters count, and so do the buffers of modules with packed weights, which are their scales.
 
     Args:
         skeleton: The model on the meta device.
-        unquantized: The same model with plain weights; the skeleton itself, if its are.
+        unquantized: The same model with plain weights; the skeleton itself if its weights are plain.
         layers: The routed layers that text runs.
     """
     places = _Places(unquantized, layers)
@@ -122,14 +123,14 @@ def count_product_flops(
 ) -> ProductFlops:
     """Return the FLOPs of the products of a token with a model's weights.
 
-    Only weights of two dimensions and more count, in routed layers those of the chosen experts,
-    fewer where a token may choose identity experts. Biases and norms don't, nor does attention.
+    Only weights of two or more dimensions count, in routed layers those of the chosen experts, or
+    fewer where a token may choose identity experts. Biases, norms and attention don't count.
 
     Args:
         skeleton: The model on the meta device, whose dtypes say how products are computed.
-        unquantized: The same model with plain weights, of which packed ones show no shape; the
-            skeleton itself, if its are.
-        choices: How many experts a token chooses in each routed layer that text runs.
+        unquantized: The same model with plain weights, because packed ones have no shape; the
+            skeleton itself if its weights are plain.
+        choices: The number of experts a token chooses in each routed layer that text runs.
     """
     places = _Places(unquantized, choices)
     stored = dict(skeleton.named_parameters(remove_duplicate=False))
@@ -148,10 +149,10 @@ def count_product_flops(
 
 
 class _Places:
-    """Says of every parameter whether text runs it, and whether experts share in it.
+    """The role of every parameter: whether text runs it, and which experts it belongs to.
 
     Args:
-        model: The model, its weights not quantized.
+        model: The model with plain weights.
         layers: The routed layers that text runs.
     """
 
@@ -175,7 +176,7 @@ class _Places:
         self._modules = {path for path, _ in model.named_modules()}
 
     def find_experts(self, path: str) -> MoeLayer | None:
-        """Return the layer whose routed experts a parameter is of; None if it is of none."""
+        """Return the layer whose routed experts a parameter belongs to; None if it isn't an expert's."""
         holder = path.rpartition(".")[0]
         while holder:
             if holder in self._layer_of_module:
@@ -184,11 +185,11 @@ class _Places:
         return None
 
     def is_head(self, path: str) -> bool:
-        """Return whether a parameter makes the logits."""
+        """Return whether a parameter computes the logits."""
         return path in self._heads or self._place(path) is Component.LM_HEAD
 
     def is_run_whole(self, path: str) -> bool:
-        """Return whether each text token runs all of a parameter; not so of experts."""
+        """Return whether each text token runs all of a parameter, unlike experts."""
         if path in self._heads:
             return True
         if path.rpartition(".")[0] in self._tables or path.startswith(self._unread):
@@ -197,7 +198,7 @@ class _Places:
 
     def _place(self, path: str) -> Component:
         holder = path.rpartition(".")[0]
-        # Where a weight is packed, modules that the model knows nothing of may hold its parts.
+        # The parts of a packed weight may be in modules that the plain model doesn't have.
         while holder not in self._modules:
             holder = holder.rpartition(".")[0]
             path = f"{holder}.weight"
@@ -217,7 +218,7 @@ def _is_packed(parameter: torch.Tensor) -> bool:
 
 
 def _find_arithmetic(stored: torch.Tensor | None, *, is_int8: bool) -> Arithmetic:
-    """Return how a weight is multiplied; a weight that is held under another path is packed."""
+    """Return a weight's number format; a weight that is held under another path is packed."""
     if stored is None:
         return Arithmetic.INT8 if is_int8 else Arithmetic.FLOAT16
     if stored.dtype in _FP8_DTYPES:
@@ -232,7 +233,7 @@ def _is_common_to_experts(parameter: torch.Tensor, layer: MoeLayer) -> bool:
 
 
 def _count_parts(tensor: torch.Tensor, layer: MoeLayer) -> int:
-    """Return how many experts a tensor is divided among."""
+    """Return the number of experts that a tensor is divided among."""
     num_ids = layer.num_experts + layer.num_identity_experts
     has_all_ids = tensor.dim() > 0 and tensor.shape[0] == num_ids
     return num_ids if has_all_ids else layer.num_experts
@@ -240,8 +241,8 @@ def _count_parts(tensor: torch.Tensor, layer: MoeLayer) -> int:
 
 def _count_multiplied_per_expert(parameter: torch.Tensor, layer: MoeLayer) -> int:
     num_parts = _count_parts(parameter, layer)
-    # Two dimensions of which one counts the experts are a bias of each. DBRX has no such one: it
-    # lays the matrices of its experts under each other.
+    # A tensor of two dimensions, the first of which counts the experts, holds a bias of each. DBRX
+    # has no biases: it stacks the matrices of its experts.
     num_ids = (layer.num_experts, layer.num_experts + layer.num_identity_experts)
     is_matrix = parameter.dim() > 2 or (parameter.dim() == 2 and parameter.shape[0] not in num_ids)
     return parameter.numel() // num_parts if is_matrix else 0

@@ -12,7 +12,9 @@ from moetool.report.memory.page import render_page
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Estimate, Measurement, MemoryFigures
+    from moetool.memory.figures import MemoryFigures, Peak
+    from moetool.memory.on_gpus import Limits, Offload, SpeedBound
+    from moetool.memory.result import Estimate, Measurement
 
 _SCENARIO = (
     "batch_size",
@@ -89,21 +91,30 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "scenario": estimate.scenario,
         "method": estimate.method,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
-        "at_peak": estimate.at_peak,
-        "peaks": estimate.peaks,
+        "at_peak": _as_peak(estimate.at_peak) if estimate.at_peak else None,
+        "peaks": [_as_peak(peak) for peak in estimate.peaks],
         "variants": estimate.variants,
         "fits": estimate.fits,
         "notes": estimate.notes,
         "gpu": estimate.gpu,
         "stored": estimate.stored,
-        "limits": estimate.limits,
+        "limits": _on_gpu(estimate.limits, estimate.gpu),
         "ranks": estimate.ranks,
-        "offload": estimate.offload,
-        "speed": estimate.speed,
+        "offload": _on_gpu(estimate.offload, estimate.gpu),
+        "speed": _on_gpu(estimate.speed, estimate.gpu),
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
         "fits_dequantized": estimate.fits_dequantized,
         "confirmed_on": estimate.confirmed_on,
     }
+
+
+def _as_peak(peak: Peak) -> dict[str, Any]:
+    values = {**vars(peak), **vars(peak.parts)}
+    return {name: values[name] for name in _PEAK}
+
+
+def _on_gpu(answer: Limits | Offload | SpeedBound | None, gpu: str) -> dict[str, Any] | None:
+    return None if answer is None else {"gpu": gpu, **vars(answer)}
 
 
 def _as_measured(measured: Measurement) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def _as_row(estimate: Estimate) -> dict[str, Any]:
         **({"stored_as": stored.method, "weights_basis": stored.basis} if stored else {}),
         "gpu": estimate.gpu,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
-        **({f"at_peak_{name}": getattr(peak, name) for name in _PEAK} if peak else {}),
+        **({f"at_peak_{name}": value for name, value in _as_peak(peak).items()} if peak else {}),
         **{f"{each.phase}_peak_allocated_bytes": each.allocated_bytes for each in estimate.peaks},
         **(
             {

@@ -12,7 +12,8 @@ from moetool.report.text.tables import render_table
 from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Estimate, Fit, Offload, RankBytes, SpeedBound
+    from moetool.memory.on_gpus import Fit, Offload, RankBytes, SpeedBound
+    from moetool.memory.result import Estimate
 
 _NONE, _DEQUANTIZED = "none", "dequantized"
 _YES_OR_NO = {True: "yes", False: "no"}
@@ -104,10 +105,10 @@ def _word_way(rank: RankBytes) -> str:
     return make_printable(rank.way.replace("_", " "))
 
 
-def render_offload(offload: Offload) -> str:
+def render_offload(offload: Offload, gpu: str) -> str:
     """Return what goes to host memory, what that costs, and the flags, each on one line."""
     if not offload.num_offloaded_layers and offload.fits:
-        words = f"not needed: everything fits on 1 × {offload.gpu}"
+        words = f"not needed: everything fits on 1 × {gpu}"
         return "\n".join(list_fact("offload", words))
     moved, computed = offload.num_offloaded_layers, offload.num_host_computed_layers
     read_bytes = offload.computed_on_host_bytes_per_token
@@ -120,7 +121,7 @@ def render_offload(offload: Offload) -> str:
         ("over the bus per token", format_bytes(offload.transfer_bytes_per_token), ""),
         ("read on the host per token", "", word_size(read_bytes)),
     ]
-    headers = (f"experts on the CPU with 1 × {make_printable(offload.gpu)}",)
+    headers = (f"experts on the CPU with 1 × {make_printable(gpu)}",)
     lines = [render_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))]
     for engine, flags in offload.flags.items():
         lines += [f"{make_printable(engine)}:", *_list_flags(flags)]
@@ -136,7 +137,7 @@ def _list_flags(flags: str) -> Iterator[str]:
         yield f"  {''.join(printable)}"
 
 
-def render_speed(speed: SpeedBound) -> str:
+def render_speed(speed: SpeedBound, gpu: str) -> str:
     """Return lower bounds on time, and what bounds them."""
     rows = [
         (
@@ -155,7 +156,7 @@ def render_speed(speed: SpeedBound) -> str:
         ),
     ]
     headers = (
-        f"at least, on {make_printable(speed.gpu)}",
+        f"at least, on {make_printable(gpu)}",
         "time",
         "bound by",
         "weights' FLOPs",

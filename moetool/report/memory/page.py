@@ -55,8 +55,8 @@ def render_page(estimate: Estimate) -> str:
         render_fits(estimate),
         "\n".join(_list_limits(estimate)),
         render_ranks(estimate.ranks),
-        render_offload(estimate.offload) if estimate.offload else "",
-        render_speed(estimate.speed) if estimate.speed else "",
+        render_offload(estimate.offload, estimate.gpu) if estimate.offload else "",
+        render_speed(estimate.speed, estimate.gpu) if estimate.speed else "",
         _render_measured(estimate),
         "\n".join(list_notes(estimate.notes)),
     ]
@@ -79,10 +79,10 @@ def _render_breakdown(estimate: Estimate) -> str:
     """Return a table whose parts add up to the subtotals below them, and these to the total."""
     figures, peak = estimate.figures, estimate.at_peak
     parts = (
-        ("weights", peak.weights_bytes if peak else figures.weights_bytes, None),
-        ("cache", peak.cache_bytes if peak else figures.cache_bytes, None),
-        ("activations", peak.activation_bytes if peak else None, None),
-        ("workspace", peak.workspace_bytes if peak else None, None),
+        ("weights", peak.parts.weights_bytes if peak else figures.weights_bytes, None),
+        ("cache", peak.parts.cache_bytes if peak else figures.cache_bytes, None),
+        ("activations", peak.parts.activation_bytes if peak else None, None),
+        ("workspace", peak.parts.workspace_bytes if peak else None, None),
         ("= peak allocated", figures.peak_allocated_bytes, "torch.cuda.max_memory_allocated"),
         ("allocator slack", figures.slack_bytes, None),
         ("= peak reserved", figures.peak_reserved_bytes, "torch.cuda.max_memory_reserved"),
@@ -139,7 +139,7 @@ def _render_variants(estimate: Estimate) -> str:
 
 def _list_limits(estimate: Estimate) -> Iterator[str]:
     if estimate.limits is not None:
-        for number, words in enumerate(list_limits(estimate.limits)):
+        for number, words in enumerate(list_limits(estimate.limits, estimate.gpu)):
             yield from list_fact("" if number else "limits", words)
 
 

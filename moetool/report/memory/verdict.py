@@ -9,7 +9,8 @@ from moetool.report.memory.words import word_gpu, word_variant
 from moetool.report.text.numbers import format_bytes
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Estimate, Fit, Offload
+    from moetool.memory.on_gpus import Fit, Offload
+    from moetool.memory.result import Estimate
 
 _VARIANTS_OF_STORED = ("as_published", "dequantized")
 
@@ -86,10 +87,10 @@ def _list_ways(estimate: Estimate, fit: Fit) -> Iterator[str]:
     if others:
         yield f"On 1 × {fit.gpu} it fits in {' or '.join(others)}."
     if estimate.offload is not None:
-        yield from _list_offloading(estimate.offload)
+        yield from _list_offloading(estimate.offload, fit.gpu)
 
 
-def _list_offloading(offload: Offload) -> Iterator[str]:
+def _list_offloading(offload: Offload, gpu: str) -> Iterator[str]:
     where, layers = None, 0
     if offload.fits:
         where, layers = "in host memory", offload.num_offloaded_layers
@@ -98,5 +99,5 @@ def _list_offloading(offload: Offload) -> Iterator[str]:
     if layers:
         yield (
             f"With the routed experts of {layers} of {offload.num_moe_layers} layers {where}, "
-            f"1 × {offload.gpu} is enough."
+            f"1 × {gpu} is enough."
         )

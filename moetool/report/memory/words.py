@@ -10,7 +10,9 @@ from moetool.report.text.numbers import format_bytes, format_number_of
 from moetool.report.text.words import UNKNOWN, word_size
 
 if TYPE_CHECKING:
-    from moetool.memory.result import Estimate, Fit, Limits, Peak, StoredWeights
+    from moetool.memory.figures import Peak, StoredWeights
+    from moetool.memory.on_gpus import Fit, Limits
+    from moetool.memory.result import Estimate
     from moetool.memory.scenario import Scenario
 
 _GIB = 2**30
@@ -159,16 +161,16 @@ def word_stored(stored: StoredWeights) -> str:
     return "; ".join([words, *([", ".join(known)] if known else [])])
 
 
-def list_limits(limits: Limits) -> Iterator[str]:
+def list_limits(limits: Limits, gpu: str) -> Iterator[str]:
     """Yield the longest prompt and the largest batch that fit."""
     if limits.largest_prompt_tokens == 0:
-        yield f"no prompt fits on 1 × {limits.gpu} at this batch size"
+        yield f"no prompt fits on 1 × {gpu} at this batch size"
     else:
         whole = ", the model's whole context" if limits.is_whole_context else ""
         tokens = format_number_of(limits.largest_prompt_tokens, "token")
-        yield f"prompts of up to {tokens} at this batch size on 1 × {limits.gpu}{whole}"
+        yield f"prompts of up to {tokens} at this batch size on 1 × {gpu}{whole}"
     if limits.largest_batch_size == 0:
-        yield f"no batch fits on 1 × {limits.gpu} at this length"
+        yield f"no batch fits on 1 × {gpu} at this length"
     else:
         sequences = format_number_of(limits.largest_batch_size, "sequence")
-        yield f"batches of up to {sequences} at this length on 1 × {limits.gpu}"
+        yield f"batches of up to {sequences} at this length on 1 × {gpu}"

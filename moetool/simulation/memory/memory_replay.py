@@ -8,29 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from moetool.simulation.memory.caching_allocator import CachingAllocator
-from moetool.simulation.memory.timeline import Origin, Timeline
-
-
-@dataclass(frozen=True)
-class AllocatedParts:
-    """What is allocated at some moment, as torch's allocator counts it, in bytes.
-
-    Attributes:
-        weights_bytes: Parameters and buffers.
-        cache_bytes: What the cache holds.
-        activation_bytes: Everything else that comes and goes.
-        workspace_bytes: What products of matrices keep.
-    """
-
-    weights_bytes: int
-    cache_bytes: int
-    activation_bytes: int
-    workspace_bytes: int
-
-    @property
-    def allocated_bytes(self) -> int:
-        """All of it."""
-        return self.weights_bytes + self.cache_bytes + self.activation_bytes + self.workspace_bytes
+from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,28 @@ from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
-# Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
-# to token makes three or more for each.
-_MOST_BLOCKS_OF_LAYER = 4000
-_MOST_BLOCKS_PER_TOKEN = 2
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """The number of blocks by which a layer that goes from token to token is recognized.
+
+    Layers that work in chunks make far fewer than a prompt has tokens; one that goes from token to
+    token makes three or more for each.
+
+    Attributes:
+        per_layer: Blocks that any layer may make.
+        per_token: Blocks for each token of the prompt, if that is more.
+    """
+
+    per_layer: int = 4000
+    per_token: int = 2
+
+    def allow(self, num_prompt_tokens: int) -> int:
+        """Return the number of blocks that a layer may make."""
+        return max(self.per_layer, self.per_token * num_prompt_tokens)
+
+
+DEFAULT_BLOCK_BUDGET = BlockBudget()
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class RunOptions:
         lt_workspace_bytes: What the first product with a bias takes for good.
         may_scan: Whether layers may go from token to token, as some state-space models do: they take
             minutes for a long prompt, and are refused otherwise.
+        block_budget: The blocks by which such layers are recognized.
     """
 
     batch_size: int = 1
@@ -54,6 +73,7 @@ class RunOptions:
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
     may_scan: bool = False
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET
 
 
 class _CallsDone(StopSimulation):
@@ -176,7 +196,7 @@ class MemoryRun:
             lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
             if self._options.may_scan
-            else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
+            else self._options.block_budget.allow(num_prompt_tokens),
         )
         known = KnownValues(
             token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced

@@ -70,3 +70,32 @@ class Timeline:
     calls: tuple[Call, ...]
     workspace_block: int | None
     lt_workspace_block: int | None = None
+
+
+@dataclass(frozen=True)
+class AllocatedParts:
+    """Everything that is allocated at some moment, as torch's allocator counts it, in bytes.
+
+    Attributes:
+        weights_bytes: Parameters and buffers; None if unknown.
+        cache_bytes: Keys, values and states that the cache holds.
+        activation_bytes: Everything else that comes and goes.
+        workspace_bytes: Memory that libraries keep for matrix products.
+    """
+
+    weights_bytes: int | None
+    cache_bytes: int
+    activation_bytes: int
+    workspace_bytes: int
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """The sum, which `torch.cuda.memory_allocated` would show; None if unknown."""
+        if self.weights_bytes is None:
+            return None
+        return self.weights_bytes + self.above_weights_bytes
+
+    @property
+    def above_weights_bytes(self) -> int:
+        """The sum without the weights."""
+        return self.cache_bytes + self.activation_bytes + self.workspace_bytes

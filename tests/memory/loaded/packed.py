@@ -10,7 +10,7 @@ from tests.simulation.skeletons import build_family_skeleton
 
 
 class Packed(nn.Module):
-    """Stands in for a linear layer of 4 or 8 bits: packed weights and their scales."""
+    """A stand-in for a linear layer of 4 or 8 bits: packed weights and their scales."""
 
     def __init__(self, linear: nn.Module, *, dtype: torch.dtype, num_scales: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ def build_in(family: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def pack_queries(skeleton: PreTrainedModel, *, dtype: torch.dtype, num_scales: int) -> None:
-    """Replace what makes the queries in all layers of a tiny Mixtral."""
+    """Pack the query projections in all layers of a tiny Mixtral."""
     for layer in skeleton.model.layers:
         attention = layer.self_attn
         attention.q_proj = Packed(attention.q_proj, dtype=dtype, num_scales=num_scales)

@@ -29,7 +29,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Format:
-    """A format: how it lays out a matrix, and what config.json says of it."""
+    """A format: the layout of a matrix, and its statement in config.json."""
 
     layout: Layout
     stated: Mapping[str, Any]
@@ -65,7 +65,7 @@ FORMATS = {
 
 
 def lay_out(layout: Layout) -> Tensors:
-    """Return a tiny Mixtral's tensors, its matrices but those of router and vocabulary packed."""
+    """Return a tiny Mixtral's tensors, with all matrices packed except router and vocabulary."""
     tensors: Tensors = {
         "model.embed_tokens.weight": ("F16", [VOCABULARY, HIDDEN]),
         "lm_head.weight": ("F16", [VOCABULARY, HIDDEN]),

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.checkpoint.subject import Subject
-from moetool.memory.loaded.as_stored import find_stored_weights
-from moetool.memory.result import Basis
+from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.loaded.as_stored import hold_as_stored
 from moetool.memory.scenario import Scenario
-from tests.memory.saved_configs import make_runs
+from tests.memory.saved_configs import make_loader
 from tests.tiny_models import build_config
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 H100, A100, V100 = (9, 0), (8, 0), (7, 0)
-NOT_READ = "Bytes as stored are unknown: no files were read"
+NOT_READ = "Size on disk unknown: no files were read"
 
 
 def build(name: str, **options: Any) -> PreTrainedModel:
@@ -31,6 +31,13 @@ def make_subject(stated: dict[str, Any] | None, headers: TensorHeaders | None = 
     return Subject(
         model="tiny", config=config, label="here", headers=headers, code=None, revision=None
     )
+
+
+def find_stored_weights(
+    subject: Subject, skeleton: PreTrainedModel, **options: Any
+) -> tuple[StoredWeights | None, tuple[str, ...]]:
+    found = hold_as_stored(subject, skeleton, **options)
+    return found.weights, found.notes
 
 
 def in_blocks(*sizes: int) -> int:
@@ -89,6 +96,24 @@ def test_a_skeleton_is_left_as_it_was() -> None:
     assert {path: (p.shape, p.dtype) for path, p in skeleton.named_parameters()} == before
 
 
+def test_the_model_that_is_held_is_the_one_whose_bytes_count() -> None:
+    skeleton = build("mixtral")
+    for capability in (H100, None):
+        found = hold_as_stored(make_subject(FP8), skeleton, compute_capability=capability)
+        assert found.held is not None
+        assert found.weights is not None
+        tensors = (*found.held.parameters(), *found.held.buffers())
+        assert in_blocks(*(tensor.nbytes for tensor in tensors)) == found.weights.held_bytes
+    old = hold_as_stored(make_subject(FP8), skeleton, compute_capability=A100)
+    assert old.held is skeleton
+
+
+def test_what_can_not_be_converted_is_not_held_and_says_why_once() -> None:
+    found = hold_as_stored(make_subject(FP8), build("gpt_oss"), compute_capability=H100)
+    assert found.held is None
+    assert [note for note in found.notes if "can't load them" in note] == [found.notes[-1]]
+
+
 def test_experts_with_biases_are_not_taken_by_transformers_fp8() -> None:
     stored, notes = find_stored_weights(
         make_subject(FP8), build("gpt_oss"), compute_capability=H100
@@ -109,7 +134,7 @@ def count_full_bytes(skeleton: PreTrainedModel) -> int:
 
 @pytest.mark.parametrize(
     ("capability", "is_traced", "reason"),
-    [(V100, False, "this one has 7.0"), (H100, True, "run past hooks")],
+    [(V100, False, "this one has 7.0"), (H100, True, "bypass hooks")],
 )
 def test_mxfp4_is_dequantized_for_old_gpus_and_to_be_traced(
     capability: tuple[int, int], is_traced: bool, reason: str
@@ -167,7 +192,7 @@ def test_gpt_oss_takes_what_its_published_files_take() -> None:
         ("gpt-oss-20b", 13_761_264_768),
         ("gpt-oss-120b", 65_248_815_744),
     ):
-        stored, _ = make_runs(model).get_stored(Scenario())
+        stored = make_loader(model).load(Scenario()).stored
         assert stored is not None
         assert stored.packed_bytes is not None
         assert 0 <= stored.packed_bytes - published_bytes < 2**20
@@ -175,7 +200,7 @@ def test_gpt_oss_takes_what_its_published_files_take() -> None:
 
 def test_the_dtype_of_experts_is_read_where_transformers_reads_it() -> None:
     """DeepSeek-V4 publishes its experts in 4 bits: half a byte, and a byte for each 32."""
-    stored, _ = make_runs("deepseek-v4-flash", gpu="h100").get_stored(Scenario())
+    stored = make_loader("deepseek-v4-flash", gpu="h100").load(Scenario()).stored
     routed = 43 * 256 * 3 * 4096 * 2048
 
     assert stored is not None
@@ -219,7 +244,7 @@ def test_without_a_known_gpu_fp8_counts_as_published() -> None:
     assert (stored.loaded_bytes, stored.is_dequantized) == (None, None)
     assert stored.held_bytes == known.loaded_bytes
     assert stored.basis is Basis.PUBLISHED
-    assert "isn't known" in notes[-1]
+    assert "compute capability is unknown" in notes[-1]
 
 
 def test_bytes_as_stored_are_those_of_the_headers() -> None:
@@ -254,7 +279,7 @@ def test_a_text_model_inside_another_states_its_quantization_too() -> None:
     assert stored.is_dequantized is True
 
 
-def test_full_precision_has_nothing_to_tell() -> None:
+def test_full_precision_is_not_described_as_stored() -> None:
     subject = make_subject(None)
 
     assert find_stored_weights(subject, build("mixtral"), compute_capability=H100) == (None, ())

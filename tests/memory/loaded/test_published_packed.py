@@ -14,7 +14,8 @@ import torch
 from moetool import Scenario, estimate_memory, inspect_model
 from moetool.catalogue.published import read_published_models
 from moetool.errors import UsageError
-from moetool.memory.result import Basis, Estimate, Method
+from moetool.memory.figures import Basis, Method
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
@@ -130,7 +131,7 @@ def test_what_the_model_does_not_build_is_not_held(tmp_path: Path) -> None:
     assert more.stored.packed_bytes == plain.stored.packed_bytes
 
 
-def test_files_that_lack_layers_tell_nothing(tmp_path: Path) -> None:
+def test_files_that_lack_layers_leave_the_size_unknown(tmp_path: Path) -> None:
     folder = save_packed("awq", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = NUM_LAYERS + 1
@@ -158,7 +159,7 @@ def test_with_a_dtype_named_the_figures_are_of_a_copy(name: str, tmp_path: Path)
     assert estimate.variants == {}
     assert estimate.fit is not None
     assert estimate.fit.fits is True
-    assert any("of a copy in bfloat16" in note for note in estimate.notes)
+    assert any("for a copy in bfloat16" in note for note in estimate.notes)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -197,7 +198,7 @@ def test_gpt_oss_is_answered_by_default_and_fits_where_it_is_published_to() -> N
     weights = {name: each.weights_bytes for name, each in estimate.variants.items()}
     assert 12.8 < (weights["as_published"] or 0) / 2**30 < 12.9
     assert 38.9 < (weights["dequantized"] or 0) / 2**30 < 39.1
-    assert any("what kernels for such weights allocate" in note for note in estimate.notes)
+    assert any("memory that kernels for such weights allocate" in note for note in estimate.notes)
 
 
 def test_mxfp4_is_traced_in_bfloat16(tmp_path: Path) -> None:

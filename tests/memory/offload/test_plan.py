@@ -13,7 +13,7 @@ from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.memory.offload.expert_bytes import list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
 from moetool.memory.offload.plan import plan_offload
-from moetool.memory.result import Offload
+from moetool.memory.on_gpus import Offload
 from moetool.memory.speed.experts_touched import find_choices
 from moetool.quantized.kinds import Quantization
 from tests.families.tiny.configs import build_config
@@ -45,7 +45,7 @@ def _plan(
 ) -> Offload:
     offload = plan_offload(
         skeleton,
-        gpu=gpu,
+        gpu_memory_bytes=gpu.memory_bytes,
         total_bytes=total_bytes,
         batch_size=batch_size,
         choices=find_choices(skeleton),
@@ -84,7 +84,6 @@ def test_all_experts_of_published_models_are_as_large_as_known(
 def test_nothing_leaves_a_gpu_that_holds_everything(mixtral: PreTrainedModel) -> None:
     offload = _plan(mixtral, find_gpu("90GiB"), total_bytes=90 * GIB)
     assert offload == Offload(
-        gpu="90gib",
         num_offloaded_layers=0,
         num_moe_layers=32,
         gpu_bytes=90 * GIB,
@@ -131,7 +130,7 @@ def test_one_layer_gone_frees_nothing_while_it_is_at_work(mixtral: PreTrainedMod
 def test_deepseek_v3_needs_no_room_for_experts_where_the_host_computes(
     deepseek: PreTrainedModel,
 ) -> None:
-    # 31.9 GiB beside the experts, 2 GiB at the peak; transformers moves 21 GiB there.
+    # 31.9 GiB in addition to the experts, 2 GiB at the peak; transformers moves 21 GiB there.
     total_bytes = 58 * DEEPSEEK_EXPERTS + 34 * GIB
     offload = _plan(deepseek, find_gpu("48GiB"), total_bytes=total_bytes)
     assert not offload.fits
@@ -182,7 +181,7 @@ def test_the_first_layers_experts_stay_on_the_host_with_llama_cpp(
     assert found == [name for name in tensors if "_exps" in name][:24]
 
 
-def test_bitsandbytes_is_told_to_accept_the_host(mixtral: PreTrainedModel) -> None:
+def test_bitsandbytes_gets_the_option_to_accept_the_host(mixtral: PreTrainedModel) -> None:
     gpu = find_gpu("24GiB")
     flags = _plan(mixtral, gpu, total_bytes=90 * GIB, quantization=Quantization.NF4).flags[
         "transformers"
@@ -196,14 +195,14 @@ def test_a_dense_model_has_no_experts_to_move() -> None:
     )
     dense = AutoModelForCausalLM.from_config(config)
     offload = plan_offload(
-        dense, gpu=find_gpu("24GiB"), total_bytes=90 * GIB, batch_size=1, choices={}
+        dense, gpu_memory_bytes=24 * GIB, total_bytes=90 * GIB, batch_size=1, choices={}
     )
     assert offload is None
 
 
 def test_unknown_choices_leave_what_a_token_reads_unknown(mixtral: PreTrainedModel) -> None:
     offload = plan_offload(
-        mixtral, gpu=find_gpu("24GiB"), total_bytes=90 * GIB, batch_size=1, choices=None
+        mixtral, gpu_memory_bytes=24 * GIB, total_bytes=90 * GIB, batch_size=1, choices=None
     )
     assert offload is not None
     assert offload.computed_on_host_bytes_per_token is None

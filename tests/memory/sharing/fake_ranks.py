@@ -22,7 +22,7 @@ from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 def sharing(
     model: PreTrainedModel, *, rank: int, num_gpus: int, are_experts_whole: bool
 ) -> Iterator[None]:
-    """Let transformers share a model as `from_pretrained` does, seen from one of its ranks."""
+    """Have transformers share a model as `from_pretrained` does, as one of its ranks sees it."""
     init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_gpus)
     try:
         mesh = init_device_mesh("cpu", (num_gpus,))

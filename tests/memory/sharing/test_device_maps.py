@@ -57,7 +57,7 @@ def test_seven_layers_of_mixtral_lie_on_a_card_of_24_gib(mixtral: PreTrainedMode
 @pytest.mark.parametrize(
     ("name", "num_layers", "num_left"), [("qwen3-30b-a3b", 19, 29), ("deepseek-v3", 0, 61)]
 )
-def test_what_was_seen_of_other_models_on_24_gib_is_told(
+def test_other_models_need_the_number_of_24_gib_gpus_that_was_seen(
     name: str, num_layers: int, num_left: int
 ) -> None:
     skeleton = build_published_skeleton(name)
@@ -125,7 +125,7 @@ def test_what_lies_outside_of_layers_may_be_what_is_left() -> None:
 def test_the_number_of_gpus_is_the_smallest_with_which_everything_has_room(
     mixtral: PreTrainedModel,
 ) -> None:
-    # Each holds its layers' weights and cache beside 2 GiB; the first keeps a layer's room.
+    # Each holds its layers' weights and cache in addition to 2 GiB; the first keeps a layer's room.
     found = _count_gpus(
         mixtral, 24 * GIB, cache_bytes=4 * GIB, activation_bytes=GIB, context_bytes=GIB
     )
@@ -161,7 +161,7 @@ def test_no_number_of_gpus_does_where_a_layer_is_larger_than_one(
     mixtral: PreTrainedModel,
 ) -> None:
     assert _count_gpus(mixtral, MIXTRAL_LAYER - 1) is None
-    # An eighth of a GiB more than a layer is too little for the embedding or the head beside one,
+    # An eighth of a GiB more than a layer is too little for the embedding or the head next to a layer,
     # and on the first GPU, which keeps a layer's room, for the embedding: so that one stays empty,
     # and there are one each for the embedding, 32 layers and the head.
     slim = MIXTRAL_LAYER + GIB // 8
@@ -170,7 +170,7 @@ def test_no_number_of_gpus_does_where_a_layer_is_larger_than_one(
     assert _count_gpus(mixtral, slim, largest=34) is None
 
 
-def test_a_gpu_without_room_beside_activations_holds_nothing(mixtral: PreTrainedModel) -> None:
+def test_a_gpu_that_activations_fill_holds_nothing(mixtral: PreTrainedModel) -> None:
     assert _count_gpus(mixtral, 2 * GIB, activation_bytes=GIB, context_bytes=GIB) is None
 
 

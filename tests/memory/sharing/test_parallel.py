@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_tie_weights
 
-from moetool.memory.result import RankBytes
+from moetool.memory.on_gpus import RankBytes
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.sharing.shards import Shard, UnknownStyle, find_shard, split_evenly
 from tests.families.tiny.configs import build_config, find_family
@@ -50,7 +50,7 @@ TOKENS = torch.arange(8)[None]
 
 
 def _build(name: str, *, device: str) -> PreTrainedModel:
-    """Return a tiny family as `from_pretrained` has it before it loads weights: nothing tied."""
+    """Return a tiny family with nothing tied, as in `from_pretrained` before it loads weights."""
     config = build_config(name)
     model_class = find_family(name).model_class
     with torch.device(device), no_tie_weights():
@@ -180,7 +180,10 @@ def test_packed_weights_are_a_reason() -> None:
     packed = torch.empty(2048, 1, dtype=torch.uint8, device="meta")
     attention.weight = nn.Parameter(packed, requires_grad=False)
     ranks = share_by_tensor_parallel(skeleton, num_gpus=2)
-    assert ranks.reason == "transformers' forward fails with shared weights of bitsandbytes"
+    assert (
+        ranks.reason
+        == "transformers' forward fails if weights quantized by bitsandbytes are shared"
+    )
 
 
 def test_an_unknown_style_is_a_reason() -> None:
@@ -189,7 +192,7 @@ def test_an_unknown_style_is_a_reason() -> None:
     skeleton._tp_plan["model.layers.*.self_attn.o_proj"] = "diagonal"
     ranks = share_by_tensor_parallel(skeleton, num_gpus=2)
     assert ranks.reason == (
-        "how the style 'diagonal' shares model.layers.0.self_attn.o_proj.weight is not known"
+        "it is unknown how the style 'diagonal' shares model.layers.0.self_attn.o_proj.weight"
     )
     with pytest.raises(UnknownStyle):
         find_shard("diagonal", path="weight", num_dims=2)

@@ -39,7 +39,7 @@ def test_what_ran_on_an_h100_fits_there(
     model: str, reserved_gib: float, asked_gib: float, tmp_path: Path
 ) -> None:
     runs = make_runs(save_cut_config(model, tmp_path), gpu="h100")
-    in_full = runs.run(WIDE)
+    in_full = runs.simulate(WIDE)
     assert in_full.figures.peak_reserved_bytes == pytest.approx(asked_gib * GIB, rel=0.002)
     limited = runs.run_within(WIDE, find_gpu("h100").memory_bytes)
     assert limited is not None
@@ -61,7 +61,7 @@ def test_the_estimate_for_a_gpu_is_the_one_of_its_memory(tmp_path: Path) -> None
     assert named.limits.largest_batch_size >= WIDE.batch_size
     assert named.limits.largest_prompt_tokens >= WIDE.num_prompt_tokens
     assert any(note.startswith("It fits because torch's allocator") for note in named.notes)
-    assert not any(note.startswith("It is tight") for note in named.notes)
+    assert not any(note.startswith("Tight fit") for note in named.notes)
     fits = {fit.gpu: fit.fits for fit in everywhere.fits if fit.quantization == "none"}
     assert fits["h100"]
     assert not fits["a40"]

@@ -10,11 +10,10 @@ import pytest
 
 from moetool.catalogue.gpus import find_gpu
 from moetool.errors import InputError, UsageError
-from moetool.memory.result import MemoryFigures, Method
+from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated import model_runs, runs
-from moetool.memory.simulated.model_runs import find_workspace_bytes
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.memory.memory_run import MemoryRun
 from tests.memory.saved_configs import make_runs, save_config
 
 MIB = 2**20
@@ -25,7 +24,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Scenario, bool]]:
-    """What is simulated in a test, in order, and whether in brief."""
+    """The simulations of a test in order, and whether they are brief."""
     seen: list[tuple[Scenario, bool]] = []
     run_scenario: Any = runs.run_scenario
 
@@ -45,7 +44,7 @@ def test_a_scenario_is_simulated_once(simulated: list[Any], tmp_path: Path) -> N
     assert simulated == [(SCENARIO, False)]
 
 
-def test_a_brief_run_is_no_whole_one(simulated: list[Any], tmp_path: Path) -> None:
+def test_a_brief_run_does_not_replace_a_whole_one(simulated: list[Any], tmp_path: Path) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
     brief = runs.run(SCENARIO, is_brief=True)
     assert runs.run(SCENARIO, is_brief=True) is brief
@@ -61,8 +60,8 @@ def test_a_run_within_some_memory_is_replayed_not_simulated_again(
 ) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
     whole = runs.run(WIDE)
+    assert whole is not None
     total_bytes = whole.figures.total_device_bytes
-    assert total_bytes is not None
     assert runs.run_within(WIDE, total_bytes) is whole
     limited = runs.run_within(WIDE, total_bytes - 1)
     assert limited is not None
@@ -76,8 +75,8 @@ def test_what_old_runs_did_is_dropped_and_simulated_again_if_it_is_asked_for(
 ) -> None:
     runs = make_runs(save_config("olmoe", tmp_path))
     first = runs.run(WIDE)
+    assert first is not None
     total_bytes = first.figures.total_device_bytes
-    assert total_bytes is not None
     for number in range(1, 10):
         runs.run(replace(WIDE, batch_size=number))
     assert runs.run(WIDE) == first
@@ -85,21 +84,6 @@ def test_what_old_runs_did_is_dropped_and_simulated_again_if_it_is_asked_for(
     assert sum(run.replay is not None for run in runs._runs.values()) == 4
     assert runs.run_within(WIDE, total_bytes - 1) is not None
     assert simulated.count((WIDE, False)) == 2
-
-
-def test_sizes_share_a_skeleton_and_what_is_loaded_otherwise_does_not(tmp_path: Path) -> None:
-    runs = make_runs(save_config("olmoe", tmp_path))
-    skeleton = runs.get_skeleton(SCENARIO)
-    sized = replace(SCENARIO, batch_size=3, num_prompt_tokens=5, num_new_tokens=7, has_padding=True)
-    assert runs.get_skeleton(sized) is skeleton
-    for other in (
-        replace(SCENARIO, dtype="bfloat16"),
-        replace(SCENARIO, attention="eager"),
-        replace(SCENARIO, experts_implementation="batched_mm"),
-        replace(SCENARIO, quantization=Quantization.NF4),
-    ):
-        assert runs.get_skeleton(other) is not skeleton
-    assert runs.get_device_maps(sized) is runs.get_device_maps(SCENARIO)
 
 
 def test_the_context_is_never_passed(tmp_path: Path) -> None:
@@ -113,17 +97,6 @@ def test_code_that_needs_data_can_not_be_simulated(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"can't be simulated: its forward needs data: ") as caught:
         runs.run(SCENARIO)
     assert "moetool inspect" in caught.value.hint
-
-
-def test_under_quantization_experts_are_looked_at_both_ways(tmp_path: Path) -> None:
-    runs = make_runs(save_config("olmoe", tmp_path))
-    assert runs.list_variants(SCENARIO) == {}
-    for experts in QuantizedExperts:
-        scenario = replace(SCENARIO, quantization=Quantization.INT8, experts=experts)
-        assert runs.list_variants(scenario) == {
-            "transformers": replace(scenario, experts=QuantizedExperts.AS_LOADED),
-            "experts_quantized": replace(scenario, experts=QuantizedExperts.QUANTIZED),
-        }
 
 
 @pytest.mark.parametrize(
@@ -144,59 +117,60 @@ def test_products_of_matrices_keep_what_torch_gives_them_on_a_gpu(
 
 def test_weights_stored_in_fp8_are_held_so() -> None:
     """A linear layer's bytes in fp8, and a float32 for each block of 128 x 128 of them."""
-    runs = make_runs("qwen3-30b-a3b-fp8")
     scenario = replace(SCENARIO, dtype="auto", num_new_tokens=2)
-    stored, plain = runs.run(scenario), make_runs("qwen3-30b-a3b").run(scenario)
-    assert (stored.method, plain.method) == (Method.APPROXIMATE, Method.SIMULATED)
-    assert "Its weights are published in fp8" in stored.notes[0]
+    stored = make_runs("qwen3-30b-a3b-fp8").run(scenario)
+    assert stored is not None
+    plain = make_runs("qwen3-30b-a3b").simulate(scenario)
     layer_weights = 128 * 3 * 2048 * 768 + 2 * 2048 * 4096 + 2 * 2048 * 512
     saved_bytes = 48 * layer_weights * (2 - 1 - 4 / 128**2)
-    assert plain.figures.weights_bytes is not None
-    assert stored.figures.weights_bytes is not None
-    off_bytes = plain.figures.weights_bytes - stored.figures.weights_bytes - saved_bytes
-    # Of embeddings and output layer the allocator may leave up to 1 MiB each unsplit.
-    assert abs(off_bytes) <= 2 * MIB
+    difference = plain.figures.weights_bytes - stored.figures.weights_bytes
+    # The allocator may leave up to 1 MiB each of embeddings and output layer unsplit.
+    assert abs(difference - saved_bytes) <= 2 * MIB
     peaks = plain.figures.peak_allocated_bytes, stored.figures.peak_allocated_bytes
-    assert peaks[0] is not None
-    assert peaks[1] is not None
-    assert peaks[0] - peaks[1] == plain.figures.weights_bytes - stored.figures.weights_bytes
+    assert peaks[0] - peaks[1] == difference
 
 
 def test_a_dtype_that_is_named_is_of_a_copy_in_it() -> None:
     runs = make_runs("qwen3-30b-a3b-fp8")
     scenario = replace(SCENARIO, num_new_tokens=2)
-    auto, named = (
-        runs.run(replace(scenario, dtype=dtype)).figures.weights_bytes
-        for dtype in ("auto", "bfloat16")
-    )
-    assert named is not None
+    auto, named = (runs.run(replace(scenario, dtype=dtype)) for dtype in ("auto", "bfloat16"))
     assert auto is not None
-    assert named > 1.9 * auto
-    (note,) = runs.run(replace(scenario, dtype="bfloat16")).notes
-    assert note.endswith("the figures are of a copy in bfloat16.")
+    assert named is not None
+    assert named.figures.weights_bytes > 1.9 * auto.figures.weights_bytes
 
 
-def test_what_is_stored_does_not_depend_on_what_was_asked_before() -> None:
-    runs, fresh = make_runs("qwen3-30b-a3b-fp8"), make_runs("qwen3-30b-a3b-fp8")
-    before, _ = runs.get_stored(SCENARIO)
-    auto = replace(SCENARIO, dtype="auto")
-    assert runs.get_stored(auto) == fresh.get_stored(auto)
-    assert before != runs.get_stored(auto)[0]
-
-
-def test_without_files_what_another_library_lays_out_is_unknown(tmp_path: Path) -> None:
+def test_without_files_a_run_with_weights_that_another_library_lays_out_is_unknown(
+    tmp_path: Path,
+) -> None:
     path = save_config("olmoe", tmp_path, dtype="float16", quantization_config=GPTQ)
     auto = replace(SCENARIO, dtype="auto")
     runs = make_runs(path)
-    shown = runs.run(auto)
+    assert runs.run(auto) is None
+    assert runs.run_within(auto, 2**60) is None
     (tmp_path / "plain").mkdir()
-    plain = make_runs(save_config("olmoe", tmp_path / "plain", dtype="float16")).run(auto)
-    assert shown.method is Method.APPROXIMATE
-    assert shown.figures == MemoryFigures(None, plain.figures.cache_bytes, None, None, None)
-    assert [peak.above_weights_bytes for peak in shown.peaks] == [
-        peak.above_weights_bytes for peak in plain.peaks
-    ]
-    assert shown.notes[-1].endswith("is unknown. So are all figures that they are part of.")
-    assert runs.list_stored_variants(auto, None) == {"dequantized": plain.figures}
-    assert runs.get_held(auto) is None
-    assert plain.notes == ()
+    plain = make_runs(save_config("olmoe", tmp_path / "plain", dtype="float16"))
+    assert runs.simulate(auto) == plain.simulate(auto)
+
+
+def test_brief_runs_of_a_model_that_needs_data_do_not_find_out_again(
+    simulated: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balanced: list[bool] = []
+    generate: Any = MemoryRun.generate
+
+    def watched(run: MemoryRun, **options: Any) -> Any:
+        balanced.append(run._options.is_routing_balanced)
+        return generate(run, **options)
+
+    monkeypatch.setattr(MemoryRun, "generate", watched)
+    runs = make_runs(save_config("dbrx", tmp_path))
+    assert runs.simulate(SCENARIO).needs_data is not None
+    assert balanced[:2] == [False, True]
+    balanced.clear()
+    other = replace(SCENARIO, batch_size=3)
+    brief = runs.simulate(other, is_brief=True)
+    assert balanced
+    assert all(balanced)
+    fresh = make_runs(save_config("dbrx", tmp_path))
+    assert fresh.simulate(other, is_brief=True) == brief
+    assert simulated[-1] == (other, True)

@@ -1,4 +1,4 @@
-"""Whether a model is answered for or refused has nothing to do with how many layers it has."""
+"""A model gets the same kind of answer, or the same refusal, with any number of layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3)
 
 
 def find_outcome(family: str, **overrides: object) -> tuple[str, ...]:
-    """Return how a family's figures come about and what is said of them, or why there are none."""
+    """Return the method of a family's figures and the notes on them, or the reason for a refusal."""
     try:
         skeleton = build_family_skeleton(family, **overrides).eval()
         scenario = SCENARIO
@@ -42,7 +42,7 @@ def test_twice_as_many_layers_get_the_same_kind_of_answer(family: str) -> None:
 
 
 def test_a_published_model_cut_to_what_fits_is_answered_for(tmp_path: Path) -> None:
-    """With few layers it fits, so that its limits are looked for, with many sequences at once."""
+    """With few layers it fits, so the search for limits tries many sequences at once."""
     num_layers = 2
     path = tmp_path / "config.json"
     fields = {**read_published_config("dbrx"), "n_layers": num_layers}

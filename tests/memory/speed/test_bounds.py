@@ -17,7 +17,8 @@ from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
-from moetool.memory.result import Phase, SpeedBound
+from moetool.memory.figures import Phase
+from moetool.memory.on_gpus import SpeedBound
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import Routing, assume_uniform_routing, find_choices
@@ -80,6 +81,7 @@ def bound(
         scenario or Scenario(),
         gpu or make_gpu(bf16_peak=1e12),
         cache_bytes=cache_bytes,
+        choices=find_choices(unquantized or skeleton),
         routing=routing,
         unquantized=unquantized,
     )
@@ -103,7 +105,7 @@ def test_a_token_of_mixtral_takes_as_long_as_reading_what_it_runs() -> None:
     assert speed.decode_is_bound_by == "memory"
     assert speed.decode_weight_flops == 2 * (active - NORMS)
     assert speed.experts_touched_per_layer == 2
-    assert (speed.gpu, speed.routing, speed.notes) == ("h200", "uniform", ())
+    assert (speed.routing, speed.notes) == ("uniform", ())
 
 
 def test_a_prompt_of_mixtral_takes_as_long_as_its_products() -> None:
@@ -164,7 +166,7 @@ def test_there_is_no_bound_with_an_encoder_or_a_canvas(family: str) -> None:
     speed = bound(build_tiny(family))
     assert set(times_of(speed).values()) == {None}
     assert speed.notes == (
-        "There is no bound on time: it has an encoder, or doesn't decode token after token.",
+        "No time bound: the model has an encoder, or doesn't decode one token at a time.",
     )
 
 
@@ -173,9 +175,9 @@ def test_there_is_no_bound_where_choices_are_unknown() -> None:
     skeleton.model.norm.num_experts = 4
     speed = bound(skeleton, routing=Routing(prefill={}, decode={}, name="trace.parquet"))
     assert set(times_of(speed).values()) == {None}
-    assert (speed.gpu, speed.routing) == ("24gib", "trace.parquet")
+    assert speed.routing == "trace.parquet"
     assert speed.notes == (
-        "There is no bound on time: how many experts its tokens choose isn't known of every layer.",
+        "No time bound: the number of experts per token is unknown for some layers.",
     )
 
 
@@ -198,8 +200,8 @@ def test_none_of_a_cache_counts_that_an_indexer_picks_from() -> None:
     without, with_cache = (bound(skeleton, cache_bytes=number) for number in (0, 10**9))
     assert without == with_cache
     assert with_cache.notes == (
-        "Its attention reads only what an indexer picks, so none of the cache counts as read in the "
-        "bound on time.",
+        "Its attention reads only the tokens that an indexer picks, so the bound on time leaves out "
+        "reading the cache.",
     )
 
 
@@ -226,7 +228,7 @@ def test_an_unknown_peak_leaves_the_time_of_reading() -> None:
     assert speed.prefill_s == speed.prefill_read_bytes / gpu.bandwidth_bytes_per_s
     assert (speed.prefill_is_bound_by, speed.decode_is_bound_by) == ("memory", "memory")
     assert speed.notes == (
-        f"No peak in 16 bits is known of {gpu.title}: the bound on time is that of reading alone.",
+        f"The peak of {gpu.title} in 16 bits is unknown: the bound on time is that of reading alone.",
     )
 
 
@@ -234,18 +236,18 @@ def test_an_unknown_bandwidth_leaves_the_time_of_computing() -> None:
     speed = bound(build_tiny(), make_gpu(bandwidth=None, bf16_peak=1e12))
     assert (speed.prefill_is_bound_by, speed.decode_is_bound_by) == ("compute", "compute")
     assert speed.notes == (
-        "No bandwidth is known of custom GPU of 24 GiB: the bound on time is that of computing "
+        "The bandwidth of custom GPU of 24 GiB is unknown: the bound on time is that of computing "
         "alone.",
     )
 
 
-def test_an_amount_of_memory_alone_tells_no_time_but_bytes_and_flops() -> None:
+def test_an_amount_of_memory_alone_gives_bytes_and_flops_but_not_time() -> None:
     speed = bound(build_tiny(), find_gpu("24GiB"))
     assert set(times_of(speed).values()) == {None}
     assert speed.decode_weight_flops is not None
     assert speed.decode_read_bytes is not None
     assert speed.notes == (
-        "Neither bandwidth nor peak is known of custom GPU of 24 GiB: there is no bound on time.",
+        "No time bound: both bandwidth and peak of custom GPU of 24 GiB are unknown.",
     )
 
 
@@ -254,7 +256,7 @@ def test_float32_is_timed_as_16_bits() -> None:
     in_32_bits = bound(build_tiny(dtype=torch.float32), gpu)
     assert times_of(in_32_bits) == times_of(bound(build_tiny(), gpu))
     assert in_32_bits.notes == (
-        "Products in float32 are timed at the peak in 16 bits, which float32 stays well below.",
+        "Products in float32 are timed at the peak in 16 bits, although float32 is much slower.",
     )
 
 
@@ -269,8 +271,8 @@ def test_products_of_int8_take_no_time() -> None:
     assert saved == pytest.approx(4 * 2 * 64 * 64 / 1e9)
     assert in_int8.decode_weight_flops == plain.decode_weight_flops
     assert in_int8.notes == (
-        "Products of weights that are held as int8 are not timed: how fast custom GPU of 24 GiB computes them isn't "
-        "known.",
+        "Products of weights that are held as int8 are not timed: the speed of custom GPU of 24 GiB in int8 is "
+        "unknown.",
     )
 
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import InputError
-from moetool.memory.result import Phase
+from moetool.memory.figures import Phase
 from moetool.memory.speed.experts_touched import (
     Routing,
     assume_uniform_routing,
@@ -65,7 +65,7 @@ def expect(routing: Routing, *, num_tokens: int, phase: Phase = Phase.DECODE) ->
 
 
 def write_two_phases(tmp_path: Path, *, top_k: Sequence[int] = (2, 3)) -> Path:
-    """Write a trace of one prompt and what was generated after it."""
+    """Write a trace of one prompt and the tokens generated after it."""
     phase = [0] * NUM_PROMPT + [1] * NUM_NEW
     tokens = make_tokens([NUM_PROMPT + NUM_NEW], phase=phase)
     rows = assignment_rows(tokens, make_layers(len(phase), top_k=top_k, seed=3))
@@ -145,7 +145,7 @@ def test_the_mean_is_over_layers_and_unknown_without_any() -> None:
 
 @pytest.mark.parametrize("phase", list(Phase))
 @pytest.mark.parametrize("num_tokens", [1, 2, 4])
-def test_a_trace_tells_what_drawing_its_tokens_gives(
+def test_a_trace_gives_the_same_as_drawing_its_tokens(
     tmp_path: Path, phase: Phase, num_tokens: int
 ) -> None:
     path = write_two_phases(tmp_path)
@@ -178,7 +178,7 @@ def test_prompts_stand_for_generated_tokens_where_there_are_none(tmp_path: Path)
     of_prefill, of_decode = (expect(routing, num_tokens=2, phase=phase) for phase in Phase)
     assert of_prefill == of_decode
     assert routing.notes == (
-        "trace.parquet does not mark tokens of decode: all of its tokens stand for them.",
+        "trace.parquet does not mark tokens of decode: all of its tokens are used instead.",
     )
 
 
@@ -222,7 +222,7 @@ def test_identity_experts_of_a_trace_are_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "fact"),
     [
-        (make_choices(2, 3, 2), "seen: it holds nothing of layer 2 (decoder)"),
+        (make_choices(2, 3, 2), "seen: it lacks layer 2 (decoder)"),
         (make_choices(2), "seen: the model has no routed layer 1 (decoder)"),
         (make_choices(2, 2), "seen: layer 1 chooses 2 experts in the model, 3 in the trace"),
         (
@@ -279,7 +279,7 @@ def test_choices_are_unknown_where_experts_cannot_be_read() -> None:
     assert find_choices(skeleton) is None
 
 
-def test_choices_are_unknown_where_a_layer_does_not_tell_its_top_k(
+def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What a step reads and multiplies: by hand, and for every family against other counts of it."""
+"""Bytes and products of a step: by hand, and for every family against other counts."""
 
 from __future__ import annotations
 

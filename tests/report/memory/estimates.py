@@ -5,22 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moetool.memory.result import (
-    Estimate,
-    Fit,
-    Limits,
-    Measurement,
-    MemoryFigures,
-    Method,
-    Offload,
-    Peak,
-    Phase,
-    RankBytes,
-    SpeedBound,
-    StoredWeights,
-)
+from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
+from moetool.memory.result import Estimate, Measurement
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
+from moetool.simulation.memory.timeline import AllocatedParts
 
 MIB = 2**20
 GIB = 2**30
@@ -36,19 +26,23 @@ PREFILL = Peak(
     phase=Phase.PREFILL,
     layer=None,
     operation="mm in lm_head",
-    weights_bytes=16 * GIB,
-    cache_bytes=1 * GIB,
-    activation_bytes=1 * GIB,
-    workspace_bytes=256 * MIB,
+    parts=AllocatedParts(
+        weights_bytes=16 * GIB,
+        cache_bytes=1 * GIB,
+        activation_bytes=1 * GIB,
+        workspace_bytes=256 * MIB,
+    ),
 )
 DECODE = Peak(
     phase=Phase.DECODE,
     layer="model.layers.3",
     operation="index in mlp.experts",
-    weights_bytes=16 * GIB,
-    cache_bytes=2 * GIB,
-    activation_bytes=1 * GIB + 768 * MIB,
-    workspace_bytes=256 * MIB,
+    parts=AllocatedParts(
+        weights_bytes=16 * GIB,
+        cache_bytes=2 * GIB,
+        activation_bytes=1 * GIB + 768 * MIB,
+        workspace_bytes=256 * MIB,
+    ),
 )
 
 
@@ -78,9 +72,7 @@ FITS = (
     make_fit("big", memory_gib=80, needs_gib=9.5, quantization=Quantization.NF4, num_gpus=1),
     make_fit("small", memory_gib=16, needs_gib=9.5, quantization=Quantization.NF4, num_gpus=1),
 )
-LIMITS = Limits(
-    gpu="big", largest_prompt_tokens=32_768, largest_batch_size=61, is_whole_context=True
-)
+LIMITS = Limits(largest_prompt_tokens=32_768, largest_batch_size=61, is_whole_context=True)
 RANKS = (
     RankBytes(
         way="device_map",
@@ -102,7 +94,6 @@ RANKS = (
     ),
 )
 OFFLOAD = Offload(
-    gpu="small",
     num_offloaded_layers=7,
     num_moe_layers=18,
     gpu_bytes=15 * GIB,
@@ -115,7 +106,6 @@ OFFLOAD = Offload(
     fits_computed_on_host=True,
 )
 SPEED = SpeedBound(
-    gpu="big",
     prefill_s=0.0272,
     decode_s_per_token=0.00083,
     prefill_is_bound_by="compute",

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 import moetool
-from moetool.memory.result import Estimate, Fit
+from moetool.memory.on_gpus import Fit
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization

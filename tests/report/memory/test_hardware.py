@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from moetool.memory.result import Limits
+from moetool.memory.on_gpus import Limits
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from tests.report.memory.estimates import (
@@ -27,9 +27,9 @@ def render(**changes: Any) -> str:
 def test_what_several_gpus_the_host_and_time_would_take_is_shown_like_this() -> None:
     flags = OFFLOAD.flags["transformers"]
     assert f"""
-limits      prompts of up to 32,768 tokens at this batch size on 1 × big, the
+limits      prompts of up to 32,768 tokens at this batch size on 1 × small, the
             model's whole context
-            batches of up to 61 sequences at this length on 1 × big
+            batches of up to 61 sequences at this length on 1 × small
 
 weights shared by   GPUs      on each GPU   replicated   layers on each
 ───────────────────────────────────────────────────────────────────────
@@ -51,7 +51,7 @@ llama.cpp:
 transformers:
   {flags}
 
-at least, on big          time   bound by   weights' FLOPs       read
+at least, on small        time   bound by   weights' FLOPs       read
 ─────────────────────────────────────────────────────────────────────
 prefill of the batch   27.2 ms   compute            53.00T   16.0 GiB
 decoding step           830 µs   memory             26.00B    4.0 GiB
@@ -81,23 +81,21 @@ def test_flags_keep_the_lines_and_the_indents_that_they_need() -> None:
 
 
 def test_limits_of_nothing_are_said() -> None:
-    limits = Limits(
-        gpu="small", largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False
-    )
-    text = render(limits=limits)
+    limits = Limits(largest_prompt_tokens=0, largest_batch_size=0, is_whole_context=False)
+    text = render(limits=limits, gpu="small")
     assert "\nlimits      no prompt fits on 1 × small at this batch size\n" in text
     assert "\n            no batch fits on 1 × small at this length\n" in text
     text = render(limits=replace(limits, largest_prompt_tokens=3))
     assert "prompts of up to 3 tokens" in text
     assert "no batch fits" in text
     one = replace(limits, largest_prompt_tokens=1, largest_batch_size=1)
-    text = render(limits=one)
+    text = render(limits=one, gpu="small")
     assert "prompts of up to 1 token at this batch size on 1 × small\n" in text
     assert "batches of up to 1 sequence at this length" in text
 
 
 def test_offloading_that_is_not_needed_or_not_enough_is_said_to_be() -> None:
-    text = render(offload=replace(OFFLOAD, num_offloaded_layers=0))
+    text = render(offload=replace(OFFLOAD, num_offloaded_layers=0), gpu="small")
     assert "\noffload     not needed: everything fits on 1 × small\n" in text
     assert "--n-cpu-moe" not in text
     text = render(

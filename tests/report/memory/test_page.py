@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moetool.memory.result import MemoryFigures, Method, Phase, StoredWeights
+from moetool.memory.figures import MemoryFigures, Method, Phase, StoredWeights
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
@@ -230,7 +230,7 @@ def test_how_figures_came_about_is_said(method: Method) -> None:
 
 
 def test_the_higher_peak_comes_first_and_gives_the_breakdown() -> None:
-    higher = replace(PREFILL, activation_bytes=9 * GIB)
+    higher = replace(PREFILL, parts=replace(PREFILL.parts, activation_bytes=9 * GIB))
     text = render(peaks=(higher, replace(PREFILL, phase=Phase.DECODE)))
     assert text.index("peak of prefill ") < text.index("\nprefill  ") < text.index("\ndecode  ")
 

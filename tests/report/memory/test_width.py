@@ -8,23 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from moetool.memory.result import (
-    Estimate,
-    Fit,
-    Limits,
-    Measurement,
-    MemoryFigures,
-    Method,
-    Offload,
-    Peak,
-    Phase,
-    RankBytes,
-    SpeedBound,
-    StoredWeights,
-)
+from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
+from moetool.memory.result import Estimate, Measurement
 from moetool.memory.scenario import Attention, Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
+from moetool.simulation.memory.timeline import AllocatedParts
 
 WIDTH = 80
 
@@ -67,10 +57,13 @@ ESTIMATES = st.builds(
             phase=st.sampled_from(Phase),
             layer=maybe(WORDS),
             operation=WORDS,
-            weights_bytes=SIZES,
-            cache_bytes=SIZES,
-            activation_bytes=SIZES,
-            workspace_bytes=SIZES,
+            parts=st.builds(
+                AllocatedParts,
+                weights_bytes=maybe(SIZES),
+                cache_bytes=SIZES,
+                activation_bytes=SIZES,
+                workspace_bytes=SIZES,
+            ),
         ),
         max_size=2,
     ).map(tuple),
@@ -87,9 +80,7 @@ ESTIMATES = st.builds(
         ),
         max_size=5,
     ).map(tuple),
-    limits=maybe(
-        st.builds(Limits, gpu=WORDS, largest_prompt_tokens=SIZES, largest_batch_size=SIZES)
-    ),
+    limits=maybe(st.builds(Limits, largest_prompt_tokens=SIZES, largest_batch_size=SIZES)),
     ranks=st.lists(
         st.builds(
             RankBytes,
@@ -105,7 +96,6 @@ ESTIMATES = st.builds(
     offload=maybe(
         st.builds(
             Offload,
-            gpu=WORDS,
             num_offloaded_layers=SIZES,
             num_moe_layers=SIZES,
             gpu_bytes=SIZES,
@@ -124,7 +114,6 @@ ESTIMATES = st.builds(
     speed=maybe(
         st.builds(
             SpeedBound,
-            gpu=WORDS,
             prefill_s=maybe(SECONDS),
             decode_s_per_token=maybe(SECONDS),
             prefill_is_bound_by=maybe(st.sampled_from(["compute", "memory"])),

@@ -9,11 +9,8 @@ import torch
 from torch import nn
 
 from moetool.simulation.memory.caching_allocator import DeviceFullError
-from moetool.simulation.memory.memory_replay import (
-    AllocatedParts,
-    list_weight_bytes,
-    replay_timeline,
-)
+from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
+from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.memory.memory_runs import make_timeline
 
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""Which estimates a GPU has confirmed."""
+"""Estimates that a GPU has confirmed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from moetool.memory.confirmed import find_confirmation, read_confirmations
 from moetool.memory.estimate import estimate_memory
+from moetool.memory.notes.confirmed import find_confirmation, read_confirmations
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_json
 from moetool.report.memory.page import render_page
 from tests.memory.saved_configs import make_builder, save_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = Scenario(num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
 
 

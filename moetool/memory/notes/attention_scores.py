@@ -1,28 +1,28 @@
-"""What eager attention makes of long prompts: a matrix that grows with their square."""
+"""Eager attention's scores, a matrix that grows with the square of the prompt."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.config_fields import find_num_heads
-from moetool.memory.result import Peak, Phase
+from moetool.memory.figures import Peak, Phase
 from moetool.memory.scenario import Scenario
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MIB = 2**20
-# Of what comes and goes at the peak; less than that, and something else makes it.
+# The part of the activations at the peak below which something else must be its cause.
 _LEAST_SHARE = 0.1
 
 
 def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None) -> str | None:
-    """Return that eager attention's scores make the peak; None if they don't.
+    """Return a note if eager attention's scores make the peak; otherwise None.
 
     Args:
         skeleton: The model that ran.
-        scenario: What was run.
-        peak: The moment at which most is allocated.
+        scenario: The scenario that was run.
+        peak: The moment at which most memory is allocated.
     """
     config = skeleton.config.get_text_config()
     if peak is None or peak.phase is not Phase.PREFILL:
@@ -35,7 +35,7 @@ def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None
         return None
     num_tokens = scenario.num_prompt_tokens
     num_bytes = scenario.batch_size * num_heads * num_tokens**2 * skeleton.dtype.itemsize
-    if num_bytes < _LEAST_SHARE * peak.activation_bytes:
+    if num_bytes < _LEAST_SHARE * peak.parts.activation_bytes:
         return None
     return (
         f"Eager attention makes the peak: each of its {num_heads} heads scores {num_tokens:,} × "

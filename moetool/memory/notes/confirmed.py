@@ -1,4 +1,4 @@
-"""Which estimates a GPU has confirmed: measured runs, by the kind of model."""
+"""Measured runs that confirmed estimates, by the kind of model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ class Confirmation:
     """Measured runs of one kind of model, compared with their estimates.
 
     Attributes:
-        model_type: transformers' name of the kind.
-        quantization: How the weights were stored.
+        model_type: The architecture's name in transformers.
+        quantization: The storage of the weights.
         models: The models whose geometry ran.
         gpu: The GPU's name.
         date: The day they ran.
         torch: torch's version.
         transformers: transformers' version.
-        num_runs: How many runs there were.
-        worst_error: The largest difference between peaks allocated, over the measured one.
+        num_runs: The number of runs.
+        worst_error: The largest difference between peaks of allocated memory, as a share of the
+            measured one.
         source: The file with the measured figures.
     """
 
@@ -40,14 +41,14 @@ class Confirmation:
 
     @property
     def where(self) -> str:
-        """The GPU and the day."""
+        """The GPU and the day, for a report."""
         return f"{self.gpu}, {self.date}"
 
 
 @cache
 def read_confirmations() -> tuple[Confirmation, ...]:
     """Return all measured runs, in the order of the file."""
-    text = files("moetool.memory").joinpath("confirmed.json").read_text(encoding="utf-8")
+    text = files("moetool.memory.notes").joinpath("confirmed.json").read_text(encoding="utf-8")
     return tuple(
         Confirmation(
             **{
@@ -64,8 +65,8 @@ def find_confirmation(model_type: str, quantization: Quantization) -> Confirmati
     """Return the latest measured runs of a kind of model; None if there are none.
 
     Args:
-        model_type: transformers' name of the kind.
-        quantization: How the weights are stored.
+        model_type: The architecture's name in transformers.
+        quantization: The storage of the weights.
     """
     found = [
         each

@@ -1,0 +1,236 @@
+"""The estimate of one scenario.
+
+The steps, in order:
+
+1. `ModelRuns.simulate` runs the scenario on the meta device.
+2. `LoadedModel` gives the size of the weights on a GPU.
+3. Variants of the weights are simulated, and GPUs compared with the results (`fitting/fits`).
+4. For a named GPU, `named_gpu` adds the largest scenarios, several GPUs, experts on the host, and
+   the least time.
+
+Step 1 has to succeed. Whatever else can't be found out is None, with a note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from moetool.anatomy.skeleton.model_class import note_class
+from moetool.catalogue.gpus import Gpu, read_gpus
+from moetool.memory.figures import Basis, MemoryFigures, Method
+from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
+from moetool.memory.gaps import Gaps
+from moetool.memory.gpu_overhead import CONTEXT_BYTES
+from moetool.memory.loaded.loaded_model import LoadedModel, ModelLoader
+from moetool.memory.named_gpu import add_answers
+from moetool.memory.notes.attention_scores import note_scores
+from moetool.memory.notes.confirmed import Confirmation, find_confirmation
+from moetool.memory.notes.estimate_notes import (
+    OTHER_GPUS,
+    RESERVE_GIVEN_BACK,
+    TIGHT,
+    TRACE_UNREAD,
+    WEIGHTS_UNKNOWN,
+    note_unconfirmed,
+)
+from moetool.memory.on_gpus import Fit
+from moetool.memory.result import Estimate
+from moetool.memory.scenario import Scenario
+from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.memory.simulated.work import (
+    MOST_WORK,
+    NUM_BRIEF_PASSES,
+    NUM_PASSES,
+    refuse_work,
+)
+from moetool.quantized.kinds import Quantization, QuantizedExperts
+
+# The GPU whose CUDA context and kernels the simulation was calibrated on.
+CALIBRATED_GPU = "h200"
+# The part of a GPU's memory that its driver may keep.
+_TIGHT_SHARE = 0.015
+
+
+def estimate_scenario(
+    loader: ModelLoader,
+    scenario: Scenario,
+    *,
+    named_gpu: Gpu | None,
+    trace: Path | None,
+    most_work: int = MOST_WORK,
+) -> Estimate:
+    """Return the estimate of one scenario.
+
+    Args:
+        loader: Loads the model.
+        scenario: The scenario.
+        named_gpu: The GPU that everything is about; None for all known ones.
+        trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
+        most_work: The work that simulations beyond the scenario's own may take, in units of
+            `simulated.work`.
+
+    Raises:
+        InputError: The model's code can't run without data, or the trace can't be used.
+        UsageError: The scenario is not possible with this model.
+    """
+    runs = ModelRuns(loader, most_work=most_work)
+    plain_run = runs.simulate(scenario)
+    model = loader.load(scenario)
+    in_full = runs.run(scenario)
+    memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
+    run = in_full if in_full is None else _limit(in_full, memory_bytes)
+    gaps = Gaps()
+    variants = _run_variants(runs, scenario, plain_run, memory_bytes, gaps=gaps)
+    fits = _list_fits(runs, scenario, named_gpu, plain_run, gaps=gaps)
+    config = loader.builder.make_config()
+    confirmed = _find_confirmation(config.model_type, scenario, model)
+    estimate = Estimate(
+        model=loader.builder.subject.model,
+        scenario=scenario,
+        method=plain_run.method if model.runs_in_full_precision else Method.APPROXIMATE,
+        gpu=loader.gpu.id,
+        figures=plain_run.figures.show_without_weights() if run is None else run.figures.show(),
+        context_bytes=CONTEXT_BYTES,
+        peaks=plain_run.show_peaks_without_weights() if run is None else run.peaks,
+        variants=variants,
+        fits=fits,
+        stored=model.stored,
+        confirmed_on=None if confirmed is None else confirmed.where,
+    )
+    scores = note_scores(model.skeleton, scenario, estimate.at_peak)
+    notes = [
+        *note_class(loader.builder.subject.config, config),
+        *plain_run.notes,
+        *model.note_stored(scenario.dtype),
+        *model.stored_notes,
+    ]
+    if confirmed is None:
+        stored = None if model.runs_in_full_precision else model.stored
+        notes.append(note_unconfirmed(config.model_type, stored))
+    if scores is not None:
+        notes.append(scores)
+    if named_gpu is None:
+        return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))
+    if run is None:
+        notes.append(WEIGHTS_UNKNOWN)
+    else:
+        estimate = add_answers(estimate, runs, run, named_gpu, trace=trace, gaps=gaps)
+        notes += estimate.notes
+    if trace is not None and estimate.speed is None:
+        notes.append(TRACE_UNREAD)
+    notes += gaps.notes
+    if run is not in_full:
+        notes.append(RESERVE_GIVEN_BACK)
+    if _is_tight(runs, scenario, estimate.fit):
+        notes.append(TIGHT)
+    if named_gpu.id != CALIBRATED_GPU:
+        notes.append(OTHER_GPUS)
+    return replace(estimate, notes=tuple(notes))
+
+
+def _limit(run: SimulatedRun, memory_bytes: int | None) -> SimulatedRun:
+    """Return a run on a GPU with that much memory; the same run if it doesn't fit there."""
+    return run if memory_bytes is None else run.limit_to(memory_bytes) or run
+
+
+def _run_variants(
+    runs: ModelRuns,
+    scenario: Scenario,
+    plain_run: SimulatedRun,
+    memory_bytes: int | None,
+    *,
+    gaps: Gaps,
+) -> dict[str, MemoryFigures]:
+    """Return the figures of a scenario with its weights held in other ways, by the variant's name."""
+    stored = runs.loader.load(scenario).stored
+    if stored is not None and stored.basis is not Basis.COPY:
+        weights = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
+        return {
+            name: _limit(
+                plain_run.shift_weights(num_bytes - plain_run.figures.weights_bytes), memory_bytes
+            ).figures.show()
+            for name, num_bytes in weights.items()
+            if num_bytes is not None
+        }
+    if scenario.quantization is Quantization.NONE:
+        return {}
+
+    def run_variant(variant: Scenario) -> SimulatedRun | None:
+        if variant != scenario:
+            refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
+        return runs.run(variant)
+
+    variants = {
+        "transformers": replace(scenario, experts=QuantizedExperts.AS_LOADED),
+        "experts_quantized": replace(scenario, experts=QuantizedExperts.QUANTIZED),
+    }
+    found = {
+        name: gaps.unless_refused(f"The memory of the variant {name} is", run_variant, variant)
+        for name, variant in variants.items()
+    }
+    return {
+        name: _limit(run, memory_bytes).figures.show()
+        for name, run in found.items()
+        if run is not None
+    }
+
+
+def _list_fits(
+    runs: ModelRuns,
+    scenario: Scenario,
+    gpu: Gpu | None,
+    run: SimulatedRun,
+    *,
+    gaps: Gaps,
+) -> tuple[Fit, ...]:
+    """Return where a scenario fits, under as many quantizations as can be simulated."""
+    others = [each for each in QUANTIZATIONS if each is not scenario.quantization]
+    quantizations = others
+    if not gaps.is_allowed(
+        f"Whether it fits with the quantization {' or '.join(others)} is",
+        refuse_work,
+        run,
+        num_passes=len(others) * NUM_BRIEF_PASSES,
+        most_work=runs.most_work,
+    ):
+        quantizations = []
+    subject = "The GPUs that it fits on are"
+    if gpu is not None:
+        found = gaps.unless_refused(
+            subject, list_fits_on, runs, scenario, gpu, quantizations=quantizations
+        )
+        return found or ()
+    # A device map takes about as long as a pass.
+    is_counted = gaps.is_allowed(
+        "The number of GPUs that it needs where one is not enough is",
+        refuse_work,
+        run,
+        num_passes=len({each.memory_bytes for each in read_gpus().values()}),
+        most_work=runs.most_work,
+    )
+    found = gaps.unless_refused(
+        subject,
+        list_fits_everywhere,
+        runs,
+        scenario,
+        quantizations=quantizations,
+        is_counted=is_counted,
+    )
+    return found or ()
+
+
+def _find_confirmation(
+    model_type: str, scenario: Scenario, model: LoadedModel
+) -> Confirmation | None:
+    """Return measured runs of the same kind of model with weights held in the same way."""
+    if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
+        return find_confirmation(model_type, scenario.quantization)
+    return None
+
+
+def _is_tight(runs: ModelRuns, scenario: Scenario, fit: Fit | None) -> bool:
+    if fit is None or not fit.fits:
+        return False
+    return runs.run_within(scenario, int(fit.memory_bytes * (1 - _TIGHT_SHARE))) is None

@@ -1,0 +1,138 @@
+"""Figures of a run's memory, as reports show them.
+
+All sizes are in bytes. Whatever is unknown is None, and the estimate's notes give the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from moetool.simulation.memory.timeline import AllocatedParts
+
+
+class Method(StrEnum):
+    """The origin of a figure.
+
+    Attributes:
+        SIMULATED: The model's own code ran without data, and every allocation was followed.
+        APPROXIMATE: Simulated under an assumption that the notes name.
+        MEASURED: Read from a GPU.
+        REPORTED: Published by someone else.
+    """
+
+    SIMULATED = "simulated"
+    APPROXIMATE = "approximate"
+    MEASURED = "measured"
+    REPORTED = "reported"
+
+
+class Phase(StrEnum):
+    """The two phases of a run: reading the prompt, and writing token by token."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of a phase at which most memory is allocated.
+
+    Attributes:
+        phase: The phase.
+        layer: The path of the layer that made the peak; None outside of layers.
+        operation: The operation that made the peak, with the module it ran in.
+        parts: Everything that is allocated at that moment.
+    """
+
+    phase: Phase
+    layer: str | None
+    operation: str
+    parts: AllocatedParts
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """The sum of all parts; None if the weights are unknown."""
+        return self.parts.allocated_bytes
+
+    @property
+    def above_weights_bytes(self) -> int:
+        """The sum of all parts except the weights."""
+        return self.parts.above_weights_bytes
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """Memory that a run needs.
+
+    Attributes:
+        weights_bytes: Parameters and buffers, as the allocator holds them; None if unknown.
+        cache_bytes: The cache after the last token that is run; 0 without a cache.
+        peak_allocated_bytes: The value of `torch.cuda.max_memory_allocated`; None if unknown.
+        peak_reserved_bytes: The value of `torch.cuda.max_memory_reserved`; None if unknown.
+        total_device_bytes: Usage that the device's own tools show, which is reserved memory and the
+            CUDA context; None if unknown.
+    """
+
+    weights_bytes: int | None
+    cache_bytes: int | None
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    total_device_bytes: int | None
+
+    @property
+    def slack_bytes(self) -> int | None:
+        """Memory reserved beyond what is allocated, each at its peak; None if unknown."""
+        if self.peak_reserved_bytes is None or self.peak_allocated_bytes is None:
+            return None
+        return self.peak_reserved_bytes - self.peak_allocated_bytes
+
+
+class Basis(StrEnum):
+    """The bytes of a quantized checkpoint's weights that its figures rest on.
+
+    Attributes:
+        LOADED: The bytes of transformers' own modules.
+        PUBLISHED: The weights packed as they are published. Whether the GPU holds them packed
+            depends on the packages installed there.
+        COPY: A copy in the dtype that was asked for.
+        UNKNOWN: None: the size on a GPU is unknown.
+    """
+
+    LOADED = "as-loaded"
+    PUBLISHED = "as-published"
+    COPY = "copy"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The weights of a checkpoint that is published quantized, in its files and as loaded.
+
+    Attributes:
+        method: The quantization's name.
+        stored_bytes: Everything in the files, scales included; None if unknown.
+        loaded_bytes: The size on the GPU as transformers loads them; None if unknown.
+        is_dequantized: Whether they are loaded in full precision; None if unknown.
+        packed_bytes: The part of the files that the model holds, packed as it is published; None
+            if unknown.
+        dequantized_bytes: The same weights in full precision.
+        basis: The bytes that the figures rest on.
+        reason: Why the bytes as loaded are unknown; None if they are known.
+    """
+
+    method: str
+    stored_bytes: int | None
+    loaded_bytes: int | None
+    is_dequantized: bool | None
+    packed_bytes: int | None = None
+    dequantized_bytes: int | None = None
+    basis: Basis = Basis.LOADED
+    reason: str | None = None
+
+    @property
+    def held_bytes(self) -> int | None:
+        """The weights' share of the figures; None if it is unknown, or if they are of a copy."""
+        if self.basis is Basis.LOADED:
+            return self.loaded_bytes
+        return self.packed_bytes if self.basis is Basis.PUBLISHED else None

@@ -1,0 +1,204 @@
+"""A search for the largest scenarios that fit, in few simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from moetool.memory.on_gpus import Limits
+
+# The most sequences and the longest prompt that are tried, whatever fits.
+_MOST_SEQUENCES = 2**20
+_MOST_TOKENS = 2**27
+# A prompt that doesn't fit may be longer than the limit by this many tokens or percent.
+_STEP_TOKENS = 64
+_STEP_SHARE = 100
+# The factor by which a number grows at once while everything fits.
+_LARGEST_GROWTH = 16
+# The part by which it grows where it fits in less than it would take.
+_SMALL_GROWTH = 8
+# After this many calls that followed lines, intervals are halved.
+_MOST_LINES = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A simulated batch of prompts.
+
+    Attributes:
+        total_bytes: Memory that it takes on a device that has everything it asks for.
+        fits: Whether it completes on the GPU. It may even if `total_bytes` is more than the GPU
+            has, because torch's allocator gives back reserved memory.
+    """
+
+    total_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class FoundLimits:
+    """The largest scenarios that fit, as far as they were looked for.
+
+    Attributes:
+        limits: The limits.
+        is_prompt_cut: Whether a longer prompt might fit but was not tried.
+        is_batch_cut: Whether a larger batch might fit but was not tried.
+    """
+
+    limits: Limits
+    is_prompt_cut: bool
+    is_batch_cut: bool
+
+
+def search_limits(
+    try_sizes: Callable[[int, int], Trial | None],
+    *,
+    memory_bytes: int,
+    batch_size: int,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    context: int | None,
+    most_tokens_at_once: int | None = None,
+) -> FoundLimits:
+    """Return the longest prompt at a batch size, and the largest batch at that prompt, that fit.
+
+    Both were seen to fit. One sequence more was seen not to fit, and so was a prompt that is longer
+    by 1 % or 64 tokens, whichever is more, unless the model's context or the largest size tried
+    ends the search. Because an allocator's pools don't grow evenly, something larger might fit
+    again: that is not looked for. At most 2^20 sequences and 2^27 tokens are tried.
+
+    Each search takes about five trials where bytes grow with the size as they do in models, in a
+    line or a square.
+
+    Args:
+        try_sizes: Simulates a batch size and a number of prompt tokens, once for each pair; None if
+            they are too large for that, which ends a search.
+        memory_bytes: The GPU's memory.
+        batch_size: The batch size at which the longest prompt is looked for.
+        num_prompt_tokens: The prompt length at which the largest batch is looked for.
+        num_new_tokens: Tokens generated for each sequence.
+        context: The most tokens of a sequence, new ones included; None if the model doesn't say.
+        most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
+            included; None for no further limit.
+    """
+    try_once = cache(try_sizes)
+    most_prompt_tokens, most_sequences = _MOST_TOKENS, _MOST_SEQUENCES
+    if most_tokens_at_once is not None:
+        tokens_of_sequence = num_prompt_tokens + num_new_tokens
+        # The sizes that were asked for are always tried.
+        most_tokens_at_once = max(most_tokens_at_once, batch_size * tokens_of_sequence)
+        most_prompt_tokens = min(
+            most_prompt_tokens, most_tokens_at_once // batch_size - num_new_tokens
+        )
+        most_sequences = min(most_sequences, most_tokens_at_once // tokens_of_sequence)
+    most_in_context = None if context is None else context - num_new_tokens
+    largest = (
+        most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
+    )
+    prompt, is_prompt_cut = _find_largest(
+        lambda number: try_once(batch_size, number),
+        memory_bytes=memory_bytes,
+        start=num_prompt_tokens,
+        largest=largest,
+        find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
+    )
+    batch, is_batch_cut = _find_largest(
+        lambda number: try_once(number, num_prompt_tokens),
+        memory_bytes=memory_bytes,
+        start=batch_size,
+        largest=most_sequences,
+        find_step=lambda _number: 1,
+    )
+    is_whole_context = 0 < prompt == most_in_context
+    return FoundLimits(
+        Limits(
+            largest_prompt_tokens=prompt,
+            largest_batch_size=batch,
+            is_whole_context=is_whole_context,
+        ),
+        is_prompt_cut=is_prompt_cut or (prompt == most_prompt_tokens and not is_whole_context),
+        is_batch_cut=is_batch_cut or batch == most_sequences,
+    )
+
+
+def _find_largest(
+    try_number: Callable[[int], Trial | None],
+    *,
+    memory_bytes: int,
+    start: int,
+    largest: int,
+    find_step: Callable[[int], int],
+) -> tuple[int, bool]:
+    """Return a number that fits while one at most a step above doesn't; 0 if 1 doesn't fit.
+
+    The second value is whether the search ended early, at a number that was too large to try.
+
+    Args:
+        try_number: Tries a number.
+        memory_bytes: The GPU's memory.
+        start: The number to begin with.
+        largest: The largest number that may be tried, and that is returned if it fits.
+        find_step: Returns the step above a number that fits.
+    """
+    seen: dict[int, int] = {}
+    fitting, failing = 0, largest + 1
+    number: int | None = min(start, largest)
+    while number is not None and number > 0:
+        trial = try_number(number)
+        if trial is None:
+            return fitting, True
+        seen[number] = trial.total_bytes
+        if trial.fits:
+            fitting = number
+        else:
+            failing = number
+        step = find_step(fitting)
+        if failing > largest:
+            number = _grow(seen, memory_bytes, fitting=fitting, largest=largest, step=step)
+        else:
+            number = _narrow(seen, memory_bytes, fitting=fitting, failing=failing, step=step)
+    return fitting, False
+
+
+def _grow(
+    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, largest: int, step: int
+) -> int | None:
+    """Return the next number to try while all have fitted; None if there is no larger one."""
+    if fitting == largest:
+        return None
+    if len(seen) == 1:
+        return min(2 * fitting, largest)
+    crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
+    most = min(_LARGEST_GROWTH * fitting, largest)
+    if seen[fitting] > memory_bytes:
+        # It fits in less than it would take, so not much more will fit.
+        return min(fitting + max(fitting // _SMALL_GROWTH, step), largest)
+    return most if crossing is None else min(max(crossing, fitting + step), most)
+
+
+def _narrow(
+    seen: Mapping[int, int], memory_bytes: int, *, fitting: int, failing: int, step: int
+) -> int | None:
+    """Return the next number to try between one that fits and one that doesn't; None at the end."""
+    if fitting == 0:
+        return 1 if failing > 1 else None
+    if failing - fitting <= step:
+        return None
+    number = (fitting + failing) // 2
+    if len(seen) <= _MOST_LINES and seen[fitting] <= memory_bytes < seen[failing]:
+        nearest = sorted(seen, key=lambda number: abs(seen[number] - memory_bytes))[:2]
+        crossing = _find_crossing(seen, nearest, memory_bytes)
+        if crossing is None or not fitting <= crossing < failing:
+            crossing = _find_crossing(seen, [fitting, failing], memory_bytes)
+        number = number if crossing is None else crossing
+    return min(max(number, fitting + step), failing - step)
+
+
+def _find_crossing(
+    seen: Mapping[int, int], numbers: Sequence[int], memory_bytes: int
+) -> int | None:
+    """Return the last number that fits, by a line through two; None if the line doesn't rise."""
+    one, other = sorted(numbers)
+    rise = seen[other] - seen[one]
+    return None if rise <= 0 else one + (memory_bytes - seen[one]) * (other - one) // rise

@@ -1,0 +1,125 @@
+"""A model as a scenario loads it, built once for each set of loading options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.gpu_overhead import find_capability
+from moetool.memory.loaded.as_stored import hold_as_stored
+from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.scenario import Dtype, LoadingOptions, Scenario, Task
+from moetool.quantized.kinds import Quantization
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from moetool.catalogue.gpus import Gpu
+
+_AS_IF = (
+    "Activations and temporary copies are simulated as if the weights were in full precision; "
+    "memory that kernels for such weights allocate is not simulated."
+)
+_DEQUANTIZED = "The checkpoint stores its weights in {method}; they are dequantized on loading."
+_COPY = "The checkpoint stores its weights in {method}; these figures are for a copy in {dtype}."
+_NOTES = {
+    Basis.LOADED: "The checkpoint stores its weights in {method}. " + _AS_IF,
+    Basis.PUBLISHED: "The weights count as they are published, packed in {method}. " + _AS_IF,
+    Basis.UNKNOWN: "The checkpoint stores its weights in {method}, and their size on a GPU is "
+    "unknown. So are all figures that include them.",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on the meta device, as a scenario loads it.
+
+    Attributes:
+        skeleton: The model that runs in simulation.
+        held: The model with every parameter as a GPU holds it, fp8 checkpoints in fp8; not every
+            such model can run on the meta device. None if the size of each parameter is unknown.
+        stored: The stored weights of a checkpoint that is published quantized.
+        stored_notes: Sentences about them that a reader has to know.
+    """
+
+    skeleton: PreTrainedModel
+    held: PreTrainedModel | None
+    stored: StoredWeights | None = None
+    stored_notes: tuple[str, ...] = ()
+
+    @property
+    def runs_in_full_precision(self) -> bool:
+        """Whether the checkpoint's own quantization is gone once the model is loaded."""
+        return (
+            self.stored is None
+            or self.stored.basis is Basis.COPY
+            or (self.stored.basis is Basis.LOADED and bool(self.stored.is_dequantized))
+        )
+
+    def count_held_bytes(self, *, simulated_bytes: int) -> int | None:
+        """Return the weights' bytes on a GPU; None if they are unknown.
+
+        Args:
+            simulated_bytes: The weights' bytes in a simulation of the skeleton.
+        """
+        if self.stored is None or self.stored.basis is Basis.COPY:
+            return simulated_bytes
+        return self.stored.held_bytes
+
+    def note_stored(self, dtype: str) -> list[str]:
+        """Return how the figures relate to the stored weights; nothing for plain ones.
+
+        Args:
+            dtype: The dtype that the scenario names.
+        """
+        if self.stored is None:
+            return []
+        note = _NOTES.get(self.stored.basis, _COPY)
+        if self.stored.basis is Basis.LOADED and self.stored.is_dequantized:
+            note = _DEQUANTIZED
+        return [note.format(method=self.stored.method, dtype=dtype)]
+
+
+@dataclass(frozen=True)
+class ModelLoader:
+    """Loads one model for scenarios; those that share loading options get the same one.
+
+    Attributes:
+        builder: Builds the skeletons.
+        gpu: The GPU that the model is loaded on.
+    """
+
+    builder: SkeletonBuilder
+    gpu: Gpu
+    _loaded: dict[LoadingOptions, LoadedModel] = field(default_factory=dict, repr=False)
+
+    def load(self, scenario: Scenario) -> LoadedModel:
+        """Return the model as a scenario loads it.
+
+        Raises:
+            InputError: No model can be built from the configuration.
+            UntraceableError: transformers has no class for it.
+            UsageError: The model can't be loaded as the scenario asks.
+        """
+        options = scenario.loading
+        if options not in self._loaded:
+            self._loaded[options] = self._load(scenario)
+        return self._loaded[options]
+
+    def load_plain(self, scenario: Scenario) -> LoadedModel:
+        """Return the model as a scenario loads it, except that bitsandbytes doesn't quantize it."""
+        return self.load(scenario.quantized(Quantization.NONE))
+
+    def _load(self, scenario: Scenario) -> LoadedModel:
+        skeleton = self.builder.build(scenario)
+        if scenario.quantization is not Quantization.NONE:
+            return LoadedModel(skeleton, held=skeleton)
+        found = hold_as_stored(
+            self.builder.subject,
+            skeleton,
+            compute_capability=find_capability(self.gpu),
+            is_traced=scenario.task is Task.TRACE,
+            is_copy=scenario.dtype != Dtype.AUTO,
+        )
+        return LoadedModel(skeleton, found.held, found.weights, found.notes)

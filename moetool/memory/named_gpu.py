@@ -1,0 +1,104 @@
+"""Further answers for a GPU that was named: limits, sharing, offloading and speed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from moetool.catalogue.gpus import Gpu
+from moetool.memory.fitting.limits import find_limits
+from moetool.memory.gaps import Gaps
+from moetool.memory.gpu_overhead import CONTEXT_BYTES
+from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
+from moetool.memory.offload.plan import plan_offload
+from moetool.memory.on_gpus import Limits
+from moetool.memory.result import Estimate
+from moetool.memory.sharing.ranks import list_ranks
+from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
+from moetool.memory.speed.bounds import bound_speed
+from moetool.memory.speed.experts_touched import find_choices, read_routing
+
+# A search for limits takes about ten trials.
+_NUM_TRIALS = 10
+
+
+def add_answers(
+    estimate: Estimate,
+    runs: ModelRuns,
+    run: SimulatedRun,
+    gpu: Gpu,
+    *,
+    trace: Path | None,
+    gaps: Gaps,
+) -> Estimate:
+    """Return an estimate with everything that is only found for a named GPU.
+
+    Its notes are those on the answers that were added, without those that it had.
+
+    Args:
+        estimate: The estimate.
+        runs: The model's runs.
+        run: The run of the estimate's scenario on the GPU.
+        gpu: The GPU.
+        trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
+        gaps: Collects what could not be found out.
+
+    Raises:
+        InputError: The trace can't be used.
+    """
+    scenario, loader = estimate.scenario, runs.loader
+    model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
+    limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
+    estimate = replace(estimate, limits=limits, notes=notes)
+    if model.held is None:
+        return replace(estimate, notes=(*notes, ONLY_IN_ALL))
+    choices = find_choices(plain)
+    ranks = gaps.unless_refused(
+        "The weights that each of several GPUs would hold are",
+        list_ranks,
+        model.held,
+        gpu_memory_bytes=gpu.memory_bytes,
+        num_gpus=estimate.fit.num_gpus if estimate.fit else None,
+        reserve_bytes=CONTEXT_BYTES + run.figures.beyond_weights_and_cache_bytes,
+        quantization=scenario.quantization,
+    )
+    offload = gaps.unless_refused(
+        "The experts that would move to the host are",
+        plan_offload,
+        model.held,
+        gpu_memory_bytes=gpu.memory_bytes,
+        total_bytes=run.figures.total_device_bytes,
+        batch_size=scenario.batch_size,
+        choices=choices,
+        quantization=scenario.quantization,
+    )
+    speed = bound_speed(
+        model.held,
+        scenario,
+        gpu,
+        cache_bytes=run.prompt_cache_bytes,
+        choices=choices,
+        routing=None if trace is None or choices is None else read_routing(trace, choices),
+        unquantized=plain,
+    )
+    return replace(estimate, ranks=ranks or (), offload=offload, speed=speed)
+
+
+def _find_limits(
+    runs: ModelRuns,
+    estimate: Estimate,
+    run: SimulatedRun,
+    gpu: Gpu,
+    *,
+    gaps: Gaps,
+) -> tuple[Limits | None, tuple[str, ...]]:
+    """Return the largest scenarios that fit, if trials are not too much work, and notes on them."""
+
+    def find() -> tuple[Limits, tuple[str, ...]]:
+        refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=runs.most_work)
+        return find_limits(runs, estimate.scenario, gpu)
+
+    found = gaps.unless_refused("The longest prompt and the largest batch that fit are", find)
+    return found or (None, ())

@@ -1,0 +1,1 @@
+"""Sentences that a reader of an estimate has to know."""

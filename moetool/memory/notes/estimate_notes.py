@@ -1,0 +1,58 @@
+"""Notes on estimates and measurements: what they leave out, and how far to trust them."""
+
+from __future__ import annotations
+
+from moetool.memory.figures import StoredWeights
+from moetool.memory.result import Measurement
+from moetool.quantized.kinds import Quantization
+
+ONLY_IN_ALL = (
+    "Sharing, offloading and speed are left out: the packed size of each parameter is unknown, only "
+    "the size of all of them together is known."
+)
+WEIGHTS_UNKNOWN = (
+    "Limits, sharing, offloading and speed are left out: they need the bytes of the weights."
+)
+TRACE_UNREAD = "The trace was not read: it is only used to bound the speed, which is left out."
+RESERVE_GIVEN_BACK = (
+    "It fits because torch's allocator gives back what it holds in reserve where the GPU has no room "
+    "left, which takes time: on a GPU with more memory it would reserve more."
+)
+OTHER_GPUS = (
+    "The CUDA context's size and the memory that kernels use internally are those of an H200 with "
+    "torch 2.11: on other GPUs they may differ by a few hundred MiB."
+)
+TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
+
+
+def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:
+    """Return that no GPU has confirmed estimates of a kind of model.
+
+    Args:
+        model_type: The architecture's name in transformers.
+        stored: The stored weights, if the model runs with them.
+    """
+    kind = f"models of the type {model_type}"
+    if stored is not None:
+        kind += f" in {stored.method.partition(',')[0]}"
+    return (
+        f"No GPU has confirmed estimates of {kind} yet: it may do something that none of the measured "
+        "models do."
+    )
+
+
+def list_measurement_notes(measured: Measurement, quantization: Quantization) -> list[str]:
+    """Return how a scenario was measured."""
+    weights = "random weights" if quantization is Quantization.NONE else "the checkpoint's weights"
+    notes = [f"Measured on {measured.gpu} with {weights} in {measured.seconds:.1f} s."]
+    if measured.held_before_bytes is None:
+        notes.append(
+            "The memory that other processes hold on the GPU is unknown: it is included in the "
+            "measured total."
+        )
+    elif measured.held_before_bytes:
+        notes.append(
+            f"The GPU held {measured.held_before_bytes / 2**20:,.0f} MiB before it was measured, which "
+            "the measured total leaves out."
+        )
+    return notes

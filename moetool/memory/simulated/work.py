@@ -1,0 +1,36 @@
+"""A limit on the simulations that an estimate runs beyond its first one.
+
+Work is counted, not timed, so the same model gets the same answers on every machine. A unit is a
+module that is watched during a pass, or several events of the allocator: about 0.1 ms.
+"""
+
+from __future__ import annotations
+
+from moetool.errors import InputError
+from moetool.memory.simulated.simulated_run import SimulatedRun
+
+# A minute or two. A search for limits takes more in a model with 50,000 modules, such as separate
+# experts.
+MOST_WORK = 1_000_000
+# Passes of a scenario: with all its steps if those follow from three, and in brief.
+NUM_PASSES = 4
+NUM_BRIEF_PASSES = 2
+
+
+def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
+    """Refuse simulations that would take more work than an estimate may.
+
+    Args:
+        run: A run of the same model.
+        num_passes: The number of passes that are planned.
+        most_work: The work that they may take.
+
+    Raises:
+        InputError: They would take more.
+    """
+    if run.work * num_passes > most_work:
+        raise InputError(
+            f"finding out takes about {num_passes} more passes through the model, of "
+            f"{run.work:,} modules each.",
+            hint="Estimate a model with fewer experts or layers.",
+        )
