@@ -6,10 +6,12 @@ import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
 from moetool.simulation.memory.cuda_kernels import (
@@ -26,6 +28,13 @@ from moetool.simulation.repeated.repeated_layers import LayerVisit
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
+
+
+class _Workspace(Enum):
+    """The kinds of workspace that products of matrices keep."""
+
+    CUBLAS = auto()
+    CUBLAS_LT = auto()
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,16 @@ class _Done:
 
     Attributes:
         events: Its events; blocks it made are numbered from 0, those it found from -1 downwards.
-        num_made: How many blocks it made.
+        num_made: Number of blocks it made.
         left: The blocks of the tensors that it left behind; None for one that isn't followed.
+        workspaces: By kind of workspace, where the first product that needs it would take it:
+            the number of events before it, and the origin.
     """
 
     events: tuple[Event, ...]
     num_made: int
     left: tuple[int | None, ...]
+    workspaces: Mapping[_Workspace, tuple[int, int]]
 
 
 class Origins:
@@ -94,8 +106,6 @@ class AllocationRecorder:
 
     Attributes:
         events: What happened so far, in order.
-        workspace_block: The block that products of matrices keep; None before the first.
-        lt_workspace_block: The block that products with a bias keep; None before the first.
 
     Args:
         model: The model.
@@ -118,10 +128,13 @@ class AllocationRecorder:
         device: str = "meta",
     ) -> None:
         self.events: list[Event] = []
-        self.workspace_block: int | None = None
-        self.lt_workspace_block: int | None = None
-        self._workspace_bytes = workspace_bytes
-        self._lt_workspace_bytes = lt_workspace_bytes
+        self._workspaces: dict[_Workspace, int] = {}
+        self._workspace_bytes = {
+            _Workspace.CUBLAS: workspace_bytes,
+            _Workspace.CUBLAS_LT: lt_workspace_bytes,
+        }
+        # Since the layer began: where the first product that needs each of them ran.
+        self._needed: dict[_Workspace, tuple[int, int]] = {}
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
@@ -132,7 +145,7 @@ class AllocationRecorder:
         self._origins = origins
         self._num_blocks = 0
         # By the address of a storage: its block, and the reference that tells of its death.
-        self._followed: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self._followed: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
         self._holders: dict[int, int] = {}
         self._bytes_of: dict[int, int] = {}
         self._deaths_put_off: set[int] | None = None
@@ -140,17 +153,27 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            self._followed[tensor.untyped_storage()._cdata] = (-1, _stay(tensor))
-        for module in self._model.modules():
-            self._exit.callback(module.register_forward_pre_hook(self._enter_module).remove)
-            self._exit.callback(
-                module.register_forward_hook(self._leave_module, always_call=True).remove
-            )
+            self._followed[tensor.untyped_storage()._cdata] = (-1, None)
+        # Hooks on each module would take seconds where there are thousands of experts.
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(
+            register_module_forward_hook(self._leave_module, always_call=True).remove
+        )
         self._exit.enter_context(_Births(self))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
+
+    @property
+    def workspace_block(self) -> int | None:
+        """The block that products of matrices keep; None before the first."""
+        return self._workspaces.get(_Workspace.CUBLAS)
+
+    @property
+    def lt_workspace_block(self) -> int | None:
+        """The block that products with a bias keep; None before the first."""
+        return self._workspaces.get(_Workspace.CUBLAS_LT)
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and whatever isn't followed."""
@@ -170,6 +193,7 @@ class AllocationRecorder:
         """Return a mark of where a layer begins."""
         self._layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
+        self._needed = {}
         return _Mark(len(self.events), self._num_blocks, self._find_places(visit))
 
     def end_layer(self, mark: _Mark, left: Sequence[torch.Tensor]) -> _Done | None:
@@ -181,9 +205,13 @@ class AllocationRecorder:
         self._layer = ""
         names = {block: -1 - place for block, place in mark.places.items()}
         alive: set[int] = set()
-        events = []
+        workspaces = set(self._workspaces.values())
+        events: list[Event] = []
+        # By the number of events since the mark: those of the layer's own blocks among them.
+        num_own: list[int] = []
         for event in self.events[mark.num_events :]:
-            if event.block in (self.workspace_block, self.lt_workspace_block):
+            num_own.append(len(events))
+            if event.block in workspaces:
                 continue
             if event.block >= mark.num_blocks:
                 names[event.block] = event.block - mark.num_blocks
@@ -191,6 +219,7 @@ class AllocationRecorder:
                 return None
             (alive.discard if event.num_bytes < 0 else alive.add)(event.block)
             events.append(event._replace(block=names[event.block]))
+        num_own.append(len(events))
         blocks = [self.find_block(tensor) for tensor in left]
         if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
             return None
@@ -198,6 +227,10 @@ class AllocationRecorder:
             events=tuple(events),
             num_made=self._num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
+            workspaces={
+                kind: (num_own[num_events - mark.num_events], origin)
+                for kind, (num_events, origin) in self._needed.items()
+            },
         )
 
     @contextmanager
@@ -217,18 +250,27 @@ class AllocationRecorder:
             died, self._deaths_put_off = self._deaths_put_off, None
         # What the layer found and left where it was is held by another tensor now.
         died -= {found[name] for name in done.left if name is not None and name < 0}
-        for event in done.events:
-            block = event.block + first if event.block >= 0 else found[event.block]
-            is_death = event.num_bytes < 0
-            if event.block < 0 and is_death:
+        wanted = {place for kind, (place, _) in done.workspaces.items() if kind not in self._workspaces}
+        origin_in_layer: dict[int, int] = {}
+        for number, event in enumerate(done.events):
+            block, num_bytes, origin = event
+            if number in wanted:
+                for kind, (place, taker) in done.workspaces.items():
+                    if place == number:
+                        self._take_workspace(kind, self._origin_in(layer, taker))
+            is_own = block >= 0
+            block = block + first if is_own else found[block]
+            if num_bytes >= 0:
+                self._bytes_of[block] = num_bytes
+                if origin not in origin_in_layer:
+                    origin_in_layer[origin] = self._origin_in(layer, origin)
+                origin = origin_in_layer[origin]
+            elif not is_own:
                 # It lives on if someone else holds it here.
                 if block not in died:
                     continue
                 died.discard(block)
-            if not is_death:
-                self._bytes_of[block] = event.num_bytes
-            origin = event.origin if is_death else self._origin_in(layer, event.origin)
-            self.events.append(Event(block, event.num_bytes, origin))
+            self.events.append(Event(block, num_bytes, origin))
         for block in sorted(died):
             self.events.append(Event(block, -1, 0))
         for number, name in enumerate(done.left):
@@ -252,14 +294,10 @@ class AllocationRecorder:
         if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
             raise TooManyOperations
         origin = self._find_origin(operation)
-        if self.workspace_block is None and needs_workspace(operation):
-            self.workspace_block = self._bear(self._workspace_bytes, origin)
-        if (
-            self._lt_workspace_bytes
-            and self.lt_workspace_block is None
-            and needs_lt_workspace(operation, args)
-        ):
-            self.lt_workspace_block = self._bear(self._lt_workspace_bytes, origin)
+        if needs_workspace(operation):
+            self._take_workspace(_Workspace.CUBLAS, origin)
+        if self._workspace_bytes[_Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
+            self._take_workspace(_Workspace.CUBLAS_LT, origin)
         temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
@@ -267,6 +305,12 @@ class AllocationRecorder:
                 self._follow(tensor, self._bear(tensor.untyped_storage().nbytes(), origin))
         taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
         self.events.extend(Event(block, -1, 0) for block in reversed(taken))
+
+    def _take_workspace(self, kind: _Workspace, origin: int) -> None:
+        """Take what a product keeps from now on, unless an earlier one has taken it."""
+        self._needed.setdefault(kind, (len(self.events), origin))
+        if kind not in self._workspaces:
+            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin)
 
     def _bear(self, num_bytes: int, origin: int) -> int:
         block, self._num_blocks = self._num_blocks, self._num_blocks + 1
@@ -312,7 +356,7 @@ class AllocationRecorder:
         return self._origins.number(layer, of.module, of.operation)
 
     def _enter_module(self, module: nn.Module, *_: object) -> None:
-        self._entered.append(self._paths[id(module)])
+        self._entered.append(self._paths.get(id(module), self._entered[-1]))
 
     def _leave_module(self, *_: object) -> None:
         self._entered.pop()
@@ -336,5 +380,3 @@ class _Births(DispatchMode):
         return result
 
 
-def _stay(tensor: torch.Tensor) -> weakref.ref[Any]:
-    return weakref.ref(tensor.untyped_storage())

@@ -20,7 +20,7 @@ from moetool.simulation.memory.timeline import Call, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
-from moetool.simulation.repeated.repeated_layers import RepeatedLayers
+from moetool.simulation.repeated.repeated_layers import LayerOutcomes, RepeatedLayers
 
 # Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
 # to token makes three or more for each.
@@ -85,6 +85,7 @@ class MemoryRun:
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
         self._origins = Origins()
+        self._outcomes = LayerOutcomes()
 
     @property
     def can_start_later(self) -> bool:
@@ -187,7 +188,9 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
-            stack.enter_context(RepeatedLayers(skeleton, observers=[recorder]))
+            stack.enter_context(
+                RepeatedLayers(skeleton, observers=[recorder], outcomes=self._outcomes)
+            )
             stack.enter_context(recorder)
             stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
             for module in self._routing_modules:

@@ -7,11 +7,12 @@ from collections import UserDict
 from collections.abc import Hashable
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
 # By these attributes a layer finds its own slot in the cache: equal layers differ in them.
 _INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
@@ -23,12 +24,32 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.d
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
+# A module's class, its attributes by name, what its configurations say of its layer, its tensors.
+_OfModule = tuple[type, tuple[tuple[str, Hashable], ...], Hashable, Hashable]
+# Fingerprints of a layer's modules, by their path in it.
+OfLayer = tuple[tuple[str, _OfModule], ...]
+
+
+class Difference(NamedTuple):
+    """Where the fingerprint of a module differs from its earlier one.
+
+    Attributes:
+        path: The module's path in its layer.
+        names: The attributes that differ.
+        has_other_tensors: Whether its parameters or buffers differ.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    has_other_tensors: bool
+
+
 class Fingerprints:
     """Describes values and modules so that equal descriptions mean equal work on the meta device.
 
-    Tensors are described by shape, strides and dtype. Objects of other kinds than containers,
-    tensors and plain values are equal to themselves only; they are kept alive, so that no identity
-    is used twice.
+    Tensors are described by shape, strides and dtype, caches by their class alone: `CacheSlots`
+    describes their contents. Objects other than containers, tensors, caches and plain values equal
+    only themselves; they are kept alive, so that no identity is used twice.
     """
 
     def __init__(self) -> None:
@@ -48,6 +69,8 @@ class Fingerprints:
             return (type(value), *items)
         if isinstance(value, UserDict):
             return (type(value), self.of_value(value.data))
+        if isinstance(value, Cache):
+            return ("cache", type(value))
         if isinstance(value, functools.partial):
             return ("partial", *map(self.of_value, (value.func, value.args, value.keywords)))
         self._kept[id(value)] = value
@@ -59,19 +82,18 @@ class Fingerprints:
             return self.of_value(instance)
         return (type(instance), self.of_value(vars(instance)))
 
-    def of_layer(self, layer: nn.Module) -> Hashable:
+    def of_layer(self, layer: nn.Module) -> OfLayer:
         """Return the description of a layer: its modules and all they hold but their index."""
         first = min(find_layer_indices(layer), default=0)
         return tuple(
             (name, self._of_module(module, first)) for name, module in layer.named_modules()
         )
 
-    def _of_module(self, module: nn.Module, first_index: int) -> Hashable:
+    def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
         attributes = [
             # A layer of two attentions has two indices: what counts is how far they are apart.
             (name, value - first_index if _is_index(name, value) else self.of_value(value))
-            for name, value in vars(module).items()
-            if name not in _SAYS_NOTHING
+            for name, value in list_own_attributes(module).items()
         ]
         configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
         by_layer = [self._of_layer_entries(config, first_index) for config in configs]
@@ -91,6 +113,33 @@ class Fingerprints:
                 if name not in _NOT_BY_LAYER
             )
         return self._layer_entries[id(config), index]
+
+
+def list_own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that bear on its work, other than what it consists of."""
+    return {name: value for name, value in vars(module).items() if name not in _SAYS_NOTHING}
+
+
+def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None:
+    """Return where two fingerprints of one layer differ; None if it has other modules by now."""
+    found: list[Difference] = []
+    if len(before) != len(after):
+        return None
+    for (path, old), (new_path, new) in zip(before, after, strict=True):
+        if old == new and path == new_path:
+            continue
+        old_class, old_attributes, old_by_layer, old_tensors = old
+        new_class, new_attributes, new_by_layer, new_tensors = new
+        if (path, old_class, old_by_layer) != (new_path, new_class, new_by_layer):
+            return None
+        were, are = dict(old_attributes), dict(new_attributes)
+        names = tuple(
+            name
+            for name in {**were, **are}
+            if name not in were or name not in are or were[name] != are[name]
+        )
+        found.append(Difference(path, names, old_tensors != new_tensors))
+    return found
 
 
 def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:

@@ -11,13 +11,16 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from moetool.simulation.repeated.cache_slots import CacheSlots, SlotMolds
+from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
 from moetool.simulation.repeated.fingerprints import (
     Fingerprints,
+    OfLayer,
+    find_differences,
     find_layer_indices,
     is_transparent,
 )
-from moetool.simulation.repeated.molds import Caster, MoldMaker, find_leaves
+from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState, ModuleChanges
+from moetool.simulation.repeated.templates import StandIns, TemplateMaker, find_leaves
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,17 @@ class _Outcome:
     """What a layer that ran left behind.
 
     Attributes:
-        result: The mold of what its forward returned.
-        slots: The molds of what its cache kept for it.
+        result: The template of what its forward returned.
+        slots: The templates of what the cache keeps for it.
+        changes: Its changes to its own modules.
+        kind: The kind of layer that it is after them.
         done: What each observer saw.
     """
 
     result: Any
-    slots: SlotMolds
+    slots: SlotTemplates
+    changes: ModuleChanges
+    kind: int
     done: tuple[Any, ...]
 
 
@@ -86,15 +93,58 @@ class _Layer:
         path: Its path in the model.
         module: The layer.
         forward: Its own forward.
-        kind: What it shares with all layers that are built the same.
         indices: Its layer indices.
     """
 
     path: str
     module: nn.Module
     forward: Callable[..., Any]
-    kind: int
     indices: tuple[int, ...]
+
+
+class LayerOutcomes:
+    """What the layers of one model left behind, kept for further runs of the same model.
+
+    Runs that share outcomes need observers that share what they number, and a model that is the
+    same at the start of each.
+    """
+
+    def __init__(self) -> None:
+        self.fingerprints = Fingerprints()
+        self._outcomes: dict[Hashable, _Outcome] = {}
+        self._kinds: dict[OfLayer, int] = {}
+        self._fingerprint_of: list[OfLayer] = []
+        self._kind_at_start: dict[str, int] = {}
+
+    def find(self, key: Hashable) -> _Outcome | None:
+        """Return the outcome of a call like the one that a key describes."""
+        return self._outcomes.get(key)
+
+    def keep(self, key: Hashable, outcome: _Outcome) -> None:
+        """Keep the outcome of a call."""
+        self._outcomes[key] = outcome
+
+    def find_kind_at_start(self, layer: _Layer) -> int:
+        """Return the kind of a layer that has not run yet."""
+        if layer.path not in self._kind_at_start:
+            fingerprint = self.fingerprints.of_layer(layer.module)
+            self._kind_at_start[layer.path] = self.find_kind(fingerprint)
+        return self._kind_at_start[layer.path]
+
+    def forget_kind_at_start(self, layer: _Layer) -> None:
+        """Look at a layer anew at the start of the next run."""
+        self._kind_at_start.pop(layer.path, None)
+
+    def find_kind(self, fingerprint: OfLayer) -> int:
+        """Return the number that layers with a fingerprint have in common."""
+        kind = self._kinds.setdefault(fingerprint, len(self._kinds))
+        if kind == len(self._fingerprint_of):
+            self._fingerprint_of.append(fingerprint)
+        return kind
+
+    def fingerprint_of(self, kind: int) -> OfLayer:
+        """Return the fingerprint of a kind of layer."""
+        return self._fingerprint_of[kind]
 
 
 class RepeatedLayers:
@@ -103,14 +153,15 @@ class RepeatedLayers:
         with RepeatedLayers(model, observers=[counter]):
             model(input_ids)
 
-    Two layers are the same if they have the same modules, attributes (but for their own index, and
+    Two layers are the same if they have the same modules, attributes (except their own index, and
     with what their configuration says at that index) and shapes and dtypes of parameters and
     buffers; are called with values of the same structure, shapes and dtypes; and find the same in
-    their slot of the cache, which is then filled as the first one's was. A layer that changes its
-    modules, another layer's slot or what it was given runs each time.
+    their slot of the cache. The cache is then filled, and the layer's own modules are changed, as
+    the first layer did. A layer that changes another layer's slot, what it was given, or its own
+    modules in a way that has no template runs each time.
 
-    The tensors hold no data: this is for the meta device. Hooks inside of a layer that does not run
-    are not called.
+    The tensors hold no data: this is for the meta device. Hooks inside a layer that does not run
+    are not called. Attributes and parameters that layers changed are restored at the end.
 
     Attributes:
         num_run: Calls of layers that ran.
@@ -118,25 +169,47 @@ class RepeatedLayers:
 
     Args:
         model: The model, on the meta device.
-        observers: Who has to know of layers that don't run.
+        observers: Those that must see layers even if they don't run.
+        outcomes: What layers left behind in earlier runs; None to start without any.
     """
 
-    def __init__(self, model: nn.Module, *, observers: Sequence[LayerObserver]) -> None:
+    # The steps of a call, in order:
+    # 1. `_call` describes it: the kind of the layer, its arguments, what its slot of the cache
+    #    holds, and whatever else matters to an observer. A call that can't be described runs.
+    # 2. Nothing with this description ran before: `_run` calls the layer's own forward between
+    #    `begin_layer` and `end_layer` of the observers.
+    # 3. `_run` then compares the layer, its arguments and the rest of the cache with what they were,
+    #    and makes templates of what the layer returned, put into its slot and changed in its
+    #    modules. If something has no template, or an observer refuses, the outcome isn't kept.
+    # 4. Something with this description did run: `_repeat` makes stand-ins from its templates and
+    #    has the observers record what they saw then as done once more (`repeat_layer`).
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        observers: Sequence[LayerObserver],
+        outcomes: LayerOutcomes | None = None,
+    ) -> None:
         self.num_run = 0
         self.num_repeated = 0
         self._model = model
         self._observers = observers
-        self._fingerprints = Fingerprints()
-        self._outcomes: dict[Hashable, _Outcome] = {}
+        self._outcomes = LayerOutcomes() if outcomes is None else outcomes
+        self._fingerprints = self._outcomes.fingerprints
+        # By the path of each layer that was called: its kind now.
+        self._kinds: dict[str, int] = {}
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        kinds: dict[Hashable, int] = {}
-        paths = {id(module): path for path, module in self._model.named_modules()}
-        for module in _find_layers(self._model):
-            kind = kinds.setdefault(self._fingerprints.of_layer(module), len(kinds))
+        layers = list(_find_layers(self._model))
+        wanted = {id(module) for module in layers}
+        paths = {
+            id(module): path for path, module in self._model.named_modules() if id(module) in wanted
+        }
+        for module in layers:
             indices = find_layer_indices(module)
-            layer = _Layer(paths[id(module)], module, module.forward, kind, indices)
+            layer = _Layer(paths[id(module)], module, module.forward, indices)
             self._exit.callback(_put_back_forward, module, vars(module).get("forward"))
             module.forward = self._stand_in_for(layer)
         return self
@@ -155,17 +228,19 @@ class RepeatedLayers:
         caches = {id(value): value for value in given if isinstance(value, Cache)}
         slots = [CacheSlots(cache, layer.indices) for cache in caches.values()]
         is_known = all(isinstance(value, Cache) or is_transparent(value) for value in given)
-        if len(slots) > 1 or not is_known or not all(slot.can_be_told_apart for slot in slots):
+        if len(slots) > 1 or not is_known or not all(slot.is_known for slot in slots):
             self.num_run += 1
             return layer.forward(*args, **kwargs)
         slot = slots[0] if slots else None
+        if layer.path not in self._kinds:
+            self._kinds[layer.path] = self._outcomes.find_kind_at_start(layer)
         key = (
-            layer.kind,
+            self._kinds[layer.path],
             self._fingerprints.of_value((args, kwargs)),
             slot.describe(self._fingerprints) if slot else None,
             self._describe_visit(layer, given, slot=slot),
         )
-        outcome = self._outcomes.get(key)
+        outcome = self._outcomes.find(key)
         if outcome is None or (slot and not slot.can_take(outcome.slots)):
             return self._run(layer, args, kwargs, slot=slot, given=given, key=key)
         self.num_repeated += 1
@@ -193,28 +268,54 @@ class RepeatedLayers:
 
         def describe_surroundings() -> Hashable:
             return (
-                self._fingerprints.of_layer(layer.module),
                 self._fingerprints.of_value((args, kwargs)),
                 slot.describe_rest(self._fingerprints, lengths=lengths) if slot else None,
             )
 
-        before = describe_surroundings()
+        before, state = describe_surroundings(), LayerState(layer.module)
         # What the layer finds in its slot dies while it runs: nothing here may keep it alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
         ]
-        result = layer.forward(*args, **kwargs)
-        maker = MoldMaker(given)
-        can_take = describe_surroundings() == before and maker.can_take(result)
-        slots = slot.take_molds(maker, lengths=lengths) if slot and can_take else SlotMolds()
-        mold = maker.take(result) if can_take else None
+        try:
+            result = layer.forward(*args, **kwargs)
+        except BaseException:
+            self._exit.callback(state.restore)
+            raise
+        maker = TemplateMaker(given)
+        changes = self._take_changes(layer, state, maker)
+        can_make = (
+            changes is not None and describe_surroundings() == before and maker.can_make(result)
+        )
+        slots = slot.make_templates(maker, lengths=lengths) if slot and can_make else SlotTemplates()
+        template = maker.make(result) if can_make else None
         done = tuple(
             observer.end_layer(mark, maker.made)
             for observer, mark in zip(self._observers, marks, strict=True)
         )
-        if can_take and all(what is not None for what in done):
-            self._outcomes[key] = _Outcome(mold, slots, done)
+        if changes is not None and can_make and all(what is not None for what in done):
+            kind = self._kinds[layer.path]
+            self._outcomes.keep(key, _Outcome(template, slots, changes, kind, done))
         return result
+
+    def _take_changes(
+        self, layer: _Layer, state: LayerState, maker: TemplateMaker
+    ) -> ModuleChanges | None:
+        """Return a layer's changes to its own modules; None if they have no template.
+
+        They are undone at the end.
+        """
+        before = self._outcomes.fingerprint_of(self._kinds[layer.path])
+        after = self._fingerprints.of_layer(layer.module)
+        if after == before:
+            return NO_CHANGES
+        self._exit.callback(state.restore)
+        self._kinds[layer.path] = self._outcomes.find_kind(after)
+        differences = find_differences(before, after)
+        changes = None if differences is None else state.find_changes(maker, differences)
+        if changes is None:
+            self._outcomes.forget_kind_at_start(layer)
+        return changes
 
     def _repeat(
         self,
@@ -225,17 +326,21 @@ class RepeatedLayers:
         given: tuple[object, ...],
     ) -> Any:
         """Return what a layer returns that is given `given` and does what an earlier one did."""
-        caster = Caster(given)
+        stand_ins = StandIns(given)
+        if outcome.changes.paths:
+            self._exit.callback(LayerState(layer.module, paths=outcome.changes.paths).restore)
         with ExitStack() as stack:
             for observer, done in zip(self._observers, outcome.done, strict=True):
                 visit = _visit(layer, given, slot=slot)
-                stack.enter_context(observer.repeat_layer(visit, done, caster.made))
+                stack.enter_context(observer.repeat_layer(visit, done, stand_ins.made))
                 del visit
-            # Stand-ins are no work of the model's: modes need not see them, and that takes a while.
+            # Making stand-ins is not the model's work: modes need not see it, which takes a while.
             with torch._C._DisableTorchDispatch():
+                outcome.changes.apply(layer.module, stand_ins)
+                self._kinds[layer.path] = outcome.kind
                 if slot:
-                    slot.fill(outcome.slots, caster=caster)
-                return caster.cast(outcome.result)
+                    slot.fill(outcome.slots, stand_ins=stand_ins)
+                return stand_ins.make(outcome.result)
 
 
 def _visit(layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
