@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import UserDict
 from collections.abc import Hashable
-from enum import Enum
+from enum import Enum, auto
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
@@ -24,8 +24,23 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.d
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
-# A module's class, its attributes by name, what its configurations say of its layer, its tensors.
-_OfModule = tuple[type, tuple[tuple[str, Hashable], ...], Hashable, Hashable]
+class Holding(Enum):
+    """The ways in which a module holds values."""
+
+    ATTRIBUTES = auto()
+    PARAMETERS = auto()
+    BUFFERS = auto()
+
+    def find_in(self, module: nn.Module) -> dict[str, Any]:
+        """Return the dictionary in which a module holds such values, among others."""
+        if self is Holding.ATTRIBUTES:
+            return vars(module)
+        return module._parameters if self is Holding.PARAMETERS else module._buffers  # type: ignore[return-value]
+
+
+# A module's class, its attributes, parameters and buffers by name, and what its configurations say
+# of its layer.
+_OfModule = tuple[type, tuple[tuple[Holding, str, Hashable], ...], Hashable]
 # Fingerprints of a layer's modules, by their path in it.
 OfLayer = tuple[tuple[str, _OfModule], ...]
 
@@ -35,13 +50,13 @@ class Difference(NamedTuple):
 
     Attributes:
         path: The module's path in its layer.
-        names: The attributes that differ.
-        has_other_tensors: Whether its parameters or buffers differ.
+        holding: Whether it is an attribute, a parameter or a buffer that differs.
+        name: Its name in the module.
     """
 
     path: str
-    names: tuple[str, ...]
-    has_other_tensors: bool
+    holding: Holding
+    name: str
 
 
 class Fingerprints:
@@ -90,15 +105,15 @@ class Fingerprints:
         )
 
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
-        attributes = [
+        held = [
             # A layer of two attentions has two indices: what counts is how far they are apart.
-            (name, value - first_index if _is_index(name, value) else self.of_value(value))
-            for name, value in list_own_attributes(module).items()
+            (holding, name, value - first_index if _is_index(name, value) else self.of_value(value))
+            for holding, values in list_holdings(module).items()
+            for name, value in values.items()
         ]
         configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
         by_layer = [self._of_layer_entries(config, first_index) for config in configs]
-        tensors = self.of_value((module._parameters, module._buffers))
-        return (type(module), tuple(attributes), tuple(by_layer), tensors)
+        return (type(module), tuple(held), tuple(by_layer))
 
     def _of_layer_entries(self, config: PreTrainedConfig, index: int) -> Hashable:
         """Return what a configuration says of the layer at an index.
@@ -115,9 +130,16 @@ class Fingerprints:
         return self._layer_entries[id(config), index]
 
 
-def list_own_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that bear on its work, other than what it consists of."""
-    return {name: value for name, value in vars(module).items() if name not in _SAYS_NOTHING}
+def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
+    """Return what a module holds itself that bears on its work."""
+    return {
+        holding: {
+            name: value
+            for name, value in holding.find_in(module).items()
+            if holding is not Holding.ATTRIBUTES or name not in _SAYS_NOTHING
+        }
+        for holding in Holding
+    }
 
 
 def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None:
@@ -126,19 +148,12 @@ def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None
     if len(before) != len(after):
         return None
     for (path, old), (new_path, new) in zip(before, after, strict=True):
-        if old == new and path == new_path:
-            continue
-        old_class, old_attributes, old_by_layer, old_tensors = old
-        new_class, new_attributes, new_by_layer, new_tensors = new
+        old_class, old_held, old_by_layer = old
+        new_class, new_held, new_by_layer = new
         if (path, old_class, old_by_layer) != (new_path, new_class, new_by_layer):
             return None
-        were, are = dict(old_attributes), dict(new_attributes)
-        names = tuple(
-            name
-            for name in {**were, **are}
-            if name not in were or name not in are or were[name] != are[name]
-        )
-        found.append(Difference(path, names, old_tensors != new_tensors))
+        names = {(holding, name) for holding, name, _ in set(old_held) ^ set(new_held)}
+        found += [Difference(path, *key) for key in sorted(names, key=lambda key: key[1])]
     return found
 
 
