@@ -38,8 +38,22 @@ def build_family_skeleton(name: str, **overrides: Any) -> PreTrainedModel:
     return build_skeleton_of(build_config(name, **overrides), find_family(name).model_class)
 
 
+# Their two stacks have numbers of layers under other names, and two layers in the tiny families.
+_DEEPER_STACKS: dict[str, dict[str, Any]] = {
+    "nllb-moe": {"encoder_layers": 6, "decoder_layers": 6},
+    "switch_transformers": {
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "num_sparse_encoder_layers": 3,
+        "num_sparse_decoder_layers": 3,
+    },
+}
+
+
 def deepen(name: str) -> dict[str, Any]:
-    """Return the overrides that double the number of a tiny family's layers; none if they can't."""
+    """Return the overrides that make a tiny family deeper; none if its depth isn't known."""
+    if name in _DEEPER_STACKS:
+        return _DEEPER_STACKS[name]
     config = build_config(name)
     text_names = [inner for inner in config.sub_configs if inner.startswith("text")]
     if text_names:

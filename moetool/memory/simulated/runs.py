@@ -22,7 +22,12 @@ from moetool.simulation.memory.memory_replay import (
     list_weight_bytes,
     replay_timeline,
 )
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import (
+    DEFAULT_BLOCK_BUDGET,
+    BlockBudget,
+    MemoryRun,
+    RunOptions,
+)
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
@@ -112,6 +117,7 @@ def run_scenario(
     context_bytes: int,
     lt_workspace_bytes: int = LT_WORKSPACE_BYTES,
     is_brief: bool = False,
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
 ) -> SimulatedRun:
     """Return what a simulation of a scenario shows.
 
@@ -126,6 +132,7 @@ def run_scenario(
         lt_workspace_bytes: What products with a bias keep besides.
         is_brief: Of a generation, simulate the prefill, the first step of decoding and the last
             one alone: it takes less time, and says less of what the allocator holds in reserve.
+        block_budget: What layers that go from token to token are recognized by.
 
     Raises:
         CantSimulate: The model's code needs data besides.
@@ -137,6 +144,7 @@ def run_scenario(
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
         lt_workspace_bytes=lt_workspace_bytes,
+        block_budget=block_budget,
     )
     notes: list[str] = []
     method = Method.SIMULATED

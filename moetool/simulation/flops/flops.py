@@ -20,9 +20,28 @@ from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 __all__ = ["CantSimulate", "FlopsPerToken", "count_flops"]
 
-# Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
-# token takes eight or more for each.
-_MAX_OPERATIONS_OF_LAYER = 4000
+
+@dataclass(frozen=True)
+class OperationBudget:
+    """The number of operations by which a layer that goes from token to token is recognized.
+
+    Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
+    token takes eight or more for each.
+
+    Attributes:
+        per_layer: Operations that any layer may take.
+        per_token: Operations for each token of the prompt, if that is more.
+    """
+
+    per_layer: int = 4000
+    per_token: int = 2
+
+    def allow(self, num_prompt_tokens: int) -> int:
+        """Return the number of operations that a layer may take."""
+        return max(self.per_layer, self.per_token * num_prompt_tokens)
+
+
+DEFAULT_OPERATION_BUDGET = OperationBudget()
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,7 @@ def count_flops(
     *,
     num_prompt_tokens: int = 2048,
     found: FoundExperts | None = None,
+    budget: OperationBudget = DEFAULT_OPERATION_BUDGET,
 ) -> FlopsPerToken:
     """Return the FLOPs per token of one sequence, as transformers' own code computes them.
 
@@ -108,6 +128,7 @@ def count_flops(
         skeleton: The model on the meta device. It is left as it was.
         num_prompt_tokens: Length of the prompt; the model's context, if that is shorter.
         found: Its routed experts, which are looked for otherwise.
+        budget: What layers that are counted in short prompts are recognized by.
 
     Raises:
         CantSimulate: The model's forward can't run without data.
@@ -115,7 +136,7 @@ def count_flops(
     num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
     experts = _find_expert_modules(skeleton, found or find_experts(skeleton))
     try:
-        limit = max(_MAX_OPERATIONS_OF_LAYER, 2 * num_tokens)
+        limit = budget.allow(num_tokens)
         counts = _count(skeleton, num_tokens, experts=experts, max_operations=limit)
     except TooManyOperations:
         counts = _extrapolate(skeleton, num_tokens, experts=experts) or _count(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any, Self
 
 import torch
@@ -21,73 +19,14 @@ from moetool.simulation.memory.cuda_kernels import (
     needs_lt_workspace,
     needs_workspace,
 )
-from moetool.simulation.memory.timeline import Event, Origin
+from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
+from moetool.simulation.memory.timeline import Event, Origins
 from moetool.simulation.meta.dispatch import DispatchMode
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
-
-
-class _Workspace(Enum):
-    """The kinds of workspace that products of matrices keep."""
-
-    CUBLAS = auto()
-    CUBLAS_LT = auto()
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """Where a layer began.
-
-    Attributes:
-        num_events: Events until then.
-        num_blocks: Blocks until then.
-        places: By block that the layer found, its place among the tensors found.
-    """
-
-    num_events: int
-    num_blocks: int
-    places: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a layer did.
-
-    Attributes:
-        events: Its events; blocks it made are numbered from 0, those it found from -1 downwards.
-        num_made: Number of blocks it made.
-        left: The blocks of the tensors that it left behind; None for one that isn't followed.
-        workspaces: By kind of workspace, where the first product that needs it would take it:
-            the number of events before it, and the origin.
-    """
-
-    events: tuple[Event, ...]
-    num_made: int
-    left: tuple[int | None, ...]
-    workspaces: Mapping[_Workspace, tuple[int, int]]
-
-
-class Origins:
-    """Places where memory is asked for, each with a number.
-
-    Attributes:
-        found: The places so far, by their number.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Origin] = []
-        self._numbers: dict[tuple[str, str, str], int] = {}
-
-    def number(self, layer: str, module: str, operation: str) -> int:
-        """Return the number of a place."""
-        key = (layer, module, operation)
-        number = self._numbers.setdefault(key, len(self.found))
-        if number == len(self.found):
-            self.found.append(Origin(*key))
-        return number
 
 
 class AllocationRecorder:
@@ -128,13 +67,13 @@ class AllocationRecorder:
         device: str = "meta",
     ) -> None:
         self.events: list[Event] = []
-        self._workspaces: dict[_Workspace, int] = {}
+        self._workspaces: dict[Workspace, int] = {}
         self._workspace_bytes = {
-            _Workspace.CUBLAS: workspace_bytes,
-            _Workspace.CUBLAS_LT: lt_workspace_bytes,
+            Workspace.CUBLAS: workspace_bytes,
+            Workspace.CUBLAS_LT: lt_workspace_bytes,
         }
         # Since the layer began: where the first product that needs each of them ran.
-        self._needed: dict[_Workspace, tuple[int, int]] = {}
+        self._needed: dict[Workspace, Taking] = {}
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
@@ -144,8 +83,8 @@ class AllocationRecorder:
         self._layer = ""
         self._origins = origins
         self._num_blocks = 0
-        # By the address of a storage: its block, and the reference that tells of its death.
-        self._followed: dict[int, tuple[int, weakref.ref[Any] | None]] = {}
+        # By the address of a storage: its block, and the weak reference that sees its death.
+        self._followed: dict[int, tuple[int, object]] = {}
         self._holders: dict[int, int] = {}
         self._bytes_of: dict[int, int] = {}
         self._deaths_put_off: set[int] | None = None
@@ -153,7 +92,9 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            self._followed[tensor.untyped_storage()._cdata] = (-1, None)
+            storage = tensor.untyped_storage()
+            # Kept alive: if a layer replaced it, a storage made later could have its address.
+            self._followed[storage._cdata] = (-1, storage)
         # Hooks on each module would take seconds where there are thousands of experts.
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(
@@ -168,12 +109,12 @@ class AllocationRecorder:
     @property
     def workspace_block(self) -> int | None:
         """The block that products of matrices keep; None before the first."""
-        return self._workspaces.get(_Workspace.CUBLAS)
+        return self._workspaces.get(Workspace.CUBLAS)
 
     @property
     def lt_workspace_block(self) -> int | None:
         """The block that products with a bias keep; None before the first."""
-        return self._workspaces.get(_Workspace.CUBLAS_LT)
+        return self._workspaces.get(Workspace.CUBLAS_LT)
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and whatever isn't followed."""
@@ -189,14 +130,14 @@ class AllocationRecorder:
         places: dict[int | None, int] = {}
         return tuple(places.setdefault(self.find_block(t), len(places)) for t in visit.found)
 
-    def begin_layer(self, visit: LayerVisit) -> _Mark:
+    def begin_layer(self, visit: LayerVisit) -> LayerMark:
         """Return a mark of where a layer begins."""
         self._layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
         self._needed = {}
-        return _Mark(len(self.events), self._num_blocks, self._find_places(visit))
+        return LayerMark(len(self.events), self._num_blocks, self._find_places(visit))
 
-    def end_layer(self, mark: _Mark, left: Sequence[torch.Tensor]) -> _Done | None:
+    def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
         """Return what happened since a mark.
 
         None if the layer keeps memory alive in a way that does not show in what it left behind, or
@@ -223,19 +164,23 @@ class AllocationRecorder:
         blocks = [self.find_block(tensor) for tensor in left]
         if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
             return None
-        return _Done(
+        return LayerEvents(
             events=tuple(events),
             num_made=self._num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
             workspaces={
-                kind: (num_own[num_events - mark.num_events], origin)
-                for kind, (num_events, origin) in self._needed.items()
+                kind: Taking(
+                    num_own[taking.num_events - mark.num_events],
+                    taking.origin,
+                    None if taking.block is None else taking.block - mark.num_blocks,
+                )
+                for kind, taking in self._needed.items()
             },
         )
 
     @contextmanager
     def repeat_layer(
-        self, visit: LayerVisit, done: _Done, left: Mapping[int, torch.Tensor]
+        self, visit: LayerVisit, done: LayerEvents, left: Mapping[int, torch.Tensor]
     ) -> Iterator[None]:
         """Record what an earlier layer did as done once more."""
         found = {-1 - place: block for block, place in self._find_places(visit).items()}
@@ -250,14 +195,16 @@ class AllocationRecorder:
             died, self._deaths_put_off = self._deaths_put_off, None
         # What the layer found and left where it was is held by another tensor now.
         died -= {found[name] for name in done.left if name is not None and name < 0}
-        wanted = {place for kind, (place, _) in done.workspaces.items() if kind not in self._workspaces}
+        takings: dict[int, list[Workspace]] = {}
+        for kind, taking in done.workspaces.items():
+            if kind not in self._workspaces:
+                takings.setdefault(taking.num_events, []).append(kind)
         origin_in_layer: dict[int, int] = {}
-        for number, event in enumerate(done.events):
-            block, num_bytes, origin = event
-            if number in wanted:
-                for kind, (place, taker) in done.workspaces.items():
-                    if place == number:
-                        self._take_workspace(kind, self._origin_in(layer, taker))
+        for number, (block, num_bytes, origin) in enumerate(done.events):
+            for kind in takings.get(number, ()):
+                _, taker, own_block = done.workspaces[kind]
+                taken = None if own_block is None else own_block + first
+                self._take_workspace(kind, self._origin_in(layer, taker), block=taken)
             is_own = block >= 0
             block = block + first if is_own else found[block]
             if num_bytes >= 0:
@@ -295,9 +242,9 @@ class AllocationRecorder:
             raise TooManyOperations
         origin = self._find_origin(operation)
         if needs_workspace(operation):
-            self._take_workspace(_Workspace.CUBLAS, origin)
-        if self._workspace_bytes[_Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
-            self._take_workspace(_Workspace.CUBLAS_LT, origin)
+            self._take_workspace(Workspace.CUBLAS, origin)
+        if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
+            self._take_workspace(Workspace.CUBLAS_LT, origin)
         temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
@@ -306,14 +253,23 @@ class AllocationRecorder:
         taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
         self.events.extend(Event(block, -1, 0) for block in reversed(taken))
 
-    def _take_workspace(self, kind: _Workspace, origin: int) -> None:
-        """Take what a product keeps from now on, unless an earlier one has taken it."""
-        self._needed.setdefault(kind, (len(self.events), origin))
-        if kind not in self._workspaces:
-            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin)
+    def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
+        """Take what a product keeps from now on, unless an earlier one has taken it.
 
-    def _bear(self, num_bytes: int, origin: int) -> int:
-        block, self._num_blocks = self._num_blocks, self._num_blocks + 1
+        Args:
+            kind: The kind of workspace.
+            origin: The place of the product.
+            block: Its block; None for a new one.
+        """
+        num_events, is_new = len(self.events), kind not in self._workspaces
+        if is_new:
+            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin, block=block)
+        taken = self._workspaces[kind] if is_new else None
+        self._needed.setdefault(kind, Taking(num_events, origin, taken))
+
+    def _bear(self, num_bytes: int, origin: int, *, block: int | None = None) -> int:
+        if block is None:
+            block, self._num_blocks = self._num_blocks, self._num_blocks + 1
         self.events.append(Event(block, num_bytes, origin))
         self._bytes_of[block] = num_bytes
         return block
@@ -378,5 +334,3 @@ class _Births(DispatchMode):
         result = func(*args, **kwargs)
         self._recorder.see_births(func.overloadpacket, args, kwargs, result)
         return result
-
-

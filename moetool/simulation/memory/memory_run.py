@@ -15,17 +15,35 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from moetool.anatomy.caches import find_caches, name_fields
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
-from moetool.simulation.memory.timeline import Call, Timeline
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.repeated.repeated_layers import LayerOutcomes, RepeatedLayers
 
-# Layers that work in chunks make far fewer blocks than a prompt has tokens; one that goes from token
-# to token makes three or more for each.
-_MOST_BLOCKS_OF_LAYER = 4000
-_MOST_BLOCKS_PER_TOKEN = 2
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """The number of blocks by which a layer that goes from token to token is recognized.
+
+    Layers that work in chunks make far fewer than a prompt has tokens; one that goes from token to
+    token makes three or more for each.
+
+    Attributes:
+        per_layer: Blocks that any layer may make.
+        per_token: Blocks for each token of the prompt, if that is more.
+    """
+
+    per_layer: int = 4000
+    per_token: int = 2
+
+    def allow(self, num_prompt_tokens: int) -> int:
+        """Return the number of blocks that a layer may make."""
+        return max(self.per_layer, self.per_token * num_prompt_tokens)
+
+
+DEFAULT_BLOCK_BUDGET = BlockBudget()
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class RunOptions:
         lt_workspace_bytes: What the first product with a bias takes for good.
         may_scan: Whether layers may go from token to token, as some state-space models do: they take
             minutes for a long prompt, and are refused otherwise.
+        block_budget: What layers that are refused are recognized by.
     """
 
     batch_size: int = 1
@@ -54,6 +73,7 @@ class RunOptions:
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
     may_scan: bool = False
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET
 
 
 class _CallsDone(StopSimulation):
@@ -71,6 +91,8 @@ class MemoryRun:
         options: How it is run.
         routing_modules: The modules whose second and third arguments are what routers chose and
             its weights.
+        is_each_layer_run: Run also the layers that are the same as one already run. It takes
+            longer, and the timeline is the same.
     """
 
     def __init__(
@@ -79,13 +101,20 @@ class MemoryRun:
         options: RunOptions,
         *,
         routing_modules: tuple[nn.Module, ...] = (),
+        is_each_layer_run: bool = False,
     ) -> None:
         self._skeleton = skeleton
         self._options = options
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
         self._origins = Origins()
+        self._is_each_layer_run = is_each_layer_run
         self._outcomes = LayerOutcomes()
+
+    @property
+    def repeated_layers(self) -> frozenset[str]:
+        """Paths of the layers that did not run in one call or more."""
+        return frozenset(self._outcomes.repeated_paths)
 
     @property
     def can_start_later(self) -> bool:
@@ -177,7 +206,7 @@ class MemoryRun:
             lt_workspace_bytes=self._options.lt_workspace_bytes,
             max_blocks_of_layer=None
             if self._options.may_scan
-            else max(_MOST_BLOCKS_OF_LAYER, _MOST_BLOCKS_PER_TOKEN * num_prompt_tokens),
+            else self._options.block_budget.allow(num_prompt_tokens),
         )
         known = KnownValues(
             token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced
@@ -188,9 +217,10 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
-            stack.enter_context(
-                RepeatedLayers(skeleton, observers=[recorder], outcomes=self._outcomes)
-            )
+            if not self._is_each_layer_run:
+                stack.enter_context(
+                    RepeatedLayers(skeleton, observers=[recorder], outcomes=self._outcomes)
+                )
             stack.enter_context(recorder)
             stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
             for module in self._routing_modules:

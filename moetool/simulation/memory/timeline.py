@@ -36,6 +36,26 @@ class Origin:
     operation: str
 
 
+class Origins:
+    """Places where memory is asked for, each with a number.
+
+    Attributes:
+        found: The places so far, by their number.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Origin] = []
+        self._numbers: dict[tuple[str, str, str], int] = {}
+
+    def number(self, layer: str, module: str, operation: str) -> int:
+        """Return the number of a place."""
+        key = (layer, module, operation)
+        number = self._numbers.setdefault(key, len(self.found))
+        if number == len(self.found):
+            self.found.append(Origin(*key))
+        return number
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the model.

@@ -101,9 +101,7 @@ class CacheSlots:
         """Return the length of each of the cache's lists."""
         return {name: len(entries) for name, entries in self._lists()}
 
-    def make_templates(
-        self, maker: TemplateMaker, *, lengths: Mapping[str, int]
-    ) -> SlotTemplates:
+    def make_templates(self, maker: TemplateMaker, *, lengths: Mapping[str, int]) -> SlotTemplates:
         """Return templates of what the cache keeps for the layer.
 
         Args:

@@ -35,7 +35,7 @@ class Holding(Enum):
         """Return the dictionary in which a module holds such values, among others."""
         if self is Holding.ATTRIBUTES:
             return vars(module)
-        return module._parameters if self is Holding.PARAMETERS else module._buffers  # type: ignore[return-value]
+        return module._parameters if self is Holding.PARAMETERS else module._buffers
 
 
 # A module's class, its attributes, parameters and buffers by name, and what its configurations say

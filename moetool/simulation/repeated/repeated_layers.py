@@ -107,10 +107,15 @@ class LayerOutcomes:
 
     Runs that share outcomes need observers that share what they number, and a model that is the
     same at the start of each.
+
+    Attributes:
+        fingerprints: Describes the layers and their arguments.
+        repeated_paths: Paths of the layers that did not run in one call or more.
     """
 
     def __init__(self) -> None:
         self.fingerprints = Fingerprints()
+        self.repeated_paths: set[str] = set()
         self._outcomes: dict[Hashable, _Outcome] = {}
         self._kinds: dict[OfLayer, int] = {}
         self._fingerprint_of: list[OfLayer] = []
@@ -244,6 +249,7 @@ class RepeatedLayers:
         if outcome is None or (slot and not slot.can_take(outcome.slots)):
             return self._run(layer, args, kwargs, slot=slot, given=given, key=key)
         self.num_repeated += 1
+        self._outcomes.repeated_paths.add(layer.path)
         return self._repeat(layer, outcome, slot=slot, given=given)
 
     def _describe_visit(
@@ -287,7 +293,9 @@ class RepeatedLayers:
         can_make = (
             changes is not None and describe_surroundings() == before and maker.can_make(result)
         )
-        slots = slot.make_templates(maker, lengths=lengths) if slot and can_make else SlotTemplates()
+        slots = (
+            slot.make_templates(maker, lengths=lengths) if slot and can_make else SlotTemplates()
+        )
         template = maker.make(result) if can_make else None
         done = tuple(
             observer.end_layer(mark, maker.made)

@@ -11,21 +11,37 @@ from moetool.memory.result import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.simulated import runs
 from moetool.memory.simulated.runs import SimulatedRun, run_scenario
-from moetool.simulation.memory import memory_run
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
-from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.memory_run import (
+    DEFAULT_BLOCK_BUDGET,
+    BlockBudget,
+    MemoryRun,
+    RunOptions,
+)
 from tests.simulation.skeletons import build_family_skeleton
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=32, num_new_tokens=3)
+# So few that a layer with a loop over tokens exceeds them in any prompt.
+FEW_BLOCKS = BlockBudget(per_layer=100, per_token=0)
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, TOP_K, FLOAT_BYTES = 4, 2, 16, 3, 4
 
 
 def run(
-    scenario: Scenario, *, family: str = "olmoe", is_brief: bool = False, **overrides: Any
+    scenario: Scenario,
+    *,
+    family: str = "olmoe",
+    is_brief: bool = False,
+    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
+    **overrides: Any,
 ) -> SimulatedRun:
     skeleton = build_family_skeleton(family, **overrides).eval()
     return run_scenario(
-        skeleton, scenario, workspace_bytes=2**20, context_bytes=1000, is_brief=is_brief
+        skeleton,
+        scenario,
+        workspace_bytes=2**20,
+        context_bytes=1000,
+        is_brief=is_brief,
+        block_budget=block_budget,
     )
 
 
@@ -183,14 +199,10 @@ def test_a_family_that_looks_up_its_experts_is_approximate() -> None:
     assert note.startswith("Its code asks for what only data tells (its forward needs data: ")
 
 
-def test_layers_that_go_from_token_to_token_are_approximate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_layers_that_go_from_token_to_token_are_approximate() -> None:
     scenario = Scenario(batch_size=2, num_prompt_tokens=320, num_new_tokens=4)
     whole = run(scenario, family="jamba")
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
-    shown = run(scenario, family="jamba")
+    shown = run(scenario, family="jamba", block_budget=FEW_BLOCKS)
     assert (whole.method, shown.method) == (Method.SIMULATED, Method.APPROXIMATE)
     (note,) = shown.notes
     assert "go from token to token" in note
@@ -273,12 +285,9 @@ def test_weights_that_were_shifted_are_shifted_where_memory_is_limited() -> None
     assert moved == limited.shift_weights(10 * 2**21)
 
 
-def test_a_run_that_follows_from_shorter_ones_fits_where_all_it_asks_for_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_OF_LAYER", 100)
-    monkeypatch.setattr(memory_run, "_MOST_BLOCKS_PER_TOKEN", 0)
-    shown = run(Scenario(num_prompt_tokens=320, num_new_tokens=4), family="jamba")
+def test_a_run_that_follows_from_shorter_ones_fits_where_all_it_asks_for_is() -> None:
+    short = Scenario(num_prompt_tokens=320, num_new_tokens=4)
+    shown = run(short, family="jamba", block_budget=FEW_BLOCKS)
     assert shown.limit_to(find_total(shown)) is shown
     assert shown.limit_to(find_total(shown) - 1) is None
 

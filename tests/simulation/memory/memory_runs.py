@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.memory_run import (
-    MemoryRun,
     RunOptions,
     find_cache_tensors,
     find_ordinary_token,
 )
-from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
+from moetool.simulation.memory.timeline import Call, Event, Origin, Origins, Timeline
 
 # They have no `generate` of their own.
 NOT_GENERATING = (
@@ -147,15 +146,6 @@ def set_up(model: PreTrainedModel, *, attention: str = "eager", experts: str = "
 def options_for(family: str, **given: Any) -> RunOptions:
     """Return the options under which a family's skeleton runs."""
     return RunOptions(is_routing_balanced=family in LOOK_UP_EXPERTS, **given)
-
-
-def run_each_layer(
-    run: MemoryRun, monkeypatch: Any, *, num_prompt_tokens: int, num_new_tokens: int
-) -> Timeline:
-    """Return the timeline of a generation in which no layer stands for another."""
-    with monkeypatch.context() as patch:
-        patch.setattr(AllocationRecorder, "describe", lambda *_: object())
-        return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
 
 
 def generate_on_cpu(

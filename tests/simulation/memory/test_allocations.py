@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
-from moetool.simulation.memory.timeline import Event, Origin, Timeline
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Event, Origin, Origins, Timeline
 from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
 from tests.simulation.memory.memory_runs import Told, tell
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.meta_kernels import MetaKernels
 
 meta = partial(torch.empty, device="meta")
