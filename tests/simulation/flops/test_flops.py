@@ -26,8 +26,8 @@ from moetool.simulation.flops.flops import (
 from tests.simulation.skeletons import build_family_skeleton, build_skeleton_of
 
 NUM_TOKENS = 2048
-# So few that every layer exceeds them in a prompt.
-NO_OPERATIONS = OperationBudget(per_layer=0, per_token=0)
+# So few that every layer exceeds them.
+FEW_OPERATIONS = OperationBudget(per_layer=10, per_token=0)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_going_from_token_to_token_is_counted_in_short_prompts() -> None:
         lengths.append(kwargs["input_ids"].shape[-1])
 
     skeleton.register_forward_pre_hook(note, with_kwargs=True)
-    assert count_flops(skeleton, num_prompt_tokens=100, budget=NO_OPERATIONS) == in_full
+    assert count_flops(skeleton, num_prompt_tokens=100, budget=FEW_OPERATIONS) == in_full
     # The long prompt is given up, and each short one is followed by a token.
     assert lengths == [100, 8, 1, 16, 1, 24, 1, 32, 1]
 
@@ -193,7 +193,7 @@ def test_going_from_token_to_token_is_counted_in_short_prompts() -> None:
 def test_short_prompts_do_not_stand_for_a_window_that_they_do_not_fill() -> None:
     skeleton = build_family_skeleton("gpt_oss", sliding_window=64)
     in_full = count_flops(skeleton, num_prompt_tokens=100)
-    assert count_flops(skeleton, num_prompt_tokens=100, budget=NO_OPERATIONS) == in_full
+    assert count_flops(skeleton, num_prompt_tokens=100, budget=FEW_OPERATIONS) == in_full
 
 
 def test_a_long_prompt_of_jamba_takes_what_its_shapes_say() -> None:
