@@ -20,7 +20,8 @@ from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
-from moetool.simulation.repeated.repeated_layers import LayerOutcomes, RepeatedLayers
+from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
+from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
-from moetool.simulation.repeated.fingerprints import (
-    Fingerprints,
-    OfLayer,
-    find_differences,
-    find_layer_indices,
-    is_transparent,
-)
+from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
+from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
 from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState, ModuleChanges
 from moetool.simulation.repeated.templates import StandIns, TemplateMaker, find_leaves
 
@@ -64,92 +59,6 @@ class LayerObserver(Protocol):
             left: By the time the context is left, by their place in what `end_layer` was given,
                 the tensors that stand for those the layer would leave behind.
         """
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a layer that ran left behind.
-
-    Attributes:
-        result: The template of what its forward returned.
-        slots: The templates of what the cache keeps for it.
-        changes: Its changes to its own modules.
-        kind: The kind of layer that it is after them.
-        done: What each observer saw.
-    """
-
-    result: Any
-    slots: SlotTemplates
-    changes: ModuleChanges
-    kind: int
-    done: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer whose work may be another's.
-
-    Attributes:
-        path: Its path in the model.
-        module: The layer.
-        forward: Its own forward.
-        indices: Its layer indices.
-    """
-
-    path: str
-    module: nn.Module
-    forward: Callable[..., Any]
-    indices: tuple[int, ...]
-
-
-class LayerOutcomes:
-    """What the layers of one model left behind, kept for further runs of the same model.
-
-    Runs that share outcomes need observers that share what they number, and a model that is the
-    same at the start of each.
-
-    Attributes:
-        fingerprints: Describes the layers and their arguments.
-        repeated_paths: Paths of the layers that did not run in one call or more.
-    """
-
-    def __init__(self) -> None:
-        self.fingerprints = Fingerprints()
-        self.repeated_paths: set[str] = set()
-        self._outcomes: dict[Hashable, _Outcome] = {}
-        self._kinds: dict[OfLayer, int] = {}
-        self._fingerprint_of: list[OfLayer] = []
-        self._kind_at_start: dict[str, int] = {}
-
-    def find(self, key: Hashable) -> _Outcome | None:
-        """Return the outcome of a call like the one that a key describes."""
-        return self._outcomes.get(key)
-
-    def keep(self, key: Hashable, outcome: _Outcome) -> None:
-        """Keep the outcome of a call."""
-        self._outcomes[key] = outcome
-
-    def find_kind_at_start(self, layer: _Layer) -> int:
-        """Return the kind of a layer that has not run yet."""
-        if layer.path not in self._kind_at_start:
-            fingerprint = self.fingerprints.of_layer(layer.module)
-            self._kind_at_start[layer.path] = self.find_kind(fingerprint)
-        return self._kind_at_start[layer.path]
-
-    def forget_kind_at_start(self, layer: _Layer) -> None:
-        """Look at a layer anew at the start of the next run."""
-        self._kind_at_start.pop(layer.path, None)
-
-    def find_kind(self, fingerprint: OfLayer) -> int:
-        """Return the number that layers with a fingerprint have in common."""
-        kind = self._kinds.setdefault(fingerprint, len(self._kinds))
-        if kind == len(self._fingerprint_of):
-            self._fingerprint_of.append(fingerprint)
-        return kind
-
-    def fingerprint_of(self, kind: int) -> OfLayer:
-        """Return the fingerprint of a kind of layer."""
-        return self._fingerprint_of[kind]
 
 
 class RepeatedLayers:
@@ -213,8 +122,7 @@ class RepeatedLayers:
             id(module): path for path, module in self._model.named_modules() if id(module) in wanted
         }
         for module in layers:
-            indices = find_layer_indices(module)
-            layer = _Layer(paths[id(module)], module, module.forward, indices)
+            layer = Layer(paths[id(module)], module, module.forward)
             self._exit.callback(_put_back_forward, module, vars(module).get("forward"))
             module.forward = self._stand_in_for(layer)
         return self
@@ -222,16 +130,17 @@ class RepeatedLayers:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def _stand_in_for(self, layer: _Layer) -> Callable[..., Any]:
+    def _stand_in_for(self, layer: Layer) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._call(layer, args, kwargs)
 
         return forward
 
-    def _call(self, layer: _Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = tuple(find_leaves([args, kwargs]))
         caches = {id(value): value for value in given if isinstance(value, Cache)}
-        slots = [CacheSlots(cache, layer.indices) for cache in caches.values()]
+        indices = self._outcomes.find_indices(layer) if caches else ()
+        slots = [CacheSlots(cache, indices) for cache in caches.values()]
         is_known = all(isinstance(value, Cache) or is_transparent(value) for value in given)
         if len(slots) > 1 or not is_known or not all(slot.is_known for slot in slots):
             self.num_run += 1
@@ -253,14 +162,14 @@ class RepeatedLayers:
         return self._repeat(layer, outcome, slot=slot, given=given)
 
     def _describe_visit(
-        self, layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None
+        self, layer: Layer, given: tuple[object, ...], *, slot: CacheSlots | None
     ) -> Hashable:
         visit = _visit(layer, given, slot=slot)
         return tuple(observer.describe(visit) for observer in self._observers)
 
     def _run(
         self,
-        layer: _Layer,
+        layer: Layer,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
@@ -303,11 +212,11 @@ class RepeatedLayers:
         )
         if changes is not None and can_make and all(what is not None for what in done):
             kind = self._kinds[layer.path]
-            self._outcomes.keep(key, _Outcome(template, slots, changes, kind, done))
+            self._outcomes.keep(key, Outcome(template, slots, changes, kind, done))
         return result
 
     def _take_changes(
-        self, layer: _Layer, state: LayerState, maker: TemplateMaker
+        self, layer: Layer, state: LayerState, maker: TemplateMaker
     ) -> ModuleChanges | None:
         """Return a layer's changes to its own modules; None if they have no template.
 
@@ -327,8 +236,8 @@ class RepeatedLayers:
 
     def _repeat(
         self,
-        layer: _Layer,
-        outcome: _Outcome,
+        layer: Layer,
+        outcome: Outcome,
         *,
         slot: CacheSlots | None,
         given: tuple[object, ...],
@@ -351,7 +260,7 @@ class RepeatedLayers:
                 return stand_ins.make(outcome.result)
 
 
-def _visit(layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
+def _visit(layer: Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
     tensors = [value for value in given if isinstance(value, torch.Tensor)]
     return LayerVisit(layer.path, (*tensors, *(slot.find_tensors() if slot else ())))
 
