@@ -1,4 +1,4 @@
-"""Follow the memory of every tensor that a forward makes, from its birth to its death."""
+"""Record the birth and death of every tensor's memory in a forward."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ _NO_TEMPORARIES = Temporaries()
 
 
 class AllocationRecorder:
-    """Records when the memory of each tensor on a device is taken and given back.
+    """Records when the memory of each tensor on a device is taken and freed.
 
         with torch.inference_mode(), AllocationRecorder(model) as recorder:
             model(input_ids)
         recorder.events
 
-    Memory is a storage: views and what is written in place take none. Operations that are made of
-    others are taken apart, but for those that are one kernel on a GPU; what such kernels take for
-    themselves while they run is recorded around their results. The model's own parameters and
-    buffers are not recorded.
+    Memory is that of storages: views and in-place operations take none. Operations composed of others
+    are decomposed, except those that are one kernel on a GPU; the temporary memory of such kernels is
+    recorded around their results. The model's own parameters and buffers are not recorded.
 
-    It is a `LayerObserver`: layers that `RepeatedLayers` does not run are recorded all the same.
+    It is a `LayerObserver`: layers that `RepeatedLayers` doesn't run are recorded, too.
 
     Attributes:
-        events: What happened so far, in order.
+        events: Births and deaths so far, in order.
 
     Args:
         model: The model.
         origins: Numbers the places where blocks are born.
-        workspace_bytes: What the first product of matrices takes, and is never given back.
-        lt_workspace_bytes: What the first product with a bias takes besides, for good.
-        max_blocks_of_layer: How many blocks a layer may make; None for any number. One more raises
-            `TooManyOperations`.
+        workspace_bytes: Memory that the first matrix product takes and never frees.
+        lt_workspace_bytes: Further memory that the first product with a bias takes and never frees.
+        max_blocks_of_layer: The most blocks that a layer may make; None for no limit. One more
+            raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
     """
 
@@ -72,7 +71,7 @@ class AllocationRecorder:
             Workspace.CUBLAS: workspace_bytes,
             Workspace.CUBLAS_LT: lt_workspace_bytes,
         }
-        # Since the layer began: where the first product that needs each of them ran.
+        # The first product since the layer began that needs each of them.
         self._needed: dict[Workspace, Taking] = {}
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
@@ -83,7 +82,7 @@ class AllocationRecorder:
         self._layer = ""
         self._origins = origins
         self._num_blocks = 0
-        # By the address of a storage: its block, and the weak reference that sees its death.
+        # The block of each storage by address, and the weak reference that notices its death.
         self._followed: dict[int, tuple[int, object]] = {}
         self._holders: dict[int, int] = {}
         self._bytes_of: dict[int, int] = {}
@@ -95,7 +94,7 @@ class AllocationRecorder:
             storage = tensor.untyped_storage()
             # Kept alive: if a layer replaced it, a storage made later could have its address.
             self._followed[storage._cdata] = (-1, storage)
-        # Hooks on each module would take seconds where there are thousands of experts.
+        # Hooks on each module would take seconds in models with thousands of experts.
         self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._exit.callback(
             register_module_forward_hook(self._leave_module, always_call=True).remove
@@ -108,7 +107,7 @@ class AllocationRecorder:
 
     @property
     def workspace_block(self) -> int | None:
-        """The block that products of matrices keep; None before the first."""
+        """The block that matrix products keep; None before the first."""
         return self._workspaces.get(Workspace.CUBLAS)
 
     @property
@@ -117,38 +116,41 @@ class AllocationRecorder:
         return self._workspaces.get(Workspace.CUBLAS_LT)
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
-        """Return the block that a tensor is in; None for parameters and whatever isn't followed."""
+        """Return the block that a tensor is in; None for parameters and tensors not followed."""
         found = self._followed.get(tensor.untyped_storage()._cdata)
         return None if found is None or found[0] < 0 else found[0]
 
     def count_bytes(self, block: int) -> int:
-        """Return what a block that is alive takes."""
+        """Return the size of a live block."""
         return self._bytes_of[block]
 
     def describe(self, visit: LayerVisit) -> Hashable:
-        """Return which of the tensors found share memory."""
-        places: dict[int | None, int] = {}
-        return tuple(places.setdefault(self.find_block(t), len(places)) for t in visit.found)
+        """Return which of the visit's tensors share memory."""
+        first_seen: dict[int | None, int] = {}
+        return tuple(
+            first_seen.setdefault(self.find_block(tensor), len(first_seen))
+            for tensor in visit.found
+        )
 
     def begin_layer(self, visit: LayerVisit) -> LayerMark:
-        """Return a mark of where a layer begins."""
+        """Return a mark of the beginning of a layer."""
         self._layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
         self._needed = {}
-        return LayerMark(len(self.events), self._num_blocks, self._find_places(visit))
+        return LayerMark(len(self.events), self._num_blocks, self._find_positions(visit))
 
     def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
-        """Return what happened since a mark.
+        """Return the events since a mark.
 
-        None if the layer keeps memory alive in a way that does not show in what it left behind, or
-        gave back some that it was not given.
+        None if the layer keeps memory alive that is in none of the tensors it left behind, or freed
+        memory that it was not given.
         """
         self._layer = ""
-        names = {block: -1 - place for block, place in mark.places.items()}
+        names = {block: -1 - position for block, position in mark.positions.items()}
         alive: set[int] = set()
         workspaces = set(self._workspaces.values())
         events: list[Event] = []
-        # By the number of events since the mark: those of the layer's own blocks among them.
+        # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []
         for event in self.events[mark.num_events :]:
             num_own.append(len(events))
@@ -182,10 +184,10 @@ class AllocationRecorder:
     def repeat_layer(
         self, visit: LayerVisit, done: LayerEvents, left: Mapping[int, torch.Tensor]
     ) -> Iterator[None]:
-        """Record what an earlier layer did as done once more."""
-        found = {-1 - place: block for block, place in self._find_places(visit).items()}
+        """Record the events of an earlier layer once more."""
+        found = {-1 - position: block for block, position in self._find_positions(visit).items()}
         layer = visit.path
-        # Whoever holds a tensor found keeps it from dying when it should.
+        # A reference held here would keep a tensor from dying when it should.
         del visit
         first, self._num_blocks = self._num_blocks, self._num_blocks + done.num_made
         self._deaths_put_off = set()
@@ -193,7 +195,7 @@ class AllocationRecorder:
             yield
         finally:
             died, self._deaths_put_off = self._deaths_put_off, None
-        # What the layer found and left where it was is held by another tensor now.
+        # What the layer found and left in place is now held by another tensor.
         died -= {found[name] for name in done.left if name is not None and name < 0}
         takings: dict[int, list[Workspace]] = {}
         for kind, taking in done.workspaces.items():
@@ -213,7 +215,7 @@ class AllocationRecorder:
                     origin_in_layer[origin] = self._origin_in(layer, origin)
                 origin = origin_in_layer[origin]
             elif not is_own:
-                # It lives on if someone else holds it here.
+                # It lives on if something else holds it here.
                 if block not in died:
                     continue
                 died.discard(block)
@@ -227,7 +229,7 @@ class AllocationRecorder:
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Record the memory of an operation's results, and what its kernel takes while it runs."""
+        """Record the memory of an operation's results and the temporary memory of its kernel."""
         new = [
             leaf
             for leaf in tree_leaves(result)
@@ -254,7 +256,7 @@ class AllocationRecorder:
         self.events.extend(Event(block, -1, 0) for block in reversed(taken))
 
     def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
-        """Take what a product keeps from now on, unless an earlier one has taken it.
+        """Take the workspace that products keep from now on, unless it has been taken.
 
         Args:
             kind: The kind of workspace.
@@ -275,7 +277,7 @@ class AllocationRecorder:
         return block
 
     def _follow(self, tensor: torch.Tensor, block: int) -> None:
-        """Let a block die with the storage of a tensor, or with the last of several."""
+        """Record the death of a block when the storage of its tensor dies, or the last of several."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         self._holders[block] = self._holders.get(block, 0) + 1
@@ -293,13 +295,13 @@ class AllocationRecorder:
 
         self._followed[address] = (block, weakref.ref(storage, die))
 
-    def _find_places(self, visit: LayerVisit) -> dict[int, int]:
-        places: dict[int, int] = {}
-        for place, tensor in enumerate(visit.found):
+    def _find_positions(self, visit: LayerVisit) -> dict[int, int]:
+        positions: dict[int, int] = {}
+        for position, tensor in enumerate(visit.found):
             block = self.find_block(tensor)
             if block is not None:
-                places.setdefault(block, place)
-        return places
+                positions.setdefault(block, position)
+        return positions
 
     def _find_origin(self, operation: Any) -> int:
         path = self._entered[-1]
@@ -319,16 +321,16 @@ class AllocationRecorder:
 
 
 class _Births(DispatchMode):
-    """Shows a recorder every operation that is one kernel on a GPU."""
+    """Passes every operation that is one kernel on a GPU to a recorder."""
 
     def __init__(self, recorder: AllocationRecorder) -> None:
         super().__init__()
         self._recorder = recorder
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result, with its memory recorded."""
+        """Return an operation's result and record its memory."""
         if not is_one_kernel(func):
-            # Not `decompose`, which may take torch's decomposition for tracing: it copies in places.
+            # Not `decompose`: it may use torch's decomposition for tracing, which makes extra copies.
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         result = func(*args, **kwargs)

@@ -55,10 +55,10 @@ class _Pool:
 
     def take(self, needed_bytes: int) -> _Block | None:
         keys = self.keys
-        place = bisect_left(keys, needed_bytes << _ADDRESS_BITS)
-        if place == len(keys):
+        index = bisect_left(keys, needed_bytes << _ADDRESS_BITS)
+        if index == len(keys):
             return None
-        block = self.blocks.pop(keys.pop(place))
+        block = self.blocks.pop(keys.pop(index))
         block.is_free = False
         return block
 

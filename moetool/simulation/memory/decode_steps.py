@@ -67,10 +67,10 @@ def take_step(timeline: Timeline, number: int) -> Step | None:
     start, end = (timeline.calls[n].first_event for n in (number, number + 1))
     events = []
     for block, num_bytes, origin in timeline.events[start:end]:
-        step, place = born[block]
+        step, index = born[block]
         if step < 1:
             return None
-        events.append(StepEvent(number - step, place, num_bytes, origin))
+        events.append(StepEvent(number - step, index, num_bytes, origin))
     call = timeline.calls[number]
     own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
     return Step(tuple(events), frozenset(own), call.cache_bytes, call.end_event - start)
@@ -84,12 +84,12 @@ def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | Non
     if not first.has_form_of(last):
         return None
     events = list(first.events)
-    for place, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
+    for index, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
         if a.num_bytes != b.num_bytes:
             num_bytes = _find_between(a.num_bytes, b.num_bytes, share=share)
             if num_bytes is None:
                 return None
-            events[place] = a._replace(num_bytes=num_bytes)
+            events[index] = a._replace(num_bytes=num_bytes)
     cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
     if cache_bytes is None:
         return None
@@ -147,8 +147,8 @@ def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:
     born: dict[int, tuple[int, int]] = {}
     starts = [call.first_event for call in timeline.calls[1:]]
     step = number = 0
-    for place, event in enumerate(timeline.events):
-        while step < len(starts) and place >= starts[step]:
+    for index, event in enumerate(timeline.events):
+        while step < len(starts) and index >= starts[step]:
             step, number = step + 1, 0
         if event.num_bytes >= 0:
             born[event.block] = (step, number)

@@ -1,4 +1,4 @@
-"""Records of what a layer did to memory, from which the same is recorded for another layer."""
+"""Records of a layer's births and deaths, from which those of another layer are recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moetool.simulation.memory.timeline import Event
 
 
 class Workspace(Enum):
-    """The kinds of workspace that products of matrices keep."""
+    """The kinds of workspace that matrix products keep."""
 
     CUBLAS = auto()
     CUBLAS_LT = auto()
@@ -33,25 +33,25 @@ class Taking(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMark:
-    """Where a layer began.
+    """The beginning of a layer.
 
     Attributes:
-        num_events: Events until then.
-        num_blocks: Blocks until then.
-        places: By block that the layer found, its place among the tensors found.
+        num_events: Number of events before it.
+        num_blocks: Number of blocks before it.
+        positions: The position of each block that the layer found among the tensors found.
     """
 
     num_events: int
     num_blocks: int
-    places: Mapping[int, int]
+    positions: Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class LayerEvents:
-    """What a layer did.
+    """The births and deaths in a layer.
 
     Attributes:
-        events: Its events; blocks it made are numbered from 0, those it found from -1 downwards.
+        events: The events; blocks it made are numbered from 0, those it found from -1 downwards.
         num_made: Number of blocks it made.
         left: The blocks of the tensors that it left behind; None for one that isn't followed.
         workspaces: By kind of workspace, where it is taken if no earlier product took it.

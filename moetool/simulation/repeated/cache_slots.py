@@ -17,7 +17,7 @@ _ABSENT = ("absent",)
 
 @dataclass(frozen=True)
 class SlotTemplates:
-    """Templates of what a cache keeps for a layer.
+    """Templates of a layer's entries in a cache.
 
     Attributes:
         entries: The list, the position among the layer's indices, and the template of each entry.
@@ -33,7 +33,7 @@ class SlotTemplates:
 
 
 class CacheSlots:
-    """What a cache keeps for one layer: an entry of each of its lists per index of the layer.
+    """The entries of one layer in a cache: one in each of its lists per index of the layer.
 
     An encoder-decoder's cache is two caches, and a flag per index.
 
@@ -57,7 +57,7 @@ class CacheSlots:
         return bool(self._indices)
 
     def describe(self, fingerprints: Fingerprints) -> Hashable:
-        """Return what the layer finds in the cache."""
+        """Return the fingerprint of the layer's entries."""
         entries = tuple(
             (name, fingerprints.of_attributes(entries[index]) if index < len(entries) else _ABSENT)
             for name, entries in self._lists()
@@ -77,10 +77,10 @@ class CacheSlots:
         )
 
     def describe_rest(self, fingerprints: Fingerprints, *, lengths: Mapping[str, int]) -> Hashable:
-        """Return what else the cache holds, except what it puts before the layer's entries.
+        """Return the fingerprint of the rest of the cache, without entries put before the layer's.
 
         Args:
-            fingerprints: Describes the cache's contents.
+            fingerprints: Makes the fingerprints.
             lengths: Length of each of the cache's lists before the call.
         """
         others = [
@@ -102,7 +102,7 @@ class CacheSlots:
         return {name: len(entries) for name, entries in self._lists()}
 
     def make_templates(self, maker: TemplateMaker, *, lengths: Mapping[str, int]) -> SlotTemplates:
-        """Return templates of what the cache keeps for the layer.
+        """Return templates of the layer's entries.
 
         Args:
             maker: Makes the templates.
@@ -127,7 +127,7 @@ class CacheSlots:
         return SlotTemplates(entries, fillers, flags)
 
     def can_take(self, templates: SlotTemplates) -> bool:
-        """Return whether it is known what to put before the layer's entries."""
+        """Return whether there are templates for the entries to be put before the layer's."""
         lengths = self.measure()
         for name, position, _ in templates.entries:
             if self._indices[position] > lengths[name] and name not in templates.fillers:
@@ -136,7 +136,7 @@ class CacheSlots:
         return True
 
     def fill(self, templates: SlotTemplates, *, stand_ins: StandIns) -> None:
-        """Keep stand-ins for the layer, as the templates say."""
+        """Put stand-ins into the layer's entries."""
         lists = dict(self._lists())
         for name, position, template in templates.entries:
             index = self._indices[position]

@@ -1,4 +1,4 @@
-"""What has to be equal for two layers, called with two sets of arguments, to do the same work."""
+"""Fingerprints of layers and arguments. Calls with equal fingerprints do the same work."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-# By these attributes a layer finds its own slot in the cache: equal layers differ in them.
+# Attributes by which a layer finds its slot in the cache. Equal layers differ in them.
 _INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
-# What every module has says nothing of its work, nor does a `forward` put in the class's place.
+# Attributes that every module has don't bear on its work, nor does a replaced `forward`.
 _SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
-# What a configuration numbers that isn't layers.
+# Fields of configurations whose numbers are not layers.
 _NOT_BY_LAYER = frozenset({"id2label"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
 _CODE = (FunctionType, BuiltinFunctionType)
@@ -38,8 +38,8 @@ class Holding(Enum):
         return module._parameters if self is Holding.PARAMETERS else module._buffers
 
 
-# A module's class, its attributes, parameters and buffers by name, and what its configurations say
-# of its layer.
+# A module's class, its attributes, parameters and buffers by name, and its configurations' entries
+# for its layer.
 _OfModule = tuple[type, tuple[tuple[Holding, str, Hashable], ...], Hashable]
 # Fingerprints of a layer's modules, by their path in it.
 OfLayer = tuple[tuple[str, _OfModule], ...]
@@ -72,7 +72,7 @@ class Fingerprints:
         self._layer_entries: dict[tuple[int, int], Hashable] = {}
 
     def of_value(self, value: object) -> Hashable:
-        """Return the description of anything that a layer is given or holds."""
+        """Return the fingerprint of anything that a layer is given or holds."""
         if isinstance(value, torch.Tensor):
             return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
         if isinstance(value, _PLAIN):
@@ -92,13 +92,13 @@ class Fingerprints:
         return (type(value), id(value))
 
     def of_attributes(self, instance: object) -> Hashable:
-        """Return the description of an object by its class and attributes; of others, by value."""
+        """Return the fingerprint of an object by its class and attributes, of other values by value."""
         if not hasattr(instance, "__dict__") or isinstance(instance, torch.Tensor | dict | list):
             return self.of_value(instance)
         return (type(instance), self.of_value(vars(instance)))
 
     def of_layer(self, layer: nn.Module) -> OfLayer:
-        """Return the description of a layer: its modules and all they hold but their index."""
+        """Return the fingerprint of a layer: its modules and all they hold except their index."""
         first = min(find_layer_indices(layer), default=0)
         return tuple(
             (name, self._of_module(module, first)) for name, module in layer.named_modules()
@@ -106,7 +106,7 @@ class Fingerprints:
 
     def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
         held = [
-            # A layer of two attentions has two indices: what counts is how far they are apart.
+            # A layer with two attentions has two indices, of which the difference matters.
             (holding, name, value - first_index if _is_index(name, value) else self.of_value(value))
             for holding, values in list_holdings(module).items()
             for name, value in values.items()
@@ -116,9 +116,9 @@ class Fingerprints:
         return (type(module), tuple(held), tuple(by_layer))
 
     def _of_layer_entries(self, config: PreTrainedConfig, index: int) -> Hashable:
-        """Return what a configuration says of the layer at an index.
+        """Return the entries of a configuration for the layer at an index.
 
-        A forward may ask it, for the type of its own layer for example.
+        A forward may read them, for example the type of its layer.
         """
         if (id(config), index) not in self._layer_entries:
             num_layers = getattr(config, "num_hidden_layers", None) or 0
@@ -131,7 +131,7 @@ class Fingerprints:
 
 
 def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
-    """Return what a module holds itself that bears on its work."""
+    """Return the values that a module itself holds and that bear on its work."""
     return {
         holding: {
             name: value
@@ -143,7 +143,7 @@ def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
 
 
 def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None:
-    """Return where two fingerprints of one layer differ; None if it has other modules by now."""
+    """Return where two fingerprints of one layer differ; None if its modules are different ones."""
     found: list[Difference] = []
     if len(before) != len(after):
         return None
@@ -169,9 +169,9 @@ def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
 
 
 def is_transparent(value: object) -> bool:
-    """Return whether a value's description says all that can be known of it.
+    """Return whether a value's fingerprint says all that matters about it.
 
-    It does not for objects that may change between two uses, such as caches.
+    It doesn't for objects that may change between two uses, such as caches.
     """
     if isinstance(value, tuple | list):
         return all(map(is_transparent, value))
@@ -188,7 +188,7 @@ def _is_index(name: str, value: object) -> bool:
 
 def _find_entry(value: Any, index: int, *, num_layers: int) -> object:
     if isinstance(value, list | tuple):
-        # A list of the layers' own numbers says the same of all of them.
+        # A list of the layers' own numbers says the same about all of them.
         says_nothing = list(value) == list(range(len(value)))
         return None if says_nothing or not num_layers <= len(value) > index else value[index]
     return value.get(index) if isinstance(value, dict) else None

@@ -15,14 +15,14 @@ from moetool.simulation.repeated.module_changes import ModuleChanges
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a layer that ran left behind.
+    """The values that a layer that ran left behind, and its effects.
 
     Attributes:
-        result: The template of what its forward returned.
-        slots: The templates of what the cache keeps for it.
+        result: The template of its forward's result.
+        slots: The templates of its entries in the cache.
         changes: Its changes to its own modules.
-        kind: The kind of layer that it is after them.
-        done: What each observer saw.
+        kind: The kind of layer that it is after these changes.
+        done: The record of each observer.
     """
 
     result: Any
@@ -38,7 +38,6 @@ class Layer:
 
     Attributes:
         path: Its path in the model.
-        module: The layer.
         forward: Its own forward.
     """
 
@@ -48,10 +47,10 @@ class Layer:
 
 
 class LayerOutcomes:
-    """What the layers of one model left behind, kept for further runs of the same model.
+    """The outcomes of the layers of one model, kept for further runs of the same model.
 
-    Runs that share outcomes need observers that share what they number, and a model that is the
-    same at the start of each.
+    Runs can share outcomes if the model is the same at the start of each, and records of one run's
+    observers have the same meaning in the others.
 
     Attributes:
         fingerprints: Describes the layers and their arguments.

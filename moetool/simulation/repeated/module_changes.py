@@ -34,7 +34,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class ModuleChanges:
-    """Templates of what a layer's modules hold after a call and did not before."""
+    """Templates of the values that a layer's modules hold after a call but not before."""
 
     changes: tuple[_Change, ...] = ()
 
@@ -63,7 +63,7 @@ class _ModuleState:
 
 
 class LayerState:
-    """What a layer's modules hold at one time.
+    """The values that a layer's modules hold at one time.
 
     Args:
         layer: The layer.
@@ -91,7 +91,7 @@ class LayerState:
             state = self._states[path]
             before = state.held[holding].get(name, _ABSENT)
             after = holding.find_in(state.module).get(name, _ABSENT)
-            # What was taken away or changed in place has no template.
+            # A value that was removed or changed in place has no template.
             if after is _ABSENT or after is before or not maker.can_make(after):
                 return None
             if holding is Holding.PARAMETERS and not isinstance(before, torch.Tensor):
@@ -100,7 +100,7 @@ class LayerState:
         return ModuleChanges(tuple(found))
 
     def restore(self) -> None:
-        """Give the modules back what they held then."""
+        """Put back the values that the modules held then."""
         for state in self._states.values():
             now = list_holdings(state.module)
             for holding, before in state.held.items():

@@ -1,4 +1,4 @@
-"""Run layers that are the same once: 61 layers of 2 kinds then take the time of 2."""
+"""Run layers that are the same only once: 61 layers of 2 kinds then take the time of 2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerVisit:
 
     Attributes:
         path: The layer's path in the model.
-        found: The tensors that it was given or finds in its slot of the cache.
+        found: The tensors among its arguments and in its slot of the cache.
     """
 
     path: str
@@ -32,32 +32,32 @@ class LayerVisit:
 
 
 class LayerObserver(Protocol):
-    """Whoever measures what layers do, and has to be told of those that don't run."""
+    """Measures the work of layers, including those that don't run."""
 
     def describe(self, visit: LayerVisit) -> Hashable:
-        """Return what else has to be equal for two visits to be the same to this observer."""
+        """Return what else must be equal for two visits to be the same to this observer."""
 
     def begin_layer(self, visit: LayerVisit) -> Any:
-        """Return a mark of where a layer begins."""
+        """Return a mark of the beginning of a layer."""
 
     def end_layer(self, mark: Any, left: Sequence[torch.Tensor]) -> Any:
-        """Return what was done since a mark; None if no other layer can be taken to do the same.
+        """Return a record of the work since a mark; None if it can't stand for another layer's.
 
         Args:
-            mark: Where the layer began.
+            mark: The mark of the layer's beginning.
             left: The tensors that the layer made and left behind.
         """
 
     def repeat_layer(
         self, visit: LayerVisit, done: Any, left: Mapping[int, torch.Tensor]
     ) -> AbstractContextManager[object]:
-        """Take it that a layer did what an earlier one did.
+        """Record the work of an earlier layer as that of another.
 
         Args:
             visit: The layer's call.
-            done: What the earlier layer did.
-            left: By the time the context is left, by their place in what `end_layer` was given,
-                the tensors that stand for those the layer would leave behind.
+            done: The record of the earlier layer.
+            left: The stand-ins for the tensors that the layer would leave behind, by index in the
+                sequence that `end_layer` was given. They are complete when the context exits.
         """
 
 
@@ -83,8 +83,8 @@ class RepeatedLayers:
 
     Args:
         model: The model, on the meta device.
-        observers: Those that must see layers even if they don't run.
-        outcomes: What layers left behind in earlier runs; None to start without any.
+        observers: Observers of the layers, run or not.
+        outcomes: Outcomes of earlier runs; None to start without any.
     """
 
     # The steps of a call, in order:
@@ -177,7 +177,7 @@ class RepeatedLayers:
         given: tuple[object, ...],
         key: Hashable,
     ) -> Any:
-        """Run a layer, and keep what it left behind if another can be taken to leave the same."""
+        """Run a layer, and keep its outcome if it can stand for that of another layer."""
         self.num_run += 1
         lengths = slot.measure() if slot else {}
 
@@ -188,7 +188,7 @@ class RepeatedLayers:
             )
 
         before, state = describe_surroundings(), LayerState(layer.module)
-        # What the layer finds in its slot dies while it runs: nothing here may keep it alive.
+        # The tensors in the layer's slot die while it runs: no reference here may keep them alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
         ]
@@ -242,7 +242,7 @@ class RepeatedLayers:
         slot: CacheSlots | None,
         given: tuple[object, ...],
     ) -> Any:
-        """Return what a layer returns that is given `given` and does what an earlier one did."""
+        """Return stand-ins for the result of a layer that does the same as an earlier one."""
         stand_ins = StandIns(given)
         if outcome.changes.paths:
             self._exit.callback(LayerState(layer.module, paths=outcome.changes.paths).restore)
@@ -251,7 +251,7 @@ class RepeatedLayers:
                 visit = _visit(layer, given, slot=slot)
                 stack.enter_context(observer.repeat_layer(visit, done, stand_ins.made))
                 del visit
-            # Making stand-ins is not the model's work: modes need not see it, which takes a while.
+            # Making stand-ins is not the model's work, and modes would slow it down.
             with torch._C._DisableTorchDispatch():
                 outcome.changes.apply(layer.module, stand_ins)
                 self._kinds[layer.path] = outcome.kind
@@ -283,7 +283,7 @@ def _find_layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _put_back_forward(module: nn.Module, own: Any) -> None:
-    """Restore a module's forward: its own attribute, or the class's method for None."""
+    """Restore a module's forward: its own attribute, or the class's method if that is None."""
     del module.forward
     if own is not None:
         module.forward = own
