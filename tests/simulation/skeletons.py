@@ -1,4 +1,4 @@
-"""Skeletons of tiny families, also deeper ones, and counting with and without a shortcut."""
+"""Skeletons of tiny and deeper families, and FLOPs counted with and without the shortcut."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from moetool.simulation.meta.generation import SimulatedGeneration
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.families.tiny.configs import build_config, find_family
 
-# They look into their positions unless they are given a cache.
+# They read their positions unless they are given a cache.
 LOOK_INTO_POSITIONS = ("gemma4",)
 
-# What the number of layers is called, and the tiny families' number.
+# The name of the number of layers, and the tiny families' number.
 _DEPTH, _NUM_LAYERS = "num_hidden_layers", 4
 
 
@@ -75,7 +75,7 @@ def _double(config: PreTrainedConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Steps:
-    """What was seen of a prompt and the token after it.
+    """Results of a prompt and the token after it.
 
     Attributes:
         flops: Of the prompt, and of the token if there is one.
@@ -93,7 +93,7 @@ class Steps:
 def count_steps(
     skeleton: PreTrainedModel, *, num_prompt_tokens: int, is_each_layer_run: bool
 ) -> Steps:
-    """Return the FLOPs of a prompt and of the token after it, and what else was seen."""
+    """Return the FLOPs of a prompt and of the token after it, and other results."""
     counter = FlopCounter()
     layers = RepeatedLayers(skeleton, observers=[counter])
     is_cache_given = skeleton.config.model_type in LOOK_INTO_POSITIONS

@@ -1,4 +1,4 @@
-"""FLOPs per token against closed forms of two published geometries, and what is promised of them."""
+"""FLOPs per token against closed forms of published geometries, and their documented behaviour."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def allocator() -> CachingAllocator:
         (MIB, MIB, 2 * MIB),
         (MIB + 1, MIB + 512, 20 * MIB),
         (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
-        # Rounding comes first: what is asked for is below 10 MiB, what is needed isn't.
+        # Rounding comes first: the request is below 10 MiB, the rounded size isn't.
         (10 * MIB - 511, 10 * MIB, 10 * MIB),
         (10 * MIB, 10 * MIB, 10 * MIB),
         (10 * MIB + 1, 10 * MIB + 512, 12 * MIB),

@@ -1,4 +1,4 @@
-"""Every family's memory: as in a real model's run on the CPU, and with layers run once or each time."""
+"""Memory of every family, compared with a real run on the CPU and between layers run once or always."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.simulation.memory.memory_runs import (
     generate_on_cpu,
     options_for,
     set_up,
-    tell,
+    summarize,
 )
 from tests.simulation.skeletons import build_family_skeleton, deepen
 
 LENGTHS = {"num_prompt_tokens": 20, "num_new_tokens": 2}
 
-# What a module makes on the CPU in each call is not on a GPU, where it is copied to. Inkling's loop
-# copies slots of its cache before they are filled, with the length of their window on the CPU.
+# Modules whose tensors are made on the CPU in each call and copied to the GPU. Inkling's loop copies
+# slots of its cache before they are filled, with the length of their window on the CPU.
 MADE_ON_CPU = {
     family: path
     for family, path in {
@@ -38,7 +38,7 @@ MADE_ON_CPU = {
 }
 # It numbers its layers and the two attentions of each differently.
 ALL_DIFFERENT = ("longcat_flash",)
-# A real run of the others chooses other experts, and another number of tokens for each.
+# In a real run of the others, experts get other numbers of tokens.
 AS_ON_CPU = [
     name
     for name in available()
@@ -49,8 +49,8 @@ AS_ON_CPU = [
 @pytest.mark.parametrize("family", AS_ON_CPU)
 def test_memory_comes_and_goes_as_in_a_real_run(family: str) -> None:
     """Layers that are the same run once in the simulation, and each time in the real run."""
-    told = compare_with_cpu(family, **deepen(family))
-    assert told[0] == told[1]
+    summaries = compare_with_cpu(family, **deepen(family))
+    assert summaries[0] == summaries[1]
 
 
 @pytest.mark.parametrize("family", MADE_ON_CPU)
@@ -58,8 +58,8 @@ def test_what_is_left_out_of_the_comparison_has_to_be(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(MADE_ON_CPU, family)
-    told = compare_with_cpu(family)
-    assert told[0] != told[1]
+    summaries = compare_with_cpu(family)
+    assert summaries[0] != summaries[1]
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_what_is_left_out_of_the_comparison_has_to_be(
 def test_memory_comes_and_goes_as_in_a_real_run_of_another_kind(
     family: str, changes: dict[str, Any]
 ) -> None:
-    told = compare_with_cpu(family, changes)
-    assert told[0] == told[1]
+    summaries = compare_with_cpu(family, changes)
+    assert summaries[0] == summaries[1]
 
 
 def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overrides: Any) -> Any:
-    """Return what is told of a simulation, and of a real run."""
+    """Return summaries of a simulation and of a real run."""
     options = dict(changes or {})
     attention = options.pop("attention", "eager")
     run_options = options_for(family, **options)
@@ -91,7 +91,7 @@ def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overr
     real = generate_on_cpu(model, run_options, **LENGTHS)
     simulated = MemoryRun(skeleton, run_options).generate(**LENGTHS)
     return [
-        tell(timeline, with_numbers=False, without=MADE_ON_CPU.get(family))
+        summarize(timeline, with_numbers=False, without=MADE_ON_CPU.get(family))
         for timeline in (simulated, real)
     ]
 
@@ -115,7 +115,7 @@ def test_layers_run_once_leave_the_timeline_of_layers_run_each_time(
     shortened = run.generate(**LENGTHS)
     assert bool(run.repeated_layers) == (family not in ALL_DIFFERENT)
     in_full = generate_in_full(build_family_skeleton(family, **overrides), options, **LENGTHS)
-    assert tell(shortened) == tell(in_full)
+    assert summarize(shortened) == summarize(in_full)
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
@@ -125,7 +125,7 @@ def test_layers_of_encoder_decoders_run_once_leave_the_timeline_of_layers_run_ea
 ) -> None:
     """In bfloat16, routers of Switch convert their weights to float32 when they are first called.
 
-    A run after others repeats what those did; longer prompts and tokens written before differ.
+    A run after others repeats their layers, except where tokens generated before make it differ.
     """
     overrides = deepen(family)
     options = options_for(family, workspace_bytes=2**20)
@@ -133,7 +133,7 @@ def test_layers_of_encoder_decoders_run_once_leave_the_timeline_of_layers_run_ea
     for lengths in (LENGTHS, {**LENGTHS, "num_tokens_before": 3}, LENGTHS):
         shortened = run.generate(**lengths)
         skeleton = build_in(dtype, family, **overrides)
-        assert tell(shortened) == tell(generate_in_full(skeleton, options, **lengths))
+        assert summarize(shortened) == summarize(generate_in_full(skeleton, options, **lengths))
     repeated = {
         path.partition(".layers.")[0].partition(".block.")[0] for path in run.repeated_layers
     }
@@ -152,7 +152,7 @@ def test_a_run_that_repeats_an_earlier_one_leaves_the_timeline_of_layers_run_eac
         lengths = {**LENGTHS, "num_tokens_before": num_tokens_before}
         shortened = run.generate(**lengths)
         in_full = generate_in_full(build_family_skeleton(family), options, **lengths)
-        assert tell(shortened) == tell(in_full)
+        assert summarize(shortened) == summarize(in_full)
         assert shortened.workspace_block is not None
 
 

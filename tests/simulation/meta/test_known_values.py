@@ -1,4 +1,4 @@
-"""What is known without data: what follows from no weight, and nothing else."""
+"""Values that are known without data: those that don't depend on weights, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations of which the meta device is told what a GPU's results look like."""
+"""Operations whose results on the meta device are laid out as on a GPU."""
 
 from __future__ import annotations
 

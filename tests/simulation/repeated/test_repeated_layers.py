@@ -1,4 +1,4 @@
-"""Which layers are the same as one already run, and what stands in for those that don't run."""
+"""Layers that repeat an earlier one instead of running, and the stand-ins they leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_LAYERS = 4
 
 
 class Layer(nn.Module):
-    """Projects, keeps keys in the cache, and hands its mask on."""
+    """Projects, keeps keys in the cache, and returns its mask."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int | None) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Observer:
         self.stand_ins: list[dict[int, torch.Tensor]] = []
 
     def describe(self, visit: LayerVisit) -> object:
-        """Return nothing: layers are told apart by what all observers tell them apart by."""
+        """Return nothing: layers differ only by what all observers distinguish."""
 
     def begin_layer(self, visit: LayerVisit) -> int:
         self.begun.append(visit)
@@ -135,7 +135,7 @@ def layer_of(model: Model, index: int) -> Any:
 
 
 def let_each(model: Model, does: Callable[..., object]) -> None:
-    """Let each layer do something more in its forward."""
+    """Make each layer do something else in its forward."""
     for index in range(len(model.layers)):
         layer_of(model, index).does = does
 
@@ -178,8 +178,8 @@ def test_observers_see_what_stands_for_what_a_layer_leaves_behind(model: Model) 
     assert len(observer.stand_ins) == NUM_LAYERS - 1
     slots: list[Any] = list(cache.layers)
     for slot, stand_ins in zip(slots[1:], observer.stand_ins, strict=True):
-        assert {place: tensor.shape for place, tensor in stand_ins.items()} == {
-            place: tensor.shape for place, tensor in enumerate(left)
+        assert {index: tensor.shape for index, tensor in stand_ins.items()} == {
+            index: tensor.shape for index, tensor in enumerate(left)
         }
         assert any(tensor is slot.keys for tensor in stand_ins.values())
     assert any(tensor is output for tensor in observer.stand_ins[-1].values())
