@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
 
-from moetool.anatomy.caches import find_caches, name_fields
 from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
@@ -315,11 +314,6 @@ def _watching_calls(
         del skeleton.forward
 
 
-def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of the cache in a model's or `generate`'s output."""
-    return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
-
-
 def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
     """Return the size of each block that an output's cache holds."""
     blocks: dict[int, int] = {}
@@ -328,23 +322,6 @@ def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, i
         if block is not None:
             blocks[block] = recorder.count_bytes(block)
     return blocks
-
-
-def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _find_tensors(item, is_in_cache=is_in_cache)
-    elif isinstance(value, dict):
-        yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
-    elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
-        # A cache's layers are of several classes, some of them families' own.
-        yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
-
-
-def _keeps_state(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, type | PreTrainedConfig | nn.Module)
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import (
     MemoryRun,
     RunOptions,
-    find_cache_tensors,
     find_ordinary_token,
 )
 from moetool.simulation.memory.timeline import Timeline
