@@ -21,8 +21,8 @@ from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.result import Measurement
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import (
-    find_cache_tensors,
     find_ordinary_token,
     find_special_tokens,
 )

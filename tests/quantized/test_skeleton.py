@@ -21,7 +21,8 @@ from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantized.modules import FourBitLinear, Int8Linear
 from moetool.quantized.skeleton import quantize_skeleton
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.repeated.fingerprints import Fingerprints
 from tests.families.tiny.configs import FAMILIES
 from tests.simulation.skeletons import build_family_skeleton

@@ -1,4 +1,4 @@
-"""Skeletons of tiny families, also deeper ones, and counting with and without a shortcut."""
+"""Skeletons of tiny and deeper families, and FLOPs counted with and without the shortcut."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from moetool.simulation.meta.generation import SimulatedGeneration
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.families.tiny.configs import build_config, find_family
 
-# They look into their positions unless they are given a cache.
+# They read their positions unless they are given a cache.
 LOOK_INTO_POSITIONS = ("gemma4",)
 
-# What the number of layers is called, and the tiny families' number.
+# The name of the number of layers, and the tiny families' number.
 _DEPTH, _NUM_LAYERS = "num_hidden_layers", 4
 
 
@@ -38,8 +38,22 @@ def build_family_skeleton(name: str, **overrides: Any) -> PreTrainedModel:
     return build_skeleton_of(build_config(name, **overrides), find_family(name).model_class)
 
 
+# Their two stacks have numbers of layers under other names, and two layers in the tiny families.
+_DEEPER_STACKS: dict[str, dict[str, Any]] = {
+    "nllb-moe": {"encoder_layers": 6, "decoder_layers": 6},
+    "switch_transformers": {
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "num_sparse_encoder_layers": 3,
+        "num_sparse_decoder_layers": 3,
+    },
+}
+
+
 def deepen(name: str) -> dict[str, Any]:
-    """Return the overrides that double the number of a tiny family's layers; none if they can't."""
+    """Return the overrides that make a tiny family deeper; none if its depth isn't known."""
+    if name in _DEEPER_STACKS:
+        return _DEEPER_STACKS[name]
     config = build_config(name)
     text_names = [inner for inner in config.sub_configs if inner.startswith("text")]
     if text_names:
@@ -61,7 +75,7 @@ def _double(config: PreTrainedConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Steps:
-    """What was seen of a prompt and the token after it.
+    """Results of a prompt and the token after it.
 
     Attributes:
         flops: Of the prompt, and of the token if there is one.
@@ -79,7 +93,7 @@ class Steps:
 def count_steps(
     skeleton: PreTrainedModel, *, num_prompt_tokens: int, is_each_layer_run: bool
 ) -> Steps:
-    """Return the FLOPs of a prompt and of the token after it, and what else was seen."""
+    """Return the FLOPs of a prompt and of the token after it, and other results."""
     counter = FlopCounter()
     layers = RepeatedLayers(skeleton, observers=[counter])
     is_cache_given = skeleton.config.model_type in LOOK_INTO_POSITIONS

@@ -1,4 +1,4 @@
-"""Count the floating-point operations of a forward's products, as they are dispatched."""
+"""Count the floating-point operations of a forward's products as they are dispatched."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _count_attention(
 
     query (…, num_heads, num_queries, width), key (…, num_kv_heads, num_keys, width),
     value (…, num_kv_heads, num_keys, width_out). Heads that share keys and values each compute with
-    them, which torch's own formula knows only since 2.13.
+    them, which torch's own formula takes into account only since 2.13.
     """
     num_scores = math.prod(query.shape[:-1]) * key.shape[-2]
     return 2 * num_scores * (query.shape[-1] + value.shape[-1])
@@ -43,13 +43,13 @@ def _count_attention(
 def _count_triangular_solve(matrix: torch.Tensor, right: torch.Tensor, *_: Any, **__: Any) -> int:
     """Return the FLOPs of solving a triangular system by substitution.
 
-    That is as many multiply-adds as half a product with the matrix. # (…, n, n), (…, n, num_columns)
+    That is half the multiply-adds of a product with the matrix. (…, n, n), (…, n, num_columns)
     """
     return right.numel() * matrix.shape[-1]
 
 
-# Beside torch's own formulas: what its counter leaves out, and attention before torch has chosen a
-# kernel for it, as the dispatcher shows it in inference mode.
+# In addition to torch's formulas: operations that its counter leaves out, and attention before torch
+# has chosen a kernel for it, which is how the dispatcher sees it in inference mode.
 _FORMULAS: dict[Any, Any] = {
     aten._grouped_mm: _count_grouped_mm,
     torch.ops.transformers.grouped_mm_fallback: _count_grouped_mm,
@@ -60,11 +60,11 @@ _FORMULAS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class FlopCount:
-    """How many FLOPs some operations take: two per multiply-add of a product.
+    """FLOPs of some operations: two per multiply-add of a product.
 
     Attributes:
-        total: All of them.
-        in_experts: Those within routed experts.
+        total: FLOPs of all operations.
+        in_experts: FLOPs of those in routed experts.
     """
 
     total: int
@@ -84,15 +84,16 @@ class FlopCounter:
             model(input_ids)
         counter.count
 
-    It is a `LayerObserver`: layers that `RepeatedLayers` does not run are counted all the same.
+    It is a `LayerObserver`: layers that `RepeatedLayers` doesn't run are counted, too.
 
     Attributes:
         count: The FLOPs so far.
-        uncounted: Operations seen that no formula is for, and that are no part of another's.
+        uncounted: Operations seen that have no formula and aren't part of one that has.
 
     Args:
-        expert_modules: Modules whose operations are those of routed experts.
-        max_operations_of_layer: How many operations a layer may take; None for any number.
+        expert_modules: The modules in which routed experts compute.
+        max_operations_of_layer: The most operations that a layer may take; None for no limit. One
+            more raises `TooManyOperations`.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class FlopCounter:
         self._exit.close()
 
     def describe(self, visit: LayerVisit) -> None:
-        """Return nothing: shapes and dtypes alone decide on FLOPs."""
+        """Return nothing: FLOPs depend only on shapes and dtypes."""
 
     def begin_layer(self, visit: LayerVisit) -> FlopCount:
         """Return the FLOPs so far."""
@@ -136,13 +137,13 @@ class FlopCounter:
     def repeat_layer(
         self, visit: LayerVisit, done: FlopCount, left: Mapping[int, torch.Tensor]
     ) -> AbstractContextManager[object]:
-        """Count what an earlier layer took once more."""
+        """Count the FLOPs of an earlier layer once more."""
         del visit, left
         self.count += done
         return nullcontext()
 
     def _see(self, operation: Any, flops: int | None) -> None:
-        """Take note of an operation, with its FLOPs if any formula is for it."""
+        """Count an operation. Its FLOPs are None if there is no formula for it."""
         self._num_operations += 1
         if self._max_operations is not None and self._num_operations > self._max_operations:
             raise TooManyOperations
@@ -159,7 +160,7 @@ class FlopCounter:
 
 
 class _Products(DispatchMode):
-    """Tells of every operation that is not made of others, or that a formula is for.
+    """Reports every operation that has a formula or is not composed of others.
 
     Args:
         see: Called with the operation, and with its FLOPs or None.
@@ -170,7 +171,7 @@ class _Products(DispatchMode):
         self._see = see
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result, and tell of it."""
+        """Return an operation's result and report it."""
         operation = func.overloadpacket
         is_formula_known = operation in _FORMULAS or operation in flop_registry
         if not is_formula_known:

@@ -1,4 +1,4 @@
-"""FLOPs per token of prefill and decoding, counted in a skeleton's own forward."""
+"""FLOPs per token in prefill and decoding, counted in a skeleton's own forward."""
 
 from __future__ import annotations
 
@@ -20,22 +20,41 @@ from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 __all__ = ["CantSimulate", "FlopsPerToken", "count_flops"]
 
-# Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
-# token takes eight or more for each.
-_MAX_OPERATIONS_OF_LAYER = 4000
+
+@dataclass(frozen=True)
+class OperationBudget:
+    """The number of operations by which a layer that goes from token to token is recognized.
+
+    Layers that work in chunks take up to 3,200 for a prompt of 2,048; one that goes from token to
+    token takes eight or more for each.
+
+    Attributes:
+        per_layer: Operations that any layer may take.
+        per_token: Operations for each token of the prompt, if that is more.
+    """
+
+    per_layer: int = 4000
+    per_token: int = 2
+
+    def allow(self, num_prompt_tokens: int) -> int:
+        """Return the number of operations that a layer may take."""
+        return max(self.per_layer, self.per_token * num_prompt_tokens)
+
+
+DEFAULT_OPERATION_BUDGET = OperationBudget()
 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """FLOPs per token of one sequence: of its prompt, and of the token after it.
+    """FLOPs per token of one sequence, for its prompt and the token after it.
 
     Attributes:
         num_prompt_tokens: Length of the prompt.
-        prefill: Mean over the prompt; in an encoder-decoder, of its encoder alone.
-        decode: Of the next token, with the prompt in the cache; in an encoder-decoder, of its
-            decoder's second token. None for a model that keeps no cache: it does not generate.
-        experts_prefill: What of `prefill` is spent in routed experts. None if unknown.
-        experts_decode: What of `decode` is spent in routed experts. None if unknown.
+        prefill: Mean over the prompt; in an encoder-decoder, over its encoder's.
+        decode: FLOPs of the next token, with the prompt in the cache; in an encoder-decoder, of the
+            decoder's second token. None for a model that keeps no cache and so doesn't generate.
+        experts_prefill: The part of `prefill` in routed experts. None if unknown.
+        experts_decode: The part of `decode` in routed experts. None if unknown.
     """
 
     num_prompt_tokens: int
@@ -45,14 +64,13 @@ class FlopsPerToken:
     experts_decode: int | None
 
     def of_dense_model(self, *, num_routed_parameters: int) -> FlopsPerToken | None:
-        """Return those of a dense model of the same total; None if those of experts are unknown.
+        """Return the FLOPs of a dense model of the same size; None if those of experts are unknown.
 
-        It is the same model, but runs every routed expert on every token: all else alike, and two
-        FLOPs for each parameter of routed experts, of which their biases, if any, are a
-        negligible part.
+        It is the same model, except that every token runs every routed expert. That takes two FLOPs
+        per parameter of the routed experts, whose biases, if any, are negligible.
 
         Args:
-            num_routed_parameters: Parameters of the routed experts of all layers that text runs.
+            num_routed_parameters: Parameters of all routed experts in the layers that text uses.
         """
         if self.experts_prefill is None:
             return None
@@ -74,10 +92,10 @@ class _Counts:
     """FLOPs of a whole prompt, and of the token after it.
 
     Attributes:
-        prefill: Of the prompt.
-        decode: Of the token after it; None if there is none.
-        has_plain_cache: The cache keeps all tokens or states of a fixed size, so FLOPs depend on
-            the prompt's length in one way for all lengths.
+        prefill: FLOPs of the prompt.
+        decode: FLOPs of the token after it; None if there is none.
+        has_plain_cache: Whether the cache keeps all tokens, or states of a fixed size, so that FLOPs
+            are the same function of the prompt's length for all lengths.
     """
 
     prefill: FlopCount
@@ -90,24 +108,25 @@ def count_flops(
     *,
     num_prompt_tokens: int = 2048,
     found: FoundExperts | None = None,
+    budget: OperationBudget = DEFAULT_OPERATION_BUDGET,
 ) -> FlopsPerToken:
     """Return the FLOPs per token of one sequence, as transformers' own code computes them.
 
-    They are two per multiply-add of products of matrices, attention, convolutions and triangular
-    solves, by the formulas of `torch.utils.flop_counter` with what those leave out. Causal masks
-    are not made use of: attention counts every query with every key that it is given. What is done
-    element by element is not counted, nor is a product written as a multiplication and a sum.
-    What a model computes anew for each token is counted, such as the keys and values that
-    latent attention expands from its cache. The head is counted for the last position only, where
-    the model can be asked for that.
+    Each multiply-add of matrix products, attention, convolutions and triangular solves counts as two,
+    by the formulas of `torch.utils.flop_counter` and some that it lacks. Causal masks are ignored:
+    attention counts every query with every key that it receives. Element-wise operations are not
+    counted, nor is a product written as a multiplication and a sum. Work that a model repeats for
+    each token is counted, such as expanding keys and values from the cache in latent attention. The
+    head is counted for the last position only, if the model supports that.
 
-    A layer that goes from token to token, as some state-space models do, is counted in four
-    short prompts from which the long one follows exactly.
+    If a layer goes from token to token, as in some state-space models, four short prompts are counted,
+    from which the long one follows exactly.
 
     Args:
         skeleton: The model on the meta device. It is left as it was.
-        num_prompt_tokens: Length of the prompt; the model's context, if that is shorter.
-        found: Its routed experts, which are looked for otherwise.
+        num_prompt_tokens: Length of the prompt; the model's context length if that is shorter.
+        found: Its routed experts, if they have been found already.
+        budget: The operations beyond which short prompts are counted instead.
 
     Raises:
         CantSimulate: The model's forward can't run without data.
@@ -115,7 +134,7 @@ def count_flops(
     num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
     experts = _find_expert_modules(skeleton, found or find_experts(skeleton))
     try:
-        limit = max(_MAX_OPERATIONS_OF_LAYER, 2 * num_tokens)
+        limit = budget.allow(num_tokens)
         counts = _count(skeleton, num_tokens, experts=experts, max_operations=limit)
     except TooManyOperations:
         counts = _extrapolate(skeleton, num_tokens, experts=experts) or _count(
@@ -139,7 +158,7 @@ def _count(
     experts: list[nn.Module] | None,
     max_operations: int | None = None,
 ) -> _Counts:
-    """Run a prompt of some tokens and one token more, and return their FLOPs."""
+    """Run a prompt and one more token, and return their FLOPs."""
     counts = partial(
         _count_in, skeleton, num_tokens, experts=experts, max_operations=max_operations
     )
@@ -167,7 +186,7 @@ def _count_in(
         if not generation.can_decode:
             return _Counts(prefill, None, has_plain_cache=False)
         if skeleton.config.is_encoder_decoder:
-            # With its first token, a decoder makes the keys and values of the prompt as well.
+            # With the first token, a decoder also computes the keys and values of the prompt.
             generation.decode()
         before = counter.count
         generation.decode()
@@ -178,7 +197,7 @@ def _count_in(
 def _extrapolate(
     skeleton: PreTrainedModel, num_tokens: int, *, experts: list[nn.Module] | None
 ) -> _Counts | None:
-    """Return the FLOPs of a prompt as those of short ones tell them; None if they don't."""
+    """Return the FLOPs of a prompt by extrapolation from short ones; None if that isn't exact."""
     short = [_count(skeleton, num, experts=experts) for num in SHORT_PROMPTS]
     decodes = [counts.decode for counts in short if counts.decode is not None]
     if not all(counts.has_plain_cache for counts in short) or len(decodes) < len(short):
@@ -203,7 +222,7 @@ def _is_plain(cache: object) -> bool:
 
 
 def _find_expert_modules(skeleton: PreTrainedModel, found: FoundExperts) -> list[nn.Module] | None:
-    """Return the modules in which routed experts compute; None if those are not known."""
+    """Return the modules in which routed experts compute; None if they are unknown."""
     layers = found.layers
     if not found.are_all_read or any(layer.rule is RoutingRule.RETRIEVAL for layer in layers):
         return None
@@ -216,7 +235,7 @@ def _find_expert_modules(skeleton: PreTrainedModel, found: FoundExperts) -> list
 
 def _computing_modules(experts: nn.Module, rule: RoutingRule) -> Iterator[nn.Module]:
     if rule is RoutingRule.SORTED_ROWS:
-        # What holds the experts is their block, the router in it.
+        # The experts' path is that of their block, which contains the router.
         yield from (child for child in experts.children() if is_grouped_linear(child))
     elif isinstance(experts, nn.ModuleList | nn.ModuleDict) and rule is not (
         RoutingRule.ROUTER_CHOICE

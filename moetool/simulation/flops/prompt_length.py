@@ -1,4 +1,4 @@
-"""From the FLOPs of short prompts to those of a long one, where both are of one polynomial."""
+"""Extrapolate the FLOPs of a long prompt from short ones, where one polynomial fits all."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
-# Equally far apart, and one more than it takes to know a polynomial of the second degree.
+# Equally spaced, and one more than determine a polynomial of the second degree.
 SHORT_PROMPTS = (8, 16, 24, 32)
 
 
 def extrapolate(flops: Sequence[int], *, num_prompt_tokens: int) -> int | None:
-    """Return the FLOPs of a prompt from those of the short ones, if they tell them.
+    """Return the FLOPs of a prompt by extrapolation from short ones, if that is exact.
 
-    FLOPs are a polynomial of the second degree in the length of the prompt where tokens attend to
-    all tokens (second degree) or hand on a state (first), by Newton's forward differences.
+    FLOPs are a polynomial of the second degree in the length of the prompt if tokens attend to all
+    tokens (second degree) or pass on a state (first). It is evaluated by Newton's forward differences.
 
     Args:
-        flops: Those of prompts of `SHORT_PROMPTS` tokens.
-        num_prompt_tokens: Length of the prompt in question.
+        flops: FLOPs of prompts of `SHORT_PROMPTS` tokens.
+        num_prompt_tokens: Length of the long prompt.
 
     Returns:
-        The FLOPs; None if those of the short prompts are no such polynomial.
+        The FLOPs; None if those of the short prompts don't fit such a polynomial.
     """
     first = [b - a for a, b in pairwise(flops)]
     second = [b - a for a, b in pairwise(first)]

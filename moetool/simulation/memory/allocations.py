@@ -1,15 +1,15 @@
-"""Follow the memory of every tensor that a forward makes, from its birth to its death."""
+"""Record the birth and death of every tensor's memory in a forward."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
 from moetool.simulation.memory.cuda_kernels import (
@@ -19,7 +19,8 @@ from moetool.simulation.memory.cuda_kernels import (
     needs_lt_workspace,
     needs_workspace,
 )
-from moetool.simulation.memory.timeline import Event, Origin
+from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
+from moetool.simulation.memory.timeline import Event, Origins
 from moetool.simulation.meta.dispatch import DispatchMode
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
@@ -28,82 +29,29 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """Where a layer began.
-
-    Attributes:
-        num_events: Events until then.
-        num_blocks: Blocks until then.
-        places: By block that the layer found, its place among the tensors found.
-    """
-
-    num_events: int
-    num_blocks: int
-    places: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a layer did.
-
-    Attributes:
-        events: Its events; blocks it made are numbered from 0, those it found from -1 downwards.
-        num_made: How many blocks it made.
-        left: The blocks of the tensors that it left behind; None for one that isn't followed.
-    """
-
-    events: tuple[Event, ...]
-    num_made: int
-    left: tuple[int | None, ...]
-
-
-class Origins:
-    """Places where memory is asked for, each with a number.
-
-    Attributes:
-        found: The places so far, by their number.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Origin] = []
-        self._numbers: dict[tuple[str, str, str], int] = {}
-
-    def number(self, layer: str, module: str, operation: str) -> int:
-        """Return the number of a place."""
-        key = (layer, module, operation)
-        number = self._numbers.setdefault(key, len(self.found))
-        if number == len(self.found):
-            self.found.append(Origin(*key))
-        return number
-
-
 class AllocationRecorder:
-    """Records when the memory of each tensor on a device is taken and given back.
+    """Records when the memory of each tensor on a device is taken and freed.
 
         with torch.inference_mode(), AllocationRecorder(model) as recorder:
             model(input_ids)
         recorder.events
 
-    Memory is a storage: views and what is written in place take none. Operations that are made of
-    others are taken apart, but for those that are one kernel on a GPU; what such kernels take for
-    themselves while they run is recorded around their results. The model's own parameters and
-    buffers are not recorded.
+    Memory is that of storages: views and in-place operations take none. Operations composed of others
+    are decomposed, except those that are one kernel on a GPU; the temporary memory of such kernels is
+    recorded around their results. The model's own parameters and buffers are not recorded.
 
-    It is a `LayerObserver`: layers that `RepeatedLayers` does not run are recorded all the same.
+    It is a `LayerObserver`: layers that `RepeatedLayers` doesn't run are recorded, too.
 
     Attributes:
-        events: What happened so far, in order.
-        workspace_block: The block that products of matrices keep; None before the first.
-        lt_workspace_block: The block that products with a bias keep; None before the first.
+        events: Births and deaths so far, in order.
 
     Args:
         model: The model.
         origins: Numbers the places where blocks are born.
-        workspace_bytes: What the first product of matrices takes, and is never given back.
-        lt_workspace_bytes: What the first product with a bias takes besides, for good.
-        max_blocks_of_layer: How many blocks a layer may make; None for any number. One more raises
-            `TooManyOperations`.
+        workspace_bytes: Memory that the first matrix product takes and never frees.
+        lt_workspace_bytes: Further memory that the first product with a bias takes and never frees.
+        max_blocks_of_layer: The most blocks that a layer may make; None for no limit. One more
+            raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
     """
 
@@ -118,10 +66,13 @@ class AllocationRecorder:
         device: str = "meta",
     ) -> None:
         self.events: list[Event] = []
-        self.workspace_block: int | None = None
-        self.lt_workspace_block: int | None = None
-        self._workspace_bytes = workspace_bytes
-        self._lt_workspace_bytes = lt_workspace_bytes
+        self._workspaces: dict[Workspace, int] = {}
+        self._workspace_bytes = {
+            Workspace.CUBLAS: workspace_bytes,
+            Workspace.CUBLAS_LT: lt_workspace_bytes,
+        }
+        # The first product since the layer began that needs each of them.
+        self._needed: dict[Workspace, Taking] = {}
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
@@ -131,8 +82,8 @@ class AllocationRecorder:
         self._layer = ""
         self._origins = origins
         self._num_blocks = 0
-        # By the address of a storage: its block, and the reference that tells of its death.
-        self._followed: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        # The block of each storage by address, and the weak reference that notices its death.
+        self._followed: dict[int, tuple[int, object]] = {}
         self._holders: dict[int, int] = {}
         self._bytes_of: dict[int, int] = {}
         self._deaths_put_off: set[int] | None = None
@@ -140,50 +91,70 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            self._leave_out(tensor.untyped_storage())
-        for module in self._model.modules():
-            self._exit.callback(module.register_forward_pre_hook(self._enter_module).remove)
-            self._exit.callback(
-                module.register_forward_hook(self._leave_module, always_call=True).remove
-            )
+            storage = tensor.untyped_storage()
+            # Kept alive: if a layer replaced it, a storage made later could have its address.
+            self._followed[storage._cdata] = (-1, storage)
+        # Hooks on each module would take seconds in models with thousands of experts.
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(
+            register_module_forward_hook(self._leave_module, always_call=True).remove
+        )
         self._exit.enter_context(_Births(self))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
+    @property
+    def workspace_block(self) -> int | None:
+        """The block that matrix products keep; None before the first."""
+        return self._workspaces.get(Workspace.CUBLAS)
+
+    @property
+    def lt_workspace_block(self) -> int | None:
+        """The block that products with a bias keep; None before the first."""
+        return self._workspaces.get(Workspace.CUBLAS_LT)
+
     def find_block(self, tensor: torch.Tensor) -> int | None:
-        """Return the block that a tensor is in; None for parameters and whatever isn't followed."""
+        """Return the block that a tensor is in; None for parameters and tensors not followed."""
         found = self._followed.get(tensor.untyped_storage()._cdata)
         return None if found is None or found[0] < 0 else found[0]
 
     def count_bytes(self, block: int) -> int:
-        """Return what a block that is alive takes."""
+        """Return the size of a live block."""
         return self._bytes_of[block]
 
     def describe(self, visit: LayerVisit) -> Hashable:
-        """Return which of the tensors found share memory."""
-        places: dict[int | None, int] = {}
-        return tuple(places.setdefault(self.find_block(t), len(places)) for t in visit.found)
+        """Return which of the visit's tensors share memory."""
+        first_seen: dict[int | None, int] = {}
+        return tuple(
+            first_seen.setdefault(self.find_block(tensor), len(first_seen))
+            for tensor in visit.found
+        )
 
-    def begin_layer(self, visit: LayerVisit) -> _Mark:
-        """Return a mark of where a layer begins."""
+    def begin_layer(self, visit: LayerVisit) -> LayerMark:
+        """Return a mark of the beginning of a layer."""
         self._layer = visit.path
         self._num_blocks_before_layer = self._num_blocks
-        return _Mark(len(self.events), self._num_blocks, self._find_places(visit))
+        self._needed = {}
+        return LayerMark(len(self.events), self._num_blocks, self._find_positions(visit))
 
-    def end_layer(self, mark: _Mark, left: Sequence[torch.Tensor]) -> _Done | None:
-        """Return what happened since a mark.
+    def end_layer(self, mark: LayerMark, left: Sequence[torch.Tensor]) -> LayerEvents | None:
+        """Return the events since a mark.
 
-        None if the layer keeps memory alive in a way that does not show in what it left behind, or
-        gave back some that it was not given.
+        None if the layer keeps memory alive that is in none of the tensors it left behind, or freed
+        memory that it was not given.
         """
         self._layer = ""
-        names = {block: -1 - place for block, place in mark.places.items()}
+        names = {block: -1 - position for block, position in mark.positions.items()}
         alive: set[int] = set()
-        events = []
+        workspaces = set(self._workspaces.values())
+        events: list[Event] = []
+        # For each number of events since the mark, the number of those kept for other layers.
+        num_own: list[int] = []
         for event in self.events[mark.num_events :]:
-            if event.block in (self.workspace_block, self.lt_workspace_block):
+            num_own.append(len(events))
+            if event.block in workspaces:
                 continue
             if event.block >= mark.num_blocks:
                 names[event.block] = event.block - mark.num_blocks
@@ -191,23 +162,32 @@ class AllocationRecorder:
                 return None
             (alive.discard if event.num_bytes < 0 else alive.add)(event.block)
             events.append(event._replace(block=names[event.block]))
+        num_own.append(len(events))
         blocks = [self.find_block(tensor) for tensor in left]
         if not alive <= set(blocks) or not {b for b in blocks if b is not None} <= set(names):
             return None
-        return _Done(
+        return LayerEvents(
             events=tuple(events),
             num_made=self._num_blocks - mark.num_blocks,
             left=tuple(None if block is None else names[block] for block in blocks),
+            workspaces={
+                kind: Taking(
+                    num_own[taking.num_events - mark.num_events],
+                    taking.origin,
+                    None if taking.block is None else taking.block - mark.num_blocks,
+                )
+                for kind, taking in self._needed.items()
+            },
         )
 
     @contextmanager
     def repeat_layer(
-        self, visit: LayerVisit, done: _Done, left: Mapping[int, torch.Tensor]
+        self, visit: LayerVisit, done: LayerEvents, left: Mapping[int, torch.Tensor]
     ) -> Iterator[None]:
-        """Record what an earlier layer did as done once more."""
-        found = {-1 - place: block for block, place in self._find_places(visit).items()}
+        """Record the events of an earlier layer once more."""
+        found = {-1 - position: block for block, position in self._find_positions(visit).items()}
         layer = visit.path
-        # Whoever holds a tensor found keeps it from dying when it should.
+        # A reference held here would keep a tensor from dying when it should.
         del visit
         first, self._num_blocks = self._num_blocks, self._num_blocks + done.num_made
         self._deaths_put_off = set()
@@ -215,20 +195,31 @@ class AllocationRecorder:
             yield
         finally:
             died, self._deaths_put_off = self._deaths_put_off, None
-        # What the layer found and left where it was is held by another tensor now.
+        # What the layer found and left in place is now held by another tensor.
         died -= {found[name] for name in done.left if name is not None and name < 0}
-        for event in done.events:
-            block = event.block + first if event.block >= 0 else found[event.block]
-            is_death = event.num_bytes < 0
-            if event.block < 0 and is_death:
-                # It lives on if someone else holds it here.
+        takings: dict[int, list[Workspace]] = {}
+        for kind, taking in done.workspaces.items():
+            if kind not in self._workspaces:
+                takings.setdefault(taking.num_events, []).append(kind)
+        origin_in_layer: dict[int, int] = {}
+        for number, (block, num_bytes, origin) in enumerate(done.events):
+            for kind in takings.get(number, ()):
+                _, taker, own_block = done.workspaces[kind]
+                taken = None if own_block is None else own_block + first
+                self._take_workspace(kind, self._origin_in(layer, taker), block=taken)
+            is_own = block >= 0
+            block = block + first if is_own else found[block]
+            if num_bytes >= 0:
+                self._bytes_of[block] = num_bytes
+                if origin not in origin_in_layer:
+                    origin_in_layer[origin] = self._origin_in(layer, origin)
+                origin = origin_in_layer[origin]
+            elif not is_own:
+                # It lives on if something else holds it here.
                 if block not in died:
                     continue
                 died.discard(block)
-            if not is_death:
-                self._bytes_of[block] = event.num_bytes
-            origin = event.origin if is_death else self._origin_in(layer, event.origin)
-            self.events.append(Event(block, event.num_bytes, origin))
+            self.events.append(Event(block, num_bytes, origin))
         for block in sorted(died):
             self.events.append(Event(block, -1, 0))
         for number, name in enumerate(done.left):
@@ -238,7 +229,7 @@ class AllocationRecorder:
     def see_births(
         self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Record the memory of an operation's results, and what its kernel takes while it runs."""
+        """Record the memory of an operation's results and the temporary memory of its kernel."""
         new = [
             leaf
             for leaf in tree_leaves(result)
@@ -252,14 +243,10 @@ class AllocationRecorder:
         if self._layer and self._max_blocks is not None and num_blocks > self._max_blocks:
             raise TooManyOperations
         origin = self._find_origin(operation)
-        if self.workspace_block is None and needs_workspace(operation):
-            self.workspace_block = self._bear(self._workspace_bytes, origin)
-        if (
-            self._lt_workspace_bytes
-            and self.lt_workspace_block is None
-            and needs_lt_workspace(operation, args)
-        ):
-            self.lt_workspace_block = self._bear(self._lt_workspace_bytes, origin)
+        if needs_workspace(operation):
+            self._take_workspace(Workspace.CUBLAS, origin)
+        if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
+            self._take_workspace(Workspace.CUBLAS_LT, origin)
         temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
@@ -268,14 +255,29 @@ class AllocationRecorder:
         taken += [self._bear(num_bytes, origin) for num_bytes in temporaries.after]
         self.events.extend(Event(block, -1, 0) for block in reversed(taken))
 
-    def _bear(self, num_bytes: int, origin: int) -> int:
-        block, self._num_blocks = self._num_blocks, self._num_blocks + 1
+    def _take_workspace(self, kind: Workspace, origin: int, *, block: int | None = None) -> None:
+        """Take the workspace that products keep from now on, unless it has been taken.
+
+        Args:
+            kind: The kind of workspace.
+            origin: The place of the product.
+            block: Its block; None for a new one.
+        """
+        num_events, is_new = len(self.events), kind not in self._workspaces
+        if is_new:
+            self._workspaces[kind] = self._bear(self._workspace_bytes[kind], origin, block=block)
+        taken = self._workspaces[kind] if is_new else None
+        self._needed.setdefault(kind, Taking(num_events, origin, taken))
+
+    def _bear(self, num_bytes: int, origin: int, *, block: int | None = None) -> int:
+        if block is None:
+            block, self._num_blocks = self._num_blocks, self._num_blocks + 1
         self.events.append(Event(block, num_bytes, origin))
         self._bytes_of[block] = num_bytes
         return block
 
     def _follow(self, tensor: torch.Tensor, block: int) -> None:
-        """Let a block die with the storage of a tensor, or with the last of several."""
+        """Record the death of a block when the storage of its tensor dies, or the last of several."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         self._holders[block] = self._holders.get(block, 0) + 1
@@ -293,23 +295,13 @@ class AllocationRecorder:
 
         self._followed[address] = (block, weakref.ref(storage, die))
 
-    def _leave_out(self, storage: torch.UntypedStorage) -> None:
-        """Take no note of a storage for as long as it lives."""
-        address = storage._cdata
-
-        def forget(_: object) -> None:
-            # Some models replace parameters as they run, and others then get the address.
-            self._followed.pop(address, None)
-
-        self._followed[address] = (-1, weakref.ref(storage, forget))
-
-    def _find_places(self, visit: LayerVisit) -> dict[int, int]:
-        places: dict[int, int] = {}
-        for place, tensor in enumerate(visit.found):
+    def _find_positions(self, visit: LayerVisit) -> dict[int, int]:
+        positions: dict[int, int] = {}
+        for position, tensor in enumerate(visit.found):
             block = self.find_block(tensor)
             if block is not None:
-                places.setdefault(block, place)
-        return places
+                positions.setdefault(block, position)
+        return positions
 
     def _find_origin(self, operation: Any) -> int:
         path = self._entered[-1]
@@ -322,23 +314,23 @@ class AllocationRecorder:
         return self._origins.number(layer, of.module, of.operation)
 
     def _enter_module(self, module: nn.Module, *_: object) -> None:
-        self._entered.append(self._paths[id(module)])
+        self._entered.append(self._paths.get(id(module), self._entered[-1]))
 
     def _leave_module(self, *_: object) -> None:
         self._entered.pop()
 
 
 class _Births(DispatchMode):
-    """Shows a recorder every operation that is one kernel on a GPU."""
+    """Passes every operation that is one kernel on a GPU to a recorder."""
 
     def __init__(self, recorder: AllocationRecorder) -> None:
         super().__init__()
         self._recorder = recorder
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result, with its memory recorded."""
+        """Return an operation's result and record its memory."""
         if not is_one_kernel(func):
-            # Not `decompose`, which may take torch's decomposition for tracing: it copies in places.
+            # Not `decompose`: it may use torch's decomposition for tracing, which makes extra copies.
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         result = func(*args, **kwargs)

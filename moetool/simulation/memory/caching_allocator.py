@@ -1,20 +1,22 @@
-"""What torch's CUDA caching allocator takes from a device for allocations and frees in order.
+"""Model of torch's CUDA caching allocator: memory reserved for allocations and frees in order.
 
-A model of `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream. Its rules
+It follows `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream. The rules
 (torch 2.8 to 2.14):
 
 - A request is rounded up to whole blocks of 512 bytes (`round_size`).
-- What takes at most 1 MiB comes from the small pool, the rest from the large one (`get_pool`).
-- The smallest free block of the pool that suffices is taken, the lowest among equals
+- Requests of at most 1 MiB are served from the small pool, larger ones from the large pool
+  (`get_pool`).
+- The smallest sufficient free block of the pool is taken, the lowest among equals
   (`get_free_block`).
-- Without one, a segment is taken from the device: 2 MiB for the small pool; for the large one
-  20 MiB, or from 10 MiB on what is asked for in whole 2 MiB (`get_allocation_size`).
-- What a block has to spare becomes a free block behind it: always in the small pool, above 1 MiB
-  in the large one (`should_split`). Other blocks are handed out, and counted, whole.
-- A block that is freed merges with the free ones beside it in its segment (`free_block`).
-- Where the device has no room for a segment, all segments without a block in use are given back to
-  it, of both pools, and it is asked once more (`release_cached_blocks`). Without a largest size of
-  blocks that may be split, which is the default, fewer are never tried
+- If there is none, a segment is taken from the device: 2 MiB for the small pool; for the large pool
+  20 MiB, or for requests of 10 MiB or more their size rounded up to whole 2 MiB
+  (`get_allocation_size`).
+- The unused rest of a block becomes a free block behind it: always in the small pool, if it is more
+  than 1 MiB in the large one (`should_split`). Other blocks are handed out, and counted, whole.
+- A freed block merges with adjacent free blocks of its segment (`free_block`).
+- If the device has no room for a segment, all segments without a block in use, of both pools, are
+  given back and the request is repeated (`release_cached_blocks`). Giving back fewer is tried only
+  if the size of blocks that may be split is limited, which it is not by default
   (`release_available_cached_blocks`). If there is still no room, torch raises `OutOfMemoryError`.
 """
 
@@ -36,11 +38,11 @@ _HIGHEST_ADDRESS = 2**63
 
 
 class _Pool:
-    """Free blocks, the best fit first.
+    """The free blocks of a pool, in order of size and address.
 
     Attributes:
-        smallest_rest_bytes: What a block must have to spare to be split.
-        keys: Of each free block its size and address as one number, in order.
+        smallest_rest_bytes: The smallest unused rest for which a block is split.
+        keys: The size and address of each free block as one number, in order.
         blocks: The free blocks by key.
     """
 
@@ -53,10 +55,10 @@ class _Pool:
 
     def take(self, needed_bytes: int) -> _Block | None:
         keys = self.keys
-        place = bisect_left(keys, needed_bytes << _ADDRESS_BITS)
-        if place == len(keys):
+        index = bisect_left(keys, needed_bytes << _ADDRESS_BITS)
+        if index == len(keys):
             return None
-        block = self.blocks.pop(keys.pop(place))
+        block = self.blocks.pop(keys.pop(index))
         block.is_free = False
         return block
 
@@ -76,8 +78,6 @@ class _Block:
     """A stretch of a segment.
 
     Attributes:
-        address: Where it begins.
-        num_bytes: How long it is.
         pool: The pool of its segment.
         previous: The block before it in its segment.
         next: The block behind it in its segment.
@@ -95,7 +95,7 @@ class _Block:
         self.is_free = False
 
     def split_off(self, rest_bytes: int) -> _Block:
-        """Return the block's end as a block of its own."""
+        """Cut off the end of the block and return it as a new block."""
         self.num_bytes -= rest_bytes
         rest = _Block(self.address + self.num_bytes, rest_bytes, self.pool)
         rest.previous = self
@@ -106,7 +106,7 @@ class _Block:
         return rest
 
     def absorb_next(self) -> None:
-        """Make one block of this one and the next."""
+        """Merge the next block into this one."""
         absorbed = self.next
         assert absorbed is not None
         self.num_bytes += absorbed.num_bytes
@@ -116,22 +116,23 @@ class _Block:
 
 
 class DeviceFullError(Exception):
-    """The device has no room for a segment, not even once all that is free is given back."""
+    """The device has no room for a segment, even after all free segments were given back."""
 
 
 class CachingAllocator:
-    """Counts what torch would for the same allocations and frees.
+    """Counts the memory that torch would count for the same allocations and frees.
 
-    Segments get ever lower addresses, as CUDA's driver gives them out in a fresh process. Once it has
-    taken some back it fills the gaps, so among free blocks of equal size torch may take another.
+    Each segment has a lower address than the one before, as CUDA's driver places them in a new process.
+    After segments were given back, the driver fills the gaps, and torch may then choose another among
+    free blocks of equal size.
 
     Attributes:
-        capacity_bytes: What segments may take in all; None for a device that never runs full.
-        num_retries: How often segments were given back to make room.
-        allocated_bytes: What blocks in use take: `torch.cuda.memory_allocated`.
-        reserved_bytes: What segments take: `torch.cuda.memory_reserved`.
-        peak_allocated_bytes: The most that blocks in use took: `torch.cuda.max_memory_allocated`.
-        peak_reserved_bytes: The most that segments took: `torch.cuda.max_memory_reserved`.
+        capacity_bytes: Limit for all segments together; None for a device that never runs full.
+        num_retries: Number of times that segments were given back to make room.
+        allocated_bytes: Size of all blocks in use: `torch.cuda.memory_allocated`.
+        reserved_bytes: Size of all segments: `torch.cuda.memory_reserved`.
+        peak_allocated_bytes: Largest `allocated_bytes`: `torch.cuda.max_memory_allocated`.
+        peak_reserved_bytes: Largest `reserved_bytes`: `torch.cuda.max_memory_reserved`.
     """
 
     __slots__ = (
@@ -162,14 +163,11 @@ class CachingAllocator:
         self._lowest_address = _HIGHEST_ADDRESS
 
     def allocate(self, num_bytes: int) -> int:
-        """Take a block and return its handle, to free it by: 0 if nothing is asked for.
-
-        Args:
-            num_bytes: How many bytes are asked for.
+        """Take a block and return its handle, or 0 for a request of 0 bytes.
 
         Raises:
-            DeviceFullError: There is no room left on the device.
-            ValueError: Fewer than none are asked for.
+            DeviceFullError: The device has no room left.
+            ValueError: The number of bytes is negative.
         """
         if num_bytes <= 0:
             if num_bytes < 0:
@@ -192,16 +190,16 @@ class CachingAllocator:
         """Give a block back to its pool.
 
         Args:
-            handle: What `allocate` returned; 0 stands for nothing.
+            handle: The handle from `allocate`; 0 is ignored.
 
         Raises:
-            ValueError: The handle is of no block in use.
+            ValueError: No block in use has this handle.
         """
         if handle == 0:
             return
         block = self._used.pop(handle, None)
         if block is None:
-            raise ValueError(f"{handle} is the handle of no block in use")
+            raise ValueError(f"no block in use has the handle {handle}")
         self.allocated_bytes -= block.num_bytes
         pool = block.pool
         previous = block.previous
@@ -224,10 +222,10 @@ class CachingAllocator:
                     self.reserved_bytes -= block.num_bytes
 
     def restrict(self, capacity_bytes: int) -> None:
-        """Take it that segments may take no more than that from now on, as if they never had.
+        """Limit the size of all segments from now on, as if they had never been larger.
 
         Raises:
-            DeviceFullError: They take more, even once all that is free is given back.
+            DeviceFullError: They are larger, even after all free segments were given back.
         """
         self.capacity_bytes = capacity_bytes
         if not self._has_room_for(0):
@@ -237,24 +235,24 @@ class CachingAllocator:
         self.peak_reserved_bytes = min(self.peak_reserved_bytes, capacity_bytes)
 
     def reset_peaks(self) -> None:
-        """Let the peaks start from what is taken now: `torch.cuda.reset_peak_memory_stats`."""
+        """Set the peaks to the present sizes: `torch.cuda.reset_peak_memory_stats`."""
         self.peak_allocated_bytes = self.allocated_bytes
         self.peak_reserved_bytes = self.reserved_bytes
 
     def size_of(self, handle: int) -> int:
-        """Return how many bytes a block in use takes, as `allocated_bytes` counts it.
+        """Return the size of a block in use, as `allocated_bytes` counts it.
 
         Args:
-            handle: What `allocate` returned; 0 takes nothing.
+            handle: The handle from `allocate`; the size of 0 is 0.
 
         Raises:
-            ValueError: The handle is of no block in use.
+            ValueError: No block in use has this handle.
         """
         if handle == 0:
             return 0
         block = self._used.get(handle)
         if block is None:
-            raise ValueError(f"{handle} is the handle of no block in use")
+            raise ValueError(f"no block in use has the handle {handle}")
         return block.num_bytes
 
     def _reserve_segment(self, needed_bytes: int, pool: _Pool) -> _Block:

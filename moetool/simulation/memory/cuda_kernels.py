@@ -1,4 +1,4 @@
-"""What an operation is on a GPU: one kernel or several, and the memory it takes for itself."""
+"""Facts about operations on a GPU: one kernel or several, and their temporary memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import torch
 aten = torch.ops.aten
 
 _PRODUCTS = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten._grouped_mm})
-# By torch's default, whatever the architecture (`parseCUDABlasLtWorkspaceSize`). An H200 showed it
-# with torch 2.11; versions that let cublasLt use cuBLAS's workspace take nothing.
+# torch's default on every architecture (`parseCUDABlasLtWorkspaceSize`), seen on an H200 with torch
+# 2.11. Versions in which cublasLt uses cuBLAS's workspace take nothing.
 LT_WORKSPACE_BYTES = 1024 * 2**10
-# Made of others by torch's own definition, but on a GPU one kernel, or zeros that are written to.
+# torch defines them by other operations, but on a GPU they are one kernel, or zeros that are written
+# to.
 _FUSED = frozenset({aten.scaled_dot_product_attention, aten.one_hot})
 
 
 @dataclass(frozen=True)
 class Temporaries:
-    """What a kernel takes for itself while it runs, in bytes of each block.
+    """The sizes in bytes of the blocks that a kernel takes while it runs.
 
     Attributes:
         before: Taken before its results.
-        after: Taken after them.
+        after: Taken after its results.
     """
 
     before: tuple[int, ...] = ()
@@ -35,7 +36,7 @@ class Temporaries:
 
 @functools.cache
 def is_one_kernel(operation: Any) -> bool:
-    """Return whether an operation is not made of others.
+    """Return whether an operation runs as one kernel, rather than as other operations.
 
     Args:
         operation: An overload of torch's dispatcher.
@@ -48,15 +49,15 @@ def is_one_kernel(operation: Any) -> bool:
 
 
 def needs_workspace(operation: Any) -> bool:
-    """Return whether an operation is a product of matrices by cuBLAS, which keeps a workspace."""
+    """Return whether an operation is a matrix product by cuBLAS, which keeps a workspace."""
     return operation in _PRODUCTS
 
 
 def needs_lt_workspace(operation: Any, args: Sequence[Any]) -> bool:
     """Return whether an operation is a product with a bias by cublasLt, which keeps a workspace.
 
-    torch takes cublasLt where the bias is one row, and the matrix that rows are multiplied by has
-    more than one row and column (`addmm_out_cuda_impl`).
+    torch uses cublasLt if the bias is one row and the matrix that rows are multiplied by has more than
+    one row and column (`addmm_out_cuda_impl`).
     """
     if operation is not aten.addmm:
         return False
@@ -69,7 +70,7 @@ def needs_lt_workspace(operation: Any, args: Sequence[Any]) -> bool:
 def find_temporaries(
     operation: Any, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Temporaries | None:
-    """Return what a kernel takes for itself while it runs; None where that is nothing."""
+    """Return the memory that a kernel takes while it runs; None if it takes nothing."""
     find = _TEMPORARIES.get(operation)
     return None if find is None else find(*args, **kwargs)
 
@@ -82,7 +83,7 @@ def _find_in_attention(
     *_: Any,
     **__: Any,
 ) -> Temporaries:
-    """Return the state of its random numbers, the mask in the query's dtype, and a workspace."""
+    """Return the random number state, the mask in the query's dtype, and a workspace."""
     del key, value
     mask: tuple[int, ...] = ()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -91,9 +92,9 @@ def _find_in_attention(
 
 
 def _find_in_sort(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries:
-    """Return the indices to sort along, and what a radix sort of one long row needs.
+    """Return the indices that are sorted, and the memory for a radix sort of one long row.
 
-    Two copies of keys and indices, counters, and a look-back of 1 KiB for each tile of 4,608.
+    That is two copies of keys and indices, counters, and a look-back of 1 KiB per tile of 4,608.
     """
     num_rows = rows.numel()
     indices = num_rows * 8
@@ -116,7 +117,7 @@ def _find_in_grouped_mm(
 
 
 def _find_in_convolution(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries | None:
-    """Return a copy of its input, if that doesn't lie in order."""
+    """Return the size of a copy of its input, if that isn't contiguous."""
     return (
         None if rows.is_contiguous() else Temporaries(before=(rows.numel() * rows.element_size(),))
     )

@@ -1,4 +1,4 @@
-"""The steps of a long generation, from a few that ran: each is like the one before, but longer."""
+"""Derive the steps of a long generation from a few that ran, which differ only in sizes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from moetool.simulation.memory.timeline import Call, Event, Timeline
 
 
 class StepEvent(NamedTuple):
-    """A birth or a death during a step, told without block numbers.
+    """The birth or death of a block during a step, without block numbers.
 
     Attributes:
-        steps_ago: How many steps before this one the block was born.
-        number: Which of that step's blocks it is.
-        num_bytes: The bytes asked for; -1 for its death.
-        origin: Where it was born: index in the timeline's origins.
+        steps_ago: Number of steps since the block was born.
+        number: The block's number among those of its step.
+        num_bytes: The bytes requested; -1 for its death.
+        origin: Index of its birthplace in the timeline's origins.
     """
 
     steps_ago: int
@@ -28,13 +28,12 @@ class StepEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of decoding does to memory, from its call to the next one.
+    """The births and deaths of one decoding step, from its call to the next one.
 
     Attributes:
-        events: What happens, in order.
-        cache_numbers: Which of its blocks the cache holds after its call.
-        cache_bytes: What the cache holds in all.
-        num_events_of_call: How many of the events are its call's.
+        cache_numbers: Numbers of its blocks that the cache holds after the call.
+        cache_bytes: Size of the whole cache after the call.
+        num_events_of_call: Number of events until the call ends.
     """
 
     events: tuple[StepEvent, ...]
@@ -43,7 +42,7 @@ class Step:
     num_events_of_call: int
 
     def has_form_of(self, other: Step) -> bool:
-        """Return whether two steps differ in nothing but sizes and names."""
+        """Return whether two steps differ only in sizes and names."""
         return (
             len(self.events) == len(other.events)
             and self.cache_numbers == other.cache_numbers
@@ -58,39 +57,39 @@ class Step:
 
 
 def take_step(timeline: Timeline, number: int) -> Step | None:
-    """Return one of a timeline's steps; None if it frees what was made before the first step.
+    """Return one of a timeline's steps; None if it frees a block that is older than the first step.
 
     Args:
         timeline: A generation.
-        number: Its call, counted from the prompt's, which is 0. There has to be a later one.
+        number: Index of its call. The prompt's is 0, and the last call isn't a whole step.
     """
     born = _number_births(timeline)
     start, end = (timeline.calls[n].first_event for n in (number, number + 1))
     events = []
     for block, num_bytes, origin in timeline.events[start:end]:
-        step, place = born[block]
+        step, index = born[block]
         if step < 1:
             return None
-        events.append(StepEvent(number - step, place, num_bytes, origin))
+        events.append(StepEvent(number - step, index, num_bytes, origin))
     call = timeline.calls[number]
     own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
     return Step(tuple(events), frozenset(own), call.cache_bytes, call.end_event - start)
 
 
 def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | None:
-    """Return the step a share of the way from one to another; None if they are of another form.
+    """Return the step at a fraction of the way between two; None if their forms differ.
 
-    Sizes are taken to grow evenly. None as well if that gives parts of bytes.
+    Sizes are interpolated linearly. None also if a size is not a whole number of bytes.
     """
     if not first.has_form_of(last):
         return None
     events = list(first.events)
-    for place, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
+    for index, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
         if a.num_bytes != b.num_bytes:
             num_bytes = _find_between(a.num_bytes, b.num_bytes, share=share)
             if num_bytes is None:
                 return None
-            events[place] = a._replace(num_bytes=num_bytes)
+            events[index] = a._replace(num_bytes=num_bytes)
     cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
     if cache_bytes is None:
         return None
@@ -106,18 +105,18 @@ def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
 def continue_timeline(
     timeline: Timeline, *, num_calls: int, steps: Sequence[Callable[[], Step]]
 ) -> Timeline:
-    """Return a timeline whose steps from some call on are others.
+    """Return a timeline that continues with other steps after its first calls.
 
     Args:
         timeline: A generation.
-        num_calls: How many of its calls stay.
-        steps: What comes after them.
+        num_calls: Number of its calls to keep.
+        steps: Functions that return the steps after them.
     """
     born = _number_births(timeline)
     start = timeline.calls[num_calls].first_event
     events = list(timeline.events[:start])
     calls = list(timeline.calls[:num_calls])
-    # By step, the blocks that it made, the last step's last.
+    # The blocks that each step made.
     made: list[list[int]] = [[] for _ in range(num_calls)]
     for block, (number_of_step, _) in born.items():
         if number_of_step < num_calls:
@@ -144,12 +143,12 @@ def continue_timeline(
 
 
 def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:
-    """Return by block the step it was born in, and its number among that step's."""
+    """Return the step of each block's birth, and the block's number in that step."""
     born: dict[int, tuple[int, int]] = {}
     starts = [call.first_event for call in timeline.calls[1:]]
     step = number = 0
-    for place, event in enumerate(timeline.events):
-        while step < len(starts) and place >= starts[step]:
+    for index, event in enumerate(timeline.events):
+        while step < len(starts) and index >= starts[step]:
             step, number = step + 1, 0
         if event.num_bytes >= 0:
             born[event.block] = (step, number)

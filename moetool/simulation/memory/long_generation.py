@@ -1,4 +1,4 @@
-"""A generation of any length, at the price of a few steps."""
+"""Simulate a generation of any length by running a few of its steps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from moetool.simulation.memory.decode_steps import (
 from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.timeline import Timeline
 
-# A step is taken from a generation in which it is the second: by then nothing is left of how the
-# prompt was laid out. It ends where the next one begins.
+# A step is taken from a generation in which it is the second: by then nothing depends on the memory
+# layout of the prompt any more. It ends where the next one begins.
 _NUM_STEPS_BEFORE = 2
 
 
 @dataclass(frozen=True)
 class StepBudget:
-    """How many steps of a generation run, and how many follow from them.
+    """Limits on the steps of a generation that run or are replayed.
 
     Attributes:
-        few_steps: Up to this many, every step runs in any case.
-        most_steps: Up to this many, every step runs if too many differ from one another.
-        most_samples: Steps that run in search of those that others follow from.
-        most_events: Of generations of more events, which take seconds to replay, every n-th step is
-            replayed.
+        few_steps: In generations of at most this many steps, every step runs.
+        most_steps: In generations of at most this many steps, every step runs if too many differ.
+        most_samples: The most steps that run to find those between them.
+        most_events: The most events that are replayed: it takes seconds. In generations with more,
+            only every n-th step is replayed.
     """
 
     few_steps: int = 16
@@ -48,29 +48,29 @@ def simulate_generation(
     num_new_tokens: int,
     budget: StepBudget = DEFAULT_BUDGET,
 ) -> Timeline | None:
-    """Return the timeline of a generation whose steps follow from a few that ran.
+    """Return the timeline of a generation, most of whose steps follow from a few that ran.
 
-    Between two steps that do the same, sizes are taken to grow evenly if those of the one half-way
-    do. Of a generation of more events than the budget allows, steps are left out at equal
-    distances, never the last one.
+    Sizes between two simulated steps of the same form are interpolated when the step half-way
+    confirms it. If the generation has more events than the budget allows, steps are left out at equal
+    distances, but never the last one.
 
     Args:
         run: Runs the skeleton.
         num_prompt_tokens: Length of the prompt.
-        num_new_tokens: Tokens written.
-        budget: How many steps run.
+        num_new_tokens: Number of tokens to generate.
+        budget: Limits on the steps that run or are replayed.
 
     Returns:
-        The timeline; None if too many steps differ from those around them.
+        The timeline; None if too many steps don't follow from others.
 
     Raises:
-        CantSimulate: The model's code needs data, or more than token ids.
+        CantSimulate: The model's code needs data, or inputs other than token ids.
     """
     if num_new_tokens <= (budget.few_steps if run.can_start_later else budget.most_steps):
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     if not run.can_start_later:
         return None
-    # More samples than that take as long as every step does.
+    # More samples than that would take as long as running every step.
     most_samples = min(budget.most_samples, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
     sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)
     head = sampler.generate_around(_NUM_STEPS_BEFORE)
@@ -90,7 +90,7 @@ def simulate_generation(
 
 
 class _Sampler:
-    """Finds steps by their number: those that ran, and those between two of them."""
+    """Finds a step by its number, among those that ran or between two of them."""
 
     def __init__(self, run: MemoryRun, *, num_prompt_tokens: int, most_samples: int) -> None:
         self._run = run
@@ -100,7 +100,7 @@ class _Sampler:
         self._stretches: list[tuple[int, int]] = []
 
     def generate_around(self, number: int) -> Timeline:
-        """Return a generation in which the step of a number is the second."""
+        """Return a generation in which the step with a number is the second."""
         timeline = self._run.generate(
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens_before=number - _NUM_STEPS_BEFORE,
@@ -111,7 +111,7 @@ class _Sampler:
         return timeline
 
     def cover(self, first: int, last: int) -> bool:
-        """Return whether all steps from one number to another can be found from now on."""
+        """Run steps until all from one number to another can be found; return False if that fails."""
         ends = self._sample(first), self._sample(last)
         if ends[0] is None or ends[1] is None:
             return False
@@ -128,7 +128,7 @@ class _Sampler:
         return self.cover(first, middle) and self.cover(middle, last)
 
     def find(self, number: int) -> Step:
-        """Return the step of a number that is covered."""
+        """Return a step that is covered."""
         first, last = next(ends for ends in self._stretches if ends[0] <= number <= ends[1])
         start, end = self._samples[first], self._samples[last]
         assert start is not None

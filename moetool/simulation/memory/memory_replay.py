@@ -1,4 +1,4 @@
-"""From a timeline to what a GPU's tools would show: torch's allocator, replayed."""
+"""Replay a timeline through torch's allocator to get the figures that a GPU's tools would show."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 
 @dataclass(frozen=True)
 class PhasePeak:
-    """The moment of a phase at which most is allocated.
+    """The moment of a phase at which the most memory is allocated.
 
     Attributes:
-        parts: What is allocated.
-        origin: Where the block was asked for that made it the most.
+        parts: The memory allocated then.
+        origin: The place of the allocation that reached the peak.
     """
 
     parts: AllocatedParts
@@ -26,17 +26,17 @@ class PhasePeak:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What a run takes, in bytes.
+    """The memory that a run takes.
 
     Attributes:
         weights_bytes: Parameters and buffers as the allocator holds them.
         cache_bytes: The cache after the last call.
-        peak_allocated_bytes: What `torch.cuda.max_memory_allocated` shows.
-        peak_reserved_bytes: What `torch.cuda.max_memory_reserved` shows.
-        prefill: The peak until the first call's end and what is made of it.
-        decode: The peak from the second call on; None without one.
-        prefill_reserved_bytes: The most that was reserved until then.
-        prompt_cache_bytes: The cache after the first call, as far as it is still there at the end.
+        peak_allocated_bytes: `torch.cuda.max_memory_allocated`.
+        peak_reserved_bytes: `torch.cuda.max_memory_reserved`.
+        prefill: The peak before the second call.
+        decode: The peak from the second call on; None if there is only one call.
+        prefill_reserved_bytes: The most memory reserved before the second call.
+        prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
     """
 
     weights_bytes: int
@@ -50,7 +50,7 @@ class MemoryProfile:
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
-    """Return the bytes of each storage of parameters and buffers, in the order of the modules."""
+    """Return the size of each storage of parameters and buffers, in the order of the modules."""
     sizes: dict[int, int] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -68,19 +68,19 @@ def replay_timeline(
     capacity_bytes: int | None = None,
     is_prompt_limited: bool = True,
 ) -> MemoryProfile:
-    """Return what a run takes on a GPU that holds nothing else.
+    """Return the memory that a run takes on a GPU that holds nothing else.
 
-    Weights are allocated one after the other, what their loading left in reserve is released, and
-    then the run's blocks come and go.
+    Weights are allocated one after another, unused memory reserved for loading them is released, and
+    then the run's blocks are allocated and freed.
 
     Args:
         timeline: The run.
-        weight_bytes: The storages of the model.
-        capacity_bytes: What torch's allocator may take of the GPU; None for all it asks for.
-        is_prompt_limited: Whether that limits the prompt's call as well as later ones.
+        weight_bytes: Sizes of the model's storages.
+        capacity_bytes: Memory of the GPU that torch's allocator may reserve; None for no limit.
+        is_prompt_limited: Whether the limit holds for the prompt's call as well.
 
     Raises:
-        DeviceFullError: It doesn't run through in that much.
+        DeviceFullError: The run doesn't fit within the limit.
     """
     allocator = CachingAllocator(capacity_bytes=capacity_bytes if is_prompt_limited else None)
     for num_bytes in weight_bytes:
@@ -110,7 +110,7 @@ def replay_timeline(
 
 
 class _Meter:
-    """Replays stretches of a timeline, and takes note of the peak of each."""
+    """Replays stretches of a timeline and finds the peak of each."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class _Meter:
         self._workspace_bytes = 0
 
     def run(self, start: int, end: int | None) -> PhasePeak | None:
-        """Replay events from one number to another, and return where most was allocated."""
+        """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
         workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1

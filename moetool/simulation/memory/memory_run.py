@@ -1,4 +1,4 @@
-"""Run a skeleton as it would run on a GPU, and record what that does to memory."""
+"""Run a skeleton as it would run on a GPU, and record its memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
 
-from moetool.anatomy.caches import find_caches, name_fields
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
-from moetool.simulation.memory.timeline import Call, Timeline
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
+from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
+from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 
 
@@ -48,21 +48,21 @@ DEFAULT_BLOCK_BUDGET = BlockBudget()
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a skeleton is run.
+    """Options of a simulated run.
 
     Attributes:
-        batch_size: Sequences at once.
-        has_padding: The first sequence begins with a pad, so that masks are needed.
-        is_cache_static: `generate` uses transformers' static cache, not compiled.
-        is_routing_kept: What routers choose is copied and kept until the end, as
+        batch_size: Number of sequences.
+        has_padding: Whether the first sequence begins with a pad, so that masks are needed.
+        is_cache_static: Whether `generate` uses transformers' static cache, not compiled.
+        is_routing_kept: Whether the routers' choices are copied and kept until the end, as
             `moetool route-trace` does.
-        is_routing_balanced: Take it that routers choose experts in turns, where the model's code
-            asks which ones they chose.
-        workspace_bytes: What the first product of matrices takes for good.
-        lt_workspace_bytes: What the first product with a bias takes for good.
-        may_scan: Whether layers may go from token to token, as some state-space models do: they take
+        is_routing_balanced: Assume that routers choose experts in turns, where the model's code
+            reads their choices.
+        workspace_bytes: Memory that the first matrix product takes for good.
+        lt_workspace_bytes: Memory that the first product with a bias takes for good.
+        may_scan: Whether layers may go from token to token, as in some state-space models. They take
             minutes for a long prompt, and are refused otherwise.
-        block_budget: The blocks by which such layers are recognized.
+        block_budget: The blocks beyond which a layer counts as going from token to token.
     """
 
     batch_size: int = 1
@@ -77,20 +77,22 @@ class RunOptions:
 
 
 class _CallsDone(StopSimulation):
-    """As many calls were made as were asked for."""
+    """The requested number of calls was made."""
 
 
 class MemoryRun:
-    """Runs a skeleton without data, under `torch.inference_mode`, and returns what it did to memory.
+    """Runs a skeleton without data, under `torch.inference_mode`, and returns its timeline.
 
-    `generate` is transformers' own, with all that it does around the model: its calls see ordinary
+    `generate` is transformers' own, with everything it does around the model. Its calls get ordinary
     tokens, and no sequence ends early. Layers that are the same run once.
 
     Args:
         skeleton: The model on the meta device, in evaluation mode. It is left as it was.
-        options: How it is run.
-        routing_modules: The modules whose second and third arguments are what routers chose and
-            its weights.
+        options: Options of the run.
+        routing_modules: The modules whose second and third arguments are the experts that routers
+            chose and their weights.
+        is_each_layer_run: Also run layers that are the same as one already run. It takes longer and
+            gives the same timeline; changes that layers make to themselves then remain.
     """
 
     def __init__(
@@ -99,18 +101,26 @@ class MemoryRun:
         options: RunOptions,
         *,
         routing_modules: tuple[nn.Module, ...] = (),
+        is_each_layer_run: bool = False,
     ) -> None:
         self._skeleton = skeleton
         self._options = options
         self._routing_modules = routing_modules if options.is_routing_kept else ()
         self._token_id = find_ordinary_token(skeleton.config)
         self._origins = Origins()
+        self._is_each_layer_run = is_each_layer_run
+        self._outcomes = LayerOutcomes()
+
+    @property
+    def repeated_layers(self) -> frozenset[str]:
+        """Paths of the layers that did not run in one call or more."""
+        return frozenset(self._outcomes.repeated_paths)
 
     @property
     def can_start_later(self) -> bool:
-        """Whether a step does the same if the tokens written before it are given from the start.
+        """Whether a step is the same if the tokens generated before it are given from the start.
 
-        It does not with a static cache, which is as long as the whole generation.
+        It is not with a static cache, whose length is that of the whole generation.
         """
         return not self._options.is_cache_static
 
@@ -126,15 +136,15 @@ class MemoryRun:
 
         Args:
             num_prompt_tokens: Length of the prompt.
-            num_new_tokens: Tokens written.
-            num_tokens_before: Tokens written earlier, which the first call reads: at the end of the
-                prompt, or in an encoder-decoder as the decoder's.
-            num_calls: End when the model is called once more than that: this call is the timeline's
-                last one, and empty. None for all.
+            num_new_tokens: Number of tokens to generate.
+            num_tokens_before: Number of tokens generated earlier, which the first call reads at the
+                end of the prompt or, in an encoder-decoder, as the decoder's.
+            num_calls: Stop after this number of calls. The timeline then ends with one more call,
+                which is empty. None for all calls.
 
         Raises:
-            CantSimulate: The model's code needs data, or more than token ids.
-            TooManyOperations: A layer goes from token to token, and may not.
+            CantSimulate: The model's code needs data, or inputs other than token ids.
+            TooManyOperations: A layer goes from token to token, which the options don't allow.
         """
         options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
         if self._options.is_cache_static:
@@ -157,8 +167,8 @@ class MemoryRun:
         """Return the timeline of one call, with the logits of every position.
 
         Raises:
-            CantSimulate: The model's code needs data, or more than token ids.
-            TooManyOperations: A layer goes from token to token, and may not.
+            CantSimulate: The model's code needs data, or inputs other than token ids.
+            TooManyOperations: A layer goes from token to token, which the options don't allow.
         """
         return self._record(self._call, num_prompt_tokens, {})
 
@@ -166,8 +176,8 @@ class MemoryRun:
         """Return the timeline of one call without a cache, for the last position's logits.
 
         Raises:
-            CantSimulate: The model's code needs data, or more than token ids.
-            TooManyOperations: A layer goes from token to token, and may not.
+            CantSimulate: The model's code needs data, or inputs other than token ids.
+            TooManyOperations: A layer goes from token to token, which the options don't allow.
         """
         return self._record(
             self._call, num_prompt_tokens, {"use_cache": False, "logits_to_keep": 1}
@@ -204,11 +214,13 @@ class MemoryRun:
         calls: list[Call] = []
         kept: list[torch.Tensor] = []
         with ExitStack() as stack:
-            stack.enter_context(_keeping_weights(skeleton))
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
-            stack.enter_context(RepeatedLayers(skeleton, observers=[recorder]))
+            if not self._is_each_layer_run:
+                stack.enter_context(
+                    RepeatedLayers(skeleton, observers=[recorder], outcomes=self._outcomes)
+                )
             stack.enter_context(recorder)
             stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
             for module in self._routing_modules:
@@ -232,7 +244,7 @@ class MemoryRun:
             with suppress(_CallsDone), without_data():
                 result = run(input_ids, **options)
             is_cut = num_calls is not None and len(calls) > num_calls
-            # Whatever dies from here on does so because the simulation is over.
+            # Later deaths occur only because the simulation is over.
             end = calls[-1].first_event if is_cut else len(recorder.events)
             timeline = Timeline(
                 events=tuple(recorder.events[:end]),
@@ -246,13 +258,13 @@ class MemoryRun:
 
 
 def find_ordinary_token(config: PreTrainedConfig) -> int:
-    """Return a token id that a configuration gives no meaning to, such as that of a pad."""
+    """Return a token id without a special meaning in a configuration."""
     special = find_special_tokens(config)
     return next(number for number in range(5, 2**20) if number not in special)
 
 
 def find_special_tokens(config: PreTrainedConfig) -> set[int]:
-    """Return the token ids that a configuration gives a meaning to, and other small numbers of it."""
+    """Return the special token ids of a configuration, and other integers of similar names."""
     special: set[int] = set()
     for holder in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         for name, value in vars(holder).items() if holder is not None else ():
@@ -263,24 +275,6 @@ def find_special_tokens(config: PreTrainedConfig) -> set[int]:
 
 
 @contextmanager
-def _keeping_weights(skeleton: PreTrainedModel) -> Iterator[None]:
-    """Put a model's own weights back that it casts as it runs, as Switch does its routers'."""
-    weights = [
-        (module, name, parameter, parameter.data)
-        for module in skeleton.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    ]
-    try:
-        yield
-    finally:
-        for module, name, parameter, data in weights:
-            if parameter.dtype != data.dtype:
-                parameter.data = data
-            if getattr(module, name) is not parameter:
-                setattr(module, name, parameter)
-
-
-@contextmanager
 def _watching_calls(
     skeleton: PreTrainedModel,
     recorder: AllocationRecorder,
@@ -288,9 +282,9 @@ def _watching_calls(
     calls: list[Call],
     num_calls: int | None,
 ) -> Iterator[None]:
-    """Take note of every call of the skeleton, and of what its cache then holds.
+    """Record every call of the skeleton and the contents of its cache.
 
-    One more than `num_calls` raises `_CallsDone`.
+    A call after the first `num_calls` raises `_CallsDone`.
     """
     forward = skeleton.forward
 
@@ -320,36 +314,14 @@ def _watching_calls(
         del skeleton.forward
 
 
-def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors that the cache in a model's or `generate`'s output keeps."""
-    return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
-
-
 def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
-    """Return the blocks that an output's cache holds, with what each takes."""
+    """Return the size of each block that an output's cache holds."""
     blocks: dict[int, int] = {}
     for tensor in find_cache_tensors(output):
         block = recorder.find_block(tensor)
         if block is not None:
             blocks[block] = recorder.count_bytes(block)
     return blocks
-
-
-def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _find_tensors(item, is_in_cache=is_in_cache)
-    elif isinstance(value, dict):
-        yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
-    elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
-        # Layers of a cache are of several classes, families' own among them.
-        yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
-
-
-def _keeps_state(value: Any) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, type | PreTrainedConfig | nn.Module)
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

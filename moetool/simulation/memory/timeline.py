@@ -1,4 +1,4 @@
-"""What happened to memory during a run, and what of it belongs to what."""
+"""Timelines: the births and deaths of blocks of memory during a run, and where they occur."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """A block of memory comes to life, or dies.
+    """The birth or death of a block of memory.
 
     Attributes:
-        block: Its number: none is given twice.
-        num_bytes: The bytes asked for; -1 for its death.
-        origin: Where it was born: index in a timeline's origins.
+        block: The block's number. Every block has another.
+        num_bytes: The bytes requested; -1 for its death.
+        origin: Index of its birthplace in the timeline's origins.
     """
 
     block: int
@@ -23,10 +23,10 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in a model memory was asked for.
+    """The place in a model where memory was requested.
 
     Attributes:
-        layer: The path of the layer; empty outside of layers.
+        layer: The path of the layer; empty outside layers.
         module: The path of the innermost module within the layer, or within the model.
         operation: The operation of torch.
     """
@@ -36,15 +36,35 @@ class Origin:
     operation: str
 
 
+class Origins:
+    """Numbers the places where memory is requested.
+
+    Attributes:
+        found: The places seen so far, by number.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Origin] = []
+        self._numbers: dict[tuple[str, str, str], int] = {}
+
+    def number(self, layer: str, module: str, operation: str) -> int:
+        """Return the number of a place."""
+        key = (layer, module, operation)
+        number = self._numbers.setdefault(key, len(self.found))
+        if number == len(self.found):
+            self.found.append(Origin(*key))
+        return number
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the model.
 
     Attributes:
-        first_event: Number of events before it.
-        end_event: Number of events until its end.
-        cache_blocks: The blocks that the cache holds after it.
-        cache_bytes: What those take.
+        first_event: Number of events before the call.
+        end_event: Number of events until the end of the call.
+        cache_blocks: The blocks that the cache holds after the call.
+        cache_bytes: The size of those blocks.
     """
 
     first_event: int
@@ -55,13 +75,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A run from its inputs on.
+    """A run, beginning with its inputs.
 
     Attributes:
-        events: What happened, in order.
-        origins: Where blocks were born. Timelines of one skeleton have theirs in common.
-        calls: The model's calls: the prompt's first, then one a token.
-        workspace_block: The block that products of matrices keep; None if there were none.
+        events: Births and deaths, in order.
+        origins: The places where blocks were born. Timelines of one `MemoryRun` share them.
+        calls: The model's calls: the prompt's first, then one per token.
+        workspace_block: The block that matrix products keep; None if there were none.
         lt_workspace_block: The block that products with a bias keep; None if there were none.
     """
 

@@ -1,1 +1,1 @@
-"""Forward passes on torch's meta device, with the values that follow from no weight."""
+"""Forward passes on torch's meta device, with the values that don't depend on weights."""

@@ -1,4 +1,4 @@
-"""Values too large to compute in passing: computed once something reads what follows from them."""
+"""Values that are large, and so computed only when something that depends on them is read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from moetool.simulation.meta.generation import CantSimulate
 
 
 class DeferredCall:
-    """An operation on tensors of the CPU that runs once one of its results is read.
+    """An operation on CPU tensors that runs when one of its results is read.
 
     Attributes:
-        results: Its results; empty as long as it hasn't run, or if it can't.
+        results: Its results; empty if it hasn't run or can't run.
 
     Args:
         func: The operation.
         args: Its positional arguments. `DeferredValue` stands for tensors that aren't computed yet.
-        kwargs: Its other arguments.
-        num_bytes: What its results take that share no memory with its arguments.
-        most_bytes: What they may take; more raises `CantSimulate` once one is read.
+        kwargs: Its keyword arguments.
+        num_bytes: Size of the results, except those that share memory with an argument.
+        most_bytes: Limit for that size; reading a result beyond it raises `CantSimulate`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DeferredCall:
         """Return the operation's results, computed at the first call.
 
         Raises:
-            CantSimulate: They take more than they may.
+            CantSimulate: They exceed the limit.
             NotImplementedError: The CPU can't compute them.
         """
         if self._given is not None:
@@ -66,14 +66,14 @@ class DeferredCall:
         return self.results
 
     def settle(self) -> None:
-        """Run before what it is given changes; what can't be computed then never can be."""
+        """Run before an argument changes. Results that can't be computed then stay unknown."""
         try:
             self.run()
         except (CantSimulate, NotImplementedError):
             return
 
     def depends_on(self, address: int) -> bool:
-        """Return whether it is given a tensor of a storage, by the storage's address."""
+        """Return whether one of its arguments is in the storage at an address."""
         return any(
             tensor.untyped_storage()._cdata == address
             for leaf in tree_leaves(self._given)
@@ -84,7 +84,7 @@ class DeferredCall:
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if self._num_bytes > self._most_bytes:
             raise CantSimulate(
-                f"it reads what follows from {self._num_bytes:,} bytes of masks or positions, and "
+                f"it reads values that depend on {self._num_bytes:,} bytes of masks or positions, and "
                 f"moetool computes no more than {self._most_bytes:,} at once"
             )
         args, kwargs = tree_map_only(DeferredValue, DeferredValue.compute, (args, kwargs))
@@ -95,45 +95,45 @@ class DeferredCall:
 
 @dataclass(frozen=True)
 class DeferredValue:
-    """One of the results of an operation that is computed once it is read.
+    """One of the results of a deferred operation.
 
     Attributes:
         call: The operation.
-        place: Its place among the results.
+        index: The index of this result.
     """
 
     call: DeferredCall
-    place: int = 0
+    index: int = 0
 
     def compute(self) -> torch.Tensor:
         """Return the value.
 
         Raises:
-            CantSimulate: It takes more than it may.
+            CantSimulate: It exceeds the limit.
             NotImplementedError: The CPU can't compute it.
         """
-        value: torch.Tensor = self.call.run()[self.place]
+        value: torch.Tensor = self.call.run()[self.index]
         return value
 
     def find(self) -> torch.Tensor | None:
         """Return the value if it has been computed."""
-        return self.call.results[self.place] if self.call.results else None
+        return self.call.results[self.index] if self.call.results else None
 
 
 class PendingCalls:
-    """The operations that have not run yet, as long as anything may read their results."""
+    """The operations that have not run yet, while something may still read their results."""
 
     def __init__(self) -> None:
         self._calls: WeakSet[DeferredCall] = WeakSet()
 
     def add(self, call: DeferredCall) -> None:
-        """Take note of one that has not run yet."""
+        """Add an operation that has not run yet."""
         self._calls.add(call)
 
     def settle(self, written: torch.Tensor) -> None:
-        """Run all that follow from a tensor of the CPU which is about to be written to."""
+        """Run all that depend on a CPU tensor that is about to be written to."""
         address = written.untyped_storage()._cdata
-        # A view that has run is another tensor of the same storage for those that follow from it.
+        # A view that has run is a further tensor of the same storage that others may depend on.
         while found := list(self._find_dependent(address)):
             for call in found:
                 call.settle()

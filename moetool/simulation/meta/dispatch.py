@@ -1,4 +1,4 @@
-"""What sees every operation that a forward dispatches: torch's mode, with types."""
+"""torch's mode that sees every dispatched operation, with type annotations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):
-    """Sees every operation while it is entered: a subclass defines `run`."""
+    """Sees every operation while it is entered. Subclasses define `run`."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()  # type: ignore[no-untyped-call]
@@ -35,6 +35,6 @@ class DispatchMode(TorchDispatchMode):
         Args:
             func: The operation: an overload of torch's dispatcher.
             args: Its positional arguments.
-            kwargs: Its other arguments.
+            kwargs: Its keyword arguments.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A skeleton's prefill and decoding steps, called as `generate` calls them on a GPU."""
+"""Prefill and decoding steps of a skeleton, called as `generate` calls them on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from moetool.anatomy.caches import find_cache_keyword, find_caches, name_fields
 from moetool.simulation.meta.meta_kernels import MetaKernels
 
-# What torch says where values are asked for that are not there, and what was asked for.
+# Parts of torch's messages about values that a meta tensor doesn't have, and what was requested.
 _ASKS_FOR_DATA = {
     "torch.nonzero()": "it looks up where values are not zero",
     "item() cannot be called on meta tensors": "it reads a value",
@@ -21,11 +21,11 @@ _ASKS_FOR_DATA = {
 }
 
 
-class CantSimulate(Exception):  # noqa: N818  (it reads as what it says, and is always caught)
+class CantSimulate(Exception):  # noqa: N818  (control flow, always caught)
     """A model's forward can't run without data.
 
     Attributes:
-        reason: Why, as part of a sentence.
+        reason: The reason, as part of a sentence.
     """
 
     def __init__(self, reason: str) -> None:
@@ -34,11 +34,11 @@ class CantSimulate(Exception):  # noqa: N818  (it reads as what it says, and is 
 
 
 class StopSimulation(Exception):  # noqa: N818
-    """What observers of a simulation raise to end it: whoever started it is to expect it."""
+    """Raised by observers to end a simulation. Whoever started it catches it."""
 
 
 class TooManyOperations(StopSimulation):
-    """A layer takes more operations than it may."""
+    """A layer exceeded its operation budget."""
 
 
 class SimulatedGeneration:
@@ -48,14 +48,14 @@ class SimulatedGeneration:
             generation.prefill(num_prompt_tokens=2048)
             generation.decode()
 
-    Prompts are token ids alone, without an attention mask. Where the model can be asked for the
-    last position's logits only, it is. An encoder-decoder's prompt goes through its encoder.
+    Prompts are token ids without an attention mask. Only the last position's logits are requested, if
+    the model supports that. An encoder-decoder's prompt goes through its encoder.
 
     Args:
         skeleton: The model, on the meta device.
-        batch_size: Sequences of a batch.
-        is_cache_given: Start with an empty cache, instead of letting the model make its own. Some
-            models look into the prompt's positions unless they are given one.
+        batch_size: Number of sequences.
+        is_cache_given: Start with an empty cache instead of letting the model make its own. Some
+            models read the prompt's positions unless they are given one.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SimulatedGeneration:
         self._is_cache_given = is_cache_given
         self._batch_size = batch_size
         self._inputs: dict[str, Any] = {}
-        # The cache, under the name by which the model takes it.
+        # The cache, by the name of the model's argument.
         self._kept: dict[str, Any] = {}
         parameters = inspect.signature(skeleton.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     @contextmanager
     def ready(self) -> Iterator[SimulatedGeneration]:
-        """Put the skeleton into the state in which it generates, and back afterwards."""
+        """Put the skeleton into evaluation mode, and back afterwards."""
         was_training = self._skeleton.training
         if was_training:
             self._skeleton.train(False)
@@ -85,19 +85,19 @@ class SimulatedGeneration:
 
     @property
     def cache(self) -> Any:
-        """What the model keeps of the tokens so far; None if it keeps nothing to go on from."""
+        """The cache of the tokens so far; None if the model keeps none."""
         return next(iter(self._kept.values()), None)
 
     @property
     def can_decode(self) -> bool:
-        """Whether the prefill left anything to go on from."""
+        """Whether the prefill left a cache or an encoder's output to continue from."""
         return self.cache is not None or "encoder_outputs" in self._inputs
 
     def prefill(self, *, num_prompt_tokens: int) -> None:
-        """Run the prompt, and keep its cache; in an encoder-decoder, run the encoder.
+        """Run the prompt and keep its cache. In an encoder-decoder, run the encoder.
 
         Raises:
-            CantSimulate: The forward needs data, or more than token ids.
+            CantSimulate: The forward needs data, or inputs other than token ids.
         """
         self._refuse_canvas()
         prompt = self._make_tokens(num_prompt_tokens)
@@ -113,7 +113,7 @@ class SimulatedGeneration:
         self._forward("grouped_mm", input_ids=prompt)
 
     def decode(self) -> None:
-        """Run one token after what has been run so far.
+        """Run one more token.
 
         Raises:
             CantSimulate: The forward needs data.
@@ -134,7 +134,7 @@ class SimulatedGeneration:
         self._keep_cache(find_caches(name_fields(output)))
 
     def _keep_cache(self, found: Mapping[str, Any]) -> None:
-        """Give the cache that was found to the next call, under the name that the model takes.
+        """Pass the cache that was found to the next call, under the name of the model's argument.
 
         Raises:
             CantSimulate: There are several caches, or the model takes none.
@@ -154,7 +154,7 @@ class SimulatedGeneration:
 
 @contextmanager
 def _experts_as(skeleton: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Let the experts run as on a GPU, where they can: grouped for prompts, else batched."""
+    """Switch the experts to an implementation if the model supports that, and back afterwards."""
     before = skeleton.get_experts_implementation()
     if not skeleton._can_set_experts_implementation():
         yield
@@ -168,7 +168,7 @@ def _experts_as(skeleton: PreTrainedModel, implementation: str) -> Iterator[None
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Turn whatever a model's own code raises into why it can't be simulated."""
+    """Turn an error in a model's own code into the reason why it can't be simulated."""
     try:
         yield
     except (StopSimulation, CantSimulate):

@@ -1,4 +1,4 @@
-"""Values that are known although no data is: masks, positions, lengths and token ids."""
+"""Known values of a forward without data: masks, positions, lengths and token ids."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from moetool.simulation.meta.generation import CantSimulate
 
 aten = torch.ops.aten
 
-# A mask over all pairs of 2,048 positions. What has more is computed only if it is read.
+# A mask over all pairs of 2,048 positions. Larger tensors are computed only if they are read.
 _MOST_ELEMENTS = 2**22
-# As much as a mask over all pairs of 32,768 positions takes.
+# The size of a mask over all pairs of 32,768 positions.
 _MOST_BYTES = 2**30
-# They make no tensor, or one on the CPU.
+# Their results are numbers, or tensors on the CPU.
 _READS = (aten.item, aten._local_scalar_dense, aten.is_nonzero, aten.equal)
 _TAKES_MASKS = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
-# Where nothing but logits tells which token comes next, any ordinary one does.
+# If only logits decide on the next token, any ordinary token will do.
 _CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
 _CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
 _LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
 
 
 class KnownValues(DispatchMode):
-    """Computes what follows from no weight, beside the meta device.
+    """Computes values that don't depend on weights, alongside the meta device.
 
-    A model on the meta device has no data, but much that its code asks for is known all the same:
-    whether a mask hides anything, how long a sequence is, which positions a prompt has. Every such
+    A model on the meta device has no data, but much of what its code reads is known nevertheless:
+    whether a mask hides anything, the length of a sequence, the positions of a prompt. Every such
     tensor has a twin on the CPU from which it is read.
 
-    Values that follow from weights stay unknown: whoever reads one gets torch's own error. There
-    are two exceptions. Outside of `inside_model`, tokens chosen by their logits are `token_id`. And
-    on request, what is chosen by scores within the model is taken to be chosen in turns: routers
-    then send every expert as many tokens as any other.
+    Values that depend on weights stay unknown: reading one raises torch's own error. There are two
+    exceptions. Outside `inside_model`, tokens chosen by their logits are `token_id`. And on request,
+    indices chosen by scores inside the model are assumed to take turns: routers then send every
+    expert the same number of tokens.
 
-    Large tensors, and what follows from them, have no twin until something is read of it.
+    Large tensors, and those that depend on them, have no twin until one of them is read.
 
     Args:
-        token_id: The token that generation writes.
-        is_routing_balanced: Take it that routers choose experts in turns.
-        most_elements: What a tensor may have to be computed as soon as it is made.
-        most_bytes: What a larger one may take to be computed once it is read. Reading what follows
-            from a larger one raises `CantSimulate`.
+        token_id: The token that is generated.
+        is_routing_balanced: Assume that routers choose experts in turns.
+        most_elements: Tensors with at most this many elements are computed when they are made.
+        most_bytes: Larger tensors of at most this size are computed when they are read. Reading one
+            that depends on an even larger one raises `CantSimulate`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class KnownValues(DispatchMode):
 
     @contextmanager
     def inside_model(self) -> Iterator[None]:
-        """Take what is chosen by the greatest value for routing, not for the next token."""
+        """Regard choices of the greatest value as routing, not as the next token."""
         before, self._is_in_model = self._is_in_model, True
         try:
             yield
@@ -91,32 +91,32 @@ class KnownValues(DispatchMode):
         super().__exit__(*reason)
 
     def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
-        """Take a tensor on the CPU for the values of one on the meta device."""
+        """Set the values of a meta tensor to those of a CPU tensor."""
         self._twins[tensor] = value
 
     def know_filled(self, tensor: torch.Tensor, number: int) -> None:
-        """Take it that every value of a tensor on the meta device is a number."""
+        """Set all values of a meta tensor to one number."""
         self._twins[tensor] = self._call_later(
             tensor, partial(torch.full, tensor.shape, number, dtype=tensor.dtype)
         )
 
     def find_value(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return a tensor on the CPU with the values of another; None if they are unknown.
+        """Return a CPU tensor with the values of another tensor; None if they are unknown.
 
         Raises:
-            CantSimulate: They follow from too large a tensor.
+            CantSimulate: They depend on a tensor that is too large.
         """
         twin: torch.Tensor | DeferredValue | None = self._twins.get(tensor)
         if not isinstance(twin, DeferredValue):
             return twin
         try:
             return twin.compute()
-        except NotImplementedError:  # such as a histogram of whole numbers, which only GPUs take
+        except NotImplementedError:  # such as a histogram of integers, which only GPUs support
             del self._twins[tensor]
             return None
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result, and take note of its values where they are known."""
+        """Return an operation's result, and keep its values if they are known."""
         leaves, _ = tree_flatten((args, kwargs))
         given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         packet = func.overloadpacket
@@ -126,7 +126,7 @@ class KnownValues(DispatchMode):
         is_read = packet in _READS or packet is aten.nonzero
         if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
             values = tree_map_only(torch.Tensor, self._find_on_host, args)
-            if None not in [values[place] for place, arg in enumerate(args) if arg is not None]:
+            if None not in [values[index] for index, arg in enumerate(args) if arg is not None]:
                 result = func(*values, **kwargs)
                 return self._make_known(result) if packet is aten.nonzero else result
             are_known = False
@@ -142,13 +142,13 @@ class KnownValues(DispatchMode):
         return result
 
     def _make_known(self, values: torch.Tensor) -> torch.Tensor:
-        """Return a tensor on the meta device whose values are known."""
+        """Return a meta tensor whose values are known."""
         tensor = torch.empty_like(values, device="meta")
         self._twins[tensor] = values
         return tensor
 
     def _find_where(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Return indices with known masks replaced by the positions that they let through."""
+        """Return indices with known masks replaced by the positions that they select."""
         found: list[torch.Tensor | None] = []
         for index in indices:
             is_mask = index is not None and index.dtype == torch.bool
@@ -161,11 +161,11 @@ class KnownValues(DispatchMode):
         return found
 
     def _choose(self, operation: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Take it as known what is chosen by scores that are not."""
+        """Set the values of what is chosen by unknown scores."""
         if self._is_in_model:
             if self._is_routing_balanced and operation in _CHOOSES_EXPERTS:
                 chosen = result[1] if isinstance(result, tuple | list) else result
-                # Without a dimension, `max` tells a value, not where it is.
+                # Without a dimension, `max` returns a value, not its index.
                 if not chosen.is_floating_point():
                     self._twins[chosen] = self._call_later(
                         chosen,
@@ -200,7 +200,7 @@ class KnownValues(DispatchMode):
         is_deferred = any(
             isinstance(leaf, DeferredValue) for leaf in tree_leaves((twin_args, twin_kwargs))
         ) or any(tensor.numel() > self._most_elements for tensor in made)
-        twins: list[Any] = [DeferredValue(call, place) for place in range(len(results))]
+        twins: list[Any] = [DeferredValue(call, index) for index in range(len(results))]
         if is_deferred and not func._schema.is_mutable:
             self._pending.add(call)
         else:
@@ -210,7 +210,7 @@ class KnownValues(DispatchMode):
                 self._forget_written(func, args, kwargs)
                 return
             except CantSimulate:
-                # Whoever reads what was to be written gets this error.
+                # Reading what was to be written raises this error.
                 self._forget_written(func, args, kwargs)
         for tensor, twin in zip(results, twins, strict=True):
             if isinstance(tensor, torch.Tensor):
@@ -219,14 +219,14 @@ class KnownValues(DispatchMode):
     def _call_later(
         self, tensor: torch.Tensor, compute: Callable[[], torch.Tensor]
     ) -> torch.Tensor | DeferredValue:
-        """Return a tensor's values, or what computes them if there are many."""
+        """Return a tensor's values, or a deferred value if there are many."""
         if tensor.numel() <= self._most_elements:
             return compute()
         call = DeferredCall(compute, num_bytes=tensor.nbytes, most_bytes=self._most_bytes)
         return DeferredValue(call)
 
     def _settle_before_writing(self, tensor: torch.Tensor) -> None:
-        """Compute what follows from a tensor that is about to be written to."""
+        """Compute what depends on a tensor that is about to be written to."""
         twin = self._twins.get(tensor) if tensor.device.type == "meta" else tensor
         if isinstance(twin, DeferredValue):
             twin.call.settle()
@@ -243,7 +243,7 @@ class KnownValues(DispatchMode):
         return twin
 
     def _forget_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forget what an operation writes unknown values to, with all that shares its memory."""
+        """Forget the tensors that an operation writes unknown values to, and all that share their memory."""
         for written in _find_written(func, args, kwargs):
             if written in self._twins:
                 address = written.untyped_storage()._cdata
@@ -258,10 +258,10 @@ def _find_written(
     """Yield the tensors that an operation writes to."""
     if not func._schema.is_mutable:
         return
-    for place, argument in enumerate(func._schema.arguments):
+    for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
-        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
         if isinstance(value, torch.Tensor):
             yield value
 
@@ -271,7 +271,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _choose_in_turns(shape: torch.Size, *, dtype: torch.dtype, num_choices: int) -> torch.Tensor:
-    """Return numbers below `num_choices`, each as often as any other."""
+    """Return numbers below `num_choices` in turns, each equally often."""
     turns = torch.arange(math.prod(shape), dtype=dtype) % max(num_choices, 1)
     return turns.reshape(shape)
 
@@ -291,9 +291,9 @@ def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
 
 
 class _Literals(TorchFunctionMode):
-    """Sees what never reaches the dispatcher, or reaches it without its values.
+    """Sees calls that never reach the dispatcher, or reach it without their values.
 
-    That is `torch.tensor` of plain numbers, and a tensor of one number written into a text.
+    Those are `torch.tensor` of plain numbers, and a tensor of one number formatted as text.
     """
 
     def __init__(self, known: KnownValues) -> None:

@@ -1,4 +1,4 @@
-"""Operations that torch's meta device refuses to run, or runs otherwise than a GPU."""
+"""Operations that torch's meta device refuses, or runs differently from a GPU."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ aten = torch.ops.aten
 
 
 class MetaKernels(DispatchMode):
-    """Answers for operations that torch's own meta device refuses, with tensors of their shape.
+    """Returns tensors of the right shape for operations that torch's meta device refuses.
 
     `_grouped_mm`, by which transformers multiplies each token with its experts, is refused on the
-    meta device for any dtype but bfloat16 and for widths that are no multiple of 16 bytes,
-    which the CPU and the fallback for older GPUs take. Others it takes, but lays out their results
-    or takes memory on the way otherwise than a GPU does.
+    meta device for every dtype except bfloat16 and for widths that are not a multiple of 16 bytes,
+    which the CPU and the fallback for older GPUs accept. Other operations run there, but their
+    results are laid out differently from those of a GPU, or they take other temporary memory.
     """
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return an operation's result, or a tensor like it."""
+        """Return an operation's result, or a tensor of the same shape."""
         run = _KERNELS.get(func.overloadpacket)
         if run is None or args[0].device.type != "meta":
             run = func
@@ -47,9 +47,9 @@ def _run_grouped_mm(
 def _run_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """Return a tensor of the shape of attention's output, laid out as its query is.
+    """Return a tensor of the shape of attention's output, laid out like its query.
 
-    So do the kernels of GPUs, where torch's meta device puts head after head.
+    GPU kernels lay it out so, while torch's meta device puts head after head.
     (..., num_heads, num_queries, width) -> (..., num_heads, num_queries, width_out)
     """
     del key
@@ -62,7 +62,7 @@ def _run_attention(
 
 
 def _run_one_hot(numbers: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-    """Return a tensor of the shape of one-hot vectors: on a GPU, zeros that ones are written to.
+    """Return a tensor of the shape of one-hot vectors. On a GPU, ones are written to zeros.
 
     (...) -> (..., num_classes)
     """

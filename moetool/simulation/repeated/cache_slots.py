@@ -10,26 +10,32 @@ import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from moetool.simulation.repeated.fingerprints import Fingerprints
-from moetool.simulation.repeated.molds import Caster, MoldMaker, find_leaves
+from moetool.simulation.repeated.templates import StandIns, TemplateMaker, find_leaves
 
 _ABSENT = ("absent",)
 
 
 @dataclass(frozen=True)
-class SlotMolds:
-    """Molds of what a cache keeps for a layer.
+class SlotTemplates:
+    """Templates of a layer's entries in a cache.
 
     Attributes:
-        entries: The list, the place among the layer's indices, and the mold of each entry.
-        fillers: By list, the mold of what the cache puts before the entry for layers without one.
+        entries: The list, the position among the layer's indices, and the template of each entry.
+        fillers: By list, the template of what the cache puts before the entry for layers without
+            one.
+        flags: The position among the layer's indices, and whether an encoder-decoder's cache holds
+            the prompt's keys and values by now.
     """
 
     entries: tuple[tuple[str, int, Any], ...] = ()
     fillers: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[tuple[int, bool], ...] = ()
 
 
 class CacheSlots:
-    """What a cache keeps for one layer: an entry of each of its lists per index of the layer.
+    """The entries of one layer in a cache: one in each of its lists per index of the layer.
+
+    An encoder-decoder's cache is two caches, and a flag per index.
 
     Args:
         cache: The cache.
@@ -37,24 +43,30 @@ class CacheSlots:
     """
 
     def __init__(self, cache: Cache, indices: tuple[int, ...]) -> None:
-        self._cache = cache
         self._indices = indices
+        self._parts: dict[str, Any] = {"": cache}
+        self._flags: dict[int, bool] = {}
+        if isinstance(cache, EncoderDecoderCache):
+            names = ("self_attention_cache", "cross_attention_cache")
+            self._parts = {name: getattr(cache, name) for name in names}
+            self._flags = cache.is_updated
 
     @property
-    def can_be_told_apart(self) -> bool:
+    def is_known(self) -> bool:
         """Whether it is known which of the cache's contents belong to the layer."""
-        return bool(self._indices) and not isinstance(self._cache, EncoderDecoderCache)
+        return bool(self._indices)
 
     def describe(self, fingerprints: Fingerprints) -> Hashable:
-        """Return what the layer finds in the cache."""
-        return tuple(
+        """Return the fingerprint of the layer's entries."""
+        entries = tuple(
             (name, fingerprints.of_attributes(entries[index]) if index < len(entries) else _ABSENT)
             for name, entries in self._lists()
             for index in self._indices
         )
+        return (entries, tuple(self._flags.get(index) for index in self._indices))
 
     def find_tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the tensors that the layer finds in the cache, in an order of their own."""
+        """Return the tensors that the layer finds in the cache, always in the same order."""
         return tuple(
             leaf
             for _, entries in self._lists()
@@ -65,11 +77,11 @@ class CacheSlots:
         )
 
     def describe_rest(self, fingerprints: Fingerprints, *, lengths: Mapping[str, int]) -> Hashable:
-        """Return what the cache holds besides, apart from what it puts before the layer's entries.
+        """Return the fingerprint of the rest of the cache, without entries put before the layer's.
 
         Args:
-            fingerprints: Describes the cache's contents.
-            lengths: How long the cache's lists were before.
+            fingerprints: Makes the fingerprints.
+            lengths: Length of each of the cache's lists before the call.
         """
         others = [
             (name, index, fingerprints.of_attributes(entries[index]))
@@ -78,56 +90,68 @@ class CacheSlots:
             if index not in self._indices
         ]
         num_after = [len(entries[max(self._indices) + 1 :]) for _, entries in self._lists()]
-        plain = {
-            name: value for name, value in vars(self._cache).items() if not isinstance(value, list)
-        }
-        return (tuple(others), tuple(num_after), fingerprints.of_value(plain))
+        plain = [
+            {name: value for name, value in vars(part).items() if not isinstance(value, list)}
+            for part in self._parts.values()
+        ]
+        flags = {index: flag for index, flag in self._flags.items() if index not in self._indices}
+        return (tuple(others), tuple(num_after), fingerprints.of_value([plain, flags]))
 
     def measure(self) -> dict[str, int]:
-        """Return how long each of the cache's lists is."""
+        """Return the length of each of the cache's lists."""
         return {name: len(entries) for name, entries in self._lists()}
 
-    def take_molds(self, maker: MoldMaker, *, lengths: Mapping[str, int]) -> SlotMolds:
-        """Return molds of what the cache keeps for the layer.
+    def make_templates(self, maker: TemplateMaker, *, lengths: Mapping[str, int]) -> SlotTemplates:
+        """Return templates of the layer's entries.
 
         Args:
-            maker: Takes the molds.
-            lengths: How long the cache's lists were before.
+            maker: Makes the templates.
+            lengths: Length of each of the cache's lists before the call.
         """
         entries = tuple(
-            (name, place, maker.take_instance(entries[index]))
+            (name, position, maker.make_of_instance(entries[index]))
             for name, entries in self._lists()
-            for place, index in enumerate(self._indices)
+            for position, index in enumerate(self._indices)
             if index < len(entries)
         )
         fillers = {
-            name: maker.take_instance(entries[lengths.get(name, 0)])
+            name: maker.make_of_instance(entries[lengths.get(name, 0)])
             for name, entries in self._lists()
             if lengths.get(name, 0) < min(self._indices) < len(entries)
         }
-        return SlotMolds(entries, fillers)
+        flags = tuple(
+            (position, self._flags[index])
+            for position, index in enumerate(self._indices)
+            if index in self._flags
+        )
+        return SlotTemplates(entries, fillers, flags)
 
-    def can_take(self, molds: SlotMolds) -> bool:
-        """Return whether it is known what to put before the layer's entries."""
+    def can_take(self, templates: SlotTemplates) -> bool:
+        """Return whether there are templates for the entries to be put before the layer's."""
         lengths = self.measure()
-        for name, place, _ in molds.entries:
-            if self._indices[place] > lengths[name] and name not in molds.fillers:
+        for name, position, _ in templates.entries:
+            if self._indices[position] > lengths[name] and name not in templates.fillers:
                 return False
-            lengths[name] = max(lengths[name], self._indices[place] + 1)
+            lengths[name] = max(lengths[name], self._indices[position] + 1)
         return True
 
-    def fill(self, molds: SlotMolds, *, caster: Caster) -> None:
-        """Keep for the layer what the molds are of."""
+    def fill(self, templates: SlotTemplates, *, stand_ins: StandIns) -> None:
+        """Put stand-ins into the layer's entries."""
         lists = dict(self._lists())
-        for name, place, mold in molds.entries:
-            index = self._indices[place]
+        for name, position, template in templates.entries:
+            index = self._indices[position]
             while len(lists[name]) < index:
-                lists[name].append(caster.cast(molds.fillers[name]))
-            lists[name][index : index + 1] = [caster.cast(mold)]
+                lists[name].append(stand_ins.make(templates.fillers[name]))
+            lists[name][index : index + 1] = [stand_ins.make(template)]
+        for position, flag in templates.flags:
+            self._flags[self._indices[position]] = flag
 
     def _lists(self) -> list[tuple[str, list[Any]]]:
         return [
-            (name, value) for name, value in vars(self._cache).items() if isinstance(value, list)
+            (f"{part_name}.{name}", value)
+            for part_name, part in self._parts.items()
+            for name, value in vars(part).items()
+            if isinstance(value, list)
         ]
 
 

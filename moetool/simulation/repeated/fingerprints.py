@@ -1,34 +1,70 @@
-"""What has to be equal for two layers, called with two sets of arguments, to do the same work."""
+"""Fingerprints of layers and arguments. Calls with equal fingerprints do the same work."""
 
 from __future__ import annotations
 
 import functools
 from collections import UserDict
 from collections.abc import Hashable
-from enum import Enum
+from enum import Enum, auto
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
-# By these attributes a layer finds its own slot in the cache: equal layers differ in them.
+# Attributes by which a layer finds its slot in the cache. Equal layers differ in them.
 _INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
-# What every module has says nothing of its work, nor does a `forward` put in the class's place.
+# Attributes that every module has don't bear on its work, nor does a replaced `forward`.
 _SAYS_NOTHING = (frozenset(vars(nn.Module())) - {"training"}) | {"forward"}
-# What a configuration numbers that isn't layers.
+# Fields of configurations whose numbers are not layers.
 _NOT_BY_LAYER = frozenset({"id2label"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, torch.dtype, torch.device)
 _CODE = (FunctionType, BuiltinFunctionType)
 
 
+class Holding(Enum):
+    """The ways in which a module holds values."""
+
+    ATTRIBUTES = auto()
+    PARAMETERS = auto()
+    BUFFERS = auto()
+
+    def find_in(self, module: nn.Module) -> dict[str, Any]:
+        """Return the dictionary in which a module holds such values, among others."""
+        if self is Holding.ATTRIBUTES:
+            return vars(module)
+        return module._parameters if self is Holding.PARAMETERS else module._buffers
+
+
+# A module's class, its attributes, parameters and buffers by name, and its configurations' entries
+# for its layer.
+_OfModule = tuple[type, tuple[tuple[Holding, str, Hashable], ...], Hashable]
+# Fingerprints of a layer's modules, by their path in it.
+OfLayer = tuple[tuple[str, _OfModule], ...]
+
+
+class Difference(NamedTuple):
+    """Where the fingerprint of a module differs from its earlier one.
+
+    Attributes:
+        path: The module's path in its layer.
+        holding: Whether it is an attribute, a parameter or a buffer that differs.
+        name: Its name in the module.
+    """
+
+    path: str
+    holding: Holding
+    name: str
+
+
 class Fingerprints:
     """Describes values and modules so that equal descriptions mean equal work on the meta device.
 
-    Tensors are described by shape, strides and dtype. Objects of other kinds than containers,
-    tensors and plain values are equal to themselves only; they are kept alive, so that no identity
-    is used twice.
+    Tensors are described by shape, strides and dtype, caches by their class alone: `CacheSlots`
+    describes their contents. Objects other than containers, tensors, caches and plain values equal
+    only themselves; they are kept alive, so that no identity is used twice.
     """
 
     def __init__(self) -> None:
@@ -36,7 +72,7 @@ class Fingerprints:
         self._layer_entries: dict[tuple[int, int], Hashable] = {}
 
     def of_value(self, value: object) -> Hashable:
-        """Return the description of anything that a layer is given or holds."""
+        """Return the fingerprint of anything that a layer is given or holds."""
         if isinstance(value, torch.Tensor):
             return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
         if isinstance(value, _PLAIN):
@@ -48,40 +84,41 @@ class Fingerprints:
             return (type(value), *items)
         if isinstance(value, UserDict):
             return (type(value), self.of_value(value.data))
+        if isinstance(value, Cache):
+            return ("cache", type(value))
         if isinstance(value, functools.partial):
             return ("partial", *map(self.of_value, (value.func, value.args, value.keywords)))
         self._kept[id(value)] = value
         return (type(value), id(value))
 
     def of_attributes(self, instance: object) -> Hashable:
-        """Return the description of an object by its class and attributes; of others, by value."""
+        """Return the fingerprint of an object by its class and attributes, of other values by value."""
         if not hasattr(instance, "__dict__") or isinstance(instance, torch.Tensor | dict | list):
             return self.of_value(instance)
         return (type(instance), self.of_value(vars(instance)))
 
-    def of_layer(self, layer: nn.Module) -> Hashable:
-        """Return the description of a layer: its modules and all they hold but their index."""
+    def of_layer(self, layer: nn.Module) -> OfLayer:
+        """Return the fingerprint of a layer: its modules and all they hold except their index."""
         first = min(find_layer_indices(layer), default=0)
         return tuple(
             (name, self._of_module(module, first)) for name, module in layer.named_modules()
         )
 
-    def _of_module(self, module: nn.Module, first_index: int) -> Hashable:
-        own = [item for item in vars(module).items() if item[0] not in _SAYS_NOTHING]
-        attributes = [
-            # A layer of two attentions has two indices: what counts is how far they are apart.
-            (name, value - first_index if _is_index(name, value) else self.of_value(value))
-            for name, value in own
+    def _of_module(self, module: nn.Module, first_index: int) -> _OfModule:
+        held = [
+            # A layer with two attentions has two indices, of which the difference matters.
+            (holding, name, value - first_index if _is_index(name, value) else self.of_value(value))
+            for holding, values in list_holdings(module).items()
+            for name, value in values.items()
         ]
-        configs = [value for _, value in own if isinstance(value, PreTrainedConfig)]
+        configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
         by_layer = [self._of_layer_entries(config, first_index) for config in configs]
-        tensors = self.of_value((module._parameters, module._buffers))
-        return (type(module), tuple(attributes), tuple(by_layer), tensors)
+        return (type(module), tuple(held), tuple(by_layer))
 
     def _of_layer_entries(self, config: PreTrainedConfig, index: int) -> Hashable:
-        """Return what a configuration says of the layer at an index.
+        """Return the entries of a configuration for the layer at an index.
 
-        A forward may ask it, for the type of its own layer for example.
+        A forward may read them, for example the type of its layer.
         """
         if (id(config), index) not in self._layer_entries:
             num_layers = getattr(config, "num_hidden_layers", None) or 0
@@ -91,6 +128,33 @@ class Fingerprints:
                 if name not in _NOT_BY_LAYER
             )
         return self._layer_entries[id(config), index]
+
+
+def list_holdings(module: nn.Module) -> dict[Holding, dict[str, Any]]:
+    """Return the values that a module itself holds and that bear on its work."""
+    return {
+        holding: {
+            name: value
+            for name, value in holding.find_in(module).items()
+            if holding is not Holding.ATTRIBUTES or name not in _SAYS_NOTHING
+        }
+        for holding in Holding
+    }
+
+
+def find_differences(before: OfLayer, after: OfLayer) -> list[Difference] | None:
+    """Return where two fingerprints of one layer differ; None if its modules are different ones."""
+    found: list[Difference] = []
+    if len(before) != len(after):
+        return None
+    for (path, old), (new_path, new) in zip(before, after, strict=True):
+        old_class, old_held, old_by_layer = old
+        new_class, new_held, new_by_layer = new
+        if (path, old_class, old_by_layer) != (new_path, new_class, new_by_layer):
+            return None
+        names = {(holding, name) for holding, name, _ in set(old_held) ^ set(new_held)}
+        found += [Difference(path, *key) for key in sorted(names, key=lambda key: key[1])]
+    return found
 
 
 def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
@@ -106,9 +170,9 @@ def find_layer_indices(layer: nn.Module) -> tuple[int, ...]:
 
 
 def is_transparent(value: object) -> bool:
-    """Return whether a value's description says all that can be known of it.
+    """Return whether a value's fingerprint says all that matters about it.
 
-    It does not for objects that may change between two uses, such as caches.
+    It doesn't for objects that may change between two uses, such as caches.
     """
     if isinstance(value, tuple | list):
         return all(map(is_transparent, value))
@@ -125,7 +189,7 @@ def _is_index(name: str, value: object) -> bool:
 
 def _find_entry(value: Any, index: int, *, num_layers: int) -> object:
     if isinstance(value, list | tuple):
-        # A list of the layers' own numbers says the same of all of them.
+        # A list of the layers' own numbers says the same about all of them.
         says_nothing = list(value) == list(range(len(value)))
         return None if says_nothing or not num_layers <= len(value) > index else value[index]
     return value.get(index) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Run layers that are the same once: 61 layers of 2 kinds then take the time of 2."""
+"""Run layers that are the same only once: 61 layers of 2 kinds then take the time of 2."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from moetool.simulation.repeated.cache_slots import CacheSlots, SlotMolds
-from moetool.simulation.repeated.fingerprints import (
-    Fingerprints,
-    find_layer_indices,
-    is_transparent,
-)
-from moetool.simulation.repeated.molds import Caster, MoldMaker, find_leaves
+from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
+from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
+from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
+from moetool.simulation.repeated.module_changes import NO_CHANGES, LayerState, ModuleChanges
+from moetool.simulation.repeated.templates import StandIns, TemplateMaker, find_leaves
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class LayerVisit:
 
     Attributes:
         path: The layer's path in the model.
-        found: The tensors that it was given or finds in its slot of the cache.
+        found: The tensors among its arguments and in its slot of the cache.
     """
 
     path: str
@@ -34,67 +32,33 @@ class LayerVisit:
 
 
 class LayerObserver(Protocol):
-    """Whoever measures what layers do, and has to be told of those that don't run."""
+    """Measures the work of layers, including those that don't run."""
 
     def describe(self, visit: LayerVisit) -> Hashable:
-        """Return what else has to be equal for two visits to be the same to this observer."""
+        """Return what else must be equal for two visits to be the same to this observer."""
 
     def begin_layer(self, visit: LayerVisit) -> Any:
-        """Return a mark of where a layer begins."""
+        """Return a mark of the beginning of a layer."""
 
     def end_layer(self, mark: Any, left: Sequence[torch.Tensor]) -> Any:
-        """Return what was done since a mark; None if no other layer can be taken to do the same.
+        """Return a record of the work since a mark; None if it can't stand for another layer's.
 
         Args:
-            mark: Where the layer began.
+            mark: The mark of the layer's beginning.
             left: The tensors that the layer made and left behind.
         """
 
     def repeat_layer(
         self, visit: LayerVisit, done: Any, left: Mapping[int, torch.Tensor]
     ) -> AbstractContextManager[object]:
-        """Take it that a layer did what an earlier one did.
+        """Record the work of an earlier layer as that of another.
 
         Args:
             visit: The layer's call.
-            done: What the earlier layer did.
-            left: By the time the context is left, by their place in what `end_layer` was given,
-                the tensors that stand for those the layer would leave behind.
+            done: The record of the earlier layer.
+            left: The stand-ins for the tensors that the layer would leave behind, by index in the
+                sequence that `end_layer` was given. They are complete when the context exits.
         """
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a layer that ran left behind.
-
-    Attributes:
-        result: The mold of what its forward returned.
-        slots: The molds of what its cache kept for it.
-        done: What each observer saw.
-    """
-
-    result: Any
-    slots: SlotMolds
-    done: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer whose work may be another's.
-
-    Attributes:
-        path: Its path in the model.
-        module: The layer.
-        forward: Its own forward.
-        kind: What it shares with all layers that are built the same.
-        indices: Its layer indices.
-    """
-
-    path: str
-    module: nn.Module
-    forward: Callable[..., Any]
-    kind: int
-    indices: tuple[int, ...]
 
 
 class RepeatedLayers:
@@ -103,14 +67,15 @@ class RepeatedLayers:
         with RepeatedLayers(model, observers=[counter]):
             model(input_ids)
 
-    Two layers are the same if they have the same modules, attributes (but for their own index, and
+    Two layers are the same if they have the same modules, attributes (except their own index, and
     with what their configuration says at that index) and shapes and dtypes of parameters and
     buffers; are called with values of the same structure, shapes and dtypes; and find the same in
-    their slot of the cache, which is then filled as the first one's was. A layer that changes its
-    modules, another layer's slot or what it was given runs each time.
+    their slot of the cache. The cache is then filled, and the layer's own modules are changed, as
+    the first layer did. A layer that changes another layer's slot, what it was given, or its own
+    modules in a way that has no template runs each time.
 
-    The tensors hold no data: this is for the meta device. Hooks inside of a layer that does not run
-    are not called.
+    The tensors hold no data: this is for the meta device. Hooks inside a layer that does not run
+    are not called. Attributes and parameters that layers changed are restored at the end.
 
     Attributes:
         num_run: Calls of layers that ran.
@@ -118,25 +83,46 @@ class RepeatedLayers:
 
     Args:
         model: The model, on the meta device.
-        observers: Who has to know of layers that don't run.
+        observers: Observers of the layers, run or not.
+        outcomes: Outcomes of earlier runs; None to start without any.
     """
 
-    def __init__(self, model: nn.Module, *, observers: Sequence[LayerObserver]) -> None:
+    # The steps of a call, in order:
+    # 1. `_call` describes it: the kind of the layer, its arguments, what its slot of the cache
+    #    holds, and whatever else matters to an observer. A call that can't be described runs.
+    # 2. Nothing with this description ran before: `_run` calls the layer's own forward between
+    #    `begin_layer` and `end_layer` of the observers.
+    # 3. `_run` then compares the layer, its arguments and the rest of the cache with what they were,
+    #    and makes templates of what the layer returned, put into its slot and changed in its
+    #    modules. If something has no template, or an observer refuses, the outcome isn't kept.
+    # 4. Something with this description did run: `_repeat` makes stand-ins from its templates and
+    #    has the observers record what they saw then as done once more (`repeat_layer`).
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        observers: Sequence[LayerObserver],
+        outcomes: LayerOutcomes | None = None,
+    ) -> None:
         self.num_run = 0
         self.num_repeated = 0
         self._model = model
         self._observers = observers
-        self._fingerprints = Fingerprints()
-        self._outcomes: dict[Hashable, _Outcome] = {}
+        self._outcomes = LayerOutcomes() if outcomes is None else outcomes
+        self._fingerprints = self._outcomes.fingerprints
+        # By the path of each layer that was called: its kind now.
+        self._kinds: dict[str, int] = {}
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        kinds: dict[Hashable, int] = {}
-        paths = {id(module): path for path, module in self._model.named_modules()}
-        for module in _find_layers(self._model):
-            kind = kinds.setdefault(self._fingerprints.of_layer(module), len(kinds))
-            indices = find_layer_indices(module)
-            layer = _Layer(paths[id(module)], module, module.forward, kind, indices)
+        layers = list(_find_layers(self._model))
+        wanted = {id(module) for module in layers}
+        paths = {
+            id(module): path for path, module in self._model.named_modules() if id(module) in wanted
+        }
+        for module in layers:
+            layer = Layer(paths[id(module)], module, module.forward)
             self._exit.callback(_put_back_forward, module, vars(module).get("forward"))
             module.forward = self._stand_in_for(layer)
         return self
@@ -144,42 +130,46 @@ class RepeatedLayers:
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
-    def _stand_in_for(self, layer: _Layer) -> Callable[..., Any]:
+    def _stand_in_for(self, layer: Layer) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._call(layer, args, kwargs)
 
         return forward
 
-    def _call(self, layer: _Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = tuple(find_leaves([args, kwargs]))
         caches = {id(value): value for value in given if isinstance(value, Cache)}
-        slots = [CacheSlots(cache, layer.indices) for cache in caches.values()]
+        indices = self._outcomes.find_indices(layer) if caches else ()
+        slots = [CacheSlots(cache, indices) for cache in caches.values()]
         is_known = all(isinstance(value, Cache) or is_transparent(value) for value in given)
-        if len(slots) > 1 or not is_known or not all(slot.can_be_told_apart for slot in slots):
+        if len(slots) > 1 or not is_known or not all(slot.is_known for slot in slots):
             self.num_run += 1
             return layer.forward(*args, **kwargs)
         slot = slots[0] if slots else None
+        if layer.path not in self._kinds:
+            self._kinds[layer.path] = self._outcomes.find_kind_at_start(layer)
         key = (
-            layer.kind,
+            self._kinds[layer.path],
             self._fingerprints.of_value((args, kwargs)),
             slot.describe(self._fingerprints) if slot else None,
             self._describe_visit(layer, given, slot=slot),
         )
-        outcome = self._outcomes.get(key)
+        outcome = self._outcomes.find(key)
         if outcome is None or (slot and not slot.can_take(outcome.slots)):
             return self._run(layer, args, kwargs, slot=slot, given=given, key=key)
         self.num_repeated += 1
+        self._outcomes.repeated_paths.add(layer.path)
         return self._repeat(layer, outcome, slot=slot, given=given)
 
     def _describe_visit(
-        self, layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None
+        self, layer: Layer, given: tuple[object, ...], *, slot: CacheSlots | None
     ) -> Hashable:
         visit = _visit(layer, given, slot=slot)
         return tuple(observer.describe(visit) for observer in self._observers)
 
     def _run(
         self,
-        layer: _Layer,
+        layer: Layer,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         *,
@@ -187,58 +177,90 @@ class RepeatedLayers:
         given: tuple[object, ...],
         key: Hashable,
     ) -> Any:
-        """Run a layer, and keep what it left behind if another can be taken to leave the same."""
+        """Run a layer, and keep its outcome if it can stand for that of another layer."""
         self.num_run += 1
         lengths = slot.measure() if slot else {}
 
         def describe_surroundings() -> Hashable:
             return (
-                self._fingerprints.of_layer(layer.module),
                 self._fingerprints.of_value((args, kwargs)),
                 slot.describe_rest(self._fingerprints, lengths=lengths) if slot else None,
             )
 
-        before = describe_surroundings()
-        # What the layer finds in its slot dies while it runs: nothing here may keep it alive.
+        before, state = describe_surroundings(), LayerState(layer.module)
+        # The tensors in the layer's slot die while it runs: no reference here may keep them alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
         ]
-        result = layer.forward(*args, **kwargs)
-        maker = MoldMaker(given)
-        can_take = describe_surroundings() == before and maker.can_take(result)
-        slots = slot.take_molds(maker, lengths=lengths) if slot and can_take else SlotMolds()
-        mold = maker.take(result) if can_take else None
+        try:
+            result = layer.forward(*args, **kwargs)
+        except BaseException:
+            self._exit.callback(state.restore)
+            raise
+        maker = TemplateMaker(given)
+        changes = self._take_changes(layer, state, maker)
+        can_make = (
+            changes is not None and describe_surroundings() == before and maker.can_make(result)
+        )
+        slots = (
+            slot.make_templates(maker, lengths=lengths) if slot and can_make else SlotTemplates()
+        )
+        template = maker.make(result) if can_make else None
         done = tuple(
             observer.end_layer(mark, maker.made)
             for observer, mark in zip(self._observers, marks, strict=True)
         )
-        if can_take and all(what is not None for what in done):
-            self._outcomes[key] = _Outcome(mold, slots, done)
+        if changes is not None and can_make and all(what is not None for what in done):
+            kind = self._kinds[layer.path]
+            self._outcomes.keep(key, Outcome(template, slots, changes, kind, done))
         return result
+
+    def _take_changes(
+        self, layer: Layer, state: LayerState, maker: TemplateMaker
+    ) -> ModuleChanges | None:
+        """Return a layer's changes to its own modules; None if they have no template.
+
+        They are undone at the end.
+        """
+        before = self._outcomes.fingerprint_of(self._kinds[layer.path])
+        after = self._fingerprints.of_layer(layer.module)
+        if after == before:
+            return NO_CHANGES
+        self._exit.callback(state.restore)
+        self._kinds[layer.path] = self._outcomes.find_kind(after)
+        differences = find_differences(before, after)
+        changes = None if differences is None else state.find_changes(maker, differences)
+        if changes is None:
+            self._outcomes.forget_kind_at_start(layer)
+        return changes
 
     def _repeat(
         self,
-        layer: _Layer,
-        outcome: _Outcome,
+        layer: Layer,
+        outcome: Outcome,
         *,
         slot: CacheSlots | None,
         given: tuple[object, ...],
     ) -> Any:
-        """Return what a layer returns that is given `given` and does what an earlier one did."""
-        caster = Caster(given)
+        """Return stand-ins for the result of a layer that does the same as an earlier one."""
+        stand_ins = StandIns(given)
+        if outcome.changes.paths:
+            self._exit.callback(LayerState(layer.module, paths=outcome.changes.paths).restore)
         with ExitStack() as stack:
             for observer, done in zip(self._observers, outcome.done, strict=True):
                 visit = _visit(layer, given, slot=slot)
-                stack.enter_context(observer.repeat_layer(visit, done, caster.made))
+                stack.enter_context(observer.repeat_layer(visit, done, stand_ins.made))
                 del visit
-            # Stand-ins are no work of the model's: modes need not see them, and that takes a while.
+            # Making stand-ins is not the model's work, and modes would slow it down.
             with torch._C._DisableTorchDispatch():
+                outcome.changes.apply(layer.module, stand_ins)
+                self._kinds[layer.path] = outcome.kind
                 if slot:
-                    slot.fill(outcome.slots, caster=caster)
-                return caster.cast(outcome.result)
+                    slot.fill(outcome.slots, stand_ins=stand_ins)
+                return stand_ins.make(outcome.result)
 
 
-def _visit(layer: _Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
+def _visit(layer: Layer, given: tuple[object, ...], *, slot: CacheSlots | None) -> LayerVisit:
     tensors = [value for value in given if isinstance(value, torch.Tensor)]
     return LayerVisit(layer.path, (*tensors, *(slot.find_tensors() if slot else ())))
 
@@ -261,7 +283,7 @@ def _find_layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _put_back_forward(module: nn.Module, own: Any) -> None:
-    """Restore a module's forward: its own attribute, or the class's method for None."""
+    """Restore a module's forward: its own attribute, or the class's method if that is None."""
     del module.forward
     if own is not None:
         module.forward = own

@@ -1,4 +1,4 @@
-"""Single operations against their closed forms, and what belongs to experts."""
+"""Single operations against their closed forms, and the part in experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs per token against closed forms of two published geometries, and what is promised of them."""
+"""FLOPs per token against closed forms of published geometries, and their documented behaviour."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     DeepseekV3Config,
     JambaConfig,
@@ -16,11 +17,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from moetool.simulation.flops import flops as flops_module
-from moetool.simulation.flops.flops import CantSimulate, FlopsPerToken, count_flops
+from moetool.simulation.flops.flops import (
+    CantSimulate,
+    FlopsPerToken,
+    OperationBudget,
+    count_flops,
+)
 from tests.simulation.skeletons import build_family_skeleton, build_skeleton_of
 
 NUM_TOKENS = 2048
+# So few that every layer exceeds them.
+FEW_OPERATIONS = OperationBudget(per_layer=10, per_token=0)
 
 
 @pytest.fixture(scope="module")
@@ -169,31 +176,24 @@ def test_an_encoder_decoder_is_its_encoder_in_prefill_and_its_decoder_in_decode(
     assert counted.decode == 2 * (decoder + head)
 
 
-def test_going_from_token_to_token_is_counted_in_short_prompts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_going_from_token_to_token_is_counted_in_short_prompts() -> None:
     skeleton = build_family_skeleton("jamba")
     in_full = count_flops(skeleton, num_prompt_tokens=100)
     lengths: list[int] = []
-    count = flops_module._count
 
-    def note(skeleton: PreTrainedModel, num_tokens: int, **options: object) -> object:
-        lengths.append(num_tokens)
-        return count(skeleton, num_tokens, **options)  # type: ignore[arg-type]
+    def note(_: nn.Module, __: object, kwargs: dict[str, torch.Tensor]) -> None:
+        lengths.append(kwargs["input_ids"].shape[-1])
 
-    monkeypatch.setattr(flops_module, "_count", note)
-    monkeypatch.setattr(flops_module, "_MAX_OPERATIONS_OF_LAYER", 0)
-    assert count_flops(skeleton, num_prompt_tokens=100) == in_full
-    assert lengths == [100, 8, 16, 24, 32]
+    skeleton.register_forward_pre_hook(note, with_kwargs=True)
+    assert count_flops(skeleton, num_prompt_tokens=100, budget=FEW_OPERATIONS) == in_full
+    # The long prompt is given up, and each short one is followed by a token.
+    assert lengths == [100, 8, 1, 16, 1, 24, 1, 32, 1]
 
 
-def test_short_prompts_do_not_stand_for_a_window_that_they_do_not_fill(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_short_prompts_do_not_stand_for_a_window_that_they_do_not_fill() -> None:
     skeleton = build_family_skeleton("gpt_oss", sliding_window=64)
     in_full = count_flops(skeleton, num_prompt_tokens=100)
-    monkeypatch.setattr(flops_module, "_MAX_OPERATIONS_OF_LAYER", 0)
-    assert count_flops(skeleton, num_prompt_tokens=100) == in_full
+    assert count_flops(skeleton, num_prompt_tokens=100, budget=FEW_OPERATIONS) == in_full
 
 
 def test_a_long_prompt_of_jamba_takes_what_its_shapes_say() -> None:

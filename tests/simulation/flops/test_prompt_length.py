@@ -1,4 +1,4 @@
-"""From short prompts to long ones."""
+"""Extrapolation from short prompts to long ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_a_polynomial_of_the_second_degree_is_continued_exactly(
     assert extrapolate(short, num_prompt_tokens=length) == flops(length)
 
 
-@pytest.mark.parametrize("place", range(len(SHORT_PROMPTS)))
-def test_anything_else_tells_nothing(place: int) -> None:
+@pytest.mark.parametrize("index", range(len(SHORT_PROMPTS)))
+def test_nothing_follows_from_other_numbers(index: int) -> None:
     short = [num_tokens**2 for num_tokens in SHORT_PROMPTS]
-    short[place] += 1
+    short[index] += 1
     assert extrapolate(short, num_prompt_tokens=100) is None
 
 

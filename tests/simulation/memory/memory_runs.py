@@ -1,4 +1,4 @@
-"""What a run did to memory, told so that a simulation and a real model's run compare."""
+"""Summaries of timelines, by which simulations are compared with runs of real models."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import (
-    MemoryRun,
     RunOptions,
-    find_cache_tensors,
     find_ordinary_token,
 )
-from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
+from moetool.simulation.memory.timeline import Call, Event, Origin, Origins, Timeline
 
 # They have no `generate` of their own.
 NOT_GENERATING = (
@@ -27,9 +26,9 @@ NOT_GENERATING = (
     "qwen3_omni_moe_talker_text",
     "unlimited_ocr_text",
 )
-# They look for what is hidden in a tensor of weights' results, or draw from a distribution.
+# They read a tensor that depends on weights, or draw from a distribution.
 NOT_SIMULATED = ("diffusion_gemma", "glm5_next")
-# They look up which experts were chosen, and loop over those.
+# They read which experts were chosen, and loop over those.
 LOOK_UP_EXPERTS = (
     "dbrx",
     "jetmoe",
@@ -38,11 +37,10 @@ LOOK_UP_EXPERTS = (
     "step3p7",
     "switch_transformers",
 )
-# The number of heads that share keys is not what its eager attention takes it for.
+# Its eager attention assumes another number of heads that share keys.
 ONLY_SDPA = ("unlimited_ocr",)
 
-# Numbers written out in code are made on the CPU: to the meta device they are copied, on the CPU
-# they stay.
+# Literal numbers in code become CPU tensors, which are copied to the meta device but not to the CPU.
 _MOVES_NUMBERS = ("lift_fresh", "detach_", "_to_copy", "scalar_tensor")
 _NUMBER_BYTES = 8
 
@@ -52,25 +50,25 @@ class Happening:
     """A birth, or all deaths until the next one.
 
     Attributes:
-        place: Where it was born: operation and full path of the module; empty for deaths.
-        num_bytes: How large it is; 0 for deaths.
-        died: Which of the births so far died, in ascending order.
+        origin: Operation and full path of the module where it was born; empty for deaths.
+        num_bytes: Its size; 0 for deaths.
+        died: Numbers of the births that died, in ascending order.
     """
 
-    place: tuple[str, str] = ("", "")
+    origin: tuple[str, str] = ("", "")
     num_bytes: int = 0
     died: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Told:
+class Summary:
     """A timeline without block numbers.
 
     Attributes:
         happenings: Births and deaths, in order.
-        num_births_before: By call, the births before it.
-        cache_bytes: By call, what the cache then holds.
-        largest_live_bytes: The most that was alive at once, without rounding.
+        num_births_before: Number of births before each call.
+        cache_bytes: Size of the cache after each call.
+        largest_live_bytes: The most memory alive at once, without rounding.
     """
 
     happenings: list[Happening]
@@ -79,13 +77,15 @@ class Told:
     largest_live_bytes: int
 
 
-def tell(timeline: Timeline, *, with_numbers: bool = True, without: str | None = None) -> Told:
-    """Return what happened in a timeline until the last birth.
+def summarize(
+    timeline: Timeline, *, with_numbers: bool = True, without: str | None = None
+) -> Summary:
+    """Return a summary of a timeline until the last birth.
 
     Args:
         timeline: The timeline.
-        with_numbers: Tell also of numbers that code writes out.
-        without: Path of a module of which nothing is told.
+        with_numbers: Include tensors of literal numbers in code.
+        without: Path of a module to leave out.
     """
     numbers: dict[int, int] = {}
     sizes: dict[int, int] = {}
@@ -113,7 +113,7 @@ def tell(timeline: Timeline, *, with_numbers: bool = True, without: str | None =
         largest = max(largest, live)
         happenings.append(Happening((origin.operation, path), event.num_bytes))
     births_before.append(len(numbers))
-    return Told(
+    return Summary(
         happenings,
         [births_before[call.first_event] for call in timeline.calls],
         [call.cache_bytes for call in timeline.calls],
@@ -132,9 +132,9 @@ def _is_number(event: Event, origin: Origin) -> bool:
 
 
 def set_up(model: PreTrainedModel, *, attention: str = "eager", experts: str = "batched_mm") -> Any:
-    """Return a model set up so that on the CPU and on the meta device the same code runs.
+    """Return a model set up so that the same code runs on the CPU and on the meta device.
 
-    No token ends a text: a random model would write it by chance.
+    No token ends a text, since a random model might generate it by chance.
     """
     model.set_attn_implementation(attention)
     if "grouped_mm" in model.get_experts_implementation().values():
@@ -149,15 +149,6 @@ def options_for(family: str, **given: Any) -> RunOptions:
     return RunOptions(is_routing_balanced=family in LOOK_UP_EXPERTS, **given)
 
 
-def run_each_layer(
-    run: MemoryRun, monkeypatch: Any, *, num_prompt_tokens: int, num_new_tokens: int
-) -> Timeline:
-    """Return the timeline of a generation in which no layer stands for another."""
-    with monkeypatch.context() as patch:
-        patch.setattr(AllocationRecorder, "describe", lambda *_: object())
-        return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
-
-
 def generate_on_cpu(
     model: PreTrainedModel, run: RunOptions, *, num_prompt_tokens: int, num_new_tokens: int
 ) -> Timeline:
@@ -165,9 +156,9 @@ def generate_on_cpu(
 
     Args:
         model: The model, with weights.
-        run: How it is run.
+        run: Options of the run.
         num_prompt_tokens: Length of the prompt.
-        num_new_tokens: Tokens written.
+        num_new_tokens: Number of tokens to generate.
     """
     origins = Origins()
     recorder = AllocationRecorder(model, origins=origins, device="cpu")
@@ -220,7 +211,7 @@ def make_timeline(
     cache: Sequence[dict[int, int]],
     workspace_block: int | None = None,
 ) -> Timeline:
-    """Return a timeline by hand, whose calls follow each other without anything between them.
+    """Return a handmade timeline whose calls follow each other directly.
 
     Args:
         events: Blocks, and the bytes of their births or -1.

@@ -1,4 +1,4 @@
-"""Births and deaths of storages, in layers that run and in layers that another stands for."""
+"""Births and deaths of storages, in layers that run and in those that repeat another."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
-from moetool.simulation.memory.timeline import Event, Origin, Timeline
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Event, Origin, Origins, Timeline
 from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
-from tests.simulation.memory.memory_runs import Told, tell
+from tests.simulation.memory.memory_runs import Summary, summarize
 
 meta = partial(torch.empty, device="meta")
 
@@ -200,7 +200,7 @@ def test_places_are_numbered_once() -> None:
 
 
 class Layer(nn.Module):
-    """Projects; a test says what it does besides.
+    """Projects; a test can add to its work.
 
     Args:
         index: Its index in the cache.
@@ -246,8 +246,8 @@ class TellsLayersApart(AllocationRecorder):
 
 def record(
     model: Model, recorder_class: type[AllocationRecorder], *, num_calls: int = 2, **given: Any
-) -> tuple[Told, int]:
-    """Return what happened in calls of a model, and how many layers ran."""
+) -> tuple[Summary, int]:
+    """Return a summary of calls of a model, and the number of layers that ran."""
     origins = Origins()
     recorder = recorder_class(model, origins=origins, workspace_bytes=100)
     with RepeatedLayers(model, observers=[recorder]) as layers, recorder:
@@ -257,7 +257,7 @@ def record(
         meta(1)
         events = tuple(recorder.events)
     assert "forward" not in vars(model.layers[0])
-    return tell(Timeline(events, origins.found, (), recorder.workspace_block)), layers.num_run
+    return summarize(Timeline(events, origins.found, (), recorder.workspace_block)), layers.num_run
 
 
 def do_nothing(*_: object, **__: object) -> None:
@@ -320,7 +320,7 @@ def test_layers_that_do_not_run_leave_the_same_events(
 
 @pytest.mark.parametrize("held", [0, 2])
 def test_what_a_layer_would_free_lives_on_where_someone_else_holds_it(held: int) -> None:
-    """Layers replace what they find in their slots; of one, someone holds what was there."""
+    """Layers replace the tensors in their slots; one of these is held elsewhere."""
     model, cache = Model(keep_in_cache), DynamicCache()
     recorder = AllocationRecorder(model, origins=Origins())
     with RepeatedLayers(model, observers=[recorder]) as layers, recorder:
@@ -352,7 +352,7 @@ def test_a_layer_that_keeps_memory_beside_what_it_leaves_behind_runs_each_time()
 def end_of_layer(
     does: Callable[[torch.Tensor], Sequence[torch.Tensor]],
 ) -> tuple[AllocationRecorder, Any]:
-    """Return what a recorder takes of a layer that is given a tensor and leaves some behind."""
+    """Return a recorder's record of a layer that is given a tensor and leaves some behind."""
     recorder = AllocationRecorder(nn.Module(), origins=Origins())
     with recorder:
         given = meta(2)

@@ -139,7 +139,7 @@ def allocator() -> CachingAllocator:
         (MIB, MIB, 2 * MIB),
         (MIB + 1, MIB + 512, 20 * MIB),
         (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
-        # Rounding comes first: what is asked for is below 10 MiB, what is needed isn't.
+        # Rounding comes first: the request is below 10 MiB, the rounded size isn't.
         (10 * MIB - 511, 10 * MIB, 10 * MIB),
         (10 * MIB, 10 * MIB, 10 * MIB),
         (10 * MIB + 1, 10 * MIB + 512, 12 * MIB),
@@ -176,9 +176,9 @@ def test_a_handle_is_good_until_it_is_freed(allocator: CachingAllocator) -> None
     handle = allocator.allocate(1)
     allocator.free(handle)
     again = allocator.allocate(1)
-    with pytest.raises(ValueError, match=f"{handle} is the handle of no block in use"):
+    with pytest.raises(ValueError, match=f"no block in use has the handle {handle}"):
         allocator.free(handle)
-    with pytest.raises(ValueError, match=f"{handle} is the handle of no block in use"):
+    with pytest.raises(ValueError, match=f"no block in use has the handle {handle}"):
         allocator.size_of(handle)
     assert allocator.size_of(again) == 512
     assert allocator.allocated_bytes == 512

@@ -1,4 +1,4 @@
-"""Steps told without block numbers, steps between two others, and timelines made of steps."""
+"""Steps without block numbers, steps between two others, and timelines made of steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moetool.simulation.memory.decode_steps import (
     take_step,
 )
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
-from tests.simulation.memory.memory_runs import tell
+from tests.simulation.memory.memory_runs import summarize
 
 HALF = Fraction(1, 2)
 
@@ -61,7 +61,7 @@ def write_generation(
     return Timeline(tuple(events), origins, tuple(calls), None)
 
 
-def test_a_step_is_told_by_which_step_s_which_block_each_event_is_of() -> None:
+def test_events_of_a_step_name_their_blocks_by_step_and_number() -> None:
     assert take_step(write_generation(5), 3) == Step(
         events=(
             StepEvent(0, 0, 7, 2),
@@ -159,11 +159,11 @@ def test_a_timeline_continued_by_its_own_steps_is_itself(num_calls: int) -> None
     steps = [partial(take, timeline, number) for number in range(num_calls, 7)]
     continued = continue_timeline(timeline, num_calls=num_calls, steps=steps)
     shorter = write_generation(7)
-    assert tell(continued) == tell(shorter)
+    assert summarize(continued) == summarize(shorter)
     assert len(continued.events) == len(shorter.events)
-    for told, expected in zip(continued.calls, shorter.calls, strict=True):
-        assert told.end_event == expected.end_event
-        assert len(told.cache_blocks) == 1
+    for shown, expected in zip(continued.calls, shorter.calls, strict=True):
+        assert shown.end_event == expected.end_event
+        assert len(shown.cache_blocks) == 1
     assert continued.origins is timeline.origins
 
 
@@ -177,7 +177,7 @@ def test_steps_that_are_left_out_leave_no_block_behind() -> None:
     alive = set(births) - {event.block for event in continued.events if event.num_bytes < 0}
     assert len(alive) == 2
     assert continued.calls[-1].cache_blocks <= alive
-    assert tell(continued).num_births_before == [2, 5, 8, 11, 14]
+    assert summarize(continued).num_births_before == [2, 5, 8, 11, 14]
 
 
 def test_nothing_at_all_continues_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Generations of which a few steps ran, against those whose every step did."""
+"""Generations of which a few steps ran, compared with those of which every step did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moetool.simulation.memory.long_generation import (
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.memory_run import MemoryRun
 from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
-from tests.simulation.memory.memory_runs import options_for, tell, until_last_call
+from tests.simulation.memory.memory_runs import options_for, summarize, until_last_call
 from tests.simulation.skeletons import build_family_skeleton
 
 # Of the tiny families' sliding windows.
@@ -65,7 +65,7 @@ def simulate(
 
 
 class RunByHand:
-    """A run each of whose steps makes a cache and a block of its own, and frees the last step's.
+    """A run in which each step makes a new cache and block, and frees those of the step before.
 
     Args:
         form: How many more blocks the step after so many tokens makes.
@@ -116,7 +116,9 @@ def test_steps_run_by_the_number_of_stretches_not_of_tokens() -> None:
     assert timeline is not None
     # The first step that counts, the last one and the one between: two tokens before each.
     assert run.prompts == [100, 100 + 999 - 2, 100 + (2 + 999) // 2 - 2]
-    assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=1000))
+    assert summarize(timeline) == summarize(
+        run.generate(num_prompt_tokens=100, num_new_tokens=1000)
+    )
 
 
 @pytest.mark.parametrize("end", [150, 151, 157, 198])
@@ -129,7 +131,7 @@ def test_a_stretch_ends_where_steps_begin_to_differ(end: int) -> None:
     )
     timeline = simulate(run, num_prompt_tokens=100, num_new_tokens=200, budget=budget)
     assert timeline is not None
-    assert tell(timeline) == tell(run.generate(num_prompt_tokens=100, num_new_tokens=200))
+    assert summarize(timeline) == summarize(run.generate(num_prompt_tokens=100, num_new_tokens=200))
 
 
 def test_steps_that_alternate_follow_from_no_others() -> None:
@@ -165,7 +167,7 @@ def test_of_many_steps_every_nth_is_told_and_the_last(most_events: int, numbers:
     in_full = run.generate(num_prompt_tokens=100, num_new_tokens=200)
     assert timeline is not None
     assert [call.cache_bytes for call in timeline.calls] == [16 * number for number in numbers]
-    profiles = [replay_timeline(told, weight_bytes=[]) for told in (timeline, in_full)]
+    profiles = [replay_timeline(shown, weight_bytes=[]) for shown in (timeline, in_full)]
     assert profiles[0] == profiles[1]
 
 
@@ -174,7 +176,7 @@ def test_steps_with_a_static_cache_all_run() -> None:
     run, _ = build_run("deepseek_v3", is_cache_static=True)
     timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4, budget=budget)
     assert timeline is not None
-    assert tell(timeline) == tell(run.generate(num_prompt_tokens=5, num_new_tokens=4))
+    assert summarize(timeline) == summarize(run.generate(num_prompt_tokens=5, num_new_tokens=4))
     assert simulate(run, num_prompt_tokens=5, num_new_tokens=5, budget=budget) is None
 
 
@@ -228,7 +230,7 @@ def test_a_generation_of_a_few_steps_is_that_of_every_step(
     in_full = run.generate(**lengths)
     assert len(extended.calls) == num_new_tokens
     # After the last call the next one is prepared, as after the others.
-    assert tell(until_last_call(extended)) == tell(until_last_call(in_full))
+    assert summarize(until_last_call(extended)) == summarize(until_last_call(in_full))
     profiles = [
         replay_timeline(timeline, weight_bytes=weight_bytes) for timeline in (extended, in_full)
     ]
@@ -245,4 +247,4 @@ def test_a_generation_that_casts_weights_as_it_runs_is_that_of_every_step() -> N
     extended = simulate(run, num_prompt_tokens=5, num_new_tokens=24)
     assert extended is not None
     assert run.num_calls < len(in_full.calls)
-    assert tell(until_last_call(extended)) == tell(until_last_call(in_full))
+    assert summarize(until_last_call(extended)) == summarize(until_last_call(in_full))

@@ -1,14 +1,16 @@
-"""Every family's memory: as in a real model's run on the CPU, and with layers run once or each time."""
+"""Memory of every family, compared with a real run on the CPU and between layers run once or always."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate
-from moetool.simulation.repeated.repeated_layers import RepeatedLayers
 from tests.families.tiny.models import ENCODER_DECODERS, available, build_family
 from tests.simulation.memory.memory_runs import (
     LOOK_UP_EXPERTS,
@@ -17,16 +19,15 @@ from tests.simulation.memory.memory_runs import (
     ONLY_SDPA,
     generate_on_cpu,
     options_for,
-    run_each_layer,
     set_up,
-    tell,
+    summarize,
 )
 from tests.simulation.skeletons import build_family_skeleton, deepen
 
 LENGTHS = {"num_prompt_tokens": 20, "num_new_tokens": 2}
 
-# What a module makes on the CPU in each call is not on a GPU, where it is copied to. Inkling's loop
-# copies slots of its cache before they are filled, with the length of their window on the CPU.
+# Modules whose tensors are made on the CPU in each call and copied to the GPU. Inkling's loop copies
+# slots of its cache before they are filled, with the length of their window on the CPU.
 MADE_ON_CPU = {
     family: path
     for family, path in {
@@ -35,9 +36,9 @@ MADE_ON_CPU = {
     }.items()
     if family in available()
 }
-# Each has one layer of a kind, or numbers its layers and the two attentions of each differently.
-ALL_DIFFERENT = (*ENCODER_DECODERS, "longcat_flash")
-# A real run of the others chooses other experts, and another number of tokens for each.
+# It numbers its layers and the two attentions of each differently.
+ALL_DIFFERENT = ("longcat_flash",)
+# In a real run of the others, experts get other numbers of tokens.
 AS_ON_CPU = [
     name
     for name in available()
@@ -48,8 +49,8 @@ AS_ON_CPU = [
 @pytest.mark.parametrize("family", AS_ON_CPU)
 def test_memory_comes_and_goes_as_in_a_real_run(family: str) -> None:
     """Layers that are the same run once in the simulation, and each time in the real run."""
-    told = compare_with_cpu(family, **deepen(family))
-    assert told[0] == told[1]
+    summaries = compare_with_cpu(family, **deepen(family))
+    assert summaries[0] == summaries[1]
 
 
 @pytest.mark.parametrize("family", MADE_ON_CPU)
@@ -57,8 +58,8 @@ def test_what_is_left_out_of_the_comparison_has_to_be(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(MADE_ON_CPU, family)
-    told = compare_with_cpu(family)
-    assert told[0] != told[1]
+    summaries = compare_with_cpu(family)
+    assert summaries[0] != summaries[1]
 
 
 @pytest.mark.parametrize(
@@ -76,12 +77,12 @@ def test_what_is_left_out_of_the_comparison_has_to_be(
 def test_memory_comes_and_goes_as_in_a_real_run_of_another_kind(
     family: str, changes: dict[str, Any]
 ) -> None:
-    told = compare_with_cpu(family, changes)
-    assert told[0] == told[1]
+    summaries = compare_with_cpu(family, changes)
+    assert summaries[0] == summaries[1]
 
 
 def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overrides: Any) -> Any:
-    """Return what is told of a simulation, and of a real run."""
+    """Return summaries of a simulation and of a real run."""
     options = dict(changes or {})
     attention = options.pop("attention", "eager")
     run_options = options_for(family, **options)
@@ -90,7 +91,7 @@ def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overr
     real = generate_on_cpu(model, run_options, **LENGTHS)
     simulated = MemoryRun(skeleton, run_options).generate(**LENGTHS)
     return [
-        tell(timeline, with_numbers=False, without=MADE_ON_CPU.get(family))
+        summarize(timeline, with_numbers=False, without=MADE_ON_CPU.get(family))
         for timeline in (simulated, real)
     ]
 
@@ -106,31 +107,67 @@ def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overr
     ],
 )
 def test_layers_run_once_leave_the_timeline_of_layers_run_each_time(
-    family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    family: str, changes: dict[str, Any]
 ) -> None:
     """With the kernels that GPUs take: attention in one, experts in groups and then in batches."""
-    repeated = count_repeated(monkeypatch)
-    skeleton = build_family_skeleton(family, **deepen(family)).eval()
-    run = MemoryRun(skeleton, options_for(family, **changes))
+    overrides, options = deepen(family), options_for(family, **changes)
+    run = MemoryRun(build_family_skeleton(family, **overrides).eval(), options)
     shortened = run.generate(**LENGTHS)
-    assert bool(repeated) == (family not in ALL_DIFFERENT)
-    repeated.clear()
-    in_full = run_each_layer(run, monkeypatch, **LENGTHS)
-    assert not repeated
-    assert tell(shortened) == tell(in_full)
+    assert bool(run.repeated_layers) == (family not in ALL_DIFFERENT)
+    in_full = generate_in_full(build_family_skeleton(family, **overrides), options, **LENGTHS)
+    assert summarize(shortened) == summarize(in_full)
 
 
-def count_repeated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that will hold the paths of layers that stand for others."""
-    repeated: list[str] = []
-    repeat: Any = RepeatedLayers._repeat
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_encoder_decoders_run_once_leave_the_timeline_of_layers_run_each_time(
+    family: str, dtype: torch.dtype
+) -> None:
+    """In bfloat16, routers of Switch convert their weights to float32 when they are first called.
 
-    def watched(self: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        repeated.append(layer.path)
-        return repeat(self, layer, *args, **kwargs)
+    A run after others repeats their layers, except where tokens generated before make it differ.
+    """
+    overrides = deepen(family)
+    options = options_for(family, workspace_bytes=2**20)
+    run = MemoryRun(build_in(dtype, family, **overrides), options)
+    for lengths in (LENGTHS, {**LENGTHS, "num_tokens_before": 3}, LENGTHS):
+        shortened = run.generate(**lengths)
+        skeleton = build_in(dtype, family, **overrides)
+        assert summarize(shortened) == summarize(generate_in_full(skeleton, options, **lengths))
+    repeated = {
+        path.partition(".layers.")[0].partition(".block.")[0] for path in run.repeated_layers
+    }
+    assert len(repeated) == 2
+    # Of six layers in each stack, the first dense one, one other and a sparse one run.
+    assert len(run.repeated_layers) >= 2 * 3
 
-    monkeypatch.setattr(RepeatedLayers, "_repeat", watched)
-    return repeated
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma4_text", "qwen3_next"])
+def test_a_run_that_repeats_an_earlier_one_leaves_the_timeline_of_layers_run_each_time(
+    family: str,
+) -> None:
+    options = options_for(family, workspace_bytes=2**20, lt_workspace_bytes=2**18)
+    run = MemoryRun(build_family_skeleton(family).eval(), options)
+    for num_tokens_before in (0, 1, 0):
+        lengths = {**LENGTHS, "num_tokens_before": num_tokens_before}
+        shortened = run.generate(**lengths)
+        in_full = generate_in_full(build_family_skeleton(family), options, **lengths)
+        assert summarize(shortened) == summarize(in_full)
+        assert shortened.workspace_block is not None
+
+
+def build_in(dtype: torch.dtype, family: str, **overrides: Any) -> PreTrainedModel:
+    skeleton: Any = build_family_skeleton(family, **overrides).eval()
+    built: PreTrainedModel = skeleton.to(dtype)
+    return built
+
+
+def generate_in_full(skeleton: PreTrainedModel, options: RunOptions, **lengths: int) -> Timeline:
+    """Return the timeline of a generation in which no layer stands for another."""
+    run = MemoryRun(skeleton.eval(), options, is_each_layer_run=True)
+    timeline = run.generate(**lengths)
+    assert not run.repeated_layers
+    return timeline
 
 
 @pytest.mark.parametrize("family", [name for name in LOOK_UP_EXPERTS if name in available()])

@@ -68,7 +68,7 @@ def test_a_peak_of_the_prompt_stays_the_run_s() -> None:
     assert profile.peak_reserved_bytes == 52 * MIB
 
 
-# What passes in the prompt's call is of no use to the next one, which asks for more at once.
+# The freed blocks of the prompt's call are too small for the next one, which asks for more at once.
 GROWING = [(0, 30 * MIB), (0, -1), (1, 40 * MIB), (1, -1)]
 
 

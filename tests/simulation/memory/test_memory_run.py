@@ -1,4 +1,4 @@
-"""What a skeleton is run with, and what is seen of its calls."""
+"""Options of simulated runs, and the calls that their timelines show."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import (
     MemoryRun,
     RunOptions,
-    find_cache_tensors,
     find_ordinary_token,
 )
 from moetool.simulation.memory.timeline import Timeline
 from tests.families.tiny.configs import build_config
-from tests.simulation.memory.memory_runs import tell
+from tests.simulation.memory.memory_runs import summarize
 from tests.simulation.skeletons import build_family_skeleton
 
 VOCAB_SIZE = 256
@@ -109,10 +109,11 @@ def test_padding_takes_masks() -> None:
         MemoryRun(build_family_skeleton("qwen3_moe").eval(), RunOptions(has_padding=has_padding))
         for has_padding in (False, True)
     )
-    told = [tell(run.generate(**lengths)) for run in (plain, padded)]
+    shown = [summarize(run.generate(**lengths)) for run in (plain, padded)]
     # Each layer converts the mask to numbers.
     converted = [
-        sum(h.place[0] == "scaled_dot_product_attention" for h in each.happenings) for each in told
+        sum(h.origin[0] == "scaled_dot_product_attention" for h in each.happenings)
+        for each in shown
     ]
     assert converted[1] - converted[0] == 4
 

@@ -1,4 +1,4 @@
-"""What is known without data: what follows from no weight, and nothing else."""
+"""Values that are known without data: those that don't depend on weights, and no others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.deferred_values import DeferredCall
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.meta.known_values import KnownValues

@@ -1,4 +1,4 @@
-"""Operations of which the meta device is told what a GPU's results look like."""
+"""Operations whose results on the meta device are laid out as on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moetool.simulation.memory.allocations import AllocationRecorder, Origins
+from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.meta_kernels import MetaKernels
 
 meta = partial(torch.empty, device="meta")

@@ -1,4 +1,4 @@
-"""Which layers are the same as one already run, and what stands in for those that don't run."""
+"""Layers that repeat an earlier one instead of running, and the stand-ins they leave."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
 
 NUM_LAYERS = 4
 
 
 class Layer(nn.Module):
-    """Projects, keeps keys in the cache, and hands its mask on."""
+    """Projects, keeps keys in the cache, and returns its mask."""
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int | None) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class Observer:
         self.stand_ins: list[dict[int, torch.Tensor]] = []
 
     def describe(self, visit: LayerVisit) -> object:
-        """Return nothing: layers are told apart by what all observers tell them apart by."""
+        """Return nothing: layers differ only by what all observers distinguish."""
 
     def begin_layer(self, visit: LayerVisit) -> int:
         self.begun.append(visit)
@@ -134,7 +135,7 @@ def layer_of(model: Model, index: int) -> Any:
 
 
 def let_each(model: Model, does: Callable[..., object]) -> None:
-    """Let each layer do something more in its forward."""
+    """Make each layer do something else in its forward."""
     for index in range(len(model.layers)):
         layer_of(model, index).does = does
 
@@ -177,8 +178,8 @@ def test_observers_see_what_stands_for_what_a_layer_leaves_behind(model: Model) 
     assert len(observer.stand_ins) == NUM_LAYERS - 1
     slots: list[Any] = list(cache.layers)
     for slot, stand_ins in zip(slots[1:], observer.stand_ins, strict=True):
-        assert {place: tensor.shape for place, tensor in stand_ins.items()} == {
-            place: tensor.shape for place, tensor in enumerate(left)
+        assert {index: tensor.shape for index, tensor in stand_ins.items()} == {
+            index: tensor.shape for index, tensor in enumerate(left)
         }
         assert any(tensor is slot.keys for tensor in stand_ins.values())
     assert any(tensor is output for tensor in observer.stand_ins[-1].values())
@@ -353,6 +354,19 @@ def change_itself(layer: Any, *_: object, **__: object) -> None:
     layer.seen.append(1)
 
 
+def hold_in_float64(layer: Any, *_: object, **__: object) -> None:
+    layer.held_in = torch.float64
+    for name in ("weight", "bias"):
+        parameter = getattr(layer.projection, name)
+        if parameter.dtype != layer.held_in:
+            setattr(layer.projection, name, nn.Parameter(parameter.to(layer.held_in)))
+
+
+def change_dtype_in_place(layer: Any, *_: object, **__: object) -> None:
+    for parameter in layer.projection.parameters():
+        parameter.data = torch.empty(parameter.shape, dtype=torch.float64, device="meta")
+
+
 def change_another_slot(layer: Any, hidden: torch.Tensor, *, cache: Any, **_: object) -> None:
     keys = hidden[:, None]
     cache.update(keys, keys, (layer.layer_idx + 2) % NUM_LAYERS)
@@ -365,6 +379,52 @@ def change_what_it_is_given(_: Any, hidden: torch.Tensor, *, notes: Any, **__: o
 def test_a_layer_that_changes_itself_runs_each_time(model: Model) -> None:
     let_each(model, change_itself)
     assert run(model) == list(range(NUM_LAYERS))
+
+
+def test_layers_that_do_not_run_are_changed_like_those_that_do_until_the_end(model: Model) -> None:
+    let_each(model, hold_in_float64)
+    weights = [layer_of(model, index).projection.weight for index in range(NUM_LAYERS)]
+    observer, hidden = Observer(), torch.empty(1, 5, 8, dtype=torch.float64, device="meta")
+    with RepeatedLayers(model, observers=[observer]):
+        for num_calls in (1, 2):
+            model(hidden)
+            assert ran == [0] * num_calls
+            for index in range(NUM_LAYERS):
+                layer = layer_of(model, index)
+                assert layer.held_in == layer.projection.weight.dtype == torch.float64
+                assert isinstance(layer.projection.weight, nn.Parameter)
+    # Its output, its weight and its bias.
+    assert [len(left) for left in observer.left] == [3, 1]
+    assert [layer_of(model, index).projection.weight for index in range(NUM_LAYERS)] == weights
+    assert not any("held_in" in vars(layer) for layer in model.layers)
+
+
+def test_a_layer_that_changes_its_weights_in_place_runs_each_time(model: Model) -> None:
+    let_each(model, change_dtype_in_place)
+    with RepeatedLayers(model, observers=[]) as layers:
+        model(torch.empty(1, 5, 8, dtype=torch.float64, device="meta"))
+    assert (layers.num_run, layers.num_repeated) == (NUM_LAYERS, 0)
+
+
+def test_runs_that_share_outcomes_repeat_each_other_s_layers(model: Model) -> None:
+    outcomes, hidden = LayerOutcomes(), torch.empty(1, 5, 8, device="meta")
+    let_each(model, lambda layer, *_, **__: vars(layer).update(was_called=True))
+    for num_run in (1, 0):
+        with RepeatedLayers(model, observers=[], outcomes=outcomes) as layers:
+            model(hidden)
+        assert (layers.num_run, layers.num_repeated) == (num_run, NUM_LAYERS - num_run)
+    assert outcomes.repeated_paths == {f"layers.{index}" for index in range(NUM_LAYERS)}
+
+
+def test_a_layer_that_raises_is_restored(model: Model) -> None:
+    def change_and_fail(layer: Any, *_: object, **__: object) -> None:
+        hold_in_float64(layer)
+        raise ValueError("no")
+
+    let_each(model, change_and_fail)
+    with pytest.raises(ValueError, match="no"), RepeatedLayers(model, observers=[]):
+        model(torch.empty(1, 5, 8, device="meta"))
+    assert layer_of(model, 0).projection.weight.dtype == torch.float32
 
 
 def test_a_layer_that_changes_what_it_was_given_runs_each_time(model: Model) -> None:

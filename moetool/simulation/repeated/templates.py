@@ -1,4 +1,4 @@
-"""Molds of what a layer left behind, from which the same is made again without data."""
+"""Templates of values that a layer left behind, from which stand-ins are made without data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moetool.simulation.repeated.fingerprints import is_transparent
 
 @dataclass(frozen=True)
 class _Given:
-    """Stands for what the layer was given at a position."""
+    """Stands for the value at a position among those that the layer was given."""
 
     position: int
 
@@ -25,7 +25,7 @@ class _NewTensor:
     """Stands for a tensor that the layer made.
 
     Attributes:
-        number: Tells the layer's tensors apart: one that it left in two places is made once.
+        number: Identifies the tensor: one that the layer left in two places is made once.
         shape: Its shape.
         strides: Its strides, in elements.
         dtype: Its dtype.
@@ -46,14 +46,15 @@ class _Instance:
     example: Any
 
 
-class MoldMaker:
-    """Takes molds of values: they hold none of the tensors, so that those can be freed.
+class TemplateMaker:
+    """Makes templates of values. They hold none of the tensors, so those can be freed.
 
     Args:
-        given: What the layer was given. In a mold it stands for what another layer is given.
+        given: The values that the layer was given. In a template they stand for the values that
+            another layer is given.
 
     Attributes:
-        made: The layer's own tensors that molds were taken of, by their number.
+        made: The layer's own tensors that templates were made of, by their number.
     """
 
     def __init__(self, given: Sequence[object]) -> None:
@@ -62,16 +63,16 @@ class MoldMaker:
         self._number_of: dict[int, int] = {}
         self.made: list[torch.Tensor] = []
 
-    def can_take(self, value: Any) -> bool:
-        """Return whether what a mold stands for would have no part in the value it is taken of."""
+    def can_make(self, value: Any) -> bool:
+        """Return whether a value and its stand-ins would have no mutable part in common."""
         return all(
             id(leaf) in self._position_of
             or (is_transparent(leaf) and not isinstance(leaf, tuple | list | dict | UserDict))
             for leaf in find_leaves(value)
         )
 
-    def take(self, value: Any) -> Any:
-        """Return the mold of a tensor or a container; anything else is its own mold."""
+    def make(self, value: Any) -> Any:
+        """Return the template of a tensor or a container; anything else is its own template."""
         if id(value) in self._position_of:
             return _Given(self._position_of[id(value)])
         if isinstance(value, torch.Tensor):
@@ -79,50 +80,50 @@ class MoldMaker:
             if number == len(self.made):
                 self.made.append(value)
             return _NewTensor(number, value.shape, value.stride(), value.dtype, value.device)
-        return _map_container(self.take, value)
+        return _map_container(self.make, value)
 
-    def take_instance(self, value: Any) -> Any:
-        """Return the mold of an object by its attributes; of tensors and containers as in `take`."""
+    def make_of_instance(self, value: Any) -> Any:
+        """Return the template of an object by its attributes; of tensors and containers as `make`."""
         if isinstance(value, torch.Tensor | tuple | list | dict):
-            return self.take(value)
+            return self.make(value)
         example = copy.copy(value)
-        vars(example).update(self.take(vars(value)))
+        vars(example).update(self.make(vars(value)))
         return _Instance(example)
 
 
-class Caster:
-    """Makes from molds what a layer would have left behind.
+class StandIns:
+    """Makes stand-ins for the values that a layer would have left behind.
 
     Attributes:
         made: The tensors made so far, by the number of the layer's own.
 
     Args:
-        given: What the layer is given.
+        given: The values that the layer is given.
     """
 
     def __init__(self, given: Sequence[object]) -> None:
         self._given = given
         self.made: dict[int, torch.Tensor] = {}
 
-    def cast(self, mold: Any) -> Any:
-        """Return what a mold stands for."""
-        if isinstance(mold, _Given):
-            return self._given[mold.position]
-        if isinstance(mold, _NewTensor):
-            if mold.number not in self.made:
-                self.made[mold.number] = torch.empty_strided(
-                    mold.shape, mold.strides, dtype=mold.dtype, device=mold.device
+    def make(self, template: Any) -> Any:
+        """Return the value that a template stands for."""
+        if isinstance(template, _Given):
+            return self._given[template.position]
+        if isinstance(template, _NewTensor):
+            if template.number not in self.made:
+                self.made[template.number] = torch.empty_strided(
+                    template.shape, template.strides, dtype=template.dtype, device=template.device
                 )
-            return self.made[mold.number]
-        if isinstance(mold, _Instance):
-            instance = copy.copy(mold.example)
-            vars(instance).update(self.cast(vars(mold.example)))
+            return self.made[template.number]
+        if isinstance(template, _Instance):
+            instance = copy.copy(template.example)
+            vars(instance).update(self.make(vars(template.example)))
             return instance
-        return _map_container(self.cast, mold)
+        return _map_container(self.make, template)
 
 
 def find_leaves(value: Any) -> Iterator[object]:
-    """Yield what containers hold, in order, down to whatever is no container."""
+    """Yield the items of containers, in order, down to whatever is not a container."""
     if type(value) in (tuple, list):
         for item in value:
             yield from find_leaves(item)

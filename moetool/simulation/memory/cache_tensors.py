@@ -1,0 +1,35 @@
+"""Tensors that a model's cache keeps, whatever the class of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from moetool.anatomy.caches import find_caches, name_fields
+
+
+def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of the cache in a model's or `generate`'s output."""
+    return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
+
+
+def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _find_tensors(item, is_in_cache=is_in_cache)
+    elif isinstance(value, dict):
+        yield from _find_tensors(list(value.values()), is_in_cache=is_in_cache)
+    elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
+        # A cache's layers are of several classes, some of them families' own.
+        yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
+
+
+def _keeps_state(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | PreTrainedConfig | nn.Module)
