@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+from tests.command import REPOSITORY
 from tools.refresh_docs import DOCUMENTS, make_workplace, refresh, without_timings
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import REPOSITORY, Completed, RunMoetool
+from tests.command import REPOSITORY, Completed, RunMoetool
 
 DEADLINE_S = 90
 

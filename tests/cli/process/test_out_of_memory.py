@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import REPOSITORY, Completed
+from tests.command import REPOSITORY, Completed
 
 # The command, allowed so many bytes beyond what the libraries take that are imported before.
 RUN_WITHIN_A_LIMIT = """
