@@ -20,7 +20,6 @@ from tests.families.tiny.dense_reference import ObservedExperts, observe_experts
 from tests.families.tiny.gemm_audit import GemmAudit
 from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
-
 # Their experts run what their routers did not choose: see test_inexact.py.
 INEXACT_FAMILIES = frozenset({"doge", "nllb-moe"})
 
