@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,74 +50,25 @@ setattr(owner, last, interrupted)
 """
 
 
-# A process with all libraries imported, which forks one for each line of stdin: code, and where the
-# output goes. It answers with the exit code.
-FORKING = """
-import json, os, sys
-import pandas, pyarrow.csv, torch
-from transformers import AutoTokenizer, MixtralForCausalLM
-
-for line in sys.stdin:
-    code, *paths = json.loads(line)
-    if not (pid := os.fork()):
-        for number, path in enumerate(paths, start=1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-        exec(code)
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-Run = Callable[..., Completed]
-
-
-def write_code(setting: str, moment: str, *words: str | Path, times: int) -> str:
-    """Return code that runs the command line and interrupts it at a moment."""
-    return (
+def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
+    """Run the command line in a process that is interrupted at a moment."""
+    code = (
         "import sys\n"
         f"moment, times = {moment!r}, {times}\n"
         f"{setting}\n"
         "from moetool.__main__ import main\n"
-        f"sys.argv = {['moetool', *map(str, words)]!r}\n"
+        "sys.argv = ['moetool', *sys.argv[1:]]\n"
         "main()\n"
     )
-
-
-def run_fresh(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
-    """Run the command line in a process that is interrupted at a moment."""
     return subprocess.run(
-        [sys.executable, "-c", write_code(setting, moment, *words, times=times)],
+        [sys.executable, "-c", code, *map(str, words)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=DEADLINE_S,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Run the command line in a forked process that is interrupted at a moment."""
-    paths = [tmp_path_factory.mktemp("forked") / name for name in ("stdout", "stderr")]
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    ) as forking:
-
-        def run_forked(setting: str, moment: str, *words: str | Path, times: int = 1) -> Completed:
-            assert forking.stdin is not None
-            assert forking.stdout is not None
-            code = write_code(setting, moment, *words, times=times)
-            for path in paths:
-                path.unlink(missing_ok=True)
-            forking.stdin.write(json.dumps([code, *map(str, paths)]) + "\n")
-            forking.stdin.flush()
-            returncode = int(forking.stdout.readline())
-            return Completed(words, returncode, *(path.read_text("utf-8") for path in paths))
-
-        yield run_forked
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -127,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     "module", ["moetool.cli.main", "typer", "moetool.cli.commands.route_trace"]
 )
 def test_before_the_command_line_is_there(module: str, times: int) -> None:
-    assert_refused(run_fresh(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
+    assert_refused(run(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +94,7 @@ def test_before_the_command_line_is_there(module: str, times: int) -> None:
 )
 def test_while_libraries_are_imported(module: str, times: int, tmp_path: Path) -> None:
     target = tmp_path / "trace.parquet"
-    completed = run_fresh(
+    completed = run(
         AT_IMPORT, module, "route-trace", "demo", "--prompt", "hello", "-o", target, times=times
     )
     assert_refused(completed, INTERRUPTED, target=target)
@@ -172,7 +121,7 @@ def trace(tmp_path: Path) -> Path:
         "moetool.output.targets:put_in_place",
     ],
 )
-def test_in_a_report(moment: str, times: int, trace: Path, run: Run) -> None:
+def test_in_a_report(moment: str, times: int, trace: Path) -> None:
     words = [word.format(trace.parent) for word in SPECIALIZE]
     completed = run(AT_CALL, moment, *words, times=times)
     assert_refused(completed, INTERRUPTED, target=None)
@@ -181,9 +130,7 @@ def test_in_a_report(moment: str, times: int, trace: Path, run: Run) -> None:
     assert times == 3 or os.listdir(trace.parent) == [trace.name]
 
 
-def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(
-    trace: Path, run: Run
-) -> None:
+def test_an_interrupt_that_a_library_turns_into_another_error_is_still_one(trace: Path) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal
 
@@ -199,7 +146,7 @@ moetool.trace.reading.reader.open_trace = open_trace
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
 
 
-def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path, run: Run) -> None:
+def test_an_interrupt_that_a_library_loses_is_raised_again(trace: Path) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal, time
 
@@ -219,7 +166,7 @@ moetool.trace.reading.reader.open_trace = open_trace
     assert_refused(run(swallow, "", *words), INTERRUPTED, target=None)
 
 
-def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path, run: Run) -> None:
+def test_an_interrupt_in_a_finalizer_is_raised_again(trace: Path) -> None:
     swallow = """
 import moetool.trace.reading.reader, signal, time
 
@@ -239,7 +186,7 @@ moetool.trace.reading.reader.open_trace = open_trace
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_when_all_is_done_it_changes_nothing(times: int, trace: Path, run: Run) -> None:
+def test_when_all_is_done_it_changes_nothing(times: int, trace: Path) -> None:
     at_exit = """
 import atexit, signal
 
@@ -255,7 +202,7 @@ atexit.register(interrupt)
     assert trace.with_name("report.json").exists()
 
 
-def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path, run: Run) -> None:
+def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(trace: Path) -> None:
     """As behind `nohup`."""
     ignore = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     words = [word.format(trace.parent) for word in SPECIALIZE]
@@ -285,7 +232,7 @@ PartWriter.flush = flush_interrupted
 
 
 @pytest.mark.parametrize("setting", [AT_CALL, AGAIN_IN_CLEAN_UP], ids=["once", "again"])
-def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path, run: Run) -> None:
+def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path) -> None:
     target, partial = tmp_path / "trace.csv", tmp_path / "trace.csv.partial"
     completed = run(
         *(setting, "moetool.trace.reading.counts:ExpertCounter.add"),
@@ -302,9 +249,7 @@ def test_rows_are_kept_even_if_it_comes_again(setting: str, tmp_path: Path, run:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_trace_that_is_being_put_in_its_place_gets_there(
-    times: int, tmp_path: Path, run: Run
-) -> None:
+def test_a_trace_that_is_being_put_in_its_place_gets_there(times: int, tmp_path: Path) -> None:
     target = tmp_path / "trace.csv"
     completed = run(
         *(AT_CALL, "moetool.trace.writing.writer:put_in_place"),
