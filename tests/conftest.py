@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before any test imports a library: no test may depend on a network or on a terminal.
+# Before any test imports a library: no test may depend on a network or on a terminal, and what is
+# run here is so small that a second thread costs more than it helps.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Nor on what its user's cache holds. Workers share that of the process that started them.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="moetool-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 
 from moetool.catalogue.names import demo_folder
+from tests.command import REPOSITORY as REPOSITORY
+from tests.command import Completed as Completed
+from tests.command import RunMoetool, run_main, run_process
 
 # Where the tests run in the background a shell may have them ignore interrupts; what they start is
 # interrupted all the same.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-REPOSITORY = Path(__file__).parent.parent
-
-Completed = subprocess.CompletedProcess[str]
-RunMoetool = Callable[..., Completed]
 
 
 @pytest.fixture(scope="session")
@@ -43,30 +47,14 @@ def sample_prompts() -> Path:
 
 @pytest.fixture(scope="session")
 def run_moetool() -> RunMoetool:
-    """Run `moetool` with some arguments in a separate process, as a user does in a script."""
+    """Run `moetool` with some arguments in this process."""
+    return run_main
 
-    def run(*args: str | Path, stdin: str | bytes = "", cwd: Path = REPOSITORY) -> Completed:
-        environment = {
-            **os.environ,
-            "NO_COLOR": "1",
-            "COLUMNS": "80",
-        }
-        completed = subprocess.run(
-            [sys.executable, "-m", "moetool", *map(str, args)],
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            cwd=cwd,
-            env=environment,
-            check=False,
-        )
-        return Completed(
-            completed.args,
-            completed.returncode,
-            completed.stdout.decode(),
-            completed.stderr.decode(),
-        )
 
-    return run
+@pytest.fixture(scope="session")
+def run_moetool_process() -> RunMoetool:
+    """Run `moetool` with some arguments in its own process, as a user does in a script."""
+    return run_process
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,67 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
-from tools.refresh_docs import DOCUMENTS, make_workplace, refresh, without_timings
+import pytest
+
+from tests.command import REPOSITORY
+from tools.refresh_docs import (
+    DOCUMENTS,
+    Block,
+    make_workplace,
+    read_blocks,
+    run_shown,
+    without_timings,
+)
+
+BLOCKS = read_blocks()
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 
 
-def test_the_output_shown_is_the_output_of_the_command(tmp_path: Path) -> None:
-    workplace = make_workplace(tmp_path)
-    for name in DOCUMENTS:
-        shown = (REPOSITORY / name).read_text(encoding="utf-8")
-        real = refresh(shown, folder=workplace)
-        assert without_timings(shown) == without_timings(real), f"{name} is stale"
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the commands, in which later blocks find what earlier ones wrote."""
+    return make_workplace(tmp_path_factory.mktemp("docs"))
+
+
+def write_inputs(block: Block, *, workplace: Path) -> None:
+    """Run the earlier blocks that write a file which a block reads, unless the file is there."""
+    for earlier in BLOCKS[: BLOCKS.index(block)]:
+        missing = [name for name in earlier.written if not (workplace / name).exists()]
+        if set(missing) & set(block.command.split()):
+            write_inputs(earlier, workplace=workplace)
+            run_shown(earlier.command, folder=workplace)
+
+
+def remove_outputs(block: Block, *, workplace: Path) -> None:
+    for name in block.written:
+        (workplace / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=lambda block: f"{block.document}-{BLOCKS.index(block)}"
+)
+def test_the_output_shown_is_the_output_of_the_command(block: Block, workplace: Path) -> None:
+    remove_outputs(block, workplace=workplace)
+    write_inputs(block, workplace=workplace)
+    real = run_shown(block.command, folder=workplace)
+    assert without_timings(block.output) == without_timings(real), f"{block.document} is stale"
+
+
+def test_every_document_with_a_console_block_is_run() -> None:
+    shown = {
+        str(page.relative_to(REPOSITORY))
+        for page in PAGES
+        if re.search(r"^```console\n\$ ", page.read_text(encoding="utf-8"), re.M)
+    }
+    assert shown == {block.document for block in BLOCKS} == set(DOCUMENTS)
 
 
 def test_every_link_within_the_project_leads_somewhere() -> None:
-    for document in REPOSITORY.glob("*.md"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    linked = {
+        (document, target)
+        for document in PAGES
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8"))
+    }
+    assert linked
+    for document, target in linked:
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"

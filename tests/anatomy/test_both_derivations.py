@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from moetool.anatomy.components import Component
 from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
+from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.anatomy.skeleton.table import count_skeleton
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.inspection.differences import explain_differences
-from tests.anatomy.counting import count_family, readable_families
-from tests.families.tiny.models import build_family
+from tests.anatomy.counting import build_family_skeleton, count_family, readable_families
+from tests.families.tiny.models import available, build_family
 
 # What keeps the top-k that config.json states from being beyond doubt.
 LEAVES_DOUBT = {
@@ -93,6 +94,11 @@ def saved_family(tmp_path_factory: pytest.TempPathFactory) -> object:
         return save(build_family(name), tmp_path_factory.mktemp("saved"))
 
     return count
+
+
+def test_a_rule_reads_the_experts_of_every_family_that_is_compared() -> None:
+    unread = {name for name in available() if find_experts(build_family_skeleton(name)).unreadable}
+    assert unread == set(available()) - set(readable_families())
 
 
 @pytest.mark.parametrize("name", readable_families())

@@ -22,6 +22,8 @@ from tests.catalogue.totals import (
 def meets(total: int, published_b: str) -> bool:
     """Return whether a total, rounded or truncated to the digits of a published figure, is it.
 
+    Written independently of `inspection.published.meets_figure`, which it referees.
+
     Zeros before the decimal point are not significant: 1026.4 billion meets 1000, published as
     1T.
     """

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
-from tests.conftest import Completed, RunMoetool
+from tests.command import RunMoetool
 from tests.tiny_models import DENSE_FAMILY, build_model
 
 VOCABULARY_OF_DEMO = 2048
-
-# Commands that run side by side; more would take more memory than they save time.
-MOST_AT_ONCE = 4
 
 
 class Refuse(Protocol):
@@ -28,7 +23,7 @@ class Refuse(Protocol):
 
 
 class TryAll(Protocol):
-    """Runs commands side by side, each with `-o <target>` at its end."""
+    """Runs commands, each with `-o <target>` at its end."""
 
     def __call__(
         self, commands: Mapping[str, Sequence[str | Path]], *, output: str = "trace.parquet"
@@ -54,19 +49,16 @@ def refuse(run_moetool: RunMoetool, target: Path) -> Refuse:
 
 @pytest.fixture(scope="session")
 def try_all(run_moetool: RunMoetool, tmp_path_factory: pytest.TempPathFactory) -> TryAll:
-    """Run a table of commands side by side: one that imports torch keeps a core busy for seconds."""
+    """Run a table of commands."""
 
     def run(
         commands: Mapping[str, Sequence[str | Path]], *, output: str = "trace.parquet"
     ) -> Mapping[str, Attempt]:
         targets = {name: tmp_path_factory.mktemp("target") / output for name in commands}
-
-        def run_one(name: str) -> Completed:
-            return run_moetool(*commands[name], "-o", targets[name])
-
-        with ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
-            completed = dict(zip(commands, pool.map(run_one, commands), strict=True))
-        return {name: Attempt(completed[name], targets[name]) for name in commands}
+        return {
+            name: Attempt(run_moetool(*command, "-o", targets[name]), targets[name])
+            for name, command in commands.items()
+        }
 
     return run
 

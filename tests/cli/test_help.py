@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
 from moetool.cli.main import app
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 EXAMPLES = {
     "inspect": inspect.EXAMPLES,

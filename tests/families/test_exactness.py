@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
-from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family
+from tests.families.tiny.models import available, build_family
 from tests.families.tiny.proof import Proof, exact_families, prove, why_refused
 
 TOLERANCE = 1e-5
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 
-# Their experts run what their routers did not choose (see test_inexact.py), or several times a call.
-REFUSED = {"doge", "nllb-moe", *LOOPED_FAMILIES}
-# In transformers 5.17 Aria's experts route within themselves.
-REFUSED_ON_OLDER = {"aria", "aria_text"}
+# Their experts have one implementation, which transformers does not let anyone choose.
+WITHOUT_A_CHOICE = {
+    *("dbrx", "jetmoe", "llama4", "llama4_text", "longcat_flash", "step3p7"),
+    "switch_transformers",
+}
 
 # Zaya runs expert 0, with weight 0, on tokens that skip the layer.
 RUNS_SKIPPED_TOKENS = {"zaya"}
@@ -45,8 +48,7 @@ def proof(family: str) -> Proof:
 
 def test_all_but_the_documented_families_are_claimed_to_be_exact() -> None:
     refused = {name for name in available() if why_refused(name)}
-    assert refused & REFUSED == REFUSED & set(available())
-    assert refused - REFUSED in (set(), REFUSED_ON_OLDER)
+    assert refused == set(available()) - set(exact_families())
 
 
 def test_recorded_decisions_reproduce_the_experts_output(proof: Proof) -> None:
@@ -92,15 +94,24 @@ def test_no_hook_and_no_stand_in_stays_behind(proof: Proof) -> None:
     assert proof.modules_after == proof.modules_before
 
 
-def test_every_experts_implementation_is_recorded_and_proven_alike(
-    family: str, proof: Proof
-) -> None:
-    model = build_family(family)
+def find_switchable(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the experts whose implementation can be chosen."""
     experts = [model.get_submodule(layer.experts_path) for layer in find_moe_layers(model)]
     # What transformers' decorator of switchable experts leaves on them.
-    switchable = [module for module in experts if hasattr(module, "has_gate")]
-    if not switchable:
-        return
+    return [module for module in experts if hasattr(module, "has_gate")]
+
+
+def test_the_families_without_a_choice_of_implementation_are_known() -> None:
+    without = {name for name in exact_families() if not find_switchable(build_family(name))}
+    assert without == WITHOUT_A_CHOICE & set(exact_families())
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in exact_families() if name not in WITHOUT_A_CHOICE]
+)
+def test_every_experts_implementation_is_recorded_and_proven_alike(name: str) -> None:
+    model, proof = build_family(name), proof_of(name)
+    switchable = find_switchable(model)
     default = switchable[0].config._experts_implementation  # type: ignore[union-attr]
     for implementation in set(IMPLEMENTATIONS) - {default}:
         for module in switchable:

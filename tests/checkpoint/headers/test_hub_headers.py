@@ -15,7 +15,7 @@ import pytest
 
 from tests.checkpoint.fake_hub import COMMIT, MISBEHAVIOURS, REPOSITORY
 from tests.checkpoint.safetensors_files import write_file
-from tests.conftest import REPOSITORY as ROOT
+from tests.command import REPOSITORY as ROOT
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.conftest import Completed
+from tests.command import Completed
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,8 @@ def assert_refused(
 def find_leftovers(target: Path) -> list[str]:
     """Return everything at the place of a trace: the trace, its parts, files named after it."""
     return sorted(path.name for path in target.parent.glob(f"*{target.stem}*"))
+
+
+def find_steering(text: str) -> Sequence[str]:
+    """Return the characters of an output that would steer a terminal."""
+    return sorted({character for character in text if not character.isprintable()} - {"\n"})

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.bad_input.refusals import Refusal
+from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.conftest import Refuse
+from tests.command import RunMoetool
 
 NO_HUB_MODEL = "nobody/no-such-model"
 
@@ -65,11 +66,8 @@ def test_a_config_json_is_refused_where_weights_are_needed(demo: Path, refuse: R
 
 
 def test_an_unreachable_hub_is_named_with_what_was_seen(
-    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_moetool_process: RunMoetool, target: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     expected = Refusal(
         3,
         error=f"Can't reach the Hub for {NO_HUB_MODEL}, and it is not in the local cache",
@@ -77,14 +75,16 @@ def test_an_unreachable_hub_is_named_with_what_was_seen(
         fact="seen: ",
     )
 
-    refuse(NO_HUB_MODEL, "--prompt", "hello", refusal=expected)
+    completed = run_moetool_process(
+        *("route-trace", NO_HUB_MODEL, "--prompt", "hello", "-o", target),
+        HF_HUB_OFFLINE="0",
+        HF_ENDPOINT="http://127.0.0.1:1",
+    )
+
+    assert_refused(completed, expected, target=target)
 
 
-def test_a_model_that_is_not_cached_is_refused_in_offline_mode(
-    refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+def test_a_model_that_is_not_cached_is_refused_in_offline_mode(refuse: Refuse) -> None:
     expected = Refusal(
         3,
         error=f"Can't reach the Hub for {NO_HUB_MODEL}, and it is not in the local cache",

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 # By what is wrong with them: options for the demonstration checkpoint, and what is said of them.
 BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {

@@ -8,7 +8,7 @@ import pytest
 
 from moetool.trace.metadata import TraceMetadata
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import Completed, RunMoetool
+from tests.command import Completed, RunMoetool
 
 KEPT = b"something worth keeping"
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 HEADER = "prompt_id,domain,position,layer,expert\n"
 TWO_DOMAINS = f"{HEADER}a,x,0,0,1\nb,y,0,0,2\n"

@@ -14,9 +14,8 @@ from moetool.cli.output import print_or_write
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
 from moetool.report.text.tables import WIDTH, render_table
-from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.cli.in_process import find_steering, run_main
-from tests.conftest import RunMoetool
+from tests.cli.bad_input.refusals import Refusal, assert_refused, find_steering
+from tests.command import RunMoetool, run_main
 
 HOSTILE = "\x1b[2Jx\r\nerror: faked\x9b1m\u202eab\u2028c\udcff"
 SHOWN = r"\x1b[2Jx\r\nerror: faked\x9b1m\u202eab\u2028c\udcff"

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.in_process import find_steering, run_main
-from tests.conftest import Completed
+from tests.cli.bad_input.refusals import find_steering
+from tests.command import Completed, run_main
 
 ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 0.5, 1e308, float("inf"), float("nan"), 2**31, 2**64, 10**30),

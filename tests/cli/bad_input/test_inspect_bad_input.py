@@ -6,8 +6,6 @@ import json
 import os
 import pty
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,9 +21,7 @@ from tests.cli.commands.test_remote_code import (
     write_checkpoint,
 )
 from tests.cli.conftest import VOCABULARY_OF_DEMO
-from tests.conftest import REPOSITORY, Completed, RunMoetool
-
-DEADLINE_S = 90
+from tests.command import Completed, RunMoetool, run_main
 
 HEADERS = ("--source", "headers")
 
@@ -83,10 +79,7 @@ def test_what_can_not_be_inspected_is_named(
     arguments: list[str],
     refusal: Refusal,
     run_moetool: RunMoetool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     assert_refused(run_moetool("inspect", *arguments), refusal, target=None)
 
 
@@ -151,19 +144,10 @@ def run_on_a_terminal(*args: str | Path) -> Completed:
     """Run moetool with a terminal for its input, on which nobody answers."""
     controller, terminal = pty.openpty()
     try:
-        completed = subprocess.run(
-            [sys.executable, "-m", "moetool", *map(str, args)],
-            stdin=terminal,
-            capture_output=True,
-            text=True,
-            cwd=REPOSITORY,
-            timeout=DEADLINE_S,
-            check=False,
-        )
+        with os.fdopen(terminal, encoding="utf-8") as stdin:
+            return run_main(*args, stdin=stdin)
     finally:
         os.close(controller)
-        os.close(terminal)
-    return completed
 
 
 def test_code_that_was_not_allowed_is_not_run_and_the_headers_are_shown(own_code: Path) -> None:
@@ -184,9 +168,8 @@ def test_without_weights_code_that_was_not_allowed_is_refused(own_code: Path) ->
 
 
 def test_code_that_was_allowed_builds_the_skeleton(
-    demo: Path, run_moetool: RunMoetool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Path, run_moetool: RunMoetool, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = write_checkpoint(tmp_path / "own", demo=demo)
     completed = run_moetool("inspect", folder, "--trust-remote-code", "--format", "json")
     assert (completed.returncode, completed.stderr) == (0, "")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-import typer
 
-from moetool.cli.main import app
 from moetool.trace.metadata import TraceMetadata
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import Completed
+from tests.command import Completed, run_main
 from tests.trace.examples import describe_layers, make_rows, write_trace
 
 METADATA = TraceMetadata(complete=True, layers=describe_layers())
@@ -24,20 +20,7 @@ ROWS = make_rows((4, 3, 5, 2), domains=["x", "y"] * 2)
 
 
 def specialize(*args: str | Path) -> Completed:
-    """Run `moetool specialize` in this process; output is UTF-8, as on a terminal."""
-    command = ["specialize", *map(str, args)]
-    streams = [
-        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
-    ]
-    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
-        try:
-            code = app(command, prog_name="moetool", standalone_mode=False) or 0
-        except typer.Exit as error:
-            code = error.exit_code
-    for stream in streams:
-        stream.flush()
-        stream.seek(0)
-    return Completed(command, code, *(stream.read() for stream in streams))
+    return run_main("specialize", *args)
 
 
 @pytest.fixture
@@ -145,8 +128,7 @@ def test_rows_twice_are_refused_and_counted_when_asked_for(tmp_path: Path) -> No
 )
 def test_numbers_beyond_any_layer_are_refused(options: Sequence[str], tmp_path: Path) -> None:
     path = write_trace(tmp_path / "trace.parquet", ROWS, metadata=METADATA)
-    with pytest.raises(typer.TyperException, match="32768"):
-        specialize(path, *options)
+    assert_refused(specialize(path, *options), Refusal(2, error="32768"), target=None)
 
 
 def test_words_of_a_trace_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.cli.process.test_interrupts import (
     started_moetool,
     wait_for,
 )
-from tests.conftest import Completed, RunMoetool
+from tests.command import Completed, RunMoetool
 
 NUM_NEW_TOKENS = 7
 FIELDS = ["id", "domain", "prompt", "text", "num_new_tokens", "finish"]

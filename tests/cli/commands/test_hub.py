@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from huggingface_hub import constants
 
 from moetool import read_trace
 from moetool.trace.reading.reader import open_trace
 from tests.checkpoint.fake_hub import COMMIT
-from tests.conftest import REPOSITORY, Completed
+from tests.command import REPOSITORY, Completed, run_main, run_process
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +37,33 @@ def endpoint(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         hub.terminate()
 
 
-def run_online(*arguments: str | Path, endpoint: str, cache: Path) -> Completed:
-    """Run moetool against a Hub, with a cache of its own."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_COLOR": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "moetool", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+def run_with(*arguments: str | Path, endpoint: str, cache: Path) -> Completed:
+    """Run moetool in this process with a Hub and an empty cache, as the variables below set them.
+
+    huggingface_hub reads its variables once, when it is imported.
+    """
+    with (
+        patch.object(constants, "ENDPOINT", endpoint),
+        patch.object(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        ),
+        patch.object(constants, "HF_HUB_OFFLINE", False),
+        patch.object(constants, "HF_HUB_DISABLE_XET", True),
+        patch.object(constants, "HF_HUB_CACHE", str(cache)),
+    ):
+        return run_main(*arguments)
+
+
+def run_process_with(*arguments: str | Path, endpoint: str, cache: Path) -> Completed:
+    """Run moetool in its own process with a Hub and a cache."""
+    return run_process(
+        *arguments,
+        HF_HUB_OFFLINE="0",
+        HF_ENDPOINT=endpoint,
+        HF_HOME=str(cache),
+        HF_HUB_DISABLE_XET="1",
     )
 
 
@@ -58,7 +72,7 @@ def test_a_hub_id_is_downloaded_traced_and_found_in_the_cache_without_the_hub(
 ) -> None:
     trace = tmp_path / "trace.parquet"
     arguments = ("route-trace", "org/model", "--prompt", "Hello there", "--force", "-o", trace)
-    online = run_online(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
+    online = run_process_with(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
     assert online.returncode == 0, online.stderr
     assert online.stderr.startswith("org/model@01234567: 12 MB of weights, unless already cached")
     metadata = open_trace(trace).metadata
@@ -69,7 +83,7 @@ def test_a_hub_id_is_downloaded_traced_and_found_in_the_cache_without_the_hub(
     assert fetched == {"model.safetensors"}
 
     nowhere = "http://127.0.0.1:1"
-    offline = run_online(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
+    offline = run_process_with(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
     assert offline.returncode == 0, offline.stderr
     assert read_trace(trace).equals(first)
 
@@ -84,7 +98,7 @@ def test_a_hub_id_is_downloaded_traced_and_found_in_the_cache_without_the_hub(
 def test_what_the_hub_does_not_have_is_named(
     endpoint: str, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    completed = run_online(
+    completed = run_with(
         "route-trace", *arguments, "--prompt", "Hello", endpoint=endpoint, cache=tmp_path
     )
     assert completed.returncode == 3
@@ -98,7 +112,7 @@ def test_a_hub_id_is_inspected_without_its_weights(
     source: str, endpoint: str, tmp_path: Path
 ) -> None:
     arguments = ("inspect", "org/model", "--source", source, "--format", "json")
-    online = run_online(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
+    online = run_with(*arguments, endpoint=endpoint, cache=tmp_path / "cache")
     assert online.returncode == 0, online.stderr
     assert online.stderr == ""
     model = json.loads(online.stdout)["models"][0]
@@ -109,7 +123,7 @@ def test_a_hub_id_is_inspected_without_its_weights(
         assert model["files"]["differences"] == []
 
     nowhere = "http://127.0.0.1:1"
-    offline = run_online(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
+    offline = run_with(*arguments, endpoint=nowhere, cache=tmp_path / "cache")
     if source == "headers":
         assert offline.returncode == 3
         assert "has no weight files with readable headers" in offline.stderr
@@ -130,7 +144,7 @@ def test_a_hub_id_is_inspected_without_its_weights(
 def test_a_hub_that_gives_nothing_of_use_is_named_by_inspect(
     repository: str, sentence: str, endpoint: str, tmp_path: Path
 ) -> None:
-    completed = run_online("inspect", repository, endpoint=endpoint, cache=tmp_path)
+    completed = run_with("inspect", repository, endpoint=endpoint, cache=tmp_path)
 
     assert completed.returncode == 3
     assert completed.stdout == ""

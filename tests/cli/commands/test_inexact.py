@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,14 +18,12 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder, read_trace
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.cli.main import app
 from moetool.errors import UntraceableError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from moetool.tracing.recording.calls import RecordedCall
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import VOCABULARY_OF_DEMO, TryAll
-from tests.conftest import Completed
 from tests.families.tiny.dense_reference import ObservedExperts, observe_experts
 from tests.families.tiny.gemm_audit import GemmAudit
 from tests.families.tiny.models import available, build_family, text_inputs
@@ -73,21 +69,7 @@ def attempts(demo: Path, try_all: TryAll, tmp_path_factory: pytest.TempPathFacto
         command = ("route-trace", folder, "--prompt", "hello world", "--device", "cpu")
         commands[f"{family} refused"] = command
         commands[f"{family} allowed"] = (*command, "--allow-inexact", *OPTIONS[family])
-    outside = {name: commands.pop(name) for name in (f"{FAMILIES[0]} refused", "nllb-moe allowed")}
-    place = tmp_path_factory.mktemp("here")
-    here = {
-        name: run_here(command, place / f"{name}.parquet") for name, command in commands.items()
-    }
-    return Attempts(folders, {**try_all(outside), **here})
-
-
-def run_here(command: Sequence[str | Path], target: Path) -> Attempt:
-    """Run a command in this process, which takes a tenth of the time."""
-    args = [str(arg) for arg in (*command, "-o", target)]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        code = app(args, prog_name="moetool", standalone_mode=False) or 0
-    return Attempt(Completed(args, code, stdout.getvalue(), stderr.getvalue()), target)
+    return Attempts(folders, try_all(commands))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import REPOSITORY, Completed, RunMoetool
+from tests.command import REPOSITORY, Completed, RunMoetool
 
 DEADLINE_S = 90
 

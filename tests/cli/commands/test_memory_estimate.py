@@ -25,7 +25,7 @@ from moetool.memory.scenario import (
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 from tests.report.memory.estimates import make_estimate
 
 

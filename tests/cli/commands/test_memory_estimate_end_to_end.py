@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 SIZES = ("--prompt-tokens", "16", "--new-tokens", "3")
 

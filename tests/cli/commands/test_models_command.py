@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tests.cli.process.test_startup import modules_imported_by
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 
 def test_the_table_lists_models_and_reported_systems(run_moetool: RunMoetool) -> None:

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import RoutingRecorder, read_trace
 from moetool.trace.reading.reader import open_trace
-from tests.conftest import REPOSITORY, DemoRun, RunMoetool
+from tests.command import REPOSITORY, RunMoetool
+from tests.conftest import DemoRun
 
 COLUMNS = [
     "prompt_id",
@@ -263,7 +264,7 @@ def test_force_replaces_an_existing_trace(run_moetool: RunMoetool, tmp_path: Pat
 
 def test_the_module_and_the_command_are_the_same(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("moetool")
-    arguments = ["route-trace", "demo", "--prompt", "Hello", "-q"]
+    arguments = ["models", "--format", "csv"]
     outputs = [
         subprocess.run([*command, *arguments], capture_output=True, check=True, cwd=tmp_path).stdout
         for command in ([str(script)], [sys.executable, "-m", "moetool"])

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moetool import read_trace
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 from tests.tiny_models import randomize
 
 

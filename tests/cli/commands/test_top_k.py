@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +14,16 @@ from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import read_published_config, read_published_models
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.top_k_fields import check_top_k
-from moetool.cli.main import app
 from moetool.errors import InputError
 from moetool.inspection.inspect import inspect_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import Completed
+from tests.command import run_main
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("--source", "skeleton"),
     "memory-estimate": ("--prompt-tokens", "8", "--new-tokens", "1"),
     "route-trace": ("--prompt", "hello", "--device", "cpu", "--format", "csv"),
 }
-
-
-def run_here(command: Sequence[str | Path]) -> Completed:
-    args = [str(arg) for arg in command]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        code = app(args, prog_name="moetool", standalone_mode=False) or 0
-    return Completed(args, code, stdout.getvalue(), stderr.getvalue())
 
 
 def copy_demo(demo: Path, folder: Path, **fields: object) -> Path:
@@ -53,7 +41,7 @@ def test_a_top_k_that_no_model_has_is_refused_by_name(
 ) -> None:
     folder = copy_demo(demo, tmp_path, num_experts_per_tok=top_k)
 
-    completed = run_here((command, folder, *COMMANDS[command]))
+    completed = run_main(command, folder, *COMMANDS[command])
 
     error = f"describes no model: num_experts_per_tok is {top_k:,}"
     error += ", and num_local_experts is 8." if top_k >= 0 else "."

@@ -11,7 +11,7 @@ import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import REPOSITORY, Completed
+from tests.command import REPOSITORY, Completed
 
 DEADLINE_S = 120
 

@@ -18,7 +18,7 @@ import pytest
 from moetool import read_trace
 from moetool.trace.reading.reader import open_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused, find_leftovers
-from tests.conftest import REPOSITORY, Completed, RunMoetool
+from tests.command import REPOSITORY, Completed, RunMoetool
 
 DEADLINE_S = 90
 # More than the system holds between two ends of a pipe.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import REPOSITORY, Completed
+from tests.command import REPOSITORY, Completed
 
 # Runs the command with a limit on memory, counted from what the imported libraries already use.
 RUN_WITHIN_A_LIMIT = """

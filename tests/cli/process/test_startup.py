@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import moetool
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 HEAVY = (
     "torch",

@@ -8,34 +8,22 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 import pytest
 
 from moetool import read_trace
-from moetool.cli.main import app
 from moetool.trace.companions import sidecar_path
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.partial import partial_folder
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import Completed
+from tests.command import run_main
 from tests.trace.examples import make_rows, write_trace
 
 IS_INPUT = Refusal(2, error="' is an input of this command", hint="another")
 NOT_REGULAR = Refusal(2, error="' is not a regular file", hint="- for stdout")
-
-
-def run_here(*words: str | Path, stdout: TextIO | None = None) -> Completed:
-    """Run a command in this process."""
-    args = [str(word) for word in words]
-    caught, stderr = io.StringIO(), io.StringIO()
-    with redirect_stdout(stdout or caught), redirect_stderr(stderr):
-        code = app(args, prog_name="moetool", standalone_mode=False) or 0
-    return Completed(args, code, caught.getvalue(), stderr.getvalue())
 
 
 def contents_of(folder: Path) -> dict[Path, bytes]:
@@ -45,7 +33,7 @@ def contents_of(folder: Path) -> dict[Path, bytes]:
 def assert_kept(folder: Path, *words: str | Path, refusal: Refusal = IS_INPUT) -> None:
     """Check that a command is refused, and that the folder is as it was."""
     before = contents_of(folder)
-    assert_refused(run_here(*words), refusal, target=None)
+    assert_refused(run_main(*words, cwd=folder), refusal, target=None)
     assert contents_of(folder) == before
 
 
@@ -110,7 +98,7 @@ def test_a_trace_and_its_texts_never_share_a_place(output: str, texts: str, tmp_
     )
     if output == "t.csv.partial.csv":
         # Two names that only begin alike.
-        completed = run_here(*words)
+        completed = run_main(*words)
         assert completed.returncode == 0, completed.stderr
         return
     refusal = Refusal(2, error="both be written to '", hint="two different files")
@@ -146,7 +134,7 @@ def test_an_estimate_never_replaces_its_trace(tmp_path: Path) -> None:
 def test_a_report_next_to_a_checkpoint_may_be_replaced(model: Path) -> None:
     report = model / "report.json"
     report.write_text("old", encoding="utf-8")
-    completed = run_here("inspect", model, "--source", "headers", "--force", "-o", report)
+    completed = run_main("inspect", model, "--source", "headers", "--force", "-o", report)
     assert completed.returncode == 0, completed.stderr
     assert json.loads(report.read_text(encoding="utf-8"))["schema"] == "moetool.inspect/1"
 
@@ -202,7 +190,7 @@ def test_a_folder_that_is_removed_during_a_run_ends_it(
         add(counter, rows)
 
     monkeypatch.setattr(DomainCounter, "add", remove_and_add)
-    completed = run_here("route-trace", "demo", "--prompt", "hello", "-o", target, "-q")
+    completed = run_main("route-trace", "demo", "--prompt", "hello", "-o", target, "-q")
     refusal = Refusal(2, error=f"'{partial}' was removed or changed during the run", hint="again")
     assert_refused(completed, refusal, target=target)
 
@@ -219,7 +207,7 @@ def test_on_a_terminal_the_summary_says_where_the_rows_are(is_asked: bool) -> No
     shown = io.BytesIO()
     terminal = Terminal(shown, encoding="utf-8")
     asked = ("--format", "csv") if is_asked else ()
-    completed = run_here("route-trace", "demo", "--prompt", "hello", *asked, stdout=terminal)
+    completed = run_main("route-trace", "demo", "--prompt", "hello", *asked, stdout=terminal)
     assert completed.returncode == 0, completed.stderr
     num_rows = max(0, len(shown.getvalue().splitlines()) - 1)
     if is_asked:

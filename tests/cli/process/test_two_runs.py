@@ -13,8 +13,7 @@ import pytest
 from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.cli.process.test_interrupts import finish, started_moetool, wait_for
-from tests.cli.process.test_targets import run_here
-from tests.conftest import Completed
+from tests.command import Completed, run_main
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Rivals:
 
 
 def trace_to(target: Path, *options: str) -> Completed:
-    return run_here("route-trace", "demo", "--prompt", "hello", "-q", "-o", target, *options)
+    return run_main("route-trace", "demo", "--prompt", "hello", "-q", "-o", target, *options)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def available() -> list[str]:
     return [name for name in _installed() if name not in broken()]
 
 
+@cache
 def broken() -> dict[str, str]:
     """Return the families that the installed transformers can build but not call, and its error."""
     version = ".".join(map(str, Version(transformers.__version__).release[:2]))
@@ -58,8 +60,9 @@ def broken() -> dict[str, str]:
     }
 
 
-def _installed() -> list[str]:
-    return [name for name, family in FAMILIES.items() if _is_installed(family)]
+@cache
+def _installed() -> tuple[str, ...]:
+    return tuple(name for name, family in FAMILIES.items() if _is_installed(family))
 
 
 def _is_installed(family: Family) -> bool:

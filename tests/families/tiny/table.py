@@ -20,7 +20,7 @@ from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.errors import UntraceableError
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.windows.probabilities import find_score_function
-from tests.conftest import REPOSITORY
+from tests.command import REPOSITORY
 from tests.families.tiny.configs import find_family
 from tests.families.tiny.models import available, broken, build_family
 from tests.families.tiny.proof import Proof, prove, record, why_refused

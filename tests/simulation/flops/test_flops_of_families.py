@@ -105,6 +105,7 @@ def test_the_meta_device_takes_what_torch_counts_on_the_cpu(family: str) -> None
     assert isinstance(counted, FlopsPerToken)
     assert counted.prefill * NUM_TOKENS == seen[0]
     assert counted.decode == (seen[1] if len(seen) > 1 else None)
+    assert (counted.decode is None) == (family in NOT_DECODING)
 
 
 def _count_on_cpu(family: str) -> list[int]:

@@ -25,7 +25,7 @@ from moetool.tracing.running import load_model as loading
 from moetool.tracing.running.devices import choose_device_map
 from moetool.tracing.trace_model import trace_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 PROMPT = "The cat sat on the mat, and def add(a, b): return a + b"
 NUM_LAYERS = 6

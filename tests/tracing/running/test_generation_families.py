@@ -19,8 +19,8 @@ from moetool.errors import UsageError
 from moetool.tracing.options import GenerationOptions
 from moetool.tracing.running.generation import check_can_generate
 from tests.families.tiny.configs import FAMILIES
-from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family
-from tests.families.tiny.proof import why_refused
+from tests.families.tiny.models import available, build_family
+from tests.families.tiny.proof import unread_families
 from tests.tracing.recording.writing import (
     KEY,
     Traced,
@@ -71,17 +71,10 @@ SAMPLED = GenerationOptions(max_new_tokens=5, temperature=3.0, seed=1)
 # One outgrows the sliding windows of 16 tokens while text is generated; the other is one token.
 SEQUENCES = make_sequences((15, 1))
 
-# No rule reads their experts in older transformers, nor layers that run twice.
-UNREAD = tuple(
-    name
-    for name in ("aria", "aria_text", *LOOPED_FAMILIES)
-    if name in available() and why_refused(name)
-)
-
 
 def some_of(names: Iterable[str]) -> list[str]:
-    """Return the families that the installed transformers has and that can be traced."""
-    return [name for name in names if name in set(available()) - set(UNREAD)]
+    """Return those families that the installed transformers has, and that are traced."""
+    return [name for name in names if name in set(available()) - unread_families()]
 
 
 def test_the_tables_name_families_that_there_are() -> None:
