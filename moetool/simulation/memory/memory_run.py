@@ -223,6 +223,7 @@ class MemoryRun:
                 )
             stack.enter_context(recorder)
             stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
+            stack.enter_context(_encoding_inside_model(skeleton, known))
             for module in self._routing_modules:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
             shape = (batch_size, num_prompt_tokens)
@@ -312,6 +313,27 @@ def _watching_calls(
         yield
     finally:
         del skeleton.forward
+
+
+@contextmanager
+def _encoding_inside_model(skeleton: PreTrainedModel, known: KnownValues) -> Iterator[None]:
+    """Let an encoder's routers choose experts as the decoder's do: `generate` calls it by itself."""
+    if not skeleton.config.is_encoder_decoder:
+        yield
+        return
+    encoder: Any = skeleton.get_encoder()
+    forward = encoder.forward
+
+    @functools.wraps(forward)
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        with known.inside_model():
+            return forward(*args, **kwargs)
+
+    encoder.forward = encode
+    try:
+        yield
+    finally:
+        del encoder.forward
 
 
 def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:

@@ -216,3 +216,19 @@ def test_the_tensors_of_every_kind_of_cache_are_found() -> None:
     assert len(list(find_cache_tensors((values, cache)))) == 2
     assert list(find_cache_tensors(Output(logits=values))) == []
     assert list(find_cache_tensors(nn.Module())) == []
+
+
+def test_an_encoder_s_tokens_choose_experts_in_turns_as_the_decoder_s_do() -> None:
+    """`generate` calls the encoder by itself, outside of the model's own forward."""
+    skeleton = build_family_skeleton("switch_transformers")
+    run = MemoryRun(skeleton, RunOptions(is_routing_balanced=True))
+    timeline = run.generate(num_prompt_tokens=32, num_new_tokens=1)
+    chosen = {
+        part
+        for origin in timeline.origins
+        if origin.layer.startswith("encoder")
+        for part in origin.module.split(".")
+        if part.startswith("expert_")
+    }
+    assert chosen == {f"expert_{number}" for number in range(skeleton.config.num_experts)}
+    assert "forward" not in vars(skeleton.get_encoder())
