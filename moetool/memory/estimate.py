@@ -68,11 +68,7 @@ def estimate_memory(
             hint="Name one with --gpu.",
         )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
-    if revision is not None and reference.kind is not ModelKind.HUB:
-        raise UsageError(
-            f"'{reference.text}' is local: it has no revision '{revision}'.",
-            hint="Leave --revision out, or name a Hub id.",
-        )
+    reference.check_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         title = read_reported_systems()[reference.text.lower()].title
         raise InputError(
