@@ -65,7 +65,6 @@ def estimate_scenario(
 
     Args:
         loader: Loads the model.
-        scenario: The scenario.
         named_gpu: The GPU that everything is about; None for all known ones.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         most_work: The work that simulations beyond the scenario's own may take, in units of

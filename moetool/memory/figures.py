@@ -39,7 +39,6 @@ class Peak:
     """The moment of a phase at which most memory is allocated.
 
     Attributes:
-        phase: The phase.
         layer: The path of the layer that made the peak; None outside of layers.
         operation: The operation that made the peak, with the module it ran in.
         parts: Everything that is allocated at that moment.

@@ -32,7 +32,6 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
     """Refuse scenarios that this machine can't measure, or that random weights can't stand in for.
 
     Args:
-        scenarios: The scenarios.
         has_weights: Whether the model is a checkpoint with weights.
 
     Raises:

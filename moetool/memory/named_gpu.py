@@ -38,10 +38,8 @@ def add_answers(
     Its notes are those on the answers that were added, without those that it had.
 
     Args:
-        estimate: The estimate.
         runs: The model's runs.
         run: The run of the estimate's scenario on the GPU.
-        gpu: The GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         gaps: Collects what could not be found out.
 

@@ -19,7 +19,6 @@ class Measurement:
 
     Attributes:
         gpu: The device's name.
-        figures: The figures.
         context_bytes: Memory that the device holds in addition to torch's reserved memory, without
             `held_before_bytes`.
         seconds: Wall time of the run.
@@ -40,7 +39,6 @@ class Estimate:
 
     Attributes:
         model: The model's name, as it was given.
-        scenario: The scenario.
         method: The origin of the figures.
         gpu: The id of the GPU that everything except `fits` is about.
         figures: The run's memory, for `scenario.experts`.

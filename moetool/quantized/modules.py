@@ -41,7 +41,6 @@ def hold_in_4_bits(
     is even, so that the structure can still be read from them.
 
     Args:
-        module: The module.
         name: The parameter's name; the buffers' names begin with it.
         shape: The shape of the plain weights, two of which share a byte.
         is_nested: Whether scales are quantized too.

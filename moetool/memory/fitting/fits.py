@@ -31,7 +31,6 @@ def list_fits_everywhere(
 
     Args:
         runs: The model's runs.
-        scenario: The scenario.
         quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
             unknown.
         is_counted: Whether that number is found at all.
@@ -56,8 +55,6 @@ def list_fits_on(
 
     Args:
         runs: The model's runs.
-        scenario: The scenario.
-        gpu: The GPU.
         quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
             unknown.
     """

@@ -41,7 +41,6 @@ class FoundLimits:
     """The largest scenarios that fit, as far as they were looked for.
 
     Attributes:
-        limits: The limits.
         is_prompt_cut: Whether a longer prompt might fit but was not tried.
         is_batch_cut: Whether a larger batch might fit but was not tried.
     """

@@ -67,7 +67,6 @@ class SkeletonBuilder:
         would hold them.
 
         Args:
-            scenario: The scenario.
             device: The model's device; on others than `meta` its weights are random.
 
         Raises:

@@ -21,7 +21,6 @@ class LayerExperts:
     """The routed experts of one layer.
 
     Attributes:
-        layer: The layer.
         paths: The modules that hold all of them and nothing else.
         num_bytes: Their size.
         moved_bytes: The part that accelerate moves to the GPU at once, the parameters of one module.

@@ -38,7 +38,6 @@ class ModelRuns:
         """Return a run of a scenario with weights as they are in the skeleton.
 
         Args:
-            scenario: The scenario.
             is_brief: Whether the first and the last decoding step are enough.
 
         Raises:
@@ -59,7 +58,6 @@ class ModelRuns:
         dtype named, it runs as a copy in that dtype.
 
         Args:
-            scenario: The scenario.
             is_brief: Whether the first and the last decoding step are enough.
 
         Raises:
@@ -79,7 +77,6 @@ class ModelRuns:
         None if the run doesn't complete there, or if the size of its weights is unknown.
 
         Args:
-            scenario: The scenario.
             memory_bytes: The GPU's memory, including the CUDA context's part.
             is_brief: Whether the first and the last decoding step are enough.
 

@@ -61,7 +61,6 @@ class _Case:
 
     Attributes:
         skeleton: The model as the scenario loads it.
-        scenario: The scenario.
         options: The options of its runs.
         is_brief: Whether the ends of a generation are enough.
         step_budget: The number of steps that run.
@@ -79,7 +78,7 @@ class _Simulation:
     """A simulation that has run.
 
     Attributes:
-        replay: Replays it.
+        replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
         work: A measure of the time that one pass took, in modules that are watched; the events of
             a prompt and a step count a part of that each.
     """
@@ -108,7 +107,6 @@ def run_scenario(
 
     Args:
         skeleton: The model as the scenario loads it, on the meta device.
-        scenario: The scenario.
         workspace_bytes: Memory that matrix products keep on the GPU in question.
         context_bytes: The CUDA context's size on that GPU.
         lt_workspace_bytes: Memory that products with a bias keep in addition.
@@ -139,8 +137,8 @@ def run_scenario(
         is_brief = True
         if scenario.num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
             notes.append(
-                f"It has so many modules that only the first and the last of {scenario.num_new_tokens:,} "
-                "steps were simulated."
+                "It has too many modules to simulate every step: only the first and the last of "
+                f"{scenario.num_new_tokens:,} steps were simulated."
             )
     case = _Case(skeleton, scenario, options, is_brief=is_brief, step_budget=step_budget)
     method = Method.SIMULATED

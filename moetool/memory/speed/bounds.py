@@ -92,7 +92,6 @@ def bound_speed(
 
     Args:
         skeleton: The model on the meta device, quantized as it is loaded.
-        scenario: The scenario.
         gpu: The GPU, whether or not the scenario fits.
         cache_bytes: The filled part of the cache, for the whole batch, when a step begins.
         choices: The number of experts a token chooses in each routed layer; None if unknown.

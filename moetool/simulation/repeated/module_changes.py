@@ -66,7 +66,6 @@ class LayerState:
     """The values that a layer's modules hold at one time.
 
     Args:
-        layer: The layer.
         paths: Paths of the modules in question; None for all.
     """
 
