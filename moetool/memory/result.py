@@ -1,6 +1,6 @@
 """Results of a memory estimate. Reports show these values unchanged.
 
-All sizes are in bytes. Whatever is unknown is None, and the notes give the reason.
+All sizes are in bytes. Unknown figures are None, and the notes say why.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Estimate:
         speed: Lower bounds on time; None if no GPU was named.
         stored: The stored weights of a checkpoint that is published quantized.
         measured: The same scenario, measured; None unless it was asked for.
-        notes: Sentences that a reader has to know.
+        notes: Caveats for the reader, one sentence each.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
     """
@@ -81,7 +81,7 @@ class Estimate:
 
     @property
     def at_peak(self) -> Peak | None:
-        """The moment at which most memory is allocated; None if unknown."""
+        """The moment at which the most memory is allocated; None if unknown."""
         return max(self.peaks, key=lambda peak: peak.above_weights_bytes, default=None)
 
     @property

@@ -47,7 +47,7 @@ class SkeletonBuilder:
         """Return the model's configuration as transformers reads it.
 
         Raises:
-            InputError: It isn't a configuration, or its numbers are beyond all reason.
+            InputError: It isn't a configuration, or its numbers are implausible.
         """
         return make_config(
             self.subject.config,

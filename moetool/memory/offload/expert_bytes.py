@@ -34,7 +34,7 @@ class LayerExperts:
     are_separate: bool
 
     def count_read_bytes(self, *, num_experts: int) -> int:
-        """Return the bytes of some of them, rounded up."""
+        """Return the bytes of this many of them, rounded up."""
         num_read = min(num_experts, self.layer.num_experts)
         return -(-self.num_bytes * num_read // self.layer.num_experts)
 

@@ -1,4 +1,4 @@
-"""The simulated runs that an estimate needs, each of them done once."""
+"""The simulated runs that an estimate needs, each done once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUM_REPLAYS_KEPT = 4
 
 @dataclass
 class ModelRuns:
-    """Simulates scenarios of one model, each of them once.
+    """Simulates scenarios of one model, each once.
 
     Attributes:
         loader: Loads the model.
@@ -54,7 +54,7 @@ class ModelRuns:
         """Return a run of a scenario with weights as a GPU holds them; None if those are unknown.
 
         A checkpoint that is published quantized runs with the weights that transformers loads, or
-        with the published ones where it depends on the machine how transformers loads them. With a
+        with the published ones if the machine decides how transformers loads them. With a
         dtype named, it runs as a copy in that dtype.
 
         Args:

@@ -3,7 +3,8 @@
 A scenario is simulated in one of four ways, in this order of preference:
 
 1. In full: every kind of step of a generation runs, and the others follow (`simulate_generation`).
-2. By its ends: the first and the last steps run (`_simulate_ends`), in brief or where steps differ.
+2. By its ends: the first and the last steps run (`_simulate_ends`), in a brief run or if steps
+   differ.
 3. Under balanced routing, as 1 or 2, where the model's code asks for the router's choices.
 4. By two short prompts (`_simulate_short_prompts`), where layers process one token at a time.
 """
@@ -79,8 +80,8 @@ class _Simulation:
 
     Attributes:
         replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
-        work: A measure of the time that one pass took, in modules that are watched; the events of
-            a prompt and a step count a part of that each.
+        work: A measure of the time that one pass took: the number of watched modules, plus a
+            fraction of the number of events of a prompt and a step.
     """
 
     replay: Replay
@@ -230,7 +231,7 @@ def _measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
-    """Return the timeline of a generation that can't be joined later.
+    """Return the timeline of a generation that can't be joined halfway.
 
     Its cache is static and allocated at the start: later steps only add the ids they write, 8 bytes
     each.

@@ -17,7 +17,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class _Change:
-    """A value in the place of an earlier one.
+    """A value that replaced an earlier one.
 
     Attributes:
         path: The module's path in the layer.

@@ -179,7 +179,7 @@ def _output_width(experts: nn.Module, hidden_states: torch.Tensor) -> int:
 
 
 def separate_experts(experts: nn.Module) -> list[nn.Module]:
-    """Return the experts that are separate modules, by id; a container may hold other modules too."""
+    """Return the experts that are separate modules, by id; a container may hold others too."""
     return [child for child in experts.children() if any(True for _ in child.parameters())]
 
 
