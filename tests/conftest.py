@@ -1,4 +1,4 @@
-"""What all tests share: the command as users run it, and the demonstration checkpoint."""
+"""Fixtures that all tests share: the command as users run it, and the demonstration checkpoint."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class ActiveDefinition(StrEnum):
         ALL: All parameters that a text token runs, with the whole embedding and head.
         WITHOUT_INPUT_EMBEDDING: Without the input embedding, of which a token reads one row. A tied
             embedding is the head too, so it counts.
-        WITHOUT_EMBEDDING_AND_HEAD: Without embedding and head.
+        WITHOUT_EMBEDDING_AND_HEAD: Without the embedding and the head, tied or not.
     """
 
     ALL = "all"

@@ -59,7 +59,7 @@ class Gpu:
         vendor: Its maker. None for an amount of memory.
         architecture: Its generation, in lower case: `hopper`. None for an amount of memory.
         compute_capability: CUDA's `major.minor`. None if it has none.
-        memory_bytes: Its memory.
+        memory_bytes: Its whole memory, including what the driver reserves.
         memory_is: The source of that figure.
         bandwidth_bytes_per_s: The memory's peak.
         bf16_flops_per_s: The peak in bf16. None also without bf16 tensor cores.

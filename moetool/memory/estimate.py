@@ -41,7 +41,7 @@ def estimate_memory(
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of
             `resolve_model` for one of them.
-        scenarios: The scenarios.
+        scenarios: The runs to estimate; the estimates are returned in their order.
         gpu: A GPU's id or alias, or an amount of memory such as `24GiB`. With it, the estimates go
             into detail, for this GPU alone; None for every known GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.

@@ -4,11 +4,11 @@ The steps, in order:
 
 1. `ModelRuns.simulate` runs the scenario on the meta device.
 2. `LoadedModel` gives the size of the weights on a GPU.
-3. Variants of the weights are simulated, and GPUs compared with the results (`fitting/fits`).
+3. Variants of the weights are simulated, and the results compared with GPUs (`fitting/fits`).
 4. For a named GPU, `named_gpu` adds the largest scenarios, several GPUs, experts on the host, and
-   the least time.
+   lower bounds on time.
 
-Step 1 has to succeed. Whatever else can't be found out is None, with a note.
+Step 1 has to succeed. Anything else that can't be found out is None, with a note.
 """
 
 from __future__ import annotations
@@ -65,10 +65,9 @@ def estimate_scenario(
 
     Args:
         loader: Loads the model.
-        scenario: The scenario.
-        named_gpu: The GPU that everything is about; None for all known ones.
+        named_gpu: The GPU that the estimate is for; None for all known ones.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
-        most_work: The work that simulations beyond the scenario's own may take, in units of
+        most_work: The most work that simulations beyond the scenario's own may take, in units of
             `simulated.work`.
 
     Raises:
@@ -185,7 +184,7 @@ def _list_fits(
     *,
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
-    """Return where a scenario fits, under as many quantizations as can be simulated."""
+    """Return where a scenario fits, under each quantization that can be simulated."""
     others = [each for each in QUANTIZATIONS if each is not scenario.quantization]
     quantizations = others
     if not gaps.is_allowed(

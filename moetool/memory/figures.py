@@ -1,6 +1,6 @@
 """Figures of a run's memory, as reports show them.
 
-All sizes are in bytes. Whatever is unknown is None, and the estimate's notes give the reason.
+All sizes are in bytes. Unknown figures are None, and the estimate's notes say why.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment of a phase at which most memory is allocated.
+    """The moment of a phase at which the most memory is allocated.
 
     Attributes:
-        phase: The phase.
         layer: The path of the layer that made the peak; None outside of layers.
         operation: The operation that made the peak, with the module it ran in.
         parts: Everything that is allocated at that moment.
@@ -96,7 +95,7 @@ class Basis(StrEnum):
         PUBLISHED: The weights packed as they are published. Whether the GPU holds them packed
             depends on the packages installed there.
         COPY: A copy in the dtype that was asked for.
-        UNKNOWN: None: the size on a GPU is unknown.
+        UNKNOWN: Nothing, because the size on a GPU is unknown.
     """
 
     LOADED = "as-loaded"
@@ -132,7 +131,7 @@ class StoredWeights:
 
     @property
     def held_bytes(self) -> int | None:
-        """The weights' share of the figures; None if it is unknown, or if they are of a copy."""
+        """The weights' share of the figures; None if unknown, or if the figures are of a copy."""
         if self.basis is Basis.LOADED:
             return self.loaded_bytes
         return self.packed_bytes if self.basis is Basis.PUBLISHED else None

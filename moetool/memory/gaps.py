@@ -1,4 +1,4 @@
-"""Gaps in an estimate, which stands without them."""
+"""Gaps in an estimate: facts that could not be found out, with a note on each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 class Gaps:
-    """Collects whatever could not be found out about a scenario.
+    """Collects what could not be found out about a scenario.
 
     Attributes:
         notes: A sentence for each gap, with its reason.
@@ -24,7 +24,7 @@ class Gaps:
     def unless_refused(
         self, subject: str, find: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T | None:
-        """Return what a function finds; None, and a note, if it refuses.
+        """Return what a function finds; if it refuses, add a note and return None.
 
         Args:
             subject: The subject and verb of the note, such as `The size is`.
@@ -41,11 +41,11 @@ class Gaps:
     def is_allowed(
         self, subject: str, check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs
     ) -> bool:
-        """Return whether a check passes; a note tells why if it doesn't.
+        """Return whether a check passes, and add a note with the reason if it doesn't.
 
         Args:
             subject: The subject and verb of the note, such as `The size is`.
-            check: The function, which raises what it refuses.
+            check: The function, which raises an error if the check fails.
             args: The function's arguments.
             kwargs: The function's keyword arguments.
         """

@@ -32,7 +32,6 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
     """Refuse scenarios that this machine can't measure, or that random weights can't stand in for.
 
     Args:
-        scenarios: The scenarios.
         has_weights: Whether the model is a checkpoint with weights.
 
     Raises:
@@ -69,9 +68,9 @@ def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
 def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:
     """Run scenarios of one model on the first GPU, and return the measurements.
 
-    Weights are random, or those of the checkpoint if they are to be quantized. They are measured
-    before anything runs. A scenario that differs only in sizes from the previous one runs on the
-    same weights.
+    Weights are random, or those of the checkpoint if they are to be quantized. Their size is
+    measured before anything runs. A scenario that differs only in sizes from the previous one runs
+    on the same weights.
 
     Args:
         builder: Builds the model.
@@ -122,7 +121,7 @@ def has_weights(builder: SkeletonBuilder) -> bool:
 def find_held_bytes() -> int | None:
     """Return the memory that the first GPU holds before this process uses it; None if unknown.
 
-    The driver's own tool is asked: torch would have to create a context first, which then counts.
+    This asks the driver's own tool: torch would have to create a context first, which would count.
     """
     has_context: Any = torch.cuda.is_initialized
     if has_context():

@@ -33,15 +33,13 @@ def add_answers(
     trace: Path | None,
     gaps: Gaps,
 ) -> Estimate:
-    """Return an estimate with everything that is only found for a named GPU.
+    """Return an estimate with the answers that are only found for a named GPU.
 
-    Its notes are those on the answers that were added, without those that it had.
+    The returned notes are those on the added answers alone, without those of the given estimate.
 
     Args:
-        estimate: The estimate.
         runs: The model's runs.
         run: The run of the estimate's scenario on the GPU.
-        gpu: The GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         gaps: Collects what could not be found out.
 

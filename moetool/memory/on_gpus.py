@@ -18,8 +18,8 @@ class Fit:
         quantization: The storage of the weights.
         num_gpus: The number of GPUs needed with transformers' `device_map="auto"`, whose unit is the
             decoder layer; None if no number is enough, or if it is unknown.
-        fits: Whether one GPU is enough. It is if the run completes there, even if torch's allocator
-            has to give back reserved memory on the way. None if unknown.
+        fits: Whether one GPU is enough: the run completes there, even if torch's allocator has to
+            give back reserved memory on the way. None if unknown.
         headroom_bytes: Memory left on one GPU. If the run doesn't fit, it is negative: the part of
             the allocator's requests that one GPU lacks.
     """
@@ -79,11 +79,11 @@ class Offload:
     Other engines, such as llama.cpp, compute these experts on the host and need no such room.
 
     Attributes:
-        num_offloaded_layers: The number of layers whose routed experts have to leave the GPU with
-            transformers, so that the rest fits.
+        num_offloaded_layers: The number of layers whose routed experts have to leave the GPU for
+            the rest to fit with transformers.
         num_moe_layers: Layers with routed experts.
         gpu_bytes: Memory on the GPU at the peak with transformers, including the experts at work.
-        host_bytes: Memory that the host needs then.
+        host_bytes: Memory that the host then needs.
         transfer_bytes_per_token: Traffic on the bus for each decoded token with transformers, which
             moves every expert of a layer.
         computed_on_host_bytes_per_token: Memory that the host reads for each token where an engine

@@ -1,6 +1,6 @@
 """Results of a memory estimate. Reports show these values unchanged.
 
-All sizes are in bytes. Whatever is unknown is None, and the notes give the reason.
+All sizes are in bytes. Unknown figures are None, and the notes say why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ class Measurement:
 
     Attributes:
         gpu: The device's name.
-        figures: The figures.
         context_bytes: Memory that the device holds in addition to torch's reserved memory, without
             `held_before_bytes`.
         seconds: Wall time of the run.
@@ -40,7 +39,6 @@ class Estimate:
 
     Attributes:
         model: The model's name, as it was given.
-        scenario: The scenario.
         method: The origin of the figures.
         gpu: The id of the GPU that everything except `fits` is about.
         figures: The run's memory, for `scenario.experts`.
@@ -58,7 +56,7 @@ class Estimate:
         speed: Lower bounds on time; None if no GPU was named.
         stored: The stored weights of a checkpoint that is published quantized.
         measured: The same scenario, measured; None unless it was asked for.
-        notes: Sentences that a reader has to know.
+        notes: Caveats for the reader, one sentence each.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
     """
@@ -83,7 +81,7 @@ class Estimate:
 
     @property
     def at_peak(self) -> Peak | None:
-        """The moment at which most memory is allocated; None if unknown."""
+        """The moment at which the most memory is allocated; None if unknown."""
         return max(self.peaks, key=lambda peak: peak.above_weights_bytes, default=None)
 
     @property

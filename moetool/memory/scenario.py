@@ -18,13 +18,13 @@ _MOST_TOKENS = 2**27
 
 
 class Task(StrEnum):
-    """The use that is made of the prompts.
+    """The way in which prompts are used.
 
     Attributes:
         GENERATE: transformers' `generate`.
         FORWARD: One call of the model, with the logits of every position.
-        TRACE: The same as `moetool route-trace`: a prefill without a cache whose routing is kept, or
-            with new tokens `generate` with its routing.
+        TRACE: The same as `moetool route-trace`, which keeps the routing: a prefill without a
+            cache, or `generate` if there are new tokens.
     """
 
     GENERATE = "generate"
@@ -88,7 +88,7 @@ class Scenario:
         num_prompt_tokens: Tokens of each sequence's prompt.
         num_new_tokens: Tokens generated for each sequence; by default 256 with the task generate,
             none with the others.
-        task: The use that is made of the prompts.
+        task: The way in which prompts are used.
         dtype: The dtype that weights are loaded in; `auto` for the configuration's own.
         attention: transformers' attention implementation; None for the one it chooses.
         experts_implementation: transformers' implementation of experts; None for the one it

@@ -21,7 +21,7 @@ def list_scenarios(
     prompt_tokens: Sequence[int] = (),
     new_tokens: Sequence[int] = (),
 ) -> list[Scenario]:
-    """Return one scenario for each combination of the sizes, in which the last list changes fastest.
+    """Return one scenario for each combination of sizes, with the last list changing fastest.
 
     Args:
         common: The options that all share, and the sizes for which no list is given.

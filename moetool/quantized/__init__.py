@@ -1,1 +1,1 @@
-"""Weights that bitsandbytes quantizes: layers on the meta device that allocate as its own do."""
+"""Stand-ins on the meta device for bitsandbytes' quantized layers, with the same allocations."""

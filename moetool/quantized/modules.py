@@ -41,7 +41,6 @@ def hold_in_4_bits(
     is even, so that the structure can still be read from them.
 
     Args:
-        module: The module.
         name: The parameter's name; the buffers' names begin with it.
         shape: The shape of the plain weights, two of which share a byte.
         is_nested: Whether scales are quantized too.
@@ -73,7 +72,7 @@ class FourBitLinear(nn.Linear):
     """A counterpart of bitsandbytes' `Linear4bit`, with packed weights.
 
     There, the first forward casts the bias to the compute dtype for good. Here the bias keeps its
-    dtype, so that it counts with its size after loading.
+    dtype, so that its size after loading is the one that counts.
 
     Args:
         in_features: The number of inputs.
@@ -127,10 +126,10 @@ class FourBitLinear(nn.Linear):
 
 
 class Int8Linear(nn.Linear):
-    """A counterpart of bitsandbytes' `Linear8bitLt` with a threshold, with weights of 8 bits.
+    """A counterpart of bitsandbytes' `Linear8bitLt` with a threshold and 8-bit weights.
 
     There, columns with inputs beyond the threshold are computed separately, and the data decides
-    which. Here there are none: a few would need less memory than the sums in 32 bits that are
+    which. Here there are none: a few would need less memory than the 32-bit sums, which are
     allocated in any case.
 
     Args:

@@ -70,7 +70,7 @@ def dequantize_blockwise(quantized: torch.Tensor) -> torch.Tensor:
 
 
 def gemm_4bit(rows: torch.Tensor, packed: torch.Tensor, *, out_features: int) -> torch.Tensor:
-    """Return the product of rows with packed weights, without a copy of these."""
+    """Return the product of rows with packed weights, without a dequantized copy of them."""
     product: torch.Tensor = _ops.gemm_4bit(rows, packed, out_features)
     return product
 

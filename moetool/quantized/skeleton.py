@@ -1,4 +1,4 @@
-"""Skeletons with the same layers quantized as transformers and bitsandbytes would quantize."""
+"""Skeletons whose layers are quantized as transformers and bitsandbytes would quantize them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quantize_skeleton(
     experts: QuantizedExperts,
     compute_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Quantize a skeleton in place, so that it holds and allocates the same as the quantized model.
+    """Quantize a skeleton in place, to hold and allocate the same memory as the quantized model.
 
     transformers has bitsandbytes replace only plain linear layers, except the output layer and
     layers that share its weights. Fused experts stay as they are unless `experts` says otherwise:
@@ -85,7 +85,7 @@ def quantize_skeleton(
 
 
 def _mark_as_quantized(skeleton: PreTrainedModel) -> None:
-    """Mark a model as quantized, which makes some models run other code."""
+    """Mark a model as quantized, which makes some models run different code."""
     from transformers import PreTrainedModel
 
     for module in skeleton.modules():

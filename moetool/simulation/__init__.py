@@ -1,1 +1,1 @@
-"""A skeleton's own forward, run on torch's meta device: what it computes, without weights."""
+"""A skeleton's own forward, run on torch's meta device: its FLOPs and memory, without weights."""

@@ -1,4 +1,4 @@
-"""A token's rows are the same whatever it is batched and padded with, in every family."""
+"""A token's rows don't depend on the rest of its batch or on padding, in every family."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ NUM_ROWS, NUM_PADS = 3, 4
 # of it from the tokens that follow.
 WITH_CAPACITY = {"switch_transformers"}
 
-# They attend to blocks of so many columns, pads included: pads on the left move the blocks.
+# They attend to blocks of a fixed number of columns, pads included: pads on the left shift the
+# tokens between blocks.
 ATTENDING_IN_BLOCKS = {"deepseek_v4", "minimax_m3_vl", "minimax_m3_vl_text"}
 
 

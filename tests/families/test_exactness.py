@@ -1,7 +1,7 @@
-"""What is recorded is what the model did, in every family: two independent referees agree.
+"""Recorded decisions are those that the model ran, in every family: two referees agree.
 
 The dense loop recomputes the experts' output from the recorded ids and weights. The audit sees
-which expert's weights met which token's row in the matrix products, and knows of no ids.
+which expert's weights are multiplied with which token's row, and doesn't know any ids.
 """
 
 from __future__ import annotations

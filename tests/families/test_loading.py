@@ -16,7 +16,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.running.load_model import load_model
 from tests.families.tiny.models import available, build_family, text_inputs
 
-# Halves of models that have no checkpoint of their own.
+# Halves of models. They are not published as separate checkpoints.
 PARTS = {"deepseek_ocr2_text", "qwen3_omni_moe_talker_text", "unlimited_ocr_text"}
 
 # What is loaded of them for text is the text model alone.

@@ -54,7 +54,7 @@ def integers(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return [one for one in tensors if one.dtype == torch.int64]
 
 
-# Where the experts are not told which of them each token goes to, or another thing than that.
+# Routers whose choices don't reach the experts, or reach them in another form.
 ROUTER_CHOICES: dict[str, Callable[[Any, Any], torch.Tensor]] = {
     "JetMoeTopKGating": lambda router, outputs: outputs[4].topk(router.top_k).indices,
     "Llama4Router": lambda _, outputs: columns_in_use(outputs[0]),

@@ -1,4 +1,4 @@
-"""The referees accept what a model did, and nothing else: shown on layouts that differ."""
+"""The referees accept what a model did and nothing else, in several layouts of its experts."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def catch_decisions(model: nn.Module, layers: list[Layer]) -> Iterator[dict[Laye
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the referees saw of one layer, and what it was told to do."""
+    """Observations of one layer by the referees, and the decisions that its experts received."""
 
     observed: ObservedExperts
     pairs: Counter[tuple[int, int]]

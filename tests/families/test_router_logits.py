@@ -1,4 +1,4 @@
-"""What a model itself returns for `output_router_logits` is what the recorder saw its routers give."""
+"""Scores that a model returns with `output_router_logits` are those that the recorder saw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moetool import RoutingRecorder
 from moetool.tracing.recording.calls import RecordedLayer
 from tests.families.tiny.models import LOOPED_FAMILIES, available, build_family, text_inputs
 
-# Where the two can't be compared one by one, and why; a test below holds each to it.
+# Families in which the two can't be compared one by one, and why; a test below checks each.
 EXCEPTIONS = {
     "dbrx": "its block chooses, so no module shows the recorder which scores decided",
     "deepseek_v4": "it leaves out the layers that choose by a hash of the token",
@@ -49,7 +49,7 @@ class Compared:
 
     @property
     def scores(self) -> list[torch.Tensor]:
-        """What the recorder saw. # (num_tokens, num_scores) each"""
+        """The recorded scores, layer by layer. # (num_tokens, num_scores) each"""
         found = [layer.scores for layer in self.layers]
         return [torch.from_numpy(scores) for scores in found if scores is not None]
 

@@ -16,7 +16,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario
 from tests.catalogue.totals import TOTALS
 
-# As tencent/Hunyuan-A13B-Instruct was published: per-layer lists, and fields of its own code.
+# As tencent/Hunyuan-A13B-Instruct was published: per-layer lists, and fields of its remote code.
 PUBLISHED: dict[str, Any] = {
     **read_published_config("hunyuan-a13b"),
     "model_type": "hunyuan",

@@ -57,7 +57,6 @@ class OtherTensors:
     """Tensors in the files that are not parameters of the model, for one reason.
 
     Attributes:
-        reason: The reason.
         num_tensors: Number of tensors.
         num_params: Parameters in them, or elements if they are not parameters at all.
         num_bytes: Bytes in the files.

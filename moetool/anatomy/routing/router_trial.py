@@ -22,7 +22,7 @@ from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.routing.score_functions import Floats
 
 _NUM_TOKENS = 64
-# Large enough that softmax and sigmoid can be told apart, small enough that neither saturates.
+# Large enough to distinguish softmax from sigmoid, small enough that neither saturates.
 _SCORE_STD = 1.0
 # Half a GiB, thirty times the largest published router. No larger one is given data.
 _MOST_NUMBERS = 2**27

@@ -25,16 +25,15 @@ def list_fits_everywhere(
     quantizations: Sequence[Quantization] = QUANTIZATIONS,
     is_counted: bool = True,
 ) -> tuple[Fit, ...]:
-    """Return on which of all known GPUs a scenario fits.
+    """Return which of the known GPUs a scenario fits on.
 
     The number of GPUs that it needs is found for the scenario's own quantization alone.
 
     Args:
         runs: The model's runs.
-        scenario: The scenario.
-        quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
-            unknown.
-        is_counted: Whether that number is found at all.
+        quantizations: The quantizations to simulate in addition to its own; the answers for the
+            rest of `QUANTIZATIONS` are unknown.
+        is_counted: Whether to find that number.
     """
     return _list_fits(
         runs,
@@ -56,10 +55,8 @@ def list_fits_on(
 
     Args:
         runs: The model's runs.
-        scenario: The scenario.
-        gpu: The GPU.
-        quantizations: The quantizations to simulate besides its own; the rest of `QUANTIZATIONS` is
-            unknown.
+        quantizations: The quantizations to simulate in addition to its own; the answers for the
+            rest of `QUANTIZATIONS` are unknown.
     """
     simulated = (scenario.quantization, *quantizations)
     return _list_fits(runs, scenario, [gpu], simulated=simulated, counted=simulated)
@@ -73,7 +70,7 @@ def _list_fits(
     simulated: Sequence[Quantization],
     counted: Sequence[Quantization],
 ) -> tuple[Fit, ...]:
-    """Return answers by growing memory, then by the GPU's id, quantizations in a fixed order."""
+    """Return answers sorted by memory and then by the GPU's id, quantizations in a fixed order."""
     candidates = [
         _Candidate(
             runs,
@@ -144,7 +141,7 @@ class _Candidate:
         )
 
     def _run_in_full(self) -> SimulatedRun | None:
-        """Return the run where memory is not limited; None if it is unknown."""
+        """Return the run without a limit on memory; None if it is unknown."""
         try:
             return self._runs.run(self._scenario, is_brief=not self._is_own)
         except MoetoolError:
@@ -158,7 +155,7 @@ class _Candidate:
         return None if held is None else DeviceMaps(held, self._scenario.quantization)
 
     def _count_gpus(self, run: SimulatedRun, memory_bytes: int) -> int | None:
-        """Return how many GPUs with that much memory it needs; None if unknown or not counted."""
+        """Return the number of GPUs of that size that it needs; None if unknown or not counted."""
         if not self._is_counted or self._device_maps is None:
             return None
         numbers = self._num_gpus_by_memory

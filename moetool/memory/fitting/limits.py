@@ -30,8 +30,6 @@ def find_limits(
 
     Args:
         runs: The model's runs.
-        scenario: The scenario.
-        gpu: The GPU.
         most_tokens_at_once: The most tokens of a batch that are simulated.
 
     Raises:

@@ -27,8 +27,8 @@ class Trial:
     """A simulated batch of prompts.
 
     Attributes:
-        total_bytes: Memory that it takes on a device that has everything it asks for.
-        fits: Whether it completes on the GPU. It may even if `total_bytes` is more than the GPU
+        total_bytes: Memory that it takes on a device with room for everything it asks for.
+        fits: Whether it completes on the GPU. It may fit even if `total_bytes` is more than the GPU
             has, because torch's allocator gives back reserved memory.
     """
 
@@ -38,10 +38,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class FoundLimits:
-    """The largest scenarios that fit, as far as they were looked for.
+    """The largest scenarios that fit, as far as the search went.
 
     Attributes:
-        limits: The limits.
         is_prompt_cut: Whether a longer prompt might fit but was not tried.
         is_batch_cut: Whether a larger batch might fit but was not tried.
     """
@@ -63,13 +62,14 @@ def search_limits(
 ) -> FoundLimits:
     """Return the longest prompt at a batch size, and the largest batch at that prompt, that fit.
 
-    Both were seen to fit. One sequence more was seen not to fit, and so was a prompt that is longer
-    by 1 % or 64 tokens, whichever is more, unless the model's context or the largest size tried
-    ends the search. Because an allocator's pools don't grow evenly, something larger might fit
-    again: that is not looked for. At most 2^20 sequences and 2^27 tokens are tried.
+    Both were tried and fit. One more sequence was tried and doesn't fit, and neither does a prompt
+    that is longer by 1 % or 64 tokens, whichever is more, unless the model's context or the largest
+    size tried ends the search. Because an allocator's pools don't grow evenly, something larger
+    might fit again; the search doesn't look for it. At most 2^20 sequences and 2^27 tokens are
+    tried.
 
-    Each search takes about five trials where bytes grow with the size as they do in models, in a
-    line or a square.
+    Each search takes about five trials if bytes grow linearly or quadratically with the size, as
+    they do in models.
 
     Args:
         try_sizes: Simulates a batch size and a number of prompt tokens, once for each pair; None if

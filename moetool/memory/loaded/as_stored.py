@@ -51,7 +51,7 @@ class StoredModel:
         weights: The stored weights; None if nothing says that they are quantized.
         held: The model with every parameter as a GPU holds it, on the meta device, where it can't
             always run. None if only the size of all parameters together is known, or not even that.
-        notes: Sentences that a reader has to know.
+        notes: Caveats for the reader, one sentence each.
     """
 
     weights: StoredWeights | None
@@ -66,9 +66,9 @@ class _Loaded:
     Attributes:
         num_bytes: Their size on the GPU; None if unknown.
         is_dequantized: Whether they are in full precision; None if unknown.
-        packed: The model with weights packed as they are published; None where shapes don't tell.
+        packed: The model with weights packed as they are published; None if shapes don't say.
         reason: Why their size is unknown.
-        note: A further sentence that a reader has to know.
+        note: A further caveat for the reader.
         may_stay_packed: Whether transformers can hold them as they are published.
     """
 
@@ -155,9 +155,10 @@ def _choose_held(
 
 
 def _find_stated_of(subject: Subject, skeleton: PreTrainedModel) -> Mapping[str, Any]:
-    """Return the configuration's statement on quantization, as transformers reads it.
+    """Return the configuration's quantization settings, as transformers reads them.
 
-    Some of its classes add facts from elsewhere in config.json: DeepSeek-V4 the experts' dtype.
+    Some configuration classes add facts from elsewhere in config.json: DeepSeek-V4's adds the
+    experts' dtype.
     """
     stated = find_stated(subject.config)
     return {**stated, **find_stated(skeleton.config)} if stated else stated

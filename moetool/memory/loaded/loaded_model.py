@@ -40,7 +40,7 @@ class LoadedModel:
         held: The model with every parameter as a GPU holds it, fp8 checkpoints in fp8; not every
             such model can run on the meta device. None if the size of each parameter is unknown.
         stored: The stored weights of a checkpoint that is published quantized.
-        stored_notes: Sentences about them that a reader has to know.
+        stored_notes: Caveats about those weights for the reader, one sentence each.
     """
 
     skeleton: PreTrainedModel

@@ -52,12 +52,12 @@ def count_packed_bytes(subject: Subject, skeleton: PreTrainedModel) -> int | Non
 def pack_mxfp4(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreTrainedModel | None:
     """Return a copy of a skeleton with experts as gpt-oss publishes them; None for other models.
 
-    transformers packs only the experts of gpt-oss. Two inputs of a row share a byte, and each 32 of
-    them have a byte of scale. Biases stay as they are.
+    transformers packs only the experts of gpt-oss. Two inputs of a row share a byte, and every 32
+    of them share one byte of scale. Biases stay as they are.
 
     Args:
         skeleton: The model in full precision, on the meta device. It is left as it is.
-        stated: The configuration's statement on quantization.
+        stated: The configuration's quantization settings.
     """
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
     from transformers.quantizers.quantizers_utils import should_convert_module

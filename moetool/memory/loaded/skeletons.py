@@ -47,7 +47,7 @@ class SkeletonBuilder:
         """Return the model's configuration as transformers reads it.
 
         Raises:
-            InputError: It isn't a configuration, or its numbers are beyond all reason.
+            InputError: It isn't a configuration, or its numbers are implausible.
         """
         return make_config(
             self.subject.config,
@@ -67,7 +67,6 @@ class SkeletonBuilder:
         would hold them.
 
         Args:
-            scenario: The scenario.
             device: The model's device; on others than `meta` its weights are random.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Sentences that a reader of an estimate has to know."""
+"""Caveats for the reader of an estimate."""

@@ -22,7 +22,7 @@ def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None
     Args:
         skeleton: The model that ran.
         scenario: The scenario that was run.
-        peak: The moment at which most memory is allocated.
+        peak: The moment at which the most memory is allocated.
     """
     config = skeleton.config.get_text_config()
     if peak is None or peak.phase is not Phase.PREFILL:

@@ -26,7 +26,7 @@ TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
 
 
 def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:
-    """Return that no GPU has confirmed estimates of a kind of model.
+    """Return a note that no GPU has confirmed estimates of a kind of model.
 
     Args:
         model_type: The architecture's name in transformers.
@@ -42,7 +42,7 @@ def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:
 
 
 def list_measurement_notes(measured: Measurement, quantization: Quantization) -> list[str]:
-    """Return how a scenario was measured."""
+    """Return notes on how a scenario was measured."""
     weights = "random weights" if quantization is Quantization.NONE else "the checkpoint's weights"
     notes = [f"Measured on {measured.gpu} with {weights} in {measured.seconds:.1f} s."]
     if measured.held_before_bytes is None:

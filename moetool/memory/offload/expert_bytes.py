@@ -21,7 +21,6 @@ class LayerExperts:
     """The routed experts of one layer.
 
     Attributes:
-        layer: The layer.
         paths: The modules that hold all of them and nothing else.
         num_bytes: Their size.
         moved_bytes: The part that accelerate moves to the GPU at once, the parameters of one module.
@@ -35,7 +34,7 @@ class LayerExperts:
     are_separate: bool
 
     def count_read_bytes(self, *, num_experts: int) -> int:
-        """Return the bytes of some of them, rounded up."""
+        """Return the bytes of this many of them, rounded up."""
         num_read = min(num_experts, self.layer.num_experts)
         return -(-self.num_bytes * num_read // self.layer.num_experts)
 

@@ -31,11 +31,11 @@ def plan_offload(
     With transformers the experts of the last layers go first, as with `device_map="auto"`;
     accelerate moves them to the GPU when their layer runs, one module after another, and they are
     assumed to be there at the peak. Experts that are one module per layer move as a whole, whichever
-    are chosen; separate experts move only if they are chosen, at most as many as there are choices.
+    are chosen; separate experts move only if they are chosen, at most one for each choice.
 
     llama.cpp's `--n-cpu-moe N` takes the experts of the first N layers of the model, counting those
-    without experts, and computes them on the host. N is for a llama.cpp that needs the same memory
-    for everything else and stores weights in the same way: a quantized GGUF file needs less.
+    without experts, and computes them on the host. N assumes that llama.cpp needs the same memory
+    for everything else and stores weights in the same way; a quantized GGUF file needs less.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.

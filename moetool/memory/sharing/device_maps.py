@@ -152,7 +152,7 @@ class DeviceMaps:
         )
 
     def _count_fewest_gpus(self, *, room_bytes: int, cache_bytes: int) -> int | None:
-        """Return a number of GPUs below which none can do; None if no number can."""
+        """Return a lower bound on the number of GPUs needed; None if no number is enough."""
         largest_layer = max(self._layer_bytes, default=0)
         if room_bytes <= 0 or largest_layer > room_bytes:
             return None
@@ -194,7 +194,7 @@ class _BitsAndBytesQuantizer:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep accelerate from telling that this machine lacks the GPUs that are asked about."""
+    """Keep accelerate from warning that this machine lacks the GPUs in question."""
     logger = logging.getLogger("accelerate.utils.modeling")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -29,11 +29,11 @@ def share_by_tensor_parallel(skeleton: PreTrainedModel, *, num_gpus: int) -> Ran
     """Return the weights on each GPU with transformers' tensor parallelism.
 
     That is `from_pretrained(…, distributed_config=DistributedConfig(tp_size=num_gpus))`. Each
-    parameter that the model's plan names is cut along one dimension, in pieces of equal size of
-    which the last may be shorter; the others, and all buffers, are on every GPU in full.
+    parameter that the model's plan names is cut along one dimension, into pieces of equal size, the
+    last of which may be shorter; the others, and all buffers, are on every GPU in full.
 
     Where attention heads would be cut, transformers loads the weights but its forward fails: then
-    the strategy can't be used. Nothing else that may stop the forward is looked at.
+    the strategy can't be used. Other reasons for the forward to fail are not checked.
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.

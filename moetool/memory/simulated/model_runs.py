@@ -1,4 +1,4 @@
-"""The simulated runs that an estimate needs, each of them done once."""
+"""The simulated runs that an estimate needs, each done once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUM_REPLAYS_KEPT = 4
 
 @dataclass
 class ModelRuns:
-    """Simulates scenarios of one model, each of them once.
+    """Simulates scenarios of one model, each once.
 
     Attributes:
         loader: Loads the model.
@@ -38,7 +38,6 @@ class ModelRuns:
         """Return a run of a scenario with weights as they are in the skeleton.
 
         Args:
-            scenario: The scenario.
             is_brief: Whether the first and the last decoding step are enough.
 
         Raises:
@@ -55,11 +54,10 @@ class ModelRuns:
         """Return a run of a scenario with weights as a GPU holds them; None if those are unknown.
 
         A checkpoint that is published quantized runs with the weights that transformers loads, or
-        with the published ones where it depends on the machine how transformers loads them. With a
+        with the published ones if the machine decides how transformers loads them. With a
         dtype named, it runs as a copy in that dtype.
 
         Args:
-            scenario: The scenario.
             is_brief: Whether the first and the last decoding step are enough.
 
         Raises:
@@ -79,7 +77,6 @@ class ModelRuns:
         None if the run doesn't complete there, or if the size of its weights is unknown.
 
         Args:
-            scenario: The scenario.
             memory_bytes: The GPU's memory, including the CUDA context's part.
             is_brief: Whether the first and the last decoding step are enough.
 

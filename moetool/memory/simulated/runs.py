@@ -3,7 +3,8 @@
 A scenario is simulated in one of four ways, in this order of preference:
 
 1. In full: every kind of step of a generation runs, and the others follow (`simulate_generation`).
-2. By its ends: the first and the last steps run (`_simulate_ends`), in brief or where steps differ.
+2. By its ends: the first and the last steps run (`_simulate_ends`), in a brief run or if steps
+   differ.
 3. Under balanced routing, as 1 or 2, where the model's code asks for the router's choices.
 4. By two short prompts (`_simulate_short_prompts`), where layers process one token at a time.
 """
@@ -61,7 +62,6 @@ class _Case:
 
     Attributes:
         skeleton: The model as the scenario loads it.
-        scenario: The scenario.
         options: The options of its runs.
         is_brief: Whether the ends of a generation are enough.
         step_budget: The number of steps that run.
@@ -79,9 +79,9 @@ class _Simulation:
     """A simulation that has run.
 
     Attributes:
-        replay: Replays it.
-        work: A measure of the time that one pass took, in modules that are watched; the events of
-            a prompt and a step count a part of that each.
+        replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
+        work: A measure of the time that one pass took: the number of watched modules, plus a
+            fraction of the number of events of a prompt and a step.
     """
 
     replay: Replay
@@ -108,7 +108,6 @@ def run_scenario(
 
     Args:
         skeleton: The model as the scenario loads it, on the meta device.
-        scenario: The scenario.
         workspace_bytes: Memory that matrix products keep on the GPU in question.
         context_bytes: The CUDA context's size on that GPU.
         lt_workspace_bytes: Memory that products with a bias keep in addition.
@@ -139,8 +138,8 @@ def run_scenario(
         is_brief = True
         if scenario.num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
             notes.append(
-                f"It has so many modules that only the first and the last of {scenario.num_new_tokens:,} "
-                "steps were simulated."
+                "It has too many modules to simulate every step: only the first and the last of "
+                f"{scenario.num_new_tokens:,} steps were simulated."
             )
     case = _Case(skeleton, scenario, options, is_brief=is_brief, step_budget=step_budget)
     method = Method.SIMULATED
@@ -232,7 +231,7 @@ def _measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
-    """Return the timeline of a generation that can't be joined later.
+    """Return the timeline of a generation that can't be joined halfway.
 
     Its cache is static and allocated at the start: later steps only add the ids they write, 8 bytes
     each.

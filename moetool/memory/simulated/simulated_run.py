@@ -16,7 +16,7 @@ Replay = Callable[[int | None], MemoryProfile]
 
 @dataclass(frozen=True)
 class SimulatedFigures:
-    """Memory that a simulated run needs, all of it known.
+    """Memory that a simulated run needs, with every figure known.
 
     Attributes:
         weights_bytes: Parameters and buffers, as the allocator holds them.
@@ -81,7 +81,7 @@ class SimulatedRun:
             it can.
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
-        replay: Replays the run where the allocator may take less; None if it isn't kept.
+        replay: Replays the run with less memory for the allocator; None if it isn't kept.
     """
 
     figures: SimulatedFigures

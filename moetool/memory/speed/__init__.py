@@ -1,1 +1,1 @@
-"""The least time that a GPU leaves for a prompt and for a token."""
+"""Lower bounds on the time that a GPU needs for a prompt and for a token."""

@@ -53,7 +53,7 @@ class _LeastTime:
 
     Attributes:
         seconds: The bound; None if nothing is known about the GPU.
-        is_bound_by: The resource that takes that long.
+        is_bound_by: The resource that sets the bound.
     """
 
     seconds: float | None
@@ -84,15 +84,14 @@ def bound_speed(
       the cost of latent attention depends on the order of its products (DeepSeek-V3 in transformers
       spends 4.3 TFLOPs on a token, nearly all of it on expanding its cache).
     - Bytes are the weights as the skeleton holds them, without towers and without tables that ids
-      are looked up in, routed experts by how many distinct ones the tokens touch; and in decoding
-      the cache. Activations and writes aren't counted, nor are copies of experts.
+      are looked up in, with routed experts counted by how many distinct ones the tokens touch; in
+      decoding, also the cache. Activations and writes aren't counted, nor are copies of experts.
 
     Where more than one token chooses experts, the bound is one on the mean time under `routing`.
     Pads count as tokens.
 
     Args:
         skeleton: The model on the meta device, quantized as it is loaded.
-        scenario: The scenario.
         gpu: The GPU, whether or not the scenario fits.
         cache_bytes: The filled part of the cache, for the whole batch, when a step begins.
         choices: The number of experts a token chooses in each routed layer; None if unknown.

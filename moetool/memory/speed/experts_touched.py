@@ -50,14 +50,14 @@ class ExpertsTouched:
 
 @dataclass(frozen=True)
 class Routing:
-    """The share of tokens that chooses each expert.
+    """The share of tokens that choose each expert.
 
     Attributes:
         prefill: Shares among the tokens of prompts, by the module path of a layer's experts.
             # (num_experts,)
         decode: Shares among generated tokens, in the same form.
         name: `uniform`, or the name of the trace it was taken from.
-        notes: Sentences that a reader has to know.
+        notes: Caveats for the reader, one sentence each.
     """
 
     prefill: Mapping[str, NDArray[np.float64]]
@@ -68,7 +68,7 @@ class Routing:
     def expect_touched(self, phase: Phase, *, num_tokens: int) -> ExpertsTouched:
         """Return the expected number of distinct experts that some tokens of a phase touch.
 
-        An expert that a share p of tokens chooses is touched by at least one of T tokens with the
+        An expert that a share p of tokens choose is touched by at least one of T tokens with
         probability 1 - (1 - p)^T; the expectation is the sum over experts. It is exact if tokens
         choose independently of each other. Tokens of one text choose more similar experts, and
         touch fewer.

@@ -44,7 +44,7 @@ class Arithmetic(StrEnum):
 
 @dataclass(frozen=True)
 class ReadBytes:
-    """The least bytes of weights that a forward reads.
+    """The fewest bytes of weights that a forward can read.
 
     Attributes:
         shared: Weights that every text token runs, including the head, without tables that ids are

@@ -1,1 +1,1 @@
-"""The memory of a run: every allocation, and what torch's allocator takes for them."""
+"""The memory of a run: every allocation, and the memory that torch's allocator reserves for it."""

@@ -46,7 +46,6 @@ class AllocationRecorder:
         events: Births and deaths so far, in order.
 
     Args:
-        model: The model.
         origins: Numbers the places where blocks are born.
         workspace_bytes: Memory that the first matrix product takes and never frees.
         lt_workspace_bytes: Further memory that the first product with a bias takes and never frees.

@@ -11,7 +11,7 @@ It follows `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for o
 - If there is none, a segment is taken from the device: 2 MiB for the small pool; for the large pool
   20 MiB, or for requests of 10 MiB or more their size rounded up to whole 2 MiB
   (`get_allocation_size`).
-- The unused rest of a block becomes a free block behind it: always in the small pool, if it is more
+- The unused rest of a block becomes a free block after it: always in the small pool, if it is more
   than 1 MiB in the large one (`should_split`). Other blocks are handed out, and counted, whole.
 - A freed block merges with adjacent free blocks of its segment (`free_block`).
 - If the device has no room for a segment, all segments without a block in use, of both pools, are
@@ -80,7 +80,7 @@ class _Block:
     Attributes:
         pool: The pool of its segment.
         previous: The block before it in its segment.
-        next: The block behind it in its segment.
+        next: The block after it in its segment.
         is_free: Whether it is in its pool's free list.
     """
 
@@ -116,15 +116,15 @@ class _Block:
 
 
 class DeviceFullError(Exception):
-    """The device has no room for a segment, even after all free segments were given back."""
+    """The device has no room for a segment, even after all free segments have been given back."""
 
 
 class CachingAllocator:
     """Counts the memory that torch would count for the same allocations and frees.
 
-    Each segment has a lower address than the one before, as CUDA's driver places them in a new process.
-    After segments were given back, the driver fills the gaps, and torch may then choose another among
-    free blocks of equal size.
+    Each segment has a lower address than the one before, as CUDA's driver places them in a new
+    process. Once segments have been given back, the driver fills the gaps, and torch may then
+    choose a different one among free blocks of equal size.
 
     Attributes:
         capacity_bytes: Limit for all segments together; None for a device that never runs full.
@@ -225,7 +225,7 @@ class CachingAllocator:
         """Limit the size of all segments from now on, as if they had never been larger.
 
         Raises:
-            DeviceFullError: They are larger, even after all free segments were given back.
+            DeviceFullError: They are larger, even after all free segments have been given back.
         """
         self.capacity_bytes = capacity_bytes
         if not self._has_room_for(0):

@@ -100,7 +100,7 @@ class _Sampler:
         self._stretches: list[tuple[int, int]] = []
 
     def generate_around(self, number: int) -> Timeline:
-        """Return a generation in which the step with a number is the second."""
+        """Return a generation whose second step is the one with this number."""
         timeline = self._run.generate(
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens_before=number - _NUM_STEPS_BEFORE,

@@ -120,7 +120,7 @@ class MemoryRun:
     def can_start_later(self) -> bool:
         """Whether a step is the same if the tokens generated before it are given from the start.
 
-        It is not with a static cache, whose length is that of the whole generation.
+        With a static cache it is not: its length is that of the whole generation.
         """
         return not self._options.is_cache_static
 

@@ -11,7 +11,7 @@ class Event(NamedTuple):
     """The birth or death of a block of memory.
 
     Attributes:
-        block: The block's number. Every block has another.
+        block: The block's number. No two blocks share one.
         num_bytes: The bytes requested; -1 for its death.
         origin: Index of its birthplace in the timeline's origins.
     """

@@ -49,7 +49,7 @@ def _run_attention(
 ) -> torch.Tensor:
     """Return a tensor of the shape of attention's output, laid out like its query.
 
-    GPU kernels lay it out so, while torch's meta device puts head after head.
+    GPU kernels use this layout, while torch's meta device puts head after head.
     (..., num_heads, num_queries, width) -> (..., num_heads, num_queries, width_out)
     """
     del key

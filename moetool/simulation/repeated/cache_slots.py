@@ -38,7 +38,6 @@ class CacheSlots:
     An encoder-decoder's cache is two caches, and a flag per index.
 
     Args:
-        cache: The cache.
         indices: The layer's indices in it.
     """
 

@@ -34,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose work may be another's.
+    """A layer whose work may be the same as another's.
 
     Attributes:
         path: Its path in the model.
@@ -88,7 +88,7 @@ class LayerOutcomes:
         return self._kind_at_start[layer.path]
 
     def forget_kind_at_start(self, layer: Layer) -> None:
-        """Look at a layer anew at the start of the next run."""
+        """Examine a layer again at the start of the next run."""
         self._kind_at_start.pop(layer.path, None)
 
     def find_kind(self, fingerprint: OfLayer) -> int:

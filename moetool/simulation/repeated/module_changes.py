@@ -17,7 +17,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class _Change:
-    """A value in the place of an earlier one.
+    """A value that replaced an earlier one.
 
     Attributes:
         path: The module's path in the layer.
@@ -66,7 +66,6 @@ class LayerState:
     """The values that a layer's modules hold at one time.
 
     Args:
-        layer: The layer.
         paths: Paths of the modules in question; None for all.
     """
 

@@ -26,10 +26,7 @@ class _NewTensor:
 
     Attributes:
         number: Identifies the tensor: one that the layer left in two places is made once.
-        shape: Its shape.
         strides: Its strides, in elements.
-        dtype: Its dtype.
-        device: Its device.
     """
 
     number: int

@@ -23,7 +23,6 @@ class RecordedLayer:
     """One routed layer's decisions for the real tokens of a call.
 
     Attributes:
-        layer: The layer.
         experts: Ids in the router's order; -1 where none ran. # (num_tokens, top_k)
         weights: As the experts module received them. # (num_tokens, top_k)
         scores: The router's number for every expert, if asked for. # (num_tokens, num_scores)

@@ -100,7 +100,7 @@ def _find_remedy(model: nn.Module, layer: MoeLayer) -> str:
             "Call torch.compiler.reset() first: code compiled for a similar model is used again, "
             "and runs past hooks."
         )
-    return "Load it without compiled code and without kernels in place of its own code."
+    return "Load it without compiled code and without kernels that replace its code."
 
 
 def _has_compiled() -> bool:

@@ -49,7 +49,7 @@ def choose_device(name: str | None, *, option: str = "--device") -> torch.device
 
 
 def choose_device_map(name: str) -> str | dict[str, Any]:
-    """Return a device map for accelerate: the name of one of its own, or the content of a JSON file.
+    """Return a device map for accelerate: one of its named maps, or the content of a JSON file.
 
     Args:
         name: One of `DEVICE_MAPS`, a device, or the path of a JSON file with an object that maps

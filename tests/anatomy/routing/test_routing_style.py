@@ -22,8 +22,8 @@ SCALE_EVERY_EXPERT = ("gemma4", "gemma4_text", "diffusion_gemma")
 # JetMoE's block itself holds its experts, and PhiMoE's sparse mixer has its own kind of weights.
 NOT_INFERRED = ("jetmoe", "phimoe")
 
-# Told where the trace's probabilities are refused: DBRX's router shows no scores outside of its
-# block, and roots of softplus are not probabilities.
+# Inferred even where the trace's probabilities are refused: DBRX's router shows no scores outside
+# of its block, and roots of softplus are not probabilities.
 TOLD_ALL_THE_SAME = {"dbrx": "softmax", "deepseek_v4": "sqrt(softplus)"} | dict.fromkeys(
     SCALE_EVERY_EXPERT, "softmax"
 )

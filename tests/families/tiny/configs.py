@@ -245,7 +245,7 @@ FAMILIES: dict[str, Family] = {
             "Dots3NoteForConditionalGeneration",
             text_config=_DOTS3_NOTE,
             audio_config={"adapter_input_size": 32, "adapter_out_dim": 64},
-            # The vision tower has experts of its own, of another number in each layer.
+            # The vision tower has its own experts, a different number in each layer.
             vision_config={
                 "num_hidden_layers": 2,
                 "mlp_layer_types": ["dense", "sparse"],

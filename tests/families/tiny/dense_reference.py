@@ -1,4 +1,4 @@
-"""Recompute what a layer's experts added up to by a plain loop over experts: the first referee.
+"""Recompute the sum of a layer's experts in a plain loop over experts: the first referee.
 
 Independent of moetool and of transformers' experts implementations: the reference reads the raw
 expert weights and takes nothing from the model but the rows that its experts received. Of a
@@ -21,7 +21,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class RoutedLayer(Protocol):
-    """What the referees need of a routed layer; `MoeLayer` of moetool is one."""
+    """A routed layer as the referees need it, such as moetool's `MoeLayer`."""
 
     @property
     def experts_path(self) -> str: ...
@@ -40,8 +40,8 @@ def apply_decisions(
 
     Args:
         experts: The module at a routed layer's `experts_path`. It is not changed.
-        hidden_states: What the experts received. # (num_tokens, hidden_size)
-            For JetMoE's attention experts what their output half received, a row for each of a
+        hidden_states: The input of the experts. # (num_tokens, hidden_size)
+            For JetMoE's attention experts, the input of their output half: a row for each of a
             token's slots. # (num_tokens, top_k, head_size)
         ids: # (num_tokens, top_k)
         weights: # (num_tokens, top_k)
@@ -53,7 +53,7 @@ def apply_decisions(
     num_tokens, width = len(ids), _output_width(experts, hidden_states)
     output = torch.zeros(num_tokens, width, dtype=torch.float64)
     for expert in ids.unique().tolist():
-        assert expert >= -1, f"{expert} is no expert"
+        assert expert >= -1, f"{expert} is not an expert"
         if expert == -1:
             continue
         tokens, slots = torch.where(ids == expert)
@@ -179,16 +179,13 @@ def _output_width(experts: nn.Module, hidden_states: torch.Tensor) -> int:
 
 
 def separate_experts(experts: nn.Module) -> list[nn.Module]:
-    """Return the experts that are modules of their own, by id: a container may hold others too."""
+    """Return the experts that are separate modules, by id; a container may hold others too."""
     return [child for child in experts.children() if any(True for _ in child.parameters())]
-
-
-# What the reference is compared with.
 
 
 @dataclass(frozen=True)
 class ObservedExperts:
-    """What a layer's experts received, and what came of it, in the order of the calls.
+    """The input and output of a layer's experts, in the order of the calls.
 
     Attributes:
         experts: The module at the layer's `experts_path`.
@@ -211,10 +208,10 @@ class ObservedExperts:
 def observe_experts(
     model: nn.Module, layers: Iterable[RoutedLayer]
 ) -> Iterator[dict[str, ObservedExperts]]:
-    """Observe the experts of a model while it runs, and give what was seen by `experts_path`.
+    """Observe the experts of a model while it runs, and yield the observations by `experts_path`.
 
     A bare container of separate experts is observed around its parent, the block. Shared experts
-    that such a block adds are taken off if they are a child called `shared_expert(s)` whose output
+    that such a block adds are subtracted if they are a child called `shared_expert(s)` whose output
     is added as it is.
     """
     observed: dict[str, ObservedExperts] = {}
@@ -225,10 +222,10 @@ def observe_experts(
 
 
 def find_scope(model: nn.Module, experts_path: str) -> nn.Module:
-    """Return the module whose call brings a layer's tokens and encloses all its experts do.
+    """Return the module whose call receives a layer's tokens and encloses the work of its experts.
 
-    It is the experts module itself, unless that is never called or is given rows that are no
-    tokens any more (Llama 4: scaled, and repeated for every expert); then its parent.
+    It is the experts module itself, unless that is never called or receives rows that are no longer
+    tokens (Llama 4: scaled, and repeated for every expert); then it is the parent.
     """
     experts = model.get_submodule(experts_path)
     if has_own_forward(experts) and not scales_input(experts):
@@ -274,7 +271,7 @@ def _observe(model: nn.Module, path: str, observed: dict[str, ObservedExperts]) 
 
 
 def _added_beside(experts: nn.Module, scope: nn.Module) -> list[nn.Module]:
-    """Return the children of the scope whose output is part of its output, beside the experts'."""
+    """Return the children of the scope whose output is added to that of the experts."""
     names = {"down_proj"} if hasattr(experts, "down_embed") else set()
     if not has_own_forward(experts):
         names = {"shared_expert", "shared_experts"}
@@ -282,7 +279,7 @@ def _added_beside(experts: nn.Module, scope: nn.Module) -> list[nn.Module]:
 
 
 def _read_output(experts: nn.Module, output: Any, *, num_tokens: int) -> torch.Tensor:
-    """Return what the scope returned, as one row a token, without what is no expert's."""
+    """Return the experts' part of what the scope returned, as one row per token."""
     rows: torch.Tensor = output[0] if isinstance(output, tuple) else output
     rows = rows.detach().flatten(0, -2).clone()
     if scales_input(experts):  # one row for every expert and token
@@ -296,9 +293,9 @@ def _read_output(experts: nn.Module, output: Any, *, num_tokens: int) -> torch.T
 def _observe_attention_experts(
     experts: Any, path: str, observed: dict[str, ObservedExperts]
 ) -> Iterator[None]:
-    """Observe JetMoE's attention experts: the method that sums them is no call of a module.
+    """Observe JetMoE's attention experts, which are summed by a plain method, not by a module.
 
-    Each token's slots attend apart, so what the output half receives is a row a slot.
+    Each token's slots attend separately, so the output half receives a row per slot.
     """
     reduce = experts.reduce
 

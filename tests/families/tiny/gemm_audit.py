@@ -1,8 +1,8 @@
-"""See which slice of which expert's weights met which token's row: the second referee.
+"""Watch which slice of which expert's weights is multiplied with which token: the second referee.
 
 It looks at the matrix products themselves, below all modules. The expert comes from the address of
-the product's weight operand, the token from its other operand, row by row. What a router chose,
-what an experts module was told, and what moetool recorded enter nowhere.
+the product's weight operand, the token from its other operand, row by row. The router's
+choices, the arguments of the experts module and moetool's records are not used anywhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Slices:
         return self.start <= address < self.start + self.step * len(self.experts)
 
     def find_experts(self, matrix: torch.Tensor) -> tuple[int, ...]:
-        """Return the experts whose slices a matrix covers: one, but where an expert is a row."""
+        """Return the experts whose slices a matrix covers: only one unless an expert is a row."""
         extent = sum(
             (size - 1) * stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True)
         )
@@ -72,14 +72,14 @@ class _LayerAudit:
     """One layer's weights, the tokens of its present call, and the products seen so far.
 
     Attributes:
-        path: Its `experts_path`.
+        path: The `experts_path` of the layer.
         has_scaled_rows: Whether tokens reach the experts scaled, and as zeros if not chosen.
         slices: Where its experts' weights are.
         num_tokens: Tokens of its earlier calls.
-        tokens: Those of its present call. # (num_tokens, hidden_size)
-        index_of_row: Which of those a row is, bit for bit.
-        gathered: Where copies of its weights are, made in the present call, and the copies.
-        products: By projection, in order: expert and token; None for a row that is no token's.
+        tokens: The tokens of its present call. # (num_tokens, hidden_size)
+        index_of_row: The index among those tokens by the bytes of a row.
+        gathered: The places of copies of its weights that the present call made, and the copies.
+        products: By projection, in order: expert and token; None for a row that is not a token.
     """
 
     path: str
@@ -200,9 +200,9 @@ class GemmAudit:
             model(**inputs)
         audit.pairs(layer)
 
-    Tokens are told apart by their values: a layer's rows must be distinct (no equal pads). Any
-    other use of the experts' weights than a product, a view or a gather is an error, so nothing
-    can happen unseen.
+    Tokens are identified by their values: a layer's rows must be distinct (no equal pads). Any use
+    of the experts' weights other than a product, a view or a gather is an error, so nothing can
+    happen unseen.
 
     Args:
         model: A model whose expert weights lie in memory as they are.

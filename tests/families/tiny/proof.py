@@ -29,9 +29,9 @@ class ProvenLayer:
     """One routed layer: what was recorded, and what the referees saw.
 
     Attributes:
-        recorded: By moetool.
+        recorded: The decisions that moetool recorded.
         observed: What the experts received and returned.
-        pairs: Which expert's weights met which token, how often.
+        pairs: The number of products of each token with each expert's weights.
     """
 
     recorded: RecordedLayer
@@ -47,7 +47,7 @@ class ProvenLayer:
         return self.observed.relative_error(ids, weights)
 
     def expected_pairs(self, ids: torch.Tensor) -> Counter[tuple[int, int]]:
-        """Return the pairs that a decision makes, but for experts without weights of their own."""
+        """Return the pairs that a decision makes, except those with experts without weights."""
         token, slot = torch.nonzero((ids >= 0) & (ids < self.place.num_experts), as_tuple=True)
         return Counter(zip(token.tolist(), ids[token, slot].tolist(), strict=True))
 

@@ -19,7 +19,7 @@ from moetool.simulation.memory.memory_run import (
 )
 from moetool.simulation.memory.timeline import Call, Event, Origin, Origins, Timeline
 
-# They have no `generate` of their own.
+# They have no `generate`.
 NOT_GENERATING = (
     "deepseek_ocr2_text",
     "openai_privacy_filter",
@@ -83,7 +83,6 @@ def summarize(
     """Return a summary of a timeline until the last birth.
 
     Args:
-        timeline: The timeline.
         with_numbers: Include tensors of literal numbers in code.
         without: Path of a module to leave out.
     """

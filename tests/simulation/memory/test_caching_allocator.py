@@ -254,7 +254,7 @@ def test_of_free_blocks_of_one_size_the_lowest_is_taken(allocator: CachingAlloca
 
 
 def test_the_front_of_a_split_block_is_what_was_asked_for(allocator: CachingAllocator) -> None:
-    """Of four quarters of a segment the first is the lowest: it is used again before the third."""
+    """The first quarter of a segment has a lower address than the third, and is used again first."""
     quarters = [allocator.allocate(5 * MIB) for _ in range(4)]
     allocator.free(quarters[2])
     allocator.free(quarters[0])

@@ -68,8 +68,8 @@ class RunByHand:
     """A run in which each step makes a new cache and block, and frees those of the step before.
 
     Args:
-        form: How many more blocks the step after so many tokens makes.
-        size: The bytes of its own block.
+        form: Returns the number of further blocks that a step makes, by the tokens before it.
+        size: Returns the size of the step's block in bytes, by the tokens before it.
     """
 
     can_start_later = True

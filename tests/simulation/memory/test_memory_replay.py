@@ -157,7 +157,7 @@ def test_a_block_is_the_cache_s_from_its_birth_on_if_it_is_so_after_any_call() -
 
 
 def test_a_block_handed_out_whole_counts_whole() -> None:
-    """Of 20 MiB, 18.5 are taken, and 1.5 left: a request for more than one MiB gets all of it."""
+    """A request for more than 1 MiB gets all of the 1.5 MiB that are left of a 20 MiB segment."""
     events = [(0, 9 * MIB + MIB // 2), (1, 9 * MIB), (2, MIB + 1)]
     timeline = make_timeline(events, call_ends=[3], cache=[{2: MIB + 1}])
     parts = replay_timeline(timeline, weight_bytes=[]).prefill.parts

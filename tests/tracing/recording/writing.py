@@ -89,12 +89,12 @@ class Traced:
     """Everything that a run returned.
 
     Attributes:
-        frame: Its rows.
-        probabilities: Rows of the routers' probabilities, if asked for.
-        texts: One a prompt; none if nothing was to be written.
-        run: Its figures.
-        num_windows: So many tables of rows.
-        num_advanced: Tokens of progress.
+        frame: The rows of all windows.
+        probabilities: The rows of the routers' probabilities, if they were asked for.
+        texts: One per prompt; none if nothing was to be written.
+        run: The figures of the run.
+        num_windows: The number of tables of rows.
+        num_advanced: The number of tokens that were reported as progress.
     """
 
     frame: pd.DataFrame
@@ -221,9 +221,8 @@ def read_plainly(
     """Return what the recorder sees of sequences read singly, without pads, mask or cache.
 
     Args:
-        model: The model.
-        sequences: What it reads, in an encoder-decoder with its encoder.
-        decoded: What it reads with its decoder.
+        sequences: The tokens that the model reads; in an encoder-decoder, those of its encoder.
+        decoded: The tokens of the decoder, for each sequence.
     """
     frames = []
     for number, sequence in enumerate(sequences):

@@ -331,7 +331,7 @@ EXACT: dict[str, Callable[[], Block]] = {
     "capacity": WithCapacity,
     "slots of equal number": SlotsOfEqualNumber,
     "scaled, with shared experts": ScaledAndShared,
-    "a router of its own": WithRouterOfItsOwn,
+    "its own router": WithRouterOfItsOwn,
     "unused experts": WithUnusedExperts,
     "dropout that does nothing": WithDropoutOnTheSum,
     "counted calls": CountsItsCalls,

@@ -132,7 +132,6 @@ class Rerun:
     """Runs a block again after one of its calls.
 
     Args:
-        block: The block.
         call: The call as hooks saw it.
         args: Its positional arguments.
         kwargs: Its keyword arguments.

@@ -159,7 +159,6 @@ def _count_rows(
     """Return how often each token reached each expert, after checking that it did so in the call.
 
     Args:
-        block: The block.
         call: The call as hooks saw it.
         seen: The tagged rows that the stand-ins received.
 
@@ -203,7 +202,6 @@ def _choose(
     """Return the ids and weights of the experts that ran, the largest weight first.
 
     Args:
-        block: The block.
         weights: A weight for every expert. # (num_slots, num_experts)
         counts: How often each token reached each expert. # (num_slots, num_experts)
 
