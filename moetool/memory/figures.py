@@ -50,6 +50,26 @@ class Peak:
     parts: AllocatedParts
 
     @property
+    def weights_bytes(self) -> int | None:
+        """Parameters and buffers; None if their size is unknown."""
+        return self.parts.weights_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """The cache."""
+        return self.parts.cache_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """Everything that is neither weights, cache nor workspace."""
+        return self.parts.activation_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The workspaces that matrix products keep."""
+        return self.parts.workspace_bytes
+
+    @property
     def allocated_bytes(self) -> int | None:
         """The sum of all parts; None if the weights are unknown."""
         return self.parts.allocated_bytes

@@ -97,3 +97,15 @@ def test_a_variant_that_is_too_much_work_is_unknown(tmp_path: Path) -> None:
         note.startswith("The memory of the variant experts_quantized is unknown")
         for note in beyond.notes
     )
+
+
+def test_no_note_says_that_steps_were_left_out_where_a_static_cache_needs_none(
+    tmp_path: Path,
+) -> None:
+    path = save_config("olmoe", tmp_path)
+    scenario = replace(SCENARIO, num_new_tokens=20, cache="static")
+    large, small = (
+        estimate(path, scenario, most_work=most_work, gpu=None) for most_work in (10**6, 1)
+    )
+    assert large.figures == small.figures
+    assert not any("too many modules" in note for note in small.notes)

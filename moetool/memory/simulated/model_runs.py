@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from moetool.errors import InputError
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import LoadingOptions, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
@@ -31,8 +31,8 @@ class ModelRuns:
     most_work: int = MOST_WORK
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
-    # Why the model's code needs balanced routing, once a whole run has found out.
-    _needs_data: str | None = None
+    # Why the model's code needs balanced routing, as a whole run has found out, by how it is loaded.
+    _needs_data: dict[LoadingOptions, str | None] = field(default_factory=dict)
 
     def simulate(self, scenario: Scenario, *, is_brief: bool = False) -> SimulatedRun:
         """Return a run of a scenario with weights as they are in the skeleton.
@@ -107,7 +107,7 @@ class ModelRuns:
                 workspace_bytes=find_workspace_bytes(self.loader.gpu),
                 context_bytes=CONTEXT_BYTES,
                 is_brief=is_brief,
-                needs_data=self._needs_data if is_brief else None,
+                needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                 most_work=self.most_work,
             )
         except CantSimulate as error:
@@ -116,7 +116,7 @@ class ModelRuns:
                 hint="See what `moetool inspect` counts, or try another version of transformers.",
             ) from error
         if not is_brief:
-            self._needs_data = run.needs_data
+            self._needs_data[scenario.loading] = run.needs_data
         return run
 
     def _drop_old_replays(self) -> None:

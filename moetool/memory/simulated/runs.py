@@ -64,6 +64,7 @@ class _Case:
         skeleton: The model as the scenario loads it.
         options: The options of its runs.
         is_brief: Whether the ends of a generation are enough.
+        is_too_large: Whether its steps might take too long; only the ends run then, with a note.
         step_budget: The number of steps that run.
     """
 
@@ -71,6 +72,7 @@ class _Case:
     scenario: Scenario
     options: RunOptions
     is_brief: bool
+    is_too_large: bool
     step_budget: StepBudget
 
 
@@ -134,14 +136,15 @@ def run_scenario(
     )
     notes: list[str] = []
     most_steps_work = step_budget.most_samples * _count_modules(skeleton)
-    if not is_brief and most_work is not None and most_steps_work > most_work:
-        is_brief = True
-        if scenario.num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
-            notes.append(
-                "It has too many modules to simulate every step: only the first and the last of "
-                f"{scenario.num_new_tokens:,} steps were simulated."
-            )
-    case = _Case(skeleton, scenario, options, is_brief=is_brief, step_budget=step_budget)
+    is_too_large = most_work is not None and most_steps_work > most_work
+    case = _Case(
+        skeleton,
+        scenario,
+        options,
+        is_brief=is_brief,
+        is_too_large=is_too_large,
+        step_budget=step_budget,
+    )
     method = Method.SIMULATED
     try:
         simulation = (
@@ -193,6 +196,7 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
     if case.options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
     run = MemoryRun(skeleton, case.options, routing_modules=modules)
+    weight_bytes = list_weight_bytes(skeleton)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
@@ -200,7 +204,14 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
     elif not run.can_start_later:
         timeline = _generate_from_start(run, scenario)
-    elif case.is_brief and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
+    elif (
+        case.is_brief or case.is_too_large
+    ) and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_BRIEF_ENDS:
+        if not case.is_brief:
+            notes.append(
+                "It has too many modules to simulate every step: only the first and the last of "
+                f"{num_new_tokens:,} steps were simulated."
+            )
         return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS)
     else:
         found = simulate_generation(
@@ -216,7 +227,6 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
             )
             return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    weight_bytes = list_weight_bytes(skeleton)
     return _Simulation(
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
@@ -267,7 +277,8 @@ def _simulate_short_prompts(case: _Case, *, notes: list[str]) -> _Simulation:
         )
         options = replace(case.options, may_scan=True)
         simulation = _simulate(
-            replace(case, scenario=short, options=options, is_brief=False), notes=notes
+            replace(case, scenario=short, options=options, is_brief=False, is_too_large=False),
+            notes=notes,
         )
         work = simulation.work
         return simulation.replay(None)
@@ -293,6 +304,7 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
     after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
     prompt, which isn't part of the run.
     """
+    weight_bytes = list_weight_bytes(case.skeleton)
     start, end = (
         run.generate(
             num_prompt_tokens=case.scenario.num_prompt_tokens,
@@ -301,7 +313,6 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
         )
         for num_tokens_before in (0, case.scenario.num_new_tokens - num_at_ends)
     )
-    weight_bytes = list_weight_bytes(case.skeleton)
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)

@@ -31,6 +31,6 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
     if run.work * num_passes > most_work:
         raise InputError(
             f"finding out takes about {num_passes} more passes through the model, of "
-            f"{run.work:,} modules each.",
+            f"{run.work:,} units of work each.",
             hint="Estimate a model with fewer experts or layers.",
         )
