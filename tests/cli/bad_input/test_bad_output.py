@@ -51,7 +51,9 @@ def test_the_parts_of_an_unfinished_run_are_refused_and_kept(
     part = target.with_name("trace.parquet.partial") / "part-00000.parquet"
     part.parent.mkdir()
     part.write_bytes(KEPT)
-    expected = Refusal(2, error=f"'{part.parent}' holds what an unfinished run", hint="--force")
+    expected = Refusal(
+        2, error=f"'{part.parent}' holds the rows of an unfinished run", hint="--force"
+    )
 
     completed = trace_to("-o", target)
 
