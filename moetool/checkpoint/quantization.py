@@ -69,7 +69,11 @@ def _get_text_config(config: object) -> object:
     if isinstance(config, Mapping):
         return config.get("text_config")
     find: Any = getattr(config, "get_text_config", None)
-    return find() if find else None
+    try:
+        return find() if find else None
+    except ValueError:
+        # It has several of them.
+        return None
 
 
 def _describe(stated: Mapping[str, object]) -> Iterator[str]:

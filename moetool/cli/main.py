@@ -55,6 +55,12 @@ def main() -> None:
         sys.exit(say_usage_error(error.format_message()))
     except typer.Abort:
         sys.exit(INTERRUPTED)
+    except SystemExit as ending:
+        # Typer exits with 1 where whoever reads the help has closed the pipe.
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
+        discard_stdout()
+        sys.exit(DONE)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -90,14 +96,15 @@ root.__doc__ = app.info.help
 
 def _quiet_libraries() -> None:
     """Silence the libraries' own messages; moetool reports what matters itself."""
+    is_debugged = bool(os.environ.get("MOETOOL_DEBUG"))
     # Before transformers raises an error, it may log a whole configuration as one.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error" if is_debugged else "critical")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # It logs every request that it retries.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not os.environ.get("MOETOOL_DEBUG"):
+    if not is_debugged:
         warnings.simplefilter("ignore")
         # It logs that a model is offloaded, for every offloaded model.
         logging.getLogger("accelerate").setLevel(logging.ERROR)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import FineGrainedFP8Config, LlavaConfig, MixtralConfig
+from transformers import FineGrainedFP8Config, LlavaConfig, MixtralConfig, PreTrainedConfig
 
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.packing import read_packing
@@ -178,3 +178,11 @@ def test_nothing_that_is_stated_ends_in_an_error(stated: object, nested: object)
     words = name_quantization({"quantization_config": stated, "text_config": nested})
 
     assert words is None or (words and words.isprintable() and len(words) < 1000)
+
+
+def test_a_configuration_of_several_text_models_states_none_for_them() -> None:
+    class Several:
+        def get_text_config(self) -> object:
+            raise ValueError("multiple valid text configs")
+
+    assert find_method(cast("PreTrainedConfig", Several())) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -101,3 +103,18 @@ def test_a_quiet_run_prints_its_data_and_nothing_else(
     loud, quiet = run_moetool(*arguments), run_moetool(*arguments, "-q")
     assert loud.stdout
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, loud.stdout, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"], ["--version"]])
+def test_a_reader_that_closes_the_pipe_ends_the_help_in_success(arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "moetool", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0

@@ -161,7 +161,7 @@ def select_layers(found: list[MoeLayer], numbers: Collection[int] | None) -> tup
     if wrong:
         raise UsageError(
             f"Layer {wrong[0]} has no routed experts; these have: {routed}.",
-            hint="Name layers that route.",
+            hint="Name layers that route with --layers.",
         )
     return tuple(layer for layer in found if layer.layer in numbers)
 

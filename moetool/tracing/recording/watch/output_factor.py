@@ -79,9 +79,10 @@ def _fit_factor(total: torch.Tensor, terms: list[torch.Tensor]) -> float | None:
         total: # (num_tokens, hidden_size)
         terms: Each of the same shape.
     """
+    total, *terms = (tensor.cpu() for tensor in (total, *terms))
     ran = terms[0].abs().amax(dim=1) > 0
-    columns = torch.stack([term[ran].cpu() for term in terms], dim=2)  # (…, hidden_size, num_terms)
-    total = total[ran].cpu().unsqueeze(2)  # (num_tokens, hidden_size, 1)
+    columns = torch.stack([term[ran] for term in terms], dim=2)  # (…, hidden_size, num_terms)
+    total = total[ran].unsqueeze(2)  # (num_tokens, hidden_size, 1)
     if not len(total):
         return None
     factors = torch.linalg.pinv(columns) @ total  # (num_tokens, num_terms, 1)
