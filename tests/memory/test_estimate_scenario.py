@@ -11,7 +11,7 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.memory.estimate_scenario import estimate_scenario
 from moetool.memory.figures import MemoryFigures, Method
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import CacheKind, Scenario
 from moetool.quantized.kinds import Quantization
 from tests.memory.saved_configs import make_loader, save_config
 
@@ -103,7 +103,7 @@ def test_no_note_says_that_steps_were_left_out_where_a_static_cache_needs_none(
     tmp_path: Path,
 ) -> None:
     path = save_config("olmoe", tmp_path)
-    scenario = replace(SCENARIO, num_new_tokens=20, cache="static")
+    scenario = replace(SCENARIO, num_new_tokens=20, cache=CacheKind.STATIC)
     large, small = (
         estimate(path, scenario, most_work=most_work, gpu=None) for most_work in (10**6, 1)
     )
