@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 
 from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
@@ -508,6 +508,24 @@ def test_runs_that_share_outcomes_repeat_each_other_s_layers(model: Model) -> No
             model(hidden)
         assert (layers.num_run, layers.num_repeated) == (num_run, NUM_LAYERS - num_run)
     assert outcomes.repeated_paths == {f"layers.{index}" for index in range(NUM_LAYERS)}
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_runs_with_caches_of_other_attributes_do_not_share_outcomes(
+    model: Model, is_encoder_decoder: bool
+) -> None:
+    def make_cache(window: int) -> Any:
+        cache: Any = DynamicCache()
+        cache.window = window
+        return EncoderDecoderCache(cache, DynamicCache()) if is_encoder_decoder else cache
+
+    outcomes, hidden = LayerOutcomes(), torch.empty(1, 5, 8, device="meta")
+    for index in range(NUM_LAYERS):
+        layer_of(model, index).keeps_keys = False
+    for window, num_run in ((3, 1), (4, 1), (3, 0)):
+        with RepeatedLayers(model, observers=[], outcomes=outcomes) as layers:
+            model(hidden, cache=make_cache(window))
+        assert layers.num_run == num_run
 
 
 def test_a_layer_that_raises_is_restored(model: Model) -> None:
