@@ -103,7 +103,7 @@ class LayerState:
     Args:
         layer: The layer.
         paths: Paths of the modules in question; None for all.
-        changed: Paths of modules that changed earlier in the run. An earlier state restores them.
+        changed: Modules that changed earlier in the run. An earlier state restores them.
     """
 
     def __init__(
@@ -111,20 +111,20 @@ class LayerState:
         layer: nn.Module,
         *,
         paths: Collection[str] | None = None,
-        changed: Collection[str] = (),
+        changed: Collection[nn.Module] = (),
     ) -> None:
         self._states = {
             path: _ModuleState(
-                module, _remember(module, is_original=path not in changed), path not in changed
+                module, _remember(module, is_original=module not in changed), module not in changed
             )
             for path, module in layer.named_modules()
             if paths is None or path in paths
         }
 
     @property
-    def original_paths(self) -> frozenset[str]:
-        """Paths of the modules that this state restores."""
-        return frozenset(path for path, state in self._states.items() if state.is_original)
+    def original_modules(self) -> frozenset[nn.Module]:
+        """The modules that this state restores."""
+        return frozenset(state.module for state in self._states.values() if state.is_original)
 
     def find_replaced(self) -> set[Difference]:
         """Return the parameters and buffers that are no longer the same objects."""

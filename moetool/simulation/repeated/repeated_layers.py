@@ -113,8 +113,8 @@ class RepeatedLayers:
         self._fingerprints = self._outcomes.fingerprints
         # By the path of each layer that was called: its kind now, None if it has to be found anew.
         self._kinds: dict[str, int | None] = {}
-        # By the path of a layer: the paths in it of the modules to be restored at the end.
-        self._changed: dict[str, set[str]] = {}
+        # The modules to be restored at the end, of all layers: two may share one.
+        self._changed: set[nn.Module] = set()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -180,8 +180,10 @@ class RepeatedLayers:
     def _run_undescribed(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a layer without looking at its changes. They are undone at the end."""
         self.num_run += 1
-        if layer.path not in self._changed:
-            self._restore_at_end(layer, LayerState(layer.module))
+        unchanged = {
+            path for path, module in layer.module.named_modules() if module not in self._changed
+        }
+        self._restore_at_end(layer, LayerState(layer.module, paths=unchanged))
         self._lose_kind(layer)
         return layer.forward(*args, **kwargs)
 
@@ -197,9 +199,9 @@ class RepeatedLayers:
             if not state.restore():
                 self._outcomes.forget_kind_at_start(layer)
 
-        paths = state.original_paths
-        if paths:
-            self._changed.setdefault(layer.path, set()).update(paths)
+        originals = state.original_modules
+        if originals:
+            self._changed |= originals
             self._exit.callback(restore)
 
     def _run(
@@ -224,7 +226,7 @@ class RepeatedLayers:
             )
 
         before = describe_surroundings()
-        state = LayerState(layer.module, changed=self._changed.get(layer.path, ()))
+        state = LayerState(layer.module, changed=self._changed)
         # The tensors in the layer's slot die while it runs: no reference here may keep them alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
@@ -286,9 +288,9 @@ class RepeatedLayers:
     ) -> Any:
         """Return stand-ins for the result of a layer that does the same as an earlier one."""
         stand_ins = StandIns(given)
-        paths = outcome.changes.paths - self._changed.get(layer.path, set())
-        if paths:
-            self._restore_at_end(layer, LayerState(layer.module, paths=paths))
+        if paths := outcome.changes.paths:
+            state = LayerState(layer.module, paths=paths, changed=self._changed)
+            self._restore_at_end(layer, state)
         with ExitStack() as stack:
             for observer, done in zip(self._observers, outcome.done, strict=True):
                 visit = _visit(layer, given, slot=slot)

@@ -467,6 +467,25 @@ def test_a_layer_whose_call_cannot_be_described_is_restored(model: Model) -> Non
     assert not any("held_in" in vars(layer) for layer in model.layers)
 
 
+def test_modules_changed_in_different_calls_are_all_restored(model: Model) -> None:
+    """A layer that does not run changes only itself; then a call changes its projection."""
+
+    def change(layer: Any, *_: object, secret: object = None, **__: object) -> None:
+        if secret is None:
+            layer.window = 5
+        else:
+            layer.projection.scale = 2
+
+    let_each(model, change)
+    hidden = torch.empty(1, 5, 8, device="meta")
+    with RepeatedLayers(model, observers=[]) as layers:
+        model(hidden)
+        assert layers.num_repeated == NUM_LAYERS - 1
+        model(hidden, secret=object())
+    held = {name for module in model.modules() for name in vars(module)}
+    assert not held & {"window", "scale"}
+
+
 def test_a_layer_changed_in_a_call_that_cannot_be_described_is_another_afterwards(
     model: Model,
 ) -> None:
