@@ -81,7 +81,8 @@ class AllocationRecorder:
         self._layer = ""
         self._origins = origins
         self._num_blocks = 0
-        # The block of each storage by address, and the weak reference that notices its death.
+        # The block of each storage by address, and a weak reference that notices its death. For
+        # parameters and buffers: -1, and the storage itself, which keeps it alive.
         self._followed: dict[int, tuple[int, object]] = {}
         self._holders: dict[int, int] = {}
         self._bytes_of: dict[int, int] = {}

@@ -72,16 +72,16 @@ class SimulatedGeneration:
 
     @contextmanager
     def ready(self) -> Iterator[SimulatedGeneration]:
-        """Put the skeleton into evaluation mode, and back afterwards."""
-        was_training = self._skeleton.training
-        if was_training:
+        """Put the skeleton's modules into evaluation mode, and back afterwards."""
+        in_training = [module for module in self._skeleton.modules() if module.training]
+        if in_training:
             self._skeleton.train(False)
         try:
             with torch.inference_mode(), MetaKernels():
                 yield self
         finally:
-            if was_training:
-                self._skeleton.train(True)
+            for module in in_training:
+                module.training = True
 
     @property
     def cache(self) -> Any:

@@ -56,13 +56,14 @@ class CacheSlots:
         return bool(self._indices)
 
     def describe(self, fingerprints: Fingerprints) -> Hashable:
-        """Return the fingerprint of the layer's entries."""
+        """Return the fingerprint of the layer's entries and of what the cache holds for all layers."""
         entries = tuple(
             (name, fingerprints.of_attributes(entries[index]) if index < len(entries) else _ABSENT)
             for name, entries in self._lists()
             for index in self._indices
         )
-        return (entries, tuple(self._flags.get(index) for index in self._indices))
+        flags = tuple(self._flags.get(index) for index in self._indices)
+        return (entries, flags, fingerprints.of_value(self._find_plain()))
 
     def find_tensors(self) -> tuple[torch.Tensor, ...]:
         """Return the tensors that the layer finds in the cache, always in the same order."""
@@ -89,12 +90,8 @@ class CacheSlots:
             if index not in self._indices
         ]
         num_after = [len(entries[max(self._indices) + 1 :]) for _, entries in self._lists()]
-        plain = [
-            {name: value for name, value in vars(part).items() if not isinstance(value, list)}
-            for part in self._parts.values()
-        ]
         flags = {index: flag for index, flag in self._flags.items() if index not in self._indices}
-        return (tuple(others), tuple(num_after), fingerprints.of_value([plain, flags]))
+        return (tuple(others), tuple(num_after), fingerprints.of_value([self._find_plain(), flags]))
 
     def measure(self) -> dict[str, int]:
         """Return the length of each of the cache's lists."""
@@ -144,6 +141,13 @@ class CacheSlots:
             lists[name][index : index + 1] = [stand_ins.make(template)]
         for position, flag in templates.flags:
             self._flags[self._indices[position]] = flag
+
+    def _find_plain(self) -> list[dict[str, Any]]:
+        """Return the attributes of each part of the cache that aren't lists with entries by layer."""
+        return [
+            {name: value for name, value in vars(part).items() if not isinstance(value, list)}
+            for part in self._parts.values()
+        ]
 
     def _lists(self) -> list[tuple[str, list[Any]]]:
         return [

@@ -111,8 +111,10 @@ class RepeatedLayers:
         self._observers = observers
         self._outcomes = LayerOutcomes() if outcomes is None else outcomes
         self._fingerprints = self._outcomes.fingerprints
-        # By the path of each layer that was called: its kind now.
-        self._kinds: dict[str, int] = {}
+        # By the path of each layer that was called: its kind now, None if it has to be found anew.
+        self._kinds: dict[str, int | None] = {}
+        # The modules to be restored at the end, of all layers: two may share one.
+        self._changed: set[nn.Module] = set()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -143,20 +145,18 @@ class RepeatedLayers:
         slots = [CacheSlots(cache, indices) for cache in caches.values()]
         is_known = all(isinstance(value, Cache) or is_transparent(value) for value in given)
         if len(slots) > 1 or not is_known or not all(slot.is_known for slot in slots):
-            self.num_run += 1
-            return layer.forward(*args, **kwargs)
+            return self._run_undescribed(layer, args, kwargs)
         slot = slots[0] if slots else None
-        if layer.path not in self._kinds:
-            self._kinds[layer.path] = self._outcomes.find_kind_at_start(layer)
+        kind = self._find_kind(layer)
         key = (
-            self._kinds[layer.path],
+            kind,
             self._fingerprints.of_value((args, kwargs)),
             slot.describe(self._fingerprints) if slot else None,
             self._describe_visit(layer, given, slot=slot),
         )
         outcome = self._outcomes.find(key)
         if outcome is None or (slot and not slot.can_take(outcome.slots)):
-            return self._run(layer, args, kwargs, slot=slot, given=given, key=key)
+            return self._run(layer, args, kwargs, slot=slot, given=given, key=key, kind=kind)
         self.num_repeated += 1
         self._outcomes.repeated_paths.add(layer.path)
         return self._repeat(layer, outcome, slot=slot, given=given)
@@ -167,6 +167,43 @@ class RepeatedLayers:
         visit = _visit(layer, given, slot=slot)
         return tuple(observer.describe(visit) for observer in self._observers)
 
+    def _find_kind(self, layer: Layer) -> int:
+        """Return the kind that a layer is now."""
+        if layer.path not in self._kinds:
+            self._kinds[layer.path] = self._outcomes.find_kind_at_start(layer)
+        kind = self._kinds[layer.path]
+        if kind is None:
+            kind = self._outcomes.find_kind(self._fingerprints.of_layer(layer.module))
+            self._kinds[layer.path] = kind
+        return kind
+
+    def _run_undescribed(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a layer without looking at its changes. They are undone at the end."""
+        self.num_run += 1
+        unchanged = {
+            path for path, module in layer.module.named_modules() if module not in self._changed
+        }
+        self._restore_at_end(layer, LayerState(layer.module, paths=unchanged))
+        self._lose_kind(layer)
+        return layer.forward(*args, **kwargs)
+
+    def _lose_kind(self, layer: Layer) -> None:
+        """Find a layer's kind anew before its next call, and at the start of the next run."""
+        self._kinds[layer.path] = None
+        self._outcomes.forget_kind_at_start(layer)
+
+    def _restore_at_end(self, layer: Layer, state: LayerState) -> None:
+        """Restore a state at the end, except what an earlier state restores."""
+
+        def restore() -> None:
+            if not state.restore():
+                self._outcomes.forget_kind_at_start(layer)
+
+        originals = state.original_modules
+        if originals:
+            self._changed |= originals
+            self._exit.callback(restore)
+
     def _run(
         self,
         layer: Layer,
@@ -176,6 +213,7 @@ class RepeatedLayers:
         slot: CacheSlots | None,
         given: tuple[object, ...],
         key: Hashable,
+        kind: int,
     ) -> Any:
         """Run a layer, and keep its outcome if it can stand for that of another layer."""
         self.num_run += 1
@@ -187,7 +225,8 @@ class RepeatedLayers:
                 slot.describe_rest(self._fingerprints, lengths=lengths) if slot else None,
             )
 
-        before, state = describe_surroundings(), LayerState(layer.module)
+        before = describe_surroundings()
+        state = LayerState(layer.module, changed=self._changed)
         # The tensors in the layer's slot die while it runs: no reference here may keep them alive.
         marks = [
             observer.begin_layer(_visit(layer, given, slot=slot)) for observer in self._observers
@@ -195,10 +234,11 @@ class RepeatedLayers:
         try:
             result = layer.forward(*args, **kwargs)
         except BaseException:
-            self._exit.callback(state.restore)
+            self._restore_at_end(layer, state)
+            self._lose_kind(layer)
             raise
         maker = TemplateMaker(given)
-        changes = self._take_changes(layer, state, maker)
+        kind_after, changes = self._take_changes(layer, kind, state, maker)
         can_make = (
             changes is not None and describe_surroundings() == before and maker.can_make(result)
         )
@@ -211,28 +251,32 @@ class RepeatedLayers:
             for observer, mark in zip(self._observers, marks, strict=True)
         )
         if changes is not None and can_make and all(what is not None for what in done):
-            kind = self._kinds[layer.path]
-            self._outcomes.keep(key, Outcome(template, slots, changes, kind, done))
+            self._outcomes.keep(key, Outcome(template, slots, changes, kind_after, done))
         return result
 
     def _take_changes(
-        self, layer: Layer, state: LayerState, maker: TemplateMaker
-    ) -> ModuleChanges | None:
-        """Return a layer's changes to its own modules; None if they have no template.
+        self, layer: Layer, kind: int, state: LayerState, maker: TemplateMaker
+    ) -> tuple[int, ModuleChanges | None]:
+        """Return a layer's new kind and its changes to its own modules.
 
-        They are undone at the end.
+        The changes are None if they have no template. They are undone at the end.
         """
-        before = self._outcomes.fingerprint_of(self._kinds[layer.path])
+        before = self._outcomes.fingerprint_of(kind)
         after = self._fingerprints.of_layer(layer.module)
-        if after == before:
-            return NO_CHANGES
-        self._exit.callback(state.restore)
-        self._kinds[layer.path] = self._outcomes.find_kind(after)
+        replaced = state.find_replaced()
+        if after == before and not replaced:
+            return kind, NO_CHANGES
+        self._restore_at_end(layer, state)
+        kind_after = self._outcomes.find_kind(after)
+        self._kinds[layer.path] = kind_after
         differences = find_differences(before, after)
-        changes = None if differences is None else state.find_changes(maker, differences)
+        changes = None
+        # A tensor replaced by one like it dies in the next call, which looks the same as this one.
+        if differences is not None and replaced <= set(differences):
+            changes = state.find_changes(maker, differences)
         if changes is None:
             self._outcomes.forget_kind_at_start(layer)
-        return changes
+        return kind_after, changes
 
     def _repeat(
         self,
@@ -244,8 +288,9 @@ class RepeatedLayers:
     ) -> Any:
         """Return stand-ins for the result of a layer that does the same as an earlier one."""
         stand_ins = StandIns(given)
-        if outcome.changes.paths:
-            self._exit.callback(LayerState(layer.module, paths=outcome.changes.paths).restore)
+        if paths := outcome.changes.paths:
+            state = LayerState(layer.module, paths=paths, changed=self._changed)
+            self._restore_at_end(layer, state)
         with ExitStack() as stack:
             for observer, done in zip(self._observers, outcome.done, strict=True):
                 visit = _visit(layer, given, slot=slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -346,6 +347,39 @@ def test_a_layer_that_keeps_memory_beside_what_it_leaves_behind_runs_each_time()
     short, num_run = record(Model(keep_beside), AllocationRecorder, num_calls=1, is_kept=False)
     full, _ = record(Model(keep_beside), TellsLayersApart, num_calls=1, is_kept=False)
     assert num_run == 4
+    assert short == full
+
+
+def keep_last(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
+    layer.last = hidden + 1
+
+
+def keep_last_in_list(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
+    layer.last = [hidden + 1]
+
+
+def keep_last_in_buffer(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
+    layer.register_buffer("last", hidden + 1)
+
+
+@pytest.mark.parametrize("does", [keep_last, keep_last_in_list, keep_last_in_buffer])
+def test_what_a_layer_replaces_at_each_call_dies_as_in_layers_run_each_time(
+    does: Callable[..., Any],
+) -> None:
+    def record_calls(*, is_each_layer_run: bool) -> tuple[Summary, int]:
+        model, origins = Model(does), Origins()
+        recorder = AllocationRecorder(model, origins=origins)
+        layers = RepeatedLayers(model, observers=[recorder])
+        with nullcontext() if is_each_layer_run else layers, recorder:
+            for _ in range(3):
+                model(is_kept=False)
+            meta(1)
+            events = tuple(recorder.events)
+        return summarize(Timeline(events, origins.found, (), None)), layers.num_repeated
+
+    short, num_repeated = record_calls(is_each_layer_run=False)
+    full, _ = record_calls(is_each_layer_run=True)
+    assert num_repeated >= 3
     assert short == full
 
 
