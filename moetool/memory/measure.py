@@ -22,10 +22,7 @@ from moetool.memory.result import Measurement
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
-from moetool.simulation.memory.memory_run import (
-    find_ordinary_token,
-    find_special_tokens,
-)
+from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
 
 
 def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = False) -> None:

@@ -17,7 +17,7 @@ from moetool.memory import measure
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
-from moetool.simulation.memory.memory_run import find_special_tokens
+from moetool.simulation.memory.ordinary_tokens import find_special_tokens
 from tests.families.tiny.configs import build_config
 from tests.families.tiny.models import build_family
 from tests.memory.saved_configs import make_builder as find_builder

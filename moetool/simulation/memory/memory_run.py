@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
+from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
@@ -256,23 +257,6 @@ class MemoryRun:
             )
             del result
         return timeline
-
-
-def find_ordinary_token(config: PreTrainedConfig) -> int:
-    """Return a token id without a special meaning in a configuration."""
-    special = find_special_tokens(config)
-    return next(number for number in range(5, 2**20) if number not in special)
-
-
-def find_special_tokens(config: PreTrainedConfig) -> set[int]:
-    """Return the special token ids of a configuration, and other integers of similar names."""
-    special: set[int] = set()
-    for holder in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        for name, value in vars(holder).items() if holder is not None else ():
-            if "token" in name or name.endswith("_id"):
-                values = value if isinstance(value, list | tuple) else [value]
-                special.update(number for number in values if isinstance(number, int))
-    return special
 
 
 @contextmanager

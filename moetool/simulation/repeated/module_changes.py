@@ -84,7 +84,6 @@ class _ModuleState:
     """The values that a module holds at one time, or their marks.
 
     Attributes:
-        module: The module.
         held: The values by name.
         is_original: Whether the module has not changed before in the run.
     """

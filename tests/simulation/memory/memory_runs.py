@@ -13,10 +13,8 @@ from transformers import PreTrainedModel
 
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
-from moetool.simulation.memory.memory_run import (
-    RunOptions,
-    find_ordinary_token,
-)
+from moetool.simulation.memory.memory_run import RunOptions
+from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Event, Origin, Origins, Timeline
 
 # They have no `generate`.

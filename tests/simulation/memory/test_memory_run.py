@@ -11,11 +11,8 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
-from moetool.simulation.memory.memory_run import (
-    MemoryRun,
-    RunOptions,
-    find_ordinary_token,
-)
+from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
+from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Timeline
 from tests.families.tiny.configs import build_config
 from tests.simulation.memory.memory_runs import summarize
