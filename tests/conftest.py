@@ -22,11 +22,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from moetool.catalogue.names import demo_folder
 from tests.command import REPOSITORY as REPOSITORY
 from tests.command import Completed as Completed
 from tests.command import RunMoetool, run_main, run_process
+
+# Time is never asserted: a busy machine would fail tests.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Where the tests run in the background a shell may have them ignore interrupts; what they start is
 # interrupted all the same.

@@ -14,11 +14,13 @@ from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_files
 from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
-from moetool.printable import printable_number
+from moetool.printable import printable, printable_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# Longer names are cut in messages.
+_LONGEST_NAME = 60
 # The largest plausible numbers, by words in the names of fields. Nothing larger is built, because
 # building takes time and memory for each layer, expert and label.
 _LIMITS = (
@@ -119,12 +121,14 @@ def make_config(
     if not is_known:
         if "auto_map" not in raw or code is None:
             raise UntraceableError(
-                f"transformers {transformers_version} has no architecture '{model_type}'.",
+                f"transformers {transformers_version} has no architecture "
+                f"'{printable(model_type, max_length=_LONGEST_NAME)}'.",
                 hint="A newer transformers may know it: pip install --upgrade transformers.",
             )
         if not trust_remote_code:
             raise InputError(
-                f"{name} needs the Python code in its own repository (model_type '{model_type}').",
+                f"{name} needs the Python code in its own repository "
+                f"(model_type '{printable(model_type, max_length=_LONGEST_NAME)}').",
                 hint="Read that code, then allow it to run with --trust-remote-code.",
             )
     _check_plausible(fields, label=label)

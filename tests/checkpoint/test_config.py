@@ -52,3 +52,11 @@ def test_code_of_its_own_needs_a_place_and_leave_to_run() -> None:
         make_config(raw, name="it", label="config.json", code=".", trust_remote_code=False)
     with pytest.raises(UntraceableError, match="has no architecture 'own'"):
         make_config(raw, name="it", label="config.json", code=None, trust_remote_code=True)
+
+
+def test_a_name_of_thousands_of_characters_is_cut() -> None:
+    for code, kind in ((None, UntraceableError), (".", InputError)):
+        raw = {"model_type": "é" * 5000, "auto_map": {"AutoConfig": "own.Config"}}
+        with pytest.raises(kind) as caught:
+            make_config(raw, name="it", label="config.json", code=code, trust_remote_code=False)
+        assert len(caught.value.message) < 200

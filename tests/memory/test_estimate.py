@@ -50,6 +50,14 @@ def tiny(tmp_path: Path) -> str:
     return save_config("olmoe", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Estimate:
+    """The estimate of the tiny model for a GPU, with nothing left out."""
+    path = save_config("olmoe", tmp_path_factory.mktemp("whole"))
+    (estimate,) = estimate_memory(path, [TINY], gpu="1GiB")
+    return estimate
+
+
 def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
     value = json.loads(render_json([mixtral]))
     assert set(value) == {"schema", "moetool", "estimates"}
@@ -326,12 +334,12 @@ def test_what_can_not_be_found_out_leaves_the_rest_of_the_estimate_as_it_is(
     left_out: str,
     words: str,
     tiny: str,
+    whole: Estimate,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise InputError("it can't be simulated: too large.", hint="None.")
 
-    (whole,) = estimate_memory(tiny, [TINY], gpu="1GiB")
     monkeypatch.setattr(module, name, refuse)
     (partial_estimate,) = estimate_memory(tiny, [TINY], gpu="1GiB")
     assert not getattr(partial_estimate, left_out)

@@ -27,6 +27,7 @@ from moetool.memory.simulated.simulated_run import (
     make_figures,
     make_peaks,
 )
+from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import (
@@ -48,8 +49,6 @@ from moetool.simulation.memory.memory_run import (
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 
-# Events that take as long as watching a module: most are copied from a layer that ran before.
-_NUM_EVENTS_OF_MODULE = 8
 # Steps simulated at each end of a generation whose steps don't follow from a few.
 _NUM_NEW_TOKENS_AT_ENDS = 8
 # Steps simulated at each end in brief: the call for the prompt, and one step.
@@ -135,7 +134,7 @@ def run_scenario(
         block_budget=block_budget,
     )
     notes: list[str] = []
-    most_steps_work = step_budget.most_samples * _count_modules(skeleton)
+    most_steps_work = step_budget.most_samples * count_modules(skeleton)
     is_too_large = most_work is not None and most_steps_work > most_work
     case = _Case(
         skeleton,
@@ -172,10 +171,6 @@ def run_scenario(
         work=simulation.work,
         replay=simulation.replay,
     )
-
-
-def _count_modules(skeleton: PreTrainedModel) -> int:
-    return sum(1 for _ in skeleton.modules())
 
 
 def _simulate_balanced(case: _Case, reason: str, *, notes: list[str]) -> _Simulation:
@@ -231,13 +226,8 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
         ),
-        work=_measure_work(skeleton, timeline),
+        work=measure_work(skeleton, timeline),
     )
-
-
-def _measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
-    num_events = timeline.calls[:2][-1].end_event
-    return _count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE
 
 
 def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
@@ -338,7 +328,7 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
             decode=decode,
         )
 
-    work = max(_measure_work(case.skeleton, timeline) for timeline in (start, end))
+    work = max(measure_work(case.skeleton, timeline) for timeline in (start, end))
     return _Simulation(replay, work=work)
 
 

@@ -6,9 +6,14 @@ module that is watched during a pass, or several events of the allocator: about 
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from moetool.errors import InputError
 from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.simulation.memory.timeline import Timeline
 
+# Events that take as long as watching a module: most are copied from a layer that ran before.
+_NUM_EVENTS_OF_MODULE = 8
 # A minute or two. A search for limits takes more in a model with 50,000 modules, such as separate
 # experts.
 MOST_WORK = 1_000_000
@@ -34,3 +39,14 @@ def refuse_work(run: SimulatedRun, *, num_passes: int, most_work: int) -> None:
             f"{run.work:,} units of work each.",
             hint="Estimate a model with fewer experts or layers.",
         )
+
+
+def count_modules(skeleton: PreTrainedModel) -> int:
+    """Return the number of modules of a model."""
+    return sum(1 for _ in skeleton.modules())
+
+
+def measure_work(skeleton: PreTrainedModel, timeline: Timeline) -> int:
+    """Return the work of a pass: of the prompt, and of a step of decoding if there is one."""
+    num_events = timeline.calls[:2][-1].end_event
+    return count_modules(skeleton) + num_events // _NUM_EVENTS_OF_MODULE

@@ -154,7 +154,7 @@ def open_trace(path):
     for _ in range(2):
         try:
             signal.raise_signal(signal.SIGINT)
-            time.sleep(60)
+            time.sleep(1)
         except BaseException:
             pass
     while True:
