@@ -203,3 +203,9 @@ def test_a_router_whose_experts_take_no_token_has_an_unknown_style(
     assert {layer.style and layer.style.scores for layer in inspection.anatomy.routed_layers} == {
         None
     }
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_attention_of_heads_without_width_is_inspected(tmp_path: Path) -> None:
+    inspection = inspect_config({**read_short_config("switch-base-8"), "d_kv": 0}, tmp_path)
+    assert inspection.parameters is not None

@@ -171,7 +171,7 @@ def _count_kv_heads(module: nn.Module, num_heads: int) -> int | None:
         for name, child in module.named_children()
         if name in (word, f"{word}_proj") and isinstance(child, nn.Linear)
     ]
-    return num_heads * widths[1] // widths[0] if len(widths) == len("qk") else None
+    return num_heads * widths[1] // widths[0] if len(widths) == len("qk") and widths[0] else None
 
 
 def _name_by_heads(num_heads: int | None, num_kv_heads: int | None) -> MixerKind:

@@ -302,10 +302,11 @@ def _watching_calls(
 @contextmanager
 def _encoding_inside_model(skeleton: PreTrainedModel, known: KnownValues) -> Iterator[None]:
     """Let an encoder's routers choose experts as the decoder's do: `generate` calls it by itself."""
-    if not skeleton.config.is_encoder_decoder:
+    encoder: Any = skeleton.get_encoder() if skeleton.config.is_encoder_decoder else None
+    # A model that has none returns itself, whatever its configuration says.
+    if encoder is None or encoder is skeleton:
         yield
         return
-    encoder: Any = skeleton.get_encoder()
     forward = encoder.forward
 
     @functools.wraps(forward)

@@ -14,6 +14,7 @@ from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Timeline
+from moetool.simulation.meta.generation import CantSimulate
 from tests.families.tiny.configs import build_config
 from tests.simulation.memory.memory_runs import summarize
 from tests.simulation.skeletons import build_family_skeleton
@@ -229,3 +230,11 @@ def test_an_encoder_s_tokens_choose_experts_in_turns_as_the_decoder_s_do() -> No
     }
     assert chosen == {f"expert_{number}" for number in range(skeleton.config.num_experts)}
     assert "forward" not in vars(skeleton.get_encoder())
+
+
+def test_a_decoder_that_says_it_has_an_encoder_is_left_as_it_was_or_refused() -> None:
+    skeleton = build_family_skeleton("mixtral")
+    skeleton.config.is_encoder_decoder = True
+    with pytest.raises(CantSimulate):
+        MemoryRun(skeleton, RunOptions()).generate(num_prompt_tokens=8, num_new_tokens=2)
+    assert "forward" not in vars(skeleton)
