@@ -8,8 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS
-from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 
 def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:
@@ -19,7 +18,7 @@ def find_decoder_layers(skeleton: PreTrainedModel) -> Mapping[str, nn.Module]:
     Empty if the model lists none.
     """
     names = set(skeleton._no_split_modules or ())
-    placement = Placement(skeleton, find_experts(skeleton).layers)
+    placement = RoutedSkeleton.of(skeleton).placement
     found: dict[str, nn.Module] = {}
     stacks: dict[str, str] = {}
     for path, module in skeleton.named_modules():

@@ -12,11 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from moetool.anatomy.config_fields import find_hidden_size
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.routing.top_k import find_top_k
-from moetool.anatomy.skeleton.active_experts import is_run_by_text
-from moetool.anatomy.skeleton.build import find_embedding
+from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.errors import InputError
 from moetool.memory.figures import Phase
 from moetool.trace.metadata import RoutedLayer
@@ -92,15 +89,12 @@ def find_choices(skeleton: PreTrainedModel) -> Mapping[MoeLayer, int] | None:
     Args:
         skeleton: The model on the meta device, its weights not quantized.
     """
-    experts = find_experts(skeleton)
-    if not experts.are_all_read:
+    routed = RoutedSkeleton.of(skeleton)
+    if not routed.experts.are_all_read:
         return None
-    hidden_size = _find_hidden_size(skeleton)
     choices: dict[MoeLayer, int] = {}
-    for layer in experts.layers:
-        if not is_run_by_text(layer):
-            continue
-        top_k = find_top_k(skeleton, layer, hidden_size=hidden_size)
+    for layer in routed.text_layers:
+        top_k = routed.top_k[layer]
         if top_k is None:
             return None
         choices[layer] = top_k
@@ -165,12 +159,6 @@ def _expect_distinct(shares: NDArray[np.float64], num_tokens: int) -> float:
 
 def _count_ids(layer: MoeLayer) -> int:
     return layer.num_experts + layer.num_identity_experts
-
-
-def _find_hidden_size(skeleton: PreTrainedModel) -> int:
-    size = find_hidden_size(skeleton.config)
-    weight = getattr(find_embedding(skeleton), "weight", None)
-    return size or (int(weight.shape[-1]) if weight is not None else 0)
 
 
 def _count_phase(

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.anatomy.components import TOWERS, Component
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.anatomy.skeleton.active_experts import is_run_by_text, list_expert_parameters
-from moetool.anatomy.skeleton.placement import Placement
+from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 
 _FP8_DTYPES = (
     torch.float8_e4m3fn,
@@ -157,15 +157,17 @@ class _Places:
     """
 
     def __init__(self, model: PreTrainedModel, layers: Iterable[MoeLayer]) -> None:
-        found = find_experts(model).layers
+        routed = RoutedSkeleton.of(model)
         self.layers = tuple(layers)
-        self._placement = Placement(model, found)
+        self._placement = routed.placement
         self._layer_of_module = {
             path.rpartition(".")[0]: layer
             for layer in self.layers
             for path in list_expert_parameters(model, layer)
         }
-        self._unread = tuple(f"{layer.block_path}." for layer in found if not is_run_by_text(layer))
+        self._unread = tuple(
+            f"{layer.block_path}." for layer in routed.layers if not is_run_by_text(layer)
+        )
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         head_weight = getattr(head, "weight", None)
         names = dict(model.named_parameters(remove_duplicate=False))

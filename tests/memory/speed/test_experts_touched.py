@@ -283,7 +283,7 @@ def test_choices_are_unknown_where_the_top_k_of_a_layer_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "moetool.memory.speed.experts_touched.find_top_k",
+        "moetool.anatomy.skeleton.routed_skeleton.find_top_k",
         lambda _model, layer, **_: None if layer.layer == 2 else TOP_K,
     )
     assert find_choices(build_family_skeleton("mixtral")) is None
