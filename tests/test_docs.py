@@ -58,14 +58,3 @@ def test_every_document_with_a_console_block_is_run() -> None:
         if re.search(r"^```console\n\$ ", page.read_text(encoding="utf-8"), re.M)
     }
     assert shown == {block.document for block in BLOCKS} == set(DOCUMENTS)
-
-
-def test_every_link_within_the_project_leads_somewhere() -> None:
-    linked = {
-        (document, target)
-        for document in PAGES
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8"))
-    }
-    assert linked
-    for document, target in linked:
-        assert (document.parent / target).exists(), f"{document.name} links to {target}"

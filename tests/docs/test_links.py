@@ -33,7 +33,7 @@ def test_the_pages_are_found() -> None:
 def test_every_link_leads_somewhere(name: str) -> None:
     page = REPOSITORY / name
     text = page.read_text(encoding="utf-8")
-    for path, _, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(#([^)\s]+))?\)", text):
+    for path, _, anchor in re.findall(r"\]\((?!http)([^)#]*)(#([^)\s]+))?\)", text):
         target = page.parent / path if path else page
         assert target.exists(), f"{name} links to {path}"
         if anchor:
