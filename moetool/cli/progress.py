@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _LONGEST_LINE = 1_000
 
 
+def say(line: str | None) -> None:
+    """Print a line for people; nothing for None."""
+    if line is not None:
+        sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
+
+
 @contextmanager
 def show_status(*, is_quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows the current step on a line that vanishes in the end.

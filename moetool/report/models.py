@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import wrap_paragraphs
+from moetool.report.text.numbers import format_number_of
 from moetool.report.text.tables import render_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
+    from moetool.catalogue.selection import Selection
 
 _REPORTED = "reported"
 _STANDS_IN = "*"
@@ -35,18 +37,47 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """Everything that can be named without a network."""
-
-    models: Sequence[PublishedModel]
-    systems: Sequence[ReportedSystem]
-
-
-def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_table_text(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
     """Return both tables, how models are counted, and how to read the tables."""
     models, systems = catalogue.models, catalogue.systems
-    published = render_table(
+    blocks = []
+    if models or not systems:
+        blocks.append(_render_published(models))
+    if models:
+        how = _say_how_counted(models)
+        notes = [
+            "total and active are the vendor's own figures; vendors count active parameters in "
+            "different ways. Models are counted with their own transformers class"
+            + (", except:" if how else "."),
+            *how,
+        ]
+        blocks.append("\n".join(wrap_paragraphs(notes)))
+    if systems:
+        closing = [
+            "reported: known only from reports; quoted, never computed.",
+            *(f"{system.name}: {system.notes}" for system in systems if system.notes),
+        ]
+        blocks += [_render_reported(systems), "\n".join(wrap_paragraphs(closing))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def say_what_is_missing(catalogue: Selection) -> str | None:
+    """Return a sentence on what a selection left out; None if there is nothing to say."""
+    number = catalogue.num_unknown
+    left_out = ""
+    if number:
+        verb = "was" if number == 1 else "were"
+        left_out = (
+            f"{format_number_of(number, 'model')} {verb} left out because the vendor doesn't publish "
+            "the figure that is limited."
+        )
+    if catalogue.models or catalogue.systems:
+        return left_out or None
+    return f"No model matches. {left_out}".rstrip()
+
+
+def _render_published(models: Sequence[PublishedModel]) -> str:
+    return render_table(
         ("name", "total", "active", "Hub id"),
         [
             (
@@ -59,7 +90,10 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         ],
         right=(1, 2),
     )
-    reported = render_table(
+
+
+def _render_reported(systems: Sequence[ReportedSystem]) -> str:
+    return render_table(
         ("reported", "maker", "total", "active", "experts", "source"),
         [
             (
@@ -74,20 +108,9 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         ],
         right=(2, 3),
     )
-    notes = [
-        "total and active are the vendor's own figures; vendors count active parameters in "
-        "different ways. Models are counted with their own transformers class, except:",
-        *_say_how_counted(models),
-    ]
-    closing = [
-        "reported: known only from reports; quoted, never computed.",
-        *(f"{system.name}: {system.notes}" for system in systems if system.notes),
-    ]
-    blocks = [published, "", *wrap_paragraphs(notes), "", reported, "", *wrap_paragraphs(closing)]
-    return "\n".join([*blocks, ""])
 
 
-def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_json(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, with figures as the strings that were published."""
     entries = [
         *(
@@ -96,22 +119,24 @@ def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         ),
         *({"kind": _REPORTED, **asdict(system)} for system in catalogue.systems),
     ]
-    return envelope.render_json("moetool.models/1", {"models": entries, "notes": [_NOT_GIVEN]})
+    missing = say_what_is_missing(catalogue)
+    notes = [_NOT_GIVEN, *([missing] if missing else [])]
+    return envelope.render_json("moetool.models/1", {"models": entries, "notes": notes})
 
 
-def render_csv(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_csv(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
     """Return one row per model and reported system."""
     return envelope.render_csv(_list_rows(catalogue), _COLUMNS)
 
 
-RENDERERS: Renderers[Catalogue] = {
+RENDERERS: Renderers[Selection] = {
     ReportFormat.TABLE: render_table_text,
     ReportFormat.JSON: render_json,
     ReportFormat.CSV: render_csv,
 }
 
 
-def _list_rows(catalogue: Catalogue) -> Iterator[dict[str, object]]:
+def _list_rows(catalogue: Selection) -> Iterator[dict[str, object]]:
     for model in catalogue.models:
         vendor = model.vendor
         yield {

@@ -23,6 +23,7 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.cli.progress import show_status
 from moetool.report.renderer import View
 
+SUMMARY = "Count parameters, total and active."
 EXAMPLES = (
     "moetool inspect mixtral-8x7b",
     "moetool inspect gpt-oss-20b qwen3-30b-a3b deepseek-v3",

@@ -20,6 +20,7 @@ from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
+SUMMARY = "Estimate the GPU memory of a run."
 EXAMPLES = (
     "moetool memory-estimate mixtral-8x7b --gpu h200",
     "moetool memory-estimate mixtral-8x7b --gpu 24GiB --quantization nf4",

@@ -20,6 +20,7 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.cli.progress import show_status
 from moetool.report.renderer import View
 
+SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
     "moetool specialize trace.parquet",
     "moetool specialize trace.parquet --permutations 9999 -o domains.json",

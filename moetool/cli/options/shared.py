@@ -27,7 +27,7 @@ def silence_libraries(is_quiet: bool) -> bool:
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="Folders, config.json files, Hub ids (org/name), catalogue names "
         "(see `moetool models`), or 'demo'.",
         show_default=False,

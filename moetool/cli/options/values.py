@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
+
 from moetool.errors import UsageError
+
+_PARAMETERS = re.compile(
+    r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmbt])", re.IGNORECASE
+)
+_PARAMETERS_PER_UNIT = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 # Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
@@ -50,3 +58,20 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))
+
+
+def parse_parameters(text: str | None, *, option: str) -> int | None:
+    """Return the number of parameters in a text like `4B`, `700M` or `1.6T`; None for None.
+
+    Raises:
+        UsageError: The text is not a number with one of these units.
+    """
+    if text is None:
+        return None
+    size = _PARAMETERS.fullmatch(text.strip())
+    if size is None:
+        raise UsageError(
+            f"{option}: '{text}' is not a number of parameters.",
+            hint="Write billions as 4B, and millions as 700M.",
+        )
+    return int(Decimal(size["number"]) * _PARAMETERS_PER_UNIT[size["unit"].lower()])
