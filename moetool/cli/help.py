@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
 
 _MARGIN = 1
@@ -38,42 +38,56 @@ def _list(title: str, lines: Iterable[str]) -> str:
     return "\n".join((title, *(f"{_INDENT}{line}" for line in lines)))
 
 
-class _PlainHelp:
-    """Prints the end of a help text line by line, and flags without a type.
+class ExampleCommand(TyperCommand):
+    """A command whose help ends in examples, a line each."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, flags without a type."""
+        return _hide_flag_types(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
+        with _ending_in_lines(self, formatter):
+            super().format_help(ctx, formatter)
+
+
+class ExampleGroup(TyperGroup):
+    """A group of commands whose help ends in examples, a line each."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, flags without a type."""
+        return _hide_flag_types(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
+        with _ending_in_lines(self, formatter):
+            super().format_help(ctx, formatter)
+
+
+def _hide_flag_types(params: Sequence[Any]) -> list[Any]:
+    """Return parameters. Typer would show a flag as if it took a value."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return list(params)
+
+
+@contextmanager
+def _ending_in_lines(command: TyperCommand | TyperGroup, formatter: Any) -> Iterator[None]:
+    """Print a command's epilog line by line, after the help that the block prints.
 
     Some versions of Typer join the lines of an epilog, and others put blank lines between them.
     """
-
-    epilog: str | None
-
-    def get_params(self, ctx: typer.Context) -> list[Any]:
-        """Return the parameters. Typer would show a flag as if it took a value."""
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for param in params:
-            if getattr(param, "is_flag", False) and param.metavar is None:
-                param.metavar = ""
-        return params
-
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
-        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
-        end, self.epilog = self.epilog, None
-        try:
-            super().format_help(ctx, formatter)  # type: ignore[misc]
-        finally:
-            self.epilog = end
-        if end is not None:
-            if formatter.getvalue():
-                formatter.write(f"\n{end}\n")
-            else:
-                _print_end(end)
-
-
-class ExampleCommand(_PlainHelp, TyperCommand):
-    """A command whose help ends in examples, a line each."""
-
-
-class ExampleGroup(_PlainHelp, TyperGroup):
-    """A group of commands whose help ends in examples, a line each."""
+    end, command.epilog = command.epilog, None
+    try:
+        yield
+    finally:
+        command.epilog = end
+    if end is not None:
+        if formatter.getvalue():
+            formatter.write(f"\n{end}\n")
+        else:
+            _print_end(end)
 
 
 def _print_end(end: str) -> None:
