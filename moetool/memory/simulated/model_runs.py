@@ -96,6 +96,10 @@ class ModelRuns:
             self._limited[key] = run
         return self._limited[key]
 
+    def recall(self, scenario: Scenario, *, needs_data: str | None) -> None:
+        """Take over what an earlier process found: why the model's code needs balanced routing."""
+        self._needs_data[scenario.loading] = needs_data
+
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
