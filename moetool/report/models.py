@@ -6,11 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
-from moetool.report.text.lines import wrap_paragraphs
+from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_number_of
-from moetool.report.text.tables import render_table
+from moetool.report.text.page import Block, render_page
+from moetool.report.text.styles import Style
+from moetool.report.text.tables import make_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
@@ -37,12 +41,12 @@ _COLUMNS = (
 )
 
 
-def render_table_text(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
+def render_table_text(catalogue: Selection, view: View = DEFAULT_VIEW) -> str:
     """Return both tables, how models are counted, and how to read the tables."""
     models, systems = catalogue.models, catalogue.systems
-    blocks = []
+    blocks: list[Block] = []
     if models or not systems:
-        blocks.append(_render_published(models))
+        blocks.append([_make_published(models)])
     if models:
         how = _say_how_counted(models)
         notes = [
@@ -51,14 +55,14 @@ def render_table_text(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
             + (", except:" if how else "."),
             *how,
         ]
-        blocks.append("\n".join(wrap_paragraphs(notes)))
+        blocks.append(make_paragraphs(notes, Style.MUTED))
     if systems:
         closing = [
             "reported: known only from reports; quoted, never computed.",
             *(f"{system.name}: {system.notes}" for system in systems if system.notes),
         ]
-        blocks += [_render_reported(systems), "\n".join(wrap_paragraphs(closing))]
-    return "\n\n".join(blocks) + "\n"
+        blocks += [[_make_reported(systems)], make_paragraphs(closing, Style.MUTED)]
+    return render_page(blocks, view)
 
 
 def say_what_is_missing(catalogue: Selection) -> str | None:
@@ -76,8 +80,8 @@ def say_what_is_missing(catalogue: Selection) -> str | None:
     return f"No model matches. {left_out}".rstrip()
 
 
-def _render_published(models: Sequence[PublishedModel]) -> str:
-    return render_table(
+def _make_published(models: Sequence[PublishedModel]) -> Table:
+    return make_table(
         ("name", "total", "active", "Hub id"),
         [
             (
@@ -92,8 +96,8 @@ def _render_published(models: Sequence[PublishedModel]) -> str:
     )
 
 
-def _render_reported(systems: Sequence[ReportedSystem]) -> str:
-    return render_table(
+def _make_reported(systems: Sequence[ReportedSystem]) -> Table:
+    return make_table(
         ("reported", "maker", "total", "active", "experts", "source"),
         [
             (

@@ -10,7 +10,7 @@ from moetool.catalogue.selection import ModelSort, SelectedKind
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
 from moetool.cli.options.values import parse_parameters
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import say
 
 SUMMARY = "List the models known by name."
@@ -69,6 +69,6 @@ def models(
         max_active=parse_parameters(max_active, option="--max-active"),
         sort=sort,
     )
-    print_or_write(RENDERERS[chosen](selection), output, force=force)
+    print_or_write(RENDERERS[chosen](selection, see_output(output)), output, force=force)
     if not quiet:
         say(say_what_is_missing(selection))
