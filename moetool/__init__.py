@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
+    from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
     from moetool.memory.scenario import Attention as Attention
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
@@ -37,6 +38,7 @@ _HOME_OF = {
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
     "estimate_memory": "moetool.memory.estimate",
+    "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "read_trace": "moetool.trace.reading.reader",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Task",
     "__version__",
     "estimate_memory",
+    "find_fitting_models",
     "inspect_model",
     "read_trace",
 ]

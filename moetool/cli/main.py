@@ -12,7 +12,14 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.commands import (
+    fits,
+    inspect,
+    memory_estimate,
+    models,
+    route_trace,
+    specialize,
+)
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -31,6 +38,7 @@ _QUESTIONS = "Questions to a trace"
 _COMMANDS = (
     ("inspect", inspect.inspect, inspect, _MODELS),
     ("memory-estimate", memory_estimate.memory_estimate, memory_estimate, _MODELS),
+    ("fits", fits.fits, fits, _MODELS),
     ("models", models.models, models, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),

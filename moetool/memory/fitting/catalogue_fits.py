@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from moetool.catalogue.gpus import Gpu, find_gpu
@@ -15,7 +14,13 @@ from moetool.choices import choose, take_text
 from moetool.errors import InputError
 from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
 from moetool.memory.fitting.known_facts import RunFacts
-from moetool.memory.fitting.model_fit import ModelFit, Simulation, find_model_fit
+from moetool.memory.fitting.model_fit import (
+    FitSort,
+    ModelFit,
+    Simulation,
+    find_model_fit,
+    sort_fits,
+)
 from moetool.memory.fitting.worker import FitTask
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
 from moetool.memory.scenario import Scenario
@@ -25,16 +30,6 @@ _ENDED = "The process that simulated it ended: there may be too little memory."
 
 # Receives the number of models that are done, the number of all, and one of those that are done.
 OnProgress = Callable[[int, int, str], None]
-
-
-class FitSort(StrEnum):
-    """Orders of models that fit: by name from A to Z, or the largest figure first."""
-
-    TOTAL = "total"
-    ACTIVE = "active"
-    HEADROOM = "headroom"
-    PROMPT = "prompt"
-    NAME = "name"
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def find_fitting_models(
         fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
         say(number, len(asked), name)
     found = [fit for fit in fits if fit is not None]
-    return CatalogueFits(found_gpu, scenario, tuple(_sort(found, sort)))
+    return CatalogueFits(found_gpu, scenario, tuple(sort_fits(found, sort)))
 
 
 def _find_models(names: Sequence[str] | None) -> list[PublishedModel]:
@@ -167,23 +162,3 @@ def _answer_at_once(
         )
     except _MissingFactError:
         return None
-
-
-def _sort(fits: Sequence[ModelFit], sort: FitSort) -> list[ModelFit]:
-    figures: dict[FitSort, Callable[[ModelFit], int | None]] = {
-        FitSort.TOTAL: lambda fit: fit.total_params,
-        FitSort.ACTIVE: lambda fit: fit.active_params,
-        FitSort.HEADROOM: lambda fit: fit.headroom_bytes,
-        FitSort.PROMPT: lambda fit: fit.longest_prompt_tokens,
-    }
-    ordered = sorted(fits, key=lambda fit: fit.model)
-    if sort is not FitSort.NAME:
-        find = figures[sort]
-        ordered.sort(key=lambda fit: _rank(find(fit)))
-    kinds = (True, False, None)
-    return sorted(ordered, key=lambda fit: kinds.index(fit.fits))
-
-
-def _rank(figure: int | None) -> tuple[bool, int]:
-    """Return a key that puts the largest figure first and the unknown last."""
-    return figure is None, -(figure or 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Protocol
 
 from moetool.catalogue.gpus import Gpu
@@ -11,6 +12,16 @@ from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.search import MOST_TOKENS_AT_ONCE, Trial, search_longest_prompt
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
+
+
+class FitSort(StrEnum):
+    """Orders of models that fit: by name from A to Z, or the largest figure first."""
+
+    TOTAL = "total"
+    ACTIVE = "active"
+    HEADROOM = "headroom"
+    PROMPT = "prompt"
+    NAME = "name"
 
 
 @dataclass(frozen=True)
@@ -197,3 +208,24 @@ def _add_longest_prompt(
 
 def _name_basis(basis: str | None) -> str | None:
     return None if basis == "unknown" else basis
+
+
+def sort_fits(fits: Sequence[ModelFit], sort: FitSort) -> list[ModelFit]:
+    """Return the models that run, then those that don't, then the unknown, each sorted."""
+    figures: dict[FitSort, Callable[[ModelFit], int | None]] = {
+        FitSort.TOTAL: lambda fit: fit.total_params,
+        FitSort.ACTIVE: lambda fit: fit.active_params,
+        FitSort.HEADROOM: lambda fit: fit.headroom_bytes,
+        FitSort.PROMPT: lambda fit: fit.longest_prompt_tokens,
+    }
+    ordered = sorted(fits, key=lambda fit: fit.model)
+    if sort is not FitSort.NAME:
+        find = figures[sort]
+        ordered.sort(key=lambda fit: _rank(find(fit)))
+    kinds = (True, False, None)
+    return sorted(ordered, key=lambda fit: kinds.index(fit.fits))
+
+
+def _rank(figure: int | None) -> tuple[bool, int]:
+    """Return a key that puts the largest figure first and the unknown last."""
+    return figure is None, -(figure or 0)
