@@ -100,8 +100,7 @@ def _ask(process: subprocess.Popen[bytes], task: object) -> Any:
         process.stdin.flush()
         return pickle.load(process.stdout)
     except (OSError, EOFError, pickle.UnpicklingError):
-        process.kill()
-        process.wait()
+        _end(process)
         return None
 
 
