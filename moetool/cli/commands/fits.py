@@ -9,6 +9,7 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options import memory_estimate as options
+from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import (
     FLAG,
     ForceOption,
@@ -38,6 +39,7 @@ def fits(
             metavar="GPU",
             help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB.",
             show_default=False,
+            autocompletion=complete_gpus,
         ),
     ],
     batch_size: Annotated[

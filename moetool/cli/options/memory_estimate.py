@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
 from moetool.memory.scenario import (
     NUM_NEW_TOKENS,
@@ -115,6 +116,7 @@ Gpu = Annotated[
         metavar="GPU",
         help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB. Adds its "
         "limits, offloading and speed. Default: compare all known GPUs.",
+        autocompletion=complete_gpus,
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]

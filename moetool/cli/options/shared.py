@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_models
 from moetool.report.renderer import ReportFormat
 
 MODEL_PANEL = "Model"
@@ -31,6 +32,7 @@ ModelsArgument = Annotated[
         help="Folders, config.json files, Hub ids (org/name), catalogue names "
         "(see `moetool models`), or 'demo'.",
         show_default=False,
+        autocompletion=complete_models,
     ),
 ]
 RevisionOption = Annotated[

@@ -29,7 +29,7 @@ _LEGENDS = {
     _NOT_SIMULATED: "longer prompts may fit too: they are not simulated",
     _PUBLISHED: "with its weights packed as published, which depends on the packages installed",
 }
-_LONGEST = "longest prompt: in tokens, at this batch size and number of new tokens"
+_LONGEST = "prompt: the longest that fits, in tokens, at this batch size and number of new tokens"
 _COLUMNS = (
     "model",
     "gpu",
@@ -104,11 +104,12 @@ def _list_rows(result: CatalogueFits) -> Iterator[dict[str, Any]]:
 
 
 def _make_headline(result: CatalogueFits) -> Block:
-    number = f"{len(result.fitting)} of {format_number_of(len(result.models), 'model')}"
-    verb = "runs" if len(result.fitting) == 1 else "run"
+    number = len(result.fitting)
+    verb = "run" if number > 1 else "runs"
+    models = f"{number or 'None'} of {format_number_of(len(result.models), 'model')}"
     gpu = f"1 × {result.gpu.id} ({format_bytes(result.gpu.memory_bytes)})"
     return [
-        *make_paragraphs([f"{number} {verb} on {gpu}."], Style.STRONG),
+        *make_paragraphs([f"{models} {verb} on {gpu}."], Style.STRONG),
         make_fact("run", word_run(result.scenario)),
         make_fact("weights", word_weights(result.scenario)),
     ]
@@ -116,7 +117,7 @@ def _make_headline(result: CatalogueFits) -> Block:
 
 def _make_fitting(models: Sequence[ModelFit]) -> Table:
     return make_table(
-        ("model", "total", "active", "weights", "to spare", "longest prompt", ""),
+        ("model", "total", "active", "weights", "to spare", "prompt", ""),
         [
             (
                 model.model,

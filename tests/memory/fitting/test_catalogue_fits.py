@@ -57,9 +57,7 @@ GIB = 2**30
 
 
 def work(tasks: list[int], *, num_processes: int = 2) -> Iterator[tuple[int, tuple[int, int]]]:
-    return work_in_processes(
-        tasks, (sys.executable, "-c", DOUBLING), num_processes=num_processes
-    )
+    return work_in_processes(tasks, (sys.executable, "-c", DOUBLING), num_processes=num_processes)
 
 
 def test_every_task_is_answered_by_few_processes() -> None:
@@ -115,9 +113,7 @@ def test_models_that_are_known_are_not_asked_for(asked: Path) -> None:
     keep_facts("olmoe-1b-7b", weights_bytes=2 * GIB, total_bytes=3 * GIB)
     seen: list[tuple[int, int, str]] = []
     models = ["mixtral-8x7b", "OLMoE-1B-7B", "dbrx", "grok-1", "kimi-k3"]
-    found = find_fitting_models(
-        "10GiB", models=models, on_progress=lambda *step: seen.append(step)
-    )
+    found = find_fitting_models("10GiB", models=models, on_progress=lambda *step: seen.append(step))
     assert asked.read_text(encoding="utf-8").split() == ["grok-1"]
     assert [fit.model for fit in found.fitting] == ["olmoe-1b-7b", "grok-1"]
     assert found.fitting[0].headroom_bytes == 7 * GIB
@@ -157,9 +153,7 @@ def test_unknown_names_are_refused(asked: Path) -> None:
 def test_a_process_of_its_own_answers_for_a_model(tmp_path: Path) -> None:
     """The only test in which another process imports torch."""
     del tmp_path
-    found = find_fitting_models(
-        "8GiB", models=["mixtral-8x7b", "kimi-k2.5"], use_cache=False
-    )
+    found = find_fitting_models("8GiB", models=["mixtral-8x7b", "kimi-k2.5"], use_cache=False)
     fit = found.models[0]
     assert (fit.fits, fit.total_params, fit.active_params) == (False, 46702792704, 12879925248)
     assert found.models[1].fits is None
