@@ -26,6 +26,8 @@ from moetool.memory.fitting.workers import choose_num_processes, work_in_process
 from moetool.memory.scenario import Scenario
 
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
+# In 4 bits.
+_FEWEST_BYTES_PER_PARAM = 0.5
 _ENDED = "The process that simulated it ended: there may be too little memory."
 
 # Receives the number of models that are done, the number of all, and one of those that are done.
@@ -107,8 +109,7 @@ def find_fitting_models(
     fits = [_answer_at_once(model, found_gpu, scenario, cache_folder) for model in asked]
     missing = sorted(
         (index for index, fit in enumerate(fits) if fit is None),
-        # Models with many modules take longest, and those are large.
-        key=lambda index: -(find_total(asked[index]) or 0),
+        key=lambda index: _guess_order(asked[index], found_gpu),
     )
     say = on_progress or (lambda *_: None)
     num_done = len(asked) - len(missing)
@@ -122,6 +123,16 @@ def find_fitting_models(
         say(number, len(asked), name)
     found = [fit for fit in fits if fit is not None]
     return CatalogueFits(found_gpu, scenario, tuple(sort_fits(found, sort)))
+
+
+def _guess_order(model: PublishedModel, gpu: Gpu) -> tuple[bool, int]:
+    """Return a key that puts first what likely takes longest, so that no process waits at the end.
+
+    Models that may fit are run, which takes longer than ruling out the rest. Among these, building
+    the largest takes longest.
+    """
+    total = find_total(model) or 0
+    return total * _FEWEST_BYTES_PER_PARAM > gpu.memory_bytes, -total
 
 
 def _find_models(names: Sequence[str] | None) -> list[PublishedModel]:

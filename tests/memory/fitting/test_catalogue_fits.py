@@ -140,6 +140,17 @@ def test_everything_in_the_catalogue_is_asked_for_without_names(asked: Path) -> 
     assert [fit.model for fit in found.unknown] == ["dbrx", "kimi-k3"]
 
 
+def test_models_that_may_fit_are_asked_for_first_and_then_the_largest(asked: Path) -> None:
+    models = ["granite-3.0-1b-a400m", "switch-c-2048", "mixtral-8x7b", "olmoe-1b-7b"]
+    find_fitting_models("10GiB", models=models)
+    assert asked.read_text(encoding="utf-8").split() == [
+        "olmoe-1b-7b",
+        "granite-3.0-1b-a400m",
+        "switch-c-2048",
+        "mixtral-8x7b",
+    ]
+
+
 def test_unknown_names_are_refused(asked: Path) -> None:
     with pytest.raises(InputError, match="no model 'mixtral'"):
         find_fitting_models("10GiB", models=["mixtral"])

@@ -68,7 +68,12 @@ def test_a_broken_file_counts_as_missing(content: bytes, cache: FactCache) -> No
 def test_a_file_with_other_contents_counts_as_missing(cache: FactCache) -> None:
     path = find_file(cache)
     entry = json.loads(path.read_text(encoding="utf-8"))
-    for change in ({"key": {}}, {"facts": {}}, {"facts": {**entry["facts"], "total_bytes": "1"}}):
+    changes: list[dict[str, object]] = [
+        {"key": {}},
+        {"facts": {}},
+        {"facts": {**entry["facts"], "total_bytes": "1"}},
+    ]
+    for change in changes:
         path.write_text(json.dumps(entry | change), encoding="utf-8")
         assert cache.read_facts(MODEL, GPU, SCENARIO) is None
     cache.write_facts(MODEL, GPU, SCENARIO, FACTS)

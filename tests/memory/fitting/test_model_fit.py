@@ -21,6 +21,7 @@ from moetool.memory.fitting.model_fit import FitSort, ModelFit, find_model_fit, 
 from moetool.memory.fitting.worker import FitTask, answer
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 
 GIB = 2**30
 SIZE = ModelSize(total_params=7, active_params=2)
@@ -206,7 +207,7 @@ def test_fits_are_sorted_by_what_runs_and_then_by_size() -> None:
 SHORT = Scenario(num_prompt_tokens=64, num_new_tokens=4)
 CASES = [
     ("granite-3.0-1b-a400m", "4GiB", SHORT),
-    ("granite-3.0-1b-a400m", "rtx-4090", replace(SHORT, quantization="nf4")),
+    ("granite-3.0-1b-a400m", "rtx-4090", replace(SHORT, quantization=Quantization.NF4)),
     ("gpt-oss-20b", "16GiB", SHORT),
     ("qwen3-30b-a3b-fp8", "l40s", SHORT),
 ]
@@ -228,7 +229,7 @@ def test_every_figure_is_that_of_an_estimate(model: str, gpu: str, scenario: Sce
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again() -> None:
-    scenario = replace(SHORT, quantization="nf4")
+    scenario = replace(SHORT, quantization=Quantization.NF4)
     found = answer(FitTask("gpt-oss-20b", find_gpu("24GiB"), scenario, None))
     assert found.fits is None
     assert found.reason is not None
