@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.commands import fits, inspect, memory_estimate, models, route_trace, specialize
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
 from tests.command import RunMoetool
@@ -21,6 +21,7 @@ EXAMPLES = {
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
 }
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
@@ -37,17 +38,20 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "fits": {"--gpu", "--batch-size", "--prompt-tokens", "--new-tokens", "--all", "--sort"}
+    | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
 }
 SUMMARIES = {
     "inspect": inspect.SUMMARY,
     "memory-estimate": memory_estimate.SUMMARY,
+    "fits": fits.SUMMARY,
     "models": models.SUMMARY,
     "route-trace": route_trace.SUMMARY,
     "specialize": specialize.SUMMARY,
 }
 PANELS = {
-    "Models": ["inspect", "memory-estimate", "models"],
+    "Models": ["inspect", "memory-estimate", "fits", "models"],
     "Traces": ["route-trace"],
     "Questions to a trace": ["specialize"],
 }
