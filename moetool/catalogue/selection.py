@@ -33,7 +33,7 @@ class Selection:
 
     Attributes:
         models: Published models, in the order that was asked for.
-        systems: Systems known from reports, by name.
+        systems: Systems known from reports, in the order of the catalogue.
         num_unknown: Entries that were left out because a limit applies to a figure that their
             vendor doesn't publish, or that is only reported.
     """
@@ -94,7 +94,7 @@ def select_models(
             fitting.append(model)
     return Selection(
         models=tuple(_sort(fitting, sort)),
-        systems=() if limits else tuple(sorted(reported, key=lambda system: system.name)),
+        systems=() if limits else tuple(reported),
         num_unknown=num_unknown,
     )
 
