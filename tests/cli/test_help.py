@@ -27,7 +27,7 @@ EXAMPLES = {
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OPTIONS = {
-    "inspect": {"--per-layer", "--source"} | OF_MODELS,
+    "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}

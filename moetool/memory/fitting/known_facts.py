@@ -12,12 +12,12 @@ class ModelSize:
     """A model's parameters.
 
     Attributes:
-        total_params: All of them.
+        params: All of them.
         active_params: Those that a text token runs; None if that is unknown, or differs from token
             to token.
     """
 
-    total_params: int
+    params: int
     active_params: int | None
 
 
@@ -65,7 +65,7 @@ def read_size(value: object) -> ModelSize | None:
     """Return a model's parameters, given the JSON object that was written; None if it is not one."""
     if not _has_fields(value, ModelSize):
         return None
-    total, active = value["total_params"], value["active_params"]
+    total, active = value["params"], value["active_params"]
     if type(total) is not int or type(active) not in (int, type(None)):
         return None
     return ModelSize(**value)

@@ -30,7 +30,7 @@ class ModelFit:
 
     Attributes:
         model: The model's short name.
-        total_params: All its parameters; None if unknown.
+        params: All its parameters; None if unknown.
         active_params: Those that a text token runs; None if that is unknown, or differs from token
             to token.
         weights_bytes: The weights on the GPU; None if unknown.
@@ -49,7 +49,7 @@ class ModelFit:
     """
 
     model: str
-    total_params: int | None = None
+    params: int | None = None
     active_params: int | None = None
     weights_bytes: int | None = None
     weights_basis: str | None = None
@@ -119,7 +119,7 @@ def find_model_fit(
         scenario: The run.
         simulate: Returns what adds a fact that is missing. It is called for each.
     """
-    found = ModelFit(model, total_params=size.total_params, active_params=size.active_params)
+    found = ModelFit(model, params=size.params, active_params=size.active_params)
     memory_bytes = gpu.memory_bytes
     if not facts.is_weighed and facts.unknown_because is None:
         simulate().weigh()
@@ -213,7 +213,7 @@ def _name_basis(basis: str | None) -> str | None:
 def sort_fits(fits: Sequence[ModelFit], sort: FitSort) -> list[ModelFit]:
     """Return the models that run, then those that don't, then the unknown, each sorted."""
     figures: dict[FitSort, Callable[[ModelFit], int | None]] = {
-        FitSort.TOTAL: lambda fit: fit.total_params,
+        FitSort.TOTAL: lambda fit: fit.params,
         FitSort.ACTIVE: lambda fit: fit.active_params,
         FitSort.HEADROOM: lambda fit: fit.headroom_bytes,
         FitSort.PROMPT: lambda fit: fit.longest_prompt_tokens,

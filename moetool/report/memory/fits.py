@@ -34,7 +34,7 @@ _COLUMNS = (
     "model",
     "gpu",
     "fits",
-    "total_params",
+    "params",
     "active_params",
     "weights_bytes",
     "weights_basis",
@@ -121,7 +121,7 @@ def _make_fitting(models: Sequence[ModelFit]) -> Table:
         [
             (
                 model.model,
-                word_count(model.total_params),
+                word_count(model.params),
                 word_count(model.active_params),
                 word_size(model.weights_bytes),
                 style_words(word_size(model.headroom_bytes), Style.GOOD),
@@ -140,7 +140,7 @@ def _make_too_large(models: Sequence[ModelFit]) -> Table:
         [
             (
                 model.model,
-                word_count(model.total_params),
+                word_count(model.params),
                 word_count(model.active_params),
                 word_size(model.weights_bytes),
                 style_words(_word_shortage(model), Style.BAD),

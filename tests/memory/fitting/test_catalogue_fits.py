@@ -48,7 +48,7 @@ while True:
         sys.exit(1)
     with open({asked!r}, "a") as file:
         file.write(task.model + " ")
-    fit = ModelFit(task.model, total_params=5, fits=task.gpu.memory_bytes > 8 * 2**30)
+    fit = ModelFit(task.model, params=5, fits=task.gpu.memory_bytes > 8 * 2**30)
     pickle.dump(fit, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 """
@@ -166,5 +166,5 @@ def test_a_process_of_its_own_answers_for_a_model(tmp_path: Path) -> None:
     del tmp_path
     found = find_fitting_models("8GiB", models=["mixtral-8x7b", "kimi-k2.5"], use_cache=False)
     fit = found.models[0]
-    assert (fit.fits, fit.total_params, fit.active_params) == (False, 46702792704, 12879925248)
+    assert (fit.fits, fit.params, fit.active_params) == (False, 46702792704, 12879925248)
     assert found.models[1].fits is None

@@ -24,7 +24,7 @@ from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 
 GIB = 2**30
-SIZE = ModelSize(total_params=7, active_params=2)
+SIZE = ModelSize(params=7, active_params=2)
 SCENARIO = Scenario(num_prompt_tokens=1000, num_new_tokens=10)
 
 
@@ -87,7 +87,7 @@ def test_weights_that_are_too_large_rule_a_model_out_without_a_run() -> None:
     assert simulation.asked == ["weigh"]
     assert (fit.fits, fit.headroom_bytes, fit.longest_prompt_tokens) == (False, None, 0)
     assert fit.shortage_bytes == fit.least_shortage_bytes == CONTEXT_BYTES
-    assert (fit.total_params, fit.active_params, fit.weights_bytes) == (7, 2, 4 * GIB)
+    assert (fit.params, fit.active_params, fit.weights_bytes) == (7, 2, 4 * GIB)
 
 
 def test_a_model_that_fits_has_its_headroom_and_its_longest_prompt() -> None:
@@ -159,10 +159,10 @@ def test_without_a_search_the_longest_prompt_is_unknown() -> None:
     [
         None,
         {},
-        {"total_params": "7", "active_params": 2},
-        {"total_params": 7, "active_params": 2.5},
-        {"total_params": True, "active_params": None},
-        {"total_params": 7, "active_params": 2, "more": 1},
+        {"params": "7", "active_params": 2},
+        {"params": 7, "active_params": 2.5},
+        {"params": True, "active_params": None},
+        {"params": 7, "active_params": 2, "more": 1},
     ],
 )
 def test_a_size_that_was_not_written_is_not_read(value: object) -> None:
@@ -188,10 +188,10 @@ def test_facts_that_were_not_written_are_not_read(field: str, value: object) -> 
 def test_fits_are_sorted_by_what_runs_and_then_by_size() -> None:
     fits = [
         ModelFit("unknown"),
-        ModelFit("small", total_params=1, fits=True, headroom_bytes=9),
-        ModelFit("none", total_params=99, fits=False, least_shortage_bytes=1),
-        ModelFit("large", total_params=5, active_params=3, fits=True, headroom_bytes=1),
-        ModelFit("middle", total_params=3, active_params=3, fits=True, longest_prompt_tokens=7),
+        ModelFit("small", params=1, fits=True, headroom_bytes=9),
+        ModelFit("none", params=99, fits=False, least_shortage_bytes=1),
+        ModelFit("large", params=5, active_params=3, fits=True, headroom_bytes=1),
+        ModelFit("middle", params=3, active_params=3, fits=True, longest_prompt_tokens=7),
     ]
     orders = {
         FitSort.TOTAL: ["large", "middle", "small"],

@@ -20,7 +20,7 @@ from moetool.report.renderer import View
 GIB = 2**30
 FITTING = ModelFit(
     "small-8x1b",
-    total_params=6_900_000_000,
+    params=6_900_000_000,
     active_params=1_300_000_000,
     weights_bytes=13 * GIB,
     fits=True,
@@ -39,7 +39,7 @@ PACKED = replace(
 )
 NEAR = ModelFit(
     "near-9b",
-    total_params=9_000_000_000,
+    params=9_000_000_000,
     weights_bytes=20 * GIB,
     fits=False,
     headroom_bytes=-2 * GIB,
@@ -48,7 +48,7 @@ NEAR = ModelFit(
 )
 FAR = ModelFit(
     "far-700b",
-    total_params=700_000_000_000,
+    params=700_000_000_000,
     weights_bytes=627 * GIB,
     fits=False,
     least_shortage_bytes=604 * GIB,
