@@ -6,6 +6,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar, overload
@@ -29,6 +30,10 @@ def choose(value: object, kind: type[_Choice], *, name: str) -> _Choice:
     Raises:
         UsageError: The value is not in the enum.
     """
+    if isinstance(value, str):
+        # An enum may know other spellings of its values.
+        with suppress(ValueError):
+            return kind(value)
     return kind(choose_word(value, [choice.value for choice in kind], name=name))
 
 
@@ -40,8 +45,13 @@ def choose_word(value: object, words: Sequence[str], *, name: str) -> str:
     """
     if isinstance(value, str) and value in words:
         return str(value)
+    raise _refuse(value, name, hint=f"Choose {join_alternatives(words)}.")
+
+
+def join_alternatives(words: Collection[str]) -> str:
+    """Return words as a sentence lists them: `a, b or c`."""
     *others, last = words
-    raise _refuse(value, name, hint=f"Choose {', '.join(others)} or {last}.")
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @overload

@@ -68,7 +68,7 @@ def estimate_memory(
             hint="Name one with --gpu.",
         )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
-    reference.check_revision(revision)
+    revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         title = read_reported_systems()[reference.text.lower()].title
         raise InputError(

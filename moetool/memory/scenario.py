@@ -33,12 +33,31 @@ class Task(StrEnum):
 
 
 class Dtype(StrEnum):
-    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype."""
+    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype.
+
+    Their usual abbreviations are understood too: `bf16`, `fp16`, `half`, `fp32`.
+    """
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Dtype | None:
+        name = _ABBREVIATED_DTYPES.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+}
 
 
 class Attention(StrEnum):

@@ -40,6 +40,7 @@ def inspect(
         AskedSource,
         typer.Option(
             metavar="SOURCE",
+            case_sensitive=False,
             help="headers: only the headers of the weight files, without torch. skeleton: the "
             "model that transformers builds from the configuration. auto: both, compared.",
         ),

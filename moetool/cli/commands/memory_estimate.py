@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import memory_estimate as options
@@ -14,7 +16,7 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import parse_numbers
+from moetool.cli.options.values import parse_numbers, refuse_loose_sizes
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
@@ -60,6 +62,7 @@ def memory_estimate(
     from moetool.checkpoint.reference import resolve_model
     from moetool.memory.sweep import list_scenarios
 
+    refuse_loose_sizes(models, sys.argv[1:])
     chosen = choose_report_format(output_format, output)
     numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
     by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
+import typer
+
+from moetool.cli.usage import find_sizes
 from moetool.errors import UsageError
+from moetool.memory.scenario import Dtype
 
 # Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
@@ -50,3 +57,35 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))
+
+
+def refuse_loose_sizes(models: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse sizes that spaces separate, which are read as names of models.
+
+    Args:
+        models: The names of models, as given.
+        words: The whole command line.
+
+    Raises:
+        UsageError: A model is a number that follows the value of an option.
+    """
+    numbers = [name for name in models if name.strip(",").isdecimal() and not os.path.exists(name)]
+    sizes = find_sizes(words)
+    if numbers and sizes is not None:
+        raise UsageError(
+            f"'{numbers[0]}' is a number, not a model.",
+            hint=f"Separate sizes by commas alone: {sizes[0]} {','.join(sizes[1])}.",
+        )
+
+
+def parse_dtype(text: str) -> Dtype:
+    """Return a dtype by its name or a usual abbreviation, in upper or lower case.
+
+    Raises:
+        BadParameter: There is no such dtype.
+    """
+    try:
+        return Dtype(text.lower())
+    except ValueError:
+        known = ", ".join(f"'{dtype}'" for dtype in Dtype)
+        raise typer.BadParameter(f"'{text}' is not one of {known}.") from None

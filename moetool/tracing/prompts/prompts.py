@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moetool.errors import InputError, UsageError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.tracing.prompts.files import (
@@ -205,6 +206,8 @@ def _check_sizes(files: Iterable[Path], *, source: str) -> None:
 def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
     try:
         with _open_file(path) as file:
+            refuse_pointer(file.read(len(POINTER_START)), path=path)
+            file.seek(0)
             yield from READERS[path.suffix](file, name=str(path), fields=fields)
     except OSError as error:
         raise _unreadable(path, error) from error
