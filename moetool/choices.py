@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -45,13 +45,29 @@ def choose_word(value: object, words: Sequence[str], *, name: str) -> str:
     """
     if isinstance(value, str) and value in words:
         return str(value)
-    raise _refuse(value, name, hint=f"Choose {join_alternatives(words)}.")
+    raise _refuse(value, name, hint=f"Choose {join_words(words, last='or')}.")
 
 
-def join_alternatives(words: Collection[str]) -> str:
-    """Return words as a sentence lists them: `a, b or c`."""
-    *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
+def without_effect(options: Mapping[str, str], *, because: str, unless: str) -> UsageError:
+    """Return the error for options that change nothing next to the others.
+
+    Args:
+        options: What a sentence calls each of them, by its flag on the command line.
+        because: Why, as the end of a sentence.
+        unless: What would give them an effect, in the imperative.
+    """
+    names = join_words(list(options.values()), last="and")
+    verb = "have" if len(options) > 1 else "has"
+    return UsageError(
+        f"{names[0].upper()}{names[1:]} {verb} no effect: {because}.",
+        hint=f"Leave out {join_words(list(options), last='and')}, or {unless}.",
+    )
+
+
+def join_words(words: Sequence[str], *, last: str) -> str:
+    """Return words as a sentence lists them: `a, b or c` if the last word is `or`."""
+    *others, end = words
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 @overload

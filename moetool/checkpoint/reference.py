@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
-from moetool.choices import join_alternatives, take_text
+from moetool.choices import join_words, take_text
 from moetool.errors import InputError, UsageError
 
 # The Hub's own rule for repository ids, with the organisation required.
@@ -217,7 +217,7 @@ def _unknown_model(text: str) -> InputError:
     meant = [f"'{name}'" for name in near.beginning or near.close]
     return InputError(
         f"No model '{text}': no such path, and not a catalogue name.",
-        hint=f"Did you mean {join_alternatives(meant)}?"
+        hint=f"Did you mean {join_words(meant, last='or')}?"
         if meant
         else "Name a folder, a Hub id such as Qwen/Qwen3-30B-A3B, or 'demo'.",
     )

@@ -138,10 +138,10 @@ def _replace_hub(
     if name is None or not read_published_models()[name].can_be_counted:
         raise error
     if revision is not None or source is AskedSource.HEADERS:
-        asked = "revision" if revision is not None else "source"
+        asked = "--source" if revision is None else "the revision"
         raise UnreachableHubError(
             error.message,
-            hint=f"Leave out --{asked} to use the catalogue's configuration, or name a local folder.",
+            hint=f"Leave out {asked} to use the catalogue's configuration, or name a local folder.",
             facts=error.facts,
         ) from error
     note = (

@@ -12,7 +12,7 @@ from typing import ParamSpec, TextIO, TypeVar
 import typer
 
 from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
-from moetool.cli.usage import explain
+from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
 from moetool.printable import printable
 
@@ -52,8 +52,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
                 sys.stdout.flush()
             return result
         except MoetoolError as error:
-            _show_traceback_if_asked()
-            _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
+            say(error)
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:
             _say("Out of memory.", hint="Use a machine with more memory.", notes=_notes(error))
@@ -80,6 +79,15 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
 def discard_stdout() -> None:
     """Discard what is still buffered for stdout; Python would complain about it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(error: MoetoolError) -> None:
+    """Print an error that the user can act on, with its hint."""
+    if os.environ.get("MOETOOL_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
 
 
 def say_usage_error(error: typer.TyperException) -> int:
@@ -119,10 +127,3 @@ def _color(line: str) -> str:
 
 def _notes(error: BaseException) -> tuple[str, ...]:
     return tuple(getattr(error, "__notes__", ()))
-
-
-def _show_traceback_if_asked() -> None:
-    if os.environ.get("MOETOOL_DEBUG"):
-        import traceback
-
-        traceback.print_exc()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from moetool.cli.errors import speaks_errors
+from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import memory_estimate as options
 from moetool.cli.options.shared import (
@@ -21,6 +23,10 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.report.renderer import View
+
+if TYPE_CHECKING:
+    from moetool.memory.result import Estimate
 
 EXAMPLES = (
     "moetool memory-estimate mixtral-8x7b --gpu h200",
@@ -59,7 +65,6 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.memory.sweep import list_scenarios
 
     refuse_loose_sizes(models, sys.argv[1:])
@@ -84,26 +89,30 @@ def memory_estimate(
         prompt_tokens=parse_numbers(prompt_tokens, option="--prompt-tokens"),
         new_tokens=numbers_new,
     )
-    references = [resolve_model(model) for model in models]
-    inputs = [*list_model_files(references), *list_trace_files(trace)]
+    failures = Failures(models)
+    references = failures.resolve()
+    inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    failures.check(references)
     # Imported after the checks, so that wrong options are reported before torch has loaded.
     from moetool.memory.estimate import estimate_memory
     from moetool.report.memory.data import RENDERERS
 
+    estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
-        estimates = [
-            estimate
-            for reference in references
-            for estimate in estimate_memory(
-                reference,
-                scenarios,
-                gpu=gpu,
-                trace=trace,
-                measure=measure,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                on_progress=show,
-            )
-        ]
-    print_or_write(RENDERERS[chosen](estimates), output, force=force)
+        for model in filter(references.__contains__, models):
+            with failures.keep(model):
+                estimates += estimate_memory(
+                    references[model],
+                    scenarios,
+                    gpu=gpu,
+                    trace=trace,
+                    measure=measure,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                    on_progress=show,
+                )
+    failures.check(estimates)
+    text = RENDERERS[chosen](estimates, View(failures=failures.list_failures()))
+    print_or_write(text, output, force=force)
+    failures.finish()

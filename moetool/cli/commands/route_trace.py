@@ -68,6 +68,10 @@ def route_trace(
     from moetool.tracing.running.texts import choose_texts
     from moetool.tracing.trace_model import trace_model
 
+    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
+    prompt_options.check_prompt_options(
+        prompt=prompt, limit=limit, fields=fields, chat=chat, special_tokens=special_tokens
+    )
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
     if device_map is not None:
@@ -106,8 +110,7 @@ def route_trace(
         replace_existing=force,
         inputs=inputs,
     )
-    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    read = choose_prompts(prompts, prompt, fields=fields, limit=limit)
+    read = choose_prompts(prompts, prompt, fields=fields, limit=limit, chat=chat)
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
         run = trace_model(

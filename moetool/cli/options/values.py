@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from moetool.cli.usage import find_sizes
+from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype
 

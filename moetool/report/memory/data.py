@@ -67,10 +67,11 @@ def render_table_text(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> 
     return render_page(estimates[0]) if len(estimates) == 1 else render_estimates(estimates)
 
 
-def render_json(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
+def render_json(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, sizes in bytes and unknown values as null."""
     objects = [_as_object(estimate) for estimate in estimates]
-    return envelope.render_json("moetool.memory-estimate/1", {"estimates": objects})
+    payload = {"estimates": objects, **view.list_failures()}
+    return envelope.render_json("moetool.memory-estimate/1", payload)
 
 
 def render_csv(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -26,6 +27,7 @@ from moetool.tracing.prompts.files import (
     read_jsonl,
     read_text,
 )
+from moetool.tracing.prompts.messages import Messages
 from moetool.tracing.prompts.parquet import read_parquet
 
 READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
@@ -51,18 +53,24 @@ class Prompt:
     Attributes:
         prompt_id: Unique among the prompts of a run.
         domain: Its label, `(none)` without one.
-        text: Not empty.
+        text: Not empty. Of a conversation, its messages after their roles.
         origin: Its file and line, for messages: `file:line`.
+        messages: The conversation that a chat template makes a text of; None for a plain text.
     """
 
     prompt_id: str
     domain: str
     text: str
     origin: str
+    messages: Messages | None = None
 
 
 def read_prompts(
-    source: str, *, fields: PromptFields | None = None, limit: int | None = None
+    source: str,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+    chat: bool = False,
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
@@ -73,6 +81,7 @@ def read_prompts(
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
         fields: The names of the columns.
         limit: Keep only this many prompts; all are checked.
+        chat: Whether a chat template will be applied, so that conversations can be read.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
@@ -82,7 +91,10 @@ def read_prompts(
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
         return _check(
-            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
+            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields),
+            source="stdin",
+            limit=limit,
+            chat=chat,
         )
     if not source.strip():
         raise InputError(
@@ -101,7 +113,7 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, source=f"'{path}'", limit=limit)
+        return _check(rows, source=f"'{path}'", limit=limit, chat=chat)
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
@@ -113,7 +125,7 @@ def read_prompts(
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
-    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
+    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit, chat=chat)
 
 
 def choose_prompts(
@@ -122,6 +134,7 @@ def choose_prompts(
     *,
     fields: PromptFields | None = None,
     limit: int | None = None,
+    chat: bool = False,
 ) -> list[Prompt]:
     """Return the prompts of a source, or the one prompt of a text.
 
@@ -130,6 +143,7 @@ def choose_prompts(
         text: One prompt, instead of a source.
         fields: The names of the columns.
         limit: Keep only this many prompts of a source; all are checked.
+        chat: Whether a chat template will be applied, so that conversations can be read.
 
     Raises:
         UsageError: Neither or both are given.
@@ -145,7 +159,7 @@ def choose_prompts(
     if text is not None:
         return make_prompt(text)
     assert source is not None
-    return read_prompts(source, fields=fields, limit=limit)
+    return read_prompts(source, fields=fields, limit=limit, chat=chat)
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -162,10 +176,11 @@ def make_prompt(text: str) -> list[Prompt]:
 
 
 def hash_prompts(prompts: Iterable[Prompt]) -> str:
-    """Return the SHA-256 of every prompt's id, domain and text, in order."""
+    """Return the SHA-256 of every prompt's id, domain and text or conversation, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        for part in (prompt.prompt_id, prompt.domain, prompt.text):
+        text = prompt.text if prompt.messages is None else json.dumps(prompt.messages)
+        for part in (prompt.prompt_id, prompt.domain, text):
             encoded = part.encode()
             # The length keeps neighbouring parts from running into one another.
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -240,7 +255,9 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     )
 
 
-def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None) -> list[Prompt]:
+def _check(
+    rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None, chat: bool = False
+) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
     prompts: list[Prompt] = []
     bad = _BadLines()
@@ -260,6 +277,9 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
             bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
+        elif row.messages is not None and not chat:
+            complaint = "a conversation, which only a chat template can turn into a text"
+            bad.append(row.complain(complaint, hint="Add --chat to apply the model's."))
         elif len(row.text) > LONGEST_ROW:
             complaint = f"more than {LONGEST_ROW:,} characters"
             bad.append(row.complain(complaint, hint="Shorten its text."))
@@ -281,6 +301,7 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
                     domain=row.domain or NO_DOMAIN,
                     text=row.text,
                     origin=row.origin,
+                    messages=row.messages,
                 )
             )
     if bad.shown:

@@ -12,14 +12,12 @@ from typing import Any
 
 import typer
 
-from moetool.cli.near_misses import find_option, hint_at_value
+from moetool.cli.usage.near_misses import find_option
+from moetool.cli.usage.values import explain_value, find_sizes
 
 # Typer's own messages, with the words that they quote. Its exceptions are not public.
 _UNKNOWN_COMMAND = re.compile(r"No such command ['\"](.*?)['\"]\.")
 _EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", re.S)
-_CHOICE = re.compile(r"(?:Value error, )?['\"](.*)['\"] is not one of (.*?)\.?", re.S)
-_LOWER_LIMIT = re.compile(r"greater than or equal to (\S+)|range x>=(\S+?)\.")
-_UPPER_LIMIT = re.compile(r"less than or equal to (\S+)|range x<=(\S+?)\.")
 
 _PROMPT_FILES = (".jsonl", ".csv", ".parquet", ".txt")
 
@@ -53,7 +51,7 @@ def explain(error: typer.TyperException, words: Sequence[str]) -> tuple[str, str
         name = parameter.metavar or "argument"
         return f"`{path}` needs a {name.removesuffix('...')}.", f"Name one, or {look}"
     if parameter is not None:
-        explained = _explain_value(error.message, _long_name(parameter), words)
+        explained = explain_value(error.message, _long_name(parameter), words)
         if explained is not None:
             return explained
     sentence = message.replace("Value error, ", "")
@@ -107,7 +105,10 @@ def _explain_extra(extra: str, context: Any, words: Sequence[str]) -> tuple[str,
     path = context.command_path
     sizes = find_sizes(words)
     if sizes is not None and sizes[1][-1] in extra:
-        return f"{sizes[0]} takes one number, not {len(sizes[1])}.", f"Give it one, or run `{path} --help`."
+        return (
+            f"{sizes[0]} takes one number, not {len(sizes[1])}.",
+            f"Give it one, or run `{path} --help`.",
+        )
     options = _list_options(context.command)
     if "--prompts" not in options:
         message = f"`{path}` takes one argument: '{extra}' is one too many."
@@ -120,58 +121,7 @@ def _explain_extra(extra: str, context: Any, words: Sequence[str]) -> tuple[str,
     return message, f"Did you mean --prompt {shlex.quote(extra)}?"
 
 
-def find_sizes(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Return an option with several numbers that spaces separate, and the numbers.
-
-    None if a command line has no such option.
-    """
-    for number, word in enumerate(words):
-        if word.startswith("--"):
-            option, _, first = word.partition("=")
-            following = [first] if first else []
-            for value in words[number + 1 :]:
-                if not re.fullmatch(r"[\d,]+", value):
-                    break
-                following.append(value)
-            sizes = [size for value in following for size in value.split(",") if size]
-            if len(following) > 1:
-                return option, sizes
-    return None
-
-
 def _long_name(parameter: Any) -> str:
     """Return how a message names an option or argument."""
     names = [name for name in parameter.opts if name.startswith("-")]
     return max(names, key=len) if names else str(parameter.metavar or parameter.name).upper()
-
-
-def _explain_value(message: str, option: str, words: Sequence[str]) -> tuple[str, str] | None:
-    """Explain a value that an option can't have; None for what Typer says well itself."""
-    choice = _CHOICE.fullmatch(message)
-    if choice:
-        choices = re.findall(r"['\"]?([\w-]+)['\"]?", choice[2])
-        return f"{option} can't be '{choice[1]}'.", hint_at_value(choice[1], option, choices)
-    value = _find_value(option, words)
-    if value is None:
-        return None
-    sentence = f"{option} can't be '{value}'."
-    lower, upper = _LOWER_LIMIT.search(message), _UPPER_LIMIT.search(message)
-    if lower:
-        return sentence, f"Give a number of at least {lower[1] or lower[2]}."
-    if upper:
-        return sentence, f"Give a number of at most {upper[1] or upper[2]}."
-    if "integer" in message:
-        return sentence, "Give a whole number."
-    if "number" in message or "float" in message:
-        return sentence, "Give a number."
-    return None
-
-
-def _find_value(option: str, words: Sequence[str]) -> str | None:
-    """Return the value of an option on a command line."""
-    for number, word in reversed(list(enumerate(words))):
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and number + 1 < len(words):
-            return words[number + 1]
-    return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from moetool.choices import join_alternatives
+from moetool.choices import join_words
 
 _FOUR_BIT = "--quantization nf4"
 _EIGHT_BIT = "--quantization int8"
@@ -81,9 +81,9 @@ def find_option(typed: str, options: Collection[str]) -> str | None:
     return close[0] if close else None
 
 
-def hint_at_value(typed: str, option: str, choices: Collection[str]) -> str:
+def hint_at_value(typed: str, option: str, choices: Sequence[str]) -> str:
     """Return a hint at the values of an option, the nearest first."""
-    choose = f"Choose {join_alternatives(choices)}."
+    choose = f"Choose {join_words(choices, last='or')}."
     typed = typed.lower()
     if option == "--quantization" and typed in _PUBLISHED_FORMATS:
         return f"Name a checkpoint published in {typed}, without this option. {choose}"
