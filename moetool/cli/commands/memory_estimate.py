@@ -18,7 +18,7 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import parse_numbers, refuse_loose_sizes
+from moetool.cli.options.values import check_experts, parse_numbers, refuse_loose_sizes
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
@@ -68,6 +68,7 @@ def memory_estimate(
     from moetool.memory.sweep import list_scenarios
 
     refuse_loose_sizes(models, sys.argv[1:])
+    check_experts(experts, quantization)
     chosen = choose_report_format(output_format, output)
     numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
     by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0

@@ -1,4 +1,4 @@
-"""Parse values that Typer has no type for."""
+"""Parse values that Typer has no type for, and refuse those that contradict each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 # Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
@@ -89,3 +90,16 @@ def parse_dtype(text: str) -> Dtype:
     except ValueError:
         known = ", ".join(f"'{dtype}'" for dtype in Dtype)
         raise typer.BadParameter(f"'{text}' is not one of {known}.") from None
+
+
+def check_experts(experts: QuantizedExperts, quantization: Quantization) -> None:
+    """Refuse quantized experts of a model that is not quantized.
+
+    Raises:
+        UsageError: That was asked for.
+    """
+    if experts is QuantizedExperts.QUANTIZED and quantization is Quantization.NONE:
+        raise UsageError(
+            "Quantized experts were asked for, but no quantization.",
+            hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
+        )
