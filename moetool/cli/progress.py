@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import typer
+
+from moetool.cli.errors import has_color
 from moetool.printable import printable
 
 if TYPE_CHECKING:
@@ -63,7 +66,10 @@ class TerminalObserver:
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
-        sys.stderr.write(f"{printable(f'warning: {line}', max_length=_LONGEST_LINE)}\n")
+        label = "warning:"
+        if has_color(sys.stderr):
+            label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
+        sys.stderr.write(f"{label} {printable(line, max_length=_LONGEST_LINE)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""

@@ -34,7 +34,7 @@ def parse_messages(value: Sequence[Mapping[str, object]]) -> Messages:
     Fields other than the role and the content are kept for the chat template, which may know them.
 
     Raises:
-        NotMessagesError: A message lacks its role or its content.
+        NotMessagesError: A message lacks its role or its content, or all of them are blank.
     """
     messages = tuple(
         {name: field for name, field in message.items() if field is not None} for message in value
@@ -43,6 +43,8 @@ def parse_messages(value: Sequence[Mapping[str, object]]) -> Messages:
         for name in ("role", "content"):
             if not isinstance(message.get(name), str):
                 raise NotMessagesError(f"has no '{name}' in message {number}")
+    if not any(str(message["content"]).strip() for message in messages):
+        raise NotMessagesError("has no text in any message")
     try:
         json.dumps(messages)
     except (TypeError, ValueError, RecursionError):

@@ -111,7 +111,9 @@ USAGE: dict[tuple[str, ...], Refusal] = {
         2, error="`moetool specialize` takes one argument: 'b.csv'", hint="specialize --help"
     ),
     ("inspect",): Refusal(2, error="`moetool inspect` needs a MODEL.", hint="inspect --help"),
-    ("specialize",): Refusal(2, error="needs a TRACE.", hint="Name one, or run `moetool specialize"),
+    ("specialize",): Refusal(
+        2, error="needs a TRACE.", hint="Name one, or run `moetool specialize"
+    ),
     # Commands.
     ("inspct", "demo"): Refusal(
         2, error="There is no command 'inspct'.", hint="Did you mean `moetool inspect`?"
