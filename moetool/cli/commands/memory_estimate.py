@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moetool.cli.errors import speaks_errors
@@ -19,11 +20,10 @@ from moetool.cli.options.shared import (
     TrustOption,
 )
 from moetool.cli.options.values import check_experts, parse_numbers, refuse_loose_sizes
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
-from moetool.report.renderer import View
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -114,6 +114,6 @@ def memory_estimate(
                     on_progress=show,
                 )
     failures.check(estimates)
-    text = RENDERERS[chosen](estimates, View(failures=failures.list_failures()))
-    print_or_write(text, output, force=force)
+    view = replace(see_output(output), failures=failures.list_failures())
+    print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
     failures.finish()
