@@ -99,6 +99,7 @@ def resolve_model(text: str) -> ModelReference:
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=demo_folder())
     # os.path returns False where pathlib raises, for example for a text too long for a path.
     if os.path.isdir(path):
+        _refuse_cache_folder(text, path)
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
     if os.path.isfile(path):
         return _resolve_file(text, path)
@@ -176,6 +177,20 @@ def _foreign_address(text: str, site: str, path: str) -> InputError:
     )
 
 
+def _refuse_cache_folder(text: str, path: Path) -> None:
+    """Refuse the folder of a repository in the Hub's cache, whose files lie deeper.
+
+    Raises:
+        InputError: It is one.
+    """
+    kind, *names = path.name.split("--")
+    if kind == "models" and len(names) == 2 and not os.path.exists(path / "config.json"):
+        raise InputError(
+            f"'{text}' is a folder of the Hub's cache, not a checkpoint.",
+            hint=f"Name {'/'.join(names)}, or a folder in its snapshots.",
+        )
+
+
 def _resolve_file(text: str, path: Path) -> ModelReference:
     if path.suffix == ".json":
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
@@ -205,6 +220,11 @@ def _unknown_model(text: str) -> InputError:
         return InputError(
             f"No model at '{text}': no such path, and not a Hub id.",
             hint=_ID_HINT,
+        )
+    if "," in text:
+        return InputError(
+            f"No model '{text}': no such path, and not a catalogue name.",
+            hint="Separate several models by spaces.",
         )
     near = find_near_names(text)
     if len(near.beginning) > 1:

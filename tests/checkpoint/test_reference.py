@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from moetool.catalogue.names import find_near_names, find_published_name
@@ -99,6 +101,18 @@ def test_a_revision_that_is_asked_for_must_be_that_of_the_address() -> None:
 
     with pytest.raises(UsageError, match="names the revision 'v1', not 'v2'"):
         dated.choose_revision("v2")
+
+
+def test_a_repositorys_folder_in_the_cache_is_refused_by_its_id(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--a-name"
+    folder.mkdir()
+
+    with pytest.raises(InputError, match="is a folder of the Hub's cache") as caught:
+        resolve_model(str(folder))
+
+    assert caught.value.hint.startswith("Name org/a-name, or")
+    (folder / "config.json").touch()
+    assert resolve_model(str(folder)).path == folder
 
 
 @pytest.mark.parametrize(

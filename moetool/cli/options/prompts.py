@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Annotated
 
 import typer
 
 from moetool.choices import without_effect
 from moetool.cli.options.shared import FLAG
+from moetool.cli.usage.explain import PROMPT_SUFFIXES
+from moetool.errors import UsageError
 from moetool.tracing.prompts.files import PromptFields
 
 _TOKENS_PANEL = "Tokens of the prompts"
@@ -81,8 +85,13 @@ def check_prompt_options(
 
     Raises:
         UsageError: An option is for files of prompts, and a single prompt is given; or a chat
-            template adds the special tokens.
+            template adds the special tokens; or the prompt is the name of a file of prompts.
     """
+    if prompt is not None and prompt.endswith(PROMPT_SUFFIXES) and os.path.isfile(prompt):
+        raise UsageError(
+            f"--prompt takes a text, and '{prompt}' is a file.",
+            hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
+        )
     defaults = PromptFields()
     is_given = {
         ("--limit", "limit"): limit is not None,

@@ -51,6 +51,11 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
         UsageError: The text is not a list of whole numbers.
     """
     parts = [part.strip() for part in text.split(",")]
+    if any(len(part) == 3 and part.isdecimal() and part.startswith("0") for part in parts[1:]):
+        raise UsageError(
+            f"{option}: '{text}' is read as several numbers.",
+            hint=f"Write thousands without a comma: {''.join(parts)}.",
+        )
     for part in parts:
         if not part.removeprefix("-").isdecimal() or len(part) > _MOST_DIGITS:
             raise UsageError(

@@ -19,7 +19,8 @@ from moetool.cli.usage.values import explain_value, find_sizes
 _UNKNOWN_COMMAND = re.compile(r"No such command ['\"](.*?)['\"]\.")
 _EXTRA = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", re.S)
 
-_PROMPT_FILES = (".jsonl", ".csv", ".parquet", ".txt")
+# Of files of prompts, whose reader takes long to import.
+PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 
 
 def explain(error: typer.TyperException, words: Sequence[str]) -> tuple[str, str]:
@@ -75,6 +76,8 @@ def _explain_command(name: str, context: Any) -> tuple[str, str]:
         return message, f"Did you mean `moetool {close[0]}`?"
     if name.lower() in read_published_models() or name == DEMO or "/" in name:
         return message, f"A model comes after a command, as in `moetool inspect {name}`."
+    if f"--{name}" in ("--help", "--version"):
+        return message, f"Run `moetool --{name}`."
     return message, "Run `moetool --help` to list the commands."
 
 
@@ -111,12 +114,14 @@ def _explain_extra(extra: str, context: Any, words: Sequence[str]) -> tuple[str,
         )
     options = _list_options(context.command)
     if "--prompts" not in options:
-        message = f"`{path}` takes one argument: '{extra}' is one too many."
+        arguments = [each for each in context.command.params if not each.opts[0].startswith("-")]
+        takes = "one argument" if arguments else "no argument"
+        message = f"`{path}` takes {takes}: '{extra}' is one too many."
         return message, f"Leave it out, or run `{path} --help`."
     message = f"`{path}` takes one model: '{extra}' is one too many."
     if any(context.params.get(name) is not None for name in ("prompt", "prompts")):
         return message, f"Leave it out, or run `{path} --help`."
-    if os.path.exists(extra) or PurePath(extra).suffix in _PROMPT_FILES:
+    if os.path.exists(extra) or PurePath(extra).suffix in PROMPT_SUFFIXES:
         return message, f"Did you mean --prompts {shlex.quote(extra)}?"
     return message, f"Did you mean --prompt {shlex.quote(extra)}?"
 

@@ -1,4 +1,4 @@
-"""List what other tools call moetool's options and values, and find the nearest of its own."""
+"""Find the option or value that was meant, also by the names that other tools have for it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ _MEANT_OPTION: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("--num-prompts", "--max-prompts", "-n"), ("--limit",)),
     **dict.fromkeys(("--chat-template", "--template", "--apply-chat-template"), ("--chat",)),
     "--branch": ("--revision",),
+    **dict.fromkeys(("-v", "--v"), ("--version",)),
     "--attn-implementation": ("--attention",),
 }
 

@@ -97,7 +97,13 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     (*TRACE, "--prompt", "x", "--batch-size", "1", "8"): Refusal(
         2, error="--batch-size takes one number, not 2.", hint="Give it one"
     ),
+    (*MEMORY, "--prompt-tokens", "4,096"): Refusal(
+        2, error="--prompt-tokens: '4,096' is read as several numbers.", hint="comma: 4096."
+    ),
     # Arguments.
+    (*TRACE, "--prompt", "sample_prompts/german.jsonl"): Refusal(
+        2, error="'sample_prompts/german.jsonl' is a file.", hint="mean --prompts sample_prompts/g"
+    ),
     (*TRACE, "my.csv"): Refusal(
         2, error="'my.csv' is one too many.", hint="Did you mean --prompts my.csv?"
     ),
@@ -110,6 +116,9 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     ("specialize", "a.csv", "b.csv"): Refusal(
         2, error="`moetool specialize` takes one argument: 'b.csv'", hint="specialize --help"
     ),
+    ("models", "qwen"): Refusal(
+        2, error="`moetool models` takes no argument: 'qwen' is one", hint="models --help"
+    ),
     ("inspect",): Refusal(2, error="`moetool inspect` needs a MODEL.", hint="inspect --help"),
     ("specialize",): Refusal(
         2, error="needs a TRACE.", hint="Name one, or run `moetool specialize"
@@ -121,6 +130,8 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     ("mixtral-8x7b",): Refusal(
         2, error="no command 'mixtral-8x7b'.", hint="as in `moetool inspect mixtral-8x7b`."
     ),
+    ("version",): Refusal(2, error="no command 'version'.", hint="Run `moetool --version`."),
+    ("-v",): Refusal(2, error="`moetool` has no option -v.", hint="Did you mean --version?"),
     ("anything",): Refusal(2, error="no command 'anything'.", hint="Run `moetool --help` to list"),
     # Models.
     ("inspect", "qwen3"): Refusal(
@@ -137,6 +148,9 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     ),
     ("inspect", "sample_prompts/german.jsonl"): Refusal(
         3, error="is a file, but not a model.", hint="--prompts sample_prompts/german.jsonl"
+    ),
+    ("inspect", "mixtral-8x7b,deepseek-v3"): Refusal(
+        3, error="No model 'mixtral-8x7b,deepseek-v3'", hint="Separate several models by spaces."
     ),
     ("inspect", "nowhere/german.jsonl"): Refusal(
         3, error="No model at 'nowhere/german.jsonl': no such path", hint="org/name"
