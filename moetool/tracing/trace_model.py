@@ -71,6 +71,7 @@ def trace_model(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -84,6 +85,7 @@ def trace_model(
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
+        num_excerpts: Number of prompts, from the first, to return excerpts of.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -146,6 +148,7 @@ def trace_model(
                 metadata=metadata,
                 texts=texts,
                 advance=observer.advance,
+                num_excerpts=num_excerpts,
             )
 
 

@@ -27,6 +27,7 @@ def route_trace(
     prompts: prompt_options.Prompts = None,
     prompt: prompt_options.PromptOption = None,
     limit: prompt_options.Limit = None,
+    limit_per_domain: prompt_options.LimitPerDomain = None,
     chat: prompt_options.Chat = False,
     special_tokens: prompt_options.SpecialTokensOption = True,
     max_prompt_tokens: prompt_options.MaxPromptTokens = None,
@@ -51,6 +52,7 @@ def route_trace(
     output: recording.Output = None,
     output_format: recording.Format = None,
     force: ForceOption = False,
+    show: recording.Show = None,
     quiet: recording.QuietOption = False,
 ) -> None:
     """Record which experts each token goes to, one row per chosen expert.
@@ -60,6 +62,7 @@ def route_trace(
     """
     from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
+    from moetool.trace.excerpt import choose_num_excerpts
     from moetool.trace.writing.sink_choice import choose_sink
     from moetool.tracing.options import TraceOptions, choose_generation
     from moetool.tracing.prompts.files import PromptFields
@@ -107,7 +110,9 @@ def route_trace(
         inputs=inputs,
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    read = choose_prompts(prompts, prompt, fields=fields, limit=limit)
+    read = choose_prompts(
+        prompts, prompt, fields=fields, limit=limit, limit_per_domain=limit_per_domain
+    )
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
         run = trace_model(
@@ -117,6 +122,7 @@ def route_trace(
             open_sink=sink.open,
             observer=observer,
             open_texts=open_texts,
+            num_excerpts=0 if quiet else choose_num_excerpts(show, num_prompts=len(read)),
         )
     if quiet:
         return

@@ -12,6 +12,8 @@ from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_
 from moetool.memory.scenario import Dtype
 
 _RECORDING_PANEL = "Recording"
+# More would fill a terminal's scrollback.
+_MOST_SHOWN = 100
 
 
 class TraceFormat(StrEnum):
@@ -98,6 +100,17 @@ Format = Annotated[
         "--format",
         metavar="FORMAT",
         help="parquet or csv. Default: from the suffix of --output.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Show = Annotated[
+    int | None,
+    typer.Option(
+        "--show",
+        min=0,
+        max=_MOST_SHOWN,
+        metavar="N",
+        help="Show the text and the experts of the first N prompts. Default: of all, up to 3.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

@@ -25,6 +25,7 @@ from moetool.tracing.prompts.files import (
     read_jsonl,
     read_text,
 )
+from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.prompts.parquet import read_parquet
 
 READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
@@ -61,7 +62,11 @@ class Prompt:
 
 
 def read_prompts(
-    source: str, *, fields: PromptFields | None = None, limit: int | None = None
+    source: str,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
@@ -72,16 +77,18 @@ def read_prompts(
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
         fields: The names of the columns.
         limit: Keep only this many prompts; all are checked.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
     """
     fields = fields or PromptFields()
+    limits = PromptLimits(limit, limit_per_domain)
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
         return _check(
-            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
+            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limits=limits
         )
     if not source.strip():
         raise InputError(
@@ -100,7 +107,7 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, source=f"'{path}'", limit=limit)
+        return _check(rows, source=f"'{path}'", limits=limits)
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
@@ -112,7 +119,7 @@ def read_prompts(
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
-    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
+    return _check(_read_file(path, fields), source=f"'{path}'", limits=limits)
 
 
 def choose_prompts(
@@ -121,6 +128,7 @@ def choose_prompts(
     *,
     fields: PromptFields | None = None,
     limit: int | None = None,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts of a source, or the one prompt of a text.
 
@@ -129,6 +137,7 @@ def choose_prompts(
         text: One prompt, instead of a source.
         fields: The names of the columns.
         limit: Keep only this many prompts of a source; all are checked.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         UsageError: Neither or both are given.
@@ -144,7 +153,7 @@ def choose_prompts(
     if text is not None:
         return make_prompt(text)
     assert source is not None
-    return read_prompts(source, fields=fields, limit=limit)
+    return read_prompts(source, fields=fields, limit=limit, limit_per_domain=limit_per_domain)
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -156,7 +165,6 @@ def make_prompt(text: str) -> list[Prompt]:
     return _check(
         [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)],
         source="--prompt",
-        limit=None,
     )
 
 
@@ -237,8 +245,11 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     )
 
 
-def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None) -> list[Prompt]:
+def _check(
+    rows: Iterable[RawPrompt | BadLine], *, source: str, limits: PromptLimits | None = None
+) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
+    limits = limits or PromptLimits()
     prompts: list[Prompt] = []
     bad = _BadLines()
     origin_of: dict[str, str] = {}
@@ -272,19 +283,19 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             )
         else:
             origin_of[prompt_id] = row.origin
-            prompts.append(
-                Prompt(
-                    prompt_id=prompt_id,
-                    domain=row.domain or NO_DOMAIN,
-                    text=row.text,
-                    origin=row.origin,
-                )
+            prompt = Prompt(
+                prompt_id=prompt_id,
+                domain=row.domain or NO_DOMAIN,
+                text=row.text,
+                origin=row.origin,
             )
+            if limits.take(prompt.domain):
+                prompts.append(prompt)
     if bad.shown:
         raise bad.as_error()
     if not prompts:
         raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
-    return prompts[:limit]
+    return prompts
 
 
 class _BadLines:
