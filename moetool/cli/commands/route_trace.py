@@ -60,16 +60,20 @@ def route_trace(
     Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe. On a terminal without
     --output, only the summary is shown. Progress and summary go to stderr.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
-    from moetool.trace.excerpt import choose_num_excerpts
-    from moetool.trace.writing.sink_choice import choose_sink
-    from moetool.tracing.options import TraceOptions, choose_generation
-    from moetool.tracing.prompts.files import PromptFields
-    from moetool.tracing.prompts.prompts import choose_prompts
-    from moetool.tracing.prompts.tokens import choose_special_tokens
-    from moetool.tracing.running.texts import choose_texts
-    from moetool.tracing.trace_model import trace_model
+
+    started = time.monotonic()
+    with TerminalObserver(is_quiet=quiet) as observer:
+        observer.step("starting")
+        from moetool.checkpoint.reference import resolve_model
+        from moetool.trace.excerpt import choose_num_excerpts
+        from moetool.trace.writing.sink_choice import choose_sink
+        from moetool.tracing.options import TraceOptions, choose_generation
+        from moetool.tracing.prompts.files import PromptFields
+        from moetool.tracing.prompts.prompts import choose_prompts
+        from moetool.tracing.prompts.tokens import choose_special_tokens
+        from moetool.tracing.running.texts import choose_texts
+        from moetool.tracing.trace_model import trace_model
 
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
@@ -110,11 +114,13 @@ def route_trace(
         inputs=inputs,
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    read = choose_prompts(
-        prompts, prompt, fields=fields, limit=limit, limit_per_domain=limit_per_domain
-    )
-    started = time.monotonic()
-    with TerminalObserver(is_quiet=quiet) as observer:
+    with observer:
+        # Prompts may be typed on the terminal.
+        if prompts != "-":
+            observer.step("reading prompts")
+        read = choose_prompts(
+            prompts, prompt, fields=fields, limit=limit, limit_per_domain=limit_per_domain
+        )
         run = trace_model(
             reference,
             read,
