@@ -39,6 +39,9 @@ _LEAST_EXPERTS = 2
 
 _NONE = "–"
 _IDENTITY = "i"
+# First letters that need words, of experts and of tokens.
+_EXPERT_MARKS = {_NONE: "no expert ran", _IDENTITY: "an identity expert, which returns its input"}
+_PIECE_MARKS = dict.fromkeys("Ġ▁", "the tokenizer's letter for a space")
 
 # A line below the headers, and a dotted one above the tokens that the model wrote.
 _BOX = Box("    \n    \n ── \n    \n ╌╌ \n    \n    \n    \n")
@@ -114,7 +117,7 @@ def _make_texts(excerpt: PromptExcerpt, *, is_named: bool) -> Block:
         block.append(make_fact("id", f"{name}, domain {domain}"))
     block.append(make_fact("prompt", Text(printable(excerpt.prompt, max_length=_LONGEST_PROMPT))))
     if excerpt.written is not None:
-        written = printable(excerpt.written, max_length=_LONGEST_WRITTEN)
+        written = printable(excerpt.written, max_length=_LONGEST_WRITTEN).strip()
         words = Text(written, Style.STRONG) if written else Text("(nothing)", Style.MUTED)
         block.append(make_fact("written", words))
     return block
@@ -150,10 +153,9 @@ class _StackTable:
         self._layout = self._choose_layout(width)
 
     def list_marks(self) -> set[str]:
-        """Return the first letters of the names that are shown."""
-        return {name[0] for token in self._shown() for cell in token for name in cell} - set(
-            "0123456789"
-        )
+        """Return the marks that the table shows."""
+        names = {name[0] for token in self._shown() for cell in token for name in cell}
+        return {*(names & _EXPERT_MARKS.keys()), *({*"".join(self._pieces)} & _PIECE_MARKS.keys())}
 
     def make(self) -> Block:
         """Return the table, and a sentence on what did not fit."""
@@ -252,7 +254,6 @@ def _explain(marks: Collection[str], *, is_new: bool, has_color: bool) -> Iterat
     )
     if is_new:
         yield ("Below the dotted line: tokens that the model wrote. The last one was not routed.")
-    if _NONE in marks:
-        yield f"{_NONE}: no expert ran."
-    if _IDENTITY in marks:
-        yield f"{_IDENTITY}: an identity expert, which returns its input."
+    for mark, words in (_EXPERT_MARKS | _PIECE_MARKS).items():
+        if mark in marks:
+            yield f"{mark}: {words}."

@@ -67,7 +67,9 @@ def route_trace(
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:
         observer.step("starting")
+        from moetool.analysis.routing_summary import summarize_routing
         from moetool.checkpoint.reference import resolve_model
+        from moetool.report.trace_summary import render_trace_summary
         from moetool.trace.excerpt import choose_num_excerpts
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
@@ -117,8 +119,7 @@ def route_trace(
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
     with observer:
-        # Prompts may be typed on the terminal.
-        if prompts != "-":
+        if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(
             prompts, prompt, fields=fields, limit=limit, limit_per_domain=limit_per_domain
@@ -134,19 +135,16 @@ def route_trace(
         )
     if quiet:
         return
-    from moetool.analysis.routing_summary import summarize_routing
-    from moetool.report.trace_summary import render_trace_summary
-
-    wrote = sink.target
     summary = render_trace_summary(
         run.metadata,
         summarize_routing(run.counts),
         num_rows=run.num_rows,
         elapsed_s=time.monotonic() - started,
-        wrote=wrote,
-        wrote_bytes=wrote.stat().st_size if wrote else 0,
-        streamed=wrote is None and sink.keeps_rows,
+        wrote=sink.target,
+        wrote_bytes=sink.target.stat().st_size if sink.target else 0,
+        streamed=sink.target is None and sink.keeps_rows,
         texts=save_text,
+        excerpts=run.excerpts,
         view=see_terminal(sys.stderr),
     )
     observer.summarize(summary)
