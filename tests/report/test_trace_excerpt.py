@@ -213,6 +213,15 @@ def test_marks_that_do_not_occur_are_not_explained() -> None:
     assert "identity" not in text
 
 
+@pytest.mark.parametrize("mark", ["Ġ", "▁"])
+def test_a_tokenizers_letter_for_a_space_is_explained(mark: str) -> None:
+    explained = f"{mark}: the tokenizer's letter for a space."
+    stack = make_stack([[[1]]] * 2, pieces=["is", f"{mark}cat"])
+    assert explained in render(make_prompt(stack))
+    assert "identity" not in render(make_prompt(stack))
+    assert explained not in render(make_prompt(make_stack([[[1]]])))
+
+
 def test_the_text_is_shown_with_what_was_written_apart() -> None:
     stack = make_stack([[[1]]] * 2, num_given=1)
     text = render(make_prompt(stack, prompt="Once upon", written=" a time,\nlong ago"))
