@@ -248,12 +248,10 @@ def _name_gap(num_tokens: int) -> str:
 
 def _explain(marks: Collection[str], *, is_new: bool, has_color: bool) -> Iterator[str]:
     """Yield how to read the tables, as far as they need it."""
-    yield (
-        "L0: layer 0. Each cell holds a token's experts in that layer, the largest weight first"
-        f"{', in a colour for the first' if has_color else ''}."
-    )
+    color = ", which sets the colour" if has_color else ""
+    yield f"L0: layer 0. Cells list experts, largest weight first{color}."
     if is_new:
-        yield ("Below the dotted line: tokens that the model wrote. The last one was not routed.")
+        yield "Below the dots: tokens that the model wrote. The last one is never routed."
     for mark, words in (_EXPERT_MARKS | _PIECE_MARKS).items():
         if mark in marks:
             yield f"{mark}: {words}."

@@ -180,13 +180,13 @@ def test_a_rule_divides_what_the_model_read_from_what_it_wrote() -> None:
     (at,) = (number for number, line in enumerate(lines) if set(line) == {"╌"})
     assert lines[at - 1].split()[:2] == ["2", "t2"]
     assert lines[at + 1].split()[:2] == ["3", "t3"]
-    assert "Below the dotted line" in "\n".join(lines)
+    assert "Below the dots" in "\n".join(lines)
 
 
 def test_without_new_tokens_there_is_no_rule() -> None:
     text = render(make_prompt(make_stack([[[1, 2]]] * 5)))
     assert "╌" not in text
-    assert "dotted" not in text
+    assert "Below" not in text
     assert "written" not in text
 
 
@@ -283,7 +283,7 @@ def test_colour_changes_no_letter() -> None:
         render(make_prompt(stack, written="more"), has_color=has_color)
         for has_color in (False, True)
     )
-    colored = ESCAPE.sub("", colored).replace(", in a colour for the first", "")
+    colored = ESCAPE.sub("", colored).replace(", which sets the colour", "")
     assert [line.rstrip() for line in colored.splitlines()] == plain.splitlines()
 
 
