@@ -14,7 +14,7 @@ from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_p_value, format_place, format_stack
 from moetool.report.text.page import render_page
-from moetool.report.text.styles import Style, style_words
+from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
 
 _EXPERTS_SHOWN = 3
@@ -71,7 +71,7 @@ def _make_layers(result: Specialization) -> Table:
 
 def _make_domains(result: Specialization) -> Table:
     """Return a table of each domain's most over-represented experts."""
-    rows = []
+    rows: list[tuple[Words, ...]] = []
     for size in result.domains:
         domain = (printable(size.domain), f"{size.prompts:,}", f"{size.tokens:,}")
         shown = result.most_lifted[size.domain][:_EXPERTS_SHOWN]

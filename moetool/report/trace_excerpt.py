@@ -26,7 +26,7 @@ EXPERT_COLORS = (
     *("#875f00", "#808080", "#af5fd7", "#af5f5f"),
 )
 
-_LONGEST_PROMPT = 300
+_LONGEST_PROMPT = 200
 _LONGEST_WRITTEN = 1_000
 _LONGEST_NAME = 60
 # Columns of a token.

@@ -51,8 +51,8 @@ def list_tokens(frame: pd.DataFrame) -> list[ShownToken]:
     """Return the rows of a trace of one prompt as the table shows them."""
     ordered = frame.sort_values(["position", "layer", "rank"])
     return [
-        ShownToken(int(position), group["token"].iloc[0], group["expert"].tolist())
-        for position, group in ordered.groupby("position")
+        ShownToken(int(group["position"].iloc[0]), group["token"].iloc[0], group["expert"].tolist())
+        for _, group in ordered.groupby("position")
     ]
 
 

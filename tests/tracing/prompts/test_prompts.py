@@ -243,8 +243,9 @@ def test_a_folders_files_are_domains_to_a_limit(tmp_path: Path) -> None:
 def test_prompts_beyond_a_limit_are_checked_all_the_same(limit: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "good"}\n{"text": ""}\n', encoding="utf-8")
+    limits: dict[str, Any] = {limit: 1}
     with pytest.raises(InputError, match="empty prompt"):
-        read_prompts(str(path), **{limit: 1})
+        read_prompts(str(path), **limits)
 
 
 PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", origin="a.jsonl:1")
