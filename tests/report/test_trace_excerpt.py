@@ -289,7 +289,7 @@ def test_colour_changes_no_letter() -> None:
 
 def test_the_first_expert_decides_the_colour() -> None:
     tops = [0, 1, 7, 1]
-    experts = [[[top, (top + 3) % 8]] for top in tops]
+    experts = [[[top, other]] for top, other in zip(tops, [3, 2, 4, 6], strict=True)]
     text = render(make_prompt(make_stack(experts)), has_color=True)
     found = re.findall(r"38;5;(\d+)m(\d)\x1b\[0m\x1b\[38;5;(\d+)m (\d)", text)
     assert [(int(top), int(other)) for _, top, _, other in found] == [
