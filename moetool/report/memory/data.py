@@ -72,7 +72,9 @@ def render_table_text(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) 
 def render_json(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, sizes in bytes and unknown values as null."""
     objects = [_as_object(estimate) for estimate in estimates]
-    return envelope.render_json("moetool.memory-estimate/1", {"estimates": objects})
+    return envelope.render_json(
+        "moetool.memory-estimate/1", {"estimates": objects}, libraries=envelope.MODEL_LIBRARIES
+    )
 
 
 def render_csv(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
