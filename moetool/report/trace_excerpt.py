@@ -34,7 +34,7 @@ _WIDEST_PIECE = 16
 # Columns between those of a table.
 _GAP = 2
 # Layers that should fit before a cell shows more than the least of its experts.
-_WANTED_LAYERS = 8
+_WANTED_LAYERS = 12
 _LEAST_EXPERTS = 2
 
 _NONE = "–"
