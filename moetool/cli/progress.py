@@ -79,16 +79,8 @@ class TerminalObserver:
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
-        from rich.text import Text
-
-        from moetool.cli.output import see_terminal
-        from moetool.report.text.page import render_page
-        from moetool.report.text.styles import Style
-
         self._end_step()
-        words = printable(f"warning: {line}", max_length=_LONGEST_LINE)
-        text = Text(words, Style.WARNING, no_wrap=True, overflow="ignore")
-        sys.stderr.write(render_page([[text]], see_terminal(sys.stderr)))
+        sys.stderr.write(f"{printable(f'warning: {line}', max_length=_LONGEST_LINE)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""
