@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.headers.published_format import find_quantization
-from moetool.catalogue.gpus import find_gpu, read_gpus
+from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
@@ -16,6 +16,7 @@ from moetool.errors import InputError, UsageError
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
 from moetool.memory.notes.estimate_notes import list_measurement_notes
 from moetool.memory.result import Estimate
@@ -42,8 +43,9 @@ def estimate_memory(
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of
             `resolve_model` for one of them.
         scenarios: The runs to estimate; the estimates are returned in their order.
-        gpu: A GPU's id or alias, or an amount of memory such as `24GiB`. With it, the estimates go
-            into detail, for this GPU alone; None for every known GPU.
+        gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
+            GPU. With it, the estimates go into detail, for this GPU alone; None for every known
+            GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
         revision: Branch, tag or commit, for Hub ids.
@@ -61,7 +63,7 @@ def estimate_memory(
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
-    named_gpu = None if gpu is None else find_gpu(take_text(gpu, name="GPU"))
+    named_gpu = None if gpu is None else take_gpu(take_text(gpu, name="GPU"))
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",

@@ -113,8 +113,9 @@ Gpu = Annotated[
     str | None,
     typer.Option(
         metavar="GPU",
-        help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB. Adds its "
-        "limits, offloading and speed. Default: compare all known GPUs.",
+        help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
+        "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
+        "compare all known GPUs.",
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]
