@@ -29,6 +29,8 @@ EXAMPLES = (
     "moetool inspect ./my-model --per-layer --format csv -o layers.csv",
 )
 
+_PATIENCE_S = 1.0
+
 
 @speaks_errors
 def inspect(
@@ -64,7 +66,9 @@ def inspect(
     references = [resolve_model(model) for model in models]
     check_report_path(output, force=force, inputs=list_model_files(references))
     inspected = []
-    with show_status(is_quiet=quiet or len(references) == 1) as show:
+    # Most single models take less time than a line takes to read.
+    delay_s = _PATIENCE_S if len(references) == 1 else 0
+    with show_status(is_quiet=quiet, delay_s=delay_s) as show:
         for reference in references:
             show(f"inspecting {reference.text}")
             inspected.append(

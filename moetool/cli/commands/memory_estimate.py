@@ -14,7 +14,7 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import parse_numbers
+from moetool.cli.options.values import parse_numbers, parse_optional_numbers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
@@ -31,7 +31,7 @@ EXAMPLES = (
 def memory_estimate(
     models: ModelsArgument,
     batch_size: options.BatchSize = str(Scenario.batch_size),
-    prompt_tokens: options.PromptTokens = str(Scenario.num_prompt_tokens),
+    prompt_tokens: options.PromptTokens = None,
     new_tokens: options.NewTokens = None,
     task: options.TaskOption = Task.GENERATE,
     padding: options.Padding = False,
@@ -61,7 +61,9 @@ def memory_estimate(
     from moetool.memory.sweep import list_scenarios
 
     chosen = choose_report_format(output_format, output)
-    numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
+    numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
+    numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
+    given = {"num_prompt_tokens": numbers_prompt, "num_new_tokens": numbers_new}
     by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
     common = Scenario(
         num_new_tokens=numbers_new[0] if numbers_new else by_default,
@@ -78,23 +80,23 @@ def memory_estimate(
     scenarios = list_scenarios(
         common,
         batch_sizes=parse_numbers(batch_size, option="--batch-size"),
-        prompt_tokens=parse_numbers(prompt_tokens, option="--prompt-tokens"),
+        prompt_tokens=numbers_prompt,
         new_tokens=numbers_new,
     )
     references = [resolve_model(model) for model in models]
     inputs = [*list_model_files(references), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
-    # Imported after the checks, so that wrong options are reported before torch has loaded.
-    from moetool.memory.estimate import estimate_memory
-    from moetool.report.memory.data import RENDERERS
-
     with show_status(is_quiet=quiet) as show:
+        # Imported after the checks, so that wrong options are reported before torch has loaded.
+        from moetool.memory.estimate import estimate_memory
+
         estimates = [
             estimate
             for reference in references
             for estimate in estimate_memory(
                 reference,
                 scenarios,
+                clipped_sizes=[size for size, numbers in given.items() if not numbers],
                 gpu=gpu,
                 trace=trace,
                 measure=measure,
@@ -103,4 +105,6 @@ def memory_estimate(
                 on_progress=show,
             )
         ]
+    from moetool.report.memory.data import RENDERERS
+
     print_or_write(RENDERERS[chosen](estimates), output, force=force)

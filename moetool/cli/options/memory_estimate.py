@@ -14,6 +14,7 @@ from moetool.memory.scenario import (
     CacheKind,
     Dtype,
     ExpertsImplementation,
+    Scenario,
     Task,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -26,14 +27,19 @@ BatchSize = Annotated[
     typer.Option(metavar="N,...", help="Sequences in a batch. Several sizes make a sweep."),
 ]
 PromptTokens = Annotated[
-    str,
-    typer.Option(metavar="N,...", help="Prompt tokens of each sequence."),
+    str | None,
+    typer.Option(
+        metavar="N,...",
+        help=f"Prompt tokens of each sequence. Default: {Scenario.num_prompt_tokens}, or as many as "
+        "the model's context allows.",
+    ),
 ]
 NewTokens = Annotated[
     str | None,
     typer.Option(
         metavar="N,...",
-        help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS} for generate, else none.",
+        help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS} for generate, within the "
+        "context, else none.",
     ),
 ]
 TaskOption = Annotated[

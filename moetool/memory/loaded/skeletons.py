@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -94,6 +95,18 @@ class SkeletonBuilder:
                 experts=scenario.experts,
             )
         return skeleton
+
+    def clip_scenario(self, scenario: Scenario, sizes: Collection[str]) -> Scenario:
+        """Return a scenario with some sizes reduced to what the model's context allows.
+
+        Args:
+            scenario: The scenario.
+            sizes: Those of `SIZES_IN_CONTEXT` that may be reduced; the others stay.
+        """
+        context = self.context
+        if context is None or self._config.is_encoder_decoder:
+            return scenario
+        return scenario.clip(context, sizes=sizes)
 
     def refuse_scenario(self, scenario: Scenario) -> None:
         """Refuse a scenario that is past the model's context.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moetool.memory.figures import StoredWeights
 from moetool.memory.result import Measurement
+from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 
 ONLY_IN_ALL = (
@@ -23,6 +24,17 @@ OTHER_GPUS = (
     "torch 2.11: on other GPUs they may differ by a few hundred MiB."
 )
 TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
+
+
+def note_clipped(asked: Scenario, clipped: Scenario, *, context: int) -> str:
+    """Return a note that sizes which nobody named were reduced to a model's context."""
+    words = {"num_prompt_tokens": "prompt tokens", "num_new_tokens": "new tokens"}
+    changes = [
+        f"{getattr(clipped, name):,} instead of {getattr(asked, name):,} {label}"
+        for name, label in words.items()
+        if getattr(clipped, name) != getattr(asked, name)
+    ]
+    return f"The context is {context:,} tokens: the run has {' and '.join(changes)}."
 
 
 def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:

@@ -152,6 +152,7 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
 ) -> None:
     memory_estimate(["demo"])
     nothing_asked = {
+        "clipped_sizes": ["num_prompt_tokens", "num_new_tokens"],
         "gpu": None,
         "trace": None,
         "measure": False,
@@ -204,6 +205,7 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         for num_new_tokens in (4, 2)
     ]
     options = {
+        "clipped_sizes": [],
         "gpu": "24GiB",
         "trace": Path("trace.parquet"),
         "measure": True,
@@ -213,6 +215,19 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
     assert fake.asked == [("demo", scenarios, options), ("mixtral-8x7b", scenarios, options)]
     estimates = json.loads(output.read_text(encoding="utf-8"))["estimates"]
     assert [estimate["model"] for estimate in estimates] == ["demo"] * 4 + ["mixtral-8x7b"] * 4
+
+
+def test_only_sizes_that_were_not_given_may_be_reduced(fake: FakeEstimates) -> None:
+    memory_estimate(["demo"], prompt_tokens="64,128")
+    memory_estimate(["demo"], new_tokens="8")
+    assert [options["clipped_sizes"] for _, _, options in fake.asked] == [
+        ["num_new_tokens"],
+        ["num_prompt_tokens"],
+    ]
+    prompts = [scenario.num_prompt_tokens for scenario in fake.asked[0][1]]
+    assert prompts == [64, 128]
+    (usual,) = fake.asked[1][1]
+    assert usual == Scenario(num_new_tokens=8)
 
 
 @pytest.mark.parametrize("task", [Task.FORWARD, Task.TRACE])
