@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+from moetool.catalogue.gpus import Gpu
 from moetool.memory.figures import StoredWeights
+from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Measurement
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
@@ -35,6 +39,27 @@ def note_clipped(asked: Scenario, clipped: Scenario, *, context: int) -> str:
         if getattr(clipped, name) != getattr(asked, name)
     ]
     return f"The context is {context:,} tokens: the run has {' and '.join(changes)}."
+
+
+def note_fits_nowhere(
+    smallest_fits: Mapping[Quantization, Fit | None], *, largest: Gpu
+) -> Iterator[str]:
+    """Yield that a run fits on none of the known GPUs alone, under some quantizations or any.
+
+    Args:
+        smallest_fits: The smallest GPU that it fits on, by quantization; None for none.
+        largest: The known GPU with the most memory.
+    """
+    without = [
+        "unquantized" if quantization is Quantization.NONE else f"in {quantization}"
+        for quantization, fit in smallest_fits.items()
+        if fit is None
+    ]
+    if without:
+        yield (
+            f"None of the known GPUs is enough alone for the run {' or '.join(without)}: the largest, "
+            f"{largest.id}, has {largest.memory_bytes / 2**30:,.1f} GiB."
+        )
 
 
 def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:
