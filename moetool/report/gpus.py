@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
-from moetool.report.text.lines import wrap_paragraphs
+from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_bytes, format_number_of
-from moetool.report.text.tables import render_table
+from moetool.report.text.page import render_page
+from moetool.report.text.styles import Style
+from moetool.report.text.tables import make_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.gpus import Gpu
@@ -39,9 +41,9 @@ _COLUMNS = (
 )
 
 
-def render_table_text(gpus: Sequence[Gpu], _: View = DEFAULT_VIEW) -> str:
+def render_table_text(gpus: Sequence[Gpu], view: View = DEFAULT_VIEW) -> str:
     """Return a row for each GPU, and how to read the figures."""
-    table = render_table(
+    table = make_table(
         ("name", "memory", "GB/s", "bf16", "fp8", "architecture", "vendor"),
         [
             (
@@ -57,8 +59,11 @@ def render_table_text(gpus: Sequence[Gpu], _: View = DEFAULT_VIEW) -> str:
         ],
         right=(1, 2, 3, 4),
     )
-    closing = wrap_paragraphs((f"{format_number_of(len(gpus), 'GPU')}.", _LEGEND))
-    return "\n".join([table, "", *closing, ""])
+    closing = [
+        *make_paragraphs([f"{format_number_of(len(gpus), 'GPU')}."]),
+        *make_paragraphs([_LEGEND], Style.MUTED),
+    ]
+    return render_page(([table], closing), view)
 
 
 def render_json(gpus: Sequence[Gpu], _: View = DEFAULT_VIEW) -> str:

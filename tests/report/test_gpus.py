@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 
 from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
 from moetool.report.gpus import RENDERERS, render_csv, render_json, render_table_text
-from moetool.report.renderer import ReportFormat
+from moetool.report.renderer import ReportFormat, View
 
 SOME = [read_gpus()[name] for name in ("t4", "h200", "mi325x")]
 
@@ -29,7 +29,7 @@ mi325x   238.4 GiB*   6,000   1,307   2,615   cdna3          AMD
 
 
 def test_every_known_gpu_has_a_row_that_fits() -> None:
-    lines = render_table_text(list_gpus()).splitlines()
+    lines = render_table_text(list_gpus(), View(width=80)).splitlines()
     assert {line.split()[0] for line in lines if line} >= set(read_gpus())
     assert max(map(len, lines)) <= 80
 

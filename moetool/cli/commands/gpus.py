@@ -8,7 +8,7 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 
 EXAMPLES = (
     "moetool gpus",
@@ -43,4 +43,4 @@ def gpus(
     check_report_path(output, force=force)
     smallest = 0 if min_memory is None else parse_memory(min_memory)
     listed = list_gpus(vendor=vendor, min_memory_bytes=smallest)
-    print_or_write(RENDERERS[chosen](listed), output, force=force)
+    print_or_write(RENDERERS[chosen](listed, see_output(output)), output, force=force)
