@@ -56,9 +56,10 @@ def note_fits_nowhere(
         if fit is None
     ]
     if without:
+        storages = f" {' or '.join(without)}" if len(smallest_fits) > 1 else ""
         yield (
-            f"None of the known GPUs is enough alone for the run {' or '.join(without)}: the largest, "
-            f"{largest.id}, has {largest.memory_bytes / 2**30:,.1f} GiB."
+            f"No known GPU is enough alone{storages}: the largest, {largest.id}, has "
+            f"{largest.memory_bytes / 2**30:,.1f} GiB."
         )
 
 
