@@ -165,6 +165,8 @@ def run_scenario(
             raise
         needs_data = error.reason
         simulation = _simulate_balanced(case, needs_data, notes=notes)
+    if on_step is not None:
+        on_step("replaying its allocations")
     profile = simulation.replay(None)
     is_filled = scenario.cache is CacheKind.DYNAMIC
     return SimulatedRun(
