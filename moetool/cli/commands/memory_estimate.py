@@ -58,6 +58,7 @@ def memory_estimate(
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
     from moetool.checkpoint.reference import resolve_model
+    from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
 
     chosen = choose_report_format(output_format, output)
@@ -87,6 +88,8 @@ def memory_estimate(
     inputs = [*list_model_files(references), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
     with show_status(is_quiet=quiet) as show:
+        if gpu is not None:
+            take_gpu(gpu)
         # Imported after the checks, so that wrong options are reported before torch has loaded.
         from moetool.memory.estimate import estimate_memory
 

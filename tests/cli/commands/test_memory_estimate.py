@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from moetool.cli.commands.memory_estimate import memory_estimate
 from moetool.cli.options.values import parse_numbers
@@ -77,6 +78,16 @@ from tests.report.memory.estimates import make_estimate
             ["demo", "--double-quantization"],
             Refusal(2, error="Double quantization", hint="nf4"),
             id="scales of nothing",
+        ),
+        pytest.param(
+            ["demo", "--gpu", "a100"],
+            Refusal(2, error="GPUs begin with 'a100'", hint="a100-40gb, a100-80gb or "),
+            id="a name of several GPUs",
+        ),
+        pytest.param(
+            ["demo", "--gpu", "8xh100"],
+            Refusal(2, error="'8xh100' is several GPUs", hint="Give h100"),
+            id="several GPUs",
         ),
         pytest.param(
             ["demo", "--quantization", "int4"], Refusal(2, error="'int4'"), id="a quantization"
@@ -163,6 +174,12 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
     printed = capsys.readouterr()
     assert printed.out.startswith("demo needs 21.5 GiB and fits on 1 × big")
     assert printed.err == ""
+
+
+def test_an_unknown_gpu_is_refused_before_anything_is_simulated(fake: FakeEstimates) -> None:
+    with pytest.raises(typer.Exit):
+        memory_estimate(["demo"], gpu="24")
+    assert fake.asked == []
 
 
 def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
