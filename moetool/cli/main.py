@@ -14,6 +14,7 @@ import typer
 import moetool
 from moetool.cli.commands import (
     fits,
+    gpus,
     inspect,
     memory_estimate,
     models,
@@ -40,6 +41,7 @@ _COMMANDS = (
     ("memory-estimate", memory_estimate.memory_estimate, memory_estimate, _MODELS),
     ("fits", fits.fits, fits, _MODELS),
     ("models", models.models, models, _MODELS),
+    ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
 )
@@ -86,7 +88,7 @@ def main() -> None:
     try:
         code = app(prog_name="moetool", standalone_mode=False)
     except typer.TyperException as error:
-        sys.exit(say_usage_error(error.format_message()))
+        sys.exit(say_usage_error(error))
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except SystemExit as ending:

@@ -49,6 +49,7 @@ def add_answers(
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     choices = find_choices(plain)
+    loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")
     ranks = gaps.unless_refused(
         "The weights that each of several GPUs would hold are",
         list_ranks,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, StoredWeights
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
+from moetool.quantized.kinds import Quantization
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Estimate:
         stored: The stored weights of a checkpoint that is published quantized.
         measured: The same scenario, measured; None unless it was asked for.
         notes: Caveats for the reader, one sentence each.
+        loaded_dtype: The dtype of weights that no quantization holds, such as `bfloat16`.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
     """
@@ -78,6 +80,12 @@ class Estimate:
     measured: Measurement | None = None
     notes: tuple[str, ...] = ()
     confirmed_on: str | None = None
+    loaded_dtype: str | None = None
+
+    @property
+    def is_gpu_named(self) -> bool:
+        """Whether the estimate is for one GPU, and not for all known ones."""
+        return {fit.gpu for fit in self.fits} <= {self.gpu}
 
     @property
     def at_peak(self) -> Peak | None:
@@ -116,6 +124,25 @@ class Estimate:
         """The GPU with the least memory on which the run fits; None if it fits on none."""
         fitting = (fit for fit in self._fits_as_run if fit.fits)
         return min(fitting, key=lambda fit: fit.memory_bytes, default=None)
+
+    @property
+    def smallest_fits(self) -> Mapping[Quantization, Fit | None]:
+        """The known GPU with the least memory on which the run fits, by the storage of the weights.
+
+        None where it fits on none of them alone. Storages of which nothing is known are left out,
+        and all are if a GPU was named.
+        """
+        if self.is_gpu_named:
+            return {}
+        known = [fit for fit in self.fits if fit.fits is not None]
+        return {
+            quantization: min(
+                (fit for fit in known if fit.fits and fit.quantization is quantization),
+                key=lambda fit: fit.memory_bytes,
+                default=None,
+            )
+            for quantization in dict.fromkeys(fit.quantization for fit in known)
+        }
 
     @property
     def excess_over_measured_bytes(self) -> Mapping[str, int]:

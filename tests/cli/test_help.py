@@ -11,7 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands import fits, inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.commands import (
+    fits,
+    gpus,
+    inspect,
+    memory_estimate,
+    models,
+    route_trace,
+    specialize,
+)
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
 from tests.command import RunMoetool
@@ -23,6 +31,7 @@ EXAMPLES = {
     "specialize": specialize.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
+    "gpus": gpus.EXAMPLES,
 }
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
@@ -33,13 +42,23 @@ OPTIONS = {
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--double-quantization", "--trace", "--measure"},
     "route-trace": OF_MODELS
-    | {"--prompts", "--prompt", "--limit", "--chat", "--special-tokens", "--no-special-tokens"}
+    | {
+        "--prompts",
+        "--prompt",
+        "--limit",
+        "--limit-per-domain",
+        "--show",
+        "--chat",
+        "--special-tokens",
+        "--no-special-tokens",
+    }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "fits": {"--gpu", "--batch-size", "--prompt-tokens", "--new-tokens", "--all", "--sort"}
     | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
+    "gpus": {"--vendor", "--min-memory"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
 }
 SUMMARIES = {
@@ -47,11 +66,12 @@ SUMMARIES = {
     "memory-estimate": memory_estimate.SUMMARY,
     "fits": fits.SUMMARY,
     "models": models.SUMMARY,
+    "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
     "specialize": specialize.SUMMARY,
 }
 PANELS = {
-    "Models": ["inspect", "memory-estimate", "fits", "models"],
+    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace"],
     "Questions to a trace": ["specialize"],
 }

@@ -17,6 +17,7 @@ from moetool.cli.options.shared import (
     OutputOption,
     QuietOption,
 )
+from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_bar
 from moetool.memory.fitting.model_fit import FitSort
@@ -37,7 +38,8 @@ def fits(
         str,
         typer.Option(
             metavar="GPU",
-            help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB.",
+            help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
+            "24GiB, or here for this machine's GPU.",
             show_default=False,
             autocompletion=complete_gpus,
         ),
@@ -85,10 +87,11 @@ def fits(
     that MOETOOL_CACHE names.
     """
     from moetool.memory.fitting.catalogue_fits import find_fitting_models
-    from moetool.report.memory.fits import RENDERERS
+    from moetool.report.memory.catalogue_fits import RENDERERS
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force)
+    check_experts(experts, quantization)
     scenario = Scenario(
         batch_size=batch_size,
         num_prompt_tokens=prompt_tokens,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moetool.catalogue.gpus import Gpu, find_gpu
+from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import PublishedModel, read_published_models
 from moetool.catalogue.selection import find_total
 from moetool.choices import choose, take_text
@@ -23,6 +23,7 @@ from moetool.memory.fitting.model_fit import (
 )
 from moetool.memory.fitting.worker import FitTask
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
+from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.scenario import Scenario
 
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
@@ -89,7 +90,8 @@ def find_fitting_models(
     variable MOETOOL_CACHE names. Much of it holds for other GPUs too, so they are answered faster.
 
     Args:
-        gpu: A GPU's id or alias, or an amount of memory such as `24GiB`.
+        gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
+            GPU.
         scenario: The run; by default `Scenario()`.
         models: Names in the catalogue; None for all of them.
         sort: The order of the models.
@@ -101,7 +103,7 @@ def find_fitting_models(
         InputError: The catalogue has no such model.
         UsageError: The GPU is unknown, or there is no such order.
     """
-    found_gpu = find_gpu(take_text(gpu, name="GPU"))
+    found_gpu = take_gpu(take_text(gpu, name="GPU"))
     sort = choose(sort, FitSort, name="order")
     scenario = Scenario() if scenario is None else scenario
     asked = _find_models(models)

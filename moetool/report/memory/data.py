@@ -59,6 +59,8 @@ _COLUMNS = (
     *(f"measured_{name}" for name in _FIGURES),
     "stored_as",
     "weights_basis",
+    "loaded_dtype",
+    "smallest_gpu",
 )
 
 
@@ -69,11 +71,13 @@ def render_table_text(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) 
     return render_page(comparison.list_blocks(estimates), view)
 
 
-def render_json(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
+def render_json(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, sizes in bytes and unknown values as null."""
     objects = [_as_object(estimate) for estimate in estimates]
     return envelope.render_json(
-        "moetool.memory-estimate/1", {"estimates": objects}, libraries=envelope.MODEL_LIBRARIES
+        "moetool.memory-estimate/1",
+        {"estimates": objects, **view.list_failures()},
+        libraries=envelope.MODEL_LIBRARIES,
     )
 
 
@@ -109,6 +113,8 @@ def _as_object(estimate: Estimate) -> dict[str, Any]:
         "measured": _as_measured(estimate.measured) if estimate.measured else None,
         "fits_dequantized": estimate.fits_dequantized,
         "confirmed_on": estimate.confirmed_on,
+        "loaded_dtype": estimate.loaded_dtype,
+        "smallest_fits": estimate.smallest_fits,
     }
 
 
@@ -136,12 +142,15 @@ def _name_figures(figures: MemoryFigures, *, context_bytes: int | None) -> dict[
 
 def _as_row(estimate: Estimate) -> dict[str, Any]:
     peak, measured, stored = estimate.at_peak, estimate.measured, estimate.stored
+    smallest = None if estimate.is_gpu_named else estimate.smallest_fit
     return {
         "model": estimate.model,
         **asdict(estimate.scenario),
         "method": estimate.method,
         **({"stored_as": stored.method, "weights_basis": stored.basis} if stored else {}),
         "gpu": estimate.gpu,
+        "loaded_dtype": estimate.loaded_dtype,
+        "smallest_gpu": smallest.gpu if smallest else None,
         **_name_figures(estimate.figures, context_bytes=estimate.context_bytes),
         **({f"at_peak_{name}": value for name, value in _as_peak(peak).items()} if peak else {}),
         **{f"{each.phase}_peak_allocated_bytes": each.allocated_bytes for each in estimate.peaks},

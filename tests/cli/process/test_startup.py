@@ -50,6 +50,7 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["memory-estimate", "--help"],
         ["fits", "--help"],
         ["models", "--help"],
+        ["gpus", "--help"],
     ],
     ids=" ".join,
 )
@@ -100,6 +101,7 @@ def test_help_names_every_command_and_exit_code(run_moetool: RunMoetool) -> None
         "inspect",
         "memory-estimate",
         "models",
+        "gpus",
         "0 done",
         "5 routing",
         "130 interrupted",

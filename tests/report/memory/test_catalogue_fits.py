@@ -14,7 +14,8 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.memory.fitting.catalogue_fits import CatalogueFits
 from moetool.memory.fitting.model_fit import ModelFit
 from moetool.memory.scenario import Scenario
-from moetool.report.memory.fits import render_csv, render_json, render_table_text
+from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.report.memory.catalogue_fits import render_csv, render_json, render_table_text
 from moetool.report.renderer import View
 
 GIB = 2**30
@@ -71,11 +72,27 @@ def test_the_table_lists_what_runs_and_sums_up_the_rest() -> None:
     assert (
         "2 models don't run; the nearest is near-9b, short by 2.0 GiB. --all lists them." in words
     )
-    assert "Unknown: odd-1b. --all shows why." in words
+    assert "No answer for odd-1b. --all shows why." in words
     assert "far-700b" not in words
     assert "* only the model's context limits the prompt" in words
     assert "† with its weights packed as published" in words
     assert "+ longer prompts" not in words
+
+
+def test_the_weights_are_described() -> None:
+    for scenario, words in (
+        (Scenario(), "as each model publishes them"),
+        (
+            Scenario(quantization=Quantization.NF4, is_double_quantized=True),
+            "in nf4, double-quantized; experts as transformers loads them",
+        ),
+        (
+            Scenario(quantization=Quantization.INT8, experts=QuantizedExperts.QUANTIZED),
+            "in int8; experts quantized as well",
+        ),
+    ):
+        text = render_table_text(replace(RESULT, scenario=scenario), TERMINAL)
+        assert f"weights     {words}\n" in text
 
 
 def test_a_view_of_all_lists_what_does_not_run_and_says_why() -> None:
