@@ -44,6 +44,10 @@ def fits(
             autocompletion=complete_gpus,
         ),
     ],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Only models with this in their name or Hub id."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", help="Sequences in a batch.")
     ] = Scenario.batch_size,
@@ -86,6 +90,8 @@ def fits(
     minutes on all cores; what it finds out is kept in the user's cache folder, or in the folder
     that MOETOOL_CACHE names.
     """
+    from moetool.catalogue.published import read_published_models
+    from moetool.catalogue.selection import select_models
     from moetool.memory.fitting.catalogue_fits import find_fitting_models
     from moetool.report.memory.catalogue_fits import RENDERERS
 
@@ -100,9 +106,15 @@ def fits(
         is_double_quantized=double_quantization,
         experts=experts,
     )
+    selected = select_models(read_published_models().values(), family=family).models
     with show_bar("models", is_quiet=quiet) as show:
         found = find_fitting_models(
-            gpu, scenario, sort=sort, use_cache=not no_cache, on_progress=show
+            gpu,
+            scenario,
+            models=[model.name for model in selected],
+            sort=sort,
+            use_cache=not no_cache,
+            on_progress=show,
         )
     view = replace(see_output(output), lists_all=list_all)
     print_or_write(RENDERERS[chosen](found, view), output, force=force)

@@ -29,6 +29,7 @@ from moetool.memory.scenario import Scenario
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
 # In 4 bits.
 _FEWEST_BYTES_PER_PARAM = 0.5
+_KEPT = "What was found out is kept: the same command goes on from there."
 _ENDED = "The process that simulated it ended: there may be too little memory."
 
 # Receives the number of models that are done, the number of all, and one of those that are done.
@@ -119,10 +120,17 @@ def find_fitting_models(
         say(num_done, len(asked), "")
     tasks = [FitTask(asked[index].name, found_gpu, scenario, cache_folder) for index in missing]
     working = work_in_processes(tasks, WORKER, num_processes=choose_num_processes(len(tasks)))
-    for number, (index, fit) in enumerate(working, start=num_done + 1):
-        name = tasks[index].model
-        fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
-        say(number, len(asked), name)
+    try:
+        for number, (index, fit) in enumerate(working, start=num_done + 1):
+            name = tasks[index].model
+            fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
+            say(number, len(asked), name)
+    except KeyboardInterrupt as interrupt:
+        if use_cache:
+            interrupt.add_note(_KEPT)
+        raise
+    finally:
+        working.close()
     found = [fit for fit in fits if fit is not None]
     return CatalogueFits(found_gpu, scenario, tuple(sort_fits(found, sort)))
 
