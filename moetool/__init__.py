@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
+    from moetool.plain import to_frame as to_frame
     from moetool.quantized.kinds import Quantization as Quantization
     from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
     from moetool.trace.reading.reader import read_trace as read_trace
@@ -39,6 +40,7 @@ _HOME_OF = {
     "estimate_memory": "moetool.memory.estimate",
     "inspect_model": "moetool.inspection.inspect",
     "read_trace": "moetool.trace.reading.reader",
+    "to_frame": "moetool.plain",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "estimate_memory",
     "inspect_model",
     "read_trace",
+    "to_frame",
 ]
 
 

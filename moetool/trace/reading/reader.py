@@ -17,7 +17,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
+from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.files import find_files, open_file, read_small_file
@@ -139,8 +139,9 @@ def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
             lists all checks.
 
     Returns:
-        The frame. Its `attrs["notes"]` are sentences that a reader should know: that the trace is
-        unfinished or inexact, or that its parts differ.
+        The frame. Its `attrs["moetool"]` is the metadata as a dict, unless the trace has none, and
+        `attrs["notes"]` are sentences that a reader should know: that the trace is unfinished or
+        inexact, or that its parts differ.
 
     Raises:
         InputError: There is no trace at the path, or it fails a check.
@@ -155,8 +156,23 @@ def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
         check_described(source, scan.layers)
     else:
         tables = [schema.empty_table(), *source.iter_tables(names)]
+    return make_trace_frame(tables, metadata=source.metadata, notes=source.notes)
+
+
+def make_trace_frame(
+    tables: Sequence[pa.Table], *, metadata: TraceMetadata | None, notes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return rows of a trace as a DataFrame with its metadata and notes in `attrs`.
+
+    Args:
+        tables: At least one; all with the same columns of `TRACE_SCHEMA`.
+        metadata: None if the trace has none.
+        notes: Sentences that a reader should know.
+    """
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
-    frame.attrs["notes"] = list(source.notes)
+    if metadata is not None:
+        frame.attrs[ATTRS_KEY] = metadata.to_dict()
+    frame.attrs["notes"] = list(notes)
     return frame
 
 
