@@ -20,7 +20,7 @@ _ITEMS_SHOWN = 6
 _TEXT_SHOWN = 120
 
 _BILLION, _MILLION = 10**9, 10**6
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 
 
 class Tabular(ABC):
@@ -131,7 +131,7 @@ def show_count(number: int) -> str:
 
 def show_bytes(number: int) -> str:
     """Return a number of bytes rounded for a repr: `86.99 GiB`."""
-    return f"{number / _GIB:.2f} GiB"
+    return f"{number / _GIB:.2f} GiB" if number >= _GIB else f"{number / _MIB:.1f} MiB"
 
 
 def _choose_dtype(kind: Any) -> Any:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,8 @@ from moetool.report.specialize import render_json as render_specialize_json
 from tests.report.examples import make_counts, make_result
 from tests.report.inspect.inspections import FILES, FLOPS, make_inspection, make_reported
 from tests.report.memory.estimates import LIMITS, OFFLOAD, SPEED, make_estimate, make_full_estimate
+
+SPECIALIZATION = make_result(make_counts(["code", "prose"]))
 
 # Long enough for every headline, and a thousandth of a result's fields.
 LONGEST_REPR = 160
@@ -105,9 +107,9 @@ def test_every_name_in_the_json_of_memory_estimate_is_an_attribute_with_that_val
 ) -> None:
     by_hand = replace(
         make_full_estimate(),
-        limits=replace(LIMITS, gpu="big"),
-        offload=replace(OFFLOAD, gpu="big"),
-        speed=replace(SPEED, gpu="big"),
+        limits=replace(LIMITS, gpu="small"),
+        offload=replace(OFFLOAD, gpu="small"),
+        speed=replace(SPEED, gpu="small"),
     )
     for estimate in (estimated, by_hand, make_estimate(peaks=(), fits=())):
         (value,) = json.loads(memory_report.render_json([estimate]))["estimates"]
@@ -118,7 +120,7 @@ def test_every_name_in_the_json_of_memory_estimate_is_an_attribute_with_that_val
 
 
 def test_every_name_in_the_json_of_specialize_is_an_attribute_with_that_value() -> None:
-    result = replace(make_result(make_counts()), trace="trace.parquet")
+    result = replace(SPECIALIZATION, trace="trace.parquet")
     value = json.loads(render_specialize_json(result))
     del value["schema"], value["moetool"]
     assert list_differences(value, result) == []
@@ -167,7 +169,7 @@ def _resolve(estimate: Estimate, value: dict[str, Any], column: str) -> tuple[ob
 
 
 def test_every_csv_column_of_specialize_is_an_attribute_and_a_name_in_the_json() -> None:
-    result = make_result(make_counts())
+    result = SPECIALIZATION
     rows = read_rows(render_specialize_csv(result))
     for row, cell, value in zip(rows, result.experts, result.to_dict()["experts"], strict=True):
         assert {name: spell(getattr(cell, name)) for name in row} == row
@@ -175,7 +177,7 @@ def test_every_csv_column_of_specialize_is_an_attribute_and_a_name_in_the_json()
 
 
 def test_frames_have_the_columns_and_values_of_the_csv_report(estimated: Estimate) -> None:
-    specialization = make_result(make_counts())
+    specialization = SPECIALIZATION
     for result, text in (
         (make_inspection(files=FILES), inspect_report.render_csv([make_inspection(files=FILES)])),
         (estimated, memory_report.render_csv([estimated])),
@@ -224,7 +226,7 @@ def test_what_makes_no_frame_is_refused(results: Any, message: str) -> None:
 
 
 def test_layers_and_domains_of_a_specialization_are_frames_too() -> None:
-    result = make_result(make_counts())
+    result = SPECIALIZATION
     layers, domains = result.to_frame("layers"), result.to_frame("domains")
     assert layers["p_value"].tolist() == [layer.p_value for layer in result.layers]
     assert domains["tokens"].tolist() == [size.tokens for size in result.domains]
@@ -234,25 +236,25 @@ def test_layers_and_domains_of_a_specialization_are_frames_too() -> None:
 
 def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> None:
     assert repr(inspected) == (
-        "<Inspection demo: 2.77M parameters, 1.29M active, top-2 of 8 experts>"
+        "<Inspection demo: 2.92M parameters, 1.15M active, top-2 of 8 experts>"
     )
     assert repr(make_reported()) == "<Inspection closed-1: reported 1.6–1.8T parameters>"
     assert repr(estimated).startswith(
-        "<Estimate demo, 1 × 16 + 4 tokens: peak 0.02 GiB allocated; rtx-4090: fits, "
+        "<Estimate demo, 1 × 16 + 4 tokens: peak 19.7 MiB allocated; rtx-4090: fits, "
     )
     short = make_estimate(
         fits=(replace(make_estimate().fits[0], headroom_bytes=-(2**30), fits=False),)
     )
-    assert repr(short).endswith("; big: doesn't fit, short by 1.00 GiB>")
+    assert repr(short).endswith("; small: doesn't fit, short by 1.00 GiB>")
     assert "peak unknown" in repr(
         make_estimate(figures=replace(short.figures, peak_allocated_bytes=None))
     )
-    result = replace(make_result(make_counts()), trace="t.parquet")
+    result = replace(SPECIALIZATION, trace="t.parquet")
     assert repr(result).startswith(f"<Specialization of t.parquet: {len(result.domains)} domains, ")
 
 
 def test_no_part_of_a_result_prints_pages(inspected: Inspection, estimated: Estimate) -> None:
-    result = make_result(make_counts())
+    result = SPECIALIZATION
     for value in (inspected, estimated, result):
         assert len(repr(value)) <= LONGEST_REPR
     model = moetool.inspect_model("deepseek-v3")
@@ -266,7 +268,7 @@ def test_values_of_a_dict_are_plain(inspected: Inspection, estimated: Estimate) 
     for value in (
         inspected.to_dict(per_layer=True),
         estimated.to_dict(),
-        make_result(make_counts()).to_dict(),
+        SPECIALIZATION.to_dict(),
     ):
         assert _find_types(value) <= {dict, list, str, int, float, bool, type(None)}
 
@@ -280,7 +282,7 @@ def _find_types(value: object) -> set[type]:
 
 
 def test_every_tabular_result_is_frozen() -> None:
-    for result in (make_inspection(), make_estimate(), make_result(make_counts())):
+    for result in (make_inspection(), make_estimate(), SPECIALIZATION):
         assert isinstance(result, Tabular)
-        with pytest.raises(AttributeError):
-            result.model = "other"  # type: ignore[union-attr]
+        with pytest.raises(FrozenInstanceError):
+            result.notes = ()  # type: ignore[misc]

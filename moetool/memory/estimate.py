@@ -20,8 +20,10 @@ from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeas
 from moetool.memory.notes.estimate_notes import list_measurement_notes
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Dtype, Scenario
+from moetool.quiet import quiet_transformers
 
 
+@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] = (Scenario(),),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.quiet import quiet_transformers
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
@@ -76,6 +77,7 @@ class WindowPasses:
         return [self.written[index] for index in sorted(self.written)]
 
 
+@quiet_transformers()
 def trace_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -46,6 +46,7 @@ class TraceSource:
         metadata: None if the trace has none.
         notes: Sentences that a reader should know: that the trace is unfinished or inexact, or
             that its parts differ.
+        table: The rows of a trace in memory, which has one file that doesn't exist.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class TraceSource:
     columns: tuple[str, ...]
     metadata: TraceMetadata | None
     notes: tuple[str, ...] = ()
+    table: pa.Table | None = None
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the named columns, about a million rows at a time, with the types of the schema.
@@ -77,15 +79,19 @@ class TraceSource:
             )
         schema = pa.schema([TRACE_SCHEMA.field(name) for name in columns])
         for path in self.files:
-            read = _iter_csv if path.suffix == ".csv" else _iter_parquet
             try:
-                for table in read(path, columns):
+                for table in self._read(path, columns):
                     typed = _fill(path, table.select(columns).cast(schema))
                     # Parquet holds texts as bytes, which have not been checked so far.
                     typed.validate(full=True)
                     yield path, typed
             except _READ_ERRORS as error:
                 raise _unreadable(path, error) from error
+
+    def _read(self, path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+        if self.table is not None:
+            return _slice_table(path, self.table.select(columns))
+        return _iter_csv(path, columns) if path.suffix == ".csv" else _iter_parquet(path, columns)
 
 
 def open_trace(path: Path) -> TraceSource:
@@ -230,6 +236,13 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
             _check_kind(path, name, parquet.schema_arrow.field(name).type)
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
             yield _encode_words(pa.Table.from_batches([batch]))
+
+
+def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:
+    for field in table.schema:
+        _check_kind(path, field.name, field.type)
+    for start in range(0, table.num_rows, _ROWS_PER_TABLE):
+        yield _encode_words(table.slice(start, _ROWS_PER_TABLE))
 
 
 def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:

@@ -244,6 +244,31 @@ class TraceStream(_KeepsNothing):
         self._stream.flush()
 
 
+class KeptTrace(_KeepsNothing):
+    """A trace in memory.
+
+    Attributes:
+        metadata: The latest that is known.
+        tables: Rows with `TRACE_SCHEMA`.
+        probabilities: Rows with `PROBABILITIES_SCHEMA`; empty if they are not recorded.
+    """
+
+    def __init__(self, metadata: TraceMetadata) -> None:
+        self.metadata = metadata
+        self.tables: list[pa.Table] = []
+        self.probabilities: list[pa.Table] = []
+
+    def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
+        """Keep the rows."""
+        self.tables.append(rows)
+        if probabilities is not None:
+            self.probabilities.append(probabilities)
+
+    def finish(self, metadata: TraceMetadata) -> None:
+        """Take the metadata of the complete trace."""
+        self.metadata = metadata
+
+
 class NoTrace(_KeepsNothing):
     """A sink that keeps no rows, for a run of which only the summary is wanted."""
 

@@ -160,6 +160,15 @@ def make_prompt(text: str) -> list[Prompt]:
     )
 
 
+def check_prompts(rows: Iterable[RawPrompt | BadLine], *, source: str) -> list[Prompt]:
+    """Return the prompts among rows that come from elsewhere than a file.
+
+    Raises:
+        InputError: There are none, or one can't be used.
+    """
+    return _check(rows, source=source, limit=None)
+
+
 def hash_prompts(prompts: Iterable[Prompt]) -> str:
     """Return the SHA-256 of every prompt's id, domain and text, in order."""
     digest = hashlib.sha256()
