@@ -129,6 +129,11 @@ def show_count(number: int) -> str:
     return f"{number / _MILLION:.2f}M" if abs(number) >= _MILLION else f"{number:,}"
 
 
+def show_number_of(number: int, noun: str) -> str:
+    """Return a number and its noun for a repr: `1 layer`, `1,024 tokens`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def show_bytes(number: int) -> str:
     """Return a number of bytes rounded for a repr: `86.99 GiB`."""
     return f"{number / _GIB:.2f} GiB" if number >= _GIB else f"{number / _MIB:.1f} MiB"

@@ -245,7 +245,7 @@ def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> Non
     short = make_estimate(
         fits=(replace(make_estimate().fits[0], headroom_bytes=-(2**30), fits=False),)
     )
-    assert repr(short).endswith("; small: doesn't fit, short by 1.00 GiB>")
+    assert repr(short).endswith("; big: doesn't fit, short by 1.00 GiB>")
     assert "peak unknown" in repr(
         make_estimate(figures=replace(short.figures, peak_allocated_bytes=None))
     )

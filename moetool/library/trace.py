@@ -13,6 +13,7 @@ import pyarrow as pa
 from moetool.analysis.routing_summary import RoutingSummary, summarize_routing
 from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
+from moetool.plain import show_number_of
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.frames import open_table
@@ -48,11 +49,16 @@ class Trace:
         shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
         routing = ", ".join(f"top-{top_k} of {number} experts" for top_k, number in shapes)
         where = f"; {self.path}" if self.path else ""
-        return (
-            f"<Trace of {metadata.model}: {metadata.num_prompts:,} prompts, "
-            f"{metadata.num_tokens:,} tokens, {self.num_rows:,} rows; {routing} in "
-            f"{len(metadata.layers)} layers{where}>"
+        sizes = ", ".join(
+            show_number_of(number, noun)
+            for number, noun in (
+                (metadata.num_prompts, "prompt"),
+                (metadata.num_tokens, "token"),
+                (self.num_rows, "row"),
+            )
         )
+        layers = show_number_of(len(metadata.layers), "layer")
+        return f"<Trace of {metadata.model}: {sizes}; {routing} in {layers}{where}>"
 
     @cached_property
     def summary(self) -> RoutingSummary:
