@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 from moetool.errors import UsageError
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
-from moetool.report.renderer import ReportFormat
+from moetool.report.renderer import DEFAULT_VIEW, ReportFormat, View
 
 _FORMAT_OF_SUFFIX = {
     ".json": ReportFormat.JSON,
     ".csv": ReportFormat.CSV,
     ".txt": ReportFormat.TABLE,
 }
+# Widths of terminals that pages are laid out for.
+_NARROWEST, _USUAL, _WIDEST = 60, 80, 200
 
 
 def choose_report_format(asked: ReportFormat | None, output: Path | None) -> ReportFormat:
@@ -37,6 +41,35 @@ def choose_report_format(asked: ReportFormat | None, output: Path | None) -> Rep
 def is_file(output: Path | None) -> bool:
     """Return whether an output names a file. None and `-` are stdout."""
     return output is not None and str(output) != "-"
+
+
+def see_output(output: Path | None) -> View:
+    """Return the view of a report on its output: the terminal's if it goes to one."""
+    return DEFAULT_VIEW if is_file(output) else see_terminal(sys.stdout)
+
+
+def see_terminal(stream: TextIO) -> View:
+    """Return the width and colour that suit a stream.
+
+    Only a terminal has a width, and colour unless NO_COLOR is set or it has none. FORCE_COLOR asks
+    for colour elsewhere as well.
+    """
+    from rich.console import Console
+
+    console = Console(file=stream)
+    has_color = console.is_terminal and not (console.is_dumb_terminal or console.no_color)
+    if not stream.isatty():
+        return View(has_color=has_color)
+    width = min(max(_count_columns(stream), _NARROWEST), _WIDEST)
+    return View(width=width, has_color=has_color)
+
+
+def _count_columns(terminal: TextIO) -> int:
+    """Return the columns of a terminal, or what COLUMNS says, as in other programs."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isascii() and asked.isdecimal() and int(asked):
+        return int(asked)
+    return os.get_terminal_size(terminal.fileno()).columns or _USUAL
 
 
 def check_report_path(output: Path | None, *, force: bool, inputs: Iterable[Path] = ()) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib.metadata import version
 
 import moetool
 from moetool.plain import Tabular, make_plain
 from moetool.printable import escape_json
 
+# Their code makes the figures on models, which can change with their versions.
+MODEL_LIBRARIES = ("torch", "transformers")
 
-def render_json(schema: str, payload: Mapping[str, object]) -> str:
-    """Return a report as one JSON object: its schema, moetool's version, then the payload.
+
+def render_json(
+    schema: str, payload: Mapping[str, object], *, libraries: Collection[str] = ()
+) -> str:
+    """Return a report as one JSON object: its schema, versions, then the payload.
 
     Dataclasses become objects and tuples become lists. JSON has no word for NaN and infinity:
     they become null. Characters that would steer a terminal are escaped.
@@ -22,8 +28,15 @@ def render_json(schema: str, payload: Mapping[str, object]) -> str:
         schema: Name and version, such as `moetool.inspect/1`. The version changes when a key is
             removed or changes its meaning, not when one is added.
         payload: The rest of the object, in this order.
+        libraries: Installed packages that the figures depend on, whose versions are written.
     """
-    value = {"schema": schema, "moetool": moetool.__version__, **payload}
+    versions = {name: version(name) for name in libraries}
+    value = {
+        "schema": schema,
+        "moetool": moetool.__version__,
+        **({"versions": versions} if versions else {}),
+        **payload,
+    }
     text = json.dumps(make_plain(value), ensure_ascii=False, allow_nan=False, indent=1)
     return escape_json(text) + "\n"
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
-from moetool.report.text.lines import wrap_paragraphs
-from moetool.report.text.tables import render_table
+from moetool.report.text.lines import make_paragraphs
+from moetool.report.text.page import render_page
+from moetool.report.text.styles import Style
+from moetool.report.text.tables import make_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
@@ -43,10 +45,10 @@ class Catalogue:
     systems: Sequence[ReportedSystem]
 
 
-def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_table_text(catalogue: Catalogue, view: View = DEFAULT_VIEW) -> str:
     """Return both tables, how models are counted, and how to read the tables."""
     models, systems = catalogue.models, catalogue.systems
-    published = render_table(
+    published = make_table(
         ("name", "total", "active", "Hub id"),
         [
             (
@@ -59,7 +61,7 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         ],
         right=(1, 2),
     )
-    reported = render_table(
+    reported = make_table(
         ("reported", "maker", "total", "active", "experts", "source"),
         [
             (
@@ -83,8 +85,13 @@ def render_table_text(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         "reported: known only from reports; quoted, never computed.",
         *(f"{system.name}: {system.notes}" for system in systems if system.notes),
     ]
-    blocks = [published, "", *wrap_paragraphs(notes), "", reported, "", *wrap_paragraphs(closing)]
-    return "\n".join([*blocks, ""])
+    blocks = (
+        [published],
+        make_paragraphs(notes, Style.MUTED),
+        [reported],
+        make_paragraphs(closing, Style.MUTED),
+    )
+    return render_page(blocks, view)
 
 
 def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:

@@ -23,10 +23,14 @@ class View:
     Attributes:
         per_layer: Show every layer, not only totals.
         source: Name of the file or folder that the result was computed from, as the user gave it.
+        width: Columns of the terminal. None for a file or pipe, where no cell of a table is broken.
+        has_color: Whether words may be coloured and emphasized.
     """
 
     per_layer: bool = False
     source: str | None = None
+    width: int | None = None
+    has_color: bool = False
 
 
 DEFAULT_VIEW = View()

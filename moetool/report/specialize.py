@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from rich.table import Table
+
 from moetool.analysis.specialization import Specialization
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
-from moetool.report.text.lines import wrap_paragraphs
+from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_p_value, format_place, format_stack
-from moetool.report.text.tables import render_table
+from moetool.report.text.page import render_page
+from moetool.report.text.styles import Style
+from moetool.report.text.tables import make_table
 
 _EXPERTS_SHOWN = 3
 # In a column of numbers; a word would widen it.
 _UNKNOWN = "–"
 
 
-def render_table_text(result: Specialization, _: View = DEFAULT_VIEW) -> str:
+def render_table_text(result: Specialization, view: View = DEFAULT_VIEW) -> str:
     """Return both tables and how to read them."""
     even = sorted({cell.even_share for cell in result.experts})
     shares = " or ".join(f"{share:.1%}" for share in even)
@@ -33,12 +37,16 @@ def render_table_text(result: Specialization, _: View = DEFAULT_VIEW) -> str:
         "that the model has learned it.",
         *result.notes,
     ]
-    blocks = [_render_layers(result), "", _render_domains(result), "", *wrap_paragraphs(notes)]
-    return "\n".join([*blocks, ""])
+    blocks = (
+        [_make_layers(result)],
+        [_make_domains(result)],
+        make_paragraphs(notes, Style.MUTED),
+    )
+    return render_page(blocks, view)
 
 
-def _render_layers(result: Specialization) -> str:
-    return render_table(
+def _make_layers(result: Specialization) -> Table:
+    return make_table(
         ("layer", "MI (nats)", "permuted", "excess", "of H(domain)", "p"),
         [
             (
@@ -57,7 +65,7 @@ def _render_layers(result: Specialization) -> str:
     )
 
 
-def _render_domains(result: Specialization) -> str:
+def _make_domains(result: Specialization) -> Table:
     """Return a table of each domain's most over-represented experts."""
     rows = []
     for size in result.domains:
@@ -77,7 +85,7 @@ def _render_domains(result: Specialization) -> str:
         if not shown:
             rows.append((*domain, "none for certain", "", "", ""))
     headers = ("domain", "prompts", "tokens", "over-represented", "share", "lift", "95%")
-    return render_table(headers, rows, right=(1, 2, 4, 5, 6))
+    return make_table(headers, rows, right=(1, 2, 4, 5, 6))
 
 
 def _format(value: float | None, spec: str) -> str:

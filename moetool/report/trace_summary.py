@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import RenderableType
+
 from moetool.analysis.lift import DomainExpert
 from moetool.analysis.load import LayerLoad
 from moetool.analysis.routing_summary import RoutingSummary
 from moetool.printable import printable
+from moetool.report.renderer import DEFAULT_VIEW, View
+from moetool.report.text.lines import make_paragraphs, make_whole_lines
 from moetool.report.text.numbers import (
     format_bytes,
     format_number_of,
     format_place,
     format_stack,
 )
-from moetool.report.text.tables import render_table
+from moetool.report.text.page import render_page
+from moetool.report.text.tables import make_table
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
 _EXPERTS_SHOWN = 2
 _DOMAINS_SHOWN = 30
-_LONGEST_LINE = 1_000
 
 
 def render_trace_summary(
@@ -33,6 +37,7 @@ def render_trace_summary(
     wrote_bytes: int = 0,
     streamed: bool = False,
     texts: Path | None = None,
+    view: View = DEFAULT_VIEW,
 ) -> str:
     """Return what was traced, how even the load is, what each domain prefers, and where it went.
 
@@ -45,25 +50,25 @@ def render_trace_summary(
         wrote_bytes: The size of that file.
         streamed: The rows went to stdout. With neither file nor stream they were not kept.
         texts: The file of generated texts, if there is one.
+        view: The terminal that the summary is for.
     """
-    lines = [
-        *_describe_size(metadata, num_rows),
-        *_describe_load(routing),
-        "",
-        *_describe_domains(routing),
-        "",
-    ]
+    written = []
     rows = format_number_of(num_rows, "row")
     if wrote is not None:
-        lines.append(f"wrote {printable(wrote)} ({rows}, {format_bytes(wrote_bytes)})")
+        written.append(f"wrote {printable(wrote)} ({rows}, {format_bytes(wrote_bytes)})")
     elif streamed:
-        lines.append(f"wrote {rows} to stdout")
+        written.append(f"wrote {rows} to stdout")
     else:
-        lines.append("no rows were written: add -o trace.parquet to keep them")
+        written.append("no rows were written: add -o trace.parquet to keep them")
     if texts is not None:
-        lines.append(f"wrote {printable(texts)}")
-    lines.append(f"took {elapsed_s:.1f} s, loading included")
-    return "\n".join([*(printable(line, max_length=_LONGEST_LINE) for line in lines), ""])
+        written.append(f"wrote {printable(texts)}")
+    written.append(f"took {elapsed_s:.1f} s, loading included")
+    blocks = (
+        make_paragraphs([*_describe_size(metadata, num_rows), *_describe_load(routing)]),
+        list(_describe_domains(routing)),
+        make_whole_lines(written),
+    )
+    return render_page(blocks, view)
 
 
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[str]:
@@ -116,9 +121,11 @@ def _name_layer(load: LayerLoad) -> str:
     return f"{format_stack(load.stack)}layer {load.layer}"
 
 
-def _describe_domains(routing: RoutingSummary) -> Iterator[str]:
+def _describe_domains(routing: RoutingSummary) -> Iterator[RenderableType]:
     if len(routing.domain_tokens) == 1:
-        yield "one domain: no expert can be over-represented (label prompts with a domain)"
+        yield from make_paragraphs(
+            ["one domain: no expert can be over-represented (label prompts with a domain)"]
+        )
         return
     rows = [
         (
@@ -133,10 +140,10 @@ def _describe_domains(routing: RoutingSummary) -> Iterator[str]:
         for domain, cells in list(routing.most_lifted.items())[:_DOMAINS_SHOWN]
     ]
     headers = ("domain", "tokens", "over-represented experts: lift (95% interval)")
-    yield from render_table(headers, rows, right=(1,)).splitlines()
+    yield make_table(headers, rows, right=(1,))
     num_more = len(routing.most_lifted) - _DOMAINS_SHOWN
     if num_more > 0:
-        yield f"… and {format_number_of(num_more, 'more domain')}"
+        yield from make_paragraphs([f"… and {format_number_of(num_more, 'more domain')}"])
 
 
 def _format_lift(cell: DomainExpert) -> str:

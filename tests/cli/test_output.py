@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import resource
+import struct
+import termios
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from moetool.cli.output import check_report_path, print_or_write
+from moetool.cli.output import check_report_path, print_or_write, see_output, see_terminal
 from moetool.errors import UsageError
+from moetool.report.renderer import View
 
 
 @pytest.mark.parametrize("output", [None, Path("-")], ids=["none", "dash"])
@@ -86,3 +93,61 @@ def test_a_report_never_replaces_what_it_is_made_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is an input"):
         check_report_path(path, force=True, inputs=[path])
     assert path.read_text(encoding="utf-8") == "old"
+
+
+# The terminal
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A terminal of 100 columns, in an environment that says nothing about it."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    controller, end = os.openpty()
+    set_columns(end, 100)
+    with open(end, "w", encoding="utf-8") as stream:
+        yield stream
+    os.close(controller)
+
+
+def set_columns(terminal: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(0, 80), (40, 60), (80, 80), (120, 120), (300, 200)]
+)
+def test_a_report_is_as_wide_as_its_terminal_within_limits(
+    columns: int, width: int, terminal: TextIO
+) -> None:
+    set_columns(terminal.fileno(), columns)
+    assert see_terminal(terminal) == View(width=width, has_color=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "view"),
+    [
+        ("NO_COLOR", "1", View(width=100)),
+        ("TERM", "dumb", View(width=100)),
+        ("COLUMNS", "120", View(width=120, has_color=True)),
+        ("COLUMNS", "many", View(width=100, has_color=True)),
+    ],
+)
+def test_the_environment_decides_on_colour_and_width(
+    name: str, value: str, view: View, terminal: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert see_terminal(terminal) == view
+
+
+def test_a_file_has_neither_width_nor_colour(
+    tmp_path: Path, terminal: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert see_output(None) == View(width=100, has_color=True)
+    assert see_output(tmp_path / "report.txt") == View()
+    with (tmp_path / "stream.txt").open("w", encoding="utf-8") as stream:
+        assert see_terminal(stream) == View()
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        assert see_terminal(stream) == View(has_color=True)

@@ -10,9 +10,11 @@ from enum import StrEnum
 from types import MappingProxyType
 
 import pytest
+import torch
+import transformers
 
 import moetool
-from moetool.report.envelope import render_csv, render_json
+from moetool.report.envelope import MODEL_LIBRARIES, render_csv, render_json
 
 
 class Kind(StrEnum):
@@ -35,6 +37,16 @@ def test_an_object_names_its_schema_and_version_first() -> None:
     value = read({"rows": []})
     assert list(value) == ["schema", "moetool", "rows"]
     assert (value["schema"], value["moetool"]) == ("moetool.test/1", moetool.__version__)
+
+
+def test_the_versions_of_libraries_that_a_figure_depends_on_can_be_cited() -> None:
+    text = render_json("moetool.test/1", {"rows": []}, libraries=MODEL_LIBRARIES)
+    value = json.loads(text)
+    assert list(value) == ["schema", "moetool", "versions", "rows"]
+    assert value["versions"] == {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def test_dataclasses_mappings_tuples_and_enums_become_plain() -> None:

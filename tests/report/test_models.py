@@ -20,7 +20,7 @@ from moetool.catalogue.published import (
     read_reported_systems,
 )
 from moetool.report.models import RENDERERS, Catalogue, render_csv, render_json, render_table_text
-from moetool.report.renderer import ReportFormat
+from moetool.report.renderer import ReportFormat, View
 
 PLAIN = PublishedModel(
     name="plain-8x7b",
@@ -57,6 +57,8 @@ REPORTED = ReportedSystem(
     source="press reports of 2023",
     notes="Unconfirmed.",
 )
+
+TERMINAL = View(width=80)
 CATALOGUE = Catalogue(models=MODELS, systems=[REPORTED])
 EVERYTHING = Catalogue(
     models=tuple(read_published_models().values()),
@@ -65,7 +67,7 @@ EVERYTHING = Catalogue(
 
 
 def line_of(name: str) -> str:
-    text = render_table_text(CATALOGUE)
+    text = render_table_text(CATALOGUE, TERMINAL)
     (line,) = (line for line in text.splitlines() if line.split()[:1] == [name])
     return line
 
@@ -74,7 +76,7 @@ def line_of(name: str) -> str:
 
 
 def test_the_table_fits_eighty_columns() -> None:
-    lines = render_table_text(EVERYTHING).splitlines()
+    lines = render_table_text(EVERYTHING, TERMINAL).splitlines()
     assert [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
 
 
@@ -86,13 +88,13 @@ def test_the_table_has_a_line_for_every_model_with_its_figures() -> None:
 def test_models_counted_with_another_class_or_not_at_all_are_marked_and_explained() -> None:
     assert line_of("stand-in").split()[:4] == ["stand-in", "*", "314B", "–"]
     assert line_of("uncounted").split()[:4] == ["uncounted", "†", "–", "–"]
-    text = " ".join(render_table_text(CATALOGUE).split())
+    text = " ".join(render_table_text(CATALOGUE, TERMINAL).split())
     assert "* stand-in: another class, with one norm more." in text
     assert "† uncounted can't be counted: transformers has no class for it." in text
 
 
 def test_reported_systems_stand_below_labelled_as_reported() -> None:
-    text = render_table_text(CATALOGUE)
+    text = render_table_text(CATALOGUE, TERMINAL)
     published, _, reported = text.partition("\nreported ")
     assert "closed-1" not in published
     assert line_of("closed-1").split()[:4] == ["closed-1", "Maker", "1.6–1.8T", "–"]

@@ -18,7 +18,7 @@ from moetool.report.specialize import RENDERERS, render_csv, render_json, render
 from tests.report.examples import TOP_K, make_counts, make_result
 
 TRACE = "runs/größe.parquet"
-VIEW = View(source=TRACE)
+VIEW = View(width=80, source=TRACE)
 
 SMALL = make_result(make_counts(["code", "prose"]))
 # As wide as results get: long names, many domains, hundreds of layers and experts, two notes.

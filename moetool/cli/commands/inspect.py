@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -19,9 +20,8 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
-from moetool.report.renderer import View
 
 EXAMPLES = (
     "moetool inspect mixtral-8x7b",
@@ -75,5 +75,5 @@ def inspect(
                     trust_remote_code=trust_remote_code,
                 )
             )
-    text = RENDERERS[chosen](inspected, View(per_layer=per_layer))
-    print_or_write(text, output, force=force)
+    view = replace(see_output(output), per_layer=per_layer)
+    print_or_write(RENDERERS[chosen](inspected, view), output, force=force)

@@ -15,7 +15,7 @@ from moetool.cli.options.shared import (
     TrustOption,
 )
 from moetool.cli.options.values import parse_numbers
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -103,4 +103,4 @@ def memory_estimate(
                 on_progress=show,
             )
         ]
-    print_or_write(RENDERERS[chosen](estimates), output, force=force)
+    print_or_write(RENDERERS[chosen](estimates, see_output(output)), output, force=force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 
 EXAMPLES = ("moetool models", "moetool models --format csv -o models.csv")
 
@@ -31,4 +31,4 @@ def models(
         models=list(read_published_models().values()),
         systems=list(read_reported_systems().values()),
     )
-    print_or_write(RENDERERS[chosen](catalogue), output, force=force)
+    print_or_write(RENDERERS[chosen](catalogue, see_output(output)), output, force=force)

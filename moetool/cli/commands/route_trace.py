@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
+from moetool.cli.output import see_terminal
 from moetool.memory.scenario import CacheKind, Dtype
 
 EXAMPLES = (
@@ -133,5 +135,6 @@ def route_trace(
         wrote_bytes=wrote.stat().st_size if wrote else 0,
         streamed=wrote is None and sink.keeps_rows,
         texts=save_text,
+        view=see_terminal(sys.stderr),
     )
     observer.summarize(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,8 @@ from moetool.cli.options.shared import (
     OutputOption,
     QuietOption,
 )
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
-from moetool.report.renderer import View
 
 EXAMPLES = (
     "moetool specialize trace.parquet",
@@ -107,5 +107,5 @@ def specialize(
         )
         show("permuting labels")
         result = measure_specialization(counts, num_permutations=permutations, seed=seed)
-    text = RENDERERS[chosen](result, View(source=str(trace)))
-    print_or_write(text, output, force=force)
+    view = replace(see_output(output), source=str(trace))
+    print_or_write(RENDERERS[chosen](result, view), output, force=force)

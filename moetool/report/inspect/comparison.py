@@ -6,10 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
+from rich.table import Table
 
 from moetool.report.inspect.words import word_active, word_numbers
-from moetool.report.text.lines import list_notes, make_printable
-from moetool.report.text.tables import WIDTH, render_table
+from moetool.report.renderer import View
+from moetool.report.text.lines import make_notes
+from moetool.report.text.page import FILE_WIDTH, Block
+from moetool.report.text.styles import make_printable
+from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_share, word_size
 
 if TYPE_CHECKING:
@@ -27,8 +31,8 @@ _SOURCES = {
 _Column = tuple[str, Mapping[str, str]]
 
 
-def render_side_by_side(models: Sequence[Inspection]) -> str:
-    """Return models side by side, in blocks that fit a terminal, and their notes below."""
+def list_blocks(models: Sequence[Inspection], view: View) -> Iterator[Block]:
+    """Yield models side by side, in blocks that fit a terminal, and their notes below."""
     columns = [
         (
             make_printable(model.model),
@@ -38,27 +42,29 @@ def render_side_by_side(models: Sequence[Inspection]) -> str:
     ]
     known = {label for _, column in columns for label, word in column.items() if word != UNKNOWN}
     labels = [label for label in columns[0][1] if label in known]
-    blocks = [_render_block(block, labels) for block in _cut_into_blocks(columns, labels)]
-    notes = list_notes(f"{model.model}: {note}" for model in models for note in model.notes)
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
+    for block in _cut_into_blocks(columns, labels, width=view.width or FILE_WIDTH):
+        yield [_make_block(block, labels)]
+    yield make_notes(f"{model.model}: {note}" for model in models for note in model.notes)
 
 
-def _cut_into_blocks(columns: Sequence[_Column], labels: Sequence[str]) -> list[list[_Column]]:
+def _cut_into_blocks(
+    columns: Sequence[_Column], labels: Sequence[str], *, width: int
+) -> list[list[_Column]]:
     """Return the columns in blocks. A block of several fits a terminal without folding."""
     blocks: list[list[_Column]] = []
-    taken = WIDTH
+    taken = width
     for name, column in columns:
-        width = _GAP + max(cell_len(word) for word in (name, *map(column.__getitem__, labels)))
-        if taken + width > WIDTH:
+        added = _GAP + max(cell_len(word) for word in (name, *map(column.__getitem__, labels)))
+        if taken + added > width:
             blocks.append([])
             taken = max(map(len, labels))
         blocks[-1].append((name, column))
-        taken += width
+        taken += added
     return blocks
 
 
-def _render_block(columns: Sequence[_Column], labels: Sequence[str]) -> str:
-    return render_table(
+def _make_block(columns: Sequence[_Column], labels: Sequence[str]) -> Table:
+    return make_table(
         ("", *(name for name, _ in columns)),
         [(label, *(column[label] for _, column in columns)) for label in labels],
         right=range(1, len(columns) + 1),

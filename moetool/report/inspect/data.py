@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from moetool.report import envelope
-from moetool.report.inspect.comparison import render_side_by_side
-from moetool.report.inspect.page import render_model
+from moetool.report.inspect import comparison, page
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.page import render_page
 
 if TYPE_CHECKING:
     from moetool.inspection.result import Inspection
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 def render_table_text(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
     """Return one model in full, or several side by side."""
     if len(models) == 1 or view.per_layer:
-        return "\n\n".join(render_model(model, per_layer=view.per_layer) for model in models)
-    return render_side_by_side(models)
+        blocks = chain.from_iterable(page.list_blocks(model, view) for model in models)
+        return render_page(blocks, view)
+    return render_page(comparison.list_blocks(models, view), view)
 
 
 def render_json(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, numbers unrounded; rows only in a view per layer."""
     objects = [model.to_dict(per_layer=view.per_layer) for model in models]
-    return envelope.render_json("moetool.inspect/1", {"models": objects})
+    return envelope.render_json(
+        "moetool.inspect/1", {"models": objects}, libraries=envelope.MODEL_LIBRARIES
+    )
 
 
 def render_csv(models: Sequence[Inspection], _: View = DEFAULT_VIEW) -> str:

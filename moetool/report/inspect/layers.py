@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moetool.report.inspect.words import word_indices
-from moetool.report.text.lines import make_printable
+from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_bytes, format_count
-from moetool.report.text.tables import Cell, render_table
+from moetool.report.text.page import Block
+from moetool.report.text.styles import Style, make_printable
+from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
@@ -17,17 +19,22 @@ if TYPE_CHECKING:
 
 # Width of the column of layer numbers; the exact counts need the rest.
 _LAYERS = 12
+_ANY_WIDTH = 1_000_000
 
 
-def render_layers(model: Inspection) -> str:
+def list_layers(model: Inspection, *, is_folded: bool) -> Block:
     """Return the parameter table, with one group of rows for all layers that have the same rows.
 
     Numbers are those of a single layer. JSON and CSV keep a row for every layer.
+
+    Args:
+        is_folded: Fold long lists of layers into several lines.
     """
     in_files = model.files is not None
     rows = []
     for stack, layers, components in group_layers(model.rows):
-        places = _cut_place(stack, layers, num_lines=len(components))
+        width = _LAYERS if is_folded else _ANY_WIDTH
+        places = _cut_place(stack, layers, num_lines=len(components), width=width)
         for place, row in zip(places, components, strict=True):
             rows.append(
                 (
@@ -42,10 +49,8 @@ def render_layers(model: Inspection) -> str:
     headers = ("layers", "component", "parameters", "active", "dtype", "bytes")
     as_held = "dequantized" if model.quantization else "as loaded"
     where = "in the files" if in_files else as_held
-    return (
-        f"{render_table(headers, rows, right=(2, 3, 5))}\n"
-        f"Numbers are for one layer; dtype and bytes: {where}."
-    )
+    legend = f"Numbers are for one layer; dtype and bytes: {where}."
+    return [make_table(headers, rows, right=(2, 3, 5)), *make_paragraphs([legend], Style.MUTED)]
 
 
 def group_layers(
@@ -66,14 +71,14 @@ def group_layers(
     return [(alike[0].stack, tuple(layers), alike) for alike, layers in groups.items()]
 
 
-def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int) -> list[Cell]:
-    """Return the name of a group of layers, folded into `num_lines` cells.
+def _cut_place(stack: str, layers: tuple[int, ...], *, num_lines: int, width: int) -> list[Cell]:
+    """Return the name of a group of layers, in lines of `width`, as `num_lines` cells.
 
     Left to itself, the table would narrow the columns of numbers instead.
     """
     words = word_indices(sorted(layers)) if layers else "–" if stack == "decoder" else ""
     named = words if stack == "decoder" else make_printable(f"{stack} {words}")
-    lines = textwrap.wrap(named, _LAYERS)
+    lines = textwrap.wrap(named, width)
     lines += [""] * (num_lines - len(lines))
     return [*lines[: num_lines - 1], tuple(lines[num_lines - 1 :])]
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moetool.report.inspect.layers import render_layers
+from rich.table import Table
+from rich.text import Text
+
+from moetool.printable import printable
+from moetool.report.inspect.layers import list_layers
 from moetool.report.inspect.words import (
     word_active,
     word_experts,
@@ -14,9 +18,12 @@ from moetool.report.inspect.words import (
     word_published,
     word_routing,
 )
-from moetool.report.text.lines import LABEL, list_fact, list_notes, make_printable
+from moetool.report.renderer import View
+from moetool.report.text.lines import Paragraph, make_fact, make_facts, make_notes
 from moetool.report.text.numbers import format_bytes, format_count, format_number_of
-from moetool.report.text.tables import WIDTH, render_bar, render_table
+from moetool.report.text.page import Block
+from moetool.report.text.styles import Style, style_words
+from moetool.report.text.tables import Bar, make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_share
 
 if TYPE_CHECKING:
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
         PublishedFigures,
     )
 
-_BAR = 20
 # Widths of a rounded number and of the exact one after it.
 _ROUNDED, _EXACT = 8, 19
 
@@ -41,59 +47,60 @@ _SOURCES = {
 }
 
 
-def render_model(model: Inspection, *, per_layer: bool) -> str:
-    """Return everything known about one model, 80 columns wide."""
-    blocks = [
-        "\n".join(_list_facts(model)),
-        *([_render_components(model.parameters)] if model.parameters else []),
-        *([render_layers(model)] if per_layer and model.rows else []),
-        *([_render_differences(model.files)] if model.files and model.files.differences else []),
-        "\n".join(list_notes(model.notes)),
-    ]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+def list_blocks(model: Inspection, view: View) -> Iterator[Block]:
+    """Yield everything known about one model."""
+    yield list(_list_facts(model))
+    if model.parameters:
+        yield _list_components(model.parameters)
+    if view.per_layer and model.rows:
+        yield list_layers(model, is_folded=view.width is not None)
+    if model.files and model.files.differences:
+        yield [_make_differences(model.files)]
+    yield make_notes(model.notes)
 
 
-def _list_facts(model: Inspection) -> Iterator[str]:
+def _list_facts(model: Inspection) -> Iterator[Paragraph]:
     named = f" ({model.anatomy.model_class})" if model.anatomy else ""
     commit = f" at {model.revision[:8]}" if model.revision else ""
-    yield from list_fact("model", f"{model.model}{commit}{named}")
-    yield from list_fact("source", _SOURCES[model.source.value])
+    title = style_words(model.model, Style.STRONG)
+    yield make_fact("model", title.append(printable(f"{commit}{named}")))
+    yield make_fact("source", _SOURCES[model.source.value])
     if model.reported:
-        yield from list_fact("total", f"{model.reported.total or UNKNOWN}, reported")
-        yield from list_fact("active", f"{model.reported.active or UNKNOWN}, reported")
-        yield from list_fact("experts", f"{model.reported.experts or UNKNOWN}, reported")
-        yield from list_fact("reported by", model.reported.source)
+        yield make_fact("total", f"{model.reported.total or UNKNOWN}, reported")
+        yield make_fact("active", f"{model.reported.active or UNKNOWN}, reported")
+        yield make_fact("experts", f"{model.reported.experts or UNKNOWN}, reported")
+        yield make_fact("reported by", model.reported.source)
     if model.parameters:
         yield from _list_totals(model.parameters)
     if model.published:
         yield from _list_published(model.published)
     if model.num_layers is not None:
-        yield from list_fact("layers", word_layers(model))
-        yield from list_fact("experts", word_experts(model))
-    yield from _list_several("routing", word_routing(model))
+        yield make_fact("layers", word_layers(model))
+        yield make_fact("experts", word_experts(model))
+    yield from make_facts("routing", word_routing(model))
     if model.anatomy:
-        yield from _list_several("mixer", [word_mixer(mixer) for mixer in model.anatomy.mixers])
-        yield from list_fact("context", _word_context(model.anatomy, model.parameters))
+        yield from make_facts("mixer", map(word_mixer, model.anatomy.mixers))
+        yield make_fact("context", _word_context(model.anatomy, model.parameters))
     if model.parameters and model.parameters.num_bytes is not None and model.dtype:
         size = format_bytes(model.parameters.num_bytes)
         label = "dequantized" if model.quantization else "as loaded"
-        yield from list_fact(label, f"{size} in {model.dtype}")
+        yield make_fact(label, f"{size} in {model.dtype}")
     if model.files:
-        yield from list_fact("on disk", _word_files(model.files))
+        yield make_fact("on disk", _word_files(model.files))
     if model.quantization:
-        yield from list_fact("quantized", model.quantization)
+        yield make_fact("quantized", model.quantization)
     if model.flops:
         yield from _list_flops(model.flops)
 
 
-def _list_totals(parameters: Parameters) -> Iterator[str]:
+def _list_totals(parameters: Parameters) -> Iterator[Paragraph]:
     total = parameters.total
-    yield from _list_count("total", word_count(total), total)
+    yield _make_count("total", word_count(total), total)
     for number, (name, active) in enumerate(parameters.active.items()):
         words = name.value.replace("_", " ")
         if number == 0 and parameters.sparsity is not None:
             words += f": {word_share(parameters.sparsity)} of the total"
-        yield from _list_count(
+        yield _make_count(
             "" if number else "active",
             word_active(active),
             active.exact if active else None,
@@ -101,22 +108,19 @@ def _list_totals(parameters: Parameters) -> Iterator[str]:
         )
 
 
-def _list_count(label: str, rounded: str, exact: int | None, words: str = "") -> Iterator[str]:
+def _make_count(label: str, rounded: str, exact: int | None, words: str = "") -> Paragraph:
     number = "" if exact is None else f"{exact:,}"
-    columns = f"{rounded:<{_ROUNDED}}{number:>{_ROUNDED + _EXACT - max(_ROUNDED, len(rounded))}}"
-    line = f"{label:<{LABEL}}{columns}   {words}".rstrip()
-    if len(line) <= WIDTH:
-        yield line
-    else:
-        yield from list_fact(label, f"{rounded} {number} {words}")
+    width = _ROUNDED + _EXACT - max(_ROUNDED, len(rounded))
+    columns = (style_words(rounded, Style.STRONG), " " * (_ROUNDED - len(rounded)))
+    return make_fact(label, Text.assemble(*columns, f"{number:>{width}}   {words}"))
 
 
-def _list_published(published: PublishedFigures) -> Iterator[str]:
+def _list_published(published: PublishedFigures) -> Iterator[Paragraph]:
     words = word_published(published)
     if words:
-        yield from list_fact("vendor", words)
+        yield make_fact("vendor", words)
     if published.note:
-        yield from list_fact("" if words else "vendor", published.note)
+        yield make_fact("" if words else "vendor", published.note)
 
 
 def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
@@ -134,7 +138,7 @@ def _word_files(files: Files) -> str:
     return f"{words}: {', '.join(dtypes)}" if dtypes else words
 
 
-def _list_flops(flops: Flops) -> Iterator[str]:
+def _list_flops(flops: Flops) -> Iterator[Paragraph]:
     def word(number: float | None, ratio: float | None, *, tokens: str = "") -> str:
         if number is None:
             return UNKNOWN
@@ -142,45 +146,37 @@ def _list_flops(flops: Flops) -> Iterator[str]:
         return words if ratio is None else f"{words}, {word_share(ratio)} of a dense model's"
 
     prompt = f" (of {flops.num_prompt_tokens:,})"
-    yield from list_fact("prefill", word(flops.prefill, flops.prefill_ratio, tokens=prompt))
-    yield from list_fact("decode", word(flops.decode, flops.decode_ratio))
+    yield make_fact("prefill", word(flops.prefill, flops.prefill_ratio, tokens=prompt))
+    yield make_fact("decode", word(flops.decode, flops.decode_ratio))
 
 
-def _list_several(label: str, facts: list[str]) -> Iterator[str]:
-    for number, words in enumerate(facts):
-        yield from list_fact("" if number else label, words)
-
-
-def _render_components(parameters: Parameters) -> str:
+def _list_components(parameters: Parameters) -> Block:
     total = parameters.total
     rows = [
         (
             name.replace("_", " "),
             word_count(number),
             word_share(number / total) if total and number is not None else "",
-            render_bar(number / total, width=_BAR) if total and number is not None else "",
+            Bar(number / total) if total and number is not None else "",
             word_active(parameters.active_components[name]),
         )
         for name, number in parameters.components.items()
         if number != 0
     ]
-    if not rows:
-        return ""
-    return render_table(
-        ("component", "parameters", "share", "of the total", "active"), rows, right=(1, 2, 4)
-    )
+    headers = ("component", "parameters", "share", "of the total", "active")
+    return [make_table(headers, rows, right=(1, 2, 4))] if rows else []
 
 
-def _render_differences(files: Files) -> str:
+def _make_differences(files: Files) -> Table:
     rows = [
         (
-            make_printable(difference.what),
+            difference.what,
             f"{difference.file_params:,}",
             f"{difference.params:,}",
             "" if difference.file_bytes is None else format_bytes(difference.file_bytes),
         )
         for difference in files.differences or ()
     ]
-    return render_table(
+    return make_table(
         ("files and model differ in", "in files", "in model", "bytes"), rows, right=(1, 2, 3)
     )

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from moetool.report.memory.words import word_fit, word_gpu, word_options, word_weights
-from moetool.report.text.lines import (
-    list_fact,
-    list_notes,
-    make_printable,
-    wrap_paragraphs,
-    wrap_words,
-)
-from moetool.report.text.tables import render_table
+from moetool.report.text.lines import make_fact, make_notes, make_paragraphs
+from moetool.report.text.page import Block
+from moetool.report.text.styles import Style, make_printable, style_words
+from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import word_size
 
 if TYPE_CHECKING:
+    from moetool.memory.on_gpus import Fit
     from moetool.memory.result import Estimate
 
 _Word = Callable[["Estimate"], str]
@@ -48,8 +47,8 @@ _LEGEND = (
 )
 
 
-def render_estimates(estimates: Sequence[Estimate]) -> str:
-    """Return how many fit, what all have in common, one row for each, and their notes."""
+def list_blocks(estimates: Sequence[Estimate]) -> Iterator[Block]:
+    """Yield how many fit, what all have in common, one row for each, and their notes."""
     words = {
         label: [make_printable(word(estimate)) for estimate in estimates]
         for label, word in {**_SETTINGS, **_FIGURES}.items()
@@ -60,37 +59,50 @@ def render_estimates(estimates: Sequence[Estimate]) -> str:
         if len(set(column)) == 1 and (label in _SETTINGS or label in _OFTEN_THE_SAME)
     }
     columns = {label: column for label, column in words.items() if label not in common}
-    facts = [line for label, word in common.items() if word for line in list_fact(label, word)]
-    blocks = [
-        "\n".join(wrap_paragraphs(_list_verdict(estimates))),
-        "\n".join(facts),
-        *_render_rows(columns),
-        "\n".join(wrap_words(_LEGEND)),
-        "\n".join(list_notes(_find_notes(estimates))),
-    ]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    yield make_paragraphs(_list_verdict(estimates), Style.STRONG)
+    yield [make_fact(label, word) for label, word in common.items() if word]
+    yield from _list_tables(columns, [estimate.fit for estimate in estimates])
+    yield make_paragraphs([_LEGEND], Style.MUTED)
+    yield make_notes(_find_notes(estimates))
 
 
-def _render_rows(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _list_tables(
+    columns: Mapping[str, Sequence[str]], fits: Sequence[Fit | None]
+) -> Iterator[Block]:
     """Yield one table, or one per model if scenarios differ too: both don't fit on a line."""
     has_scenarios = any(label in columns for label in _SETTINGS if label != "model")
     if "model" not in columns or not has_scenarios:
-        yield _render_table(columns, range(len(columns["fits"])))
+        yield [_make_table(columns, range(len(fits)), fits)]
         return
     rows_of_model: dict[str, list[int]] = {}
     for row, model in enumerate(columns["model"]):
         rows_of_model.setdefault(model, []).append(row)
     others = {label: column for label, column in columns.items() if label != "model"}
     for model, rows in rows_of_model.items():
-        yield "\n".join([*wrap_words(model), "", _render_table(others, rows)])
+        yield make_paragraphs([model], Style.STRONG)
+        yield [_make_table(others, rows, fits)]
 
 
-def _render_table(columns: Mapping[str, Sequence[str]], rows: Sequence[int]) -> str:
-    return render_table(
+def _make_table(
+    columns: Mapping[str, Sequence[str]], rows: Sequence[int], fits: Sequence[Fit | None]
+) -> Table:
+    return make_table(
         list(columns),
-        [[column[row] for column in columns.values()] for row in rows],
+        [
+            [
+                _color_fit(column[row], fits[row]) if label == "fits" else column[row]
+                for label, column in columns.items()
+            ]
+            for row in rows
+        ],
         right=[number for number, label in enumerate(columns) if label in _NUMBERS],
     )
+
+
+def _color_fit(word: str, fit: Fit | None) -> Cell:
+    if fit is None or fit.fits is None:
+        return word
+    return style_words(word, Style.GOOD if fit.fits else Style.BAD)
 
 
 def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:

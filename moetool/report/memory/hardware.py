@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
+
 from moetool.report.memory.words import word_fit, word_seconds, word_sizes, word_unquantized
-from moetool.report.text.lines import list_fact, make_printable, wrap_paragraphs, wrap_words
+from moetool.report.text.lines import make_fact, make_paragraphs, make_whole_lines
 from moetool.report.text.numbers import format_bytes
-from moetool.report.text.tables import render_table
+from moetool.report.text.page import Block
+from moetool.report.text.styles import Style, Words, make_printable, style_words
+from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ _NONE, _DEQUANTIZED = "none", "dequantized"
 _YES_OR_NO = {True: "yes", False: "no"}
 
 
-def render_fits(estimate: Estimate) -> str:
+def list_fits(estimate: Estimate) -> Block:
     """Return a row for each GPU, by memory, and a column for each way of storing weights.
 
     For a checkpoint that is already quantized, columns without any known cell are left out: no
@@ -27,7 +31,7 @@ def render_fits(estimate: Estimate) -> str:
     """
     fits = estimate.fits
     if not fits:
-        return ""
+        return []
     by_gpu: dict[tuple[int, str], dict[str, Fit]] = {}
     for fit in fits:
         by_gpu.setdefault((fit.memory_bytes, fit.gpu), {})[fit.quantization.value] = fit
@@ -60,19 +64,22 @@ def render_fits(estimate: Estimate) -> str:
     legend = "yes/no: GiB to spare, or missing, on one GPU."
     if any(_takes_several(fit) for fit in fits):
         legend += ' ×N: fits on N GPUs with device_map="auto".'
-    return "\n".join([render_table(headers, rows, right=(1,)), *wrap_words(legend)])
+    return [make_table(headers, rows, right=(1,)), *make_paragraphs([legend], Style.MUTED)]
 
 
-def _word_cell(fit: Fit | None) -> str:
+def _word_cell(fit: Fit | None) -> Words:
     word = word_fit(fit)
-    return f"{word} ×{fit.num_gpus}" if fit is not None and _takes_several(fit) else word
+    if fit is None or fit.fits is None:
+        return word
+    several = f" ×{fit.num_gpus}" if _takes_several(fit) else ""
+    return style_words(f"{word}{several}", Style.GOOD if fit.fits else Style.BAD)
 
 
 def _takes_several(fit: Fit) -> bool:
     return fit.fits is False and fit.num_gpus is not None and fit.num_gpus > 1
 
 
-def render_ranks(ranks: Sequence[RankBytes]) -> str:
+def list_ranks(ranks: Sequence[RankBytes]) -> Block:
     """Return what each of several GPUs holds, one row for each usable sharing strategy."""
     possible = [rank for rank in ranks if rank.reason is None and rank.weights_bytes]
     rows = [
@@ -86,14 +93,16 @@ def render_ranks(ranks: Sequence[RankBytes]) -> str:
         for rank in possible
     ]
     headers = ("weights shared by", "GPUs", "on each GPU", "replicated", "layers on each")
-    lines = [render_table(headers, rows, right=(1, 2, 3, 4))] if rows else []
+    tables = [make_table(headers, rows, right=(1, 2, 3, 4))] if rows else []
     refused: dict[tuple[str, str], list[int]] = {}
     for rank in ranks:
         if rank.reason is not None:
             refused.setdefault((_word_way(rank), rank.reason), []).append(rank.num_gpus)
-    for (way, reason), nums_gpus in refused.items():
-        lines += wrap_words(f"{way}, {_list_numbers(nums_gpus)} GPUs: {reason}")
-    return "\n".join(lines)
+    reasons = [
+        f"{way}, {_list_numbers(nums_gpus)} GPUs: {reason}"
+        for (way, reason), nums_gpus in refused.items()
+    ]
+    return [*tables, *make_paragraphs(reasons, Style.MUTED)]
 
 
 def _list_numbers(numbers: Sequence[int]) -> str:
@@ -105,11 +114,11 @@ def _word_way(rank: RankBytes) -> str:
     return make_printable(rank.way.replace("_", " "))
 
 
-def render_offload(offload: Offload, gpu: str) -> str:
+def list_offload(offload: Offload, gpu: str) -> Block:
     """Return what goes to host memory, what that costs, and the flags, each on one line."""
     if not offload.num_offloaded_layers and offload.fits:
         words = f"not needed: everything fits on 1 × {gpu}"
-        return "\n".join(list_fact("offload", words))
+        return [make_fact("offload", words)]
     moved, computed = offload.num_offloaded_layers, offload.num_host_computed_layers
     read_bytes = offload.computed_on_host_bytes_per_token
     rows = [
@@ -122,22 +131,17 @@ def render_offload(offload: Offload, gpu: str) -> str:
         ("read on the host per token", "", word_size(read_bytes)),
     ]
     headers = (f"experts on the CPU with 1 × {make_printable(gpu)}",)
-    lines = [render_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))]
-    for engine, flags in offload.flags.items():
-        lines += [f"{make_printable(engine)}:", *_list_flags(flags)]
-    return "\n".join(lines)
+    table = make_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))
+    return [table, *_list_flags(offload.flags)]
 
 
-def _list_flags(flags: str) -> Iterator[str]:
-    """Yield each line of flags whole, however long: a folded line could not be copied."""
-    for line in flags.splitlines():
-        printable = (
-            letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-        )
-        yield f"  {''.join(printable)}"
+def _list_flags(flags_of_engines: Mapping[str, str]) -> Iterator[RenderableType]:
+    for engine, flags in flags_of_engines.items():
+        yield from make_paragraphs([f"{engine}:"])
+        yield from make_whole_lines(f"  {line}" for line in flags.splitlines())
 
 
-def render_speed(speed: SpeedBound, gpu: str) -> str:
+def list_speed(speed: SpeedBound, gpu: str) -> Block:
     """Return lower bounds on time, and what bounds them."""
     rows = [
         (
@@ -172,5 +176,5 @@ def render_speed(speed: SpeedBound, gpu: str) -> str:
             f" A step reads {speed.experts_touched_per_layer:.1f} experts per layer; "
             f"routing: {speed.routing}."
         )
-    notes = wrap_paragraphs((words, *speed.notes))
-    return "\n".join([render_table(headers, rows, right=(1, 3, 4)), *notes])
+    notes = make_paragraphs((words, *speed.notes), Style.MUTED)
+    return [make_table(headers, rows, right=(1, 3, 4)), *notes]

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from moetool.report.memory.hardware import (
-    render_fits,
-    render_offload,
-    render_ranks,
-    render_speed,
+    list_fits,
+    list_offload,
+    list_ranks,
+    list_speed,
 )
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
@@ -25,14 +27,20 @@ from moetool.report.memory.words import (
     word_variant,
     word_weights,
 )
-from moetool.report.text.lines import list_fact, list_notes, make_printable, wrap_paragraphs
-from moetool.report.text.tables import render_bar, render_table
+from moetool.report.text.lines import (
+    Paragraph,
+    make_fact,
+    make_facts,
+    make_notes,
+    make_paragraphs,
+)
+from moetool.report.text.page import Block
+from moetool.report.text.styles import Style, make_printable, style_words
+from moetool.report.text.tables import Bar, make_table
 from moetool.report.text.words import UNKNOWN, word_share, word_size
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
-
-_BAR = 20
 
 _FIGURES = {
     "weights_bytes": "weights",
@@ -44,38 +52,38 @@ _FIGURES = {
 }
 
 
-def render_page(estimate: Estimate) -> str:
-    """Return everything known about one estimate, 80 columns wide except for flags to copy."""
-    blocks = [
-        "\n".join(wrap_paragraphs(list_verdict(estimate))),
-        "\n".join(_list_facts(estimate)),
-        _render_breakdown(estimate),
-        "\n".join(_list_peaks(estimate)),
-        _render_variants(estimate),
-        render_fits(estimate),
-        "\n".join(_list_limits(estimate)),
-        render_ranks(estimate.ranks),
-        render_offload(estimate.offload, estimate.gpu) if estimate.offload else "",
-        render_speed(estimate.speed, estimate.gpu) if estimate.speed else "",
-        _render_measured(estimate),
-        "\n".join(list_notes(estimate.notes)),
-    ]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+def list_blocks(estimate: Estimate) -> Iterator[Block]:
+    """Yield everything known about one estimate."""
+    verdict, *ways = list_verdict(estimate)
+    yield make_paragraphs([style_words(verdict, Style.STRONG), *ways])
+    yield list(_list_facts(estimate))
+    yield [_make_breakdown(estimate)]
+    yield list(_list_peaks(estimate))
+    yield _list_variants(estimate)
+    yield list_fits(estimate)
+    yield list(_list_limits(estimate))
+    yield list_ranks(estimate.ranks)
+    if estimate.offload:
+        yield list_offload(estimate.offload, estimate.gpu)
+    if estimate.speed:
+        yield list_speed(estimate.speed, estimate.gpu)
+    yield list(_list_measured(estimate))
+    yield make_notes(estimate.notes)
 
 
-def _list_facts(estimate: Estimate) -> Iterator[str]:
-    yield from list_fact("run", word_run(estimate.scenario))
-    yield from list_fact("weights", word_weights(estimate.scenario))
+def _list_facts(estimate: Estimate) -> Iterator[Paragraph]:
+    yield make_fact("run", word_run(estimate.scenario))
+    yield make_fact("weights", word_weights(estimate.scenario))
     options = word_options(estimate.scenario)
     if options:
-        yield from list_fact("options", options)
+        yield make_fact("options", options)
     if estimate.stored is not None:
-        yield from list_fact("checkpoint", word_stored(estimate.stored))
-    yield from list_fact("method", word_method(estimate.method.value))
-    yield from list_fact("confirmed", f"on {estimate.confirmed_on or 'no GPU yet'}")
+        yield make_fact("checkpoint", word_stored(estimate.stored))
+    yield make_fact("method", word_method(estimate.method.value))
+    yield make_fact("confirmed", f"on {estimate.confirmed_on or 'no GPU yet'}")
 
 
-def _render_breakdown(estimate: Estimate) -> str:
+def _make_breakdown(estimate: Estimate) -> Table:
     """Return a table whose parts add up to the subtotals below them, and these to the total."""
     figures, peak = estimate.figures, estimate.at_peak
     parts = (
@@ -98,25 +106,25 @@ def _render_breakdown(estimate: Estimate) -> str:
                 label,
                 word_size(num_bytes),
                 "" if share is None else word_share(share),
-                shown_by or ("" if share is None else render_bar(share, width=_BAR)),
+                shown_by or ("" if share is None else Bar(share)),
             )
         )
     when = f"peak of {peak.phase}" if peak else "at the peak"
-    return render_table((when, "bytes", "share", "of the device total"), rows, right=(1, 2))
+    return make_table((when, "bytes", "share", "of the device total"), rows, right=(1, 2))
 
 
-def _list_peaks(estimate: Estimate) -> Iterator[str]:
+def _list_peaks(estimate: Estimate) -> Iterator[Paragraph]:
     """Yield what caused the peak of each phase, the highest first, and the final cache size."""
     for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
-        yield from list_fact(peak.phase.value, word_peak(peak))
+        yield make_fact(peak.phase.value, word_peak(peak))
     if estimate.figures.cache_bytes:
         size = word_size(estimate.figures.cache_bytes)
-        yield from list_fact("cache", f"{size} after the last token that runs")
+        yield make_fact("cache", f"{size} after the last token that runs")
 
 
-def _render_variants(estimate: Estimate) -> str:
+def _list_variants(estimate: Estimate) -> Block:
     if not estimate.variants:
-        return ""
+        return []
     rows = [
         (
             word_variant(name),
@@ -134,19 +142,18 @@ def _render_variants(estimate: Estimate) -> str:
     )
     if estimate.scenario.quantization.value != "none":
         headers = (estimate.scenario.quantization.value, *headers[1:])
-    return render_table(headers, rows, right=(1, 2, 3))
+    return [make_table(headers, rows, right=(1, 2, 3))]
 
 
-def _list_limits(estimate: Estimate) -> Iterator[str]:
+def _list_limits(estimate: Estimate) -> Iterator[Paragraph]:
     if estimate.limits is not None:
-        for number, words in enumerate(list_limits(estimate.limits, estimate.gpu)):
-            yield from list_fact("" if number else "limits", words)
+        yield from make_facts("limits", list_limits(estimate.limits, estimate.gpu))
 
 
-def _render_measured(estimate: Estimate) -> str:
+def _list_measured(estimate: Estimate) -> Iterator[Table | Paragraph]:
     measured = estimate.measured
     if measured is None:
-        return ""
+        return
     excess = estimate.excess_over_measured_bytes
     found = {each.name: getattr(measured.figures, each.name) for each in fields(measured.figures)}
     found["context_bytes"] = measured.context_bytes
@@ -163,6 +170,5 @@ def _render_measured(estimate: Estimate) -> str:
             )
         )
     headers = ("", estimate.method.value, "measured", "difference", "")
-    table = render_table(headers, rows, right=(1, 2, 3, 4))
-    where = list_fact("measured", f"on {measured.gpu}, in {measured.seconds:,.1f} s")
-    return "\n".join([table, *where])
+    yield make_table(headers, rows, right=(1, 2, 3, 4))
+    yield make_fact("measured", f"on {measured.gpu}, in {measured.seconds:,.1f} s")

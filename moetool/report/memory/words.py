@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.lines import make_printable
 from moetool.report.text.numbers import format_bytes, format_number_of
+from moetool.report.text.styles import make_printable
 from moetool.report.text.words import UNKNOWN, word_size
 
 if TYPE_CHECKING:

@@ -1,57 +1,82 @@
-"""Break words of any length and origin into lines of a terminal."""
+"""Lay out lines of words: labelled facts, paragraphs, notes, and lines to copy."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from moetool.printable import printable
-from moetool.report.text.tables import WIDTH
+from moetool.report.text.styles import Style, Words, as_text, style_words
 
-# Longer than any sentence of moetool's, and short enough for a screen.
-_LONGEST_WORDS = 2_000
 # Columns that the label of a fact takes.
 LABEL = 12
+# Longer lines of prose are hard to read, however wide the terminal is.
+_WIDEST_PROSE = 120
+_NOTE_INDENT = 2
 
 
-def wrap_words(words: str, *, width: int = WIDTH) -> list[str]:
-    """Return words as lines of at most `width` columns; wide characters take two.
+@dataclass(frozen=True)
+class Paragraph:
+    """Words broken into lines of any terminal; wide characters take two columns.
 
     A word longer than a line continues on the next one.
+
+    Attributes:
+        words: The words, on one line.
+        first: What stands before the first line, in place of its indent.
+        indent: Columns before every line.
+        hang: Columns before every line except the first, in addition.
     """
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    lines = Text(make_printable(words)).wrap(console, width, overflow="fold")
-    return [line.plain.rstrip() for line in lines]
+
+    words: Text
+    first: Text | None = None
+    indent: int = 0
+    hang: int = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, _WIDEST_PROSE) - self.indent - self.hang
+        for number, line in enumerate(self.words.wrap(console, width, overflow="fold")):
+            line.rstrip()
+            start = " " * (self.indent + (self.hang if number else 0))
+            yield Text.assemble(self.first or start if number == 0 else start, line)
 
 
-def wrap_paragraphs(paragraphs: Iterable[str]) -> list[str]:
-    """Return the lines of several paragraphs, each beginning on its own line."""
-    return [line for words in paragraphs for line in wrap_words(words) if line]
+def make_fact(label: str, words: Words) -> Paragraph:
+    """Return a fact, with its label before the first line."""
+    first = style_words(Text(f"{label:<{LABEL}}"), Style.LABEL)
+    return Paragraph(as_text(words), first=first, indent=LABEL)
 
 
-def list_fact(label: str, words: str) -> list[str]:
-    """Return the lines of a fact, with its label before the first."""
-    lines = wrap_words(words, width=WIDTH - LABEL)
+def make_facts(label: str, facts: Iterable[Words]) -> Iterator[Paragraph]:
+    """Yield several facts that share a label, which stands before the first."""
+    for number, words in enumerate(facts):
+        yield make_fact("" if number else label, words)
+
+
+def make_paragraphs(paragraphs: Iterable[Words], style: Style | None = None) -> list[Paragraph]:
+    """Return paragraphs, each of which begins on its own line. Empty ones are left out."""
+    texts = [as_text(words) for words in paragraphs]
+    return [Paragraph(style_words(text, style) if style else text) for text in texts if text]
+
+
+def make_notes(notes: Iterable[Words], style: Style = Style.MUTED) -> list[Paragraph]:
+    """Return notes. All but the first line of a note are indented."""
     return [
-        f"{'' if number else label:<{LABEL}}{line}".rstrip() for number, line in enumerate(lines)
+        Paragraph(style_words(words, style), hang=_NOTE_INDENT) for words in notes if as_text(words)
     ]
 
 
-def list_notes(notes: Iterable[str]) -> list[str]:
-    """Return the lines of notes. All but the first line of a note are indented."""
-    found = []
-    for note in notes:
-        lines = [line for line in wrap_words(note, width=WIDTH - 2) if line]
-        found += [line if number == 0 else f"  {line}" for number, line in enumerate(lines)]
-    return found
-
-
-def make_printable(words: str) -> str:
-    """Return words on one line, without characters that would steer a terminal.
-
-    Names of models and values of their configurations may contain any character, at any length.
-    """
-    return printable(" ".join(words.split()), max_length=_LONGEST_WORDS)
+def make_whole_lines(lines: Iterable[str]) -> list[Text]:
+    """Return lines to copy, which stay whole, however long: a folded line could not be copied."""
+    return [
+        Text(
+            "".join(
+                letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+            ),
+            no_wrap=True,
+            overflow="ignore",
+        )
+        for line in lines
+    ]

@@ -1,51 +1,70 @@
-"""Render plain tables that fit a terminal, a file and a README."""
+"""Lay out tables for a terminal, a file and a README."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from moetool.printable import printable
-
-WIDTH = 80
-
-# One line of text, or several.
-Cell = str | tuple[str, ...]
+from moetool.report.text.styles import Style, Words
 
 _LONGEST_CELL = 1_000
+# Columns of a whole bar, where there is space.
+_BAR = 20
 
 
-def render_table(
-    headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()
-) -> str:
-    """Return a table as text, with the columns in `right` aligned to the right.
+def make_table(
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Collection[int] = ()
+) -> Table:
+    """Return a table, with the columns in `right` aligned to the right.
 
     Headers and cells may come from files, so they are made printable and cut to a length.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), border_style=Style.MUTED
+    )
     for index, header in enumerate(headers):
         table.add_column(
             _make_cell(header), justify="right" if index in right else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*map(_make_cell, row))
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(table, highlight=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return table
 
 
-def _make_cell(words: Cell) -> str:
-    lines = (words,) if isinstance(words, str) else words
-    return "\n".join(printable(line, max_length=_LONGEST_CELL) for line in lines)
+@dataclass(frozen=True)
+class Bar:
+    """A bar for a share from 0 to 1, which narrows where a table has little space."""
+
+    share: float
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        # The same for all bars, so that those of a column have one scale.
+        return Measurement(1, _BAR)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(draw_bar(self.share, width=min(options.max_width, _BAR)), style=Style.BAR)
 
 
-def render_bar(share: float, *, width: int) -> str:
-    """Return a bar of block characters for a share from 0 to 1, to an eighth of a column."""
+def draw_bar(share: float, *, width: int) -> str:
+    """Return block characters for a share from 0 to 1 of `width`, to an eighth of a column."""
     eighths = round(share * width * 8)
     full, part = divmod(eighths, 8)
     return "█" * full + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[part]
+
+
+# A line of text, several lines, or a bar.
+Cell = Words | tuple[str, ...] | Bar
+
+
+def _make_cell(words: Cell) -> Text | Bar:
+    if isinstance(words, Text | Bar):
+        return words
+    lines = (words,) if isinstance(words, str) else words
+    return Text("\n".join(printable(line, max_length=_LONGEST_CELL) for line in lines))

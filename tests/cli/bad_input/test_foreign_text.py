@@ -13,7 +13,9 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.output import print_or_write
 from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
-from moetool.report.text.tables import WIDTH, render_table
+from moetool.report.renderer import View
+from moetool.report.text.page import render_page
+from moetool.report.text.tables import make_table
 from tests.cli.bad_input.refusals import Refusal, assert_refused, find_steering
 from tests.command import RunMoetool, run_main
 
@@ -84,11 +86,14 @@ def test_announcements_and_warnings_are_one_line_each(capsys: pytest.CaptureFixt
 
 
 def test_a_cell_is_one_line_and_a_table_keeps_its_rows() -> None:
-    lines = render_table((HOSTILE, "b"), [(HOSTILE, "1")]).splitlines()
+    table = make_table((HOSTILE, "b"), [(HOSTILE, "1")])
+    lines = render_page([[table]], View(width=80)).splitlines()
     assert len(lines) == 3
     assert SHOWN in lines[0]
     assert SHOWN in lines[2]
-    assert len(render_table(("a",), [("x" * 390_000,)])) < 20 * WIDTH
+    table = make_table(("a",), [("x" * 390_000,)])
+    assert len(render_page([[table]], View(width=80))) < 20 * 80
+    assert len(render_page([[table]], View())) < 4 * 1_000
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.notes.confirmed import find_confirmation, read_confirmations
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
-from moetool.report.memory.data import render_json
-from moetool.report.memory.page import render_page
+from moetool.report.memory.data import render_json, render_table_text
 from tests.memory.saved_configs import make_builder, save_config
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +61,7 @@ def test_an_estimate_names_the_gpu_that_confirmed_its_kind(tmp_path: Path) -> No
     assert (
         json.loads(render_json([estimate]))["estimates"][0]["confirmed_on"] == estimate.confirmed_on
     )
-    assert "NVIDIA H100 80GB HBM3, 2026-11-26" in render_page(estimate)
+    assert "NVIDIA H100 80GB HBM3, 2026-11-26" in render_table_text([estimate])
 
 
 def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
@@ -71,7 +70,7 @@ def test_an_estimate_that_no_gpu_has_confirmed_says_so(tmp_path: Path) -> None:
     (note,) = [note for note in estimate.notes if note.startswith("No GPU has confirmed")]
     assert "hunyuan_v1_moe" in note
     assert json.loads(render_json([estimate]))["estimates"][0]["confirmed_on"] is None
-    assert "no GPU yet" in render_page(replace(estimate, notes=()))
+    assert "no GPU yet" in render_table_text([replace(estimate, notes=())])
 
 
 def test_runs_of_plain_weights_confirm_nothing_of_packed_ones() -> None:

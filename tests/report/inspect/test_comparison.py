@@ -6,7 +6,10 @@ import pytest
 
 from moetool.inspection.result import PublishedFigures
 from moetool.report.inspect.data import render_table_text
+from moetool.report.renderer import View
 from tests.report.inspect.inspections import make_inspection, make_reported
+
+TERMINAL = View(width=80)
 
 LABELS = [
     *("source", "total", "active, all", "  without input embedding"),
@@ -17,7 +20,7 @@ LABELS = [
 
 
 def render(*names: str) -> str:
-    return render_table_text([make_inspection(model=name) for name in names])
+    return render_table_text([make_inspection(model=name) for name in names], TERMINAL)
 
 
 def test_two_models_are_shown_like_this() -> None:
@@ -31,7 +34,7 @@ def test_two_models_are_shown_like_this() -> None:
         note=None,
     )
     models = [make_inspection(published=published), make_reported()]
-    assert render_table_text(models) == (
+    assert render_table_text(models, TERMINAL) == (
         """\
                                small-4x    closed-1
 ───────────────────────────────────────────────────
@@ -88,6 +91,6 @@ def test_a_model_named_twice_is_shown_twice() -> None:
 
 
 def test_a_row_that_no_model_has_anything_for_is_left_out() -> None:
-    text = render_table_text([make_reported(), make_reported()])
+    text = render_table_text([make_reported(), make_reported()], TERMINAL)
     labels = [line.split()[0] for line in text.split("\n\n")[0].splitlines()[2:]]
     assert labels == ["source", "total", "experts"]

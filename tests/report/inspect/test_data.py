@@ -29,7 +29,7 @@ PARAMETER_KEYS = ["total", "active", "components"]
 
 def test_json_begins_with_the_promised_keys_in_their_order() -> None:
     value = json.loads(render_json([make_inspection(notes=("A note.",))]))
-    assert list(value) == ["schema", "moetool", "models"]
+    assert list(value) == ["schema", "moetool", "versions", "models"]
     assert (value["schema"], value["moetool"]) == ("moetool.inspect/1", moetool.__version__)
     (model,) = value["models"]
     assert list(model)[: len(MODEL_KEYS)] == MODEL_KEYS

@@ -28,6 +28,8 @@ from moetool.report.inspect.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.inspect.inspections import FILES, make_inspection, make_reported, make_table
 
+TERMINAL = View(width=80)
+
 WIDTH = 80
 
 # Whole inspections
@@ -35,7 +37,7 @@ WIDTH = 80
 
 def test_a_small_model_is_shown_like_this() -> None:
     inspection = make_inspection(notes=("A note that is long enough to be cut: " + "so " * 14,))
-    assert render_table_text([inspection]) == (
+    assert render_table_text([inspection], TERMINAL) == (
         """\
 model       small-4x
 source      its configuration
@@ -49,15 +51,15 @@ as loaded   10.0 MiB in bfloat16
 prefill     2.000M FLOPs per token (of 2,048), 25.0% of a dense model's
 decode      2.500M FLOPs per token, 25.0% of a dense model's
 
-component        parameters   share   of the total          active
-──────────────────────────────────────────────────────────────────
-embedding            100.0K    1.9%   ▍                     100.0K
-lm head              100.0K    1.9%   ▍                     100.0K
-mixer                160.0K    3.1%   ▋                     160.0K
-router               2.400K   <0.1%                         2.400K
-routed experts       4.800M   91.9%   ██████████████████▍   1.200M
-dense mlp            60.00K    1.1%   ▎                     60.00K
-norm                    900   <0.1%                            900
+component        parameters   share   of the total           active
+───────────────────────────────────────────────────────────────────
+embedding            100.0K    1.9%   ▍                      100.0K
+lm head              100.0K    1.9%   ▍                      100.0K
+mixer                160.0K    3.1%   ▋                      160.0K
+router               2.400K   <0.1%                          2.400K
+routed experts       4.800M   91.9%   ██████████████████▍    1.200M
+dense mlp            60.00K    1.1%   ▎                      60.00K
+norm                    900   <0.1%                             900
 
 A note that is long enough to be cut: so so so so so so so so so so so so so
   so
@@ -66,7 +68,7 @@ A note that is long enough to be cut: so so so so so so so so so so so so so
 
 
 def test_layers_that_are_alike_are_drawn_together() -> None:
-    text = render_table_text([make_inspection(num_layers=62)], View(per_layer=True))
+    text = render_table_text([make_inspection(num_layers=62)], View(width=80, per_layer=True))
     assert (
         """
 layers   component        parameters   active   dtype          bytes
@@ -88,7 +90,7 @@ Numbers are for one layer; dtype and bytes: as loaded.
 
 
 def test_files_and_differences_are_shown_like_this() -> None:
-    text = render_table_text([make_inspection(files=FILES)])
+    text = render_table_text([make_inspection(files=FILES)], TERMINAL)
     assert (
         """
 on disk     10.0 MiB in 1 file, 40 tensors: 9.9 MiB bfloat16, 87.9 KiB float32
@@ -107,7 +109,7 @@ keeps as buffers
 
 
 def test_a_reported_system_is_shown_like_this() -> None:
-    assert render_table_text([make_reported()], View(per_layer=True)) == (
+    assert render_table_text([make_reported()], View(width=80, per_layer=True)) == (
         """\
 model       closed-1
 source      reports only
@@ -164,7 +166,9 @@ def _add_up(text: str) -> int:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 61])
 def test_the_printed_column_adds_up_to_the_printed_total(num_layers: int) -> None:
-    text = render_table_text([make_inspection(num_layers=num_layers)], View(per_layer=True))
+    text = render_table_text(
+        [make_inspection(num_layers=num_layers)], View(width=80, per_layer=True)
+    )
     (total,) = re.findall(r"^total +\S+ +([\d,]+)$", text, re.MULTILINE)
     assert _add_up(text) == int(total.replace(",", "")) == make_table(num_layers=num_layers).total
 
@@ -178,13 +182,13 @@ def test_layers_in_a_pattern_are_counted_once_each() -> None:
         for row in inspection.rows
         if row.params is not None
     )
-    text = render_table_text([replace(inspection, rows=rows)], View(per_layer=True))
+    text = render_table_text([replace(inspection, rows=rows)], View(width=80, per_layer=True))
     assert "\n3, 6, …, 30 " in text
     assert _add_up(text) == make_table(num_layers=31).total + 11 * 7
 
 
 def test_shares_of_the_total_add_up_to_all_of_it() -> None:
-    text = render_table_text([make_inspection()])
+    text = render_table_text([make_inspection()], TERMINAL)
     shares = [float(share) for share in re.findall(r" (\d+\.\d)% +[█▏▎▍▌▋▊▉]", text)]
     assert len(shares) == 5
     assert abs(sum(shares) - 100) < 0.5
@@ -206,12 +210,12 @@ def test_what_is_unknown_is_said_to_be() -> None:
         is_tied=None,
     )
     inspection = make_inspection(parameters=unknown, top_k=None, num_experts=(8, None), flops=None)
-    text = render_table_text([inspection])
+    text = render_table_text([inspection], TERMINAL)
     assert "\ntotal       unknown\n" in text
     assert "\nactive      unknown" in text
     assert "\nexperts     unknown top-k of 8, some unknown\n" in text
     assert "FLOPs" not in text
-    assert "None" not in text + render_table_text([inspection, inspection])
+    assert "None" not in text + render_table_text([inspection, inspection], TERMINAL)
 
 
 def test_a_range_of_active_parameters_shows_both_ends() -> None:
@@ -219,7 +223,7 @@ def test_a_range_of_active_parameters_shows_both_ends() -> None:
     assert parameters is not None
     active = {**parameters.active, ActiveDefinition.ALL: ActiveRange(723_300, 1_623_300)}
     ranged = make_inspection(parameters=replace(parameters, active=active, sparsity=None))
-    text = render_table_text([ranged])
+    text = render_table_text([ranged], TERMINAL)
     assert re.search(r"^active +723\.3K to 1\.623M +all$", text, re.MULTILINE)
 
 
@@ -350,7 +354,7 @@ INSPECTIONS = st.builds(
 def test_no_line_is_wider_than_a_terminal_or_steers_it(
     inspections: list[Inspection], per_layer: bool
 ) -> None:
-    text = render_table_text(inspections, View(per_layer=per_layer))
+    text = render_table_text(inspections, View(width=80, per_layer=per_layer))
     for line in text.split("\n"):
         assert cell_len(line) <= WIDTH, line
         assert line == line.rstrip()

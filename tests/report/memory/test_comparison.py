@@ -12,7 +12,10 @@ from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
+from moetool.report.renderer import View
 from tests.report.memory.estimates import FIGURES, GIB, make_estimate, make_fit
+
+TERMINAL = View(width=80)
 
 WIDTH = 80
 
@@ -32,7 +35,7 @@ def make_sweep(model: str = "small-4x") -> list[Estimate]:
 
 
 def test_a_sweep_is_shown_like_this() -> None:
-    assert render_table_text(make_sweep()) == (
+    assert render_table_text(make_sweep(), TERMINAL) == (
         """\
 2 of 4 fit on 1 × big (80.0 GiB).
 
@@ -69,7 +72,7 @@ def test_models_side_by_side_have_a_row_each() -> None:
             notes=("Of all.",),
         ),
     ]
-    text = render_table_text(models)
+    text = render_table_text(models, TERMINAL)
     assert (
         """
 model      weights     cache   allocated      total   fits
@@ -85,7 +88,9 @@ another    1.0 GiB   2.0 GiB    20.0 GiB    unknown   unknown
 
 def test_several_models_in_a_sweep_have_a_table_each() -> None:
     names = ("mixtral-8x7b", "qwen3-235b-a22b", "/a/long/path" * 9)
-    text = render_table_text([estimate for name in names for estimate in make_sweep(name)])
+    text = render_table_text(
+        [estimate for name in names for estimate in make_sweep(name)], TERMINAL
+    )
     assert text.startswith("6 of 12 fit on 1 × big (80.0 GiB).\n")
     assert text.count("\nbatch   prompt ") == 3
     for name in names[:2]:
@@ -97,14 +102,16 @@ def test_several_models_in_a_sweep_have_a_table_each() -> None:
 
 def test_each_gpu_has_a_verdict_of_its_own() -> None:
     estimates = [make_estimate(), make_estimate(gpu="small"), make_estimate(model="another")]
-    text = render_table_text(estimates)
+    text = render_table_text(estimates, TERMINAL)
     assert text.startswith(
         "2 of 2 fit on 1 × big (80.0 GiB).\n0 of 1 fit on 1 × small (16.0 GiB).\n\n"
     )
 
 
 def test_a_long_name_is_cut_and_no_number_is() -> None:
-    text = render_table_text([make_estimate(model=name) for name in ("/a/long/path" * 9, "b")])
+    text = render_table_text(
+        [make_estimate(model=name) for name in ("/a/long/path" * 9, "b")], TERMINAL
+    )
     (line,) = (line for line in text.splitlines() if line.startswith("b "))
     assert " ".join(line.split()) == "b 2.0 GiB 20.0 GiB 21.5 GiB yes +58.5"
     assert max(cell_len(line) for line in text.splitlines()) <= WIDTH
@@ -125,7 +132,9 @@ def test_a_long_name_is_cut_and_no_number_is() -> None:
 )
 def test_whatever_differs_has_a_column(scenario: Scenario, words: list[str]) -> None:
     estimates = [make_estimate(), make_estimate(scenario=scenario)]
-    rows = [line for line in render_table_text(estimates).splitlines() if "20.0 GiB" in line]
+    rows = [
+        line for line in render_table_text(estimates, TERMINAL).splitlines() if "20.0 GiB" in line
+    ]
     assert len(rows) == 2
     for row, word in zip(rows, words, strict=True):
         assert row.strip().startswith(word[:12])
@@ -133,12 +142,14 @@ def test_whatever_differs_has_a_column(scenario: Scenario, words: list[str]) -> 
 
 def test_a_scenario_that_all_share_is_said_once() -> None:
     scenario = Scenario(attention="eager", dtype="float32")
-    text = render_table_text([make_estimate(model=name, scenario=scenario) for name in "ab"])
+    text = render_table_text(
+        [make_estimate(model=name, scenario=scenario) for name in "ab"], TERMINAL
+    )
     assert text.count("eager attention") == text.count("float32") == 1
     assert "\noptions     eager attention\n" in text
     assert "\nloaded      in float32\n" in text
 
 
 def test_without_known_fits_there_is_no_verdict() -> None:
-    text = render_table_text([make_estimate(model=name, fits=()) for name in "ab"])
+    text = render_table_text([make_estimate(model=name, fits=()) for name in "ab"], TERMINAL)
     assert text.startswith("task        generate\n")

@@ -51,7 +51,7 @@ FIT_KEYS = ["gpu", "memory_bytes", "quantization", "num_gpus", "fits", "headroom
 
 def read_json(*estimates: Estimate) -> list[dict[str, object]]:
     value = json.loads(render_json(estimates), parse_constant=lambda word: pytest.fail(word))
-    assert list(value) == ["schema", "moetool", "estimates"]
+    assert list(value) == ["schema", "moetool", "versions", "estimates"]
     assert (value["schema"], value["moetool"]) == (
         "moetool.memory-estimate/1",
         moetool.__version__,

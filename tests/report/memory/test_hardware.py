@@ -9,6 +9,7 @@ from typing import Any
 from moetool.memory.on_gpus import Limits
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
+from moetool.report.renderer import View
 from tests.report.memory.estimates import (
     GIB,
     OFFLOAD,
@@ -19,9 +20,11 @@ from tests.report.memory.estimates import (
     make_full_estimate,
 )
 
+TERMINAL = View(width=80)
+
 
 def render(**changes: Any) -> str:
-    return render_table_text([make_estimate(**changes)])
+    return render_table_text([make_estimate(**changes)], TERMINAL)
 
 
 def test_what_several_gpus_the_host_and_time_would_take_is_shown_like_this() -> None:
@@ -69,7 +72,7 @@ peak reserved     21.0 GiB     unknown      unknown
 CUDA context     512.0 MiB   500.0 MiB    +12.0 MiB   +2.40%
 device total      21.5 GiB    21.0 GiB   +512.0 MiB   +2.38%
 measured    on NVIDIA Big, in 12.3 s
-""" in render_table_text([make_full_estimate()])
+""" in render_table_text([make_full_estimate()], TERMINAL)
 
 
 def test_flags_keep_the_lines_and_the_indents_that_they_need() -> None:

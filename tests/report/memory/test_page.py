@@ -12,6 +12,7 @@ from moetool.memory.figures import MemoryFigures, Method, Phase, StoredWeights
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
+from moetool.report.renderer import View
 from tests.report.memory.estimates import (
     FIGURES,
     FITS,
@@ -24,9 +25,11 @@ from tests.report.memory.estimates import (
     make_full_estimate,
 )
 
+TERMINAL = View(width=80)
+
 
 def render(**changes: Any) -> str:
-    return render_table_text([make_estimate(**changes)])
+    return render_table_text([make_estimate(**changes)], TERMINAL)
 
 
 # Whole pages
@@ -74,7 +77,7 @@ Another.
 
 
 def test_a_run_that_does_not_fit_begins_with_what_can_be_done() -> None:
-    assert render_table_text([make_full_estimate()]).startswith(
+    assert render_table_text([make_full_estimate()], TERMINAL).startswith(
         """\
 small-4x needs 21.5 GiB and doesn't fit on 1 × small (16.0 GiB): short by 5.5
 GiB.

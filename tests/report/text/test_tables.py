@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.report.text.tables import WIDTH, render_bar, render_table
+from moetool.report.renderer import View
+from moetool.report.text.page import render_page
+from moetool.report.text.tables import Cell, draw_bar, make_table
+
+WIDTH = 80
+
+
+def render_table(
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Sequence[int] = ()
+) -> str:
+    return render_page([[make_table(headers, rows, right=right)]], View(width=WIDTH))
 
 
 def test_columns_are_aligned_as_asked_for() -> None:
@@ -44,32 +56,18 @@ def test_words_are_printed_as_they_are(word: str) -> None:
     assert row.split() == [word, "1"]
 
 
-def test_a_table_carries_no_colours_even_if_they_are_forced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "20")
-    assert "\x1b" not in render_table(("name", "count"), [("a" * 40, "1")])
-
-
-def test_a_table_does_not_depend_on_the_terminals_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = render_table(("name", "count"), [("a" * 60, "1")])
-    monkeypatch.setenv("COLUMNS", "20")
-    assert render_table(("name", "count"), [("a" * 60, "1")]) == table
-
-
 @pytest.mark.parametrize(
     ("share", "bar"),
     [(0, ""), (0.001, ""), (0.25, "█▎"), (0.5, "██▌"), (0.999, "█████"), (1, "█████")],
 )
 def test_a_bar_is_as_long_as_its_share_to_an_eighth_of_a_column(share: float, bar: str) -> None:
-    assert render_bar(share, width=5) == bar
+    assert draw_bar(share, width=5) == bar
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_never_has_a_shorter_bar(one: float, other: float) -> None:
     def length(share: float) -> float:
-        bar = render_bar(share, width=20)
+        bar = draw_bar(share, width=20)
         eighths = {"█": 8, "▉": 7, "▊": 6, "▋": 5, "▌": 4, "▍": 3, "▎": 2, "▏": 1}
         return sum(map(eighths.__getitem__, bar))
 
