@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +31,7 @@ _MOST_PROMPTS = 1_000_000
 
 def trace_model(
     model: str | PathLike[str] | ModelReference | tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    prompts: str | PathLike[str] | Iterable[str] | pd.DataFrame,
+    prompts: str | PathLike[str] | Iterable[str | Mapping[str, Any]] | pd.DataFrame,
     *,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
@@ -67,8 +67,8 @@ def trace_model(
     Args:
         model: A folder, a Hub id or `demo`; or a model of transformers with its tokenizer, both in
             memory.
-        prompts: Texts, a DataFrame with a column `text` and perhaps `domain` and `id`, or the path
-            of a file or folder of prompts.
+        prompts: Texts; a DataFrame, or dicts, with `text` and perhaps `domain` and `id`; or the
+            path of a file or folder of prompts.
         output: A .parquet or .csv file that takes the rows.
         overwrite: Replace files that exist.
         limit: Trace only the first prompts.

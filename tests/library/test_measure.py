@@ -12,7 +12,7 @@ import pytest
 from moetool import measure_specialization, read_trace, trace_model
 from moetool.analysis.specialization import Specialization
 from moetool.errors import InputError, UsageError
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 
 FEW = 49
 
@@ -48,11 +48,11 @@ def test_a_frame_gives_the_numbers_of_the_command(demo_trace: Path, answer: dict
 def test_the_order_of_rows_changes_no_count(demo_trace: Path) -> None:
     frame = read_trace(demo_trace)
     counted = ["domain", "layer", "expert", "assignments", "tokens"]
-    tables = [
+    given, shuffled = (
         measure(rows).to_frame()[counted].sort_values(counted, ignore_index=True)
         for rows in (frame, frame.sample(frac=1, random_state=0))
-    ]
-    pd.testing.assert_frame_equal(*tables)
+    )
+    pd.testing.assert_frame_equal(given, shuffled)
 
 
 def test_a_trace_in_memory_and_one_in_a_file_give_the_same(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from moetool.errors import DenseModelError, InputError, UsageError
 from moetool.trace.companions import probabilities_path
 from moetool.trace.reading.counts import count_experts
 from moetool.trace.reading.reader import open_trace
-from tests.conftest import RunMoetool
+from tests.command import RunMoetool
 from tests.tiny_models import build_model
 
 TEXTS = ["The cat sat on the mat.", "Der Hund schläft."]
@@ -181,7 +181,8 @@ def test_a_model_in_memory_needs_its_tokenizer_and_no_options_of_loading(
     pair: tuple[Any, Any],
 ) -> None:
     model, tokenizer = pair
-    for wrong in (model, (model,), (model, "demo"), (tokenizer, model), ("demo", tokenizer)):
+    wrongs: list[Any] = [model, (model,), (model, "demo"), (tokenizer, model), ("demo", tokenizer)]
+    for wrong in wrongs:
         with pytest.raises(UsageError, match="traced with its tokenizer"):
             trace_model(wrong, TEXTS)
     with pytest.raises(UsageError, match="can't be of type int"):
