@@ -21,10 +21,12 @@ from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeas
 from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.quiet import quiet_transformers
 
 _DEFAULT_SCENARIOS = (Scenario(),)
 
 
+@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] = _DEFAULT_SCENARIOS,

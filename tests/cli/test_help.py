@@ -66,8 +66,8 @@ OPTIONS = {
         "--sort",
     }
     | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
-    "gpus": {"--vendor", "--min-memory"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
+    "gpus": {"--vendor", "--min-memory"},
 }
 SUMMARIES = {
     "inspect": inspect.SUMMARY,

@@ -93,7 +93,7 @@ def fits(
     from moetool.catalogue.published import read_published_models
     from moetool.catalogue.selection import select_models
     from moetool.memory.fitting.catalogue_fits import find_fitting_models
-    from moetool.report.memory.catalogue_fits import RENDERERS
+    from moetool.report.memory.catalogue import RENDERERS
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force)

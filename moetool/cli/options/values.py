@@ -81,23 +81,6 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def parse_parameters(text: str | None, *, option: str) -> int | None:
-    """Return the number of parameters in a text like `4B`, `700M` or `1.6T`; None for None.
-
-    Raises:
-        UsageError: The text is not a number with one of these units.
-    """
-    if text is None:
-        return None
-    size = _PARAMETERS.fullmatch(text.strip())
-    if size is None:
-        raise UsageError(
-            f"{option}: '{text}' is not a number of parameters.",
-            hint="Write billions as 4B, and millions as 700M.",
-        )
-    return int(Decimal(size["number"]) * _PARAMETERS_PER_UNIT[size["unit"].lower()])
-
-
 def refuse_loose_sizes(models: Sequence[str], words: Sequence[str]) -> None:
     """Refuse sizes that spaces separate, which are read as names of models.
 
@@ -141,3 +124,20 @@ def check_experts(experts: QuantizedExperts, quantization: Quantization) -> None
             "Quantized experts were asked for, but no quantization.",
             hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
         )
+
+
+def parse_parameters(text: str | None, *, option: str) -> int | None:
+    """Return the number of parameters in a text like `4B`, `700M` or `1.6T`; None for None.
+
+    Raises:
+        UsageError: The text is not a number with one of these units.
+    """
+    if text is None:
+        return None
+    size = _PARAMETERS.fullmatch(text.strip())
+    if size is None:
+        raise UsageError(
+            f"{option}: '{text}' is not a number of parameters.",
+            hint="Write billions as 4B, and millions as 700M.",
+        )
+    return int(Decimal(size["number"]) * _PARAMETERS_PER_UNIT[size["unit"].lower()])

@@ -100,14 +100,14 @@ class ModelRuns:
             self._limited[key] = run
         return self._limited[key]
 
-    def recall(self, scenario: Scenario, *, needs_data: str | None) -> None:
-        """Take over what an earlier process found: why the model's code needs balanced routing."""
-        self._needs_data[scenario.loading] = needs_data
-
     def _say(self, scenario: Scenario, step: str | None = None) -> None:
         words = self.purpose or f"simulating {self.loader.name(scenario)}"
         words += f": {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"
         self.loader.say(words if step is None else f"{words}, {step}")
+
+    def recall(self, scenario: Scenario, *, needs_data: str | None) -> None:
+        """Take over what an earlier process found: why the model's code needs balanced routing."""
+        self._needs_data[scenario.loading] = needs_data
 
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder

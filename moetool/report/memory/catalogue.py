@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from moetool.report import envelope
-from moetool.report.memory.words import word_run
+from moetool.report.memory.words import word_loading, word_run
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_fact, make_paragraphs
 from moetool.report.text.numbers import format_bytes, format_number_of
@@ -20,7 +20,6 @@ from moetool.report.text.words import UNKNOWN, word_count, word_size
 if TYPE_CHECKING:
     from moetool.memory.fitting.catalogue_fits import CatalogueFits
     from moetool.memory.fitting.model_fit import ModelFit
-    from moetool.memory.scenario import Scenario
 
 _WHOLE_CONTEXT = "*"
 _NOT_SIMULATED = "+"
@@ -112,17 +111,8 @@ def _make_headline(result: CatalogueFits) -> Block:
     return [
         *make_paragraphs([f"{models} {verb} on {gpu}."], Style.STRONG),
         make_fact("run", word_run(result.scenario)),
-        make_fact("weights", _word_weights(result.scenario)),
+        make_fact("weights", word_loading(result.scenario)),
     ]
-
-
-def _word_weights(scenario: Scenario) -> str:
-    if scenario.quantization == "none":
-        return "as each model publishes them"
-    double = ", double-quantized" if scenario.is_double_quantized else ""
-    as_loaded = scenario.experts == "as-loaded"
-    experts = "experts as transformers loads them" if as_loaded else "experts quantized as well"
-    return f"in {scenario.quantization}{double}; {experts}"
 
 
 def _make_fitting(models: Sequence[ModelFit]) -> Table:

@@ -14,8 +14,7 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.memory.fitting.catalogue_fits import CatalogueFits
 from moetool.memory.fitting.model_fit import ModelFit
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization, QuantizedExperts
-from moetool.report.memory.catalogue_fits import render_csv, render_json, render_table_text
+from moetool.report.memory.catalogue import render_csv, render_json, render_table_text
 from moetool.report.renderer import View
 
 GIB = 2**30
@@ -77,22 +76,6 @@ def test_the_table_lists_what_runs_and_sums_up_the_rest() -> None:
     assert "* only the model's context limits the prompt" in words
     assert "† with its weights packed as published" in words
     assert "+ longer prompts" not in words
-
-
-def test_the_weights_are_described() -> None:
-    for scenario, words in (
-        (Scenario(), "as each model publishes them"),
-        (
-            Scenario(quantization=Quantization.NF4, is_double_quantized=True),
-            "in nf4, double-quantized; experts as transformers loads them",
-        ),
-        (
-            Scenario(quantization=Quantization.INT8, experts=QuantizedExperts.QUANTIZED),
-            "in int8; experts quantized as well",
-        ),
-    ):
-        text = render_table_text(replace(RESULT, scenario=scenario), TERMINAL)
-        assert f"weights     {words}\n" in text
 
 
 def test_a_view_of_all_lists_what_does_not_run_and_says_why() -> None:
