@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import PublishedModel, read_published_models
@@ -25,6 +26,7 @@ from moetool.memory.fitting.worker import FitTask
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.scenario import Scenario
+from moetool.plain import Tabular, make_plain, show_number_of
 
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
 # In 4 bits.
@@ -36,8 +38,8 @@ _ENDED = "The process that simulated it ended: there may be too little memory."
 OnProgress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class CatalogueFits:
+@dataclass(frozen=True, repr=False)
+class CatalogueFits(Tabular):
     """The models of the catalogue and a GPU.
 
     Attributes:
@@ -69,6 +71,31 @@ class CatalogueFits:
     def unknown(self) -> tuple[ModelFit, ...]:
         """The models of which it is unknown."""
         return tuple(model for model in self.models if model.fits is None)
+
+    def __repr__(self) -> str:
+        number = f"{len(self.fitting)} of {show_number_of(len(self.models), 'model')}"
+        return f"<CatalogueFits {self.gpu.id}: {number} run>"
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return {"model": str, "gpu": str, **get_type_hints(ModelFit)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row for each model. Values are plain; unknown ones are None."""
+        return [
+            {"model": model.model, "gpu": self.gpu.id, **make_plain(model)} for model in self.models
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        return {
+            "gpu": self.gpu.id,
+            "memory_bytes": self.gpu.memory_bytes,
+            "scenario": make_plain(self.scenario),
+            "num_fitting": len(self.fitting),
+            "models": self.to_rows(),
+        }
 
 
 class _MissingFactError(Exception):
