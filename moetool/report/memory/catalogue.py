@@ -53,7 +53,7 @@ def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
         blocks.append(make_paragraphs([f"No answer for {names}. --all shows why."]))
     shown = "".join(map(_mark, fitting))
     legend = [f"{mark} {words}" for mark, words in _LEGENDS.items() if mark in shown]
-    blocks.append(make_paragraphs(["; ".join([*legend, _LONGEST])] if fitting else [], Style.MUTED))
+    blocks.append(make_paragraphs(["; ".join([_LONGEST, *legend])] if fitting else [], Style.MUTED))
     return render_page(blocks, view)
 
 
