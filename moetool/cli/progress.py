@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -36,7 +36,9 @@ def show_status(*, is_quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 class TerminalObserver:
-    """Shows announcements, and a bar with tokens per second if stderr is a terminal.
+    """Shows announcements, and if stderr is a terminal the current step and then a bar.
+
+    The bar has tokens per second and the remaining time. Step and bar vanish in the end.
 
     Args:
         is_quiet: Show nothing except warnings.
@@ -44,6 +46,8 @@ class TerminalObserver:
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
+        self._status = ExitStack()
+        self._show_step: Callable[[str], None] | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -56,16 +60,29 @@ class TerminalObserver:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end_step()
         if self._progress is not None:
             self._progress.stop()
 
+    def step(self, words: str) -> None:
+        """Show the current step, until another begins, a line is printed or the bar appears."""
+        if self._show_step is None:
+            self._show_step = self._status.enter_context(show_status(is_quiet=self._is_quiet))
+        self._show_step(words)
+
+    def _end_step(self) -> None:
+        self._status.close()
+        self._show_step = None
+
     def announce(self, line: str) -> None:
         """Print a line, unless asked to be quiet."""
+        self._end_step()
         if not self._is_quiet:
             sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
+        self._end_step()
         label = "warning:"
         if has_color(sys.stderr):
             label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
@@ -78,6 +95,7 @@ class TerminalObserver:
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""
+        self._end_step()
         if self._is_quiet or not sys.stderr.isatty():
             return
         from rich.console import Console

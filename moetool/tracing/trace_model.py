@@ -41,6 +41,9 @@ class Observer(Protocol):
     def warn(self, line: str) -> None:
         """Show a warning."""
 
+    def step(self, words: str) -> None:
+        """Show the step that begins, before any token goes through the model."""
+
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
 
@@ -71,6 +74,7 @@ def trace_model(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -84,6 +88,7 @@ def trace_model(
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
+        num_excerpts: Number of prompts, from the first, to return excerpts of.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -94,6 +99,7 @@ def trace_model(
         with_code=options.trust_remote_code,
         announce=observer.announce,
     )
+    observer.step("loading libraries")
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.run import count_tokens, trace_prompts
     from moetool.tracing.running.devices import choose_device, choose_device_map
@@ -103,10 +109,12 @@ def trace_model(
         device_map: str | dict[str, Any] = {"": choose_device(options.device)}
     else:
         device_map = choose_device_map(options.device_map)
+    observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
     for reason in traceable.inexact_because:
         observer.warn(f"{checkpoint.name} is not traced exactly: {reason}.")
+    observer.step("turning prompts into tokens")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
         prompts,
@@ -118,6 +126,7 @@ def trace_model(
         max_new_tokens=_count_new_tokens(config, options),
     )
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+        observer.step(f"loading the weights of {checkpoint.name}")
         model = load_model(
             checkpoint,
             config,
@@ -146,6 +155,7 @@ def trace_model(
                 metadata=metadata,
                 texts=texts,
                 advance=observer.advance,
+                num_excerpts=num_excerpts,
             )
 
 

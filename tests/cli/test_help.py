@@ -30,7 +30,16 @@ OPTIONS = {
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--double-quantization", "--trace", "--measure"},
     "route-trace": OF_MODELS
-    | {"--prompts", "--prompt", "--limit", "--chat", "--special-tokens", "--no-special-tokens"}
+    | {
+        "--prompts",
+        "--prompt",
+        "--limit",
+        "--limit-per-domain",
+        "--show",
+        "--chat",
+        "--special-tokens",
+        "--no-special-tokens",
+    }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},

@@ -32,6 +32,10 @@ Limit = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Trace only the first N prompts."),
 ]
+LimitPerDomain = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Trace only the first N prompts of each domain."),
+]
 Chat = Annotated[
     bool,
     typer.Option(

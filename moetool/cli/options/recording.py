@@ -13,6 +13,8 @@ from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import Dtype
 
 _RECORDING_PANEL = "Recording"
+# More would fill a terminal's scrollback.
+_MOST_SHOWN = 100
 
 
 class TraceFormat(StrEnum):
@@ -101,6 +103,17 @@ Format = Annotated[
         metavar="FORMAT",
         case_sensitive=False,
         help="parquet or csv. Default: from the suffix of --output.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Show = Annotated[
+    int | None,
+    typer.Option(
+        "--show",
+        min=0,
+        max=_MOST_SHOWN,
+        metavar="N",
+        help="Show the text and the experts of the first N prompts. Default: of all, up to 3.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

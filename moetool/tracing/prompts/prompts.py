@@ -27,6 +27,7 @@ from moetool.tracing.prompts.files import (
     read_jsonl,
     read_text,
 )
+from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.prompts.messages import Messages
 from moetool.tracing.prompts.parquet import read_parquet
 
@@ -71,6 +72,7 @@ def read_prompts(
     fields: PromptFields | None = None,
     limit: int | None = None,
     chat: bool = False,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
@@ -82,18 +84,20 @@ def read_prompts(
         fields: The names of the columns.
         limit: Keep only this many prompts; all are checked.
         chat: Whether a chat template will be applied, so that conversations can be read.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
     """
     fields = fields or PromptFields()
+    limits = PromptLimits(limit, limit_per_domain)
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
         return _check(
             read_jsonl(sys.stdin.buffer, name="stdin", fields=fields),
             source="stdin",
-            limit=limit,
+            limits=limits,
             chat=chat,
         )
     if not source.strip():
@@ -113,7 +117,7 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, source=f"'{path}'", limit=limit, chat=chat)
+        return _check(rows, source=f"'{path}'", limits=limits, chat=chat)
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
@@ -125,7 +129,7 @@ def read_prompts(
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
-    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit, chat=chat)
+    return _check(_read_file(path, fields), source=f"'{path}'", limits=limits, chat=chat)
 
 
 def choose_prompts(
@@ -135,6 +139,7 @@ def choose_prompts(
     fields: PromptFields | None = None,
     limit: int | None = None,
     chat: bool = False,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts of a source, or the one prompt of a text.
 
@@ -144,6 +149,7 @@ def choose_prompts(
         fields: The names of the columns.
         limit: Keep only this many prompts of a source; all are checked.
         chat: Whether a chat template will be applied, so that conversations can be read.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         UsageError: Neither or both are given.
@@ -159,7 +165,9 @@ def choose_prompts(
     if text is not None:
         return make_prompt(text)
     assert source is not None
-    return read_prompts(source, fields=fields, limit=limit, chat=chat)
+    return read_prompts(
+        source, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+    )
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -171,7 +179,6 @@ def make_prompt(text: str) -> list[Prompt]:
     return _check(
         [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)],
         source="--prompt",
-        limit=None,
     )
 
 
@@ -256,9 +263,14 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def _check(
-    rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None, chat: bool = False
+    rows: Iterable[RawPrompt | BadLine],
+    *,
+    source: str,
+    limits: PromptLimits | None = None,
+    chat: bool = False,
 ) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
+    limits = limits or PromptLimits()
     prompts: list[Prompt] = []
     bad = _BadLines()
     origin_of: dict[str, str] = {}
@@ -295,20 +307,20 @@ def _check(
             )
         else:
             origin_of[prompt_id] = row.origin
-            prompts.append(
-                Prompt(
-                    prompt_id=prompt_id,
-                    domain=row.domain or NO_DOMAIN,
-                    text=row.text,
-                    origin=row.origin,
-                    messages=row.messages,
-                )
+            prompt = Prompt(
+                prompt_id=prompt_id,
+                domain=row.domain or NO_DOMAIN,
+                text=row.text,
+                origin=row.origin,
+                messages=row.messages,
             )
+            if limits.take(prompt.domain):
+                prompts.append(prompt)
     if bad.shown:
         raise bad.as_error()
     if not prompts:
         raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
-    return prompts[:limit]
+    return prompts
 
 
 class _BadLines:

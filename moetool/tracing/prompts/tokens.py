@@ -14,7 +14,7 @@ from moetool.anatomy.config_fields import find_position_limit
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
-from moetool.printable import printable
+from moetool.printable import number_of, printable
 from moetool.tracing.prompts.chat_template import ChatTemplate
 from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt
@@ -108,9 +108,11 @@ def tokenize_prompts(
             _check_ids(ids, prompt, vocabulary=vocabulary)
             kept = ids[:max_prompt_tokens]
             if context_tokens and len(kept) + max_new_tokens > context_tokens:
-                following = f" and {max_new_tokens:,} new ones" if max_new_tokens else ""
+                new_ones = number_of(max_new_tokens, "new one")
+                following = f" and {new_ones}" if max_new_tokens else ""
                 raise InputError(
-                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has {len(kept):,} tokens{following}; "
+                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has "
+                    f"{number_of(len(kept), 'token')}{following}; "
                     f"the model's context holds {context_tokens:,}.",
                     hint=f"Truncate long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
                     f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",

@@ -25,6 +25,7 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
+from moetool.printable import number_of
 from moetool.trace.writing.writer import list_places
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class TextFile:
                         self._partial.unlink()
                 elif self._partial.exists():
                     error.add_note(
-                        f"what was written until then: {self._partial} ({self._num_texts:,} texts)"
+                        f"what was written until then: {self._partial} "
+                        f"({number_of(self._num_texts, 'text')})"
                     )
             finally:
                 self._file.close()
