@@ -17,9 +17,10 @@ from moetool.cli.output import see_terminal
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
 
+SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
     "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
-    "moetool route-trace org/model --prompts p.jsonl --device-map auto -o t.parquet",
+    "moetool route-trace org/model --prompts p.csv --device-map auto -o t.parquet",
     "moetool route-trace demo --prompt 'Hello' --max-new-tokens 20 --format csv",
 )
 
