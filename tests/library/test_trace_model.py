@@ -117,6 +117,14 @@ def test_a_repr_is_a_headline(trace: Trace) -> None:
     assert repr(trace) == f"<Trace of {trace.metadata.model}: {words}>"
     assert len(repr(trace.metadata)) < 2_000
     assert len(repr(trace.counts)) < 1_000
+    least, most = trace.summary.least_even, trace.summary.most_even
+    assert least is not None
+    assert most is not None
+    assert repr(trace.summary) == (
+        f"<RoutingSummary: load evenness {least.entropy:.3f} to {most.entropy:.3f}, "
+        f"{trace.summary.num_idle_experts} idle experts, 2 domains>"
+    )
+    assert trace.summary.to_dict()["least_even"]["layer"] == least.layer
     one = trace_model("demo", ["Hello"], layers=[3])
     assert "1 prompt, 4 tokens, 8 rows; top-2 of 8 experts in 1 layer>" in repr(one)
 
