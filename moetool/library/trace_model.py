@@ -36,6 +36,7 @@ def trace_model(
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
     limit: int | None = None,
+    limit_per_domain: int | None = None,
     chat: bool = False,
     special_tokens: bool = True,
     max_prompt_tokens: int | None = None,
@@ -72,7 +73,9 @@ def trace_model(
         output: A .parquet or .csv file that takes the rows.
         overwrite: Replace files that exist.
         limit: Trace only the first prompts.
-        chat: Make each prompt a user's message by the tokenizer's chat template.
+        limit_per_domain: Trace only the first prompts of each domain.
+        chat: Apply the tokenizer's chat template to each prompt: a text is a user's message, and
+            `messages` are a conversation.
         special_tokens: Let the tokenizer add special tokens.
         max_prompt_tokens: Truncate prompts to this length.
         id_field: The column of the prompts' ids.
@@ -103,6 +106,13 @@ def trace_model(
     special_tokens = take_flag(special_tokens, name="special_tokens")
     limit = take_count(
         limit, name="limit of prompts", smallest=1, largest=_MOST_PROMPTS, is_optional=True
+    )
+    limit_per_domain = take_count(
+        limit_per_domain,
+        name="limit of prompts of a domain",
+        smallest=1,
+        largest=_MOST_PROMPTS,
+        is_optional=True,
     )
     loaded = _take_pair(model)
     if loaded is not None:
@@ -141,7 +151,9 @@ def trace_model(
         replace_existing=overwrite,
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    read = take_prompts(prompts, fields=fields)[:limit]
+    read = take_prompts(
+        prompts, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+    )
     observer = _Listener(on_progress or (lambda _: None))
     if loaded is not None:
         run = tracing.trace_loaded_model(
@@ -208,6 +220,10 @@ class _Listener:
     def announce(self, line: str) -> None:
         """Say what is about to happen."""
         self._say(line)
+
+    def step(self, words: str) -> None:
+        """Say what is happening now."""
+        self._say(words)
 
     def warn(self, line: str) -> None:
         """Warn the caller of `trace_model`."""

@@ -13,6 +13,7 @@ from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, St
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.plain import Tabular, make_plain, show_bytes
+from moetool.quantized.kinds import Quantization
 
 _FIGURES = (
     "weights_bytes",
@@ -109,6 +110,7 @@ class Estimate(_NamedFigures, Tabular):
         stored: The stored weights of a checkpoint that is published quantized.
         measured: The same scenario, measured; None unless it was asked for.
         notes: Caveats for the reader, one sentence each.
+        loaded_dtype: The dtype of weights that no quantization holds, such as `bfloat16`.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
     """
@@ -130,6 +132,12 @@ class Estimate(_NamedFigures, Tabular):
     measured: Measurement | None = None
     notes: tuple[str, ...] = ()
     confirmed_on: str | None = None
+    loaded_dtype: str | None = None
+
+    @property
+    def is_gpu_named(self) -> bool:
+        """Whether the estimate is for one GPU, and not for all known ones."""
+        return {fit.gpu for fit in self.fits} <= {self.gpu}
 
     def __repr__(self) -> str:
         scenario = self.scenario
@@ -184,6 +192,25 @@ class Estimate(_NamedFigures, Tabular):
         return min(fitting, key=lambda fit: fit.memory_bytes, default=None)
 
     @property
+    def smallest_fits(self) -> Mapping[Quantization, Fit | None]:
+        """The known GPU with the least memory on which the run fits, by the storage of the weights.
+
+        None where it fits on none of them alone. Storages of which nothing is known are left out,
+        and all are if a GPU was named.
+        """
+        if self.is_gpu_named:
+            return {}
+        known = [fit for fit in self.fits if fit.fits is not None]
+        return {
+            quantization: min(
+                (fit for fit in known if fit.fits and fit.quantization is quantization),
+                key=lambda fit: fit.memory_bytes,
+                default=None,
+            )
+            for quantization in dict.fromkeys(fit.quantization for fit in known)
+        }
+
+    @property
     def excess_over_measured_bytes(self) -> Mapping[str, int]:
         """Estimate minus measurement, by the figure's name, for figures that both contain."""
         if self.measured is None:
@@ -226,6 +253,12 @@ class Estimate(_NamedFigures, Tabular):
         """The bytes of its weights that the figures rest on; None for all other checkpoints."""
         return self.stored.basis if self.stored else None
 
+    @property
+    def smallest_gpu(self) -> str | None:
+        """The known GPU with the least memory that it fits on; None if unknown or for one GPU."""
+        smallest = None if self.is_gpu_named else self.smallest_fit
+        return smallest.gpu if smallest else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         value = {
@@ -250,6 +283,9 @@ class Estimate(_NamedFigures, Tabular):
             **{name: getattr(self, name) for name in _PEAK_OF_A_PHASE.values()},
             "stored_as": self.stored_as,
             "weights_basis": self.weights_basis,
+            "loaded_dtype": self.loaded_dtype,
+            "smallest_fits": self.smallest_fits,
+            "smallest_gpu": self.smallest_gpu,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -268,6 +304,8 @@ class Estimate(_NamedFigures, Tabular):
             **{f"measured_{name}": int | None for name in _FIGURES},
             "stored_as": str | None,
             "weights_basis": str | None,
+            "loaded_dtype": str | None,
+            "smallest_gpu": str | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

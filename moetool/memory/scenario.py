@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag
+from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
+# Sizes that a model's context limits.
+SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
 # The number of tokens that `generate` writes by default.
 NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typing error doesn't run for hours.
@@ -33,12 +36,31 @@ class Task(StrEnum):
 
 
 class Dtype(StrEnum):
-    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype."""
+    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype.
+
+    Their usual abbreviations are understood too: `bf16`, `fp16`, `half`, `fp32`.
+    """
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Dtype | None:
+        name = _ABBREVIATED_DTYPES.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+}
 
 
 class Attention(StrEnum):
@@ -155,20 +177,19 @@ class Scenario:
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
-                hint="Leave the new tokens out, or choose the task generate.",
+                hint="Leave out --new-tokens, or choose --task generate.",
             )
         if self.cache is CacheKind.STATIC and not self.num_new_tokens:
-            raise UsageError(
-                "A static cache is for generating, and no new tokens are asked for.",
-                hint="Leave the cache out, or choose the task generate.",
+            raise without_effect(
+                {"--cache": "a static cache"},
+                because="no new tokens are generated",
+                unless="ask for --new-tokens",
             )
-        if self.is_double_quantized and self.quantization not in (
-            Quantization.NF4,
-            Quantization.FP4,
-        ):
-            raise UsageError(
-                f"Double quantization is of 4-bit scales: with {self.quantization} there are none.",
-                hint="Leave it out, or choose nf4 or fp4.",
+        if self.is_double_quantized and not _has_scales(self.quantization):
+            raise without_effect(
+                {"--double-quantization": "double quantization"},
+                because="only nf4 and fp4 have scales that it quantizes",
+                unless="choose --quantization nf4 or fp4",
             )
 
     @property
@@ -189,11 +210,39 @@ class Scenario:
         """Positions of each sequence in the cache after the last token that is run."""
         return self.num_prompt_tokens + max(self.num_new_tokens - 1, 0)
 
+    def clip(self, context: int, *, sizes: Collection[str]) -> Scenario:
+        """Return the same scenario with some sizes reduced so that it is within a context.
+
+        The same scenario if it is within the context already, or if reducing them isn't enough. Where
+        both sizes may be reduced, new tokens keep up to half of the context.
+
+        Args:
+            context: The most tokens of a sequence.
+            sizes: Those of `SIZES_IN_CONTEXT` that may be reduced.
+        """
+        num_prompt_tokens, num_new_tokens = self.num_prompt_tokens, self.num_new_tokens
+        if num_prompt_tokens + num_new_tokens <= context:
+            return self
+        is_prompt_free = "num_prompt_tokens" in sizes
+        if "num_new_tokens" in sizes and num_new_tokens:
+            most = context // 2 if is_prompt_free else context - num_prompt_tokens
+            num_new_tokens = min(num_new_tokens, most)
+        if is_prompt_free:
+            num_prompt_tokens = min(num_prompt_tokens, context - num_new_tokens)
+        is_possible = num_prompt_tokens > 0 and (num_new_tokens > 0 or not self.num_new_tokens)
+        if not is_possible or num_prompt_tokens + num_new_tokens > context:
+            return self
+        return replace(self, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
+
     def quantized(self, quantization: Quantization) -> Scenario:
         """Return the same scenario with its weights stored in another format."""
-        has_scales = quantization in (Quantization.NF4, Quantization.FP4)
         return replace(
             self,
             quantization=quantization,
-            is_double_quantized=self.is_double_quantized and has_scales,
+            is_double_quantized=self.is_double_quantized and _has_scales(quantization),
         )
+
+
+def _has_scales(quantization: Quantization) -> bool:
+    """Return whether a format has scales that can be quantized too."""
+    return quantization in (Quantization.NF4, Quantization.FP4)

@@ -42,6 +42,9 @@ class Observer(Protocol):
     def warn(self, line: str) -> None:
         """Show a warning."""
 
+    def step(self, words: str) -> None:
+        """Show the step that begins, before any token goes through the model."""
+
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
 
@@ -72,6 +75,7 @@ def trace_model(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -85,6 +89,7 @@ def trace_model(
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
+        num_excerpts: Number of prompts, from the first, to return excerpts of.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -95,6 +100,7 @@ def trace_model(
         with_code=options.trust_remote_code,
         announce=observer.announce,
     )
+    observer.step("loading libraries")
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.load_model import load_model
@@ -103,9 +109,11 @@ def trace_model(
         device_map: str | dict[str, Any] = {"": choose_device(options.device)}
     else:
         device_map = choose_device_map(options.device_map)
+    observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
+    observer.step("turning prompts into tokens")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
         prompts,
@@ -117,6 +125,7 @@ def trace_model(
         max_new_tokens=_count_new_tokens(config, options),
     )
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+        observer.step(f"loading the weights of {checkpoint.name}")
         model = load_model(
             checkpoint,
             config,
@@ -143,6 +152,7 @@ def trace_model(
             open_sink=open_sink,
             observer=observer,
             open_texts=open_texts,
+            num_excerpts=num_excerpts,
         )
 
 
@@ -212,6 +222,7 @@ def _run(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
@@ -231,6 +242,7 @@ def _run(
             metadata=metadata,
             texts=texts,
             advance=observer.advance,
+            num_excerpts=num_excerpts,
         )
 
 

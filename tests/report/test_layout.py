@@ -9,19 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from syrupy.assertion import SnapshotAssertion
 
 from moetool import Scenario, estimate_memory, inspect_model
+from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.catalogue.selection import select_models
 from moetool.inspection.result import Inspection
 from moetool.memory.result import Estimate
 from moetool.report import models as catalogue
+from moetool.report import specialize
 from moetool.report.inspect import data as inspect
 from moetool.report.memory import data as memory
 from moetool.report.renderer import View
+from moetool.report.trace_summary import render_trace_summary
+from moetool.trace.metadata import TraceMetadata
+from tests.report.examples import make_counts, make_result
+from tests.report.test_trace_excerpt import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
     **{f"{width} columns": View(width=width) for width in (60, 80, 120, 200)},
@@ -69,11 +77,38 @@ def show_sweep(view: View) -> str:
 
 
 def show_catalogue(view: View) -> str:
-    everything = catalogue.Catalogue(
-        models=tuple(read_published_models().values()),
-        systems=tuple(read_reported_systems().values()),
-    )
+    everything = select_models(read_published_models().values(), read_reported_systems().values())
     return catalogue.render_table_text(everything, view)
+
+
+def show_run(view: View) -> str:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12)
+    stack = make_wide_stack(24, num_experts=128, top_k=8)
+    return render_trace_summary(
+        TraceMetadata(
+            model="org/model",
+            layers=describe_layers(24, num_experts=128, top_k=8),
+            num_prompts=24,
+            num_tokens=4_800,
+            num_decisions=115_200,
+            num_new_tokens=1,
+            max_new_tokens=1,
+            num_cut_prompts=2,
+            max_prompt_tokens=200,
+        ),
+        summarize_routing(counts),
+        num_rows=921_600,
+        elapsed_s=12.34,
+        wrote=Path("trace.parquet"),
+        wrote_bytes=5_000_000,
+        excerpts=[make_prompt(stack, prompt="Once upon a time " * 9, written="there was")],
+        view=view,
+    )
+
+
+def show_specialization(view: View) -> str:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
+    return specialize.render_table_text(make_result(counts), view)
 
 
 PAGES = (
@@ -84,6 +119,8 @@ PAGES = (
     show_estimate_on_gpu,
     show_sweep,
     show_catalogue,
+    show_run,
+    show_specialization,
 )
 
 

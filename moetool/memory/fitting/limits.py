@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
-from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
+from moetool.memory.fitting.search import (
+    MOST_TOKENS_AT_ONCE,
+    FoundLimits,
+    Trial,
+    search_limits,
+)
 from moetool.memory.on_gpus import Limits
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
 
-# A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
-# the ids of all tokens are kept, in several copies of 8 bytes each.
-MOST_TOKENS_AT_ONCE = 2**24
+# A search for limits takes about ten trials.
+_NUM_TRIALS = 10
+
+
+def refuse_search(run: SimulatedRun, *, most_work: int) -> None:
+    """Refuse a search for limits that would take more work than an estimate may.
+
+    Args:
+        run: The run of the scenario that limits are looked for.
+        most_work: The work that simulations may take.
+
+    Raises:
+        InputError: It would take more.
+    """
+    refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=most_work)
 
 
 def find_limits(
@@ -35,8 +55,12 @@ def find_limits(
     Raises:
         InputError: A trial can't be simulated, or the weights' size is unknown.
     """
+    num_trials: Counter[str] = Counter()
 
     def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial | None:
+        wanted = "longest prompt" if batch_size == scenario.batch_size else "largest batch"
+        num_trials[wanted] += 1
+        runs.purpose = f"looking for the {wanted}, trial {num_trials[wanted]}"
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
         try:
             run = runs.run(sized, is_brief=True)
@@ -53,15 +77,18 @@ def find_limits(
         limited = runs.run_within(sized, gpu.memory_bytes, is_brief=True)
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
-    found = search_limits(
-        try_sizes,
-        memory_bytes=gpu.memory_bytes,
-        batch_size=scenario.batch_size,
-        num_prompt_tokens=scenario.num_prompt_tokens,
-        num_new_tokens=scenario.num_new_tokens,
-        context=runs.loader.builder.context,
-        most_tokens_at_once=most_tokens_at_once,
-    )
+    try:
+        found = search_limits(
+            try_sizes,
+            memory_bytes=gpu.memory_bytes,
+            batch_size=scenario.batch_size,
+            num_prompt_tokens=scenario.num_prompt_tokens,
+            num_new_tokens=scenario.num_new_tokens,
+            context=runs.loader.builder.context,
+            most_tokens_at_once=most_tokens_at_once,
+        )
+    finally:
+        runs.purpose = None
     return found.limits, tuple(_note_cuts(found))
 
 

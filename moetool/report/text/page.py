@@ -38,7 +38,7 @@ def _render_block(block: Block, view: View) -> str:
         width=view.width or FILE_WIDTH,
         # Without a height, rich looks at the terminal itself.
         height=_ANY_HEIGHT,
-        color_system="standard" if view.has_color else None,
+        color_system="256" if view.has_color else None,
         force_terminal=view.has_color,
         no_color=False,
         legacy_windows=False,

@@ -27,6 +27,7 @@ from moetool.output.targets import (
     put_in_place,
     saying_what_failed,
 )
+from moetool.printable import number_of
 from moetool.trace.companions import (
     TRACE_KEY,
     check_companions,
@@ -124,7 +125,8 @@ class TraceFile:
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                error.add_note(f"rows traced so far: {self.partial} ({self._rows.num_rows:,} rows)")
+                rows = number_of(self._rows.num_rows, "row")
+                error.add_note(f"rows traced so far: {self.partial} ({rows})")
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Collect rows, and close a part now and then.

@@ -9,18 +9,29 @@ from typing import Any
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.tracing.prompts.files import BadLine, PromptFields, RawPrompt, make_row
+from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.prompts.prompts import Prompt, check_prompts, read_prompts
 
 _HINT = "Give a list of texts, a DataFrame with a column of texts, or the path of a file or folder."
 
 
-def take_prompts(prompts: object, *, fields: PromptFields | None = None) -> list[Prompt]:
+def take_prompts(
+    prompts: object,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+    limit_per_domain: int | None = None,
+    chat: bool = False,
+) -> list[Prompt]:
     """Return the prompts of a run.
 
     Args:
         prompts: The path of a file or folder, see `read_prompts`; texts; rows as dicts; or a
             DataFrame with these columns. A prompt without an id gets its running number, from 1.
         fields: The names of the columns.
+        limit: Keep only this many prompts; all are checked.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
+        chat: Whether a chat template will be applied, so that conversations can be read.
 
     Raises:
         InputError: There are no prompts, or one can't be used.
@@ -36,9 +47,16 @@ def take_prompts(prompts: object, *, fields: PromptFields | None = None) -> list
                 f"No prompts at '{printable(path)}': no such file or folder.",
                 hint="Name a file or folder of prompts, or give texts in a list.",
             )
-        return read_prompts(path, fields=fields)
+        return read_prompts(
+            path, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+        )
     rows = _list_records(prompts)
-    return check_prompts(_read_rows(rows, fields), source="the given prompts")
+    return check_prompts(
+        _read_rows(rows, fields),
+        source="the given prompts",
+        limits=PromptLimits(limit, limit_per_domain),
+        chat=chat,
+    )
 
 
 def _list_records(prompts: object) -> Iterable[object]:

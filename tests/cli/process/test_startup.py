@@ -48,7 +48,9 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["specialize", "--help"],
         ["inspect", "--help"],
         ["memory-estimate", "--help"],
+        ["fits", "--help"],
         ["models", "--help"],
+        ["gpus", "--help"],
     ],
     ids=" ".join,
 )
@@ -99,6 +101,7 @@ def test_help_names_every_command_and_exit_code(run_moetool: RunMoetool) -> None
         "inspect",
         "memory-estimate",
         "models",
+        "gpus",
         "0 done",
         "5 routing",
         "130 interrupted",
