@@ -52,7 +52,7 @@ def main() -> None:
     try:
         code = app(prog_name="moetool", standalone_mode=False)
     except typer.TyperException as error:
-        sys.exit(say_usage_error(error.format_message()))
+        sys.exit(say_usage_error(error))
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except SystemExit as ending:

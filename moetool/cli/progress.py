@@ -8,7 +8,12 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import typer
+
+from moetool.cli.errors import has_color
+from moetool.cli.output import see_terminal
 from moetool.printable import printable
+from moetool.report.renderer import View
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -61,6 +66,11 @@ class TerminalObserver:
         if self._progress is not None:
             self._progress.stop()
 
+    @property
+    def view(self) -> View:
+        """The width and colour of pages on stderr."""
+        return see_terminal(sys.stderr)
+
     def step(self, words: str) -> None:
         """Show the current step, until another begins, a line is printed or the bar appears."""
         if self._show_step is None:
@@ -80,7 +90,10 @@ class TerminalObserver:
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
         self._end_step()
-        sys.stderr.write(f"{printable(f'warning: {line}', max_length=_LONGEST_LINE)}\n")
+        label = "warning:"
+        if has_color(sys.stderr):
+            label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
+        sys.stderr.write(f"{label} {printable(line, max_length=_LONGEST_LINE)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""

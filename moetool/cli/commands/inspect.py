@@ -9,6 +9,7 @@ import typer
 
 from moetool.checkpoint.subject import AskedSource
 from moetool.cli.errors import speaks_errors
+from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files
 from moetool.cli.options.shared import (
     FLAG,
@@ -40,6 +41,7 @@ def inspect(
         AskedSource,
         typer.Option(
             metavar="SOURCE",
+            case_sensitive=False,
             help="headers: only the headers of the weight files, without torch. skeleton: the "
             "model that transformers builds from the configuration. auto: both, compared.",
         ),
@@ -56,24 +58,27 @@ def inspect(
     Weights are never read or downloaded, only the headers of their files. Several models are
     shown side by side. CSV has one row per layer and component.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.inspect import inspect_model
     from moetool.report.inspect.data import RENDERERS
 
     chosen = choose_report_format(output_format, output)
-    references = [resolve_model(model) for model in models]
-    check_report_path(output, force=force, inputs=list_model_files(references))
+    failures = Failures(models)
+    references = failures.resolve()
+    check_report_path(output, force=force, inputs=list_model_files(references.values()))
     inspected = []
-    with show_status(is_quiet=quiet or len(references) == 1) as show:
-        for reference in references:
-            show(f"inspecting {reference.text}")
-            inspected.append(
-                inspect_model(
-                    reference,
-                    source=source,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
+    with show_status(is_quiet=quiet or len(models) == 1) as show:
+        for model in filter(references.__contains__, models):
+            show(f"inspecting {model}")
+            with failures.keep(model):
+                inspected.append(
+                    inspect_model(
+                        references[model],
+                        source=source,
+                        revision=revision,
+                        trust_remote_code=trust_remote_code,
+                    )
                 )
-            )
-    view = replace(see_output(output), per_layer=per_layer)
+    failures.check(inspected)
+    view = replace(see_output(output), per_layer=per_layer, failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](inspected, view), output, force=force)
+    failures.finish()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.options.shared import FLAG
+from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import (
     NUM_NEW_TOKENS,
     Attention,
@@ -40,6 +41,7 @@ TaskOption = Annotated[
     Task,
     typer.Option(
         metavar="TASK",
+        case_sensitive=False,
         help="generate: transformers' generate. forward: one call, with logits for every "
         "position. trace: what `moetool route-trace` runs.",
     ),
@@ -54,6 +56,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         metavar="DTYPE",
+        parser=parse_dtype,
         help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -62,6 +65,7 @@ QuantizationOption = Annotated[
     Quantization,
     typer.Option(
         metavar="KIND",
+        case_sensitive=False,
         help="Quantization by bitsandbytes while loading: none, int8, nf4 or fp4.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -79,6 +83,7 @@ Experts = Annotated[
     QuantizedExperts,
     typer.Option(
         metavar="HOW",
+        case_sensitive=False,
         help="Experts under --quantization. as-loaded: as transformers loads them, which leaves "
         "fused experts in their dtype. quantized: as if they were quantized as well.",
         rich_help_panel=_LOADING_PANEL,
@@ -88,6 +93,7 @@ AttentionOption = Annotated[
     Attention | None,
     typer.Option(
         metavar="NAME",
+        case_sensitive=False,
         help="Attention implementation: eager or sdpa. Default: transformers' choice.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -96,6 +102,7 @@ ExpertsImplementationOption = Annotated[
     ExpertsImplementation | None,
     typer.Option(
         metavar="NAME",
+        case_sensitive=False,
         help="Experts implementation: eager, grouped_mm or batched_mm. Default: transformers' "
         "choice.",
         rich_help_panel=_LOADING_PANEL,
@@ -105,6 +112,7 @@ CacheOption = Annotated[
     CacheKind,
     typer.Option(
         metavar="KIND",
+        case_sensitive=False,
         help="KV cache used for generation: dynamic or static.",
         rich_help_panel=_LOADING_PANEL,
     ),

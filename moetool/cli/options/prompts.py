@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Annotated
 
 import typer
 
+from moetool.choices import without_effect
 from moetool.cli.options.shared import FLAG
+from moetool.cli.usage.explain import PROMPT_SUFFIXES
+from moetool.errors import UsageError
+from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.limits import PromptLimits
 
 _TOKENS_PANEL = "Tokens of the prompts"
 _COLUMNS_PANEL = "Columns of the prompts file"
@@ -69,3 +76,43 @@ DomainField = Annotated[
         metavar="NAME", help="Column with their domain labels.", rich_help_panel=_COLUMNS_PANEL
     ),
 ]
+
+
+def check_prompt_options(
+    *,
+    prompt: str | None,
+    limits: PromptLimits,
+    fields: PromptFields,
+    chat: bool,
+    special_tokens: bool,
+) -> None:
+    """Refuse options that have no effect on how prompts are read.
+
+    Raises:
+        UsageError: An option is for files of prompts, and a single prompt is given; or a chat
+            template adds the special tokens; or the prompt is the name of a file of prompts.
+    """
+    if prompt is not None and prompt.endswith(PROMPT_SUFFIXES) and os.path.isfile(prompt):
+        raise UsageError(
+            f"--prompt takes a text, and '{prompt}' is a file.",
+            hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
+        )
+    defaults = PromptFields()
+    is_given = {
+        ("--limit", "limit"): limits.total is not None,
+        ("--limit-per-domain", "limit per domain"): limits.per_domain is not None,
+        ("--id-field", "column of ids"): fields.prompt_id != defaults.prompt_id,
+        ("--text-field", "column of texts"): fields.text != defaults.text,
+        ("--domain-field", "column of domains"): fields.domain != defaults.domain,
+    }
+    useless = {option: name for (option, name), given in is_given.items() if given}
+    if prompt is not None and useless:
+        raise without_effect(
+            useless, because="a single prompt is given", unless="give a file with --prompts"
+        )
+    if chat and not special_tokens:
+        raise without_effect(
+            {"--no-special-tokens": "this choice of special tokens"},
+            because="the chat template adds its own",
+            unless="--chat",
+        )

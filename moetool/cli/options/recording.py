@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_libraries
+from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import Dtype
 
 _RECORDING_PANEL = "Recording"
@@ -37,6 +38,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         metavar="DTYPE",
+        parser=parse_dtype,
         help="Dtype of the weights: auto (from the checkpoint), float32, bfloat16 or float16.",
         rich_help_panel=MODEL_PANEL,
     ),
@@ -99,6 +101,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        case_sensitive=False,
         help="parquet or csv. Default: from the suffix of --output.",
         rich_help_panel=OUTPUT_PANEL,
     ),

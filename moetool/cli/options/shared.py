@@ -56,6 +56,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        case_sensitive=False,
         help="table, json or csv. Default: from the suffix of --output, else table.",
         rich_help_panel=OUTPUT_PANEL,
     ),

@@ -44,7 +44,9 @@ def render_json(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, numbers unrounded; rows only in a view per layer."""
     objects = [_as_object(model, per_layer=view.per_layer) for model in models]
     return envelope.render_json(
-        "moetool.inspect/1", {"models": objects}, libraries=envelope.MODEL_LIBRARIES
+        "moetool.inspect/1",
+        {"models": objects, **view.list_failures()},
+        libraries=envelope.MODEL_LIBRARIES,
     )
 
 

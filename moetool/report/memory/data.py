@@ -69,11 +69,13 @@ def render_table_text(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) 
     return render_page(comparison.list_blocks(estimates), view)
 
 
-def render_json(estimates: Sequence[Estimate], _: View = DEFAULT_VIEW) -> str:
+def render_json(estimates: Sequence[Estimate], view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, sizes in bytes and unknown values as null."""
     objects = [_as_object(estimate) for estimate in estimates]
     return envelope.render_json(
-        "moetool.memory-estimate/1", {"estimates": objects}, libraries=envelope.MODEL_LIBRARIES
+        "moetool.memory-estimate/1",
+        {"estimates": objects, **view.list_failures()},
+        libraries=envelope.MODEL_LIBRARIES,
     )
 
 

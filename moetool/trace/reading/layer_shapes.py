@@ -112,7 +112,7 @@ def _compare_with_options(
                 raise InputError(
                     f"{option} says {asked}, but the metadata of '{printable(source.path)}' says "
                     f"{known} in {_name((layer.stack, layer.layer))}.",
-                    hint="Leave the option out: it is for traces without metadata.",
+                    hint="Leave out the option: it is for traces without metadata.",
                 )
 
 
@@ -152,7 +152,7 @@ def _infer(
         raise InputError(
             f"'{printable(source.path)}' has expert ids up to {most_ids - 1}, but --num-experts "
             f"says {num_experts}.",
-            hint="Ids count from 0; leave the option out to have the number inferred.",
+            hint="Ids count from 0; leave out the option to have the number inferred.",
         )
     if top_k is None:
         seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
@@ -164,7 +164,7 @@ def _infer(
         raise InputError(
             f"'{printable(source.path)}' has decisions of {most_rows} rows, but --top-k says "
             f"{top_k}.",
-            hint="Leave the option out to have the number inferred.",
+            hint="Leave out the option to have the number inferred.",
         )
     layers = [
         RoutedLayer(

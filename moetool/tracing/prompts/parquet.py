@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from moetool.printable import printable
@@ -18,6 +19,7 @@ from moetool.tracing.prompts.files import (
     missing_text,
     shown_name,
 )
+from moetool.tracing.prompts.messages import MESSAGES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +38,8 @@ def read_parquet(
     number = 0
     try:
         schema = pq.read_schema(file)
+        if fields.text not in schema.names and MESSAGES in schema.names:
+            fields = replace(fields, text=MESSAGES)
         bad = _check_columns(schema, name=name, fields=fields)
         if bad is not None:
             yield bad
@@ -46,7 +50,8 @@ def read_parquet(
             if column in schema.names
         ]
         # As a dictionary, a repeated text is held in memory only once.
-        parquet = pq.ParquetFile(file, read_dictionary=wanted)
+        plain = [column for column in wanted if not _holds_messages(schema.field(column).type)]
+        parquet = pq.ParquetFile(file, read_dictionary=plain)
         left = MOST_BYTES
         if _count_stored_bytes(parquet.metadata, wanted) > left:
             yield _too_large(name)
@@ -80,7 +85,12 @@ def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> Bad
         (fields.domain, "string or number"),
     ):
         found = schema.get_all_field_indices(column)
-        kinds = [_find_wrong_kind(schema.field(index).type, word) for index in found]
+        kinds = [
+            None
+            if column == fields.text and _holds_messages(schema.field(index).type)
+            else _find_wrong_kind(schema.field(index).type, word)
+            for index in found
+        ]
         wrong = next((kind for kind in kinds if kind), None)
         if wrong is not None:
             complaint = f"'{shown_name(column)}' is not a {word} but {wrong}"
@@ -88,6 +98,14 @@ def _check_columns(schema: pa.Schema, *, name: str, fields: PromptFields) -> Bad
         if len(found) > 1:
             return column_twice(column, name=name)
     return None
+
+
+def _holds_messages(kind: pa.DataType) -> bool:
+    """Return whether a type is that of lists of objects, which conversations are."""
+    import pyarrow as pa
+
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and pa.types.is_struct(kind.value_type))
 
 
 def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
@@ -121,7 +139,8 @@ def _count_stored_bytes(metadata: pa.FileMetaData, wanted: list[str]) -> int:
         columns = metadata.row_group(group)
         for index in range(columns.num_columns):
             column = columns.column(index)
-            if column.path_in_schema in wanted:
+            # A list's values have a longer path, such as `messages.list.element.role`.
+            if column.path_in_schema in wanted or column.path_in_schema.split(".")[0] in wanted:
                 total += max(0, column.total_uncompressed_size)
     return total
 

@@ -16,6 +16,7 @@ from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.printable import number_of, printable
 from moetool.tracing.prompts.chat_template import ChatTemplate
+from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def tokenize_prompts(
         prompts: All of one run.
         tokenizer: The model's own.
         special_tokens: Who adds tokens such as `<s>`: the tokenizer, nobody, or the tokenizer's
-            chat template, which makes the prompt a user's message and begins the answer.
+            chat template, which makes the prompt a user's message, or takes its conversation, and
+            begins the answer.
         context_tokens: The longest sequence the model takes; None if unknown.
         vocabulary: Number of token ids that the model has, from 0; None if unknown.
         max_prompt_tokens: Truncate prompts to this many tokens.
@@ -91,7 +93,7 @@ def tokenize_prompts(
     if special_tokens == "chat template" and not tokenizer.chat_template:
         raise InputError(
             "This model's tokenizer has no chat template.",
-            hint="Leave --chat out, or name a model that was trained to chat.",
+            hint="Leave out --chat, or name a model that was trained to chat.",
         )
     longest = _limit_characters(context_tokens)
     tokenized = []
@@ -101,7 +103,7 @@ def tokenize_prompts(
             if not ids:
                 raise InputError(
                     f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
-                    hint="Give it a text, or leave --no-special-tokens out.",
+                    hint="Give it a text, or leave out --no-special-tokens.",
                 )
             _check_ids(ids, prompt, vocabulary=vocabulary)
             kept = ids[:max_prompt_tokens]
@@ -174,19 +176,25 @@ def _open_encoder(
 
     def encode_plain(prompt: Prompt) -> list[int]:
         _check_length(prompt.text, prompt, longest=longest)
+        if prompt.messages is not None:
+            raise InputError(
+                f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' is a conversation, which "
+                "only a chat template can turn into a text.",
+                hint="Add --chat to apply the model's.",
+            )
         with _failing_on(prompt):
             ids = tokenizer.encode(prompt.text, add_special_tokens=special_tokens == "tokenizer")
         return cast("list[int]", ids)
 
     def encode_message(prompt: Prompt, template: str | None = None, text: str = "") -> list[int]:
-        message = [{"role": "user", "content": prompt.text}]
+        conversation = as_conversation(prompt)
         # Variables of the template.
         variables: dict[str, Any] = {"rendered_already": text}
         with _failing_on(prompt):
             ids = tokenizer.apply_chat_template(
-                message,
+                conversation["messages"],
                 chat_template=template,
-                add_generation_prompt=True,
+                add_generation_prompt=conversation["add_generation_prompt"],
                 tokenize=True,
                 return_dict=False,
                 **(variables if template else {}),

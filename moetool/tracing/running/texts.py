@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
+from moetool.choices import without_effect
 from moetool.errors import UsageError
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.locks import open_locked, refuse_as_held
@@ -191,8 +192,10 @@ def choose_texts(
     if path is None:
         return None
     if generation is None:
-        raise UsageError(
-            "There are no texts to save: no text is generated.", hint="Add --max-new-tokens."
+        raise without_effect(
+            {"--save-text": "saving texts"},
+            because="no text is generated",
+            unless="add --max-new-tokens",
         )
     if output is not None:
         taken = {_spell_out(each) for each in list_places(output)}

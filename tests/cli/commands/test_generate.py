@@ -272,7 +272,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], Refusal]] = {
     ),
     "texts of nothing": (
         (*HELLO, "--save-text", "{}/new.jsonl"),
-        Refusal(2, error="no texts to save", hint="--max-new-tokens"),
+        Refusal(2, error="Saving texts has no effect", hint="--max-new-tokens"),
     ),
     "texts that exist": (
         (*WRITE, "--save-text", "{}/old.jsonl"),
