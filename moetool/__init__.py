@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.measure import measure_specialization as measure_specialization
+    from moetool.library.trace import Trace as Trace
+    from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
     from moetool.memory.scenario import Attention as Attention
     from moetool.memory.scenario import CacheKind as CacheKind
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
+    from moetool.plain import to_frame as to_frame
     from moetool.quantized.kinds import Quantization as Quantization
     from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
     from moetool.trace.reading.reader import read_trace as read_trace
@@ -36,9 +40,13 @@ _HOME_OF = {
     "RoutingRecorder": "moetool.tracing.recording.recorder",
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
+    "Trace": "moetool.library.trace",
     "estimate_memory": "moetool.memory.estimate",
     "inspect_model": "moetool.inspection.inspect",
+    "measure_specialization": "moetool.library.measure",
     "read_trace": "moetool.trace.reading.reader",
+    "to_frame": "moetool.plain",
+    "trace_model": "moetool.library.trace_model",
 }
 
 __all__ = [
@@ -53,10 +61,14 @@ __all__ = [
     "RoutingRecorder",
     "Scenario",
     "Task",
+    "Trace",
     "__version__",
     "estimate_memory",
     "inspect_model",
+    "measure_specialization",
     "read_trace",
+    "to_frame",
+    "trace_model",
 ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -27,6 +28,20 @@ _BYTES_PER_UNIT = {
 _UNITS = {unit.lower(): unit for unit in _BYTES_PER_UNIT}
 _SIZE = re.compile(r"(?P<number>-?[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[a-z]+)", re.IGNORECASE)
 _LARGEST_BYTES = 100 * 2**40
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_NUMBER_WITH_G = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*g(?:ig(?:abyte)?s?|i)?", re.IGNORECASE
+)
+_SEVERAL = (
+    re.compile(r"(?P<number>[0-9]+)\s*[x×*]\s*(?P<gpu>.+)", re.IGNORECASE),
+    re.compile(r"(?P<gpu>.+?)\s*[x×*]\s*(?P<number>[0-9]+)", re.IGNORECASE),
+)
+# Names that begin like the text, or are close to it, are listed up to this many.
+_MOST_NAMES = 6
+_MOST_CLOSE = 3
+_LONGEST_NAME = 100
+# Drivers report a little less than the size that a card is sold with.
+_SHARE_OF_SOLD = 0.99
 
 
 class MemoryIs(StrEnum):
@@ -96,6 +111,43 @@ def read_gpus() -> Mapping[str, Gpu]:
     return MappingProxyType({name: _as_gpu(name, entry) for name, entry in entries.items()})
 
 
+def list_gpus(*, vendor: str | None = None, min_memory_bytes: int = 0) -> list[Gpu]:
+    """Return the known GPUs, those with the least memory first.
+
+    Args:
+        vendor: The maker of those to return, in any case; None for all.
+        min_memory_bytes: The least memory of those to return. A card that is sold with as much
+            counts, although its driver reports up to 1 % less.
+
+    Raises:
+        UsageError: No known GPU is of that vendor.
+    """
+    gpus = sorted(read_gpus().values(), key=lambda gpu: (gpu.memory_bytes, gpu.id))
+    vendors = sorted({gpu.vendor for gpu in gpus if gpu.vendor is not None})
+    if vendor is not None and vendor.lower() not in map(str.lower, vendors):
+        raise UsageError(
+            f"No known GPU is of the vendor '{vendor}'.", hint=f"Choose {_list_choices(vendors)}."
+        )
+    return [
+        gpu
+        for gpu in gpus
+        if (vendor is None or (gpu.vendor or "").lower() == vendor.lower())
+        and gpu.memory_bytes >= _SHARE_OF_SOLD * min_memory_bytes
+    ]
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of a size such as `24GiB`.
+
+    Raises:
+        UsageError: It is not a size, or not at least one byte and below 100 TiB.
+    """
+    size = _read_size(text)
+    if size is None:
+        raise UsageError(f"'{text}' is not an amount of memory.", hint="Write it as in 24GiB.")
+    return size.memory_bytes
+
+
 def find_gpu(text: str) -> Gpu:
     """Return the GPU of that name, or a custom one with that much memory.
 
@@ -107,16 +159,90 @@ def find_gpu(text: str) -> Gpu:
         UsageError: It is neither the name of a GPU nor a size, or the size is not at least one byte
             and below 100 TiB.
     """
+    gpu = _find(text)
+    if gpu is None:
+        raise _refuse(text)
+    return gpu
+
+
+def find_named_like(text: str) -> tuple[Gpu, ...]:
+    """Return the GPUs that have a name which begins with a text, in alphabetical order.
+
+    Drivers give variants with different memory the same name.
+    """
+    start = _as_spelling(text)
+    if not start:
+        return ()
+    return tuple(
+        gpu
+        for gpu in read_gpus().values()
+        if any(spelling.startswith(start) for spelling in _spellings(gpu))
+    )
+
+
+def _find(text: str) -> Gpu | None:
     gpu = _gpus_by_spelling().get(_as_spelling(text))
     if gpu is not None:
         return gpu
+    return _read_size(text)
+
+
+def _read_size(text: str) -> Gpu | None:
+    """Return a custom GPU for a size; None for anything else."""
     size = _SIZE.fullmatch(text.strip())
-    if size is not None and size["unit"].lower() in _UNITS:
-        return _as_custom_gpu(text, number=size["number"], unit=_UNITS[size["unit"].lower()])
-    raise UsageError(
-        f"There is no GPU called '{text}'.",
-        hint=f"Give a size, such as 24GiB, or one of: {', '.join(read_gpus())}.",
-    )
+    if size is None or size["unit"].lower() not in _UNITS:
+        return None
+    return _as_custom_gpu(text, number=size["number"], unit=_UNITS[size["unit"].lower()])
+
+
+def _refuse(text: str) -> UsageError:
+    """Return the error for a text that is neither a name nor a size, with what was likely meant."""
+    stripped = text.strip()
+    message = f"There is no GPU called '{text}'."
+    anything = "a size, such as 24GiB, or a name that `moetool gpus` lists"
+    if len(stripped) > _LONGEST_NAME:
+        return UsageError(message, hint=f"Give {anything}.")
+    if _NUMBER.fullmatch(stripped):
+        return UsageError(
+            f"'{text}' is an amount of memory without a unit.", hint=f"Write {stripped}GiB."
+        )
+    with_g = _NUMBER_WITH_G.fullmatch(stripped)
+    if with_g is not None:
+        return UsageError(
+            f"'{text}' has an unknown unit of memory.", hint=f"Write {with_g['number']}GiB."
+        )
+    for pattern in _SEVERAL:
+        several = pattern.fullmatch(stripped)
+        if several is not None and (gpu := _find(several["gpu"])) is not None:
+            one = several["gpu"] if gpu.vendor is None else gpu.id
+            return UsageError(
+                f"'{text}' is several GPUs, and an estimate is for one.",
+                hint=f"Give {one}: the page then shows how many of them are needed, and what each "
+                "of several holds.",
+            )
+    alike = [gpu.id for gpu in find_named_like(text)]
+    if len(alike) > 1 and len(alike) <= _MOST_NAMES:
+        return UsageError(
+            f"The names of several GPUs begin with '{text}'.",
+            hint=f"Choose {_list_choices(alike)}.",
+        )
+    if not 1 <= len(alike) <= _MOST_NAMES:
+        alike = _find_close(text)
+    if not alike:
+        return UsageError(message, hint=f"Give {anything}.")
+    return UsageError(message, hint=f"Choose {_list_choices(alike)}, or give {anything}.")
+
+
+def _find_close(text: str) -> list[str]:
+    """Return the ids of the GPUs with the closest names, the closest first."""
+    known = _gpus_by_spelling()
+    close = difflib.get_close_matches(_as_spelling(text), known, n=4 * _MOST_CLOSE)
+    return list(dict.fromkeys(known[spelling].id for spelling in close))[:_MOST_CLOSE]
+
+
+def _list_choices(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @cache

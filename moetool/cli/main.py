@@ -12,7 +12,14 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.commands import (
+    gpus,
+    inspect,
+    memory_estimate,
+    models,
+    route_trace,
+    specialize,
+)
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import list_examples, unwrap
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
@@ -37,6 +44,7 @@ for name, command, examples in (
     ("route-trace", route_trace.route_trace, route_trace.EXAMPLES),
     ("specialize", specialize.specialize, specialize.EXAMPLES),
     ("models", models.models, models.EXAMPLES),
+    ("gpus", gpus.gpus, gpus.EXAMPLES),
 ):
     app.command(name, help=unwrap(command.__doc__), epilog=list_examples(examples))(command)
 

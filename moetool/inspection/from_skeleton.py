@@ -33,6 +33,7 @@ from moetool.inspection.published import compare_published, note_contradictions
 from moetool.inspection.result import Files, Flops, Inspection, Source
 from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge, summarize
+from moetool.quiet import quiet_transformers
 from moetool.simulation.flops.flops import count_flops
 from moetool.simulation.meta.generation import CantSimulate
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@quiet_transformers()
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
 ) -> Inspection:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.catalogue.published import ReportedSystem
+from moetool.plain import Tabular, make_plain, show_count, show_fields
 
 if TYPE_CHECKING:
-    from moetool.anatomy.skeleton.description import Anatomy
+    from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
+    from moetool.anatomy.skeleton.mixers import Mixer
 
 
 class Source(StrEnum):
@@ -92,6 +94,60 @@ class Parameters:
     num_bytes: int | None
     is_tied: bool | None
 
+    __repr__ = show_fields
+
+    @property
+    def params(self) -> int | None:
+        """The total, named as in `InspectedRow`."""
+        return self.total
+
+    @property
+    def active_params(self) -> int | None:
+        """Active parameters by the definition `all`; None if unknown or different for each token."""
+        return _exact(self.active[ActiveDefinition.ALL])
+
+    @property
+    def active_params_min(self) -> int | None:
+        """The fewest active parameters of a token; None if unknown."""
+        active = self.active[ActiveDefinition.ALL]
+        return active.fewest if active else None
+
+    @property
+    def active_params_max(self) -> int | None:
+        """The most active parameters of a token; None if unknown."""
+        active = self.active[ActiveDefinition.ALL]
+        return active.most if active else None
+
+    @property
+    def active_range(self) -> Mapping[ActiveDefinition, ActiveRange | None]:
+        """The same as `active`, named as in the JSON report, whose `active` has single numbers."""
+        return self.active
+
+    @property
+    def bytes(self) -> int | None:
+        """The same as `num_bytes`, named as in `InspectedRow`."""
+        return self.num_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report."""
+        return {
+            "total": self.total,
+            "active": {name.value: _exact(number) for name, number in self.active.items()},
+            "components": make_plain(self.components),
+            "active_range": make_plain(self.active),
+            "active_components": {
+                name: _exact(number) for name, number in self.active_components.items()
+            },
+            "expert_share": self.expert_share,
+            "sparsity": self.sparsity,
+            "bytes": self.num_bytes,
+            "is_tied": self.is_tied,
+            "params": self.params,
+            "active_params": self.active_params,
+            "active_params_min": self.active_params_min,
+            "active_params_max": self.active_params_max,
+        }
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -158,6 +214,8 @@ class Files:
     dtype_bytes: Mapping[str, int]
     differences: tuple[Difference, ...] | None
 
+    __repr__ = show_fields
+
 
 @dataclass(frozen=True)
 class PublishedFigures:
@@ -184,8 +242,10 @@ class PublishedFigures:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Tabular):
     """One inspected model.
+
+    Facts of the anatomy are also found here, under the names that the JSON report has for them.
 
     Attributes:
         model: The name it was asked for by.
@@ -228,3 +288,88 @@ class Inspection:
     published: PublishedFigures | None = None
     reported: ReportedSystem | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Inspection {self.model}: {', '.join(self._headline())}>"
+
+    @property
+    def model_class(self) -> str | None:
+        """The class of transformers; None without a skeleton."""
+        return self.anatomy.model_class if self.anatomy else None
+
+    @property
+    def routed_layers(self) -> tuple[LayerAnatomy, ...] | None:
+        """The layers that route; None without a skeleton."""
+        return self.anatomy.routed_layers if self.anatomy else None
+
+    @property
+    def dense_layers(self) -> Mapping[str, tuple[int, ...]] | None:
+        """By stack, the layers that do not route; None without a skeleton."""
+        return self.anatomy.dense_layers if self.anatomy else None
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...] | None:
+        """The ways in which tokens see each other; None without a skeleton."""
+        return self.anatomy.mixers if self.anatomy else None
+
+    @property
+    def context_length(self) -> int | None:
+        """The context in tokens; None if unknown."""
+        return self.anatomy.context_length if self.anatomy else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The vocabulary in tokens; None if unknown."""
+        return self.anatomy.vocab_size if self.anatomy else None
+
+    @property
+    def flops_per_token(self) -> Flops | None:
+        """The same as `flops`, named as in the JSON report."""
+        return self.flops
+
+    def to_dict(self, *, per_layer: bool = False) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None.
+
+        Args:
+            per_layer: Include `rows`, as `--per-layer` does.
+        """
+        names = (
+            *("model", "model_type", "source", "num_layers", "num_moe_layers", "num_experts"),
+            *("top_k", "num_shared_experts", "parameters", "notes", "model_class", "revision"),
+            *("routed_layers", "dense_layers", "mixers", "context_length", "vocab_size"),
+            *("quantization", "dtype", "flops_per_token", "files", "published", "reported"),
+            *(("rows",) if per_layer else ()),
+        )
+        value = {name: make_plain(getattr(self, name)) for name in names if name != "parameters"}
+        value["parameters"] = self.parameters.to_dict() if self.parameters else None
+        return {name: value[name] for name in names}
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return {"model": str, **get_type_hints(InspectedRow)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row for each layer and component. Values are plain; unknown ones are None."""
+        return [{"model": self.model, **make_plain(row)} for row in self.rows]
+
+    def _headline(self) -> list[str]:
+        if self.reported is not None:
+            total = self.reported.total
+            return [f"reported {total} parameters" if total else "known from reports"]
+        if self.parameters is None or self.parameters.total is None:
+            return ["parameters unknown"]
+        words = [f"{show_count(self.parameters.total)} parameters"]
+        fewest, most = self.parameters.active_params_min, self.parameters.active_params_max
+        if fewest is not None and most is not None and self.num_moe_layers:
+            counts = dict.fromkeys(map(show_count, (fewest, most)))
+            words.append(f"{' to '.join(counts)} active")
+        if isinstance(self.num_experts, int) and isinstance(self.top_k, int):
+            words.append(f"top-{self.top_k} of {self.num_experts} experts")
+        elif self.num_moe_layers == 0:
+            words.append("dense")
+        return words
+
+
+def _exact(number: ActiveRange | None) -> int | None:
+    return number.exact if number else None

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.headers.published_format import find_quantization
-from moetool.catalogue.gpus import find_gpu, read_gpus
+from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
-from moetool.choices import take_flag, take_path, take_text
+from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
-from moetool.memory.notes.estimate_notes import list_measurement_notes
+from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import Dtype, Scenario
+from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.quiet import quiet_transformers
+
+_DEFAULT_SCENARIOS = (Scenario(),)
 
 
+@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
-    scenarios: Sequence[Scenario] = (Scenario(),),
+    scenarios: Sequence[Scenario] = _DEFAULT_SCENARIOS,
     *,
+    clipped_sizes: Collection[str] = (),
     gpu: str | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
@@ -41,9 +47,14 @@ def estimate_memory(
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of
             `resolve_model` for one of them.
-        scenarios: The runs to estimate; the estimates are returned in their order.
-        gpu: A GPU's id or alias, or an amount of memory such as `24GiB`. With it, the estimates go
-            into detail, for this GPU alone; None for every known GPU.
+        scenarios: The runs to estimate; the estimates are returned in their order. Left out, it is
+            one run of 2,048 prompt tokens and 256 new ones, or of as many as the model's context
+            allows.
+        clipped_sizes: Sizes, `num_prompt_tokens` or `num_new_tokens`, to reduce to what the model's
+            context allows, with a note. Scenarios with other sizes past the context are refused.
+        gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
+            GPU. With it, the estimates go into detail, for this GPU alone; None for every known
+            GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
         revision: Branch, tag or commit, for Hub ids.
@@ -57,11 +68,17 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
     """
-    scenarios = _take_scenarios(scenarios)
+    if scenarios is _DEFAULT_SCENARIOS:
+        clipped_sizes = SIZES_IN_CONTEXT
+    asked = _take_scenarios(scenarios)
+    clipped_sizes = [
+        choose_word(size, SIZES_IN_CONTEXT, name="clipped size")
+        for size in take_sizes(clipped_sizes, name="clipped sizes")
+    ]
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
-    named_gpu = None if gpu is None else find_gpu(take_text(gpu, name="GPU"))
+    named_gpu = None if gpu is None else take_gpu(take_text(gpu, name="GPU"))
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",
@@ -77,17 +94,21 @@ def estimate_memory(
         )
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=trust_remote_code)
+    scenarios = [builder.clip_scenario(scenario, clipped_sizes) for scenario in asked]
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
     if measure:
         refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
-    loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU])
+    loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
     estimates = []
-    for scenario in scenarios:
-        say(_describe(reference.text, scenario))
-        estimates.append(estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace))
+    for wanted, scenario in zip(asked, scenarios, strict=True):
+        estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
+        if scenario != wanted and builder.context is not None:
+            note = note_clipped(wanted, scenario, context=builder.context)
+            estimate = replace(estimate, notes=(note, *estimate.notes))
+        estimates.append(estimate)
     if not measure:
         return estimates
     say(f"measuring {reference.text}")
@@ -121,7 +142,3 @@ def _take_scenarios(scenarios: object) -> list[Scenario]:
         "The scenarios have to be a list of Scenario.",
         hint="Give a list such as [Scenario(batch_size=8)].",
     )
-
-
-def _describe(model: str, scenario: Scenario) -> str:
-    return f"simulating {model}: {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
-from moetool.catalogue.gpus import Gpu, read_gpus
+from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
 from moetool.memory.figures import Basis, MemoryFigures, Method
 from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
 from moetool.memory.gaps import Gaps
@@ -32,6 +32,7 @@ from moetool.memory.notes.estimate_notes import (
     TIGHT,
     TRACE_UNREAD,
     WEIGHTS_UNKNOWN,
+    note_fits_nowhere,
     note_unconfirmed,
 )
 from moetool.memory.on_gpus import Fit
@@ -97,6 +98,7 @@ def estimate_scenario(
         fits=fits,
         stored=model.stored,
         confirmed_on=None if confirmed is None else confirmed.where,
+        loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
     scores = note_scores(model.skeleton, scenario, estimate.at_peak)
     notes = [
@@ -112,6 +114,8 @@ def estimate_scenario(
     if scores is not None:
         notes.append(scores)
     if named_gpu is None:
+        largest = list_gpus()[-1]
+        notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
         return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))
     if run is None:
         notes.append(WEIGHTS_UNKNOWN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
 from moetool.memory.result import Measurement
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -123,22 +123,16 @@ def find_held_bytes() -> int | None:
     has_context: Any = torch.cuda.is_initialized
     if has_context():
         return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
-    is_by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    visible = find_first_visible() or "0"
     try:
         # CUDA numbers GPUs of different kinds by speed, the driver's tool by their slot.
-        if visible.isdecimal() and not is_by_bus and len(set(_ask_driver("name"))) > 1:
-            return None
-        return int(_ask_driver("memory.used", f"--id={visible}")[0]) * 2**20
+        if visible.isdecimal() and not is_numbered_by_slot():
+            names = {name for (name,) in query_gpus(["name"])}
+            if len(names) > 1:
+                return None
+        return int(query_gpus(["memory.used"], f"--id={visible}")[0][0]) * 2**20
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return None
-
-
-def _ask_driver(prop: str, *options: str) -> list[str]:
-    """Return a property of each GPU."""
-    query = ["nvidia-smi", f"--query-gpu={prop}", "--format=csv,noheader,nounits", *options]
-    shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
-    return [line.strip() for line in shown.splitlines() if line.strip()]
 
 
 def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedModel:

@@ -49,10 +49,12 @@ def add_answers(
     scenario, loader = estimate.scenario, runs.loader
     model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
-    estimate = replace(estimate, limits=limits, notes=notes)
+    named = None if limits is None else replace(limits, gpu=gpu.id)
+    estimate = replace(estimate, limits=named, notes=notes)
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     choices = find_choices(plain)
+    loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")
     ranks = gaps.unless_refused(
         "The weights that each of several GPUs would hold are",
         list_ranks,
@@ -81,7 +83,12 @@ def add_answers(
         routing=None if trace is None or choices is None else read_routing(trace, choices),
         unquantized=plain,
     )
-    return replace(estimate, ranks=ranks or (), offload=offload, speed=speed)
+    return replace(
+        estimate,
+        ranks=ranks or (),
+        offload=None if offload is None else replace(offload, gpu=gpu.id),
+        speed=None if speed is None else replace(speed, gpu=gpu.id),
+    )
 
 
 def _find_limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
@@ -10,6 +11,8 @@ from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
+# Sizes that a model's context limits.
+SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
 # The number of tokens that `generate` writes by default.
 NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typing error doesn't run for hours.
@@ -206,6 +209,30 @@ class Scenario:
     def num_cached_tokens(self) -> int:
         """Positions of each sequence in the cache after the last token that is run."""
         return self.num_prompt_tokens + max(self.num_new_tokens - 1, 0)
+
+    def clip(self, context: int, *, sizes: Collection[str]) -> Scenario:
+        """Return the same scenario with some sizes reduced so that it is within a context.
+
+        The same scenario if it is within the context already, or if reducing them isn't enough. Where
+        both sizes may be reduced, new tokens keep up to half of the context.
+
+        Args:
+            context: The most tokens of a sequence.
+            sizes: Those of `SIZES_IN_CONTEXT` that may be reduced.
+        """
+        num_prompt_tokens, num_new_tokens = self.num_prompt_tokens, self.num_new_tokens
+        if num_prompt_tokens + num_new_tokens <= context:
+            return self
+        is_prompt_free = "num_prompt_tokens" in sizes
+        if "num_new_tokens" in sizes and num_new_tokens:
+            most = context // 2 if is_prompt_free else context - num_prompt_tokens
+            num_new_tokens = min(num_new_tokens, most)
+        if is_prompt_free:
+            num_prompt_tokens = min(num_prompt_tokens, context - num_new_tokens)
+        is_possible = num_prompt_tokens > 0 and (num_new_tokens > 0 or not self.num_new_tokens)
+        if not is_possible or num_prompt_tokens + num_new_tokens > context:
+            return self
+        return replace(self, num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
 
     def quantized(self, quantization: Quantization) -> Scenario:
         """Return the same scenario with its weights stored in another format."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
-
 from rich.table import Table
 
 from moetool.analysis.lift import DomainExpert
@@ -106,22 +104,15 @@ def _format(value: float | None, spec: str) -> str:
 
 def render_json(result: Specialization, view: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, numbers unrounded and unknown values as null."""
-    payload = {
-        "trace": view.source,
-        "num_permutations": result.num_permutations,
-        "seed": result.seed,
-        "domains": result.domains,
-        "layers": result.layers,
-        "experts": result.experts,
-        "notes": result.notes,
-    }
+    payload = result.to_dict()
+    if view.source is not None:
+        payload["trace"] = view.source
     return envelope.render_json("moetool.specialize/1", payload)
 
 
 def render_csv(result: Specialization, _: View = DEFAULT_VIEW) -> str:
     """Return one row per domain, layer and expert."""
-    columns = [field.name for field in fields(DomainExpert)]
-    return envelope.render_csv((asdict(cell) for cell in result.experts), columns)
+    return envelope.render_rows([result])
 
 
 RENDERERS: Renderers[Specialization] = {

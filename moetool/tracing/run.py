@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.quiet import quiet_transformers
 from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
@@ -80,6 +81,7 @@ class WindowPasses:
         return [self.written[index] for index in sorted(self.written)]
 
 
+@quiet_transformers()
 def trace_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

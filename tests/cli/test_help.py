@@ -10,7 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands import inspect, memory_estimate, models, route_trace, specialize
+from moetool.cli.commands import (
+    gpus,
+    inspect,
+    memory_estimate,
+    models,
+    route_trace,
+    specialize,
+)
 from moetool.cli.main import app
 from tests.command import RunMoetool
 
@@ -20,6 +27,7 @@ EXAMPLES = {
     "route-trace": route_trace.EXAMPLES,
     "specialize": specialize.EXAMPLES,
     "models": models.EXAMPLES,
+    "gpus": gpus.EXAMPLES,
 }
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
@@ -45,6 +53,7 @@ OPTIONS = {
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "models": set(),
+    "gpus": {"--vendor", "--min-memory"},
 }
 
 

@@ -42,7 +42,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
 
 @pytest.mark.parametrize("command", [str(item.name) for item in app.registered_commands])
 def test_every_command_has_a_page_or_a_section(command: str) -> None:
-    shared = {"models": "## Published models"}
+    shared = {"models": "## Published models", "gpus": "## Known GPUs"}
     heading = shared.get(command, f"# moetool {command}")
     pages = [page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md")]
     (page,) = [page for page in pages if f"\n{heading}\n" in f"\n{page}"]

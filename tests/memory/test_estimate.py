@@ -178,9 +178,46 @@ def test_a_sweep_keeps_its_order_and_reports_its_progress(tiny: str) -> None:
     words: list[str] = []
     estimates = estimate_memory(tiny, scenarios, on_progress=words.append)
     assert [estimate.scenario for estimate in estimates] == scenarios
-    assert [word.rpartition(": ")[2] for word in words] == [
+    own = [word for word in words if word.startswith(f"simulating {tiny}: ")]
+    assert list(dict.fromkeys(word.rpartition(": ")[2].partition(",")[0] for word in own)) == [
         *("3 × 8 tokens", "3 × 4 tokens", "1 × 8 tokens", "1 × 4 tokens")
     ]
+
+
+def test_every_step_of_the_way_is_reported(tiny: str) -> None:
+    words: list[str] = []
+    estimate_memory(tiny, [TINY], gpu="1GiB", on_progress=words.append)
+    assert words[0] == f"loading {tiny}"
+    assert f"loading {tiny} in nf4" in words
+    assert f"simulating {tiny}: 2 × 16 tokens, pass 1, model.layers.0" in words
+    assert f"simulating {tiny} in int8: 2 × 16 tokens, pass 2" in words
+    assert any(word.startswith("looking for the longest prompt, trial 3: 2 × ") for word in words)
+    assert any(word.startswith("looking for the largest batch, trial 2: ") for word in words)
+    assert f"sharing {tiny} between GPUs and the host" in words
+    assert "looking for" not in words[-1]
+
+
+def test_the_default_run_of_a_model_with_a_short_context_is_one_that_it_can_do() -> None:
+    (estimate,) = estimate_memory("demo")
+    scenario = estimate.scenario
+    assert (scenario.num_prompt_tokens, scenario.num_new_tokens) == (256, 256)
+    assert estimate.notes[0] == (
+        "The context is 512 tokens: the run has 256 instead of 2,048 prompt tokens."
+    )
+    with pytest.raises(UsageError, match="past the context of demo, 512 tokens"):
+        estimate_memory("demo", [Scenario()])
+
+
+def test_each_scenario_is_reduced_on_its_own(tiny: str) -> None:
+    short, long = replace(TINY, num_new_tokens=8), replace(TINY, num_new_tokens=10_000)
+    first, second = estimate_memory(tiny, [short, long], clipped_sizes=["num_new_tokens"])
+    assert first.scenario == short
+    assert second.scenario.num_prompt_tokens == 16
+    assert 16 + second.scenario.num_new_tokens == make_runs(tiny).loader.builder.context
+    assert "instead of 10,000 new tokens" in second.notes[0]
+    assert "instead of" not in first.notes[0]
+    with pytest.raises(UsageError, match="clipped size can't be 'batch_size'"):
+        estimate_memory(tiny, [TINY], clipped_sizes=["batch_size"])
 
 
 def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:

@@ -82,6 +82,57 @@ def test_only_4_bit_weights_keep_scales_that_are_quantized() -> None:
     assert Scenario().quantized(Quantization.NF4).is_double_quantized is False
 
 
+BOTH = ("num_prompt_tokens", "num_new_tokens")
+
+
+@pytest.mark.parametrize(
+    ("context", "sizes", "expected"),
+    [
+        (512, BOTH, (256, 256)),
+        (2200, BOTH, (1944, 256)),
+        (3, BOTH, (2, 1)),
+        (2304, BOTH, (2048, 256)),
+        (2200, ("num_new_tokens",), (2048, 152)),
+        (300, ("num_prompt_tokens",), (44, 256)),
+        # Not enough to reduce.
+        (1, BOTH, (2048, 256)),
+        (2048, ("num_new_tokens",), (2048, 256)),
+        (256, ("num_prompt_tokens",), (2048, 256)),
+        (512, (), (2048, 256)),
+    ],
+)
+def test_sizes_are_clipped_to_the_context(
+    context: int, sizes: tuple[str, ...], expected: tuple[int, int]
+) -> None:
+    clipped = Scenario(batch_size=3).clip(context, sizes=sizes)
+    assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == expected
+    assert clipped.batch_size == 3
+
+
+def test_a_forward_pass_is_clipped_to_the_whole_context() -> None:
+    clipped = Scenario(task=Task.FORWARD).clip(512, sizes=BOTH)
+    assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == (512, 0)
+
+
+@given(
+    context=st.integers(1, 5000),
+    num_prompt=st.integers(1, 5000),
+    num_new=st.integers(1, 5000),
+    sizes=st.sets(st.sampled_from(BOTH)),
+)
+def test_clipping_never_goes_past_the_context_nor_changes_a_size_that_was_given(
+    context: int, num_prompt: int, num_new: int, sizes: set[str]
+) -> None:
+    asked = Scenario(num_prompt_tokens=num_prompt, num_new_tokens=num_new)
+    clipped = asked.clip(context, sizes=sizes)
+    total = clipped.num_prompt_tokens + clipped.num_new_tokens
+    assert clipped == asked or total == context < num_prompt + num_new
+    for name in set(BOTH) - sizes:
+        assert getattr(clipped, name) == getattr(asked, name)
+    if sizes == set(BOTH) and context > 1:
+        assert total <= context
+
+
 def test_sizes_do_not_change_how_a_model_is_loaded() -> None:
     sized = Scenario(batch_size=3, num_prompt_tokens=5, num_new_tokens=7, has_padding=True)
     assert sized.loading == Scenario().loading

@@ -30,6 +30,8 @@ EXAMPLES = (
     "moetool inspect ./my-model --per-layer --format csv -o layers.csv",
 )
 
+_PATIENCE_S = 1.0
+
 
 @speaks_errors
 def inspect(
@@ -66,7 +68,9 @@ def inspect(
     references = failures.resolve()
     check_report_path(output, force=force, inputs=list_model_files(references.values()))
     inspected = []
-    with show_status(is_quiet=quiet or len(models) == 1) as show:
+    # Most single models take less time than a line takes to read.
+    delay_s = _PATIENCE_S if len(models) == 1 else 0
+    with show_status(is_quiet=quiet, delay_s=delay_s) as show:
         for model in filter(references.__contains__, models):
             show(f"inspecting {model}")
             with failures.keep(model):

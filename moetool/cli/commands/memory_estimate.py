@@ -19,7 +19,12 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import check_experts, parse_numbers, refuse_loose_sizes
+from moetool.cli.options.values import (
+    check_experts,
+    parse_numbers,
+    parse_optional_numbers,
+    refuse_loose_sizes,
+)
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
@@ -39,7 +44,7 @@ EXAMPLES = (
 def memory_estimate(
     models: ModelsArgument,
     batch_size: options.BatchSize = str(Scenario.batch_size),
-    prompt_tokens: options.PromptTokens = str(Scenario.num_prompt_tokens),
+    prompt_tokens: options.PromptTokens = None,
     new_tokens: options.NewTokens = None,
     task: options.TaskOption = Task.GENERATE,
     padding: options.Padding = False,
@@ -65,12 +70,15 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
     chosen = choose_report_format(output_format, output)
-    numbers_new = () if new_tokens is None else parse_numbers(new_tokens, option="--new-tokens")
+    numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
+    numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
+    given = {"num_prompt_tokens": numbers_prompt, "num_new_tokens": numbers_new}
     by_default = NUM_NEW_TOKENS if task is Task.GENERATE else 0
     common = Scenario(
         num_new_tokens=numbers_new[0] if numbers_new else by_default,
@@ -87,7 +95,7 @@ def memory_estimate(
     scenarios = list_scenarios(
         common,
         batch_sizes=parse_numbers(batch_size, option="--batch-size"),
-        prompt_tokens=parse_numbers(prompt_tokens, option="--prompt-tokens"),
+        prompt_tokens=numbers_prompt,
         new_tokens=numbers_new,
     )
     failures = Failures(models)
@@ -95,17 +103,19 @@ def memory_estimate(
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
     failures.check(references)
-    # Imported after the checks, so that wrong options are reported before torch has loaded.
-    from moetool.memory.estimate import estimate_memory
-    from moetool.report.memory.data import RENDERERS
-
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
+        if gpu is not None:
+            take_gpu(gpu)
+        # Imported after the checks, so that wrong options are reported before torch has loaded.
+        from moetool.memory.estimate import estimate_memory
+
         for model in filter(references.__contains__, models):
             with failures.keep(model):
                 estimates += estimate_memory(
                     references[model],
                     scenarios,
+                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
                     gpu=gpu,
                     trace=trace,
                     measure=measure,
@@ -113,6 +123,8 @@ def memory_estimate(
                     trust_remote_code=trust_remote_code,
                     on_progress=show,
                 )
+    from moetool.report.memory.data import RENDERERS
+
     failures.check(estimates)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)

@@ -15,6 +15,7 @@ from moetool.memory.scenario import (
     CacheKind,
     Dtype,
     ExpertsImplementation,
+    Scenario,
     Task,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -27,14 +28,19 @@ BatchSize = Annotated[
     typer.Option(metavar="N,...", help="Sequences in a batch. Several sizes make a sweep."),
 ]
 PromptTokens = Annotated[
-    str,
-    typer.Option(metavar="N,...", help="Prompt tokens of each sequence."),
+    str | None,
+    typer.Option(
+        metavar="N,...",
+        help=f"Prompt tokens of each sequence. Default: {Scenario.num_prompt_tokens}, or as many as "
+        "the model's context allows.",
+    ),
 ]
 NewTokens = Annotated[
     str | None,
     typer.Option(
         metavar="N,...",
-        help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS} for generate, else none.",
+        help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS} for generate, within the "
+        "context, else none.",
     ),
 ]
 TaskOption = Annotated[
@@ -121,8 +127,9 @@ Gpu = Annotated[
     str | None,
     typer.Option(
         metavar="GPU",
-        help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB. Adds its "
-        "limits, offloading and speed. Default: compare all known GPUs.",
+        help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
+        "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
+        "compare all known GPUs.",
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]

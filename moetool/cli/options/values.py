@@ -44,6 +44,15 @@ def parse_layers(text: str | None) -> frozenset[int] | None:
     return frozenset(layers)
 
 
+def parse_optional_numbers(text: str | None, *, option: str) -> tuple[int, ...]:
+    """Return the whole numbers in a text like `1,8,32`; none for None.
+
+    Raises:
+        UsageError: The text is not a list of whole numbers.
+    """
+    return () if text is None else parse_numbers(text, option=option)
+
+
 def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
     """Return the whole numbers in a text like `1,8,32`.
 

@@ -160,6 +160,11 @@ class _Candidate:
             return None
         numbers = self._num_gpus_by_memory
         if memory_bytes not in numbers:
+            loader = self._runs.loader
+            loader.say(
+                f"sharing {loader.name(self._scenario)} between GPUs of "
+                f"{memory_bytes / 2**30:,.1f} GiB"
+            )
             numbers[memory_bytes] = self._device_maps.count_gpus(
                 gpu_memory_bytes=memory_bytes,
                 cache_bytes=run.figures.cache_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -35,8 +36,12 @@ def find_limits(
     Raises:
         InputError: A trial can't be simulated, or the weights' size is unknown.
     """
+    num_trials: Counter[str] = Counter()
 
     def try_sizes(batch_size: int, num_prompt_tokens: int) -> Trial | None:
+        wanted = "longest prompt" if batch_size == scenario.batch_size else "largest batch"
+        num_trials[wanted] += 1
+        runs.purpose = f"looking for the {wanted}, trial {num_trials[wanted]}"
         sized = replace(scenario, batch_size=batch_size, num_prompt_tokens=num_prompt_tokens)
         try:
             run = runs.run(sized, is_brief=True)
@@ -53,15 +58,18 @@ def find_limits(
         limited = runs.run_within(sized, gpu.memory_bytes, is_brief=True)
         return Trial(run.figures.total_device_bytes, fits=limited is not None)
 
-    found = search_limits(
-        try_sizes,
-        memory_bytes=gpu.memory_bytes,
-        batch_size=scenario.batch_size,
-        num_prompt_tokens=scenario.num_prompt_tokens,
-        num_new_tokens=scenario.num_new_tokens,
-        context=runs.loader.builder.context,
-        most_tokens_at_once=most_tokens_at_once,
-    )
+    try:
+        found = search_limits(
+            try_sizes,
+            memory_bytes=gpu.memory_bytes,
+            batch_size=scenario.batch_size,
+            num_prompt_tokens=scenario.num_prompt_tokens,
+            num_new_tokens=scenario.num_new_tokens,
+            context=runs.loader.builder.context,
+            most_tokens_at_once=most_tokens_at_once,
+        )
+    finally:
+        runs.purpose = None
     return found.limits, tuple(_note_cuts(found))
 
 

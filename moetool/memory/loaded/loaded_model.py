@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,10 +89,12 @@ class ModelLoader:
     Attributes:
         builder: Builds the skeletons.
         gpu: The GPU that the model is loaded on.
+        say: Receives a few words on each step before it starts.
     """
 
     builder: SkeletonBuilder
     gpu: Gpu
+    say: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
     _loaded: dict[LoadingOptions, LoadedModel] = field(default_factory=dict, repr=False)
 
     def load(self, scenario: Scenario) -> LoadedModel:
@@ -104,8 +107,14 @@ class ModelLoader:
         """
         options = scenario.loading
         if options not in self._loaded:
+            self.say(f"loading {self.name(scenario)}")
             self._loaded[options] = self._load(scenario)
         return self._loaded[options]
+
+    def name(self, scenario: Scenario) -> str:
+        """Return the model's name, with the quantization in which a scenario loads it."""
+        is_plain = scenario.quantization is Quantization.NONE
+        return self.builder.subject.model + ("" if is_plain else f" in {scenario.quantization}")
 
     def load_plain(self, scenario: Scenario) -> LoadedModel:
         """Return the model as a scenario loads it, except that bitsandbytes doesn't quantize it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -75,7 +76,7 @@ class SkeletonBuilder:
             UsageError: The model can't be run as the scenario asks.
         """
         config = self.make_config()
-        dtype = self._find_dtype(config, scenario)
+        dtype = self.find_dtype(scenario)
         with refuse_unbuildable(
             self.subject.model, config, trust_remote_code=self.trust_remote_code
         ):
@@ -94,6 +95,18 @@ class SkeletonBuilder:
                 experts=scenario.experts,
             )
         return skeleton
+
+    def clip_scenario(self, scenario: Scenario, sizes: Collection[str]) -> Scenario:
+        """Return a scenario with some sizes reduced to what the model's context allows.
+
+        Args:
+            scenario: The scenario.
+            sizes: Those of `SIZES_IN_CONTEXT` that may be reduced; the others stay.
+        """
+        context = self.context
+        if context is None or self._config.is_encoder_decoder:
+            return scenario
+        return scenario.clip(context, sizes=sizes)
 
     def refuse_scenario(self, scenario: Scenario) -> None:
         """Refuse a scenario that is past the model's context.
@@ -122,6 +135,22 @@ class SkeletonBuilder:
         # Only read: building a model changes its configuration, and makes its own.
         return self.make_config()
 
+    def find_dtype(self, scenario: Scenario) -> torch.dtype:
+        """Return the dtype in which a scenario loads weights that no quantization holds.
+
+        Raises:
+            UsageError: The scenario doesn't name one, and neither does the configuration.
+        """
+        if scenario.dtype != Dtype.AUTO:
+            return _DTYPES[scenario.dtype]
+        dtype = find_dtype(self._config, headers=self.subject.headers)
+        if dtype is None:
+            raise UsageError(
+                f"The config.json of {self.subject.model} doesn't say which dtype its weights are.",
+                hint="Give --dtype, such as bfloat16.",
+            )
+        return dtype
+
     def _build(
         self, config: PreTrainedConfig, dtype: torch.dtype, *, device: str
     ) -> PreTrainedModel:
@@ -144,17 +173,6 @@ class SkeletonBuilder:
                 "quantize them again.",
                 hint="Leave out --quantization, or name a checkpoint in bfloat16.",
             )
-
-    def _find_dtype(self, config: PreTrainedConfig, scenario: Scenario) -> torch.dtype:
-        if scenario.dtype != Dtype.AUTO:
-            return _DTYPES[scenario.dtype]
-        dtype = find_dtype(config, headers=self.subject.headers)
-        if dtype is None:
-            raise UsageError(
-                f"The config.json of {self.subject.model} doesn't say which dtype its weights are.",
-                hint="Give --dtype, such as bfloat16.",
-            )
-        return dtype
 
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:

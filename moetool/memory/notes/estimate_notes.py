@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
+from moetool.catalogue.gpus import Gpu
 from moetool.memory.figures import StoredWeights
+from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Measurement
+from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 
 ONLY_IN_ALL = (
@@ -23,6 +28,39 @@ OTHER_GPUS = (
     "torch 2.11: on other GPUs they may differ by a few hundred MiB."
 )
 TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
+
+
+def note_clipped(asked: Scenario, clipped: Scenario, *, context: int) -> str:
+    """Return a note that sizes which nobody named were reduced to a model's context."""
+    words = {"num_prompt_tokens": "prompt tokens", "num_new_tokens": "new tokens"}
+    changes = [
+        f"{getattr(clipped, name):,} instead of {getattr(asked, name):,} {label}"
+        for name, label in words.items()
+        if getattr(clipped, name) != getattr(asked, name)
+    ]
+    return f"The context is {context:,} tokens: the run has {' and '.join(changes)}."
+
+
+def note_fits_nowhere(
+    smallest_fits: Mapping[Quantization, Fit | None], *, largest: Gpu
+) -> Iterator[str]:
+    """Yield that a run fits on none of the known GPUs alone, under some quantizations or any.
+
+    Args:
+        smallest_fits: The smallest GPU that it fits on, by quantization; None for none.
+        largest: The known GPU with the most memory.
+    """
+    without = [
+        "unquantized" if quantization is Quantization.NONE else f"in {quantization}"
+        for quantization, fit in smallest_fits.items()
+        if fit is None
+    ]
+    if without:
+        storages = f" {' or '.join(without)}" if len(smallest_fits) > 1 else ""
+        yield (
+            f"No known GPU is enough alone{storages}: the largest, {largest.id}, has "
+            f"{largest.memory_bytes / 2**30:,.1f} GiB."
+        )
 
 
 def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from moetool.errors import InputError
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
@@ -25,10 +26,12 @@ class ModelRuns:
         loader: Loads the model.
         most_work: The work, in units of `simulated.work`, that the steps of a generation may take
             before only its ends are run, and that further simulations may take.
+        purpose: The purpose of the next runs, for whoever waits for them; None for the model's name.
     """
 
     loader: ModelLoader
     most_work: int = MOST_WORK
+    purpose: str | None = field(default=None, compare=False)
     _runs: dict[tuple[Scenario, bool], SimulatedRun] = field(default_factory=dict)
     _limited: dict[tuple[Scenario, bool, int], SimulatedRun | None] = field(default_factory=dict)
     # Why the model's code needs balanced routing, as a whole run has found out, by how it is loaded.
@@ -89,6 +92,7 @@ class ModelRuns:
         if key not in self._limited:
             run = self.run(scenario, is_brief=is_brief)
             if run is not None and run.figures.total_device_bytes > memory_bytes:
+                self._say(scenario, f"within {memory_bytes / 2**30:,.1f} GiB")
                 if run.replay is None:
                     del self._runs[scenario, is_brief]
                     run = self.run(scenario, is_brief=is_brief)
@@ -96,10 +100,16 @@ class ModelRuns:
             self._limited[key] = run
         return self._limited[key]
 
+    def _say(self, scenario: Scenario, step: str | None = None) -> None:
+        words = self.purpose or f"simulating {self.loader.name(scenario)}"
+        words += f": {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"
+        self.loader.say(words if step is None else f"{words}, {step}")
+
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
         skeleton = self.loader.load(scenario).skeleton
+        self._say(scenario)
         try:
             run = run_scenario(
                 skeleton,
@@ -109,6 +119,7 @@ class ModelRuns:
                 is_brief=is_brief,
                 needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                 most_work=self.most_work,
+                on_step=partial(self._say, scenario),
             )
         except CantSimulate as error:
             raise InputError(

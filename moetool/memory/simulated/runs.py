@@ -11,6 +11,7 @@ A scenario is simulated in one of four ways, in this order of preference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -65,6 +66,7 @@ class _Case:
         is_brief: Whether the ends of a generation are enough.
         is_too_large: Whether its steps might take too long; only the ends run then, with a note.
         step_budget: The number of steps that run.
+        on_step: Receives a few words on each step of a run.
     """
 
     skeleton: PreTrainedModel
@@ -73,6 +75,7 @@ class _Case:
     is_brief: bool
     is_too_large: bool
     step_budget: StepBudget
+    on_step: Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def run_scenario(
     most_work: int | None = None,
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
+    on_step: Callable[[str], None] | None = None,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
 
@@ -120,6 +124,7 @@ def run_scenario(
             run is brief. None for no limit.
         step_budget: The number of steps that run.
         block_budget: The blocks by which layers that process one token at a time are recognized.
+        on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
@@ -143,6 +148,7 @@ def run_scenario(
         is_brief=is_brief,
         is_too_large=is_too_large,
         step_budget=step_budget,
+        on_step=on_step,
     )
     method = Method.SIMULATED
     try:
@@ -159,6 +165,8 @@ def run_scenario(
             raise
         needs_data = error.reason
         simulation = _simulate_balanced(case, needs_data, notes=notes)
+    if on_step is not None:
+        on_step("replaying its allocations")
     profile = simulation.replay(None)
     is_filled = scenario.cache is CacheKind.DYNAMIC
     return SimulatedRun(
@@ -190,7 +198,7 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
     modules: tuple[nn.Module, ...] = ()
     if case.options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
-    run = MemoryRun(skeleton, case.options, routing_modules=modules)
+    run = MemoryRun(skeleton, case.options, routing_modules=modules, on_step=case.on_step)
     weight_bytes = list_weight_bytes(skeleton)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:

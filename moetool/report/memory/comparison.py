@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from moetool.report.memory.words import word_fit, word_gpu, word_options, word_weights
+from moetool.report.memory.words import (
+    word_fit,
+    word_gpu,
+    word_options,
+    word_smallest,
+    word_weights,
+)
 from moetool.report.text.lines import make_fact, make_notes, make_paragraphs
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, make_printable, style_words
@@ -26,32 +32,42 @@ _SETTINGS: Mapping[str, _Word] = {
     "batch": lambda estimate: f"{estimate.scenario.batch_size:,}",
     "prompt": lambda estimate: f"{estimate.scenario.num_prompt_tokens:,}",
     "new": lambda estimate: f"{estimate.scenario.num_new_tokens:,}",
-    "loaded": lambda estimate: word_weights(estimate.scenario),
+    "loaded": lambda estimate: word_weights(estimate),
     "options": lambda estimate: word_options(estimate.scenario),
     "method": lambda estimate: estimate.method.value,
-    "gpu": lambda estimate: estimate.gpu,
+    "gpu": lambda estimate: estimate.gpu if estimate.is_gpu_named else "",
 }
 _FIGURES: Mapping[str, _Word] = {
     "weights": lambda estimate: word_size(estimate.figures.weights_bytes),
     "cache": lambda estimate: word_size(estimate.figures.cache_bytes),
     "allocated": lambda estimate: word_size(estimate.figures.peak_allocated_bytes),
     "total": lambda estimate: word_size(estimate.figures.total_device_bytes),
-    "fits": lambda estimate: word_fit(estimate.fit),
+}
+# The last column: whether it fits on the GPU that was named, or the smallest that it fits on.
+_FITS: Mapping[bool, tuple[str, _Word]] = {
+    True: ("fits", lambda estimate: word_fit(estimate.fit)),
+    False: ("fits on", word_smallest),
 }
 _NUMBERS = ("batch", "prompt", "new", "weights", "cache", "allocated", "total")
 # Figures that move above the rows when they are the same in all of them.
 _OFTEN_THE_SAME = ("weights",)
 _LEGEND = (
     "cache: after the last token that runs. allocated: the peak. total: as the device shows it. "
-    "fits: on one GPU, with the GiB to spare or missing."
 )
+_LEGENDS_OF_FITS = {
+    True: "fits: on one GPU, with the GiB to spare or missing.",
+    False: "fits on: the smallest known GPU that is enough, or several with "
+    'device_map="auto". --gpu NAME shows the limits on one.',
+}
 
 
 def list_blocks(estimates: Sequence[Estimate]) -> Iterator[Block]:
-    """Yield how many fit, what all have in common, one row for each, and their notes."""
+    """Yield how many fit, notes, what all have in common, and one row for each."""
+    is_gpu_named = all(estimate.is_gpu_named for estimate in estimates)
+    fits = dict([_FITS[is_gpu_named]])
     words = {
         label: [make_printable(word(estimate)) for estimate in estimates]
-        for label, word in {**_SETTINGS, **_FIGURES}.items()
+        for label, word in {**_SETTINGS, **_FIGURES, **fits}.items()
     }
     common = {
         label: column[0]
@@ -60,10 +76,10 @@ def list_blocks(estimates: Sequence[Estimate]) -> Iterator[Block]:
     }
     columns = {label: column for label, column in words.items() if label not in common}
     yield make_paragraphs(_list_verdict(estimates), Style.STRONG)
+    yield make_notes(_find_notes(estimates))
     yield [make_fact(label, word) for label, word in common.items() if word]
     yield from _list_tables(columns, [estimate.fit for estimate in estimates])
-    yield make_paragraphs([_LEGEND], Style.MUTED)
-    yield make_notes(_find_notes(estimates))
+    yield make_paragraphs([f"{_LEGEND}{_LEGENDS_OF_FITS[is_gpu_named]}"], Style.MUTED)
 
 
 def _list_tables(
@@ -108,6 +124,10 @@ def _color_fit(word: str, fit: Fit | None) -> Cell:
 def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
     fits = [estimate.fit for estimate in estimates]
     known = [fit for fit in fits if fit is not None and fit.fits is not None]
+    if not all(estimate.is_gpu_named for estimate in estimates):
+        num_alone = sum(estimate.smallest_fit is not None for estimate in estimates)
+        yield f"{num_alone:,} of {len(known):,} fit on one known GPU."
+        known = []
     for gpu in dict.fromkeys(map(word_gpu, known)):
         does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
         yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
@@ -117,7 +137,7 @@ def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
     )
     if num_unknown:
         yield (
-            f"Memory unknown for {num_unknown:,} of {len(estimates):,} estimates: see the notes below."
+            f"Memory unknown for {num_unknown:,} of {len(estimates):,} estimates: see the notes."
         )
 
 

@@ -1,4 +1,4 @@
-"""Show which GPUs a model fits on, alone or shared or offloaded, and how fast it can be."""
+"""Show what several GPUs and the host would hold, and how fast one GPU can be."""
 
 from __future__ import annotations
 
@@ -7,76 +7,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from moetool.report.memory.words import word_fit, word_seconds, word_sizes, word_unquantized
+from moetool.report.memory.python_argument import PythonArgument
+from moetool.report.memory.words import word_seconds, word_sizes
 from moetool.report.text.lines import make_fact, make_paragraphs, make_whole_lines
 from moetool.report.text.numbers import format_bytes
 from moetool.report.text.page import Block
-from moetool.report.text.styles import Style, Words, make_printable, style_words
+from moetool.report.text.styles import Style, make_printable
 from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import Fit, Offload, RankBytes, SpeedBound
-    from moetool.memory.result import Estimate
+    from moetool.memory.on_gpus import Offload, RankBytes, SpeedBound
 
-_NONE, _DEQUANTIZED = "none", "dequantized"
+_TRANSFORMERS = "transformers"
 _YES_OR_NO = {True: "yes", False: "no"}
-
-
-def list_fits(estimate: Estimate) -> Block:
-    """Return a row for each GPU, by memory, and a column for each way of storing weights.
-
-    For a checkpoint that is already quantized, columns without any known cell are left out: no
-    library quantizes it again.
-    """
-    fits = estimate.fits
-    if not fits:
-        return []
-    by_gpu: dict[tuple[int, str], dict[str, Fit]] = {}
-    for fit in fits:
-        by_gpu.setdefault((fit.memory_bytes, fit.gpu), {})[fit.quantization.value] = fit
-    for fit in estimate.fits_dequantized:
-        by_gpu[fit.memory_bytes, fit.gpu][_DEQUANTIZED] = fit
-    known = {fit.quantization.value for fit in fits if fit.fits is not None}
-    quantizations = [
-        name
-        for name in dict.fromkeys(fit.quantization.value for fit in fits)
-        if estimate.stored is None or name in known or name == _NONE
-    ]
-    if estimate.fits_dequantized:
-        quantizations.append(_DEQUANTIZED)
-    rows = [
-        (
-            make_printable(gpu),
-            format_bytes(memory_bytes),
-            *(_word_cell(by_quantization.get(name)) for name in quantizations),
-        )
-        for (memory_bytes, gpu), by_quantization in sorted(by_gpu.items())
-    ]
-    headers = (
-        "fits on one",
-        "memory",
-        *(
-            make_printable(word_unquantized(estimate)) if name == _NONE else name
-            for name in quantizations
-        ),
-    )
-    legend = "yes/no: GiB to spare, or missing, on one GPU."
-    if any(_takes_several(fit) for fit in fits):
-        legend += ' ×N: fits on N GPUs with device_map="auto".'
-    return [make_table(headers, rows, right=(1,)), *make_paragraphs([legend], Style.MUTED)]
-
-
-def _word_cell(fit: Fit | None) -> Words:
-    word = word_fit(fit)
-    if fit is None or fit.fits is None:
-        return word
-    several = f" ×{fit.num_gpus}" if _takes_several(fit) else ""
-    return style_words(f"{word}{several}", Style.GOOD if fit.fits else Style.BAD)
-
-
-def _takes_several(fit: Fit) -> bool:
-    return fit.fits is False and fit.num_gpus is not None and fit.num_gpus > 1
 
 
 def list_ranks(ranks: Sequence[RankBytes]) -> Block:
@@ -115,7 +59,7 @@ def _word_way(rank: RankBytes) -> str:
 
 
 def list_offload(offload: Offload, gpu: str) -> Block:
-    """Return what goes to host memory, what that costs, and the flags, each on one line."""
+    """Return what goes to host memory, what that costs, and the flags, to copy."""
     if not offload.num_offloaded_layers and offload.fits:
         words = f"not needed: everything fits on 1 × {gpu}"
         return [make_fact("offload", words)]
@@ -138,7 +82,10 @@ def list_offload(offload: Offload, gpu: str) -> Block:
 def _list_flags(flags_of_engines: Mapping[str, str]) -> Iterator[RenderableType]:
     for engine, flags in flags_of_engines.items():
         yield from make_paragraphs([f"{engine}:"])
-        yield from make_whole_lines(f"  {line}" for line in flags.splitlines())
+        if engine == _TRANSFORMERS:
+            yield PythonArgument(flags)
+        else:
+            yield from make_whole_lines(f"  {line}" for line in flags.splitlines() if line.strip())
 
 
 def list_speed(speed: SpeedBound, gpu: str) -> Block:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from moetool.report.memory.fits import list_fits
 from moetool.report.memory.hardware import (
-    list_fits,
     list_offload,
     list_ranks,
     list_speed,
@@ -55,7 +55,9 @@ _FIGURES = {
 def list_blocks(estimate: Estimate) -> Iterator[Block]:
     """Yield everything known about one estimate."""
     verdict, *ways = list_verdict(estimate)
-    yield make_paragraphs([style_words(verdict, Style.STRONG), *ways])
+    in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways])
+    yield in_short
+    yield make_notes(estimate.notes)
     yield list(_list_facts(estimate))
     yield [_make_breakdown(estimate)]
     yield list(_list_peaks(estimate))
@@ -68,12 +70,14 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     if estimate.speed:
         yield list_speed(estimate.speed, estimate.gpu)
     yield list(_list_measured(estimate))
-    yield make_notes(estimate.notes)
+    if not estimate.is_gpu_named:
+        # The table of all GPUs is longer than many a terminal.
+        yield in_short
 
 
 def _list_facts(estimate: Estimate) -> Iterator[Paragraph]:
     yield make_fact("run", word_run(estimate.scenario))
-    yield make_fact("weights", word_weights(estimate.scenario))
+    yield make_fact("weights", word_weights(estimate))
     options = word_options(estimate.scenario)
     if options:
         yield make_fact("options", options)
@@ -117,9 +121,11 @@ def _list_peaks(estimate: Estimate) -> Iterator[Paragraph]:
     """Yield what caused the peak of each phase, the highest first, and the final cache size."""
     for peak in sorted(estimate.peaks, key=lambda peak: -peak.above_weights_bytes):
         yield make_fact(peak.phase.value, word_peak(peak))
-    if estimate.figures.cache_bytes:
-        size = word_size(estimate.figures.cache_bytes)
-        yield make_fact("cache", f"{size} after the last token that runs")
+    highest, cache_bytes = estimate.at_peak, estimate.figures.cache_bytes
+    if cache_bytes and (highest is None or highest.cache_bytes != cache_bytes):
+        words = f"{word_size(cache_bytes)} after the last token that runs"
+        at_peak = "" if highest is None else f"; {word_size(highest.cache_bytes)} at the peak above"
+        yield make_fact("cache", f"{words}{at_peak}")
 
 
 def _list_variants(estimate: Estimate) -> Block:

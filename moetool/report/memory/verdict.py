@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from moetool.memory.on_gpus import Fit, Offload
     from moetool.memory.result import Estimate
 
+_NOTHING = ""
 _VARIANTS_OF_STORED = ("as_published", "dequantized")
 
 
 def list_verdict(estimate: Estimate) -> Iterator[str]:
-    """Yield sentences: whether it fits and, if not, what would make it fit."""
+    """Yield sentences: whether it fits and, if not, what would make it fit.
+
+    Without a GPU, they name the smallest one that it fits on.
+    """
+    if not estimate.is_gpu_named:
+        yield from _list_smallest(estimate)
+        return
     total, fit = estimate.figures.total_device_bytes, estimate.fit
     packed = _word_basis(estimate)
     if total is None:
@@ -34,9 +41,50 @@ def list_verdict(estimate: Estimate) -> Iterator[str]:
         yield from _list_dequantized(estimate)
     if fit is not None and fit.fits is False:
         yield from _list_ways(estimate, fit)
-    smallest = estimate.smallest_fit
-    if smallest is not None and smallest.gpu != estimate.gpu:
-        yield f"The smallest listed GPU that it fits on is the {word_gpu(smallest)}."
+
+
+def _list_smallest(estimate: Estimate) -> Iterator[str]:
+    """Yield what it needs, and the smallest known GPU that it fits on in each storage of weights."""
+    total, own = estimate.figures.total_device_bytes, estimate.scenario.quantization
+    if total is None:
+        yield from _list_unknown(estimate)
+    else:
+        smallest, packed = _word_smallest(estimate), _word_basis(estimate)
+        packed = packed if smallest.startswith(" and") else packed.rstrip(",")
+        yield f"{estimate.model} needs {format_bytes(total)}{packed}{smallest}."
+    if _word_basis(estimate):
+        yield from _list_dequantized(estimate)
+    storages: dict[str, list[str]] = {}
+    own_gpu = None if estimate.smallest_fit is None else estimate.smallest_fit.gpu
+    for quantization, fit in estimate.smallest_fits.items():
+        if quantization is not own:
+            gpu = _NOTHING if fit is None else "the same" if fit.gpu == own_gpu else _word_one(fit)
+            word = "unquantized" if quantization.value == "none" else f"in {quantization}"
+            storages.setdefault(gpu, []).append(word)
+    without = " and ".join(storages.pop(_NOTHING, ()))
+    if storages:
+        words = ", ".join(f"{gpu} {' and '.join(how)}" for gpu, how in storages.items())
+        yield f"The smallest is {words}."
+    if without and own_gpu is not None:
+        yield f"No known GPU is enough alone {without}."
+
+
+def _word_one(fit: Fit) -> str:
+    return f"the {word_gpu(fit)}"
+
+
+def _word_smallest(estimate: Estimate) -> str:
+    smallest, fit = estimate.smallest_fit, estimate.fit
+    if smallest is not None:
+        return f" and fits on one {word_gpu(smallest)}, the smallest that is enough"
+    if fit is None or fit.fits is None:
+        return ""
+    if fit.num_gpus is None:
+        return ": no known GPU is enough"
+    return (
+        f": no known GPU is enough alone, and {fit.num_gpus} × {fit.gpu} are, with "
+        'device_map="auto"'
+    )
 
 
 def _word_basis(estimate: Estimate) -> str:
@@ -70,6 +118,12 @@ def _list_dequantized(estimate: Estimate) -> Iterator[str]:
     if figures is None or figures.total_device_bytes is None:
         return
     words = f"With its weights dequantized it needs {format_bytes(figures.total_device_bytes)}"
+    if not estimate.is_gpu_named:
+        fitting = (fit for fit in estimate.fits_dequantized if fit.fits)
+        smallest = min(fitting, key=lambda fit: fit.memory_bytes, default=None)
+        words += "" if smallest is None else f" and fits on one {word_gpu(smallest)}"
+        yield f"{words}."
+        return
     fit = next((fit for fit in estimate.fits_dequantized if fit.gpu == estimate.gpu), None)
     if fit is not None:
         words += " and fits" if fit.fits else " and doesn't fit"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
 
 _GIB = 2**30
+_OWN_DTYPE = "the configuration's dtype"
 
 _VARIANTS = {
     "transformers": "as transformers loads it",
@@ -25,7 +26,7 @@ _VARIANTS = {
 }
 _METHODS = {
     "simulated": "simulated: runs the model's own code without data, following every allocation",
-    "approximate": "approximate: simulated, under an assumption noted below",
+    "approximate": "approximate: simulated, under an assumption that a note above names",
     "measured": "measured on a GPU",
     "reported": "reported, not computed",
 }
@@ -57,6 +58,16 @@ def word_gpu(fit: Fit) -> str:
     return f"{fit.gpu} ({format_bytes(fit.memory_bytes)})"
 
 
+def word_smallest(estimate: Estimate) -> str:
+    """Return the smallest known GPU that a run fits on, or several of one kind."""
+    smallest, fit = estimate.smallest_fit, estimate.fit
+    if smallest is not None:
+        return smallest.gpu
+    if fit is not None and fit.num_gpus is not None and fit.num_gpus > 1:
+        return f"{fit.num_gpus} × {fit.gpu}"
+    return UNKNOWN if fit is None or fit.fits is None else "none"
+
+
 def word_seconds(seconds: float | None) -> str:
     """Return a time with its unit: `830 µs`, `27.2 ms`, `1.5 s`."""
     if seconds is None:
@@ -85,18 +96,22 @@ def word_run(scenario: Scenario) -> str:
     return words
 
 
-def word_weights(scenario: Scenario) -> str:
+def word_weights(estimate: Estimate) -> str:
     """Return how weights are loaded: `in nf4, the rest in bfloat16; …`."""
-    dtype = "the configuration's dtype" if scenario.dtype == "auto" else scenario.dtype
+    scenario, stored = estimate.scenario, estimate.stored
+    dtype = scenario.dtype if scenario.dtype != "auto" else estimate.loaded_dtype
     if scenario.quantization == "none":
-        return f"in {dtype}"
+        if stored is not None and word_unquantized(estimate) not in ("unquantized", "dequantized"):
+            return f"in {word_unquantized(estimate)}, the rest in {dtype or _OWN_DTYPE}"
+        own = f", {_OWN_DTYPE}" if scenario.dtype == "auto" and dtype else ""
+        return f"in {dtype or _OWN_DTYPE}{own}"
     double = ", double-quantized" if scenario.is_double_quantized else ""
     experts = (
         "experts as transformers loads them"
         if scenario.experts == "as-loaded"
         else "experts quantized as well"
     )
-    return f"in {scenario.quantization}{double}, the rest in {dtype}; {experts}"
+    return f"in {scenario.quantization}{double}, the rest in {dtype or _OWN_DTYPE}; {experts}"
 
 
 def word_variant(name: str) -> str:

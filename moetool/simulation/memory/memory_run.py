@@ -94,6 +94,7 @@ class MemoryRun:
             chose and their weights.
         is_each_layer_run: Also run layers that are the same as one already run. It takes longer and
             gives the same timeline; changes that layers make to themselves then remain.
+        on_step: Receives a few words on each pass through the model and each layer in it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class MemoryRun:
         *,
         routing_modules: tuple[nn.Module, ...] = (),
         is_each_layer_run: bool = False,
+        on_step: Callable[[str], None] | None = None,
     ) -> None:
         self._skeleton = skeleton
         self._options = options
@@ -111,6 +113,8 @@ class MemoryRun:
         self._origins = Origins()
         self._is_each_layer_run = is_each_layer_run
         self._outcomes = LayerOutcomes()
+        self._on_step = on_step
+        self._num_passes = 0
 
     @property
     def repeated_layers(self) -> frozenset[str]:
@@ -184,6 +188,16 @@ class MemoryRun:
             self._call, num_prompt_tokens, {"use_cache": False, "logits_to_keep": 1}
         )
 
+    def _begin_pass(self) -> None:
+        self._num_passes += 1
+        if self._on_step is not None:
+            self._on_step(f"pass {self._num_passes:,}")
+
+    def _say_layer(self, path: str) -> None:
+        # The encoder runs before the first call of the whole model.
+        if self._on_step is not None:
+            self._on_step(f"pass {max(self._num_passes, 1):,}, {path}")
+
     def _call(self, input_ids: torch.Tensor, **options: Any) -> Any:
         accepted = _names_of(self._skeleton)
         return self._skeleton(
@@ -220,10 +234,19 @@ class MemoryRun:
             stack.enter_context(known)
             if not self._is_each_layer_run:
                 stack.enter_context(
-                    RepeatedLayers(skeleton, observers=[recorder], outcomes=self._outcomes)
+                    RepeatedLayers(
+                        skeleton,
+                        observers=[recorder],
+                        outcomes=self._outcomes,
+                        on_layer=None if self._on_step is None else self._say_layer,
+                    )
                 )
             stack.enter_context(recorder)
-            stack.enter_context(_watching_calls(skeleton, recorder, known, calls, num_calls))
+            stack.enter_context(
+                _watching_calls(
+                    skeleton, recorder, known, calls, num_calls, on_call=self._begin_pass
+                )
+            )
             stack.enter_context(_encoding_inside_model(skeleton, known))
             for module in self._routing_modules:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
@@ -266,6 +289,8 @@ def _watching_calls(
     known: KnownValues,
     calls: list[Call],
     num_calls: int | None,
+    *,
+    on_call: Callable[[], None],
 ) -> Iterator[None]:
     """Record every call of the skeleton and the contents of its cache.
 
@@ -279,6 +304,7 @@ def _watching_calls(
         if len(calls) == num_calls:
             calls.append(Call(first_event, first_event, frozenset(), 0))
             raise _CallsDone
+        on_call()
         with known.inside_model():
             output = forward(*args, **kwargs)
         blocks = _find_cache_blocks(output, recorder)

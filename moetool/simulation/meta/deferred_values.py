@@ -140,3 +140,10 @@ class PendingCalls:
 
     def _find_dependent(self, address: int) -> Iterator[DeferredCall]:
         return (call for call in list(self._calls) if call.is_pending and call.depends_on(address))
+
+
+def write_to_copy(func: Any, written: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Return what an operation would have left in its first argument, which stays as it is."""
+    copy = written.clone()
+    func(copy, *args, **kwargs)
+    return copy

@@ -13,7 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from moetool.simulation.meta.deferred_values import DeferredCall, DeferredValue, PendingCalls
+from moetool.simulation.meta.deferred_values import (
+    DeferredCall,
+    DeferredValue,
+    PendingCalls,
+    write_to_copy,
+)
 from moetool.simulation.meta.dispatch import DispatchMode
 from moetool.simulation.meta.generation import CantSimulate
 
@@ -187,6 +192,8 @@ class KnownValues(DispatchMode):
         twin_args, twin_kwargs = tree_map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
             twin_kwargs["device"] = torch.device("cpu")
+        if func._schema.is_mutable and self._write_later(func, args, twin_args, twin_kwargs):
+            return
         call = DeferredCall(
             func,
             twin_args,
@@ -215,6 +222,35 @@ class KnownValues(DispatchMode):
         for tensor, twin in zip(results, twins, strict=True):
             if isinstance(tensor, torch.Tensor):
                 self._twins[tensor] = twin
+
+    def _write_later(
+        self, func: Any, args: tuple[Any, ...], twin_args: tuple[Any, ...], twin_kwargs: Any
+    ) -> bool:
+        """Defer a write to a large tensor that nothing shares memory with; False if it can't wait.
+
+        The tensor's value is then that of a copy that was written to. What followed from it earlier
+        keeps the value that it had.
+        """
+        written = list(_find_written(func, args, twin_kwargs))
+        if len(written) != 1 or written[0] is not args[0]:
+            return False
+        tensor = written[0]
+        address = tensor.untyped_storage()._cdata
+        if not isinstance(self._twins.get(tensor), DeferredValue) or any(
+            other is not tensor and other.untyped_storage()._cdata == address
+            for other in list(self._twins)
+        ):
+            return False
+        call = DeferredCall(
+            partial(write_to_copy, func),
+            twin_args,
+            twin_kwargs,
+            num_bytes=tensor.nbytes,
+            most_bytes=self._most_bytes,
+        )
+        self._pending.add(call)
+        self._twins[tensor] = DeferredValue(call)
+        return True
 
     def _call_later(
         self, tensor: torch.Tensor, compute: Callable[[], torch.Tensor]

@@ -104,11 +104,13 @@ class RepeatedLayers:
         *,
         observers: Sequence[LayerObserver],
         outcomes: LayerOutcomes | None = None,
+        on_layer: Callable[[str], None] | None = None,
     ) -> None:
         self.num_run = 0
         self.num_repeated = 0
         self._model = model
         self._observers = observers
+        self._on_layer = on_layer
         self._outcomes = LayerOutcomes() if outcomes is None else outcomes
         self._fingerprints = self._outcomes.fingerprints
         # By the path of each layer that was called: its kind now, None if it has to be found anew.
@@ -139,6 +141,8 @@ class RepeatedLayers:
         return forward
 
     def _call(self, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._on_layer is not None:
+            self._on_layer(layer.path)
         given = tuple(find_leaves([args, kwargs]))
         caches = {id(value): value for value in given if isinstance(value, Cache)}
         indices = self._outcomes.find_indices(layer) if caches else ()

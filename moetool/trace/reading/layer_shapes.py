@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Place = tuple[str, int]
 
 _METADATA_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
+_ATTRS_HINT = "Clear frame.attrs to have top-k inferred from the rows that are left."
 _PLACES_SHOWN = 4
 
 
@@ -127,7 +128,7 @@ def _check_sizes(
             raise InputError(
                 f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
                 f"{_name(place)}, but its metadata says top-{layer.top_k}.",
-                hint=_METADATA_HINT,
+                hint=_METADATA_HINT if source.table is None else _ATTRS_HINT,
                 facts=[f"seen: {rows[place].largest}"],
             )
 

@@ -91,7 +91,7 @@ def read_prompts(
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
-        return _check(
+        return check_prompts(
             read_jsonl(sys.stdin.buffer, name="stdin", fields=fields),
             source="stdin",
             limits=limits,
@@ -114,7 +114,7 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, source=f"'{path}'", limits=limits, chat=chat)
+        return check_prompts(rows, source=f"'{path}'", limits=limits, chat=chat)
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
@@ -126,7 +126,7 @@ def read_prompts(
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
-    return _check(_read_file(path, fields), source=f"'{path}'", limits=limits, chat=chat)
+    return check_prompts(_read_file(path, fields), source=f"'{path}'", limits=limits, chat=chat)
 
 
 def choose_prompts(
@@ -169,7 +169,7 @@ def make_prompt(text: str) -> list[Prompt]:
     Raises:
         InputError: The text is empty.
     """
-    return _check(
+    return check_prompts(
         [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)],
         source="--prompt",
     )
@@ -255,7 +255,7 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     )
 
 
-def _check(
+def check_prompts(
     rows: Iterable[RawPrompt | BadLine],
     *,
     source: str,

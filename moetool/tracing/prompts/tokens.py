@@ -15,6 +15,7 @@ from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.printable import number_of, printable
+from moetool.quiet import quiet_transformers
 from moetool.tracing.prompts.chat_template import ChatTemplate
 from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt
@@ -50,6 +51,7 @@ class TokenizedPrompt:
     was_cut: bool
 
 
+@quiet_transformers()
 def tokenize_prompts(
     prompts: Iterable[Prompt],
     tokenizer: PreTrainedTokenizerBase,

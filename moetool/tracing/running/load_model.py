@@ -12,12 +12,14 @@ from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
 from moetool.printable import number_of
+from moetool.quiet import quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+@quiet_transformers()
 def load_model(
     checkpoint: Checkpoint,
     config: PreTrainedConfig,

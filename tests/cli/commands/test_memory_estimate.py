@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from moetool.cli.commands.memory_estimate import memory_estimate
 from moetool.cli.options.values import parse_numbers
@@ -77,6 +78,16 @@ from tests.report.memory.estimates import make_estimate
             ["demo", "--double-quantization"],
             Refusal(2, error="Double quantization", hint="nf4"),
             id="scales of nothing",
+        ),
+        pytest.param(
+            ["demo", "--gpu", "a100"],
+            Refusal(2, error="GPUs begin with 'a100'", hint="a100-40gb, a100-80gb or "),
+            id="a name of several GPUs",
+        ),
+        pytest.param(
+            ["demo", "--gpu", "8xh100"],
+            Refusal(2, error="'8xh100' is several GPUs", hint="Give h100"),
+            id="several GPUs",
         ),
         pytest.param(
             ["demo", "--quantization", "int4"], Refusal(2, error="'int4'"), id="a quantization"
@@ -152,6 +163,7 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
 ) -> None:
     memory_estimate(["demo"])
     nothing_asked = {
+        "clipped_sizes": ["num_prompt_tokens", "num_new_tokens"],
         "gpu": None,
         "trace": None,
         "measure": False,
@@ -162,6 +174,12 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
     printed = capsys.readouterr()
     assert printed.out.startswith("demo needs 21.5 GiB and fits on 1 × big")
     assert printed.err == ""
+
+
+def test_an_unknown_gpu_is_refused_before_anything_is_simulated(fake: FakeEstimates) -> None:
+    with pytest.raises(typer.Exit):
+        memory_estimate(["demo"], gpu="24")
+    assert fake.asked == []
 
 
 def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
@@ -204,6 +222,7 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         for num_new_tokens in (4, 2)
     ]
     options = {
+        "clipped_sizes": [],
         "gpu": "24GiB",
         "trace": Path("trace.parquet"),
         "measure": True,
@@ -213,6 +232,19 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
     assert fake.asked == [("demo", scenarios, options), ("mixtral-8x7b", scenarios, options)]
     estimates = json.loads(output.read_text(encoding="utf-8"))["estimates"]
     assert [estimate["model"] for estimate in estimates] == ["demo"] * 4 + ["mixtral-8x7b"] * 4
+
+
+def test_only_sizes_that_were_not_given_may_be_reduced(fake: FakeEstimates) -> None:
+    memory_estimate(["demo"], prompt_tokens="64,128")
+    memory_estimate(["demo"], new_tokens="8")
+    assert [options["clipped_sizes"] for _, _, options in fake.asked] == [
+        ["num_new_tokens"],
+        ["num_prompt_tokens"],
+    ]
+    prompts = [scenario.num_prompt_tokens for scenario in fake.asked[0][1]]
+    assert prompts == [64, 128]
+    (usual,) = fake.asked[1][1]
+    assert usual == Scenario(num_new_tokens=8)
 
 
 @pytest.mark.parametrize("task", [Task.FORWARD, Task.TRACE])

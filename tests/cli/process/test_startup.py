@@ -49,6 +49,7 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["inspect", "--help"],
         ["memory-estimate", "--help"],
         ["models", "--help"],
+        ["gpus", "--help"],
     ],
     ids=" ".join,
 )
@@ -99,6 +100,7 @@ def test_help_names_every_command_and_exit_code(run_moetool: RunMoetool) -> None
         "inspect",
         "memory-estimate",
         "models",
+        "gpus",
         "0 done",
         "5 routing",
         "130 interrupted",

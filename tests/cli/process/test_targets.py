@@ -143,6 +143,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "inspect": ("inspect", "demo"),
     "memory-estimate": ("memory-estimate", "demo"),
     "models": ("models",),
+    "gpus": ("gpus",),
     "specialize": ("specialize", "trace.csv"),
 }
 

@@ -72,6 +72,8 @@ FITS = (
     make_fit("big", memory_gib=80, needs_gib=9.5, quantization=Quantization.NF4, num_gpus=1),
     make_fit("small", memory_gib=16, needs_gib=9.5, quantization=Quantization.NF4, num_gpus=1),
 )
+FITS_OF_BIG = tuple(fit for fit in FITS if fit.gpu == "big")
+FITS_OF_SMALL = tuple(fit for fit in FITS if fit.gpu == "small")
 LIMITS = Limits(largest_prompt_tokens=32_768, largest_batch_size=61, is_whole_context=True)
 RANKS = (
     RankBytes(
@@ -143,7 +145,7 @@ def make_estimate(**changes: Any) -> Estimate:
         figures=FIGURES,
         context_bytes=512 * MIB,
         peaks=(PREFILL, DECODE),
-        fits=FITS,
+        fits=FITS_OF_BIG,
     )
     return replace(estimate, **changes)
 
@@ -156,6 +158,7 @@ def make_full_estimate() -> Estimate:
     }
     return make_estimate(
         gpu="small",
+        fits=FITS_OF_SMALL,
         variants=variants,
         limits=LIMITS,
         ranks=RANKS,

@@ -13,7 +13,14 @@ from moetool.memory.sweep import list_scenarios
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
-from tests.report.memory.estimates import FIGURES, GIB, make_estimate, make_fit
+from tests.report.memory.estimates import (
+    FIGURES,
+    FITS,
+    FITS_OF_SMALL,
+    GIB,
+    make_estimate,
+    make_fit,
+)
 
 TERMINAL = View(width=80)
 
@@ -39,6 +46,8 @@ def test_a_sweep_is_shown_like_this() -> None:
         """\
 2 of 4 fit on 1 × big (80.0 GiB).
 
+Of all.
+
 model       small-4x
 task        generate
 new         256
@@ -56,8 +65,6 @@ batch   prompt     cache   allocated       total   fits
 
 cache: after the last token that runs. allocated: the peak. total: as the device
 shows it. fits: on one GPU, with the GiB to spare or missing.
-
-Of all.
 """
     )
 
@@ -83,7 +90,7 @@ another    1.0 GiB   2.0 GiB    20.0 GiB    unknown   unknown
         in text
     )
     assert text.startswith("1 of 1 fit on 1 × big (80.0 GiB).\n")
-    assert text.endswith("\n\nOf all.\none: Its own.\n")
+    assert "\n\nOf all.\none: Its own.\n\ntask " in text
 
 
 def test_several_models_in_a_sweep_have_a_table_each() -> None:
@@ -101,7 +108,11 @@ def test_several_models_in_a_sweep_have_a_table_each() -> None:
 
 
 def test_each_gpu_has_a_verdict_of_its_own() -> None:
-    estimates = [make_estimate(), make_estimate(gpu="small"), make_estimate(model="another")]
+    estimates = [
+        make_estimate(),
+        make_estimate(gpu="small", fits=FITS_OF_SMALL),
+        make_estimate(model="another"),
+    ]
     text = render_table_text(estimates, TERMINAL)
     assert text.startswith(
         "2 of 2 fit on 1 × big (80.0 GiB).\n0 of 1 fit on 1 × small (16.0 GiB).\n\n"
@@ -153,3 +164,25 @@ def test_a_scenario_that_all_share_is_said_once() -> None:
 def test_without_known_fits_there_is_no_verdict() -> None:
     text = render_table_text([make_estimate(model=name, fits=()) for name in "ab"], TERMINAL)
     assert text.startswith("task        generate\n")
+
+
+def test_without_a_gpu_each_row_names_the_smallest_that_is_enough() -> None:
+    several = make_fit("big", memory_gib=80, needs_gib=200, num_gpus=3)
+    small = make_fit("small", memory_gib=16, needs_gib=200, num_gpus=15)
+    unknown = tuple(replace(fit, fits=None, num_gpus=None) for fit in (several, small))
+    alone = (replace(several, num_gpus=None), small)
+    estimates = [
+        make_estimate(model=name, fits=fits)
+        for name, fits in {
+            "one": FITS,
+            "two": (several, small),
+            "three": unknown,
+            "four": alone,
+        }.items()
+    ]
+    text = render_table_text(estimates, TERMINAL)
+    assert text.startswith("1 of 3 fit on one known GPU.\n")
+    rows = [line.rsplit("   ", 1) for line in text.splitlines() if "20.0 GiB" in line]
+    assert [row[-1] for row in rows] == ["big", "3 × big", "unknown", "none"]
+    assert "\ngpu " not in text
+    assert "fits on: the smallest known GPU" in text

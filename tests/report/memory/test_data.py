@@ -22,12 +22,14 @@ from moetool.report.renderer import ReportFormat
 from tests.report.memory.estimates import (
     DECODE,
     FIGURES,
+    FITS,
     GIB,
     MEASURED,
     MIB,
     OFFLOAD,
     SPEED,
     make_estimate,
+    make_fit,
     make_full_estimate,
 )
 
@@ -39,7 +41,8 @@ ESTIMATE_KEYS = [
 ]
 FURTHER_KEYS = [
     *("gpu", "stored", "limits", "ranks", "offload", "speed", "measured", "fits_dequantized"),
-    "confirmed_on",
+    *("confirmed_on", "prefill_peak_allocated_bytes", "decode_peak_allocated_bytes", "stored_as"),
+    *("weights_basis", "loaded_dtype", "smallest_fits", "smallest_gpu"),
 ]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),
@@ -68,7 +71,24 @@ def test_json_has_the_promised_keys_in_their_order() -> None:
     assert isinstance(fits, list)
     assert [list(peak) for peak in peaks] == [PEAK_KEYS, PEAK_KEYS]
     assert {tuple(fit) for fit in fits} == {tuple(FIT_KEYS)}
-    assert [fit["gpu"] for fit in fits] == ["big", "small", "big", "small"]
+    assert [fit["gpu"] for fit in fits] == ["small", "small"]
+    assert estimate["smallest_fits"] == {}
+
+
+def test_the_smallest_gpu_is_there_for_each_storage_of_the_weights() -> None:
+    too_large = make_fit("big", memory_gib=80, needs_gib=90, quantization=Quantization.INT8)
+    unknown = replace(too_large, quantization=Quantization.FP4, fits=None)
+    (estimate,) = read_json(make_estimate(fits=(*FITS, too_large, unknown)))
+    smallest = estimate["smallest_fits"]
+    assert isinstance(smallest, dict)
+    assert {name: fit and fit["gpu"] for name, fit in smallest.items()} == {
+        "none": "big",
+        "nf4": "small",
+        "int8": None,
+    }
+    assert set(smallest["none"]) == set(FIT_KEYS)
+    (row,) = csv.DictReader(io.StringIO(render_csv([make_estimate(fits=FITS)])))
+    assert row["smallest_gpu"] == "big"
 
 
 def test_json_holds_plain_integers_whose_parts_add_up() -> None:
@@ -177,14 +197,15 @@ def test_pandas_reads_a_sweep_from_csv() -> None:
 
 
 def test_csv_has_a_column_for_every_field_of_a_scenario() -> None:
-    header = render_csv([]).strip().split(",")
+    header = render_csv([make_estimate()]).splitlines()[0].split(",")
     names = [field.name for field in fields(Scenario)]
     assert header[1 : 1 + len(names)] == names
     assert len(header) == len(set(header))
 
 
 def test_a_small_csv_is_this_one() -> None:
-    assert render_csv([make_estimate(peaks=(DECODE,), measured=MEASURED)]) == (
+    estimate = make_estimate(peaks=(DECODE,), measured=MEASURED, loaded_dtype="bfloat16")
+    assert render_csv([estimate]) == (
         "model,batch_size,num_prompt_tokens,num_new_tokens,task,dtype,attention,"
         "experts_implementation,cache,has_padding,quantization,is_double_quantized,experts,"
         "method,gpu,weights_bytes,cache_bytes,peak_allocated_bytes,peak_reserved_bytes,"
@@ -193,11 +214,11 @@ def test_a_small_csv_is_this_one() -> None:
         "at_peak_workspace_bytes,prefill_peak_allocated_bytes,decode_peak_allocated_bytes,"
         "measured_weights_bytes,measured_cache_bytes,measured_peak_allocated_bytes,"
         "measured_peak_reserved_bytes,measured_context_bytes,measured_total_device_bytes,"
-        "stored_as,weights_basis\n"
+        "stored_as,weights_basis,loaded_dtype,smallest_gpu\n"
         "small-4x,1,2048,256,generate,auto,,,dynamic,False,none,False,as-loaded,simulated,big,"
         "17179869184,2147483648,21474836480,22548578304,536870912,23085449216,decode,"
         "model.layers.3,index in mlp.experts,17179869184,2147483648,1879048192,268435456,,"
-        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,\n"
+        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,,bfloat16,\n"
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moetool.memory.on_gpus import Limits
 from moetool.quantized.kinds import Quantization
@@ -28,8 +32,7 @@ def render(**changes: Any) -> str:
 
 
 def test_what_several_gpus_the_host_and_time_would_take_is_shown_like_this() -> None:
-    flags = OFFLOAD.flags["transformers"]
-    assert f"""
+    assert """
 limits      prompts of up to 32,768 tokens at this batch size on 1 × small, the
             model's whole context
             batches of up to 61 sequences at this length on 1 × small
@@ -52,7 +55,9 @@ read on the host per token                                    1.8 GiB
 llama.cpp:
   --n-cpu-moe 7
 transformers:
-  {flags}
+  device_map={0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1,
+      0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0:
+      1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, 0: 1, }
 
 at least, on small        time   bound by   weights' FLOPs       read
 ─────────────────────────────────────────────────────────────────────
@@ -77,10 +82,8 @@ measured    on NVIDIA Big, in 12.3 s
 
 def test_flags_keep_the_lines_and_the_indents_that_they_need() -> None:
     flags = "device_map = {\n    'a': 0,\x1b\n}"
-    text = render(offload=replace(OFFLOAD, flags={"transformers": flags}))
-    assert (
-        "\ntransformers:\n  device_map = {\n      'a': 0,\N{REPLACEMENT CHARACTER}\n  }\n" in text
-    )
+    text = render(offload=replace(OFFLOAD, flags={"an engine": flags}))
+    assert "\nan engine:\n  device_map = {\n      'a': 0,\N{REPLACEMENT CHARACTER}\n  }\n" in text
 
 
 def test_limits_of_nothing_are_said() -> None:
@@ -120,13 +123,13 @@ def test_gpus_are_listed_by_memory_with_a_column_for_each_quantization() -> None
     text = render(fits=fits)
     assert (
         """
-fits on one     memory   unquantized   int8
-───────────────────────────────────────────────
-c              8.0 GiB   unknown       unknown
-d              9.0 GiB   yes           unknown
-a             24.0 GiB   unknown       no -0.02
-b             24.0 GiB   no -0.02      unknown
-yes/no: GiB to spare, or missing, on one GPU.
+  memory   unquantized   int8       GPUs
+────────────────────────────────────────
+ 8.0 GiB   unknown       unknown    c
+ 9.0 GiB   yes           unknown    d
+24.0 GiB   unknown       no -0.02   a
+24.0 GiB   no -0.02      unknown    b
+yes/no: GiB to spare, or missing, on one GPU. `moetool gpus` lists the GPUs.
 """
         in text
     )
@@ -155,3 +158,61 @@ def test_speed_that_is_unknown_is_said_to_be() -> None:
     assert re.search(r"^prefill of the batch +1\.5 s +compute", text, re.MULTILINE)
     assert "routing" not in text
     assert "recomputes from its cache.\nNothing is decoded.\n" in text
+
+
+def test_gpus_of_about_the_same_memory_share_a_row_unless_their_answers_differ() -> None:
+    fits = tuple(
+        make_fit(name, memory_gib=memory_gib, needs_gib=15.95, num_gpus=num_gpus)
+        for name, memory_gib, num_gpus in (
+            ("a", 15.90, 2),
+            ("b", 15.94, 2),
+            ("c", 15.96, 1),
+            ("d", 16.00, 1),
+            ("e", 15.92, 2),
+            ("f", 15.93, 3),
+        )
+    )
+    text = render(fits=fits)
+    assert (
+        """
+  memory   unquantized   GPUs
+─────────────────────────────
+15.9 GiB   no -0.05 ×2   a, e
+15.9 GiB   no -0.02 ×3   f
+15.9 GiB   no -0.01 ×2   b
+16.0 GiB   yes +0.01     c, d
+yes/no: GiB to spare, or missing, on one GPU: the first in the row, which has
+the least memory. ×N: fits on N GPUs with device_map="auto". `moetool gpus`
+lists the GPUs.
+"""
+        in text
+    )
+
+
+def test_many_names_are_cut_on_a_terminal_and_whole_in_a_pipe() -> None:
+    names = [f"a-card-with-a-name-{number:02}" for number in range(20)]
+    fits = tuple(make_fit(name, memory_gib=24, needs_gib=20) for name in names)
+    (row,) = (line for line in render(fits=fits).splitlines() if "yes +4.0" in line)
+    assert row.endswith("…")
+    assert len(row) == 80
+    piped = render_table_text([make_estimate(fits=fits)])
+    assert f"yes +4.0      {', '.join(names)}\n" in piped
+
+
+@given(
+    st.dictionaries(
+        st.text("abcdefgh. _", min_size=1, max_size=30), st.sampled_from([0, 1, "cpu"]), min_size=1
+    ),
+    st.sampled_from([None, 60, 80, 120]),
+)
+def test_a_device_map_can_be_copied_from_any_page(
+    device_map: dict[str, int | str], width: int | None
+) -> None:
+    flags = f"device_map={json.dumps(device_map)}"
+    offload = replace(OFFLOAD, flags={"transformers": flags, "llama.cpp": "--n-cpu-moe 7"})
+    text = render_table_text([make_estimate(offload=offload)], View(width=width))
+    _, _, rest = text.partition("\ntransformers:\n")
+    lines = rest.partition("\nllama.cpp:\n")[0].splitlines()
+    assert all(line.startswith("  ") for line in lines)
+    assert max(map(len, lines)) <= (width or 80)
+    assert eval(f"dict({' '.join(lines)})") == {"device_map": device_map}

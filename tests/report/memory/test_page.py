@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moetool.memory.figures import MemoryFigures, Method, Phase, StoredWeights
+from moetool.memory.figures import Basis, MemoryFigures, Method, Phase, StoredWeights
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
@@ -40,6 +40,10 @@ def test_a_run_that_fits_is_shown_like_this() -> None:
         """\
 small-4x needs 21.5 GiB and fits on 1 × big (80.0 GiB): 58.5 GiB to spare.
 
+A note that is long enough to be cut: so so so so so so so so so so so so so
+  so
+Another.
+
 run         generate: 1 sequence of 2,048 prompt tokens and 256 new ones
 weights     in the configuration's dtype
 method      simulated: runs the model's own code without data, following every
@@ -60,20 +64,62 @@ CUDA context       512.0 MiB     2.3%   ▌
 
 decode      peaks at 20.0 GiB: index in mlp.experts of model.layers.3
 prefill     peaks at 18.2 GiB: mm in lm_head, outside layers
-cache       2.0 GiB after the last token that runs
 
-fits on one     memory   unquantized   nf4
-────────────────────────────────────────────────
-small         16.0 GiB   no -5.5 ×3    yes +6.5
-big           80.0 GiB   yes +58.5     yes +70.5
-yes/no: GiB to spare, or missing, on one GPU. ×N: fits on N GPUs with
-device_map="auto".
-
-A note that is long enough to be cut: so so so so so so so so so so so so so
-  so
-Another.
+  memory   unquantized   nf4         GPU
+────────────────────────────────────────
+80.0 GiB   yes +58.5     yes +70.5   big
+yes/no: GiB to spare, or missing, on one GPU.
 """
     )
+
+
+def test_without_a_gpu_the_page_ends_with_the_verdict_that_it_begins_with() -> None:
+    in_short = """\
+small-4x needs 21.5 GiB and fits on one big (80.0 GiB), the smallest that is
+enough.
+The smallest is the small (16.0 GiB) in nf4.
+"""
+    text = render(fits=FITS, notes=("A note.",))
+    assert text.startswith(f"{in_short}\nA note.\n\nrun  ")
+    assert text.endswith(
+        f"""
+  memory   unquantized   nf4         GPUs
+──────────────────────────────────────────
+16.0 GiB   no -5.5 ×3    yes +6.5    small
+80.0 GiB   yes +58.5     yes +70.5   big
+yes/no: GiB to spare, or missing, on one GPU. ×N: fits on N GPUs with
+device_map="auto". `moetool gpus` lists the GPUs.
+
+{in_short}"""
+    )
+
+
+def test_a_cache_that_grows_after_the_peak_is_shown_next_to_the_one_at_the_peak() -> None:
+    higher = replace(PREFILL, parts=replace(PREFILL.parts, activation_bytes=9 * GIB))
+    words = "\ncache       2.0 GiB after the last token that runs; 1.0 GiB at the peak above\n"
+    assert words in render(peaks=(higher,))
+    assert "\ncache  " not in render().partition("peaks at")[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "in the configuration's dtype"),
+        ({"loaded_dtype": "bfloat16"}, "in bfloat16, the configuration's dtype"),
+        ({"loaded_dtype": "float16", "scenario": Scenario(dtype="float16")}, "in float16"),
+        (
+            {
+                "loaded_dtype": "bfloat16",
+                "stored": StoredWeights(
+                    method="fp8, blocks", stored_bytes=1, loaded_bytes=1, is_dequantized=False
+                ),
+            },
+            "in fp8, the rest in bfloat16",
+        ),
+    ],
+)
+def test_the_dtype_is_named(changes: dict[str, Any], words: str) -> None:
+    assert f"\nweights     {words}\n" in render(**changes)
 
 
 def test_a_run_that_does_not_fit_begins_with_what_can_be_done() -> None:
@@ -84,7 +130,10 @@ GiB.
 It fits on 3 × small with device_map="auto".
 On 1 × small it fits in nf4.
 With the routed experts of 7 of 18 layers in host memory, 1 × small is enough.
-The smallest listed GPU that it fits on is the big (80.0 GiB).
+
+A note that is long enough to be cut: so so so so so so so so so so so so so
+  so
+Another.
 
 run         """
     )
@@ -189,10 +238,49 @@ def test_where_only_computing_experts_on_the_host_helps_that_is_offered() -> Non
     )
 
 
-def test_the_smallest_gpu_is_named_where_another_was_asked_for() -> None:
-    fits = (*FITS, make_fit("medium", memory_gib=24, needs_gib=21.5))
-    assert verdict(fits=fits).endswith("that it fits on is the medium (24.0 GiB).")
-    assert "smallest" not in verdict(gpu="medium", fits=fits)
+def test_without_a_gpu_the_smallest_that_is_enough_is_named() -> None:
+    medium = make_fit("medium", memory_gib=24, needs_gib=21.5)
+    assert verdict(fits=(*FITS, medium)) == (
+        "small-4x needs 21.5 GiB and fits on one medium (24.0 GiB), the smallest that is enough. "
+        "The smallest is the small (16.0 GiB) in nf4."
+    )
+    in_int8 = replace(medium, quantization=Quantization.INT8)
+    assert verdict(fits=(*FITS[:2], medium, in_int8)).endswith("The smallest is the same in int8.")
+    assert "smallest" not in verdict(gpu="medium", fits=(medium,))
+
+
+def test_without_a_gpu_that_is_enough_several_are_named() -> None:
+    big = make_fit("big", memory_gib=80, needs_gib=200, num_gpus=3)
+    small = make_fit("small", memory_gib=16, needs_gib=200, num_gpus=14)
+    assert verdict(fits=(small, big)) == (
+        "small-4x needs 21.5 GiB: no known GPU is enough alone, and 3 × big are, with "
+        'device_map="auto".'
+    )
+    uncounted = replace(big, num_gpus=None)
+    assert verdict(fits=(small, uncounted)) == ("small-4x needs 21.5 GiB: no known GPU is enough.")
+    in_nf4 = replace(big, quantization=Quantization.NF4, fits=True)
+    assert verdict(fits=(small, big, in_nf4)).endswith("The smallest is the big (80.0 GiB) in nf4.")
+    too_large = replace(big, quantization=Quantization.INT8)
+    assert verdict(fits=(*FITS, too_large)).endswith("No known GPU is enough alone in int8.")
+
+
+def test_without_a_gpu_packed_and_dequantized_weights_each_have_a_smallest_one() -> None:
+    stored = StoredWeights(
+        method="mxfp4, packed",
+        stored_bytes=None,
+        loaded_bytes=None,
+        is_dequantized=None,
+        packed_bytes=9 * GIB,
+        dequantized_bytes=16 * GIB,
+        basis=Basis.PUBLISHED,
+    )
+    fits = (FITS[0], make_fit("small", memory_gib=16, needs_gib=12))
+    variants = {"as_published": FIGURES, "dequantized": FIGURES}
+    assert verdict(fits=fits, stored=stored, variants=variants) == (
+        "small-4x needs 21.5 GiB with its weights packed as published, in mxfp4, and fits on one "
+        "small (16.0 GiB), the smallest that is enough. With its weights dequantized it needs 21.5 "
+        "GiB and fits on one big (80.0 GiB)."
+    )
 
 
 # Parts

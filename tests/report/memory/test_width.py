@@ -105,7 +105,8 @@ ESTIMATES = st.builds(
             fits_computed_on_host=st.booleans(),
             # Flags may be of any length: these fit.
             flags=st.dictionaries(
-                st.just("engine"), st.text(st.characters(max_codepoint=127), max_size=50)
+                st.sampled_from(["engine", "transformers"]),
+                st.text(st.characters(max_codepoint=127), max_size=50),
             ),
             fits=st.booleans(),
         )

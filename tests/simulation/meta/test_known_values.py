@@ -322,6 +322,45 @@ def test_a_large_tensor_is_what_it_was_when_something_followed_from_it() -> None
     assert numbers.tolist() == [1, *view.tolist()]
 
 
+def test_writes_to_a_large_tensor_wait_until_it_is_read(
+    late: KnownValues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    positions = torch.arange(100, device="meta")
+    del late
+    ran: list[object] = []
+    compute = DeferredCall._compute
+
+    def watched(self: DeferredCall, *given: Any) -> Any:
+        ran.append(self)
+        return compute(self, *given)
+
+    monkeypatch.setattr(DeferredCall, "_compute", watched)
+    doubled = positions * 2
+    tripled = doubled + positions
+    doubled += tripled
+    doubled.clamp_(max=400)
+    after = doubled - 1
+    doubled.zero_()
+    assert ran == []
+    assert after.tolist() == [min(5 * number, 400) - 1 for number in range(100)]
+    assert tripled.tolist() == [3 * number for number in range(100)]
+    assert doubled.tolist() == [0] * 100
+    assert positions.tolist() == [*range(100)]
+
+
+@pytest.mark.usefixtures("late")
+def test_a_write_that_waits_is_not_seen_by_what_was_made_before() -> None:
+    numbers = torch.arange(11, device="meta") + 1
+    earlier = numbers.clone()
+    numbers.add_(1)
+    view = numbers[5:]
+    numbers.mul_(2)
+    view.add_(100)
+    assert earlier.tolist() == [*range(1, 12)]
+    assert view.tolist() == [2 * number + 100 for number in range(7, 13)]
+    assert numbers.tolist() == [2 * number + (100 if number > 6 else 0) for number in range(2, 13)]
+
+
 @pytest.mark.usefixtures("late")
 def test_unknown_values_written_to_a_large_tensor_make_it_unknown() -> None:
     numbers = torch.zeros(11, device="meta")

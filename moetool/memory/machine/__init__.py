@@ -1,0 +1,1 @@
+"""Ask this machine about its GPU."""
