@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
+    from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
     from moetool.memory.scenario import Attention as Attention
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
@@ -42,6 +43,7 @@ _HOME_OF = {
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
     "estimate_memory": "moetool.memory.estimate",
+    "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.measure",
     "read_trace": "moetool.trace.reading.reader",
@@ -64,6 +66,7 @@ __all__ = [
     "Trace",
     "__version__",
     "estimate_memory",
+    "find_fitting_models",
     "inspect_model",
     "measure_specialization",
     "read_trace",

@@ -27,9 +27,14 @@ _MOST_FACTS = 20
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 unusable "
-    "input; 4 a dense model where routing is needed; 5 routing that can't be traced exactly; "
-    "6 out of memory; 130 interrupted."
+    (DONE, "done"),
+    (1, "a bug in moetool"),
+    (USAGE, "wrong usage, or an output that exists"),
+    (3, "unusable input"),
+    (4, "a dense model where routing is needed"),
+    (5, "routing that can't be traced exactly"),
+    (6, "out of memory"),
+    (INTERRUPTED, "interrupted"),
 )
 
 Parameters = ParamSpec("Parameters")

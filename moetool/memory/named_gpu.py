@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.catalogue.gpus import Gpu
-from moetool.memory.fitting.limits import find_limits
+from moetool.memory.fitting.limits import find_limits, refuse_search
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
@@ -16,12 +16,8 @@ from moetool.memory.result import Estimate
 from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
-from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import find_choices, read_routing
-
-# A search for limits takes about ten trials.
-_NUM_TRIALS = 10
 
 
 def add_answers(
@@ -102,7 +98,7 @@ def _find_limits(
     """Return the largest scenarios that fit, if trials are not too much work, and notes on them."""
 
     def find() -> tuple[Limits, tuple[str, ...]]:
-        refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=runs.most_work)
+        refuse_search(run, most_work=runs.most_work)
         return find_limits(runs, estimate.scenario, gpu)
 
     found = gaps.unless_refused("The longest prompt and the largest batch that fit are", find)

@@ -37,6 +37,7 @@ class View:
 
     Attributes:
         per_layer: Show every layer, not only totals.
+        lists_all: List what is summed up in a line otherwise.
         source: Name of the file or folder that the result was computed from, as the user gave it.
         width: Columns of the terminal. None for a file or pipe, where no cell of a table is broken.
         has_color: Whether words may be coloured and emphasized.
@@ -47,6 +48,7 @@ class View:
     source: str | None = None
     width: int | None = None
     has_color: bool = False
+    lists_all: bool = False
     failures: tuple[Failure, ...] | None = None
 
     def list_failures(self) -> dict[str, object]:

@@ -18,6 +18,7 @@ from syrupy.assertion import SnapshotAssertion
 from moetool import Scenario, estimate_memory, inspect_model
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.catalogue.selection import select_models
 from moetool.inspection.result import Inspection
 from moetool.memory.result import Estimate
 from moetool.report import models as catalogue
@@ -76,10 +77,7 @@ def show_sweep(view: View) -> str:
 
 
 def show_catalogue(view: View) -> str:
-    everything = catalogue.Catalogue(
-        models=tuple(read_published_models().values()),
-        systems=tuple(read_reported_systems().values()),
-    )
+    everything = select_models(read_published_models().values(), read_reported_systems().values())
     return catalogue.render_table_text(everything, view)
 
 

@@ -23,10 +23,12 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
+from moetool.errors import UsageError
 
+SUMMARY = "Count parameters, total and active."
 EXAMPLES = (
     "moetool inspect mixtral-8x7b",
-    "moetool inspect gpt-oss-20b qwen3-30b-a3b deepseek-v3",
+    "moetool inspect mixtral-8x7b olmoe-1b-7b --summary -o models.csv",
     "moetool inspect ./my-model --per-layer --format csv -o layers.csv",
 )
 
@@ -38,6 +40,10 @@ def inspect(
     models: ModelsArgument,
     per_layer: Annotated[
         bool, typer.Option("--per-layer", metavar=FLAG, help="Also show every layer's components.")
+    ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", metavar=FLAG, help="Show one row or column for each model."),
     ] = False,
     source: Annotated[
         AskedSource,
@@ -58,11 +64,17 @@ def inspect(
     """Show a model's anatomy and its exact parameter counts, total and active.
 
     Weights are never read or downloaded, only the headers of their files. Several models are
-    shown side by side. CSV has one row per layer and component.
+    shown side by side. CSV has one row per layer and component, or per model with --summary.
     """
     from moetool.inspection.inspect import inspect_model
-    from moetool.report.inspect.data import RENDERERS
+    from moetool.report.inspect import data
+    from moetool.report.inspect import summary as summaries
 
+    if summary and per_layer:
+        raise UsageError(
+            "--summary shows one row for each model, and --per-layer every layer.",
+            hint="Leave one of them out.",
+        )
     chosen = choose_report_format(output_format, output)
     failures = Failures(models)
     references = failures.resolve()
@@ -84,5 +96,6 @@ def inspect(
                 )
     failures.check(inspected)
     view = replace(see_output(output), per_layer=per_layer, failures=failures.list_failures())
-    print_or_write(RENDERERS[chosen](inspected, view), output, force=force)
+    renderers = summaries.RENDERERS if summary else data.RENDERERS
+    print_or_write(renderers[chosen](inspected, view), output, force=force)
     failures.finish()

@@ -33,6 +33,7 @@ from moetool.quantized.kinds import Quantization, QuantizedExperts
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
 
+SUMMARY = "Estimate the GPU memory of a run."
 EXAMPLES = (
     "moetool memory-estimate mixtral-8x7b --gpu h200",
     "moetool memory-estimate mixtral-8x7b --gpu 24GiB --quantization nf4",

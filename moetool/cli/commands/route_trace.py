@@ -14,9 +14,10 @@ from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.memory.scenario import CacheKind, Dtype
 
+SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
     "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
-    "moetool route-trace org/model --prompts p.jsonl --device-map auto -o t.parquet",
+    "moetool route-trace org/model --prompts p.csv --device-map auto -o t.parquet",
     "moetool route-trace demo --prompt 'Hello' --max-new-tokens 20 --format csv",
 )
 

@@ -20,6 +20,7 @@ from moetool.cli.options.shared import (
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
+SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
     "moetool specialize trace.parquet",
     "moetool specialize trace.parquet --permutations 9999 -o domains.json",

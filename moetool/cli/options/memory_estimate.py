@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
 from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import (
@@ -130,6 +131,7 @@ Gpu = Annotated[
         help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
         "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
         "compare all known GPUs.",
+        autocompletion=complete_gpus,
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_checkpoints
 from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_libraries
 from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import Dtype
@@ -27,7 +28,10 @@ class TraceFormat(StrEnum):
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder, a Hub id (org/name), or 'demo'.", show_default=False
+        metavar="MODEL",
+        help="A folder, a Hub id (org/name), or 'demo'.",
+        show_default=False,
+        autocompletion=complete_checkpoints,
     ),
 ]
 BatchSize = Annotated[

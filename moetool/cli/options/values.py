@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 
 import typer
 
@@ -11,6 +13,11 @@ from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+
+_PARAMETERS = re.compile(
+    r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmbt])", re.IGNORECASE
+)
+_PARAMETERS_PER_UNIT = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 # Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
@@ -117,3 +124,20 @@ def check_experts(experts: QuantizedExperts, quantization: Quantization) -> None
             "Quantized experts were asked for, but no quantization.",
             hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
         )
+
+
+def parse_parameters(text: str | None, *, option: str) -> int | None:
+    """Return the number of parameters in a text like `4B`, `700M` or `1.6T`; None for None.
+
+    Raises:
+        UsageError: The text is not a number with one of these units.
+    """
+    if text is None:
+        return None
+    size = _PARAMETERS.fullmatch(text.strip())
+    if size is None:
+        raise UsageError(
+            f"{option}: '{text}' is not a number of parameters.",
+            hint="Write billions as 4B, and millions as 700M.",
+        )
+    return int(Decimal(size["number"]) * _PARAMETERS_PER_UNIT[size["unit"].lower()])
