@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from moetool.cli.options.shared import FLAG
 from moetool.cli.usage.explain import PROMPT_SUFFIXES
 from moetool.errors import UsageError
 from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.limits import PromptLimits
 
 _TOKENS_PANEL = "Tokens of the prompts"
 _COLUMNS_PANEL = "Columns of the prompts file"
@@ -78,15 +78,13 @@ DomainField = Annotated[
 ]
 
 
-def check_prompt(
-    prompt: str | None, *, fields: PromptFields, limits: Mapping[str, int | None]
-) -> None:
+def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimits) -> None:
     """Refuse a single prompt that names a file of prompts, and options that it leaves without use.
 
     Args:
         prompt: The text of --prompt; None without it.
         fields: The names of a file's columns.
-        limits: The limits on the number of prompts, by the names of their options.
+        limits: The limits on the number of prompts.
 
     Raises:
         UsageError: The prompt is the name of a file, or such an option is given with it.
@@ -99,19 +97,14 @@ def check_prompt(
             hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
         )
     defaults = PromptFields()
-    useless = {
-        f"--{name.replace('_', '-')}": name.replace("_", " ")
-        for name, limit in limits.items()
-        if limit is not None
-    } | {
-        option: name
-        for option, name, given, default in (
-            ("--id-field", "column of ids", fields.prompt_id, defaults.prompt_id),
-            ("--text-field", "column of texts", fields.text, defaults.text),
-            ("--domain-field", "column of domains", fields.domain, defaults.domain),
-        )
-        if given != default
+    is_given = {
+        ("--limit", "limit"): limits.total is not None,
+        ("--limit-per-domain", "limit per domain"): limits.per_domain is not None,
+        ("--id-field", "column of ids"): fields.prompt_id != defaults.prompt_id,
+        ("--text-field", "column of texts"): fields.text != defaults.text,
+        ("--domain-field", "column of domains"): fields.domain != defaults.domain,
     }
+    useless = {option: name for (option, name), given in is_given.items() if given}
     if useless:
         raise without_effect(
             useless, because="a single prompt is given", unless="give a file with --prompts"
