@@ -19,11 +19,13 @@ def render_table_text(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -
     return render_page(comparison.list_blocks(models, view), view)
 
 
-def render_json(models: Sequence[Inspection], _: View = DEFAULT_VIEW) -> str:
+def render_json(models: Sequence[Inspection], view: View = DEFAULT_VIEW) -> str:
     """Return the rows as one JSON object, with the notes on each model."""
     rows = [{**model.to_summary(), "notes": model.notes} for model in models]
     return envelope.render_json(
-        "moetool.inspect-summary/1", {"models": rows}, libraries=envelope.MODEL_LIBRARIES
+        "moetool.inspect-summary/1",
+        {"models": rows, **view.list_failures()},
+        libraries=envelope.MODEL_LIBRARIES,
     )
 
 
