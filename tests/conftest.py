@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Nor on what its user's cache holds. Workers share that of the process that started them.
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="moetool-tests-")
+    os.environ["MOETOOL_CACHE"] = os.path.join(os.environ["HF_HOME"], "moetool")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest

@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/route-trace.md",
     "docs/inspect.md",
     "docs/memory-estimate.md",
+    "docs/fits.md",
 )
 
 _BLOCK = re.compile(r"(?<=^```console\n)(?P<command>\$ .*\n)(?P<output>(?:.*\n)*?)(?=^```$)", re.M)

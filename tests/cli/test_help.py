@@ -56,7 +56,15 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
-    "fits": {"--gpu", "--batch-size", "--prompt-tokens", "--new-tokens", "--all", "--sort"}
+    "fits": {
+        "--gpu",
+        "--family",
+        "--batch-size",
+        "--prompt-tokens",
+        "--new-tokens",
+        "--all",
+        "--sort",
+    }
     | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},

@@ -17,6 +17,7 @@ from moetool.cli.options.shared import (
     OutputOption,
     QuietOption,
 )
+from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_bar
 from moetool.memory.fitting.model_fit import FitSort
@@ -37,11 +38,16 @@ def fits(
         str,
         typer.Option(
             metavar="GPU",
-            help="A GPU, such as h200 or rtx-4090, or an amount of memory, such as 24GiB.",
+            help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
+            "24GiB, or here for this machine's GPU.",
             show_default=False,
             autocompletion=complete_gpus,
         ),
     ],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Only models with this in their name or Hub id."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", help="Sequences in a batch.")
     ] = Scenario.batch_size,
@@ -84,11 +90,14 @@ def fits(
     minutes on all cores; what it finds out is kept in the user's cache folder, or in the folder
     that MOETOOL_CACHE names.
     """
+    from moetool.catalogue.published import read_published_models
+    from moetool.catalogue.selection import select_models
     from moetool.memory.fitting.catalogue_fits import find_fitting_models
     from moetool.report.memory.catalogue import RENDERERS
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force)
+    check_experts(experts, quantization)
     scenario = Scenario(
         batch_size=batch_size,
         num_prompt_tokens=prompt_tokens,
@@ -97,9 +106,15 @@ def fits(
         is_double_quantized=double_quantization,
         experts=experts,
     )
+    selected = select_models(read_published_models().values(), family=family).models
     with show_bar("models", is_quiet=quiet) as show:
         found = find_fitting_models(
-            gpu, scenario, sort=sort, use_cache=not no_cache, on_progress=show
+            gpu,
+            scenario,
+            models=[model.name for model in selected],
+            sort=sort,
+            use_cache=not no_cache,
+            on_progress=show,
         )
     view = replace(see_output(output), lists_all=list_all)
     print_or_write(RENDERERS[chosen](found, view), output, force=force)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.names import DEMO
 from moetool.catalogue.published import PublishedModel, read_published_models, read_reported_systems
+from moetool.memory.machine.local_gpu import HERE
 
 # A value, and what a shell may show next to it.
 Completion = tuple[str, str]
@@ -51,6 +52,8 @@ def complete_checkpoints(incomplete: str) -> Iterator[Completion]:
 
 def complete_gpus(incomplete: str) -> Iterator[Completion]:
     """Yield the ids of GPUs that begin with some letters."""
+    if HERE.startswith(incomplete.lower()):
+        yield HERE, "this machine's GPU"
     for gpu in read_gpus().values():
         if gpu.id.startswith(incomplete.lower()):
             yield gpu.id, f"{gpu.title}, {gpu.memory_bytes / 2**30:.0f} GiB"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
-from moetool.catalogue.gpus import Gpu, find_gpu
+from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import PublishedModel, read_published_models
 from moetool.catalogue.selection import find_total
 from moetool.choices import choose, take_text
@@ -23,19 +24,22 @@ from moetool.memory.fitting.model_fit import (
 )
 from moetool.memory.fitting.worker import FitTask
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
+from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.scenario import Scenario
+from moetool.plain import Tabular, make_plain, show_number_of
 
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
 # In 4 bits.
 _FEWEST_BYTES_PER_PARAM = 0.5
+_KEPT = "What was found out is kept: the same command goes on from there."
 _ENDED = "The process that simulated it ended: there may be too little memory."
 
 # Receives the number of models that are done, the number of all, and one of those that are done.
 OnProgress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class CatalogueFits:
+@dataclass(frozen=True, repr=False)
+class CatalogueFits(Tabular):
     """The models of the catalogue and a GPU.
 
     Attributes:
@@ -68,6 +72,31 @@ class CatalogueFits:
         """The models of which it is unknown."""
         return tuple(model for model in self.models if model.fits is None)
 
+    def __repr__(self) -> str:
+        number = f"{len(self.fitting)} of {show_number_of(len(self.models), 'model')}"
+        return f"<CatalogueFits {self.gpu.id}: {number} run>"
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return {"model": str, "gpu": str, **get_type_hints(ModelFit)}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row for each model. Values are plain; unknown ones are None."""
+        return [
+            {"model": model.model, "gpu": self.gpu.id, **make_plain(model)} for model in self.models
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        return {
+            "gpu": self.gpu.id,
+            "memory_bytes": self.gpu.memory_bytes,
+            "scenario": make_plain(self.scenario),
+            "num_fitting": len(self.fitting),
+            "models": self.to_rows(),
+        }
+
 
 class _MissingFactError(Exception):
     """A fact is not in the cache."""
@@ -89,7 +118,8 @@ def find_fitting_models(
     variable MOETOOL_CACHE names. Much of it holds for other GPUs too, so they are answered faster.
 
     Args:
-        gpu: A GPU's id or alias, or an amount of memory such as `24GiB`.
+        gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
+            GPU.
         scenario: The run; by default `Scenario()`.
         models: Names in the catalogue; None for all of them.
         sort: The order of the models.
@@ -101,7 +131,7 @@ def find_fitting_models(
         InputError: The catalogue has no such model.
         UsageError: The GPU is unknown, or there is no such order.
     """
-    found_gpu = find_gpu(take_text(gpu, name="GPU"))
+    found_gpu = take_gpu(take_text(gpu, name="GPU"))
     sort = choose(sort, FitSort, name="order")
     scenario = Scenario() if scenario is None else scenario
     asked = _find_models(models)
@@ -117,10 +147,17 @@ def find_fitting_models(
         say(num_done, len(asked), "")
     tasks = [FitTask(asked[index].name, found_gpu, scenario, cache_folder) for index in missing]
     working = work_in_processes(tasks, WORKER, num_processes=choose_num_processes(len(tasks)))
-    for number, (index, fit) in enumerate(working, start=num_done + 1):
-        name = tasks[index].model
-        fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
-        say(number, len(asked), name)
+    try:
+        for number, (index, fit) in enumerate(working, start=num_done + 1):
+            name = tasks[index].model
+            fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
+            say(number, len(asked), name)
+    except KeyboardInterrupt as interrupt:
+        if use_cache:
+            interrupt.add_note(_KEPT)
+        raise
+    finally:
+        working.close()
     found = [fit for fit in fits if fit is not None]
     return CatalogueFits(found_gpu, scenario, tuple(sort_fits(found, sort)))
 

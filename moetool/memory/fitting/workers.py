@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,7 @@ def choose_num_processes(num_tasks: int) -> int:
 
 def work_in_processes(
     tasks: Sequence[object], command: Sequence[str], *, num_processes: int
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Yield the index of each task and its answer, as they come; None if its process ended first.
 
     All processes are ended when this generator is closed, or raises.
@@ -53,7 +53,10 @@ def work_in_processes(
                 index = waiting.get_nowait()
             except queue.Empty:
                 break
-            if process is None or process.poll() is not None:
+            if process is not None and process.poll() is not None:
+                _end(process)
+                process = None
+            if process is None:
                 process = _start(command)
                 processes.append(process)
             answers.put((index, _ask(process, tasks[index])))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -30,21 +30,6 @@ _LEGENDS = {
     _PUBLISHED: "with its weights packed as published, which depends on the packages installed",
 }
 _LONGEST = "prompt: the longest that fits, in tokens, at this batch size and number of new tokens"
-_COLUMNS = (
-    "model",
-    "gpu",
-    "fits",
-    "params",
-    "active_params",
-    "weights_bytes",
-    "weights_basis",
-    "headroom_bytes",
-    "least_shortage_bytes",
-    "longest_prompt_tokens",
-    "is_whole_context",
-    "may_be_longer",
-    "reason",
-)
 
 
 def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
@@ -65,29 +50,22 @@ def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
         blocks.append(make_paragraphs(f"{model.model}: {model.reason}" for model in reasons))
     else:
         names = ", ".join(model.model for model in unknown)
-        blocks.append(make_paragraphs([f"Unknown: {names}. --all shows why."]))
+        blocks.append(make_paragraphs([f"No answer for {names}. --all shows why."]))
     shown = "".join(map(_mark, fitting))
     legend = [f"{mark} {words}" for mark, words in _LEGENDS.items() if mark in shown]
-    blocks.append(make_paragraphs(["; ".join([*legend, _LONGEST])] if fitting else [], Style.MUTED))
+    blocks.append(make_paragraphs(["; ".join([_LONGEST, *legend])] if fitting else [], Style.MUTED))
     return render_page(blocks, view)
 
 
 def render_json(result: CatalogueFits, _: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, sizes in bytes and unknown values as null."""
-    payload = {
-        "gpu": result.gpu.id,
-        "memory_bytes": result.gpu.memory_bytes,
-        "scenario": result.scenario,
-        "num_fitting": len(result.fitting),
-        "models": list(_list_rows(result)),
-    }
     libraries = envelope.MODEL_LIBRARIES
-    return envelope.render_json("moetool.fits/1", payload, libraries=libraries)
+    return envelope.render_json("moetool.fits/1", result.to_dict(), libraries=libraries)
 
 
 def render_csv(result: CatalogueFits, _: View = DEFAULT_VIEW) -> str:
     """Return one row for each model of the catalogue."""
-    return envelope.render_csv(_list_rows(result), _COLUMNS)
+    return envelope.render_rows([result])
 
 
 RENDERERS: Renderers[CatalogueFits] = {
@@ -95,12 +73,6 @@ RENDERERS: Renderers[CatalogueFits] = {
     ReportFormat.JSON: render_json,
     ReportFormat.CSV: render_csv,
 }
-
-
-def _list_rows(result: CatalogueFits) -> Iterator[dict[str, Any]]:
-    for model in result.models:
-        values = {**vars(model), "gpu": result.gpu.id}
-        yield {name: values[name] for name in _COLUMNS}
 
 
 def _make_headline(result: CatalogueFits) -> Block:

@@ -57,6 +57,18 @@ def test_all_lists_the_rest(run_moetool: RunMoetool) -> None:
     assert "kimi-k3: transformers has no class for it" in completed.stdout
 
 
+def test_a_family_is_all_that_is_listed(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("fits", "--gpu", "24GiB", "--family", "granite", "--format", "csv")
+    rows = list(csv.DictReader(completed.stdout.splitlines()))
+    assert [(row["model"], row["fits"]) for row in rows] == [
+        ("granite-3.0-1b-a400m", "True"),
+        ("granite-3.0-3b-a800m", "False"),
+    ]
+    nothing = run_moetool("fits", "--gpu", "24GiB", "--family", "no such family")
+    assert (nothing.returncode, nothing.stderr) == (0, "")
+    assert nothing.stdout.startswith("None of 0 models runs on 1 × 24gib")
+
+
 def test_json_and_csv_have_every_model(run_moetool: RunMoetool, tmp_path: Path) -> None:
     for name in ("fits.json", "fits.csv"):
         completed = run_moetool("fits", "--gpu", "24GiB", "-o", tmp_path / name)

@@ -35,6 +35,7 @@ CASES = [
     ("inspect", "my-", ["my-checkpoint"]),
     ("route-trace", "d", ["demo"]),
     ("memory-estimate demo --gpu", "h2", ["h20", "h200", "h200-nvl"]),
+    ("memory-estimate demo --gpu", "he", ["here"]),
     ("fits --gpu", "gb2", ["gb200"]),
     ("fits --sort", "p", ["prompt"]),
     ("models --kind", "", ["moe", "dense"]),
@@ -140,7 +141,7 @@ def test_everything_known_is_offered_where_nothing_is_typed(
     models = [name for name, _ in complete_models("")]
     assert models[0] == "demo"
     assert set(read_published_models()) <= set(models)
-    assert [name for name, _ in complete_gpus("")] == list(read_gpus())
+    assert [name for name, _ in complete_gpus("")] == ["here", *read_gpus()]
     assert [name for name, _ in complete_checkpoints("")] == ["demo"]
     assert [name for name, _ in complete_models("MIXTRAL-8x7")] == ["mixtral-8x7b"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ SCENARIO = Scenario()
 GIB = 2**30
 
 
-def work(tasks: list[int], *, num_processes: int = 2) -> Iterator[tuple[int, tuple[int, int]]]:
+def work(tasks: list[int], *, num_processes: int = 2) -> Generator[tuple[int, Any], None, None]:
     return work_in_processes(tasks, (sys.executable, "-c", DOUBLING), num_processes=num_processes)
 
 
@@ -77,7 +78,7 @@ def test_no_process_outlives_the_one_that_asks() -> None:
     working = work([1, 0, 0])
     _, (number, pid) = next(working)
     assert number == 2
-    working.close()  # type: ignore[attr-defined]
+    working.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -124,6 +125,37 @@ def test_models_that_are_known_are_not_asked_for(asked: Path) -> None:
     assert "process that simulated it ended" in reasons["dbrx"]
     assert seen == [(3, 5, ""), (4, 5, "grok-1"), (5, 5, "dbrx")]
     assert found.scenario == SCENARIO
+    assert repr(found) == "<CatalogueFits 10gib: 2 of 5 models run>"
+
+
+def test_fits_are_an_object_and_a_frame(asked: Path) -> None:
+    keep_facts("olmoe-1b-7b", weights_bytes=2 * GIB, total_bytes=3 * GIB)
+    found = find_fitting_models("10GiB", models=["olmoe-1b-7b", "kimi-k3"])
+    value = found.to_dict()
+    assert (value["gpu"], value["memory_bytes"], value["num_fitting"]) == ("10gib", 10 * GIB, 1)
+    assert [row["model"] for row in value["models"]] == ["olmoe-1b-7b", "kimi-k3"]
+    frame = found.to_frame().set_index("model")
+    assert frame.headroom_bytes.dtype == "Int64"
+    assert frame.headroom_bytes["olmoe-1b-7b"] == 7 * GIB
+    assert frame.fits.isna().tolist() == [False, True]
+    assert asked.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_an_interrupt_says_whether_facts_are_kept(asked: Path, use_cache: bool) -> None:
+    def interrupt(num_done: int, num_all: int, name: str) -> None:
+        del num_all, name
+        if num_done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        find_fitting_models(
+            "10GiB", models=["grok-1", "dots.llm1"], use_cache=use_cache, on_progress=interrupt
+        )
+    notes = getattr(caught.value, "__notes__", [])
+    kept = "What was found out is kept: the same command goes on from there."
+    assert notes == ([kept] if use_cache else [])
+    assert asked.read_text(encoding="utf-8").split()[0] == "grok-1"
 
 
 def test_without_the_cache_everything_is_asked_for(asked: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_table_lists_what_runs_and_sums_up_the_rest() -> None:
     assert (
         "2 models don't run; the nearest is near-9b, short by 2.0 GiB. --all lists them." in words
     )
-    assert "Unknown: odd-1b. --all shows why." in words
+    assert "No answer for odd-1b. --all shows why." in words
     assert "far-700b" not in words
     assert "* only the model's context limits the prompt" in words
     assert "† with its weights packed as published" in words
