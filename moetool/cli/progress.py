@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from moetool.cli.errors import has_color
+from moetool.cli.output import see_terminal
 from moetool.printable import printable
+from moetool.report.renderer import View
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -93,6 +95,11 @@ class TerminalObserver:
         self._end_step()
         if self._progress is not None:
             self._progress.stop()
+
+    @property
+    def view(self) -> View:
+        """The width and colour of pages on stderr."""
+        return see_terminal(sys.stderr)
 
     def step(self, words: str) -> None:
         """Show the current step, until another begins, a line is printed or the bar appears."""

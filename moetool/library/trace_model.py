@@ -19,6 +19,7 @@ from moetool.tracing import trace_model as tracing
 from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.given import take_prompts
+from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.prompts.tokens import choose_special_tokens
 from moetool.tracing.running.texts import choose_texts
 
@@ -152,7 +153,7 @@ def trace_model(
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
     read = take_prompts(
-        prompts, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+        prompts, fields=fields, limits=PromptLimits(limit, limit_per_domain), chat=chat
     )
     observer = _Listener(on_progress or (lambda _: None))
     if loaded is not None:

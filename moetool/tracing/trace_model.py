@@ -13,6 +13,7 @@ import moetool
 from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
+from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
@@ -75,7 +76,7 @@ def trace_model(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
-    num_excerpts: int = 0,
+    num_excerpts: int | None = 0,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -89,7 +90,8 @@ def trace_model(
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
-        num_excerpts: Number of prompts, from the first, to return excerpts of.
+        num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
+            prompts of a run of a few.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -152,7 +154,7 @@ def trace_model(
             open_sink=open_sink,
             observer=observer,
             open_texts=open_texts,
-            num_excerpts=num_excerpts,
+            num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
-from moetool.cli.output import see_terminal
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.tracing.prompts.files import PromptFields
 
 SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
@@ -71,23 +70,21 @@ def route_trace(
         from moetool.analysis.routing_summary import summarize_routing
         from moetool.checkpoint.reference import resolve_model
         from moetool.report.trace_summary import render_trace_summary
-        from moetool.trace.excerpt import choose_num_excerpts
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
-        from moetool.tracing.prompts.files import PromptFields
+        from moetool.tracing.prompts.limits import PromptLimits
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts
         from moetool.tracing.trace_model import trace_model
 
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    prompt_options.check_prompt_options(
-        prompt=prompt, limit=limit, fields=fields, chat=chat, special_tokens=special_tokens
-    )
+    limits = PromptLimits(limit, limit_per_domain)
+    prompt_options.check_prompt(prompt, fields=fields, limits=limits)
+    prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
-    if device_map is not None:
-        inputs.append(Path(device_map))
+    inputs += [] if device_map is None else [Path(device_map)]
     sink = choose_sink(
         output,
         output_format,
@@ -125,14 +122,7 @@ def route_trace(
     with observer:
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
-        read = choose_prompts(
-            prompts,
-            prompt,
-            fields=fields,
-            limit=limit,
-            limit_per_domain=limit_per_domain,
-            chat=chat,
-        )
+        read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
         run = trace_model(
             reference,
             read,
@@ -140,7 +130,7 @@ def route_trace(
             open_sink=sink.open,
             observer=observer,
             open_texts=open_texts,
-            num_excerpts=0 if quiet else choose_num_excerpts(show, num_prompts=len(read)),
+            num_excerpts=0 if quiet else show,
         )
     if quiet:
         return
@@ -154,6 +144,6 @@ def route_trace(
         streamed=sink.target is None and sink.keeps_rows,
         texts=save_text,
         excerpts=run.excerpts,
-        view=see_terminal(sys.stderr),
+        view=observer.view,
     )
     observer.summarize(summary)

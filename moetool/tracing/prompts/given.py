@@ -10,7 +10,7 @@ from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.tracing.prompts.files import BadLine, PromptFields, RawPrompt, make_row
 from moetool.tracing.prompts.limits import PromptLimits
-from moetool.tracing.prompts.prompts import Prompt, check_prompts, read_prompts
+from moetool.tracing.prompts.prompts import NO_LIMITS, Prompt, check_prompts, read_prompts
 
 _HINT = "Give a list of texts, a DataFrame with a column of texts, or the path of a file or folder."
 
@@ -19,8 +19,7 @@ def take_prompts(
     prompts: object,
     *,
     fields: PromptFields | None = None,
-    limit: int | None = None,
-    limit_per_domain: int | None = None,
+    limits: PromptLimits = NO_LIMITS,
     chat: bool = False,
 ) -> list[Prompt]:
     """Return the prompts of a run.
@@ -29,8 +28,7 @@ def take_prompts(
         prompts: The path of a file or folder, see `read_prompts`; texts; rows as dicts; or a
             DataFrame with these columns. A prompt without an id gets its running number, from 1.
         fields: The names of the columns.
-        limit: Keep only this many prompts; all are checked.
-        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
+        limits: How many prompts are kept; all are checked.
         chat: Whether a chat template will be applied, so that conversations can be read.
 
     Raises:
@@ -47,14 +45,12 @@ def take_prompts(
                 f"No prompts at '{printable(path)}': no such file or folder.",
                 hint="Name a file or folder of prompts, or give texts in a list.",
             )
-        return read_prompts(
-            path, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
-        )
+        return read_prompts(path, fields=fields, limits=limits, chat=chat)
     rows = _list_records(prompts)
     return check_prompts(
         _read_rows(rows, fields),
         source="the given prompts",
-        limits=PromptLimits(limit, limit_per_domain),
+        limits=limits,
         chat=chat,
     )
 

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 
+@dataclass(frozen=True)
 class PromptLimits:
-    """Decides of each prompt, in the order of the source, whether it is kept.
+    """Limits on the prompts that are kept, from the first.
 
-    Args:
-        total: Keep only this many prompts.
-        per_domain: Keep only this many prompts of each domain, before `total` applies.
+    Attributes:
+        total: Limit on all prompts.
+        per_domain: Limit on the prompts of each domain; `total` counts those that it leaves.
     """
 
-    def __init__(self, total: int | None = None, per_domain: int | None = None) -> None:
-        self._total = total
-        self._per_domain = per_domain
+    total: int | None = None
+    per_domain: int | None = None
+
+
+class PromptChoice:
+    """Decides of each prompt, in the order of the source, whether it is kept."""
+
+    def __init__(self, limits: PromptLimits) -> None:
+        self._limits = limits
         self._num_kept = 0
         self._kept_of_domain: Counter[str] = Counter()
 
     def take(self, domain: str) -> bool:
         """Return whether to keep the next prompt, which is of this domain."""
-        if self._total is not None and self._num_kept >= self._total:
+        total, per_domain = self._limits.total, self._limits.per_domain
+        if total is not None and self._num_kept >= total:
             return False
-        if self._per_domain is not None and self._kept_of_domain[domain] >= self._per_domain:
+        if per_domain is not None and self._kept_of_domain[domain] >= per_domain:
             return False
         self._num_kept += 1
         self._kept_of_domain[domain] += 1

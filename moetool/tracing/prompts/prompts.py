@@ -16,6 +16,7 @@ from moetool.errors import InputError, UsageError
 from moetool.git_lfs import POINTER_START, refuse_pointer
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.tracing.prompts.bad_lines import BadLines
 from moetool.tracing.prompts.files import (
     LONGEST_ROW,
     MOST_BYTES,
@@ -27,7 +28,7 @@ from moetool.tracing.prompts.files import (
     read_jsonl,
     read_text,
 )
-from moetool.tracing.prompts.limits import PromptLimits
+from moetool.tracing.prompts.limits import PromptChoice, PromptLimits
 from moetool.tracing.prompts.messages import Messages
 from moetool.tracing.prompts.parquet import read_parquet
 
@@ -38,13 +39,12 @@ READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
     ".txt": read_text,
 }
 
+NO_LIMITS = PromptLimits()
+
 # All are held in memory.
 _MOST_PROMPTS = 1_000_000
 # Limit for ids and domains, which every row of a trace repeats.
 _LONGEST_NAME = 1_000
-
-# Bad lines that an error names before it counts the rest.
-_LINES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def read_prompts(
     source: str,
     *,
     fields: PromptFields | None = None,
-    limit: int | None = None,
+    limits: PromptLimits = NO_LIMITS,
     chat: bool = False,
-    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
@@ -82,15 +81,13 @@ def read_prompts(
     Args:
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
         fields: The names of the columns.
-        limit: Keep only this many prompts; all are checked.
+        limits: How many prompts are kept; all are checked.
         chat: Whether a chat template will be applied, so that conversations can be read.
-        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
     """
     fields = fields or PromptFields()
-    limits = PromptLimits(limit, limit_per_domain)
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
@@ -137,9 +134,8 @@ def choose_prompts(
     text: str | None,
     *,
     fields: PromptFields | None = None,
-    limit: int | None = None,
+    limits: PromptLimits = NO_LIMITS,
     chat: bool = False,
-    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts of a source, or the one prompt of a text.
 
@@ -147,9 +143,8 @@ def choose_prompts(
         source: See `read_prompts`.
         text: One prompt, instead of a source.
         fields: The names of the columns.
-        limit: Keep only this many prompts of a source; all are checked.
+        limits: How many prompts of a source are kept; all are checked.
         chat: Whether a chat template will be applied, so that conversations can be read.
-        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         UsageError: Neither or both are given.
@@ -165,9 +160,7 @@ def choose_prompts(
     if text is not None:
         return make_prompt(text)
     assert source is not None
-    return read_prompts(
-        source, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
-    )
+    return read_prompts(source, fields=fields, limits=limits, chat=chat)
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -266,13 +259,13 @@ def check_prompts(
     rows: Iterable[RawPrompt | BadLine],
     *,
     source: str,
-    limits: PromptLimits | None = None,
+    limits: PromptLimits = NO_LIMITS,
     chat: bool = False,
 ) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
-    limits = limits or PromptLimits()
+    choice = PromptChoice(limits)
     prompts: list[Prompt] = []
-    bad = _BadLines()
+    bad = BadLines()
     origin_of: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         if number > _MOST_PROMPTS:
@@ -314,37 +307,13 @@ def check_prompts(
                 origin=row.origin,
                 messages=row.messages,
             )
-            if limits.take(prompt.domain):
+            if choice.take(prompt.domain):
                 prompts.append(prompt)
     if bad.shown:
         raise bad.as_error()
     if not prompts:
         raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
     return prompts
-
-
-class _BadLines:
-    """The first few bad lines of all files, and the number of all."""
-
-    def __init__(self) -> None:
-        self.shown: list[BadLine] = []
-        self._number = 0
-
-    def append(self, line: BadLine) -> None:
-        """Count one more bad line."""
-        self._number += 1
-        if len(self.shown) < _LINES_SHOWN:
-            self.shown.append(line)
-
-    def as_error(self) -> InputError:
-        """Return one error: the first line in full, the next by file and line, the rest counted."""
-        first, *others = self.shown
-        facts = []
-        if others:
-            more = self._number - len(self.shown)
-            origins = ", ".join(line.origin for line in others)
-            facts.append(f"also: {origins}" + (f" and {more:,} more" if more else ""))
-        return InputError(f"{first.origin}: {first.complaint}.", hint=first.hint, facts=facts)
 
 
 def is_unicode(text: str) -> bool:

@@ -38,6 +38,11 @@ USELESS: dict[tuple[str, ...], Refusal] = {
         error="Limit and column of texts have no effect: a single prompt is given.",
         hint="Leave out --limit and --text-field, or give a file with --prompts.",
     ),
+    (*TRACE, "--limit-per-domain", "3"): Refusal(
+        2,
+        error="Limit per domain has no effect: a single prompt is given.",
+        hint="Leave out --limit-per-domain, or give a file with --prompts.",
+    ),
     (*TRACE, "--chat", "--no-special-tokens"): Refusal(
         2,
         error="This choice of special tokens has no effect: the chat template adds its own.",
