@@ -10,13 +10,18 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.measure import measure_specialization as measure_specialization
+    from moetool.library.trace import Trace as Trace
+    from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
+    from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
     from moetool.memory.scenario import Attention as Attention
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
+    from moetool.plain import to_frame as to_frame
     from moetool.quantized.kinds import Quantization as Quantization
     from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
     from moetool.trace.reading.reader import read_trace as read_trace
@@ -36,9 +41,14 @@ _HOME_OF = {
     "RoutingRecorder": "moetool.tracing.recording.recorder",
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
+    "Trace": "moetool.library.trace",
     "estimate_memory": "moetool.memory.estimate",
+    "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
+    "measure_specialization": "moetool.library.measure",
     "read_trace": "moetool.trace.reading.reader",
+    "to_frame": "moetool.plain",
+    "trace_model": "moetool.library.trace_model",
 }
 
 __all__ = [
@@ -53,10 +63,15 @@ __all__ = [
     "RoutingRecorder",
     "Scenario",
     "Task",
+    "Trace",
     "__version__",
     "estimate_memory",
+    "find_fitting_models",
     "inspect_model",
+    "measure_specialization",
     "read_trace",
+    "to_frame",
+    "trace_model",
 ]
 
 

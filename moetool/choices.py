@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar, overload
@@ -29,6 +30,10 @@ def choose(value: object, kind: type[_Choice], *, name: str) -> _Choice:
     Raises:
         UsageError: The value is not in the enum.
     """
+    if isinstance(value, str):
+        # An enum may know other spellings of its values.
+        with suppress(ValueError):
+            return kind(value)
     return kind(choose_word(value, [choice.value for choice in kind], name=name))
 
 
@@ -40,8 +45,29 @@ def choose_word(value: object, words: Sequence[str], *, name: str) -> str:
     """
     if isinstance(value, str) and value in words:
         return str(value)
-    *others, last = words
-    raise _refuse(value, name, hint=f"Choose {', '.join(others)} or {last}.")
+    raise _refuse(value, name, hint=f"Choose {join_words(words, last='or')}.")
+
+
+def without_effect(options: Mapping[str, str], *, because: str, unless: str) -> UsageError:
+    """Return the error for options that change nothing next to the others.
+
+    Args:
+        options: What a sentence calls each of them, by its flag on the command line.
+        because: Why, as the end of a sentence.
+        unless: What would give them an effect, in the imperative.
+    """
+    names = join_words(list(options.values()), last="and")
+    verb = "have" if len(options) > 1 else "has"
+    return UsageError(
+        f"{names[0].upper()}{names[1:]} {verb} no effect: {because}.",
+        hint=f"Leave out {join_words(list(options), last='and')}, or {unless}.",
+    )
+
+
+def join_words(words: Sequence[str], *, last: str) -> str:
+    """Return words as a sentence lists them: `a, b or c` if the last word is `or`."""
+    *others, end = words
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 @overload

@@ -31,6 +31,7 @@ def run_main(
     stdin: str | bytes | TextIO = "",
     cwd: Path = REPOSITORY,
     stdout: TextIO | None = None,
+    stderr: TextIO | None = None,
 ) -> Completed:
     """Run `moetool ARGS` in this process.
 
@@ -42,6 +43,7 @@ def run_main(
         stdin: Its input.
         cwd: The folder it runs in.
         stdout: Where its output goes, if not into what is returned.
+        stderr: Where its messages go, if not into what is returned.
     """
     argv = ["moetool", *map(str, args)]
     given: TextIO = (
@@ -51,7 +53,7 @@ def run_main(
     )
     out, err = io.BytesIO(), io.BytesIO()
     out_text = stdout or io.TextIOWrapper(out, encoding="utf-8")
-    err_text = io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace")
+    err_text = stderr or io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace")
     code: object = None
     with (
         patch.object(sys, "argv", argv),

@@ -22,6 +22,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
+    "docs/first-ten-minutes.md",
     "docs/specialize.md",
     "docs/route-trace.md",
     "docs/inspect.md",
@@ -68,35 +69,43 @@ def without_timings(text: str) -> str:
     return _TIMING.sub("", text)
 
 
+def find_command(line: str) -> str:
+    """Return the command of a `$ command` line that is run; empty if there is none."""
+    command = line.removeprefix("$ ")
+    if command.startswith("pip install"):
+        command = command.partition("&&")[2].strip()
+    return "" if command == "pytest" else command
+
+
 def run_shown(line: str, *, folder: Path) -> str:
     """Return what a `$ command` line prints on a terminal's two streams."""
-    command = line.removeprefix("$ ")
-    installed = command.partition("&&")
-    if command.startswith("pip install"):
-        command = installed[2].strip()
-    if command == "pytest":
-        return ""
-    environment = {
-        **os.environ,
-        "NO_COLOR": "1",
-        "COLUMNS": "80",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    command = find_command(line)
     completed = subprocess.run(
         ["bash", "-c", command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=True,
         cwd=folder,
-        env=environment,
+        env=make_environment(),
     )
+    # Some blocks show an error: a usage error, or an input that can't be used.
+    assert completed.returncode in (0, 2, 3), completed.stdout
     return completed.stdout
+
+
+def make_environment() -> dict[str, str]:
+    """Return the variables of a terminal of 80 columns, without colours, in this environment."""
+    return {
+        **os.environ,
+        "NO_COLOR": "1",
+        "COLUMNS": "80",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
 
 
 def make_workplace(folder: Path) -> Path:
     """Return a folder that looks like the repository to the commands, for their output."""
-    for name in ("sample_prompts", "docs", "tools"):
+    for name in ("sample_prompts", "docs", "tools", "moetool"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
+from moetool.choices import choose_word
 from moetool.errors import InputError
+from moetool.plain import Tabular, make_frame, make_plain, show_number_of
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Lists of a result that are tables.
+TableName = Literal["experts", "layers", "domains"]
 
 # Permutations drawn at a time, fewer if there are many prompts: bounds the permuted counts.
 _BATCH = 64
@@ -61,7 +70,7 @@ class DomainSize:
 
 
 @dataclass(frozen=True)
-class Specialization:
+class Specialization(Tabular):
     """The whole answer: per layer whether, per domain and expert how.
 
     Attributes:
@@ -72,6 +81,7 @@ class Specialization:
         num_permutations: Permutations of the prompts' labels behind the p-values.
         seed: Random seed of the permutations.
         notes: Warnings, what was inferred, and why a number is None: a sentence each.
+        trace: The name of the trace, if it has one.
     """
 
     domains: tuple[DomainSize, ...]
@@ -81,6 +91,43 @@ class Specialization:
     num_permutations: int
     seed: int
     notes: tuple[str, ...]
+    trace: str | None = None
+
+    def __repr__(self) -> str:
+        name = f" of {printable(self.trace)}" if self.trace else ""
+        known = [layer.p_value for layer in self.layers if layer.p_value is not None]
+        domains = show_number_of(len(self.domains), "domain")
+        numbers = f"{domains}, {show_number_of(len(self.layers), 'layer')}"
+        p_values = f", p from {min(known):.2g} to {max(known):.2g}" if known else ""
+        return f"<Specialization{name}: {numbers}{p_values}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        names = ("trace", "num_permutations", "seed", "domains", "layers", "experts", "notes")
+        return {name: make_plain(getattr(self, name)) for name in names}
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return get_type_hints(DomainExpert)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per domain, layer and expert. Values are plain; unknown ones are None."""
+        return [make_plain(cell) for cell in self.experts]
+
+    def to_frame(self, of: TableName = "experts") -> pd.DataFrame:
+        """Return one of the lists as a DataFrame with a column for each attribute of its items.
+
+        Args:
+            of: `experts` for the rows of the CSV report, `layers` for p-values, or `domains`.
+
+        Raises:
+            UsageError: There is no such list.
+        """
+        choose_word(of, get_args(TableName), name="table of a specialization")
+        kinds = {"experts": DomainExpert, "layers": LayerSpecialization, "domains": DomainSize}
+        rows = [make_plain(item) for item in getattr(self, of)]
+        return make_frame(rows, get_type_hints(kinds[of]))
 
 
 def measure_specialization(

@@ -15,6 +15,7 @@ from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_file
 from moetool.checkpoint.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 from moetool.printable import printable, printable_number
+from moetool.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -69,6 +70,7 @@ def load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTraine
     )
 
 
+@quiet_transformers()
 def make_config(
     raw: Mapping[str, object],
     *,
@@ -252,6 +254,7 @@ def _check_plausible(fields: Mapping[str, object], *, label: str) -> None:
             )
 
 
+@quiet_transformers()
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer.
 

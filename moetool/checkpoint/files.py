@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.checkpoint.size_limits import check_settings, find_size_limit
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.errors import InputError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def open_checkpoint(
         InputError: The reference has no weights, or a file is missing or broken.
         UsageError: A revision was given for something that is not on the Hub.
     """
-    reference.check_revision(revision)
+    revision = reference.choose_revision(revision)
     match reference.kind:
         case ModelKind.PUBLISHED:
             raise InputError(
@@ -91,6 +93,20 @@ def check_files(folder: Path) -> None:
     for path in list_weight_files(folder):
         if path.suffix == ".safetensors":
             read_header(path, file=path.name)
+        else:
+            _check_fetched(path)
+
+
+def _check_fetched(path: Path) -> None:
+    """Check that a file of pickled weights is not a pointer of Git LFS.
+
+    A file that can't be opened is refused when it is loaded.
+
+    Raises:
+        InputError: It is one.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        refuse_pointer(file.read(len(POINTER_START)), path=path)
 
 
 def list_weight_files(folder: Path) -> list[Path]:
@@ -144,6 +160,7 @@ def read_json(path: Path, *, missing: str) -> dict[str, object]:
         limit = find_size_limit(path.name)
         limit.check_size(path.stat().st_size)
         content = path.read_bytes()
+        refuse_pointer(content, path=path)
         limit.check_values(content)
         value = parse_json(content)
     except (JsonError, OSError) as error:

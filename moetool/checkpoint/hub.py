@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from moetool.catalogue.names import find_published_name
 from moetool.errors import InputError
 
 # What transformers reads: configuration, tokenizer, chat template, weights.
@@ -14,6 +15,10 @@ _CODE_FILES = ["*.py"]
 # Copies of the weights in the formats of other programs (gpt-oss's original/ and metal/, Mistral's
 # consolidated files), as large as the files that transformers reads.
 _OTHER_PROGRAMS = ["*/*", "consolidated*"]
+
+
+class UnreachableHubError(InputError):
+    """The Hub does not answer, and the repository is not in the local cache."""
 
 
 def download_snapshot(
@@ -61,7 +66,7 @@ def download_snapshot(
                 )
             )
         except LocalEntryNotFoundError:
-            raise unreachable_hub(error, hub_id=hub_id) from error
+            raise _without_weights(unreachable_hub(error, hub_id=hub_id), hub_id) from error
         return folder, folder.name
 
     files = [
@@ -96,9 +101,22 @@ def download_snapshot(
     return folder, folder.name
 
 
-def unreachable_hub(error: Exception, *, hub_id: str) -> InputError:
+def _without_weights(error: UnreachableHubError, hub_id: str) -> UnreachableHubError:
+    """Return the error with a hint at what is possible without weights."""
+    name = find_published_name(hub_id)
+    if name is None:
+        return error
+    return UnreachableHubError(
+        error.message,
+        hint=f"Run `hf download {hub_id}` where the Hub answers, or name a local folder; only "
+        "`inspect` and `memory-estimate` do without weights.",
+        facts=error.facts,
+    )
+
+
+def unreachable_hub(error: Exception, *, hub_id: str) -> UnreachableHubError:
     """Return the error for a repository that is not cached while the Hub does not answer."""
-    return InputError(
+    return UnreachableHubError(
         f"Can't reach the Hub for {hub_id}, and it is not in the local cache.",
         hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a local folder.",
         facts=[
@@ -128,9 +146,11 @@ def refuse_if_certain(error: Exception, *, hub_id: str, revision: str | None) ->
         ) from error
     # GatedRepoError is a subclass of RepositoryNotFoundError, so it comes first.
     if isinstance(error, GatedRepoError):
+        name = find_published_name(hub_id)
         raise InputError(
             f"{hub_id} is gated: its owner must grant access first.",
-            hint="Ask for access on its Hub page, then run `hf auth login`.",
+            hint="Ask for access on its Hub page, then run `hf auth login`"
+            + (f"; or name {name}, whose configuration ships with moetool." if name else "."),
         ) from error
     if isinstance(error, RepositoryNotFoundError):
         raise InputError(

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from moetool.catalogue.names import DEMO, demo_folder
+from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
-from moetool.choices import take_text
+from moetool.choices import join_words, take_text
 from moetool.errors import InputError, UsageError
 
 # The Hub's own rule for repository ids, with the organisation required.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
+_ID_HINT = "Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B."
+
+_HUB_SITES = ("huggingface.co", "www.huggingface.co", "hf.co")
+# Sites that hold copies of its repositories, under the same ids.
+_COPIES = {"modelscope.": "ModelScope", "hf-mirror.com": "hf-mirror.com"}
+# Of a repository, each followed by a revision.
+_PAGES_WITH_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits", "blame")
+_MAIN = "main"
+
+_PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
+_FILE_SUFFIXES = (".json", ".safetensors", ".gguf", *_PROMPT_SUFFIXES)
+_MOST_NAMES = 5
 
 
 class ModelKind(Enum):
@@ -33,36 +45,45 @@ class ModelReference:
     """A model someone named.
 
     Attributes:
-        text: The name as typed.
+        text: The name as typed; for a web address, the Hub id in it.
         kind: What the name stands for.
         path: The folder, or the config.json; None for all others.
         hub_id: `org/name` on the Hub; None for local paths and reported systems.
+        revision: The branch, tag or commit in a web address; None if it names none, or `main`.
     """
 
     text: str
     kind: ModelKind
     path: Path | None = None
     hub_id: str | None = None
+    revision: str | None = None
 
-    def check_revision(self, revision: str | None) -> None:
-        """Check that a revision is only given for a Hub id.
+    def choose_revision(self, asked: str | None) -> str | None:
+        """Return the revision to read: the one asked for, or else that of the web address.
 
         Raises:
-            UsageError: It is given for something else.
+            UsageError: One is asked for of something that is not a Hub id, or that the web address
+                contradicts.
         """
-        if revision is not None and self.kind is not ModelKind.HUB:
+        if asked is not None and self.kind is not ModelKind.HUB:
             raise UsageError(
-                f"'{self.text}' is local: it has no revision '{revision}'.",
+                f"'{self.text}' is local: it has no revision '{asked}'.",
                 hint="Leave out --revision, or name a Hub id.",
             )
+        if asked is not None and self.revision not in (None, asked):
+            raise UsageError(
+                f"The address of {self.text} names the revision '{self.revision}', not '{asked}'.",
+                hint=f"Leave out --revision, or name {self.text} alone.",
+            )
+        return asked or self.revision
 
 
 def resolve_model(text: str) -> ModelReference:
     """Return the model that `text` names.
 
-    It may be a folder, a config.json, a Hub id, `demo`, or a catalogue name: that of a published
-    model or of a system known from reports. An existing path takes precedence over a Hub id of the
-    same spelling. Nothing is downloaded or opened.
+    It may be a folder, a config.json, a Hub id or the address of its page, `demo`, or a catalogue
+    name: that of a published model or of a system known from reports. An existing path takes
+    precedence over a Hub id of the same spelling. Nothing is downloaded or opened.
 
     Raises:
         InputError: It is none of these.
@@ -78,6 +99,7 @@ def resolve_model(text: str) -> ModelReference:
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=demo_folder())
     # os.path returns False where pathlib raises, for example for a text too long for a path.
     if os.path.isdir(path):
+        _refuse_cache_folder(text, path)
         return ModelReference(text=text, kind=ModelKind.FOLDER, path=path)
     if os.path.isfile(path):
         return _resolve_file(text, path)
@@ -87,18 +109,98 @@ def resolve_model(text: str) -> ModelReference:
         return ModelReference(text=text, kind=ModelKind.PUBLISHED, hub_id=hub_id)
     if text.lower() in read_reported_systems():
         return ModelReference(text=text, kind=ModelKind.REPORTED)
-    if _HUB_ID.fullmatch(text) and not text.endswith(".json"):
-        return ModelReference(text=text, kind=ModelKind.HUB, hub_id=text)
+    address = _read_address(text)
+    if address is not None:
+        return address
+    hub_id = text.removesuffix("/")
+    if _HUB_ID.fullmatch(hub_id) and not hub_id.endswith(_FILE_SUFFIXES):
+        return ModelReference(text=hub_id, kind=ModelKind.HUB, hub_id=hub_id)
     raise _unknown_model(text)
+
+
+def _read_address(text: str) -> ModelReference | None:
+    """Return the model behind a web address; None for a text that is not a web address.
+
+    Raises:
+        InputError: The address leads elsewhere than to a model on the Hub.
+    """
+    whole = text if "://" in text else f"https://{text}"
+    try:
+        parts = urlsplit(whole)
+        site = parts.hostname or ""
+    except ValueError:
+        return None
+    if parts.scheme.lower() == "hf":
+        # The first part of such a path is where a host would be.
+        path = whole.partition("://")[2].partition("?")[0]
+    elif site in _HUB_SITES or site == urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname:
+        path = parts.path
+    elif "://" in text:
+        raise _foreign_address(text, site, parts.path)
+    else:
+        return None
+    names = [unquote(part) for part in path.split("/") if part]
+    if names and names[0] == "models":
+        del names[0]
+    hub_id, _, revision = "/".join(names[:2]).partition("@")
+    if not _HUB_ID.fullmatch(hub_id) or names[0] in ("datasets", "spaces", "docs", "collections"):
+        raise InputError(
+            f"'{text}' is not the address of a model on the Hub.",
+            hint="Name a model, as in https://huggingface.co/Qwen/Qwen3-30B-A3B.",
+        )
+    if names[-1].endswith(".gguf"):
+        raise _is_gguf(text)
+    if names[2:] and names[2] in _PAGES_WITH_REVISION and names[3:]:
+        # Pull requests and conversions have revisions of three parts.
+        revision = "/".join(names[3:6]) if names[3] == "refs" else names[3]
+    return ModelReference(
+        text=hub_id,
+        kind=ModelKind.HUB,
+        hub_id=hub_id,
+        revision=None if revision in ("", _MAIN) else revision,
+    )
+
+
+def _foreign_address(text: str, site: str, path: str) -> InputError:
+    """Return the error for an address that is not on the Hub, with the id that it may hold."""
+    names = [part for part in path.split("/") if part and part != "models"]
+    hub_id = "/".join(names[:2])
+    name = next((_COPIES[known] for known in _COPIES if known in site), None)
+    if name is not None and _HUB_ID.fullmatch(hub_id):
+        return InputError(
+            f"'{text}' is on {name}, which moetool does not read.",
+            hint=f"Name {hub_id} if the Hugging Face Hub has it too, or a folder with its files.",
+        )
+    return InputError(
+        f"'{text}' is not an address on the Hugging Face Hub.",
+        hint="Name a Hub id (org/name), or a folder with the model's files.",
+    )
+
+
+def _refuse_cache_folder(text: str, path: Path) -> None:
+    """Refuse the folder of a repository in the Hub's cache, whose files lie deeper.
+
+    Raises:
+        InputError: It is one.
+    """
+    kind, *names = path.name.split("--")
+    if kind == "models" and len(names) == 2 and not os.path.exists(path / "config.json"):
+        raise InputError(
+            f"'{text}' is a folder of the Hub's cache, not a checkpoint.",
+            hint=f"Name {'/'.join(names)}, or a folder in its snapshots.",
+        )
 
 
 def _resolve_file(text: str, path: Path) -> ModelReference:
     if path.suffix == ".json":
         return ModelReference(text=text, kind=ModelKind.CONFIG, path=path)
     if path.suffix == ".gguf":
+        raise _is_gguf(text)
+    if path.suffix in _PROMPT_SUFFIXES:
         raise InputError(
-            f"'{text}' is a GGUF file, llama.cpp's format, which moetool does not read yet.",
-            hint="Name the original checkpoint: a folder or a Hub id with config.json and safetensors.",
+            f"'{text}' is a file, but not a model.",
+            hint=f"Name a model first, then prompts with --prompts {text}; `moetool specialize` "
+            "reads traces.",
         )
     raise InputError(
         f"'{text}' is a file, but not a config.json.",
@@ -106,17 +208,36 @@ def _resolve_file(text: str, path: Path) -> ModelReference:
     )
 
 
+def _is_gguf(text: str) -> InputError:
+    return InputError(
+        f"'{text}' is a GGUF file, llama.cpp's format, which moetool does not read yet.",
+        hint="Name the original checkpoint: a folder or a Hub id with config.json and safetensors.",
+    )
+
+
 def _unknown_model(text: str) -> InputError:
     if "/" in text or "\\" in text or text.startswith((".", "~")):
         return InputError(
             f"No model at '{text}': no such path, and not a Hub id.",
-            hint="Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B.",
+            hint=_ID_HINT,
         )
-    known = [DEMO, *read_published_models(), *read_reported_systems()]
-    close = difflib.get_close_matches(text.lower(), known, n=1)
+    if "," in text:
+        return InputError(
+            f"No model '{text}': no such path, and not a catalogue name.",
+            hint="Separate several models by spaces.",
+        )
+    near = find_near_names(text)
+    if len(near.beginning) > 1:
+        do = "begin with" if near.beginning[0].startswith(text[0].lower()) else "contain"
+        end = ", …" if len(near.beginning) > _MOST_NAMES else "."
+        return InputError(
+            f"No model '{text}': {len(near.beginning)} catalogue names {do} it.",
+            hint=f"Name one of them: {', '.join(near.beginning[:_MOST_NAMES])}{end}",
+        )
+    meant = [f"'{name}'" for name in near.beginning or near.close]
     return InputError(
         f"No model '{text}': no such path, and not a catalogue name.",
-        hint=f"Did you mean '{close[0]}'?"
-        if close
+        hint=f"Did you mean {join_words(meant, last='or')}?"
+        if meant
         else "Name a folder, a Hub id such as Qwen/Qwen3-30B-A3B, or 'demo'.",
     )

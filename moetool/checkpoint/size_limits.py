@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moetool.checkpoint.strict_json import JsonError
 from moetool.errors import InputError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 
 # Any one of these makes a tokenizer. transformers' own error names none of them.
 TOKENIZER_FILES = (
@@ -117,6 +118,8 @@ def _check_files(folder: Path, patterns: tuple[str, ...]) -> None:
             if not stat.S_ISREG(found.st_mode):
                 raise JsonError("it is not a regular file")
             limit.check_size(found.st_size)
+            with path.open("rb") as file:
+                refuse_pointer(file.read(len(POINTER_START)), path=path)
             if path.suffix == ".json":
                 limit.check_values(path.read_bytes())
         except (JsonError, OSError) as error:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from moetool.catalogue.names import find_published_name
 from moetool.catalogue.published import PublishedModel, read_published_config, read_published_models
 from moetool.checkpoint.files import read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
 from moetool.checkpoint.headers.weight_files import PickledWeightsError
+from moetool.checkpoint.hub import UnreachableHubError
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.errors import InputError
 
@@ -75,18 +77,12 @@ def find_subject(
     """
     match reference.kind:
         case ModelKind.PUBLISHED:
-            subject = Subject(
-                model=reference.text,
-                config=read_published_config(reference.text),
-                label=reference.text,
-                headers=None,
-                code=None,
-                revision=None,
-                published=read_published_models()[reference.text.lower()],
-                is_from_catalogue=True,
-            )
+            subject = _find_in_catalogue(reference.text, reference.text.lower())
         case ModelKind.HUB:
-            subject = _find_on_hub(reference, revision=revision, source=source)
+            try:
+                subject = _find_on_hub(reference, revision=revision, source=source)
+            except UnreachableHubError as error:
+                subject = _replace_hub(error, reference, revision=revision, source=source)
         case ModelKind.CONFIG:
             assert reference.path is not None
             subject = Subject(
@@ -108,6 +104,51 @@ def find_subject(
             else f"Name its repository on the Hub, {reference.hub_id}, or leave out --source.",
         )
     return subject
+
+
+def _find_in_catalogue(model: str, name: str, *, notes: tuple[str, ...] = ()) -> Subject:
+    return Subject(
+        model=model,
+        config=read_published_config(name),
+        label=name,
+        headers=None,
+        code=None,
+        revision=None,
+        published=read_published_models()[name],
+        is_from_catalogue=True,
+        notes=notes,
+    )
+
+
+def _replace_hub(
+    error: UnreachableHubError,
+    reference: ModelReference,
+    *,
+    revision: str | None,
+    source: AskedSource,
+) -> Subject:
+    """Return the catalogue's entry for a Hub repository that can't be reached.
+
+    Raises:
+        UnreachableHubError: The catalogue does not have it, or something was asked for that only
+            the repository has: a revision, or headers.
+    """
+    assert reference.hub_id is not None
+    name = find_published_name(reference.hub_id)
+    if name is None or not read_published_models()[name].can_be_counted:
+        raise error
+    if revision is not None or source is AskedSource.HEADERS:
+        asked = "--source" if revision is None else "the revision"
+        raise UnreachableHubError(
+            error.message,
+            hint=f"Leave out {asked} to use the catalogue's configuration, or name a local folder.",
+            facts=error.facts,
+        ) from error
+    note = (
+        f"The Hub could not be reached: the configuration is the catalogue's ({name}), and the "
+        "files on the Hub were not looked at."
+    )
+    return _find_in_catalogue(reference.text, name, notes=(note,))
 
 
 def _find_in_folder(model: str, folder: Path, *, source: AskedSource) -> Subject:
@@ -154,7 +195,7 @@ def _find_on_hub(
             "The Hub could not be reached: these figures are from the local cache"
             f"{'.' if has_weights else ', which has no weights.'}"
         )
-    published = read_published_models().values()
+    name = find_published_name(hub_id)
     return Subject(
         model=reference.text,
         config=found.config,
@@ -162,6 +203,6 @@ def _find_on_hub(
         headers=found.headers,
         code=hub_id,
         revision=found.commit,
-        published=next((model for model in published if model.hub_id == hub_id), None),
+        published=None if name is None else read_published_models()[name],
         notes=tuple(notes),
     )

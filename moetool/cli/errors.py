@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 import typer
 
 from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
+from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
 from moetool.printable import printable
 
@@ -26,9 +27,14 @@ _MOST_FACTS = 20
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 a bug in moetool; 2 wrong usage, or an output that exists; 3 unusable "
-    "input; 4 a dense model where routing is needed; 5 routing that can't be traced exactly; "
-    "6 out of memory; 130 interrupted."
+    (DONE, "done"),
+    (1, "a bug in moetool"),
+    (USAGE, "wrong usage, or an output that exists"),
+    (3, "unusable input"),
+    (4, "a dense model where routing is needed"),
+    (5, "routing that can't be traced exactly"),
+    (6, "out of memory"),
+    (INTERRUPTED, "interrupted"),
 )
 
 Parameters = ParamSpec("Parameters")
@@ -51,8 +57,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
                 sys.stdout.flush()
             return result
         except MoetoolError as error:
-            _show_traceback_if_asked()
-            _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
+            say(error)
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:
             _say("Out of memory.", hint="Use a machine with more memory.", notes=_notes(error))
@@ -81,11 +86,19 @@ def discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say_usage_error(message: str) -> int:
+def say(error: MoetoolError) -> None:
+    """Print an error that the user can act on, with its hint."""
+    if os.environ.get("MOETOOL_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    _say(error.message, hint=error.hint, facts=error.facts, notes=_notes(error))
+
+
+def say_usage_error(error: typer.TyperException) -> int:
     """Print what was wrong with the command line, and return the exit code."""
-    sentence = " ".join(message.split())
-    hint = "Run `moetool --help`, or `moetool COMMAND --help`."
-    _say(sentence if sentence.endswith((".", "?", "!")) else f"{sentence}.", hint=hint)
+    message, hint = explain(error, sys.argv[1:])
+    _say(message, hint=hint)
     return USAGE
 
 
@@ -99,15 +112,23 @@ def _say(
         *notes[:_MOST_FACTS],
     ]
     shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
+    if has_color(sys.stderr):
+        shown = [_color(line) for line in shown]
     print("\n".join(shown), file=sys.stderr)  # noqa: T201
+
+
+def has_color(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal whose user wants colours."""
+    is_wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_wanted and stream.isatty()
+
+
+def _color(line: str) -> str:
+    for label, color in (("error:", typer.colors.RED), ("hint:", None)):
+        if line.startswith(f"{label} "):
+            return typer.style(label, fg=color, bold=True) + line.removeprefix(label)
+    return line
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:
     return tuple(getattr(error, "__notes__", ()))
-
-
-def _show_traceback_if_asked() -> None:
-    if os.environ.get("MOETOOL_DEBUG"):
-        import traceback
-
-        traceback.print_exc()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ _CHECKPOINT_FILES = (
 )
 
 
-def list_model_files(references: Sequence[ModelReference]) -> list[Path]:
+def list_model_files(references: Iterable[ModelReference]) -> list[Path]:
     """Return the files that make up local checkpoints."""
     paths = [reference.path for reference in references if reference.path is not None]
     folders = [path for path in paths if os.path.isdir(path)]

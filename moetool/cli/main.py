@@ -13,6 +13,7 @@ import typer
 
 import moetool
 from moetool.cli.commands import (
+    fits,
     gpus,
     inspect,
     memory_estimate,
@@ -21,32 +22,59 @@ from moetool.cli.commands import (
     specialize,
 )
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
-from moetool.cli.help import list_examples, unwrap
+from moetool.cli.help import (
+    ExampleCommand,
+    ExampleGroup,
+    list_examples,
+    list_exit_codes,
+    unwrap,
+)
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
+
+_MODELS = "Models"
+_TRACES = "Traces"
+_QUESTIONS = "Questions to a trace"
+
+# In the order of a first hour.
+_COMMANDS = (
+    ("inspect", inspect.inspect, inspect, _MODELS),
+    ("memory-estimate", memory_estimate.memory_estimate, memory_estimate, _MODELS),
+    ("fits", fits.fits, fits, _MODELS),
+    ("models", models.models, models, _MODELS),
+    ("gpus", gpus.gpus, gpus, _MODELS),
+    ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("specialize", specialize.specialize, specialize, _QUESTIONS),
+)
 
 app = typer.Typer(
     name="moetool",
-    help=f"Tells the truth about Mixture-of-Experts models.\n\n{EXIT_CODES}",
-    epilog=list_examples(
+    cls=ExampleGroup,
+    help="Tells the truth about Mixture-of-Experts models.",
+    epilog="\n\n".join(
         (
-            "moetool inspect mixtral-8x7b",
-            "moetool memory-estimate mixtral-8x7b --gpu h200",
-            "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+            list_examples(
+                (
+                    "moetool inspect mixtral-8x7b",
+                    "moetool memory-estimate mixtral-8x7b --gpu h200",
+                    "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
+                )
+            ),
+            list_exit_codes(EXIT_CODES),
         )
     ),
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command, examples in (
-    ("inspect", inspect.inspect, inspect.EXAMPLES),
-    ("memory-estimate", memory_estimate.memory_estimate, memory_estimate.EXAMPLES),
-    ("route-trace", route_trace.route_trace, route_trace.EXAMPLES),
-    ("specialize", specialize.specialize, specialize.EXAMPLES),
-    ("models", models.models, models.EXAMPLES),
-    ("gpus", gpus.gpus, gpus.EXAMPLES),
-):
-    app.command(name, help=unwrap(command.__doc__), epilog=list_examples(examples))(command)
+for name, command, module, panel in _COMMANDS:
+    app.command(
+        name,
+        cls=ExampleCommand,
+        help=unwrap(command.__doc__),
+        short_help=module.SUMMARY,
+        epilog=list_examples(module.EXAMPLES),
+        rich_help_panel=panel,
+    )(command)
 
 
 def main() -> None:
@@ -60,7 +88,7 @@ def main() -> None:
     try:
         code = app(prog_name="moetool", standalone_mode=False)
     except typer.TyperException as error:
-        sys.exit(say_usage_error(error.format_message()))
+        sys.exit(say_usage_error(error))
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except SystemExit as ending:

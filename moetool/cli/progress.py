@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import typer
+
+from moetool.cli.errors import has_color
 from moetool.printable import printable
 
 if TYPE_CHECKING:
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
 _LONGEST_LINE = 1_000
 # Libraries take seconds to load, so there is something to show before the first step.
 _FIRST_STEP = "loading libraries"
+
+
+def say(line: str | None) -> None:
+    """Print a line for people; nothing for None."""
+    if line is not None:
+        sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
 
 
 @contextmanager
@@ -56,8 +65,40 @@ def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[Callable[[s
         status.stop()
 
 
+@contextmanager
+def show_bar(unit: str, *, is_quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that shows how many of some things are done, on a line that vanishes.
+
+    It takes the number that is done, the number of all, and the name of the last. It shows nothing
+    if asked to be quiet, or if stderr is not a terminal.
+
+    Args:
+        unit: The name of the things, such as `models`.
+    """
+    if is_quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        yield lambda num_done, num_all, name: progress.update(
+            task, completed=num_done, total=num_all, description=printable(name), visible=True
+        )
+
+
 class TerminalObserver:
-    """Shows announcements, and a bar with tokens per second if stderr is a terminal.
+    """Shows announcements, and if stderr is a terminal the current step and then a bar.
+
+    The bar has tokens per second and the remaining time. Step and bar vanish in the end.
 
     Args:
         is_quiet: Show nothing except warnings.
@@ -65,6 +106,8 @@ class TerminalObserver:
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_quiet = is_quiet
+        self._status = ExitStack()
+        self._show_step: Callable[[str], None] | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -77,17 +120,33 @@ class TerminalObserver:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end_step()
         if self._progress is not None:
             self._progress.stop()
 
+    def step(self, words: str) -> None:
+        """Show the current step, until another begins, a line is printed or the bar appears."""
+        if self._show_step is None:
+            self._show_step = self._status.enter_context(show_status(is_quiet=self._is_quiet))
+        self._show_step(words)
+
+    def _end_step(self) -> None:
+        self._status.close()
+        self._show_step = None
+
     def announce(self, line: str) -> None:
         """Print a line, unless asked to be quiet."""
+        self._end_step()
         if not self._is_quiet:
             sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
-        sys.stderr.write(f"{printable(f'warning: {line}', max_length=_LONGEST_LINE)}\n")
+        self._end_step()
+        label = "warning:"
+        if has_color(sys.stderr):
+            label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
+        sys.stderr.write(f"{label} {printable(line, max_length=_LONGEST_LINE)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""
@@ -96,6 +155,7 @@ class TerminalObserver:
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""
+        self._end_step()
         if self._is_quiet or not sys.stderr.isatty():
             return
         from rich.console import Console

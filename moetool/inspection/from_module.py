@@ -14,8 +14,10 @@ from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError, UsageError
 from moetool.inspection.from_skeleton import inspect_built
 from moetool.inspection.result import Inspection
+from moetool.quiet import quiet_transformers
 
 
+@quiet_transformers()
 def inspect_module(module: nn.Module) -> Inspection:
     """Return the inspection of a model in memory, which is left as it is.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.anatomy.components import Component
 from moetool.anatomy.headers.published_format import find_quantization
 from moetool.anatomy.headers.table import HeaderTable
-from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
+from moetool.anatomy.parameters import ParameterTable
 from moetool.anatomy.routing.moe_layers import FoundExperts
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.build import (
@@ -22,17 +20,18 @@ from moetool.anatomy.skeleton.build import (
 from moetool.anatomy.skeleton.description import describe_model
 from moetool.anatomy.skeleton.model_class import note_class
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
-from moetool.anatomy.skeleton.table import count_skeleton
-from moetool.catalogue.published import ExtraParameters
+from moetool.anatomy.skeleton.table import add_extra, count_skeleton
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences
+from moetool.inspection.figures import Files, Flops
 from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
 from moetool.inspection.published import compare_published, note_contradictions
-from moetool.inspection.result import Files, Flops, Inspection, Source
+from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge, summarize
+from moetool.quiet import quiet_transformers
 from moetool.simulation.flops.flops import count_flops
 from moetool.simulation.meta.generation import CantSimulate
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@quiet_transformers()
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
 ) -> Inspection:
@@ -94,7 +94,7 @@ def inspect_built(
     anatomy = describe_model(skeleton, table)
     published = subject.published
     if published is not None and subject.is_from_catalogue:
-        table = _add_extra(table, published.extra_parameters)
+        table = add_extra(table, published.extra_parameters)
     parameters = summarize(table)
     experts = skeleton.experts
     if not experts.are_all_read:
@@ -183,30 +183,6 @@ def _merge(
 def _note_stand_in(subject: Subject) -> list[str]:
     counted_as = subject.published.counted_as if subject.published else None
     return [f"Counted as {counted_as}"] if counted_as and subject.is_from_catalogue else []
-
-
-def _add_extra(table: ParameterTable, extra: Sequence[ExtraParameters]) -> ParameterTable:
-    """Return the table with parameters that are missing from the class the model is counted by."""
-    rows = list(table.rows)
-    for parameters in extra:
-        component = Component(parameters.component)
-        for index, row in enumerate(rows):
-            if row.component is component and row.layer is not None:
-                rows[index] = _grow(row, parameters.params_per_layer)
-    return replace(table, rows=tuple(rows))
-
-
-def _grow(row: ParameterRow, num_params: int) -> ParameterRow:
-    per_param = row.num_bytes // row.num_params if row.num_bytes is not None else None
-    active = row.active
-    return replace(
-        row,
-        num_params=row.num_params + num_params,
-        active=ActiveRange(active.fewest + num_params, active.most + num_params)
-        if active
-        else None,
-        num_bytes=None if row.num_bytes is None else row.num_bytes + num_params * (per_param or 0),
-    )
 
 
 def _count_flops(skeleton: RoutedSkeleton) -> tuple[Flops | None, str | None]:

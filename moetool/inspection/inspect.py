@@ -48,7 +48,7 @@ def inspect_model(
     if not isinstance(model, str | PathLike | ModelReference) and hasattr(model, "named_modules"):
         return _inspect_module(model, source=source, revision=revision)
     reference = _resolve(model)
-    reference.check_revision(revision)
+    revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         return _inspect_reported(reference, source)
     subject = find_subject(reference, source=source, revision=revision)

@@ -21,10 +21,12 @@ from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeas
 from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.quiet import quiet_transformers
 
 _DEFAULT_SCENARIOS = (Scenario(),)
 
 
+@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] = _DEFAULT_SCENARIOS,
@@ -80,10 +82,10 @@ def estimate_memory(
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",
-            hint="Name one with --gpu.",
+            hint="Leave out --trace, or name a GPU with --gpu.",
         )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
-    reference.check_revision(revision)
+    revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
         title = read_reported_systems()[reference.text.lower()].title
         raise InputError(
@@ -129,7 +131,7 @@ def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario])
         raise UsageError(
             f"The weights of {subject.model} are published quantized ({method.partition(',')[0]}), "
             "and random weights can only stand in for plain ones.",
-            hint="Give --dtype bfloat16 to measure a copy, or leave --measure out.",
+            hint="Give --dtype bfloat16 to measure a copy, or leave out --measure.",
         )
 
 

@@ -102,6 +102,7 @@ def estimate_scenario(
     )
     scores = note_scores(model.skeleton, scenario, estimate.at_peak)
     notes = [
+        *loader.builder.subject.notes,
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
         *model.note_stored(scenario.dtype),

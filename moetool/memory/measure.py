@@ -37,7 +37,7 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
     if not torch.cuda.is_available():
         raise UsageError(
             "This machine has no GPU that torch can use: nothing can be measured.",
-            hint="Leave --measure out.",
+            hint="Leave out --measure.",
         )
     for scenario in scenarios:
         if scenario.quantization is not Quantization.NONE:
@@ -45,7 +45,7 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
         if scenario.task is Task.TRACE:
             raise UsageError(
                 "The task trace can't be measured.",
-                hint="Run `moetool route-trace` for that, or leave --measure out.",
+                hint="Run `moetool route-trace` for that, or leave out --measure.",
             )
 
 
@@ -53,12 +53,12 @@ def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
     if not has_weights:
         raise UsageError(
             "Random weights can't stand in for quantized weights, which have to come from a checkpoint.",
-            hint="Name a folder with weights, or leave --measure out.",
+            hint="Name a folder with weights, or leave out --measure.",
         )
     if scenario.experts is QuantizedExperts.QUANTIZED:
         raise UsageError(
             "Quantized experts can't be measured: transformers loads experts unquantized.",
-            hint="Leave --measure out, or --experts.",
+            hint="Leave out --measure, or --experts.",
         )
 
 
@@ -162,7 +162,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{builder.subject.model} can't be loaded in {scenario.quantization.value}.",
-            hint="Install bitsandbytes, or leave --measure out.",
+            hint="Install bitsandbytes, or leave out --measure.",
             facts=[f"seen: {(str(error).splitlines() or [type(error).__name__])[0]}"],
         ) from error
     loaded: PreTrainedModel = model.eval()

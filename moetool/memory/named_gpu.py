@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.catalogue.gpus import Gpu
-from moetool.memory.fitting.limits import find_limits
+from moetool.memory.fitting.limits import find_limits, refuse_search
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
@@ -16,12 +16,8 @@ from moetool.memory.result import Estimate
 from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
-from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import find_choices, read_routing
-
-# A search for limits takes about ten trials.
-_NUM_TRIALS = 10
 
 
 def add_answers(
@@ -49,7 +45,8 @@ def add_answers(
     scenario, loader = estimate.scenario, runs.loader
     model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
-    estimate = replace(estimate, limits=limits, notes=notes)
+    named = None if limits is None else replace(limits, gpu=gpu.id)
+    estimate = replace(estimate, limits=named, notes=notes)
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     choices = find_choices(plain)
@@ -82,7 +79,12 @@ def add_answers(
         routing=None if trace is None or choices is None else read_routing(trace, choices),
         unquantized=plain,
     )
-    return replace(estimate, ranks=ranks or (), offload=offload, speed=speed)
+    return replace(
+        estimate,
+        ranks=ranks or (),
+        offload=None if offload is None else replace(offload, gpu=gpu.id),
+        speed=None if speed is None else replace(speed, gpu=gpu.id),
+    )
 
 
 def _find_limits(
@@ -96,7 +98,7 @@ def _find_limits(
     """Return the largest scenarios that fit, if trials are not too much work, and notes on them."""
 
     def find() -> tuple[Limits, tuple[str, ...]]:
-        refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=runs.most_work)
+        refuse_search(run, most_work=runs.most_work)
         return find_limits(runs, estimate.scenario, gpu)
 
     found = gaps.unless_refused("The longest prompt and the largest batch that fit are", find)

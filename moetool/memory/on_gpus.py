@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moetool.plain import show_fields
 from moetool.quantized.kinds import Quantization
 
 
@@ -42,11 +43,13 @@ class Limits:
         largest_batch_size: The most sequences at this prompt length; 0 if none fits. A simulation
             confirmed it.
         is_whole_context: Whether only the model's context limits the prompt.
+        gpu: The GPU's id, once it is part of an estimate.
     """
 
     largest_prompt_tokens: int
     largest_batch_size: int
     is_whole_context: bool
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class RankBytes:
     num_layers: tuple[int, ...] | None = None
     replicated_bytes: int | None = None
     reason: str | None = None
+
+    __repr__ = show_fields
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Offload:
             with engines that compute them on the host, if they need as much memory as transformers
             for everything else.
         fits_computed_on_host: Whether the run fits with those engines.
+        gpu: The GPU's id, once it is part of an estimate.
     """
 
     num_offloaded_layers: int
@@ -106,6 +112,7 @@ class Offload:
     fits: bool
     num_host_computed_layers: int
     fits_computed_on_host: bool
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,7 @@ class SpeedBound:
         experts_touched_per_layer: Distinct routed experts that one decoding step reads, averaged
             over layers under `routing`; None without routed experts.
         notes: Why something is unknown, and what the bound leaves out for this model or GPU.
+        gpu: The GPU's id, once it is part of an estimate.
     """
 
     routing: str
@@ -139,3 +147,4 @@ class SpeedBound:
     decode_read_bytes: int | None = None
     experts_touched_per_layer: float | None = None
     notes: tuple[str, ...] = ()
+    gpu: str | None = None

@@ -7,15 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
 
-from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, StoredWeights
+from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
+from moetool.plain import Tabular, make_plain, show_bytes
 from moetool.quantized.kinds import Quantization
+
+_FIGURES = (
+    "weights_bytes",
+    "cache_bytes",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "context_bytes",
+    "total_device_bytes",
+)
+_OF_A_PEAK = {
+    "phase": str | None,
+    "layer": str | None,
+    "operation": str | None,
+    "weights_bytes": int | None,
+    "cache_bytes": int | None,
+    "activation_bytes": int | None,
+    "workspace_bytes": int | None,
+}
+_PEAK_OF_A_PHASE = {phase: f"{phase.value}_peak_allocated_bytes" for phase in Phase}
+
+
+class _NamedFigures:
+    """Gives a result the names of its figures that reports have: `weights_bytes` and so on."""
+
+    figures: MemoryFigures
+
+    @property
+    def weights_bytes(self) -> int | None:
+        """Parameters and buffers; None if unknown."""
+        return self.figures.weights_bytes
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The cache after the last token that is run; None if unknown."""
+        return self.figures.cache_bytes
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        """The value of `torch.cuda.max_memory_allocated`; None if unknown."""
+        return self.figures.peak_allocated_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int | None:
+        """The value of `torch.cuda.max_memory_reserved`; None if unknown."""
+        return self.figures.peak_reserved_bytes
+
+    @property
+    def total_device_bytes(self) -> int | None:
+        """Usage that the device's own tools show; None if unknown."""
+        return self.figures.total_device_bytes
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(_NamedFigures):
     """The same scenario, measured on a GPU.
 
     Attributes:
@@ -35,7 +87,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(_NamedFigures, Tabular):
     """Memory that a model needs for a scenario.
 
     Attributes:
@@ -86,6 +138,20 @@ class Estimate:
     def is_gpu_named(self) -> bool:
         """Whether the estimate is for one GPU, and not for all known ones."""
         return {fit.gpu for fit in self.fits} <= {self.gpu}
+
+    def __repr__(self) -> str:
+        scenario = self.scenario
+        tokens = f"{scenario.batch_size:,} × {scenario.num_prompt_tokens:,}"
+        if scenario.num_new_tokens:
+            tokens += f" + {scenario.num_new_tokens:,}"
+        peak = self.peak_allocated_bytes
+        words = "peak unknown" if peak is None else f"peak {show_bytes(peak)} allocated"
+        fit = self.fit
+        if fit is not None and fit.fits is not None and fit.headroom_bytes is not None:
+            headroom = show_bytes(abs(fit.headroom_bytes))
+            verdict = f"fits, {headroom} left" if fit.fits else f"doesn't fit, short by {headroom}"
+            words += f"; {fit.gpu}: {verdict}"
+        return f"<Estimate {self.model}, {tokens} tokens: {words}>"
 
     @property
     def at_peak(self) -> Peak | None:
@@ -166,3 +232,106 @@ class Estimate:
     @property
     def _fits_as_run(self) -> tuple[Fit, ...]:
         return tuple(fit for fit in self.fits if fit.quantization == self.scenario.quantization)
+
+    @property
+    def prefill_peak_allocated_bytes(self) -> int | None:
+        """The most that is allocated while prompts are read; None if unknown."""
+        return self._find_peak_bytes(Phase.PREFILL)
+
+    @property
+    def decode_peak_allocated_bytes(self) -> int | None:
+        """The most that is allocated while tokens are written; None if unknown, or if none are."""
+        return self._find_peak_bytes(Phase.DECODE)
+
+    @property
+    def stored_as(self) -> str | None:
+        """The quantization of a checkpoint that is published quantized; else None."""
+        return self.stored.method if self.stored else None
+
+    @property
+    def weights_basis(self) -> Basis | None:
+        """The bytes of its weights that the figures rest on; None for all other checkpoints."""
+        return self.stored.basis if self.stored else None
+
+    @property
+    def smallest_gpu(self) -> str | None:
+        """The known GPU with the least memory that it fits on; None if unknown or for one GPU."""
+        smallest = None if self.is_gpu_named else self.smallest_fit
+        return smallest.gpu if smallest else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        value = {
+            "model": self.model,
+            "scenario": self.scenario,
+            "method": self.method,
+            **{name: getattr(self, name) for name in _FIGURES},
+            "at_peak": _describe_peak(self.at_peak) if self.at_peak else None,
+            "peaks": [_describe_peak(peak) for peak in self.peaks],
+            "variants": self.variants,
+            "fits": self.fits,
+            "notes": self.notes,
+            "gpu": self.gpu,
+            "stored": self.stored,
+            "limits": _name_gpu(self.limits, self.gpu),
+            "ranks": self.ranks,
+            "offload": _name_gpu(self.offload, self.gpu),
+            "speed": _name_gpu(self.speed, self.gpu),
+            "measured": _describe_measurement(self.measured) if self.measured else None,
+            "fits_dequantized": self.fits_dequantized,
+            "confirmed_on": self.confirmed_on,
+            **{name: getattr(self, name) for name in _PEAK_OF_A_PHASE.values()},
+            "stored_as": self.stored_as,
+            "weights_basis": self.weights_basis,
+            "loaded_dtype": self.loaded_dtype,
+            "smallest_fits": self.smallest_fits,
+            "smallest_gpu": self.smallest_gpu,
+        }
+        plain: dict[str, Any] = make_plain(value)
+        return plain
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the row, in order, each with the type of its values."""
+        return {
+            "model": str,
+            **get_type_hints(Scenario),
+            "method": str,
+            "gpu": str,
+            **dict.fromkeys(_FIGURES, int | None),
+            **{f"at_peak_{name}": kind for name, kind in _OF_A_PEAK.items()},
+            **dict.fromkeys(_PEAK_OF_A_PHASE.values(), int | None),
+            **{f"measured_{name}": int | None for name in _FIGURES},
+            "stored_as": str | None,
+            "weights_basis": str | None,
+            "loaded_dtype": str | None,
+            "smallest_gpu": str | None,
+        }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row, without the lists: fits, ranks and notes. Values are plain."""
+        values = {
+            **vars(self.scenario),
+            **{f"at_peak_{name}": getattr(self.at_peak, name, None) for name in _OF_A_PEAK},
+            **{f"measured_{name}": getattr(self.measured, name, None) for name in _FIGURES},
+        }
+        row = {
+            name: values[name] if name in values else getattr(self, name)
+            for name in self.column_types()
+        }
+        return [make_plain(row)]
+
+    def _find_peak_bytes(self, phase: Phase) -> int | None:
+        return next((peak.allocated_bytes for peak in self.peaks if peak.phase is phase), None)
+
+
+def _describe_peak(peak: Peak) -> dict[str, Any]:
+    return {name: getattr(peak, name) for name in _OF_A_PEAK}
+
+
+def _describe_measurement(measured: Measurement) -> dict[str, Any]:
+    return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
+
+
+def _name_gpu(answer: Limits | Offload | SpeedBound | None, gpu: str) -> dict[str, Any] | None:
+    return None if answer is None else {"gpu": gpu, **make_plain(replace(answer, gpu=gpu))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag
+from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
@@ -36,12 +36,31 @@ class Task(StrEnum):
 
 
 class Dtype(StrEnum):
-    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype."""
+    """Dtypes that weights are loaded in; `auto` is the configuration's own dtype.
+
+    Their usual abbreviations are understood too: `bf16`, `fp16`, `half`, `fp32`.
+    """
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Dtype | None:
+        name = _ABBREVIATED_DTYPES.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+}
 
 
 class Attention(StrEnum):
@@ -158,20 +177,19 @@ class Scenario:
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
-                hint="Leave the new tokens out, or choose the task generate.",
+                hint="Leave out --new-tokens, or choose --task generate.",
             )
         if self.cache is CacheKind.STATIC and not self.num_new_tokens:
-            raise UsageError(
-                "A static cache is for generating, and no new tokens are asked for.",
-                hint="Leave the cache out, or choose the task generate.",
+            raise without_effect(
+                {"--cache": "a static cache"},
+                because="no new tokens are generated",
+                unless="ask for --new-tokens",
             )
-        if self.is_double_quantized and self.quantization not in (
-            Quantization.NF4,
-            Quantization.FP4,
-        ):
-            raise UsageError(
-                f"Double quantization is of 4-bit scales: with {self.quantization} there are none.",
-                hint="Leave it out, or choose nf4 or fp4.",
+        if self.is_double_quantized and not _has_scales(self.quantization):
+            raise without_effect(
+                {"--double-quantization": "double quantization"},
+                because="only nf4 and fp4 have scales that it quantizes",
+                unless="choose --quantization nf4 or fp4",
             )
 
     @property
@@ -218,9 +236,13 @@ class Scenario:
 
     def quantized(self, quantization: Quantization) -> Scenario:
         """Return the same scenario with its weights stored in another format."""
-        has_scales = quantization in (Quantization.NF4, Quantization.FP4)
         return replace(
             self,
             quantization=quantization,
-            is_double_quantized=self.is_double_quantized and has_scales,
+            is_double_quantized=self.is_double_quantized and _has_scales(quantization),
         )
+
+
+def _has_scales(quantization: Quantization) -> bool:
+    """Return whether a format has scales that can be quantized too."""
+    return quantization in (Quantization.NF4, Quantization.FP4)

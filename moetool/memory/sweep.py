@@ -37,7 +37,7 @@ def list_scenarios(
     if common.task is Task.FORWARD and any(new_tokens):
         raise UsageError(
             "A forward pass makes no new tokens.",
-            hint="Leave the new tokens out, or choose the task generate.",
+            hint="Leave out --new-tokens, or choose --task generate.",
         )
     choices = [
         take_sizes(sizes, name=name) or (own,)

@@ -59,7 +59,7 @@ def quantize_skeleton(
     if not linears and not fused:
         raise UsageError(
             f"{type(skeleton).__name__} has no layer that bitsandbytes can quantize.",
-            hint="Leave --quantization out.",
+            hint="Leave out --quantization.",
         )
     for path, module in linears:
         # A `Conv1D` transposes its weights, and has no attributes for its widths.
@@ -100,7 +100,7 @@ def _refuse_quantized(skeleton: PreTrainedModel) -> None:
     raise UsageError(
         "The weights are quantized already"
         f"{f' ({method})' if method else ''}: transformers won't quantize them again.",
-        hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+        hint="Leave out --quantization, or name a checkpoint in bfloat16.",
     )
 
 

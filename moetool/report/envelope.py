@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 
 import moetool
+from moetool.plain import Tabular, make_plain
 from moetool.printable import escape_json
 
 # Their code makes the figures on models, which can change with their versions.
@@ -38,8 +37,14 @@ def render_json(
         **({"versions": versions} if versions else {}),
         **payload,
     }
-    text = json.dumps(_make_plain(value), ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(make_plain(value), ensure_ascii=False, allow_nan=False, indent=1)
     return escape_json(text) + "\n"
+
+
+def render_rows(results: Sequence[Tabular]) -> str:
+    """Return the rows of at least one result as CSV; all results are of one kind."""
+    rows = (row for result in results for row in result.to_rows())
+    return render_csv(rows, list(results[0].column_types()))
 
 
 def render_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:
@@ -55,14 +60,3 @@ def render_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> 
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")
-
-
-def _make_plain(value: object) -> object:
-    """Return a value built of the types that `json` writes, its floats finite."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _make_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _make_plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_make_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

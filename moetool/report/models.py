@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.page import render_page
+from moetool.report.text.numbers import format_number_of
+from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style
 from moetool.report.text.tables import make_table
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
+    from moetool.catalogue.selection import Selection
 
 _REPORTED = "reported"
 _STANDS_IN = "*"
@@ -37,18 +41,47 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """Everything that can be named without a network."""
-
-    models: Sequence[PublishedModel]
-    systems: Sequence[ReportedSystem]
-
-
-def render_table_text(catalogue: Catalogue, view: View = DEFAULT_VIEW) -> str:
+def render_table_text(catalogue: Selection, view: View = DEFAULT_VIEW) -> str:
     """Return both tables, how models are counted, and how to read the tables."""
     models, systems = catalogue.models, catalogue.systems
-    published = make_table(
+    blocks: list[Block] = []
+    if models or not systems:
+        blocks.append([_make_published(models)])
+    if models:
+        how = _say_how_counted(models)
+        notes = [
+            "total and active are the vendor's own figures; vendors count active parameters in "
+            "different ways. Models are counted with their own transformers class"
+            + (", except:" if how else "."),
+            *how,
+        ]
+        blocks.append(make_paragraphs(notes, Style.MUTED))
+    if systems:
+        closing = [
+            "reported: known only from reports; quoted, never computed.",
+            *(f"{system.name}: {system.notes}" for system in systems if system.notes),
+        ]
+        blocks += [[_make_reported(systems)], make_paragraphs(closing, Style.MUTED)]
+    return render_page(blocks, view)
+
+
+def say_what_is_missing(catalogue: Selection) -> str | None:
+    """Return a sentence on what a selection left out; None if there is nothing to say."""
+    number = catalogue.num_unknown
+    left_out = ""
+    if number:
+        verb = "was" if number == 1 else "were"
+        left_out = (
+            f"{format_number_of(number, 'model')} {verb} left out because the vendor doesn't publish "
+            "the figure that is limited."
+        )
+    if catalogue.models or catalogue.systems:
+        return left_out or None
+    return f"No model matches. {left_out}".rstrip()
+
+
+def _make_published(models: Sequence[PublishedModel]) -> Table:
+    return make_table(
         ("name", "total", "active", "Hub id"),
         [
             (
@@ -61,7 +94,10 @@ def render_table_text(catalogue: Catalogue, view: View = DEFAULT_VIEW) -> str:
         ],
         right=(1, 2),
     )
-    reported = make_table(
+
+
+def _make_reported(systems: Sequence[ReportedSystem]) -> Table:
+    return make_table(
         ("reported", "maker", "total", "active", "experts", "source"),
         [
             (
@@ -76,25 +112,9 @@ def render_table_text(catalogue: Catalogue, view: View = DEFAULT_VIEW) -> str:
         ],
         right=(2, 3),
     )
-    notes = [
-        "total and active are the vendor's own figures; vendors count active parameters in "
-        "different ways. Models are counted with their own transformers class, except:",
-        *_say_how_counted(models),
-    ]
-    closing = [
-        "reported: known only from reports; quoted, never computed.",
-        *(f"{system.name}: {system.notes}" for system in systems if system.notes),
-    ]
-    blocks = (
-        [published],
-        make_paragraphs(notes, Style.MUTED),
-        [reported],
-        make_paragraphs(closing, Style.MUTED),
-    )
-    return render_page(blocks, view)
 
 
-def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_json(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, with figures as the strings that were published."""
     entries = [
         *(
@@ -103,22 +123,24 @@ def render_json(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
         ),
         *({"kind": _REPORTED, **asdict(system)} for system in catalogue.systems),
     ]
-    return envelope.render_json("moetool.models/1", {"models": entries, "notes": [_NOT_GIVEN]})
+    missing = say_what_is_missing(catalogue)
+    notes = [_NOT_GIVEN, *([missing] if missing else [])]
+    return envelope.render_json("moetool.models/1", {"models": entries, "notes": notes})
 
 
-def render_csv(catalogue: Catalogue, _: View = DEFAULT_VIEW) -> str:
+def render_csv(catalogue: Selection, _: View = DEFAULT_VIEW) -> str:
     """Return one row per model and reported system."""
     return envelope.render_csv(_list_rows(catalogue), _COLUMNS)
 
 
-RENDERERS: Renderers[Catalogue] = {
+RENDERERS: Renderers[Selection] = {
     ReportFormat.TABLE: render_table_text,
     ReportFormat.JSON: render_json,
     ReportFormat.CSV: render_csv,
 }
 
 
-def _list_rows(catalogue: Catalogue) -> Iterator[dict[str, object]]:
+def _list_rows(catalogue: Selection) -> Iterator[dict[str, object]]:
     for model in catalogue.models:
         vendor = model.vendor
         yield {

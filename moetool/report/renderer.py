@@ -17,20 +17,43 @@ class ReportFormat(StrEnum):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """One of several models that could not be shown.
+
+    Attributes:
+        model: The name it was asked for by.
+        error: What was wrong, in one sentence.
+        hint: What to do about it.
+    """
+
+    model: str
+    error: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class View:
     """The part of a result that the reader asked to see. A view changes no number.
 
     Attributes:
         per_layer: Show every layer, not only totals.
+        lists_all: List what is summed up in a line otherwise.
         source: Name of the file or folder that the result was computed from, as the user gave it.
         width: Columns of the terminal. None for a file or pipe, where no cell of a table is broken.
         has_color: Whether words may be coloured and emphasized.
+        failures: The models without a result; None unless several were asked for.
     """
 
     per_layer: bool = False
     source: str | None = None
     width: int | None = None
     has_color: bool = False
+    lists_all: bool = False
+    failures: tuple[Failure, ...] | None = None
+
+    def list_failures(self) -> dict[str, object]:
+        """Return the failures as JSON reports hold them; empty unless several were asked for."""
+        return {} if self.failures is None else {"failures": self.failures}
 
 
 DEFAULT_VIEW = View()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -12,7 +12,7 @@ from moetool.analysis.load import LayerLoad
 from moetool.analysis.routing_summary import RoutingSummary
 from moetool.printable import printable
 from moetool.report.renderer import DEFAULT_VIEW, View
-from moetool.report.text.lines import make_paragraphs, make_whole_lines
+from moetool.report.text.lines import make_notes, make_paragraphs, make_whole_lines
 from moetool.report.text.numbers import (
     format_bytes,
     format_number_of,
@@ -20,7 +20,10 @@ from moetool.report.text.numbers import (
     format_stack,
 )
 from moetool.report.text.page import render_page
+from moetool.report.text.styles import Style, Words, join_words, style_words
 from moetool.report.text.tables import make_table
+from moetool.report.trace_excerpt import make_excerpts
+from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 
 _EXPERTS_SHOWN = 2
@@ -37,9 +40,12 @@ def render_trace_summary(
     wrote_bytes: int = 0,
     streamed: bool = False,
     texts: Path | None = None,
+    excerpts: Sequence[PromptExcerpt] = (),
     view: View = DEFAULT_VIEW,
 ) -> str:
     """Return what was traced, how even the load is, what each domain prefers, and where it went.
+
+    Before that stand the prompts that are shown, with what the model wrote.
 
     Args:
         metadata: What was traced.
@@ -50,6 +56,7 @@ def render_trace_summary(
         wrote_bytes: The size of that file.
         streamed: The rows went to stdout. With neither file nor stream they were not kept.
         texts: The file of generated texts, if there is one.
+        excerpts: The prompts to show.
         view: The terminal that the summary is for.
     """
     written = []
@@ -64,19 +71,22 @@ def render_trace_summary(
         written.append(f"wrote {printable(texts)}")
     written.append(f"took {elapsed_s:.1f} s, loading included")
     blocks = (
+        *make_excerpts(excerpts, metadata.layers, view),
         make_paragraphs([*_describe_size(metadata, num_rows), *_describe_load(routing)]),
-        list(_describe_domains(routing)),
+        list(_describe_domains(routing)) if metadata.num_prompts > 1 else [],
+        make_notes(_explain(routing)),
         make_whole_lines(written),
     )
     return render_page(blocks, view)
 
 
-def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[str]:
+def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
-    yield (
+    yield style_words(
         f"{printable(metadata.model)}: {format_number_of(metadata.num_prompts, 'prompt')}, "
-        f"{format_number_of(metadata.num_tokens, 'token')}"
+        f"{format_number_of(metadata.num_tokens, 'token')}",
+        Style.STRONG,
     )
     yield (
         f"{format_number_of(len(metadata.layers), 'routed layer')}, {routing}: "
@@ -89,32 +99,40 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[str]:
             f"{metadata.max_new_tokens:,} a prompt"
         )
     if metadata.num_cut_prompts:
-        yield (
+        yield style_words(
             f"{format_number_of(metadata.num_cut_prompts, 'prompt')} "
             f"{_was(metadata.num_cut_prompts)} cut after "
-            f"{format_number_of(metadata.max_prompt_tokens or 0, 'token')}"
+            f"{format_number_of(metadata.max_prompt_tokens or 0, 'token')}",
+            Style.WARNING,
         )
     if not metadata.exact:
-        yield from (note for note in metadata.notes if note.startswith(NOT_EXACT))
+        for note in metadata.notes:
+            if note.startswith(NOT_EXACT):
+                yield style_words(note, Style.WARNING)
 
 
 def _was(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _describe_load(routing: RoutingSummary) -> Iterator[str]:
+def _describe_load(routing: RoutingSummary) -> Iterator[Words]:
     least, most = routing.least_even, routing.most_even
     if least is None or most is None:
-        yield "no expert ran in any layer"
+        yield style_words("no expert ran in any layer", Style.WARNING)
         return
-    yield (
-        f"load evenness {least.entropy:.3f} ({_name_layer(least)}) to {most.entropy:.3f} "
-        f"({_name_layer(most)}); 1 is even,"
+    yield join_words(
+        [
+            "load evenness",
+            style_words(f"{least.entropy:.3f}", Style.STRONG),
+            f"({_name_layer(least)}) to",
+            style_words(f"{most.entropy:.3f}", Style.STRONG),
+            f"({_name_layer(most)}); 1 is even,",
+        ]
     )
     yield f"random routing of the same tokens would give {least.random_entropy:.3f}"
     if routing.num_idle_experts:
         idle = format_number_of(routing.num_idle_experts, "expert")
-        yield f"{idle} {_was(routing.num_idle_experts)} never chosen"
+        yield style_words(f"{idle} {_was(routing.num_idle_experts)} never chosen", Style.WARNING)
 
 
 def _name_layer(load: LayerLoad) -> str:
@@ -144,6 +162,20 @@ def _describe_domains(routing: RoutingSummary) -> Iterator[RenderableType]:
     num_more = len(routing.most_lifted) - _DOMAINS_SHOWN
     if num_more > 0:
         yield from make_paragraphs([f"… and {format_number_of(num_more, 'more domain')}"])
+
+
+def _explain(routing: RoutingSummary) -> Iterator[str]:
+    """Yield the meaning of the terms that the summary uses."""
+    if routing.least_even is not None:
+        yield "load evenness: entropy of the experts' load, over that of an even load."
+    lifted = next((cells[0] for cells in routing.most_lifted.values() if cells), None)
+    if lifted is not None:
+        place = format_place(lifted.stack, lifted.layer, lifted.expert)
+        yield (
+            f"{place} ×{lifted.lift:.1f}: expert {lifted.expert} of {format_stack(lifted.stack)}"
+            f"layer {lifted.layer}; its share of the domain's tokens is {lifted.lift:.1f} times "
+            "its share of all tokens."
+        )
 
 
 def _format_lift(cell: DomainExpert) -> str:

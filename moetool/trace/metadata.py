@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from moetool.errors import InputError
+from moetool.plain import make_plain, show_fields
 from moetool.printable import printable
 from moetool.trace.metadata_fields import (
     LARGEST_ID,
@@ -29,6 +30,10 @@ from moetool.trace.schema import SCHEMA_VERSION
 
 # The key in a Parquet footer; next to a CSV, the same JSON is in `<file>.meta.json`.
 FOOTER_KEY = b"moetool"
+# pandas keeps the `attrs` of a DataFrame under this key, as one JSON object.
+_PANDAS_KEY = b"PANDAS_ATTRS"
+# The key of the metadata in these `attrs`.
+ATTRS_KEY = "moetool"
 
 # The beginning of a note that says why the trace is not exact.
 NOT_EXACT = "Not exact:"
@@ -116,9 +121,23 @@ class TraceMetadata:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    __repr__ = show_fields
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the metadata as an object of plain values, as it is stored."""
+        plain: dict[str, Any] = make_plain(self)
+        return plain
+
     def to_json(self) -> str:
         """Return the metadata as one JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
+
+    def to_footer(self) -> dict[bytes, bytes]:
+        """Return the metadata as entries of a Parquet file: for moetool, and for pandas' `attrs`."""
+        return {
+            FOOTER_KEY: self.to_json().encode(errors="backslashreplace"),
+            _PANDAS_KEY: json.dumps({ATTRS_KEY: self.to_dict()}).encode(),
+        }
 
 
 def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:

@@ -18,6 +18,7 @@ from moetool.choices import (
     take_number,
     take_numbers,
     take_text,
+    without_effect,
 )
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheKind, Dtype
@@ -130,7 +131,8 @@ class TraceOptions:
                 take_text(value, name=name.replace("_", " "))
         if self.device is not None and self.device_map is not None:
             raise UsageError(
-                "A device and a device map exclude each other.", hint="Leave one of them out."
+                "A device and a device map exclude each other.",
+                hint="Leave out --device, or --device-map.",
             )
         for name in ("trust_remote_code", "with_probabilities", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
@@ -165,28 +167,29 @@ def choose_generation(
         UsageError: Options have no effect without new tokens, or are out of range.
     """
     if max_new_tokens is not None:
-        return GenerationOptions(
+        options = GenerationOptions(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             cache=cache,
         )
+        if options.is_greedy and seed != GenerationOptions.seed:
+            raise without_effect(
+                {"--seed": "seed"},
+                because="the most likely token is always taken",
+                unless="sample with --temperature",
+            )
+        return options
     is_given = {
         "temperature": temperature is not None,
         "top-p": top_p is not None,
         "seed": seed != GenerationOptions.seed,
         "cache": cache != GenerationOptions.cache,
     }
-    useless = [name for name, given in is_given.items() if given]
+    useless = {f"--{name}": name for name, given in is_given.items() if given}
     if useless:
-        *others, last = useless
-        names = f"{', '.join(others)} and {last}" if others else last
-        verb = "have" if others else "has"
-        raise UsageError(
-            f"{names[0].upper()}{names[1:]} {verb} no effect: no text is generated.",
-            hint="Add --max-new-tokens.",
-        )
+        raise without_effect(useless, because="no text is generated", unless="add --max-new-tokens")
     return None
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.quiet import quiet_transformers
+from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
@@ -42,11 +45,13 @@ class TracedRun:
         metadata: Metadata of the complete trace.
         counts: Assignments by domain, layer and expert.
         num_rows: Number of assignments recorded.
+        excerpts: The first prompts, as many as were asked for.
     """
 
     metadata: TraceMetadata
     counts: ExpertCounts
     num_rows: int
+    excerpts: tuple[PromptExcerpt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class WindowPasses:
         return [self.written[index] for index in sorted(self.written)]
 
 
+@quiet_transformers()
 def trace_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,6 +92,7 @@ def trace_prompts(
     metadata: TraceMetadata,
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -101,6 +108,7 @@ def trace_prompts(
         metadata: Facts about the model and the run; counts and layers are filled in.
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
+        num_excerpts: Number of prompts, from the first, to return excerpts of.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
@@ -146,6 +154,7 @@ def trace_prompts(
 
     counter = DomainCounter()
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    excerpts: list[PromptExcerpt] = []
     num_new_tokens = 0
     with settings, recorder:
         for window in split_windows(prompts, batch_size=batch_size):
@@ -156,8 +165,17 @@ def trace_prompts(
             sink.write(rows, probabilities)
             counter.add(rows)
             num_new_tokens += passes.num_new_tokens
+            written = passes.in_order()
             if texts is not None:
-                texts.write(decode_texts(window, passes.in_order(), tokenizer))
+                texts.write(decode_texts(window, written, tokenizer))
+            shown = window[: num_excerpts - len(excerpts)]
+            spelled = decode_texts(shown, written[: len(shown)], tokenizer) if written else ()
+            excerpts += _excerpt_prompts(
+                shown,
+                rows,
+                written=[text.text for text in spelled],
+                most_tokens=choose_excerpt_tokens(num_excerpts),
+            )
     routed = describe_layers(recorder, maker.top_k)
     complete = replace(
         note_routing(metadata, routed),
@@ -170,7 +188,31 @@ def trace_prompts(
         score_function=maker.score_function,
     )
     sink.finish(complete)
-    return TracedRun(metadata=complete, counts=counter.counts(routed), num_rows=maker.num_rows)
+    return TracedRun(
+        metadata=complete,
+        counts=counter.counts(routed),
+        num_rows=maker.num_rows,
+        excerpts=tuple(excerpts),
+    )
+
+
+def _excerpt_prompts(
+    prompts: Sequence[TokenizedPrompt],
+    rows: pa.Table,
+    *,
+    written: Sequence[str],
+    most_tokens: int,
+) -> Iterator[PromptExcerpt]:
+    """Yield excerpts of prompts whose rows are in a table; `written` is empty if none wrote."""
+    for index, item in enumerate(prompts):
+        prompt = item.prompt
+        yield PromptExcerpt(
+            prompt_id=prompt.prompt_id,
+            domain=prompt.domain,
+            prompt=prompt.text,
+            written=written[index] if written else None,
+            stacks=excerpt_rows(rows, prompt.prompt_id, most_tokens=most_tokens),
+        )
 
 
 def count_tokens(

@@ -18,6 +18,7 @@ from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import (
+    TokenizedPrompt,
     count_embeddings,
     read_context_tokens,
     tokenize_prompts,
@@ -25,7 +26,7 @@ from moetool.tracing.prompts.tokens import (
 from moetool.tracing.running.texts import TextFile
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from moetool.tracing.run import TracedRun
 
@@ -40,6 +41,9 @@ class Observer(Protocol):
 
     def warn(self, line: str) -> None:
         """Show a warning."""
+
+    def step(self, words: str) -> None:
+        """Show the step that begins, before any token goes through the model."""
 
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
@@ -71,6 +75,7 @@ def trace_model(
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
+    num_excerpts: int = 0,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -84,6 +89,7 @@ def trace_model(
         open_sink: Opens the place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
+        num_excerpts: Number of prompts, from the first, to return excerpts of.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -94,8 +100,8 @@ def trace_model(
         with_code=options.trust_remote_code,
         announce=observer.announce,
     )
+    observer.step("loading libraries")
     # These import torch, which takes seconds: faults in the files are reported before.
-    from moetool.tracing.run import count_tokens, trace_prompts
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.load_model import load_model
 
@@ -103,10 +109,11 @@ def trace_model(
         device_map: str | dict[str, Any] = {"": choose_device(options.device)}
     else:
         device_map = choose_device_map(options.device_map)
+    observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
-    for reason in traceable.inexact_because:
-        observer.warn(f"{checkpoint.name} is not traced exactly: {reason}.")
+    _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
+    observer.step("turning prompts into tokens")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     tokenized = tokenize_prompts(
         prompts,
@@ -118,6 +125,7 @@ def trace_model(
         max_new_tokens=_count_new_tokens(config, options),
     )
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+        observer.step(f"loading the weights of {checkpoint.name}")
         model = load_model(
             checkpoint,
             config,
@@ -128,25 +136,114 @@ def trace_model(
             trust_remote_code=options.trust_remote_code,
         )
         metadata = _describe_run(
-            model, checkpoint, options, auto_class=traceable.auto_class, prompts=prompts
+            model,
+            options,
+            name=checkpoint.name,
+            revision=checkpoint.revision,
+            auto_class=traceable.auto_class,
+            prompts=prompts,
         )
-        token_ids = [prompt.token_ids for prompt in tokenized]
-        observer.start(count_tokens(token_ids, options.generation))
-        # The last to open is the first to close: when the texts appear, the trace is there.
-        with (
-            open_texts() if open_texts else nullcontext() as texts,
-            open_sink(metadata) as sink,
-        ):
-            return trace_prompts(
-                model,
-                tokenizer,
-                tokenized,
-                options,
-                sink=sink,
-                metadata=metadata,
-                texts=texts,
-                advance=observer.advance,
-            )
+        return _run(
+            model,
+            tokenizer,
+            tokenized,
+            options,
+            metadata=metadata,
+            open_sink=open_sink,
+            observer=observer,
+            open_texts=open_texts,
+            num_excerpts=num_excerpts,
+        )
+
+
+def trace_loaded_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    options: TraceOptions,
+    *,
+    open_sink: Callable[[TraceMetadata], TraceSink],
+    observer: Observer,
+    open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
+) -> TracedRun:
+    """Run a model that is in memory over prompts, as `trace_model` does after loading one.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's own.
+        prompts: See `read_prompts`.
+        options: Those about loading have no effect here.
+        open_sink: Opens the place of the rows, see `choose_sink`.
+        observer: Is informed of progress.
+        open_texts: Opens the place of the generated texts, see `choose_texts`.
+
+    Raises:
+        MoetoolError: See the functions that this one calls.
+    """
+    config = model.config
+    name = getattr(config, "name_or_path", None) or type(model).__name__
+    _warn_of_inexact(_check_recordable(model, options), name, observer)
+    tokenized = tokenize_prompts(
+        prompts,
+        tokenizer,
+        special_tokens=options.special_tokens,
+        context_tokens=read_context_tokens(config),
+        vocabulary=count_embeddings(model),
+        max_prompt_tokens=options.max_prompt_tokens,
+        max_new_tokens=_count_new_tokens(config, options),
+    )
+    metadata = _describe_run(
+        model,
+        options,
+        name=name,
+        revision=getattr(config, "_commit_hash", None),
+        auto_class=None,
+        prompts=prompts,
+    )
+    return _run(
+        model,
+        tokenizer,
+        tokenized,
+        options,
+        metadata=metadata,
+        open_sink=open_sink,
+        observer=observer,
+        open_texts=open_texts,
+    )
+
+
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[TokenizedPrompt],
+    options: TraceOptions,
+    *,
+    metadata: TraceMetadata,
+    open_sink: Callable[[TraceMetadata], TraceSink],
+    observer: Observer,
+    open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
+    num_excerpts: int = 0,
+) -> TracedRun:
+    from moetool.tracing.run import count_tokens, trace_prompts
+
+    token_ids = [prompt.token_ids for prompt in prompts]
+    observer.start(count_tokens(token_ids, options.generation))
+    # The last to open is the first to close: when the texts appear, the trace is there.
+    with (
+        open_texts() if open_texts else nullcontext() as texts,
+        open_sink(metadata) as sink,
+    ):
+        return trace_prompts(
+            model,
+            tokenizer,
+            prompts,
+            options,
+            sink=sink,
+            metadata=metadata,
+            texts=texts,
+            advance=observer.advance,
+            num_excerpts=num_excerpts,
+        )
 
 
 def _count_new_tokens(config: PreTrainedConfig, options: TraceOptions) -> int:
@@ -165,37 +262,50 @@ def _check_traceable(
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
-    from moetool.tracing.recording.scopes import find_recorded_model
     from moetool.tracing.running.devices import check_device_map
-    from moetool.tracing.running.generation import check_can_generate
-    from moetool.tracing.running.passes import check_can_read
 
     auto_class = find_auto_class(config)
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
-    if options.generation is not None:
-        check_can_generate(skeleton)
-    recorded = find_recorded_model(
-        skeleton, layers=options.layers, allow_inexact=options.allow_inexact
-    )
-    if options.generation is None:
-        check_can_read(recorded)
+    reasons = _check_recordable(skeleton, options)
     if options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)
     return _Traceable(
         auto_class=auto_class,
-        inexact_because=tuple(reason for reason in reasons if reason),
+        inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
     )
 
 
+def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:
+    """Return why a trace of a model will not be exact, or refuse a model that can't be traced."""
+    from moetool.tracing.recording.scopes import find_recorded_model
+    from moetool.tracing.running.generation import check_can_generate
+    from moetool.tracing.running.passes import check_can_read
+
+    if options.generation is not None:
+        check_can_generate(model)
+    recorded = find_recorded_model(
+        model, layers=options.layers, allow_inexact=options.allow_inexact
+    )
+    if options.generation is None:
+        check_can_read(recorded)
+    reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)
+    return tuple(reason for reason in reasons if reason)
+
+
+def _warn_of_inexact(reasons: Sequence[str], name: str, observer: Observer) -> None:
+    for reason in reasons:
+        observer.warn(f"{name} is not traced exactly: {reason}.")
+
+
 def _describe_run(
     model: PreTrainedModel,
-    checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    auto_class: str,
+    name: str,
+    revision: str | None,
+    auto_class: str | None,
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
     """Return the facts about a run that are known before its first batch."""
@@ -207,8 +317,8 @@ def _describe_run(
     generation = options.generation
     return TraceMetadata(
         moetool=moetool.__version__,
-        model=checkpoint.name,
-        revision=checkpoint.revision,
+        model=name,
+        revision=revision,
         model_type=config.model_type,
         auto_class=auto_class,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -225,5 +335,5 @@ def _describe_run(
         top_p=generation.top_p if generation else None,
         seed=generation.seed if generation and not generation.is_greedy else None,
         cache=generation.cache if generation else None,
-        versions={name: version(name) for name in _LIBRARIES},
+        versions={library: version(library) for library in _LIBRARIES},
     )

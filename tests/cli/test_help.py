@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands import (
+    fits,
     gpus,
     inspect,
     memory_estimate,
@@ -18,6 +20,7 @@ from moetool.cli.commands import (
     route_trace,
     specialize,
 )
+from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
 from tests.command import RunMoetool
 
@@ -26,30 +29,56 @@ EXAMPLES = {
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
 }
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OPTIONS = {
-    "inspect": {"--per-layer", "--source"} | OF_MODELS,
+    "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--double-quantization", "--trace", "--measure"},
     "route-trace": OF_MODELS
-    | {"--prompts", "--prompt", "--limit", "--chat", "--special-tokens", "--no-special-tokens"}
+    | {
+        "--prompts",
+        "--prompt",
+        "--limit",
+        "--limit-per-domain",
+        "--show",
+        "--chat",
+        "--special-tokens",
+        "--no-special-tokens",
+    }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
-    "models": set(),
+    "fits": {"--gpu", "--batch-size", "--prompt-tokens", "--new-tokens", "--all", "--sort"}
+    | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
+    "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},
+}
+SUMMARIES = {
+    "inspect": inspect.SUMMARY,
+    "memory-estimate": memory_estimate.SUMMARY,
+    "fits": fits.SUMMARY,
+    "models": models.SUMMARY,
+    "gpus": gpus.SUMMARY,
+    "route-trace": route_trace.SUMMARY,
+    "specialize": specialize.SUMMARY,
+}
+PANELS = {
+    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
+    "Traces": ["route-trace"],
+    "Questions to a trace": ["specialize"],
 }
 
 
-def read_help(command: str, *, columns: int = 80) -> str:
-    arguments = [command, "--help"]
+def read_help(*command: str, columns: int = 80) -> str:
+    arguments = [*command, "--help"]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -84,9 +113,71 @@ def test_no_panel_of_options_has_more_than_ten(command: str) -> None:
 def test_help_ends_in_examples_on_a_line_each(command: str) -> None:
     text = read_help(command)
     _, _, end = text.partition("\n Examples:")
-    lines = [line.strip() for line in end.splitlines() if line.strip()]
-    assert lines == list(EXAMPLES[command])
+    lines = [line.rstrip() for line in end.rstrip().splitlines()[1:]]
+    assert lines == [f"   {example}" for example in EXAMPLES[command]]
     assert 2 <= len(lines) <= 3
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_commands_stand_in_panels_in_the_order_of_a_first_hour_with_a_summary_on_their_line(
+    columns: int,
+) -> None:
+    panels = read_help(columns=columns).split("╭─ ")[1:]
+    shown = {
+        panel.partition(" ─")[0]: [
+            tuple(line.strip("│ ").split("  ", 1))
+            for line in panel.splitlines()
+            if line.startswith("│ ")
+        ]
+        for panel in panels
+    }
+    del shown["Options"]
+    assert list(shown) == list(PANELS)
+    for title, commands in PANELS.items():
+        assert [name for name, _ in shown[title]] == commands
+        for name, summary in shown[title]:
+            assert summary.strip() == SUMMARIES[name]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_first_help_fits_the_width_and_ends_in_examples_and_then_exit_codes(
+    columns: int,
+) -> None:
+    text = read_help(columns=columns)
+    assert max(map(len, text.splitlines())) == columns
+    assert "…" not in text
+    before, _, examples = text.partition("\n Examples:")
+    examples, _, codes = examples.partition("\n Exit codes:")
+    assert "moetool inspect mixtral-8x7b" in examples
+    assert "Exit codes" not in before
+    assert [line.strip() for line in codes.rstrip().splitlines()[1:]] == [
+        f"{code:<3}  {meaning}" for code, meaning in EXIT_CODES
+    ]
+
+
+def test_a_flag_shows_no_type() -> None:
+    assert "bool" not in read_help()
+    assert "bool" not in read_help("inspect")
+
+
+def test_examples_are_muted_where_the_terminal_has_colour() -> None:
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "80"}
+    coloured = CliRunner().invoke(app, ["models", "--help"], env=terminal)
+    assert f"\x1b[2m{models.EXAMPLES[0]}\x1b[0m" in coloured.stdout
+    assert "\x1b" not in read_help("models")
+
+
+def test_help_without_rich_ends_in_the_same_lines() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-m", "moetool", "models", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TYPER_USE_RICH": "0"},
+    )
+    assert completed.stdout.endswith(
+        "\n\nExamples:\n" + "".join(f"  {example}\n" for example in models.EXAMPLES)
+    )
 
 
 @pytest.mark.parametrize(

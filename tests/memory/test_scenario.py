@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moetool.cli.options.values import parse_dtype
 from moetool.errors import UsageError
-from moetool.memory.scenario import Scenario, Task
+from moetool.memory.scenario import Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization
+from moetool.tracing.options import TraceOptions
 
 SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")
 TOO_LARGE = {"batch_size": 2**20 + 1, "num_prompt_tokens": 2**27 + 1, "num_new_tokens": 2**27 + 1}
@@ -49,7 +51,7 @@ def test_only_generating_needs_new_tokens(task: Task) -> None:
 
 @pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.INT8])
 def test_only_scales_of_4_bit_weights_are_quantized_again(quantization: Quantization) -> None:
-    with pytest.raises(UsageError, match=f"with {quantization} there are none"):
+    with pytest.raises(UsageError, match="only nf4 and fp4 have scales"):
         Scenario(quantization=quantization, is_double_quantized=True)
     for four_bit in (Quantization.NF4, Quantization.FP4):
         assert Scenario(quantization=four_bit, is_double_quantized=True).is_double_quantized
@@ -135,3 +137,19 @@ def test_sizes_do_not_change_how_a_model_is_loaded() -> None:
     sized = Scenario(batch_size=3, num_prompt_tokens=5, num_new_tokens=7, has_padding=True)
     assert sized.loading == Scenario().loading
     assert Scenario(dtype="float16").loading != Scenario().loading
+
+
+@pytest.mark.parametrize(
+    ("abbreviation", "dtype"),
+    [
+        ("bf16", Dtype.BFLOAT16),
+        ("BF16", Dtype.BFLOAT16),
+        ("fp16", Dtype.FLOAT16),
+        ("half", Dtype.FLOAT16),
+        ("fp32", Dtype.FLOAT32),
+    ],
+)
+def test_dtypes_are_known_by_their_usual_abbreviations(abbreviation: str, dtype: Dtype) -> None:
+    assert Scenario(dtype=abbreviation).dtype is dtype
+    assert TraceOptions(dtype=abbreviation).dtype is dtype
+    assert parse_dtype(abbreviation) is dtype

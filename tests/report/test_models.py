@@ -19,7 +19,14 @@ from moetool.catalogue.published import (
     read_published_models,
     read_reported_systems,
 )
-from moetool.report.models import RENDERERS, Catalogue, render_csv, render_json, render_table_text
+from moetool.catalogue.selection import Selection, select_models
+from moetool.report.models import (
+    RENDERERS,
+    render_csv,
+    render_json,
+    render_table_text,
+    say_what_is_missing,
+)
 from moetool.report.renderer import ReportFormat, View
 
 PLAIN = PublishedModel(
@@ -59,11 +66,9 @@ REPORTED = ReportedSystem(
 )
 
 TERMINAL = View(width=80)
-CATALOGUE = Catalogue(models=MODELS, systems=[REPORTED])
-EVERYTHING = Catalogue(
-    models=tuple(read_published_models().values()),
-    systems=tuple(read_reported_systems().values()),
-)
+CATALOGUE = Selection(models=MODELS, systems=(REPORTED,))
+EVERYTHING = select_models(read_published_models().values(), read_reported_systems().values())
+NOTHING = Selection(models=(), systems=())
 
 
 def line_of(name: str) -> str:
@@ -100,6 +105,33 @@ def test_reported_systems_stand_below_labelled_as_reported() -> None:
     assert line_of("closed-1").split()[:4] == ["closed-1", "Maker", "1.6–1.8T", "–"]
     assert "closed-1: Unconfirmed." in reported
     assert "never computed" in reported
+
+
+def test_only_the_listed_models_are_explained() -> None:
+    text = " ".join(render_table_text(Selection(models=(PLAIN, DENSE), systems=())).split())
+    assert text.endswith("Models are counted with their own transformers class.")
+    assert "reported" not in text
+
+
+def test_only_reported_systems_are_a_table_of_their_own() -> None:
+    text = render_table_text(Selection(models=(), systems=(REPORTED,)))
+    assert text.startswith("reported ")
+    assert "Hub id" not in text
+
+
+def test_nothing_is_an_empty_table_with_its_header() -> None:
+    assert render_table_text(NOTHING).split() == ["name", "total", "active", "Hub", "id", "─" * 30]
+
+
+def test_a_selection_says_what_it_left_out() -> None:
+    assert say_what_is_missing(CATALOGUE) is None
+    assert say_what_is_missing(NOTHING) == "No model matches."
+    left_out = replace(CATALOGUE, num_unknown=1)
+    sentence = "1 model was left out because the vendor doesn't publish the figure that is limited."
+    assert say_what_is_missing(left_out) == sentence
+    assert say_what_is_missing(replace(NOTHING, num_unknown=1)) == f"No model matches. {sentence}"
+    assert json.loads(render_json(left_out))["notes"][1] == sentence
+    assert json.loads(render_json(NOTHING))["models"] == []
 
 
 # JSON

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -89,6 +90,47 @@ def test_the_table_has_a_line_for_every_domain_with_its_surest_expert() -> None:
         interval = f"{most.lift_low:.1f}–{most.lift_high:.1f}"
         figures = [f"{most.share:.0%}", f"{most.lift:.1f}", interval]
         assert words[3:] == [f"L{most.layer}.E{most.expert}", *figures]
+
+
+def test_the_short_name_of_an_expert_is_explained() -> None:
+    result = make_result(make_counts(["code", "prose"], prompts_per_domain=12))
+    text = render_table_text(result, VIEW)
+    (place,) = re.findall(r"^code .* (L\d+\.E\d+) ", text, re.M)
+    layer, expert = re.findall(r"\d+", place)
+    assert f"{place}: expert {expert} of layer {layer}." in unwrap(text)
+    assert re.search(
+        r"encoder L100\.E\d+: expert \d+ of encoder layer 100\.",
+        unwrap(
+            render_table_text(
+                make_result(
+                    make_counts(["code", "prose"], prompts_per_domain=12, places=[("encoder", 100)])
+                ),
+                VIEW,
+            )
+        ),
+    )
+
+
+def test_what_to_know_stands_before_how_to_read() -> None:
+    text = unwrap(render_table_text(LARGE, VIEW))
+    assert text.index("largest id seen plus one") < text.index("MI: mutual information")
+
+
+def test_figures_notes_and_legend_differ_on_a_terminal() -> None:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
+    result = make_result(counts)
+    text = render_table_text(result, replace(VIEW, has_color=True))
+    strong, warning, muted = "1", "33", "2"
+    assert f"\x1b[{warning}mtop-2 is a guess\x1b" in text
+    assert f"\x1b[{muted}mMI: mutual information" in text
+    for layer in result.layers:
+        assert f"\x1b[{strong}m{layer.excess_nats:.4f}\x1b" in text
+    for domain in ("code", "prose"):
+        lift = result.most_lifted[domain][0].lift
+        assert f"\x1b[{strong}m{lift:.1f}\x1b" in text
+    plain = render_table_text(result, VIEW)
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
+    assert lines == plain.splitlines()
 
 
 def test_the_lift_shown_is_the_share_over_the_share_of_all_tokens() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import numpy as np
 from moetool.analysis.lift import measure_lift
 from moetool.analysis.load import measure_load
 from moetool.analysis.routing_summary import summarize_routing
+from moetool.report.renderer import DEFAULT_VIEW, View
 from moetool.report.trace_summary import render_trace_summary
+from moetool.trace.excerpt import PromptExcerpt, RoutedToken, StackExcerpt
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from tests.report.examples import TOP_K, make_counts
@@ -46,6 +50,8 @@ def render_summary(
     wrote_bytes: int = 0,
     streamed: bool = True,
     texts: Path | None = None,
+    excerpts: Sequence[PromptExcerpt] = (),
+    view: View = DEFAULT_VIEW,
 ) -> str:
     return render_trace_summary(
         metadata,
@@ -56,6 +62,8 @@ def render_summary(
         wrote_bytes=wrote_bytes,
         streamed=streamed,
         texts=texts,
+        excerpts=excerpts,
+        view=view,
     )
 
 
@@ -117,6 +125,87 @@ def test_one_domain_has_no_preference() -> None:
     text = render_summary(make_counts(["prose"]))
     assert "one domain" in text
     assert "×" not in text
+
+
+def test_one_prompt_says_nothing_on_domains() -> None:
+    counts = make_counts(["prose"], prompts_per_domain=1)
+    assert "domain" not in render_summary(counts, metadata=replace(METADATA, num_prompts=1))
+
+
+def test_the_terms_of_the_summary_are_explained_where_they_stand() -> None:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12)
+    text = render_summary(counts)
+    assert "load evenness: entropy of the experts' load" in text
+    explained = re.search(
+        r"^L(\d+)\.E(\d+) ×([\d.]+): expert (\d+) of layer (\d+); its share of the domain's tokens "
+        r"is ([\d.]+) times its share of all tokens\.$",
+        text.replace("\n  ", " "),
+        re.M,
+    )
+    assert explained
+    layer, expert, lift, same_expert, same_layer, same_lift = explained.groups()
+    assert (layer, expert, lift) == (same_layer, same_expert, same_lift)
+    (first,) = re.findall(r"^code +[\d,]+ +(\S+ \S+) ", text, re.M)
+    assert first == f"L{layer}.E{expert} ×{lift}"
+
+
+def test_an_expert_of_another_stack_is_explained_with_its_name() -> None:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12, places=[("encoder", 3)])
+    assert re.search(
+        r"^encoder L3\.E\d ×[\d.]+: expert \d of encoder layer 3;", render_summary(counts), re.M
+    )
+
+
+def test_terms_that_do_not_occur_are_not_explained() -> None:
+    text = render_summary(make_counts(["code", "prose"], prompts_per_domain=1))
+    assert "times its share" not in text
+    idle = replace(COUNTS.layers[0], assignments=np.zeros_like(COUNTS.layers[0].assignments))
+    assert "entropy" not in render_summary(replace(COUNTS, layers=(idle,)))
+
+
+def test_prompts_to_show_stand_before_the_summary() -> None:
+    tokens = tuple(
+        RoutedToken(position=number, piece="a", is_new=False, experts=((5, 2), (0, 7)))
+        for number in range(2)
+    )
+    stacks = (StackExcerpt(stack="decoder", layers=(0, 1), tokens=tokens),)
+    excerpt = PromptExcerpt(prompt_id="1", domain="x", prompt="Once", written=None, stacks=stacks)
+    lines = render_summary(excerpts=[excerpt]).splitlines()
+    assert lines[0].split() == ["prompt", "Once"]
+    row = next(number for number, line in enumerate(lines) if line.split() == ["0", *"a5207"])
+    assert row < next(number for number, line in enumerate(lines) if line.startswith("demo: "))
+
+
+def find_styles(words: str, text: str) -> str:
+    """Return the codes that a terminal is sent before words."""
+    found = re.search(rf"\x1b\[([\d;]*)m{re.escape(words)}", text)
+    assert found, words
+    return found[1]
+
+
+def test_figures_warnings_and_legends_differ_on_a_terminal() -> None:
+    layers = [replace(layer, assignments=layer.assignments.copy()) for layer in COUNTS.layers]
+    layers[0].assignments[:, 2] = 0
+    counts = replace(COUNTS, layers=tuple(layers))
+    metadata = replace(
+        METADATA,
+        num_cut_prompts=3,
+        max_prompt_tokens=64,
+        exact=False,
+        notes=("Not exact: experts ran late.",),
+    )
+    view = View(width=80, has_color=True)
+    text = render_summary(counts, metadata=metadata, view=view)
+    strong, warning, muted = "1", "33", "2"
+    assert find_styles("demo: 6 prompts", text) == strong
+    for load in measure_load(counts):
+        assert find_styles(f"{load.entropy:.3f}", text) == strong
+    for words in ("3 prompts were cut", "Not exact: experts", "1 expert was never chosen"):
+        assert find_styles(words, text) == warning
+    assert find_styles("load evenness: entropy", text) == muted
+    plain = render_summary(counts, metadata=metadata, view=View(width=80))
+    assert "\x1b" not in plain
+    assert re.sub(r"\x1b\[[\d;]*m", "", text) == plain
 
 
 def test_domains_beyond_thirty_are_counted() -> None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from moetool.checkpoint.config import find_named_classes, first_line, missing_package
 from moetool.checkpoint.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
+from moetool.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -236,6 +237,7 @@ def refuse_unbuildable(
         handle.remove()
 
 
+@quiet_transformers()
 def build_skeleton(
     config: PreTrainedConfig, *, trust_remote_code: bool = False, device: str = "meta"
 ) -> PreTrainedModel:

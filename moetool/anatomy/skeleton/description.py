@@ -18,6 +18,7 @@ from moetool.anatomy.routing.walk import walk_modules
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
 from moetool.anatomy.skeleton.mixers import Mixer, list_mixers
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
+from moetool.plain import show_fields
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Anatomy:
     context_length: int | None
     vocab_size: int | None
     is_encoder_decoder: bool
+
+    __repr__ = show_fields
 
 
 def describe_model(skeleton: RoutedSkeleton, table: ParameterTable) -> Anatomy:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +18,7 @@ from moetool.anatomy.skeleton.active_experts import (
 from moetool.anatomy.skeleton.build import find_embedding
 from moetool.anatomy.skeleton.dtype_plan import read_dtype_plan
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
+from moetool.catalogue.published import ExtraParameters
 
 
 @dataclass
@@ -135,3 +136,27 @@ def _add(active: ActiveRange | None, num_params: int) -> ActiveRange | None:
     if active is None:
         return None
     return ActiveRange(active.fewest + num_params, active.most + num_params)
+
+
+def add_extra(table: ParameterTable, extra: Sequence[ExtraParameters]) -> ParameterTable:
+    """Return the table with parameters that are missing from the class the model is counted by."""
+    rows = list(table.rows)
+    for parameters in extra:
+        component = Component(parameters.component)
+        for index, row in enumerate(rows):
+            if row.component is component and row.layer is not None:
+                rows[index] = _grow(row, parameters.params_per_layer)
+    return replace(table, rows=tuple(rows))
+
+
+def _grow(row: ParameterRow, num_params: int) -> ParameterRow:
+    per_param = row.num_bytes // row.num_params if row.num_bytes is not None else None
+    active = row.active
+    return replace(
+        row,
+        num_params=row.num_params + num_params,
+        active=ActiveRange(active.fewest + num_params, active.most + num_params)
+        if active
+        else None,
+        num_bytes=None if row.num_bytes is None else row.num_bytes + num_params * (per_param or 0),
+    )

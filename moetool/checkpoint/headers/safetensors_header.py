@@ -17,6 +17,7 @@ from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeader
 from moetool.checkpoint.size_limits import SizeLimit
 from moetool.checkpoint.strict_json import JsonError, parse_json
 from moetool.errors import InputError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 
 # Every file begins with its header's length, in this many bytes.
 LENGTH_BYTES = 8
@@ -70,6 +71,8 @@ def read_header(path: Path, *, file: str) -> TensorHeaders:
     try:
         with path.open("rb") as opened:
             file_bytes = os.fstat(opened.fileno()).st_size
+            refuse_pointer(opened.read(len(POINTER_START)), path=path)
+            opened.seek(0)
             num_header_bytes = read_length(
                 opened.read(LENGTH_BYTES), path=str(path), file_bytes=file_bytes
             )

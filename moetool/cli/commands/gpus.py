@@ -10,6 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 
+SUMMARY = "List the GPUs that are known by name."
 EXAMPLES = (
     "moetool gpus",
     "moetool gpus --vendor amd",

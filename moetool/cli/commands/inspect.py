@@ -9,6 +9,7 @@ import typer
 
 from moetool.checkpoint.subject import AskedSource
 from moetool.cli.errors import speaks_errors
+from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files
 from moetool.cli.options.shared import (
     FLAG,
@@ -22,10 +23,12 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
+from moetool.errors import UsageError
 
+SUMMARY = "Count parameters, total and active."
 EXAMPLES = (
     "moetool inspect mixtral-8x7b",
-    "moetool inspect gpt-oss-20b qwen3-30b-a3b deepseek-v3",
+    "moetool inspect mixtral-8x7b olmoe-1b-7b --summary -o models.csv",
     "moetool inspect ./my-model --per-layer --format csv -o layers.csv",
 )
 
@@ -38,10 +41,15 @@ def inspect(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", metavar=FLAG, help="Also show every layer's components.")
     ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", metavar=FLAG, help="Show one row or column for each model."),
+    ] = False,
     source: Annotated[
         AskedSource,
         typer.Option(
             metavar="SOURCE",
+            case_sensitive=False,
             help="headers: only the headers of the weight files, without torch. skeleton: the "
             "model that transformers builds from the configuration. auto: both, compared.",
         ),
@@ -56,28 +64,38 @@ def inspect(
     """Show a model's anatomy and its exact parameter counts, total and active.
 
     Weights are never read or downloaded, only the headers of their files. Several models are
-    shown side by side. CSV has one row per layer and component.
+    shown side by side. CSV has one row per layer and component, or per model with --summary.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.inspection.inspect import inspect_model
-    from moetool.report.inspect.data import RENDERERS
+    from moetool.report.inspect import data
+    from moetool.report.inspect import summary as summaries
 
+    if summary and per_layer:
+        raise UsageError(
+            "--summary shows one row for each model, and --per-layer every layer.",
+            hint="Leave one of them out.",
+        )
     chosen = choose_report_format(output_format, output)
-    references = [resolve_model(model) for model in models]
-    check_report_path(output, force=force, inputs=list_model_files(references))
+    failures = Failures(models)
+    references = failures.resolve()
+    check_report_path(output, force=force, inputs=list_model_files(references.values()))
     inspected = []
     # Most single models take less time than a line takes to read.
-    delay_s = _PATIENCE_S if len(references) == 1 else 0
+    delay_s = _PATIENCE_S if len(models) == 1 else 0
     with show_status(is_quiet=quiet, delay_s=delay_s) as show:
-        for reference in references:
-            show(f"inspecting {reference.text}")
-            inspected.append(
-                inspect_model(
-                    reference,
-                    source=source,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
+        for model in filter(references.__contains__, models):
+            show(f"inspecting {model}")
+            with failures.keep(model):
+                inspected.append(
+                    inspect_model(
+                        references[model],
+                        source=source,
+                        revision=revision,
+                        trust_remote_code=trust_remote_code,
+                    )
                 )
-            )
-    view = replace(see_output(output), per_layer=per_layer)
-    print_or_write(RENDERERS[chosen](inspected, view), output, force=force)
+    failures.check(inspected)
+    view = replace(see_output(output), per_layer=per_layer, failures=failures.list_failures())
+    renderers = summaries.RENDERERS if summary else data.RENDERERS
+    print_or_write(renderers[chosen](inspected, view), output, force=force)
+    failures.finish()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from moetool.cli.errors import speaks_errors
+from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import memory_estimate as options
 from moetool.cli.options.shared import (
@@ -14,12 +19,21 @@ from moetool.cli.options.shared import (
     RevisionOption,
     TrustOption,
 )
-from moetool.cli.options.values import parse_numbers, parse_optional_numbers
+from moetool.cli.options.values import (
+    check_experts,
+    parse_numbers,
+    parse_optional_numbers,
+    refuse_loose_sizes,
+)
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
+if TYPE_CHECKING:
+    from moetool.memory.result import Estimate
+
+SUMMARY = "Estimate the GPU memory of a run."
 EXAMPLES = (
     "moetool memory-estimate mixtral-8x7b --gpu h200",
     "moetool memory-estimate mixtral-8x7b --gpu 24GiB --quantization nf4",
@@ -57,10 +71,11 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
 
+    refuse_loose_sizes(models, sys.argv[1:])
+    check_experts(experts, quantization)
     chosen = choose_report_format(output_format, output)
     numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
     numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
@@ -84,30 +99,34 @@ def memory_estimate(
         prompt_tokens=numbers_prompt,
         new_tokens=numbers_new,
     )
-    references = [resolve_model(model) for model in models]
-    inputs = [*list_model_files(references), *list_trace_files(trace)]
+    failures = Failures(models)
+    references = failures.resolve()
+    inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    failures.check(references)
+    estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         if gpu is not None:
             take_gpu(gpu)
         # Imported after the checks, so that wrong options are reported before torch has loaded.
         from moetool.memory.estimate import estimate_memory
 
-        estimates = [
-            estimate
-            for reference in references
-            for estimate in estimate_memory(
-                reference,
-                scenarios,
-                clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                gpu=gpu,
-                trace=trace,
-                measure=measure,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                on_progress=show,
-            )
-        ]
+        for model in filter(references.__contains__, models):
+            with failures.keep(model):
+                estimates += estimate_memory(
+                    references[model],
+                    scenarios,
+                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
+                    gpu=gpu,
+                    trace=trace,
+                    measure=measure,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                    on_progress=show,
+                )
     from moetool.report.memory.data import RENDERERS
 
-    print_or_write(RENDERERS[chosen](estimates, see_output(output)), output, force=force)
+    failures.check(estimates)
+    view = replace(see_output(output), failures=failures.list_failures())
+    print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
+    failures.finish()

@@ -15,10 +15,12 @@ from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.cli.output import see_terminal
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.tracing.prompts.files import PromptFields
 
+SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
     "moetool route-trace demo --prompts sample_prompts -o trace.parquet",
-    "moetool route-trace org/model --prompts p.jsonl --device-map auto -o t.parquet",
+    "moetool route-trace org/model --prompts p.csv --device-map auto -o t.parquet",
     "moetool route-trace demo --prompt 'Hello' --max-new-tokens 20 --format csv",
 )
 
@@ -29,6 +31,7 @@ def route_trace(
     prompts: prompt_options.Prompts = None,
     prompt: prompt_options.PromptOption = None,
     limit: prompt_options.Limit = None,
+    limit_per_domain: prompt_options.LimitPerDomain = None,
     chat: prompt_options.Chat = False,
     special_tokens: prompt_options.SpecialTokensOption = True,
     max_prompt_tokens: prompt_options.MaxPromptTokens = None,
@@ -53,6 +56,7 @@ def route_trace(
     output: recording.Output = None,
     output_format: recording.Format = None,
     force: ForceOption = False,
+    show: recording.Show = None,
     quiet: recording.QuietOption = False,
 ) -> None:
     """Record which experts each token goes to, one row per chosen expert.
@@ -60,20 +64,29 @@ def route_trace(
     Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe. On a terminal without
     --output, only the summary is shown. Progress and summary go to stderr.
     """
-    from moetool.checkpoint.reference import resolve_model
     from moetool.cli.progress import TerminalObserver
-    from moetool.trace.writing.sink_choice import choose_sink
-    from moetool.tracing.options import TraceOptions, choose_generation
-    from moetool.tracing.prompts.files import PromptFields
-    from moetool.tracing.prompts.prompts import choose_prompts
-    from moetool.tracing.prompts.tokens import choose_special_tokens
-    from moetool.tracing.running.texts import choose_texts
-    from moetool.tracing.trace_model import trace_model
 
+    started = time.monotonic()
+    with TerminalObserver(is_quiet=quiet) as observer:
+        observer.step("starting")
+        from moetool.analysis.routing_summary import summarize_routing
+        from moetool.checkpoint.reference import resolve_model
+        from moetool.report.trace_summary import render_trace_summary
+        from moetool.trace.excerpt import choose_num_excerpts
+        from moetool.trace.writing.sink_choice import choose_sink
+        from moetool.tracing.options import TraceOptions, choose_generation
+        from moetool.tracing.prompts.prompts import choose_prompts
+        from moetool.tracing.prompts.tokens import choose_special_tokens
+        from moetool.tracing.running.texts import choose_texts
+        from moetool.tracing.trace_model import trace_model
+
+    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
+    limits = {"limit": limit, "limit_per_domain": limit_per_domain}
+    prompt_options.check_prompt(prompt, fields=fields, limits=limits)
+    prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
-    if device_map is not None:
-        inputs.append(Path(device_map))
+    inputs += [] if device_map is None else [Path(device_map)]
     sink = choose_sink(
         output,
         output_format,
@@ -108,10 +121,10 @@ def route_trace(
         replace_existing=force,
         inputs=inputs,
     )
-    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
-    read = choose_prompts(prompts, prompt, fields=fields, limit=limit)
-    started = time.monotonic()
-    with TerminalObserver(is_quiet=quiet) as observer:
+    with observer:
+        if prompts != "-":  # which may be typed on the terminal
+            observer.step("reading prompts")
+        read = choose_prompts(prompts, prompt, fields=fields, chat=chat, **limits)
         run = trace_model(
             reference,
             read,
@@ -119,22 +132,20 @@ def route_trace(
             open_sink=sink.open,
             observer=observer,
             open_texts=open_texts,
+            num_excerpts=0 if quiet else choose_num_excerpts(show, num_prompts=len(read)),
         )
     if quiet:
         return
-    from moetool.analysis.routing_summary import summarize_routing
-    from moetool.report.trace_summary import render_trace_summary
-
-    wrote = sink.target
     summary = render_trace_summary(
         run.metadata,
         summarize_routing(run.counts),
         num_rows=run.num_rows,
         elapsed_s=time.monotonic() - started,
-        wrote=wrote,
-        wrote_bytes=wrote.stat().st_size if wrote else 0,
-        streamed=wrote is None and sink.keeps_rows,
+        wrote=sink.target,
+        wrote_bytes=sink.target.stat().st_size if sink.target else 0,
+        streamed=sink.target is None and sink.keeps_rows,
         texts=save_text,
+        excerpts=run.excerpts,
         view=see_terminal(sys.stderr),
     )
     observer.summarize(summary)

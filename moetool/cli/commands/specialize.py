@@ -20,6 +20,7 @@ from moetool.cli.options.shared import (
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
+SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
     "moetool specialize trace.parquet",
     "moetool specialize trace.parquet --permutations 9999 -o domains.json",
@@ -89,10 +90,12 @@ def specialize(
     Rows are checked as they are read: none occurs twice, each prompt has one domain, and all
     agree with the trace's metadata.
     """
-    from moetool.analysis.specialization import measure_specialization
-    from moetool.report.specialize import RENDERERS
-    from moetool.trace.reading.counts import count_experts
-    from moetool.trace.reading.reader import open_trace
+    with show_status(is_quiet=quiet) as show:
+        show("starting")
+        from moetool.analysis.specialization import measure_specialization
+        from moetool.report.specialize import RENDERERS
+        from moetool.trace.reading.counts import count_experts
+        from moetool.trace.reading.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force, inputs=list_trace_files(trace))

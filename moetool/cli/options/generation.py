@@ -44,6 +44,7 @@ CacheOption = Annotated[
     CacheKind,
     typer.Option(
         metavar="KIND",
+        case_sensitive=False,
         help="KV cache used for generation: dynamic or static.",
         rich_help_panel=_PANEL,
     ),

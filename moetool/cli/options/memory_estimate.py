@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
+from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import (
     NUM_NEW_TOKENS,
     Attention,
@@ -46,6 +48,7 @@ TaskOption = Annotated[
     Task,
     typer.Option(
         metavar="TASK",
+        case_sensitive=False,
         help="generate: transformers' generate. forward: one call, with logits for every "
         "position. trace: what `moetool route-trace` runs.",
     ),
@@ -60,6 +63,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         metavar="DTYPE",
+        parser=parse_dtype,
         help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -68,6 +72,7 @@ QuantizationOption = Annotated[
     Quantization,
     typer.Option(
         metavar="KIND",
+        case_sensitive=False,
         help="Quantization by bitsandbytes while loading: none, int8, nf4 or fp4.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -85,6 +90,7 @@ Experts = Annotated[
     QuantizedExperts,
     typer.Option(
         metavar="HOW",
+        case_sensitive=False,
         help="Experts under --quantization. as-loaded: as transformers loads them, which leaves "
         "fused experts in their dtype. quantized: as if they were quantized as well.",
         rich_help_panel=_LOADING_PANEL,
@@ -94,6 +100,7 @@ AttentionOption = Annotated[
     Attention | None,
     typer.Option(
         metavar="NAME",
+        case_sensitive=False,
         help="Attention implementation: eager or sdpa. Default: transformers' choice.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -102,6 +109,7 @@ ExpertsImplementationOption = Annotated[
     ExpertsImplementation | None,
     typer.Option(
         metavar="NAME",
+        case_sensitive=False,
         help="Experts implementation: eager, grouped_mm or batched_mm. Default: transformers' "
         "choice.",
         rich_help_panel=_LOADING_PANEL,
@@ -111,6 +119,7 @@ CacheOption = Annotated[
     CacheKind,
     typer.Option(
         metavar="KIND",
+        case_sensitive=False,
         help="KV cache used for generation: dynamic or static.",
         rich_help_panel=_LOADING_PANEL,
     ),
@@ -122,6 +131,7 @@ Gpu = Annotated[
         help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
         "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
         "compare all known GPUs.",
+        autocompletion=complete_gpus,
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]

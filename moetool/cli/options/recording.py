@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_checkpoints
 from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_libraries
+from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import Dtype
 
 _RECORDING_PANEL = "Recording"
+# More would fill a terminal's scrollback.
+_MOST_SHOWN = 100
 
 
 class TraceFormat(StrEnum):
@@ -24,7 +28,10 @@ class TraceFormat(StrEnum):
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder, a Hub id (org/name), or 'demo'.", show_default=False
+        metavar="MODEL",
+        help="A folder, a Hub id (org/name), or 'demo'.",
+        show_default=False,
+        autocompletion=complete_checkpoints,
     ),
 ]
 BatchSize = Annotated[
@@ -35,6 +42,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         metavar="DTYPE",
+        parser=parse_dtype,
         help="Dtype of the weights: auto (from the checkpoint), float32, bfloat16 or float16.",
         rich_help_panel=MODEL_PANEL,
     ),
@@ -97,7 +105,19 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        case_sensitive=False,
         help="parquet or csv. Default: from the suffix of --output.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Show = Annotated[
+    int | None,
+    typer.Option(
+        "--show",
+        min=0,
+        max=_MOST_SHOWN,
+        metavar="N",
+        help="Show the text and the experts of the first N prompts. Default: of all, up to 3.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_models
 from moetool.report.renderer import ReportFormat
 
 MODEL_PANEL = "Model"
@@ -27,10 +28,11 @@ def silence_libraries(is_quiet: bool) -> bool:
 ModelsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...",
+        metavar="MODEL",
         help="Folders, config.json files, Hub ids (org/name), catalogue names "
         "(see `moetool models`), or 'demo'.",
         show_default=False,
+        autocompletion=complete_models,
     ),
 ]
 RevisionOption = Annotated[
@@ -56,6 +58,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        case_sensitive=False,
         help="table, json or csv. Default: from the suffix of --output, else table.",
         rich_help_panel=OUTPUT_PANEL,
     ),

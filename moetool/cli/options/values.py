@@ -1,8 +1,23 @@
-"""Parse values that Typer has no type for."""
+"""Parse values that Typer has no type for, and refuse those that contradict each other."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+
+import typer
+
+from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
+from moetool.memory.scenario import Dtype
+from moetool.quantized.kinds import Quantization, QuantizedExperts
+
+_PARAMETERS = re.compile(
+    r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmbt])", re.IGNORECASE
+)
+_PARAMETERS_PER_UNIT = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 # Far more layers than any model has; a typo must not fill the memory.
 _LARGEST_LAYER = 100_000
@@ -52,6 +67,11 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
         UsageError: The text is not a list of whole numbers.
     """
     parts = [part.strip() for part in text.split(",")]
+    if any(len(part) == 3 and part.isdecimal() and part.startswith("0") for part in parts[1:]):
+        raise UsageError(
+            f"{option}: '{text}' is read as several numbers.",
+            hint=f"Write thousands without a comma: {''.join(parts)}.",
+        )
     for part in parts:
         if not part.removeprefix("-").isdecimal() or len(part) > _MOST_DIGITS:
             raise UsageError(
@@ -59,3 +79,65 @@ def parse_numbers(text: str, *, option: str) -> tuple[int, ...]:
                 hint="Write whole numbers as in 1,8,32.",
             )
     return tuple(map(int, parts))
+
+
+def refuse_loose_sizes(models: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse sizes that spaces separate, which are read as names of models.
+
+    Args:
+        models: The names of models, as given.
+        words: The whole command line.
+
+    Raises:
+        UsageError: A model is a number that follows the value of an option.
+    """
+    numbers = [name for name in models if name.strip(",").isdecimal() and not os.path.exists(name)]
+    sizes = find_sizes(words)
+    if numbers and sizes is not None:
+        raise UsageError(
+            f"'{numbers[0]}' is a number, not a model.",
+            hint=f"Separate sizes by commas alone: {sizes[0]} {','.join(sizes[1])}.",
+        )
+
+
+def parse_dtype(text: str) -> Dtype:
+    """Return a dtype by its name or a usual abbreviation, in upper or lower case.
+
+    Raises:
+        BadParameter: There is no such dtype.
+    """
+    try:
+        return Dtype(text.lower())
+    except ValueError:
+        known = ", ".join(f"'{dtype}'" for dtype in Dtype)
+        raise typer.BadParameter(f"'{text}' is not one of {known}.") from None
+
+
+def check_experts(experts: QuantizedExperts, quantization: Quantization) -> None:
+    """Refuse quantized experts of a model that is not quantized.
+
+    Raises:
+        UsageError: That was asked for.
+    """
+    if experts is QuantizedExperts.QUANTIZED and quantization is Quantization.NONE:
+        raise UsageError(
+            "Quantized experts were asked for, but no quantization.",
+            hint="Leave out --experts, or choose --quantization int8, nf4 or fp4.",
+        )
+
+
+def parse_parameters(text: str | None, *, option: str) -> int | None:
+    """Return the number of parameters in a text like `4B`, `700M` or `1.6T`; None for None.
+
+    Raises:
+        UsageError: The text is not a number with one of these units.
+    """
+    if text is None:
+        return None
+    size = _PARAMETERS.fullmatch(text.strip())
+    if size is None:
+        raise UsageError(
+            f"{option}: '{text}' is not a number of parameters.",
+            hint="Write billions as 4B, and millions as 700M.",
+        )
+    return int(Decimal(size["number"]) * _PARAMETERS_PER_UNIT[size["unit"].lower()])

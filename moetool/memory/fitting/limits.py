@@ -8,14 +8,33 @@ from dataclasses import replace
 
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
-from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
+from moetool.memory.fitting.search import (
+    MOST_TOKENS_AT_ONCE,
+    FoundLimits,
+    Trial,
+    search_limits,
+)
 from moetool.memory.on_gpus import Limits
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.memory.simulated.work import NUM_BRIEF_PASSES, refuse_work
 
-# A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
-# the ids of all tokens are kept, in several copies of 8 bytes each.
-MOST_TOKENS_AT_ONCE = 2**24
+# A search for limits takes about ten trials.
+_NUM_TRIALS = 10
+
+
+def refuse_search(run: SimulatedRun, *, most_work: int) -> None:
+    """Refuse a search for limits that would take more work than an estimate may.
+
+    Args:
+        run: The run of the scenario that limits are looked for.
+        most_work: The work that simulations may take.
+
+    Raises:
+        InputError: It would take more.
+    """
+    refuse_work(run, num_passes=_NUM_TRIALS * NUM_BRIEF_PASSES, most_work=most_work)
 
 
 def find_limits(

@@ -8,6 +8,9 @@ from functools import cache
 
 from moetool.memory.on_gpus import Limits
 
+# A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
+# the ids of all tokens are kept, in several copies of 8 bytes each.
+MOST_TOKENS_AT_ONCE = 2**24
 # The most sequences and the longest prompt that are tried, whatever fits.
 _MOST_SEQUENCES = 2**20
 _MOST_TOKENS = 2**27
@@ -50,6 +53,21 @@ class FoundLimits:
     is_batch_cut: bool
 
 
+@dataclass(frozen=True)
+class LongestPrompt:
+    """The longest prompt that fits, as far as the search went.
+
+    Attributes:
+        num_tokens: Its tokens; 0 if none fits.
+        is_whole_context: Whether only the model's context limits it.
+        is_cut: Whether a longer one might fit but was not tried.
+    """
+
+    num_tokens: int
+    is_whole_context: bool
+    is_cut: bool
+
+
 def search_limits(
     try_sizes: Callable[[int, int], Trial | None],
     *,
@@ -83,26 +101,21 @@ def search_limits(
             included; None for no further limit.
     """
     try_once = cache(try_sizes)
-    most_prompt_tokens, most_sequences = _MOST_TOKENS, _MOST_SEQUENCES
+    prompt = search_longest_prompt(
+        lambda number: try_once(batch_size, number),
+        memory_bytes=memory_bytes,
+        batch_size=batch_size,
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=num_new_tokens,
+        context=context,
+        most_tokens_at_once=most_tokens_at_once,
+    )
+    most_sequences = _MOST_SEQUENCES
     if most_tokens_at_once is not None:
         tokens_of_sequence = num_prompt_tokens + num_new_tokens
         # The sizes that were asked for are always tried.
         most_tokens_at_once = max(most_tokens_at_once, batch_size * tokens_of_sequence)
-        most_prompt_tokens = min(
-            most_prompt_tokens, most_tokens_at_once // batch_size - num_new_tokens
-        )
         most_sequences = min(most_sequences, most_tokens_at_once // tokens_of_sequence)
-    most_in_context = None if context is None else context - num_new_tokens
-    largest = (
-        most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
-    )
-    prompt, is_prompt_cut = _find_largest(
-        lambda number: try_once(batch_size, number),
-        memory_bytes=memory_bytes,
-        start=num_prompt_tokens,
-        largest=largest,
-        find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
-    )
     batch, is_batch_cut = _find_largest(
         lambda number: try_once(number, num_prompt_tokens),
         memory_bytes=memory_bytes,
@@ -110,15 +123,62 @@ def search_limits(
         largest=most_sequences,
         find_step=lambda _number: 1,
     )
-    is_whole_context = 0 < prompt == most_in_context
     return FoundLimits(
         Limits(
-            largest_prompt_tokens=prompt,
+            largest_prompt_tokens=prompt.num_tokens,
             largest_batch_size=batch,
-            is_whole_context=is_whole_context,
+            is_whole_context=prompt.is_whole_context,
         ),
-        is_prompt_cut=is_prompt_cut or (prompt == most_prompt_tokens and not is_whole_context),
+        is_prompt_cut=prompt.is_cut,
         is_batch_cut=is_batch_cut or batch == most_sequences,
+    )
+
+
+def search_longest_prompt(
+    try_tokens: Callable[[int], Trial | None],
+    *,
+    memory_bytes: int,
+    batch_size: int,
+    num_prompt_tokens: int,
+    num_new_tokens: int,
+    context: int | None,
+    most_tokens_at_once: int | None = None,
+) -> LongestPrompt:
+    """Return the longest prompt that fits at a batch size, as `search_limits` finds it.
+
+    Args:
+        try_tokens: Simulates a number of prompt tokens; None if they are too many for that, which
+            ends the search.
+        memory_bytes: The GPU's memory.
+        batch_size: Sequences at once.
+        num_prompt_tokens: The number to begin with.
+        num_new_tokens: Tokens generated for each sequence.
+        context: The most tokens of a sequence, new ones included; None if the model doesn't say.
+        most_tokens_at_once: The most tokens of all sequences together that are tried, new ones
+            included; None for no further limit.
+    """
+    most_prompt_tokens = _MOST_TOKENS
+    if most_tokens_at_once is not None:
+        asked_for = batch_size * (num_prompt_tokens + num_new_tokens)
+        most_prompt_tokens = min(
+            most_prompt_tokens, max(most_tokens_at_once, asked_for) // batch_size - num_new_tokens
+        )
+    most_in_context = None if context is None else context - num_new_tokens
+    largest = (
+        most_prompt_tokens if most_in_context is None else min(most_in_context, most_prompt_tokens)
+    )
+    prompt, is_cut = _find_largest(
+        try_tokens,
+        memory_bytes=memory_bytes,
+        start=num_prompt_tokens,
+        largest=largest,
+        find_step=lambda number: max(_STEP_TOKENS, number // _STEP_SHARE),
+    )
+    is_whole_context = 0 < prompt == most_in_context
+    return LongestPrompt(
+        prompt,
+        is_whole_context=is_whole_context,
+        is_cut=is_cut or (prompt == most_prompt_tokens and not is_whole_context),
     )
 
 

@@ -171,15 +171,16 @@ class SkeletonBuilder:
             raise UsageError(
                 f"The weights are quantized already ({method.partition(',')[0]}): transformers won't "
                 "quantize them again.",
-                hint="Leave --quantization out, or name a checkpoint in bfloat16.",
+                hint="Leave out --quantization, or name a checkpoint in bfloat16.",
             )
 
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:
-    for what, name, choose in (
-        ("attention", scenario.attention, skeleton.set_attn_implementation),
+    for what, option, name, choose in (
+        ("attention", "--attention", scenario.attention, skeleton.set_attn_implementation),
         (
             "experts",
+            "--experts-implementation",
             scenario.experts_implementation,
             partial(_set_experts, skeleton),
         ),
@@ -191,7 +192,7 @@ def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model
         except (ValueError, ImportError) as error:
             raise UsageError(
                 f"{model} can't run with '{name}' {what}.",
-                hint="Leave it out to use the one that transformers chooses.",
+                hint=f"Leave out {option} to use the one that transformers chooses.",
             ) from error
 
 

@@ -105,6 +105,10 @@ class ModelRuns:
         words += f": {scenario.batch_size:,} × {scenario.num_prompt_tokens:,} tokens"
         self.loader.say(words if step is None else f"{words}, {step}")
 
+    def recall(self, scenario: Scenario, *, needs_data: str | None) -> None:
+        """Take over what an earlier process found: why the model's code needs balanced routing."""
+        self._needs_data[scenario.loading] = needs_data
+
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)

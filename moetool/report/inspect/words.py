@@ -10,10 +10,11 @@ from moetool.report.text.numbers import format_count, format_number_of
 from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
-    from moetool.anatomy.parameters import ActiveRange
+    from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
     from moetool.anatomy.routing.routing_style import RoutingStyle
     from moetool.anatomy.skeleton.mixers import Mixer
-    from moetool.inspection.result import Inspection, PublishedFigures
+    from moetool.inspection.figures import PublishedFigures
+    from moetool.inspection.result import Inspection
 
 # Indices at equal distances are abbreviated from this length; fewer are listed one by one.
 _SHORTEST_SERIES = 4
@@ -133,23 +134,29 @@ def word_mixer(mixer: Mixer) -> str:
 
 
 def word_published(published: PublishedFigures) -> str | None:
-    """Return the vendor's figures and the definitions they meet; None if there are none."""
-    if published.total_b is None and published.active_b is None:
-        return None
+    """Return the vendor's figures and the counts they agree with; None if there are none."""
     words = []
     if published.total_b is not None:
-        agrees = "" if published.meets_total else " (differs)"
+        agrees = "" if published.meets_total else " (the count above differs)"
         words.append(f"{published.total_b}B total{agrees}")
     if published.active_b is not None:
-        figure = f"{published.active_b}B active"
-        if published.meets_active:
-            names = [name.value.replace("_", " ") for name in published.meets_active]
-            figure += f" ({'; '.join(names)})"
-        elif published.closest_active is not None:
-            closest = published.closest_active.value.replace("_", " ")
-            figure += f" (meets no definition; closest: {closest})"
-        words.append(figure)
-    return ", ".join(words)
+        words.append(f"{published.active_b}B active{_word_agreement(published)}")
+    return " and ".join(words) or None
+
+
+def _word_agreement(published: PublishedFigures) -> str:
+    """Return which of the page's counts of active parameters a vendor's figure agrees with."""
+    if published.meets_active:
+        names = " and ".join(_quote(definition) for definition in published.meets_active)
+        return f", which agrees with {names} above"
+    if published.closest_active is not None:
+        closest = _quote(published.closest_active)
+        return f", which agrees with none of the counts above; {closest} is the closest"
+    return ""
+
+
+def _quote(definition: ActiveDefinition) -> str:
+    return f'"{definition.value.replace("_", " ")}"'
 
 
 def word_indices(numbers: Sequence[int]) -> str:

@@ -99,10 +99,24 @@ def word_run(scenario: Scenario) -> str:
 def word_weights(estimate: Estimate) -> str:
     """Return how weights are loaded: `in nf4, the rest in bfloat16; …`."""
     scenario, stored = estimate.scenario, estimate.stored
-    dtype = scenario.dtype if scenario.dtype != "auto" else estimate.loaded_dtype
+    if (
+        scenario.quantization == "none"
+        and stored is not None
+        and word_unquantized(estimate) not in ("unquantized", "dequantized")
+    ):
+        dtype = scenario.dtype if scenario.dtype != "auto" else estimate.loaded_dtype
+        return f"in {word_unquantized(estimate)}, the rest in {dtype or _OWN_DTYPE}"
+    return word_loading(scenario, own_dtype=estimate.loaded_dtype)
+
+
+def word_loading(scenario: Scenario, *, own_dtype: str | None = None) -> str:
+    """Return how weights are loaded that are not stored quantized.
+
+    Args:
+        own_dtype: The dtype of the configuration; None for several models, or if unknown.
+    """
+    dtype = scenario.dtype if scenario.dtype != "auto" else own_dtype
     if scenario.quantization == "none":
-        if stored is not None and word_unquantized(estimate) not in ("unquantized", "dequantized"):
-            return f"in {word_unquantized(estimate)}, the rest in {dtype or _OWN_DTYPE}"
         own = f", {_OWN_DTYPE}" if scenario.dtype == "auto" and dtype else ""
         return f"in {dtype or _OWN_DTYPE}{own}"
     double = ", double-quantized" if scenario.is_double_quantized else ""

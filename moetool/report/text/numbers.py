@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moetool.printable import printable
+from moetool.printable import number_of, printable
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -34,7 +34,7 @@ def format_count(number: float) -> str:
 
 def format_number_of(count: int, noun: str) -> str:
     """Return a count with its noun, which has a regular plural: `1 prompt`, `1,200 tokens`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return number_of(count, noun)
 
 
 def format_p_value(value: float, *, num_permutations: int) -> str:

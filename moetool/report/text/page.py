@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
@@ -37,7 +38,7 @@ def _render_block(block: Block, view: View) -> str:
         width=view.width or FILE_WIDTH,
         # Without a height, rich looks at the terminal itself.
         height=_ANY_HEIGHT,
-        color_system="standard" if view.has_color else None,
+        color_system="256" if view.has_color else None,
         force_terminal=view.has_color,
         no_color=False,
         legacy_windows=False,
@@ -47,12 +48,23 @@ def _render_block(block: Block, view: View) -> str:
         theme=THEME,
     )
     for item in block:
-        width = None
-        if view.width is None and isinstance(item, Table):
-            options = console.options.update(max_width=_ANY_WIDTH)
-            width = Measurement.get(console, options, item).maximum
-            console.width = max(FILE_WIDTH, width)
+        shown = _fit_table(item, console, view) if isinstance(item, Table) else item
         # In a group, because rich would join lines of text and lose how each is wrapped.
-        console.print(Group(item), width=width, crop=False)
+        console.print(Group(shown), crop=False)
         console.width = view.width or FILE_WIDTH
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().split("\n")[:-1])
+
+
+def _fit_table(table: Table, console: Console, view: View) -> Table:
+    """Return a table with less space between its columns if that keeps its cells whole.
+
+    Where there is no terminal, the console becomes as wide as the table.
+    """
+    options = console.options.update(max_width=_ANY_WIDTH)
+    width = Measurement.get(console, options, table).maximum
+    if view.width is None:
+        console.width = max(FILE_WIDTH, width)
+    elif width > view.width:
+        table = copy(table)
+        table.padding = 0
+    return table

@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._pytree import tree_leaves
 
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
@@ -21,7 +20,7 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
@@ -232,9 +231,8 @@ class AllocationRecorder:
         """Record the memory of an operation's results and the temporary memory of its kernel."""
         new = [
             leaf
-            for leaf in tree_leaves(result)
-            if isinstance(leaf, torch.Tensor)
-            and leaf.device.type == self._device
+            for leaf in find_tensors([result])
+            if leaf.device.type == self._device
             and leaf.untyped_storage()._cdata not in self._followed
         ]
         if not new:

@@ -8,8 +8,8 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
+from moetool.simulation.meta.dispatch import flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
 
 
@@ -77,9 +77,10 @@ class DeferredCall:
 
     def depends_on(self, address: int) -> bool:
         """Return whether one of its arguments is in the storage at an address."""
+        args, kwargs = self._given or ((), {})
         return any(
             tensor.untyped_storage()._cdata == address
-            for leaf in tree_leaves(self._given)
+            for leaf in flatten((*args, *kwargs.values()))
             if (tensor := leaf.find() if isinstance(leaf, DeferredValue) else leaf) is not None
             and isinstance(tensor, torch.Tensor)
         )
@@ -90,10 +91,9 @@ class DeferredCall:
                 f"it reads values that depend on {self._num_bytes:,} bytes of masks or positions, and "
                 f"moetool computes no more than {self._most_bytes:,} at once"
             )
-        args, kwargs = tree_map_only(DeferredValue, DeferredValue.compute, (args, kwargs))
+        args, kwargs = map_only(DeferredValue, DeferredValue.compute, (args, kwargs))
         with torch._C._DisableTorchDispatch():
-            results, _ = tree_flatten(self._func(*args, **kwargs))
-        return results
+            return flatten(self._func(*args, **kwargs))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -15,6 +17,12 @@ class DispatchMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch would wrap each call, which takes a tenth of a simulation's time. It keeps
+        # its compiler away from modes anyway.
+        return False
 
     def __enter__(self) -> Self:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -38,3 +46,36 @@ class DispatchMode(TorchDispatchMode):
             kwargs: Its keyword arguments.
         """
         raise NotImplementedError
+
+
+# An operation is given, and returns, no containers other than these. torch's functions for any
+# containers take ten times as long.
+
+
+def find_tensors(values: Iterable[object]) -> list[torch.Tensor]:
+    """Return the tensors among an operation's arguments or results, in order, also those in lists."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += find_tensors(value)
+    return found
+
+
+def flatten(value: object) -> list[Any]:
+    """Return the items of tuples and lists in order, down to whatever is neither."""
+    if isinstance(value, tuple | list):
+        return [leaf for item in value for leaf in flatten(item)]
+    return [value]
+
+
+def map_only(kind: type, function: Callable[[Any], Any], value: Any) -> Any:
+    """Return a value with a function applied to all of one type in it, also in tuples, lists, dicts."""
+    if isinstance(value, kind):
+        return function(value)
+    if type(value) in (tuple, list):
+        return type(value)(map_only(kind, function, item) for item in value)
+    if type(value) is dict:
+        return {name: map_only(kind, function, item) for name, item in value.items()}
+    return value

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from moetool.simulation.meta.deferred_values import (
@@ -19,7 +18,7 @@ from moetool.simulation.meta.deferred_values import (
     PendingCalls,
     write_to_copy,
 )
-from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.dispatch import DispatchMode, find_tensors, flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
 
 aten = torch.ops.aten
@@ -122,15 +121,14 @@ class KnownValues(DispatchMode):
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operation's result, and keep its values if they are known."""
-        leaves, _ = tree_flatten((args, kwargs))
-        given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        given = find_tensors((*args, *kwargs.values()))
         packet = func.overloadpacket
         are_known = torch.Tag.nondeterministic_seeded not in func.tags and all(
             tensor.device.type != "meta" or tensor in self._twins for tensor in given
         )
         is_read = packet in _READS or packet is aten.nonzero
         if are_known and (is_read or _is_copy_to_host(packet, given, kwargs)):
-            values = tree_map_only(torch.Tensor, self._find_on_host, args)
+            values = map_only(torch.Tensor, self._find_on_host, args)
             if None not in [values[index] for index, arg in enumerate(args) if arg is not None]:
                 result = func(*values, **kwargs)
                 return self._make_known(result) if packet is aten.nonzero else result
@@ -187,9 +185,9 @@ class KnownValues(DispatchMode):
     def _keep_twin(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        results, _ = tree_flatten(result)
+        results = flatten(result)
         made = [leaf for leaf in results if isinstance(leaf, torch.Tensor)]
-        twin_args, twin_kwargs = tree_map_only(torch.Tensor, self._twin_of, (args, kwargs))
+        twin_args, twin_kwargs = map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
             twin_kwargs["device"] = torch.device("cpu")
         if func._schema.is_mutable and self._write_later(func, args, twin_args, twin_kwargs):
@@ -205,7 +203,7 @@ class KnownValues(DispatchMode):
             for tensor in _find_written(func, args, kwargs):
                 self._settle_before_writing(tensor)
         is_deferred = any(
-            isinstance(leaf, DeferredValue) for leaf in tree_leaves((twin_args, twin_kwargs))
+            isinstance(leaf, DeferredValue) for leaf in flatten((twin_args, *twin_kwargs.values()))
         ) or any(tensor.numel() > self._most_elements for tensor in made)
         twins: list[Any] = [DeferredValue(call, index) for index in range(len(results))]
         if is_deferred and not func._schema.is_mutable:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 from moetool.simulation.meta.dispatch import DispatchMode
+from moetool.simulation.meta.layouts import Layouts
 
 aten = torch.ops.aten
+
+# Of all runs: models of different shapes have many in common.
+_LAYOUTS = Layouts()
 
 
 class MetaKernels(DispatchMode):
@@ -25,7 +29,7 @@ class MetaKernels(DispatchMode):
         """Return an operation's result, or a tensor of the same shape."""
         run = _KERNELS.get(func.overloadpacket)
         if run is None or args[0].device.type != "meta":
-            run = func
+            return _LAYOUTS.run(func, args, kwargs)
         return run(*args, **kwargs)
 
 

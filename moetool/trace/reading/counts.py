@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
+from moetool.plain import show_fields
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import RoutedLayer
@@ -90,6 +91,8 @@ class ExpertCounts:
     domains: tuple[str, ...]
     layers: tuple[LayerCounts, ...]
     notes: tuple[str, ...] = ()
+
+    __repr__ = show_fields
 
 
 @dataclass

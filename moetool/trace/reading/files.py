@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from moetool.errors import InputError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 from moetool.printable import printable
 from moetool.trace.companions import PROBABILITIES_SUFFIX
 
@@ -108,8 +109,15 @@ def read_small_file(path: Path, *, most_bytes: int) -> bytes | None:
 
 
 def open_file(path: Path) -> pa.NativeFile:
-    """Open a file for pyarrow, whose own functions only take names in UTF-8."""
-    return pa.OSFile(os.fsencode(path))
+    """Open a file for pyarrow, whose own functions only take names in UTF-8.
+
+    Raises:
+        InputError: It is a pointer of Git LFS.
+    """
+    file = pa.OSFile(os.fsencode(path))
+    refuse_pointer(file.read(len(POINTER_START)), path=path)
+    file.seek(0)
+    return file
 
 
 def _check_is_file(path: Path, mode: int | None, *, hint: str) -> None:

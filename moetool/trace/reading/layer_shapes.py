@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Place = tuple[str, int]
 
 _METADATA_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
+_ATTRS_HINT = "Clear frame.attrs to have top-k inferred from the rows that are left."
 _PLACES_SHOWN = 4
 
 
@@ -112,7 +113,7 @@ def _compare_with_options(
                 raise InputError(
                     f"{option} says {asked}, but the metadata of '{printable(source.path)}' says "
                     f"{known} in {_name((layer.stack, layer.layer))}.",
-                    hint="Leave the option out: it is for traces without metadata.",
+                    hint="Leave out the option: it is for traces without metadata.",
                 )
 
 
@@ -127,7 +128,7 @@ def _check_sizes(
             raise InputError(
                 f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
                 f"{_name(place)}, but its metadata says top-{layer.top_k}.",
-                hint=_METADATA_HINT,
+                hint=_METADATA_HINT if source.table is None else _ATTRS_HINT,
                 facts=[f"seen: {rows[place].largest}"],
             )
 
@@ -152,7 +153,7 @@ def _infer(
         raise InputError(
             f"'{printable(source.path)}' has expert ids up to {most_ids - 1}, but --num-experts "
             f"says {num_experts}.",
-            hint="Ids count from 0; leave the option out to have the number inferred.",
+            hint="Ids count from 0; leave out the option to have the number inferred.",
         )
     if top_k is None:
         seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
@@ -164,7 +165,7 @@ def _infer(
         raise InputError(
             f"'{printable(source.path)}' has decisions of {most_rows} rows, but --top-k says "
             f"{top_k}.",
-            hint="Leave the option out to have the number inferred.",
+            hint="Leave out the option to have the number inferred.",
         )
     layers = [
         RoutedLayer(

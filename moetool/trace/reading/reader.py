@@ -17,7 +17,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.metadata import FOOTER_KEY, TraceMetadata, parse_metadata
+from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.files import find_files, open_file, read_small_file
@@ -46,6 +46,7 @@ class TraceSource:
         metadata: None if the trace has none.
         notes: Sentences that a reader should know: that the trace is unfinished or inexact, or
             that its parts differ.
+        table: The rows of a trace in memory, which has one file that doesn't exist.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class TraceSource:
     columns: tuple[str, ...]
     metadata: TraceMetadata | None
     notes: tuple[str, ...] = ()
+    table: pa.Table | None = None
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the named columns, about a million rows at a time, with the types of the schema.
@@ -77,15 +79,19 @@ class TraceSource:
             )
         schema = pa.schema([TRACE_SCHEMA.field(name) for name in columns])
         for path in self.files:
-            read = _iter_csv if path.suffix == ".csv" else _iter_parquet
             try:
-                for table in read(path, columns):
+                for table in self._read(path, columns):
                     typed = _fill(path, table.select(columns).cast(schema))
                     # Parquet holds texts as bytes, which have not been checked so far.
                     typed.validate(full=True)
                     yield path, typed
             except _READ_ERRORS as error:
                 raise _unreadable(path, error) from error
+
+    def _read(self, path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+        if self.table is not None:
+            return _slice_table(path, self.table.select(columns))
+        return _iter_csv(path, columns) if path.suffix == ".csv" else _iter_parquet(path, columns)
 
 
 def open_trace(path: Path) -> TraceSource:
@@ -139,8 +145,9 @@ def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
             lists all checks.
 
     Returns:
-        The frame. Its `attrs["notes"]` are sentences that a reader should know: that the trace is
-        unfinished or inexact, or that its parts differ.
+        The frame. Its `attrs["moetool"]` is the metadata as a dict, unless the trace has none, and
+        `attrs["notes"]` are sentences that a reader should know: that the trace is unfinished or
+        inexact, or that its parts differ.
 
     Raises:
         InputError: There is no trace at the path, or it fails a check.
@@ -155,8 +162,23 @@ def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
         check_described(source, scan.layers)
     else:
         tables = [schema.empty_table(), *source.iter_tables(names)]
+    return make_trace_frame(tables, metadata=source.metadata, notes=source.notes)
+
+
+def make_trace_frame(
+    tables: Sequence[pa.Table], *, metadata: TraceMetadata | None, notes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return rows of a trace as a DataFrame with its metadata and notes in `attrs`.
+
+    Args:
+        tables: At least one; all with the same columns of `TRACE_SCHEMA`.
+        metadata: None if the trace has none.
+        notes: Sentences that a reader should know.
+    """
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
-    frame.attrs["notes"] = list(source.notes)
+    if metadata is not None:
+        frame.attrs[ATTRS_KEY] = metadata.to_dict()
+    frame.attrs["notes"] = list(notes)
     return frame
 
 
@@ -214,6 +236,13 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
             _check_kind(path, name, parquet.schema_arrow.field(name).type)
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
             yield _encode_words(pa.Table.from_batches([batch]))
+
+
+def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:
+    for field in table.schema:
+        _check_kind(path, field.name, field.type)
+    for start in range(0, table.num_rows, _ROWS_PER_TABLE):
+        yield _encode_words(table.slice(start, _ROWS_PER_TABLE))
 
 
 def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from moetool.errors import UsageError
 from moetool.output.targets import new_file, put_in_place, refuse_as_removed
-from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.schema import plain_schema
 
 ROWS_PER_PART = 1_000_000
@@ -34,7 +33,7 @@ class PartWriter:
     Args:
         folder: Folder for the parts; it must exist when the first part is closed.
         schema: Schema of each table appended.
-        footer: Returns the metadata for the next part's footer, as JSON.
+        footer: Returns the metadata for the next part, as entries of its footer.
         check_folder: Raises if the folder no longer belongs to this run; called before each part.
     """
 
@@ -43,7 +42,7 @@ class PartWriter:
         folder: Path,
         *,
         schema: pa.Schema,
-        footer: Callable[[], str],
+        footer: Callable[[], Mapping[bytes, bytes]],
         check_folder: Callable[[], None],
     ) -> None:
         self.folder = folder
@@ -88,13 +87,9 @@ class PartWriter:
         unfinished = part.with_suffix(".unfinished")
         self._check_folder()
         try:
-            with _new_parquet(unfinished, self.schema) as writer:
+            footer = {**self._footer(), _RUN_KEY: self._run}
+            with _new_parquet(unfinished, self.schema, footer=footer) as writer:
                 writer.write_table(rows)
-                footer = {
-                    FOOTER_KEY: self._footer().encode(errors="backslashreplace"),
-                    _RUN_KEY: self._run,
-                }
-                writer.add_key_value_metadata(footer)
             put_in_place(unfinished, part, replace_existing=False)
         except (FileExistsError, UsageError) as error:
             raise _refuse_as_shared(self.folder) from error
@@ -104,10 +99,9 @@ class PartWriter:
 
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        with _new_parquet(path, self.schema) as writer:
+        with _new_parquet(path, self.schema, footer=footer) as writer:
             for table in self._read_groups():
                 writer.write_table(table)
-            writer.add_key_value_metadata(footer)
 
     def merge_into_csv(self, path: Path) -> None:
         """Write the rows of all parts into one new CSV file."""
@@ -140,15 +134,21 @@ class PartWriter:
 
 
 @contextmanager
-def _new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of a new file, which is removed if the block fails."""
+def _new_parquet(
+    path: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
+) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of a new file, which is removed if the block fails.
+
+    Args:
+        footer: Metadata of the file. It is also that of the schema, where pyarrow and pandas look.
+    """
     # Routing weights rarely repeat: split into byte planes, they compress better than by dictionary.
     floats = [field.name for field in schema if pa.types.is_float32(field.type)]
     with (
         new_file(path) as file,
         pq.ParquetWriter(
             file,
-            schema,
+            schema.with_metadata(footer),
             compression="zstd",
             use_dictionary=[name for name in schema.names if name not in floats],
             use_byte_stream_split=floats,

@@ -65,10 +65,13 @@ def choose_sink(
         if with_probabilities:
             raise UsageError(
                 "Probabilities are written next to the trace, so the trace must go to a file.",
-                hint="Add -o trace.parquet.",
+                hint="Leave out --probabilities, or add -o trace.parquet.",
             )
         if trace_format == "parquet":
-            raise UsageError("Parquet can't be written to stdout.", hint="Add -o trace.parquet.")
+            raise UsageError(
+                "Parquet can't be written to stdout.",
+                hint="Leave out --format, or add -o trace.parquet.",
+            )
         is_unasked = output is None and trace_format is None and sys.stdout.isatty()
         return SinkChoice(target=None, keeps_rows=not is_unasked)
     check_target(
@@ -79,6 +82,7 @@ def choose_sink(
     )
     if trace_format is not None and target.suffix != f".{trace_format}":
         raise UsageError(
-            f"The format {trace_format} contradicts '{target}'.", hint="Leave one of them out."
+            f"The format {trace_format} contradicts '{target}'.",
+            hint="Leave out --format, or change the suffix of --output.",
         )
     return SinkChoice(target=target, replace_existing=replace_existing)

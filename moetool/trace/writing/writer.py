@@ -27,6 +27,7 @@ from moetool.output.targets import (
     put_in_place,
     saying_what_failed,
 )
+from moetool.printable import number_of
 from moetool.trace.companions import (
     TRACE_KEY,
     check_companions,
@@ -124,7 +125,8 @@ class TraceFile:
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                error.add_note(f"rows traced so far: {self.partial} ({self._rows.num_rows:,} rows)")
+                rows = number_of(self._rows.num_rows, "row")
+                error.add_note(f"rows traced so far: {self.partial} ({rows})")
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Collect rows, and close a part now and then.
@@ -153,25 +155,25 @@ class TraceFile:
         with saying_what_failed(self.target), self._folder.emptied_of_wholes():
             self._rows.flush()
             self._probabilities.flush()
-            places = self._merge(metadata.to_json().encode(errors="backslashreplace"))
+            places = self._merge(metadata.to_footer())
             with holding_interrupts():
                 self._put_in_place(places)
                 self._is_finished = True
                 self._folder.remove()
 
-    def _merge(self, metadata: bytes) -> list[tuple[Path, Path]]:
+    def _merge(self, footer: dict[bytes, bytes]) -> list[tuple[Path, Path]]:
         """Return the finished files and the place of each, the trace first."""
         whole, sidecar, scores = (self.partial / name for name in WHOLE_NAMES)
         places = [(whole, self.target)]
         if self.target.suffix == ".csv":
             self._rows.merge_into_csv(whole)
             with new_file(sidecar) as file:
-                file.write(metadata)
+                file.write(footer[FOOTER_KEY])
             places.append((sidecar, sidecar_path(self.target)))
         else:
-            self._rows.merge_into_parquet(whole, footer={FOOTER_KEY: metadata})
+            self._rows.merge_into_parquet(whole, footer=footer)
         if self._probabilities.num_rows:
-            footer = {FOOTER_KEY: metadata, TRACE_KEY: os.fsencode(self.target.name)}
+            footer = {**footer, TRACE_KEY: os.fsencode(self.target.name)}
             self._probabilities.merge_into_parquet(scores, footer=footer)
             places.append((scores, probabilities_path(self.target)))
         return places
@@ -198,8 +200,8 @@ class TraceFile:
             folder, schema=schema, footer=self._footer, check_folder=self._folder.check_held
         )
 
-    def _footer(self) -> str:
-        return self._metadata.to_json()
+    def _footer(self) -> dict[bytes, bytes]:
+        return self._metadata.to_footer()
 
 
 class _KeepsNothing:
@@ -242,6 +244,31 @@ class TraceStream(_KeepsNothing):
         """Flush the stream."""
         del metadata
         self._stream.flush()
+
+
+class KeptTrace(_KeepsNothing):
+    """A trace in memory.
+
+    Attributes:
+        metadata: The latest that is known.
+        tables: Rows with `TRACE_SCHEMA`.
+        probabilities: Rows with `PROBABILITIES_SCHEMA`; empty if they are not recorded.
+    """
+
+    def __init__(self, metadata: TraceMetadata) -> None:
+        self.metadata = metadata
+        self.tables: list[pa.Table] = []
+        self.probabilities: list[pa.Table] = []
+
+    def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
+        """Keep the rows."""
+        self.tables.append(rows)
+        if probabilities is not None:
+            self.probabilities.append(probabilities)
+
+    def finish(self, metadata: TraceMetadata) -> None:
+        """Take the metadata of the complete trace."""
+        self.metadata = metadata
 
 
 class NoTrace(_KeepsNothing):

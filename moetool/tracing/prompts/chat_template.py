@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from moetool.errors import InputError
 from moetool.printable import printable
+from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt, is_unicode
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _RENDERING_S = 10.0
 _STARTING_S = 300.0
 
-_HINT = "Use the chat template that came with the model, or leave --chat out."
+_HINT = "Use the chat template that came with the model, or leave out --chat."
 
 
 class ChatTemplate:
@@ -71,13 +72,13 @@ class ChatTemplate:
         process.wait()
 
     def render(self, prompt: Prompt) -> str:
-        """Return a prompt as a user's message, followed by the beginning of the answer.
+        """Return a prompt as a user's message or a conversation, and the beginning of the answer.
 
         Raises:
             InputError: The template fails, takes too long, or writes too much.
         """
         where = f"{prompt.origin}: the chat template"
-        answer, is_late = self._ask({"text": prompt.text}, limit_s=_RENDERING_S)
+        answer, is_late = self._ask(as_conversation(prompt), limit_s=_RENDERING_S)
         if is_late:
             raise InputError(
                 f"{where} did not finish within {_RENDERING_S:g} s on prompt "
@@ -117,7 +118,7 @@ class ChatTemplate:
         except OSError as error:
             raise InputError(
                 f"Can't start a process for the chat template: {error.strerror or error}.",
-                hint="Leave --chat out.",
+                hint="Leave out --chat.",
             ) from error
         try:
             answer, is_late = self._ask(self._setup, limit_s=_STARTING_S)

@@ -2,7 +2,8 @@
 
 A template is a program: it may never end, or fill the memory. Python can't stop a thread, so
 templates run here, where the system limits the memory and the parent process limits the time. It
-reads lines of JSON, the first with the template and each other one with a text, and answers each.
+reads lines of JSON, the first with the template and each other one with a conversation, and answers
+each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     # Only this module writes to stdout; anything else goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
-    render: Callable[[str], str] | None = None
+    render: Callable[..., str] | None = None
     for line in sys.stdin.buffer:
         answer: dict[str, Any]
         try:
@@ -38,23 +39,23 @@ def main() -> None:
                 _limit_resources()
                 answer = {}
             else:
-                answer = {"text": render(request["text"])}
+                answer = {"text": render(**request)}
         except BaseException as error:  # noqa: BLE001  anything a template raises is its answer
             answer = {"error": f"{type(error).__name__}: {error}"[:1_000]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def _make_renderer(template: str, special_tokens: dict[str, Any]) -> Callable[[str], str]:
-    """Return a function that renders a user's message as transformers does."""
+def _make_renderer(template: str, special_tokens: dict[str, Any]) -> Callable[..., str]:
+    """Return a function that renders a conversation as transformers does."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def render(text: str) -> str:
+    def render(messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         # Despite its declared type it returns a list of texts and the spans of answers in them.
         rendered: Any = render_jinja_template(
-            conversations=[[{"role": "user", "content": text}]],
+            conversations=[messages],
             chat_template=template,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             **special_tokens,
         )
         result = str(rendered[0][0])

@@ -8,9 +8,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from moetool.printable import printable
+from moetool.tracing.prompts.messages import (
+    MESSAGES,
+    Messages,
+    NotMessagesError,
+    describe_messages,
+    is_conversation,
+    parse_messages,
+)
 
 FORMAT_HINT = "See sample_prompts/README.md for the format."
 SMALLER_HINT = "Split it, or keep the prompts that you need."
@@ -23,6 +31,19 @@ LONGEST_ROW = 20_000_000
 # Limits for the columns that an error names.
 _COLUMNS_SHOWN = 10
 _LONGEST_NAME = 60
+
+# Usual names of columns with prompts, the surest first.
+_LIKELY_TEXTS = (
+    "prompt",
+    "content",
+    "question",
+    "instruction",
+    "query",
+    "input",
+    "sentence",
+    "document",
+    "body",
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +76,14 @@ class BadLine:
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A row as it is in its file; None for an id or domain that it lacks."""
+    """A row as it is in its file; None for an id, domain or conversation that it lacks."""
 
     prompt_id: str | None
     domain: str | None
     text: str
     file: str
     line: int
+    messages: Messages | None = None
 
     @property
     def origin(self) -> str:
@@ -87,12 +109,12 @@ def read_jsonl(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[R
 
 
 def read_text(file: BinaryIO, *, name: str, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
-    """Yield a text file's lines, each a prompt."""
+    """Yield a text file's lines, each a prompt; blank lines are skipped."""
     del fields
     for number, text in _decode_lines(file, name):
         if isinstance(text, BadLine):
             yield text
-        else:
+        elif text.strip():
             line = text.rstrip("\r\n")
             yield RawPrompt(prompt_id=None, domain=None, text=line, file=name, line=number)
 
@@ -212,13 +234,25 @@ def _parse_json_line(
 def make_row(
     row: Mapping[str, object], *, name: str, line: int, fields: PromptFields
 ) -> RawPrompt | BadLine:
-    """Return the prompt in a row of named values, or a complaint about it."""
-    text = row.get(fields.text)
+    """Return the prompt in a row of named values, or a complaint about it.
+
+    A conversation takes the place of a text: in the column of texts or, where there is none, in one
+    that is called `messages`.
+    """
+    column = fields.text if fields.text in row else MESSAGES
+    text, messages = row.get(column), None
+    if is_conversation(text):
+        try:
+            messages = parse_messages(cast("list[Mapping[str, object]]", text))
+        except NotMessagesError as error:
+            complaint = f"'{shown_name(column)}' {error}"
+            return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
+        text = describe_messages(messages)
     if not isinstance(text, str):
-        if fields.text not in row:
+        if column not in row:
             return missing_text(list(row), name=name, line=line, fields=fields)
         kind = "null" if text is None else f"not a string but {type(text).__name__}"
-        complaint = f"'{shown_name(fields.text)}' is {kind}"
+        complaint = f"'{shown_name(column)}' is {kind}"
         return BadLine(file=name, line=line, complaint=complaint, hint=FORMAT_HINT)
     prompt_id, domain = row.get(fields.prompt_id), row.get(fields.domain)
     for key, value in ((fields.prompt_id, prompt_id), (fields.domain, domain)):
@@ -231,6 +265,7 @@ def make_row(
         text=text,
         file=name,
         line=line,
+        messages=messages,
     )
 
 
@@ -240,12 +275,13 @@ def missing_text(columns: Sequence[str], *, name: str, line: int, fields: Prompt
     more = len(columns) - len(shown)
     seen = ", ".join(shown) + (f" and {more:,} more" if more else "") or "nothing"
     others = [name for name in columns if name not in (fields.prompt_id, fields.domain)]
+    likely = [name for name in _LIKELY_TEXTS if name in others] or others
     return BadLine(
         file=name,
         line=line,
         complaint=f"expected a '{shown_name(fields.text)}', found {seen}",
-        hint=f"Name the field with --text-field {shown_name(others[0])}."
-        if others
+        hint=f"Name the field with --text-field {shown_name(likely[0])}."
+        if likely
         else FORMAT_HINT,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moetool.errors import InputError, UsageError
+from moetool.git_lfs import POINTER_START, refuse_pointer
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.tracing.prompts.files import (
@@ -25,6 +27,8 @@ from moetool.tracing.prompts.files import (
     read_jsonl,
     read_text,
 )
+from moetool.tracing.prompts.limits import PromptLimits
+from moetool.tracing.prompts.messages import Messages
 from moetool.tracing.prompts.parquet import read_parquet
 
 READERS: Mapping[str, Callable[..., Iterator[RawPrompt | BadLine]]] = {
@@ -50,18 +54,25 @@ class Prompt:
     Attributes:
         prompt_id: Unique among the prompts of a run.
         domain: Its label, `(none)` without one.
-        text: Not empty.
+        text: Not empty. Of a conversation, its messages after their roles.
         origin: Its file and line, for messages: `file:line`.
+        messages: The conversation that a chat template makes a text of; None for a plain text.
     """
 
     prompt_id: str
     domain: str
     text: str
     origin: str
+    messages: Messages | None = None
 
 
 def read_prompts(
-    source: str, *, fields: PromptFields | None = None, limit: int | None = None
+    source: str,
+    *,
+    fields: PromptFields | None = None,
+    limit: int | None = None,
+    chat: bool = False,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts in a file, in a folder's files in name order, or on stdin (`-`).
 
@@ -72,16 +83,22 @@ def read_prompts(
         source: A .jsonl, .csv, .parquet or .txt file, a folder of them, or `-`.
         fields: The names of the columns.
         limit: Keep only this many prompts; all are checked.
+        chat: Whether a chat template will be applied, so that conversations can be read.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         InputError: The source is missing or empty, or a prompt in it can't be used.
     """
     fields = fields or PromptFields()
+    limits = PromptLimits(limit, limit_per_domain)
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed.", hint="Send JSON lines, or name a file of prompts.")
-        return _check(
-            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields), source="stdin", limit=limit
+        return check_prompts(
+            read_jsonl(sys.stdin.buffer, name="stdin", fields=fields),
+            source="stdin",
+            limits=limits,
+            chat=chat,
         )
     if not source.strip():
         raise InputError(
@@ -100,7 +117,7 @@ def read_prompts(
         rows = (
             row.with_default_domain(file.stem) for file in files for row in _read_file(file, fields)
         )
-        return _check(rows, source=f"'{path}'", limit=limit)
+        return check_prompts(rows, source=f"'{path}'", limits=limits, chat=chat)
     if not os.path.exists(path):
         raise InputError(
             f"No prompts at '{source}': no such file or folder.",
@@ -112,7 +129,7 @@ def read_prompts(
             hint=f"Prompts are files ending in {', '.join(READERS)}.",
         )
     _check_sizes([path], source=f"'{path}'")
-    return _check(_read_file(path, fields), source=f"'{path}'", limit=limit)
+    return check_prompts(_read_file(path, fields), source=f"'{path}'", limits=limits, chat=chat)
 
 
 def choose_prompts(
@@ -121,6 +138,8 @@ def choose_prompts(
     *,
     fields: PromptFields | None = None,
     limit: int | None = None,
+    chat: bool = False,
+    limit_per_domain: int | None = None,
 ) -> list[Prompt]:
     """Return the prompts of a source, or the one prompt of a text.
 
@@ -129,6 +148,8 @@ def choose_prompts(
         text: One prompt, instead of a source.
         fields: The names of the columns.
         limit: Keep only this many prompts of a source; all are checked.
+        chat: Whether a chat template will be applied, so that conversations can be read.
+        limit_per_domain: Keep only this many prompts of each domain, before `limit` applies.
 
     Raises:
         UsageError: Neither or both are given.
@@ -144,7 +165,9 @@ def choose_prompts(
     if text is not None:
         return make_prompt(text)
     assert source is not None
-    return read_prompts(source, fields=fields, limit=limit)
+    return read_prompts(
+        source, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+    )
 
 
 def make_prompt(text: str) -> list[Prompt]:
@@ -153,18 +176,18 @@ def make_prompt(text: str) -> list[Prompt]:
     Raises:
         InputError: The text is empty.
     """
-    return _check(
+    return check_prompts(
         [RawPrompt(prompt_id=None, domain=None, text=text, file="--prompt", line=1)],
         source="--prompt",
-        limit=None,
     )
 
 
 def hash_prompts(prompts: Iterable[Prompt]) -> str:
-    """Return the SHA-256 of every prompt's id, domain and text, in order."""
+    """Return the SHA-256 of every prompt's id, domain and text or conversation, in order."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        for part in (prompt.prompt_id, prompt.domain, prompt.text):
+        text = prompt.text if prompt.messages is None else json.dumps(prompt.messages)
+        for part in (prompt.prompt_id, prompt.domain, text):
             encoded = part.encode()
             # The length keeps neighbouring parts from running into one another.
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -205,6 +228,8 @@ def _check_sizes(files: Iterable[Path], *, source: str) -> None:
 def _read_file(path: Path, fields: PromptFields) -> Iterator[RawPrompt | BadLine]:
     try:
         with _open_file(path) as file:
+            refuse_pointer(file.read(len(POINTER_START)), path=path)
+            file.seek(0)
             yield from READERS[path.suffix](file, name=str(path), fields=fields)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -237,8 +262,15 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     )
 
 
-def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | None) -> list[Prompt]:
+def check_prompts(
+    rows: Iterable[RawPrompt | BadLine],
+    *,
+    source: str,
+    limits: PromptLimits | None = None,
+    chat: bool = False,
+) -> list[Prompt]:
     """Return the prompts among the rows, or raise for the bad ones, all at once."""
+    limits = limits or PromptLimits()
     prompts: list[Prompt] = []
     bad = _BadLines()
     origin_of: dict[str, str] = {}
@@ -257,6 +289,9 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             bad.append(row.complain("half a surrogate pair", hint="Escape whole characters."))
         elif not row.text.strip():
             bad.append(row.complain("empty prompt", hint="Remove it, or give it a text."))
+        elif row.messages is not None and not chat:
+            complaint = "a conversation, which only a chat template can turn into a text"
+            bad.append(row.complain(complaint, hint="Add --chat to apply the model's."))
         elif len(row.text) > LONGEST_ROW:
             complaint = f"more than {LONGEST_ROW:,} characters"
             bad.append(row.complain(complaint, hint="Shorten its text."))
@@ -272,19 +307,20 @@ def _check(rows: Iterable[RawPrompt | BadLine], *, source: str, limit: int | Non
             )
         else:
             origin_of[prompt_id] = row.origin
-            prompts.append(
-                Prompt(
-                    prompt_id=prompt_id,
-                    domain=row.domain or NO_DOMAIN,
-                    text=row.text,
-                    origin=row.origin,
-                )
+            prompt = Prompt(
+                prompt_id=prompt_id,
+                domain=row.domain or NO_DOMAIN,
+                text=row.text,
+                origin=row.origin,
+                messages=row.messages,
             )
+            if limits.take(prompt.domain):
+                prompts.append(prompt)
     if bad.shown:
         raise bad.as_error()
     if not prompts:
         raise InputError(f"There are no prompts in {source}.", hint="Give at least one prompt.")
-    return prompts[:limit]
+    return prompts
 
 
 class _BadLines:

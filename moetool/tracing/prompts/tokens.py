@@ -14,8 +14,10 @@ from moetool.anatomy.config_fields import find_position_limit
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
-from moetool.printable import printable
+from moetool.printable import number_of, printable
+from moetool.quiet import quiet_transformers
 from moetool.tracing.prompts.chat_template import ChatTemplate
+from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class TokenizedPrompt:
     was_cut: bool
 
 
+@quiet_transformers()
 def tokenize_prompts(
     prompts: Iterable[Prompt],
     tokenizer: PreTrainedTokenizerBase,
@@ -65,7 +68,8 @@ def tokenize_prompts(
         prompts: All of one run.
         tokenizer: The model's own.
         special_tokens: Who adds tokens such as `<s>`: the tokenizer, nobody, or the tokenizer's
-            chat template, which makes the prompt a user's message and begins the answer.
+            chat template, which makes the prompt a user's message, or takes its conversation, and
+            begins the answer.
         context_tokens: The longest sequence the model takes; None if unknown.
         vocabulary: Number of token ids that the model has, from 0; None if unknown.
         max_prompt_tokens: Truncate prompts to this many tokens.
@@ -91,7 +95,7 @@ def tokenize_prompts(
     if special_tokens == "chat template" and not tokenizer.chat_template:
         raise InputError(
             "This model's tokenizer has no chat template.",
-            hint="Leave --chat out, or name a model that was trained to chat.",
+            hint="Leave out --chat, or name a model that was trained to chat.",
         )
     longest = _limit_characters(context_tokens)
     tokenized = []
@@ -101,14 +105,16 @@ def tokenize_prompts(
             if not ids:
                 raise InputError(
                     f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
-                    hint="Give it a text, or leave --no-special-tokens out.",
+                    hint="Give it a text, or leave out --no-special-tokens.",
                 )
             _check_ids(ids, prompt, vocabulary=vocabulary)
             kept = ids[:max_prompt_tokens]
             if context_tokens and len(kept) + max_new_tokens > context_tokens:
-                following = f" and {max_new_tokens:,} new ones" if max_new_tokens else ""
+                new_ones = number_of(max_new_tokens, "new one")
+                following = f" and {new_ones}" if max_new_tokens else ""
                 raise InputError(
-                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has {len(kept):,} tokens{following}; "
+                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has "
+                    f"{number_of(len(kept), 'token')}{following}; "
                     f"the model's context holds {context_tokens:,}.",
                     hint=f"Truncate long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
                     f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
@@ -172,19 +178,25 @@ def _open_encoder(
 
     def encode_plain(prompt: Prompt) -> list[int]:
         _check_length(prompt.text, prompt, longest=longest)
+        if prompt.messages is not None:
+            raise InputError(
+                f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' is a conversation, which "
+                "only a chat template can turn into a text.",
+                hint="Add --chat to apply the model's.",
+            )
         with _failing_on(prompt):
             ids = tokenizer.encode(prompt.text, add_special_tokens=special_tokens == "tokenizer")
         return cast("list[int]", ids)
 
     def encode_message(prompt: Prompt, template: str | None = None, text: str = "") -> list[int]:
-        message = [{"role": "user", "content": prompt.text}]
+        conversation = as_conversation(prompt)
         # Variables of the template.
         variables: dict[str, Any] = {"rendered_already": text}
         with _failing_on(prompt):
             ids = tokenizer.apply_chat_template(
-                message,
+                conversation["messages"],
                 chat_template=template,
-                add_generation_prompt=True,
+                add_generation_prompt=conversation["add_generation_prompt"],
                 tokenize=True,
                 return_dict=False,
                 **(variables if template else {}),

@@ -15,6 +15,7 @@ from torch import nn
 from moetool.anatomy.caches import count_cached
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
+from moetool.printable import number_of
 from moetool.tracing.recording.token_masks import read_token_mask, refuse_other_masks
 
 
@@ -94,7 +95,8 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     num_rows, num_columns = tokens.shape[0], tokens.shape[1]
     if not num_rows * num_columns:
         raise UntraceableError(
-            f"The model was called with an empty batch: {num_rows} rows of {num_columns} tokens.",
+            "The model was called with an empty batch: "
+            f"{number_of(num_rows, 'row')} of {number_of(num_columns, 'token')}.",
             hint="Leave out batches without tokens.",
         )
     real = _find_real(inputs, num_rows=num_rows, num_columns=num_columns)
@@ -135,7 +137,8 @@ def _find_real(inputs: Mapping[str, Any], *, num_rows: int, num_columns: int) ->
     if not is_long_enough:
         cached = "an unknown number" if num_cached is None else num_cached
         raise UntraceableError(
-            f"The attention mask is {real.shape[1]} wide but must cover {num_columns} tokens "
+            f"The attention mask is {real.shape[1]} wide but must cover "
+            f"{number_of(num_columns, 'token')} "
             f"after {cached} in the cache.",
             hint="Pass an attention_mask that covers the cached tokens as well.",
         )

@@ -23,6 +23,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
+from moetool.printable import number_of
 from moetool.tracing.recording.calls import (
     CallTokens,
     RecordedCall,
@@ -231,7 +232,8 @@ class RoutingRecorder:
         num_decisions = decision.experts.shape[0]
         if num_decisions != tokens.num_slots:
             raise UntraceableError(
-                f"{path} received {num_decisions} decisions for {tokens.num_slots} tokens.",
+                f"{path} received {number_of(num_decisions, 'decision')} for "
+                f"{number_of(tokens.num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
         # Copies, because blocks may go on to change these tensors in place.

@@ -70,7 +70,7 @@ def check_can_generate(model: PreTrainedModel) -> None:
     if not model.can_generate() or own is not GenerationMixin.generate:
         raise UsageError(
             f"{type(model).__name__} does not generate text token by token.",
-            hint="Leave --max-new-tokens out to trace the prompts alone.",
+            hint="Leave out --max-new-tokens to trace the prompts alone.",
         )
 
 
@@ -170,7 +170,7 @@ def _check_static_cache(model: PreTrainedModel) -> None:
     except Exception as error:
         raise UsageError(
             f"transformers has no static cache for {type(model).__name__}.",
-            hint="Leave --cache out.",
+            hint="Leave out --cache.",
             facts=[f"seen: {first_line(error)}"],
         ) from error
 

@@ -11,12 +11,15 @@ from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
+from moetool.printable import number_of
+from moetool.quiet import quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+@quiet_transformers()
 def load_model(
     checkpoint: Checkpoint,
     config: PreTrainedConfig,
@@ -89,8 +92,9 @@ def load_model(
         if stored is not None:
             raise _unloadable(checkpoint, stored)
         raise InputError(
-            f"The weights of {checkpoint.name} do not match its config.json: {len(wrong)} tensors are "
-            "missing or of another shape.",
+            f"The weights of {checkpoint.name} do not match its config.json: "
+            f"{number_of(len(wrong), 'tensor')} {'is' if len(wrong) == 1 else 'are'} missing or of "
+            "another shape.",
             hint="Use the config.json and the weight files of the same checkpoint.",
             facts=[f"unfit: {key}" for key in sorted(wrong)[:3]],
         )

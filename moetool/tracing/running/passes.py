@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.errors import OutOfMemoryError, UsageError
+from moetool.printable import number_of
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.scopes import RecordedModel
 from moetool.tracing.running.batches import Batch
@@ -118,8 +119,8 @@ def _memory_errors(batch: Batch, device: torch.device) -> Iterator[None]:
         if is_out_of_memory(error):
             num_rows, num_slots = batch.input_ids.shape
             raise OutOfMemoryError(
-                f"Out of memory in a batch of {num_rows} prompts of up to {num_slots} tokens on "
-                f"{device}.",
+                f"Out of memory in a batch of {number_of(num_rows, 'prompt')} of up to "
+                f"{number_of(num_slots, 'token')} on {device}.",
                 hint="Give a smaller --batch-size, or shorten prompts with --max-prompt-tokens.",
             ) from error
         raise

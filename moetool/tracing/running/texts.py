@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
+from moetool.choices import without_effect
 from moetool.errors import UsageError
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.locks import open_locked, refuse_as_held
@@ -24,6 +25,7 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
+from moetool.printable import number_of
 from moetool.trace.writing.writer import list_places
 
 if TYPE_CHECKING:
@@ -104,7 +106,8 @@ class TextFile:
                         self._partial.unlink()
                 elif self._partial.exists():
                     error.add_note(
-                        f"what was written until then: {self._partial} ({self._num_texts:,} texts)"
+                        f"what was written until then: {self._partial} "
+                        f"({number_of(self._num_texts, 'text')})"
                     )
             finally:
                 self._file.close()
@@ -189,8 +192,10 @@ def choose_texts(
     if path is None:
         return None
     if generation is None:
-        raise UsageError(
-            "There are no texts to save: no text is generated.", hint="Add --max-new-tokens."
+        raise without_effect(
+            {"--save-text": "saving texts"},
+            because="no text is generated",
+            unless="add --max-new-tokens",
         )
     if output is not None:
         taken = {_spell_out(each) for each in list_places(output)}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
+from moetool.printable import number_of
 from moetool.trace.decisions import NO_EXPERT, PHASES
 from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
 
@@ -104,7 +105,7 @@ def _collect_batch(batch: TracedBatch, scope: str) -> CollectedScope:
     kept = first[position[first] < lengths[row[first]]]
     if len(kept) != lengths.sum():
         raise UntraceableError(
-            f"{lengths.sum()} tokens went through the model, but only {len(kept)} were seen.",
+            f"{number_of(int(lengths.sum()), 'token')} went through the model, but only {len(kept):,} of them were seen.",
             hint="moetool records models that route every token of a call once.",
         )
     row, position = row[kept], position[kept]

@@ -40,7 +40,7 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
     if scores is None:
         raise UntraceableError(
             f"The router of {experts_path} returns no score for every expert.",
-            hint="Leave --probabilities out.",
+            hint="Leave out --probabilities.",
         )
     name = find_function(
         SCORE_FUNCTIONS, scores=scores, experts=layer.experts, weights=layer.weights
@@ -49,7 +49,7 @@ def find_score_function(layer: RecordedLayer) -> ScoreFunction:
         return ScoreFunction(name)
     raise UntraceableError(
         f"No known function from scores to probabilities explains the router of {experts_path}.",
-        hint="Leave --probabilities out.",
+        hint="Leave out --probabilities.",
         facts=[
             f"tried: {', '.join(_PROBABILITIES)}",
             *([f"seen: {name}, whose values are not probabilities"] if name else []),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
+from moetool.printable import number_of
 from moetool.trace.metadata import NOT_EXACT, RoutedLayer, TraceMetadata
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def _note_weights(layers: Sequence[RoutedLayer], rules: Collection[RoutingRule])
     for factor, num_layers in factors.items():
         if factor is None:
             yield (
-                f"In {num_layers} layers the block does more than add the sum of its experts; the "
+                f"In {number_of(num_layers, 'layer')} the block does more than add the sum of its experts; the "
                 "weights are those that the experts received."
             )
         elif factor != 1:
             yield (
-                f"In {num_layers} layers the block multiplies the sum of its experts by "
+                f"In {number_of(num_layers, 'layer')} the block multiplies the sum of its experts by "
                 f"{factor:g}; the weights do not include this factor."
             )

@@ -22,15 +22,15 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "an unknown option": (
         ["--prompt", "hello", "--unheard-of"],
-        Refusal(2, error="--unheard-of", hint="--help"),
+        Refusal(2, error="no option --unheard-of", hint="Run `moetool route-trace --help`"),
     ),
     "a misspelt option": (
         ["--promts", "sample_prompts"],
-        Refusal(2, error="--prompts", hint="--help"),
+        Refusal(2, error="no option --promts", hint="Did you mean --prompts?"),
     ),
     "a second model": (
         ["another", "--prompt", "hello"],
-        Refusal(2, error="another", hint="--help"),
+        Refusal(2, error="'another' is one too many", hint="moetool route-trace --help"),
     ),
     "words for layers": (
         ["--prompt", "hello", "--layers", "first"],
@@ -46,15 +46,15 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
     ),
     "batches of nothing": (
         ["--prompt", "hello", "--batch-size", "0"],
-        Refusal(2, error="--batch-size", hint="--help"),
+        Refusal(2, error="--batch-size can't be '0'", hint="at least 1"),
     ),
     "a limit of nothing": (
         ["--prompt", "hello", "--limit", "0"],
-        Refusal(2, error="--limit", hint="--help"),
+        Refusal(2, error="--limit can't be '0'", hint="at least 1"),
     ),
     "a dtype of integers": (
         ["--prompt", "hello", "--dtype", "int8"],
-        Refusal(2, error="'int8' is not one of 'auto', 'float32'", hint="--help"),
+        Refusal(2, error="--dtype can't be 'int8'", hint="auto, float32, bfloat16 or float16"),
     ),
     "a layer beyond the last": (
         ["--prompt", "hello", "--layers", "0,6"],
@@ -105,13 +105,13 @@ def test_options_that_cannot_be_carried_out_are_refused(
 
 
 def test_a_command_that_does_not_exist_is_refused_by_its_name(run_moetool: RunMoetool) -> None:
-    expected = Refusal(2, error="'route-trce'", hint="--help")
+    expected = Refusal(2, error="no command 'route-trce'", hint="`moetool route-trace`")
 
     assert_refused(run_moetool("route-trce", "demo"), expected, target=None)
 
 
 def test_a_command_without_its_model_is_refused(run_moetool: RunMoetool) -> None:
-    expected = Refusal(2, error="Missing argument", hint="--help")
+    expected = Refusal(2, error="`moetool route-trace` needs a MODEL", hint="route-trace --help")
 
     assert_refused(run_moetool("route-trace"), expected, target=None)
 

@@ -107,12 +107,12 @@ def test_an_output_of_no_known_format_is_refused(
     [
         pytest.param(
             ["--format", "csv", "-o", "{}"],
-            Refusal(2, error="format csv contradicts '{}'", hint="one"),
+            Refusal(2, error="format csv contradicts '{}'", hint="suffix of --output"),
             id="a format that contradicts the suffix",
         ),
         pytest.param(
             ["--format", "json", "-o", "{}"],
-            Refusal(2, error="'json' is not one of 'parquet', 'csv'"),
+            Refusal(2, error="--format can't be 'json'", hint="parquet or csv"),
             id="an unknown format",
         ),
         pytest.param(

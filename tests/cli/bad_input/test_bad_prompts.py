@@ -68,10 +68,30 @@ BAD_FILES: dict[str, tuple[str, bytes, Refusal]] = {
         b'{"text": "fine"}\n{"text": "  "}\n',
         Refusal(3, error="{}:2: empty prompt", hint="give it a text"),
     ),
-    "text with an empty line": (
+    "text of blank lines alone": (
         "prompts.txt",
-        b"fine\n\nfine\n",
-        Refusal(3, error="{}:2: empty prompt", hint="give it a text"),
+        b"\n  \n\n",
+        Refusal(3, error="There are no prompts in '{}'", hint="at least one prompt"),
+    ),
+    "a conversation without a chat template": (
+        "prompts.jsonl",
+        b'{"messages": [{"role": "user", "content": "Hello"}]}\n',
+        Refusal(3, error="{}:1: a conversation", hint="Add --chat"),
+    ),
+    "a message without its content": (
+        "prompts.jsonl",
+        b'{"messages": [{"role": "user"}]}\n',
+        Refusal(3, error="{}:1: 'messages' has no 'content' in message 1"),
+    ),
+    "texts under another name": (
+        "prompts.jsonl",
+        b'{"label": 1, "answer": "4", "question": "What is 2 + 2?"}\n',
+        Refusal(3, error="{}:1: expected a 'text'", hint="--text-field question"),
+    ),
+    "a pointer of Git LFS": (
+        "prompts.parquet",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        Refusal(3, error="'{}' is a Git LFS pointer", hint="`git lfs pull`"),
     ),
     "an empty file": (
         "prompts.jsonl",

@@ -39,12 +39,12 @@ OWN_TOTAL = NUM_LAYERS * _LAYER + (2 * VOCABULARY_OF_DEMO + MAX_POSITIONS) * HID
             id="no path",
         ),
         pytest.param(
-            ["demo", "mixtral-8x8b", *HEADERS],
+            ["mixtral-8x8b", *HEADERS],
             Refusal(3, error="No model 'mixtral-8x8b'", hint="'mixtral-8x7b'"),
-            id="the second of two",
+            id="a misspelt name",
         ),
         pytest.param(
-            ["demo", "mixtral-8x7b", *HEADERS],
+            ["mixtral-8x7b", *HEADERS],
             Refusal(3, error="'mixtral-8x7b' has no weight files", hint="mistralai/Mixtral-8x7B"),
             id="headers of a catalogue name",
         ),

@@ -128,7 +128,11 @@ def test_rows_twice_are_refused_and_counted_when_asked_for(tmp_path: Path) -> No
 )
 def test_numbers_beyond_any_layer_are_refused(options: Sequence[str], tmp_path: Path) -> None:
     path = write_trace(tmp_path / "trace.parquet", ROWS, metadata=METADATA)
-    assert_refused(specialize(path, *options), Refusal(2, error="32768"), target=None)
+    assert_refused(
+        specialize(path, *options),
+        Refusal(2, error="1000000000", hint="at most 32768"),
+        target=None,
+    )
 
 
 def test_words_of_a_trace_cannot_steer_the_terminal(tmp_path: Path) -> None:

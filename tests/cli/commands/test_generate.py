@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import read_trace
+from moetool.printable import number_of
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
@@ -234,7 +235,8 @@ def test_a_run_that_is_interrupted_keeps_its_texts_beside_its_rows(tmp_path: Pat
     assert_refused(said, INTERRUPTED, target=None)
     assert re.match(r"rows traced so far: .*/trace.parquet.partial \(", rows_note)
     kept = read_texts(partial_texts)
-    assert texts_note == f"what was written until then: {partial_texts} ({len(kept):,} texts)\n"
+    num_texts = number_of(len(kept), "text")
+    assert texts_note == f"what was written until then: {partial_texts} ({num_texts})\n"
     assert [text["id"] for text in kept] == [str(number) for number in range(len(kept))]
     traced = read_trace(tmp_path / "trace.parquet.partial")
     assert {text["id"] for text in kept} <= set(traced["prompt_id"])
@@ -270,7 +272,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], Refusal]] = {
     ),
     "texts of nothing": (
         (*HELLO, "--save-text", "{}/new.jsonl"),
-        Refusal(2, error="no texts to save", hint="--max-new-tokens"),
+        Refusal(2, error="Saving texts has no effect", hint="--max-new-tokens"),
     ),
     "texts that exist": (
         (*WRITE, "--save-text", "{}/old.jsonl"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -179,3 +180,17 @@ def test_a_ctrl_c_ends_in_a_sentence(tmp_path: Path) -> None:
         hub.terminate()
     completed = Completed(process.args, process.returncode, stdout.decode(), stderr.decode())
     assert_refused(completed, Refusal(130, error="Interrupted", hint="same command"), target=None)
+
+
+def test_a_summary_is_one_row_for_each_model(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("inspect", "demo", "gpt-4", "--summary", "--format", "csv")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    rows = list(csv.DictReader(completed.stdout.splitlines()))
+    assert [row["model"] for row in rows] == ["demo", "gpt-4"]
+    assert rows[0]["num_experts"] == "8"
+
+
+def test_a_summary_of_every_layer_is_refused(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("inspect", "demo", "--summary", "--per-layer")
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("error: --summary shows one row for each model")

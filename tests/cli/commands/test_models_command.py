@@ -42,3 +42,46 @@ def test_an_existing_file_is_replaced_only_if_asked(
 
 def test_listing_imports_no_torch() -> None:
     assert not modules_imported_by("models") & {"torch", "transformers", "pandas", "numpy"}
+
+
+def test_filters_and_orders_choose_the_rows(run_moetool: RunMoetool) -> None:
+    command = ("models", "--family", "qwen", "--max-active", "3B", "--sort", "total")
+    completed = run_moetool(*command, "--format", "csv")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    rows = list(csv.DictReader(completed.stdout.splitlines()))
+    assert [(row["name"], row["total"], row["active"]) for row in rows] == [
+        ("qwen3-next-80b-a3b", "80B", "3B"),
+        ("qwen3.5-35b-a3b", "35B", "3B"),
+        ("qwen3-vl-30b-a3b", "30B", "3B"),
+        ("qwen1.5-moe-a2.7b", "14.3B", "2.7B"),
+    ]
+
+
+def test_models_of_unknown_size_are_counted_where_a_limit_leaves_them_out(
+    run_moetool: RunMoetool,
+) -> None:
+    command = ("models", "--family", "glm-5", "--max-total", "800B", "--format", "json")
+    completed = run_moetool(*command)
+    sentence = (
+        "3 models were left out because the vendor doesn't publish the figure that is limited."
+    )
+    assert completed.stderr == f"{sentence}\n"
+    value = json.loads(completed.stdout)
+    assert [entry["name"] for entry in value["models"]] == ["glm-5"]
+    assert value["notes"][-1] == sentence
+    assert run_moetool(*command, "-q").stderr == ""
+
+
+def test_a_filter_that_matches_nothing_is_said_on_stderr(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("models", "--family", "nothing-of-the-kind", "--format", "csv")
+    assert (completed.returncode, completed.stderr) == (0, "No model matches.\n")
+    assert len(completed.stdout.splitlines()) == 1
+
+
+def test_a_size_without_a_unit_is_refused(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("models", "--max-total", "30")
+    assert completed.returncode == 2
+    assert completed.stderr == (
+        "error: --max-total: '30' is not a number of parameters.\n"
+        "hint: Write billions as 4B, and millions as 700M.\n"
+    )

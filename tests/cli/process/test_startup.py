@@ -48,6 +48,7 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["specialize", "--help"],
         ["inspect", "--help"],
         ["memory-estimate", "--help"],
+        ["fits", "--help"],
         ["models", "--help"],
         ["gpus", "--help"],
     ],

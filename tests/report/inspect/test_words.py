@@ -12,7 +12,7 @@ from moetool.anatomy.parameters import ActiveDefinition
 from moetool.anatomy.routing.routing_style import RoutingStyle
 from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
 from moetool.anatomy.skeleton.mixers import Mixer, MixerKind
-from moetool.inspection.result import PublishedFigures
+from moetool.inspection.figures import PublishedFigures
 from moetool.report.inspect.words import (
     word_experts,
     word_indices,
@@ -145,9 +145,26 @@ def test_a_mixer_is_named_with_its_heads_and_window() -> None:
 @pytest.mark.parametrize(
     ("total_b", "active_b", "meets", "words"),
     [
-        ("46.7", "12.9", (ActiveDefinition.ALL,), "46.7B total, 12.9B active (all)"),
+        (
+            "46.7",
+            "12.9",
+            (ActiveDefinition.ALL,),
+            '46.7B total and 12.9B active, which agrees with "all" above',
+        ),
+        (
+            "671",
+            "37",
+            (ActiveDefinition.ALL, ActiveDefinition.WITHOUT_INPUT_EMBEDDING),
+            "671B total and 37B active, which agrees with "
+            '"all" and "without input embedding" above',
+        ),
         ("46.7", None, (), "46.7B total"),
-        (None, "9", (), "9B active (meets no definition; closest: all)"),
+        (
+            None,
+            "9",
+            (),
+            '9B active, which agrees with none of the counts above; "all" is the closest',
+        ),
         (None, None, (), None),
     ],
 )
@@ -159,3 +176,10 @@ def test_the_vendors_figure_stands_with_the_definition_it_meets(
 ) -> None:
     published = PublishedFigures(total_b, active_b, True, meets, ActiveDefinition.ALL, None, None)
     assert word_published(published) == words
+
+
+def test_a_total_that_differs_from_the_count_says_so() -> None:
+    differing = PublishedFigures("130", None, False, (), None, None, None)
+    assert word_published(differing) == "130B total (the count above differs)"
+    uncounted = PublishedFigures(None, "37", None, (), None, None, None)
+    assert word_published(uncounted) == "37B active"

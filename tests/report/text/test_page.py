@@ -46,6 +46,13 @@ def test_no_cell_is_broken_where_there_is_no_terminal() -> None:
     assert any("x" * 90 in line for line in render_page(make_blocks(), View()).splitlines())
 
 
+def test_columns_move_together_before_a_cell_is_broken() -> None:
+    table = make_table(("a", "b", "c"), [("x" * 19, "y" * 19, "z" * 19)])
+    shown = {width: render_page([[table]], View(width=width)).splitlines()[2] for width in (60, 80)}
+    assert shown[60] == " ".join(letter * 19 for letter in "xyz")
+    assert shown[80] == "   ".join(letter * 19 for letter in "xyz")
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_terminal_holds_every_line(width: int) -> None:
     lines = render_page(make_blocks(), View(width=width)).splitlines()
@@ -69,7 +76,7 @@ def test_a_page_depends_on_nothing_but_its_view(
 
 
 def test_a_bar_narrows_where_words_need_the_space() -> None:
-    table = make_table(("a", "b", "share"), [("x" * 25, "y" * 25, Bar(1.0))])
+    table = make_table(("a", "b", "share"), [("x" * 26, "y" * 26, Bar(1.0))])
     lengths = {width: render_page([[table]], View(width=width)).count("█") for width in (60, 80)}
     assert lengths[80] == 20
     assert 0 < lengths[60] < 20

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -204,11 +205,47 @@ def test_a_limit_keeps_the_first_prompts(tmp_path: Path) -> None:
     assert read_prompts(str(path), limit=99) == prompts
 
 
-def test_prompts_beyond_a_limit_are_checked_all_the_same(tmp_path: Path) -> None:
+DOMAINS = ("a", "b", "a", "a", "c", "b", "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"limit_per_domain": 1}, [1, 2, 5]),
+        ({"limit_per_domain": 2}, [1, 2, 3, 5, 6]),
+        ({"limit_per_domain": 2, "limit": 4}, [1, 2, 3, 5]),
+        ({"limit_per_domain": 9}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"limit_per_domain": 9, "limit": 2}, [1, 2]),
+    ],
+)
+def test_a_limit_per_domain_keeps_the_first_prompts_of_each(
+    limits: dict[str, Any], kept: list[int], tmp_path: Path
+) -> None:
+    rows = [{"text": f"{domain}{number}"} for number, domain in enumerate(DOMAINS, start=1)]
+    labelled = [{**row, "domain": domain} for row, domain in zip(rows, DOMAINS, strict=True)]
+    path = write_rows(tmp_path / "prompts.jsonl", labelled)
+    prompts = read_prompts(str(path))
+    # The prompts keep their running numbers, so that a limit changes no id.
+    assert read_prompts(str(path), **limits) == [prompts[number - 1] for number in kept]
+    unlabelled = write_rows(tmp_path / "plain.jsonl", rows)
+    most = min(limits.values())
+    assert len(read_prompts(str(unlabelled), **limits)) == min(most, len(rows))
+
+
+def test_a_folders_files_are_domains_to_a_limit(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(4)])
+    prompts = read_prompts(str(tmp_path), limit_per_domain=2)
+    assert [prompt.text for prompt in prompts] == ["one 0", "one 1", "two 0", "two 1"]
+
+
+@pytest.mark.parametrize("limit", ["limit", "limit_per_domain"])
+def test_prompts_beyond_a_limit_are_checked_all_the_same(limit: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "good"}\n{"text": ""}\n', encoding="utf-8")
+    limits: dict[str, Any] = {limit: 1}
     with pytest.raises(InputError, match="empty prompt"):
-        read_prompts(str(path), limit=1)
+        read_prompts(str(path), **limits)
 
 
 PROMPT = Prompt(prompt_id="1", domain="prose", text="Once", origin="a.jsonl:1")

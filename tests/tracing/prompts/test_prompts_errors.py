@@ -52,7 +52,7 @@ def test_no_more_lines_are_named_than_there_are(
 
 def test_bad_lines_are_collected_over_all_files_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n', encoding="utf-8")
-    (tmp_path / "b.txt").write_text("good\n\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes(b"good\n\xff\n")
     error = refusal(tmp_path)
     assert error.message == f"{tmp_path / 'a.jsonl'}:1: 'text' is not a string but int."
     assert error.facts == (f"also: {tmp_path / 'b.txt'}:2",)

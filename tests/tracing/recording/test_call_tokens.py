@@ -115,7 +115,7 @@ def test_what_looks_like_a_cache_and_cannot_be_counted_needs_a_mask(name: str) -
     with pytest.raises(UntraceableError, match="number of tokens before a call is unknown"):
         locate_tokens(inputs)
     with pytest.raises(
-        UntraceableError, match="is 1 wide but must cover 1 tokens after an unknown number"
+        UntraceableError, match="is 1 wide but must cover 1 token after an unknown number"
     ):
         locate_tokens({**inputs, "attention_mask": torch.ones(NUM_ROWS, 1)})
 
@@ -157,7 +157,7 @@ def test_a_cache_of_states_alone_is_known_to_be_empty_or_needs_a_mask() -> None:
 def test_a_mask_of_the_step_alone_is_refused(mixtral: PreTrainedModel) -> None:
     """Models read a mask from the first cached token, so this one would hide the step."""
     inputs = find_inputs(mixtral, fill_cache(mixtral))
-    with pytest.raises(UntraceableError, match="is 1 wide but must cover 1 tokens after 6"):
+    with pytest.raises(UntraceableError, match="is 1 wide but must cover 1 token after 6"):
         record(mixtral, input_ids=STEP, attention_mask=torch.ones(NUM_ROWS, 1), **inputs)
 
 

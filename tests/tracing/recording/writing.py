@@ -139,6 +139,7 @@ def trace(
     layers: Collection[int] | None = None,
     with_probabilities: bool = False,
     tokenizer: Any = None,
+    num_excerpts: int = 0,
 ) -> Traced:
     """Trace a model as `moetool route-trace` does, without files."""
     prompts = [
@@ -167,6 +168,7 @@ def trace(
         metadata=TraceMetadata(),
         texts=None if generation is None else kept_texts,
         advance=advanced.append,
+        num_excerpts=num_excerpts,
     )
     return Traced(
         frame=_as_plain(rows.rows),

@@ -1,0 +1,1 @@
+"""Functions for notebooks and scripts that join recording, reading and analysis."""

@@ -1,0 +1,282 @@
+"""Trace a model from Python, with the checks of `moetool route-trace`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from moetool.checkpoint.reference import ModelReference, resolve_model
+from moetool.choices import take_count, take_flag, take_path
+from moetool.errors import UsageError
+from moetool.library.trace import Trace
+from moetool.trace.metadata import TraceMetadata
+from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
+from moetool.trace.writing.writer import KeptTrace, TraceSink
+from moetool.tracing import trace_model as tracing
+from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
+from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.given import take_prompts
+from moetool.tracing.prompts.tokens import choose_special_tokens
+from moetool.tracing.running.texts import choose_texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MOST_PROMPTS = 1_000_000
+
+
+def trace_model(
+    model: str | PathLike[str] | ModelReference | tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    prompts: str | PathLike[str] | Iterable[str | Mapping[str, Any]] | pd.DataFrame,
+    *,
+    output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    limit: int | None = None,
+    limit_per_domain: int | None = None,
+    chat: bool = False,
+    special_tokens: bool = True,
+    max_prompt_tokens: int | None = None,
+    id_field: str = "id",
+    text_field: str = "text",
+    domain_field: str = "domain",
+    batch_size: int = 8,
+    dtype: str | None = None,
+    device: str | None = None,
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    layers: Collection[int] | None = None,
+    probabilities: bool = False,
+    allow_inexact: bool = False,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = GenerationOptions.seed,
+    cache: str = GenerationOptions.cache,
+    save_text: str | PathLike[str] | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Trace:
+    """Record which experts each token of some prompts goes to, as `moetool route-trace` does.
+
+    Rows are kept in memory, about 40 bytes each, unless an output is named. A note on what can't be
+    traced exactly is a Python warning, and in the metadata.
+
+    Args:
+        model: A folder, a Hub id or `demo`; or a model of transformers with its tokenizer, both in
+            memory.
+        prompts: Texts; a DataFrame, or dicts, with `text` and perhaps `domain` and `id`; or the
+            path of a file or folder of prompts.
+        output: A .parquet or .csv file that takes the rows.
+        overwrite: Replace files that exist.
+        limit: Trace only the first prompts.
+        limit_per_domain: Trace only the first prompts of each domain.
+        chat: Apply the tokenizer's chat template to each prompt: a text is a user's message, and
+            `messages` are a conversation.
+        special_tokens: Let the tokenizer add special tokens.
+        max_prompt_tokens: Truncate prompts to this length.
+        id_field: The column of the prompts' ids.
+        text_field: The column of their texts.
+        domain_field: The column of their domains.
+        batch_size: Prompts that go through the model together.
+        dtype: Convert the weights to it; None keeps the checkpoint's own.
+        device: Device to run on; None takes a GPU if there is one.
+        device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
+        revision: Branch, tag or commit, for Hub ids.
+        trust_remote_code: Run Python code from the model's repository if it needs it.
+        layers: Record only these layer numbers.
+        probabilities: Record the routers' probabilities as well.
+        allow_inexact: Trace models whose experts do not carry out the recorded decisions exactly.
+        max_new_tokens: Continue each prompt by at most so many tokens, and record these too.
+        temperature: Sample with it; None takes the most likely token.
+        top_p: Sample among the most likely tokens that together have this probability.
+        seed: Random seed of the sampling.
+        cache: transformers' cache for generating, `dynamic` or `static`.
+        save_text: A JSONL file that takes the generated texts.
+        on_progress: Receives a few words on each step.
+
+    Raises:
+        MoetoolError: The same as the command ends with.
+    """
+    overwrite = take_flag(overwrite, name="overwrite")
+    chat = take_flag(chat, name="chat")
+    special_tokens = take_flag(special_tokens, name="special_tokens")
+    limit = take_count(
+        limit, name="limit of prompts", smallest=1, largest=_MOST_PROMPTS, is_optional=True
+    )
+    limit_per_domain = take_count(
+        limit_per_domain,
+        name="limit of prompts of a domain",
+        smallest=1,
+        largest=_MOST_PROMPTS,
+        is_optional=True,
+    )
+    loaded = _take_pair(model)
+    if loaded is not None:
+        _refuse_loading(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    options = TraceOptions(
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=None if dtype == "auto" else dtype,
+        device=device,
+        device_map=device_map,
+        batch_size=batch_size,
+        layers=cast("frozenset[int] | None", layers),
+        special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
+        max_prompt_tokens=max_prompt_tokens,
+        with_probabilities=probabilities,
+        allow_inexact=allow_inexact,
+        generation=choose_generation(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            cache=cache,
+        ),
+    )
+    place = _Place(output, overwrite=overwrite, with_probabilities=probabilities)
+    open_texts = choose_texts(
+        None if save_text is None else take_path(save_text, name="file of texts"),
+        generation=options.generation,
+        output=place.target,
+        replace_existing=overwrite,
+    )
+    fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
+    read = take_prompts(
+        prompts, fields=fields, limit=limit, limit_per_domain=limit_per_domain, chat=chat
+    )
+    observer = _Listener(on_progress or (lambda _: None))
+    if loaded is not None:
+        run = tracing.trace_loaded_model(
+            *loaded, read, options, open_sink=place.open, observer=observer, open_texts=open_texts
+        )
+    else:
+        run = tracing.trace_model(
+            _resolve(model),
+            read,
+            options,
+            open_sink=place.open,
+            observer=observer,
+            open_texts=open_texts,
+        )
+    return Trace(
+        metadata=run.metadata,
+        num_rows=run.num_rows,
+        counts=run.counts,
+        path=place.target,
+        tables=tuple(place.kept.tables) if place.kept else (),
+        probabilities=tuple(place.kept.probabilities) if place.kept else (),
+    )
+
+
+class _Place:
+    """The place of the rows: a file, or memory.
+
+    Attributes:
+        target: The file; None for memory.
+        kept: The rows in memory, once there are some.
+    """
+
+    def __init__(
+        self, output: str | PathLike[str] | None, *, overwrite: bool, with_probabilities: bool
+    ) -> None:
+        self.target: Path | None = None
+        self.kept: KeptTrace | None = None
+        self._file: SinkChoice | None = None
+        if output is not None:
+            self._file = choose_sink(
+                # Absolute, because the command takes "-" for stdout.
+                take_path(output, name="output").absolute(),
+                replace_existing=overwrite,
+                with_probabilities=with_probabilities,
+            )
+            self.target = self._file.target
+
+    def open(self, metadata: TraceMetadata) -> TraceSink:
+        """Return the sink of the rows."""
+        if self._file is not None:
+            return self._file.open(metadata)
+        self.kept = KeptTrace(metadata)
+        return self.kept
+
+
+class _Listener:
+    """Passes the progress of a run to a function, and warnings to Python's."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._num_tokens = 0
+        self._num_done = 0
+
+    def announce(self, line: str) -> None:
+        """Say what is about to happen."""
+        self._say(line)
+
+    def step(self, words: str) -> None:
+        """Say what is happening now."""
+        self._say(words)
+
+    def warn(self, line: str) -> None:
+        """Warn the caller of `trace_model`."""
+        warnings.warn(line, UserWarning, stacklevel=5)
+
+    def start(self, num_tokens: int) -> None:
+        """Begin a run of at most this many tokens."""
+        self._num_tokens = num_tokens
+
+    def advance(self, num_tokens: int) -> None:
+        """Say how many tokens went through the model."""
+        self._num_done += num_tokens
+        self._say(f"{self._num_done:,} of {self._num_tokens:,} tokens")
+
+
+def _resolve(model: object) -> ModelReference:
+    if isinstance(model, ModelReference):
+        return model
+    if isinstance(model, str | PathLike):
+        return resolve_model(str(take_path(model, name="model")))
+    raise UsageError(
+        f"A model to trace can't be of type {type(model).__name__}.",
+        hint="Give its name or folder, or a pair of the loaded model and its tokenizer.",
+    )
+
+
+def _take_pair(model: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
+    """Return a model in memory and its tokenizer; None for anything else."""
+    if not isinstance(model, tuple | list) and not hasattr(model, "named_modules"):
+        return None
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    kinds = (PreTrainedModel, PreTrainedTokenizerBase)
+    pair: Any = model
+    if isinstance(model, PreTrainedModel) or not (
+        len(pair) == len(kinds) and all(map(isinstance, pair, kinds))
+    ):
+        raise UsageError(
+            "A model in memory is traced with its tokenizer.",
+            hint="Give a pair of the two: trace_model((model, tokenizer), prompts).",
+        )
+    if pair[0].training:
+        raise UsageError(
+            f"{type(pair[0]).__name__} is in training mode, in which it may route at random.",
+            hint="Call model.eval() first.",
+        )
+    return pair[0], pair[1]
+
+
+def _refuse_loading(**options: object) -> None:
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise UsageError(
+            f"{given[0]} is an option for loading a model, and this one is in memory.",
+            hint="Leave it out, or name the checkpoint.",
+        )

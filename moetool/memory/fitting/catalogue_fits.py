@@ -1,0 +1,175 @@
+"""The models of the catalogue that run on a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetool.catalogue.gpus import Gpu, find_gpu
+from moetool.catalogue.published import PublishedModel, read_published_models
+from moetool.catalogue.selection import find_total
+from moetool.choices import choose, take_text
+from moetool.errors import InputError
+from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
+from moetool.memory.fitting.known_facts import RunFacts
+from moetool.memory.fitting.model_fit import (
+    FitSort,
+    ModelFit,
+    Simulation,
+    find_model_fit,
+    sort_fits,
+)
+from moetool.memory.fitting.worker import FitTask
+from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
+from moetool.memory.scenario import Scenario
+
+WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
+# In 4 bits.
+_FEWEST_BYTES_PER_PARAM = 0.5
+_ENDED = "The process that simulated it ended: there may be too little memory."
+
+# Receives the number of models that are done, the number of all, and one of those that are done.
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CatalogueFits:
+    """The models of the catalogue and a GPU.
+
+    Attributes:
+        gpu: The GPU, or an amount of memory.
+        scenario: The run that each model is asked for.
+        models: Those that run, then those that don't, then the unknown; each sorted as asked.
+    """
+
+    gpu: Gpu
+    scenario: Scenario
+    models: tuple[ModelFit, ...]
+
+    @property
+    def fitting(self) -> tuple[ModelFit, ...]:
+        """The models that run."""
+        return tuple(model for model in self.models if model.fits)
+
+    @property
+    def too_large(self) -> tuple[ModelFit, ...]:
+        """The models that don't run, the one that lacks least first."""
+        return tuple(
+            sorted(
+                (model for model in self.models if model.fits is False),
+                key=lambda model: model.shortage_bytes or 0,
+            )
+        )
+
+    @property
+    def unknown(self) -> tuple[ModelFit, ...]:
+        """The models of which it is unknown."""
+        return tuple(model for model in self.models if model.fits is None)
+
+
+class _MissingFactError(Exception):
+    """A fact is not in the cache."""
+
+
+def find_fitting_models(
+    gpu: str,
+    scenario: Scenario | None = None,
+    *,
+    models: Sequence[str] | None = None,
+    sort: FitSort | str = FitSort.TOTAL,
+    use_cache: bool = True,
+    on_progress: OnProgress | None = None,
+) -> CatalogueFits:
+    """Return which models of the catalogue run on a GPU, each with its longest prompt there.
+
+    Each figure is the one that `estimate_memory` gives. Models are simulated in several processes,
+    and what they find out is kept in the user's cache folder, or in the one that the environment
+    variable MOETOOL_CACHE names. Much of it holds for other GPUs too, so they are answered faster.
+
+    Args:
+        gpu: A GPU's id or alias, or an amount of memory such as `24GiB`.
+        scenario: The run; by default `Scenario()`.
+        models: Names in the catalogue; None for all of them.
+        sort: The order of the models.
+        use_cache: Whether to use facts that were kept, and to keep new ones.
+        on_progress: Receives the number of models that are done, the number of all, and the name of
+            one that is done.
+
+    Raises:
+        InputError: The catalogue has no such model.
+        UsageError: The GPU is unknown, or there is no such order.
+    """
+    found_gpu = find_gpu(take_text(gpu, name="GPU"))
+    sort = choose(sort, FitSort, name="order")
+    scenario = Scenario() if scenario is None else scenario
+    asked = _find_models(models)
+    cache_folder = find_cache_folder() if use_cache else None
+    fits = [_answer_at_once(model, found_gpu, scenario, cache_folder) for model in asked]
+    missing = sorted(
+        (index for index, fit in enumerate(fits) if fit is None),
+        key=lambda index: _guess_order(asked[index], found_gpu),
+    )
+    say = on_progress or (lambda *_: None)
+    num_done = len(asked) - len(missing)
+    if missing:
+        say(num_done, len(asked), "")
+    tasks = [FitTask(asked[index].name, found_gpu, scenario, cache_folder) for index in missing]
+    working = work_in_processes(tasks, WORKER, num_processes=choose_num_processes(len(tasks)))
+    for number, (index, fit) in enumerate(working, start=num_done + 1):
+        name = tasks[index].model
+        fits[missing[index]] = fit or ModelFit(name, reason=_ENDED)
+        say(number, len(asked), name)
+    found = [fit for fit in fits if fit is not None]
+    return CatalogueFits(found_gpu, scenario, tuple(sort_fits(found, sort)))
+
+
+def _guess_order(model: PublishedModel, gpu: Gpu) -> tuple[bool, int]:
+    """Return a key that puts first what likely takes longest, so that no process waits at the end.
+
+    Models that may fit are run, which takes longer than ruling out the rest. Among these, building
+    the largest takes longest.
+    """
+    total = find_total(model) or 0
+    return total * _FEWEST_BYTES_PER_PARAM > gpu.memory_bytes, -total
+
+
+def _find_models(names: Sequence[str] | None) -> list[PublishedModel]:
+    published = read_published_models()
+    if names is None:
+        return list(published.values())
+    for name in names:
+        if name.lower() not in published:
+            raise InputError(
+                f"The catalogue has no model '{name}'.",
+                hint="Run `moetool models` to list its models.",
+            )
+    return [published[name.lower()] for name in names]
+
+
+def _answer_at_once(
+    model: PublishedModel, gpu: Gpu, scenario: Scenario, cache_folder: Path | None
+) -> ModelFit | None:
+    """Return a model's answer if it follows from facts in the cache; else None."""
+    if model.not_counted_because is not None:
+        return ModelFit(model.name, reason=model.not_counted_because)
+    cache = FactCache(cache_folder)
+    size = cache.read_size(model.name)
+    if size is None:
+        return None
+
+    def refuse() -> Simulation:
+        raise _MissingFactError
+
+    try:
+        return find_model_fit(
+            model.name,
+            size=size,
+            facts=cache.read_facts(model.name, gpu, scenario) or RunFacts(),
+            gpu=gpu,
+            scenario=scenario,
+            simulate=refuse,
+        )
+    except _MissingFactError:
+        return None

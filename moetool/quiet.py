@@ -1,0 +1,71 @@
+"""Keep the messages and progress bars of transformers out of moetool's own calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+# The least severe messages that remain. Before transformers raises an error, it may log a whole
+# configuration as one.
+_LEVELS = {"transformers": logging.CRITICAL, "accelerate": logging.ERROR}
+
+_lock = threading.Lock()
+_num_inside = 0
+_restore: list[Callable[[], object]] = []
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers and accelerate for a block, or for a function as its decorator.
+
+    The settings belong to the process: until the last thread has left its block, other threads are
+    silenced too. Then the settings are again those from before the first block. With
+    `MOETOOL_DEBUG=1`, nothing is silenced.
+    """
+    if os.environ.get("MOETOOL_DEBUG"):
+        yield
+        return
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _num_inside
+    # Imported first, because transformers sets its level when it is imported.
+    from transformers.utils import logging as transformers_logging
+
+    with _lock:
+        _num_inside += 1
+        if _num_inside > 1:
+            return
+        transformers_logging.get_verbosity()
+        for name, level in _LEVELS.items():
+            logger = logging.getLogger(name)
+            before = logger.level
+            logger.setLevel(level)
+            _restore.append(partial(logger.setLevel, before))
+        set_hook: Any = transformers_logging.set_tqdm_hook
+        own_hook = set_hook(_hide_bar)
+        _restore.append(partial(set_hook, own_hook))
+
+
+def _leave() -> None:
+    global _num_inside
+    with _lock:
+        _num_inside -= 1
+        while not _num_inside and _restore:
+            _restore.pop()()
+
+
+def _hide_bar(
+    make_bar: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    return make_bar(*arguments, **{**options, "disable": True})

@@ -1,0 +1,179 @@
+"""Show which models of the catalogue run on a GPU, as a table, JSON or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from moetool.report import envelope
+from moetool.report.memory.words import word_loading, word_run
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import make_fact, make_paragraphs
+from moetool.report.text.numbers import format_bytes, format_number_of
+from moetool.report.text.page import Block, render_page
+from moetool.report.text.styles import Style, style_words
+from moetool.report.text.tables import make_table
+from moetool.report.text.words import UNKNOWN, word_count, word_size
+
+if TYPE_CHECKING:
+    from moetool.memory.fitting.catalogue_fits import CatalogueFits
+    from moetool.memory.fitting.model_fit import ModelFit
+
+_WHOLE_CONTEXT = "*"
+_NOT_SIMULATED = "+"
+_PUBLISHED = "†"
+_LEGENDS = {
+    _WHOLE_CONTEXT: "only the model's context limits the prompt",
+    _NOT_SIMULATED: "longer prompts may fit too: they are not simulated",
+    _PUBLISHED: "with its weights packed as published, which depends on the packages installed",
+}
+_LONGEST = "prompt: the longest that fits, in tokens, at this batch size and number of new tokens"
+_COLUMNS = (
+    "model",
+    "gpu",
+    "fits",
+    "params",
+    "active_params",
+    "weights_bytes",
+    "weights_basis",
+    "headroom_bytes",
+    "least_shortage_bytes",
+    "longest_prompt_tokens",
+    "is_whole_context",
+    "may_be_longer",
+    "reason",
+)
+
+
+def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
+    """Return a table of the models that run, and a line on those that don't.
+
+    A view of all also lists the models that don't, and why others are unknown.
+    """
+    fitting, too_large, unknown = result.fitting, result.too_large, result.unknown
+    blocks: list[Block] = [_make_headline(result)]
+    if fitting:
+        blocks.append([_make_fitting(fitting)])
+    if view.lists_all and too_large:
+        blocks.append([_make_too_large(too_large)])
+    elif too_large:
+        blocks.append(make_paragraphs([_word_nearest(too_large)]))
+    reasons = [*unknown, *(model for model in fitting if model.reason is not None)]
+    if view.lists_all or not unknown:
+        blocks.append(make_paragraphs(f"{model.model}: {model.reason}" for model in reasons))
+    else:
+        names = ", ".join(model.model for model in unknown)
+        blocks.append(make_paragraphs([f"Unknown: {names}. --all shows why."]))
+    shown = "".join(map(_mark, fitting))
+    legend = [f"{mark} {words}" for mark, words in _LEGENDS.items() if mark in shown]
+    blocks.append(make_paragraphs(["; ".join([*legend, _LONGEST])] if fitting else [], Style.MUTED))
+    return render_page(blocks, view)
+
+
+def render_json(result: CatalogueFits, _: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, sizes in bytes and unknown values as null."""
+    payload = {
+        "gpu": result.gpu.id,
+        "memory_bytes": result.gpu.memory_bytes,
+        "scenario": result.scenario,
+        "num_fitting": len(result.fitting),
+        "models": list(_list_rows(result)),
+    }
+    libraries = envelope.MODEL_LIBRARIES
+    return envelope.render_json("moetool.fits/1", payload, libraries=libraries)
+
+
+def render_csv(result: CatalogueFits, _: View = DEFAULT_VIEW) -> str:
+    """Return one row for each model of the catalogue."""
+    return envelope.render_csv(_list_rows(result), _COLUMNS)
+
+
+RENDERERS: Renderers[CatalogueFits] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
+}
+
+
+def _list_rows(result: CatalogueFits) -> Iterator[dict[str, Any]]:
+    for model in result.models:
+        values = {**vars(model), "gpu": result.gpu.id}
+        yield {name: values[name] for name in _COLUMNS}
+
+
+def _make_headline(result: CatalogueFits) -> Block:
+    number = len(result.fitting)
+    verb = "run" if number > 1 else "runs"
+    models = f"{number or 'None'} of {format_number_of(len(result.models), 'model')}"
+    gpu = f"1 × {result.gpu.id} ({format_bytes(result.gpu.memory_bytes)})"
+    return [
+        *make_paragraphs([f"{models} {verb} on {gpu}."], Style.STRONG),
+        make_fact("run", word_run(result.scenario)),
+        make_fact("weights", word_loading(result.scenario)),
+    ]
+
+
+def _make_fitting(models: Sequence[ModelFit]) -> Table:
+    return make_table(
+        ("model", "total", "active", "weights", "to spare", "prompt", ""),
+        [
+            (
+                model.model,
+                word_count(model.params),
+                word_count(model.active_params),
+                word_size(model.weights_bytes),
+                style_words(word_size(model.headroom_bytes), Style.GOOD),
+                _word_tokens(model.longest_prompt_tokens),
+                _mark(model),
+            )
+            for model in models
+        ],
+        right=(1, 2, 3, 4, 5),
+    )
+
+
+def _make_too_large(models: Sequence[ModelFit]) -> Table:
+    return make_table(
+        ("doesn't run", "total", "active", "weights", "short by"),
+        [
+            (
+                model.model,
+                word_count(model.params),
+                word_count(model.active_params),
+                word_size(model.weights_bytes),
+                style_words(_word_shortage(model), Style.BAD),
+            )
+            for model in models
+        ],
+        right=(1, 2, 3, 4),
+    )
+
+
+def _word_nearest(models: Sequence[ModelFit]) -> str:
+    """Return how many models are too large, and the one that lacks least."""
+    nearest = models[0]
+    verb = "doesn't" if len(models) == 1 else "don't"
+    return (
+        f"{format_number_of(len(models), 'model')} {verb} run; the nearest is {nearest.model}, short "
+        f"by {_word_shortage(nearest)}. --all lists them."
+    )
+
+
+def _word_shortage(model: ModelFit) -> str:
+    size = word_size(model.shortage_bytes)
+    return size if model.headroom_bytes is not None else f"at least {size}"
+
+
+def _word_tokens(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def _mark(model: ModelFit) -> str:
+    marks = (
+        (model.is_whole_context, _WHOLE_CONTEXT),
+        (model.may_be_longer, _NOT_SIMULATED),
+        (model.weights_basis == "as-published", _PUBLISHED),
+    )
+    return "".join(mark for is_marked, mark in marks if is_marked)

@@ -1,0 +1,126 @@
+"""The layouts of results on the meta device, found once for each kind of call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from moetool.simulation.meta.dispatch import find_tensors
+
+# A few MB. A run takes some hundred.
+_MOST_KEPT = 10_000
+_PLAIN = (
+    *(type(None), bool, int, float, str),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+
+
+class _Layout(NamedTuple):
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Layouts:
+    """Makes results of operations on the meta device without running those that ran before.
+
+    What an operation returns there depends only on the layouts of tensors and on other arguments.
+    torch works most of it out in Python, which takes longer than all else in a simulation. Only
+    operations that return new tensors are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, tuple[_Layout, ...]] = {}
+
+    def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return an operation's result.
+
+        Args:
+            func: The operation: an overload of torch's dispatcher.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+        """
+        key = _describe_call(func, args, kwargs)
+        if key is None:
+            return func(*args, **kwargs)
+        if key in self._found:
+            made = tuple(
+                torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+                for shape, strides, dtype in self._found[key]
+            )
+            return made[0] if len(made) == 1 else made
+        result = func(*args, **kwargs)
+        layouts = _find_layouts(result, given=find_tensors((*args, *kwargs.values())))
+        if layouts is not None:
+            if len(self._found) >= _MOST_KEPT:
+                self._found.clear()
+            self._found[key] = layouts
+        return result
+
+
+@functools.cache
+def _makes_new_tensors(func: Any) -> bool:
+    """Return whether an operation of torch's own only returns new tensors, and writes to none."""
+    schema = func._schema
+    return bool(
+        func.namespace == "aten"
+        and not schema.is_mutable
+        and all(returned.alias_info is None for returned in schema.returns)
+    )
+
+
+def _describe_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
+    """Return all that a call's result depends on; None if the call is not remembered."""
+    if not _makes_new_tensors(func):
+        return None
+    given = _describe((*args, *kwargs.values()))
+    # A product of integers with a fraction has the default dtype.
+    return None if given is None else (func, given, tuple(kwargs), torch.get_default_dtype())
+
+
+def _describe(value: object) -> Hashable | None:
+    if isinstance(value, torch.Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, _PLAIN):
+        # Numbers that are equal may differ in type, and so may the results.
+        return (type(value), value)
+    if isinstance(value, tuple | list):
+        items = tuple(map(_describe, value))
+        return None if None in items else items
+    return None
+
+
+def _describe_tensor(tensor: torch.Tensor) -> Hashable | None:
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    if not is_plain or tensor.device.type != "meta" or tensor.is_complex():
+        return None
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.storage_offset())
+
+
+def _find_layouts(result: Any, *, given: Sequence[torch.Tensor]) -> tuple[_Layout, ...] | None:
+    """Return the layouts of results; None if any of them is not a new tensor that fills its memory."""
+    results = result if type(result) is tuple else (result,)
+    addresses = {tensor.untyped_storage()._cdata for tensor in given}
+    layouts = []
+    for tensor in results:
+        if type(tensor) is not torch.Tensor or _describe_tensor(tensor) is None:
+            return None
+        layout = _Layout(tensor.shape, tensor.stride(), tensor.dtype)
+        storage = tensor.untyped_storage()
+        if storage._cdata in addresses or storage.nbytes() != _count_bytes(layout):
+            return None
+        addresses.add(storage._cdata)
+        layouts.append(layout)
+    return tuple(layouts)
+
+
+def _count_bytes(layout: _Layout) -> int:
+    """Return the memory from the first element of a tensor to its last."""
+    if 0 in layout.shape:
+        return 0
+    steps = zip(layout.shape, layout.strides, strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * layout.dtype.itemsize

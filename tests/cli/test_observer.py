@@ -1,0 +1,148 @@
+"""The steps and the bar of a run, on a terminal that is emulated."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import pytest
+
+from moetool.cli.progress import TerminalObserver
+
+DEADLINE_S = 30
+# A code that moves the cursor or erases, any other code, or a letter.
+_PART = re.compile(r"\x1b\[(?P<number>\d*)(?P<move>[AK])|\x1b\[[?\d;]*[a-zA-Z]|(?P<letter>.)", re.S)
+
+
+class Terminal(io.StringIO):
+    """A terminal that only knows lines, returns, and how to go up and to erase a line."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def read_screen(self) -> str:
+        """Return what is left on the screen."""
+        lines, row, column = [""], 0, 0
+        for part in _PART.finditer(self.getvalue()):
+            letter = part["letter"]
+            if part["move"] == "A":
+                row -= int(part["number"] or 1)
+            elif part["move"] == "K":
+                lines[row] = ""
+            elif letter == "\n":
+                row, column = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
+            elif letter == "\r":
+                column = 0
+            elif letter is not None:
+                lines[row] = lines[row][:column].ljust(column) + letter + lines[row][column + 1 :]
+                column += 1
+        return "\n".join(line.rstrip() for line in lines)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of eighty columns, to be used as stderr."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    return Terminal()
+
+
+@contextmanager
+def observing(terminal: Terminal, *, is_quiet: bool = False) -> Iterator[TerminalObserver]:
+    """Observe on a terminal."""
+    # Not in a fixture, after which pytest puts its own stderr back.
+    with patch.object(sys, "stderr", terminal), TerminalObserver(is_quiet=is_quiet) as observer:
+        yield observer
+
+
+def wait_for(terminal: Terminal, words: str) -> str:
+    """Return the screen once it shows words: it is drawn several times a second."""
+    deadline = time.monotonic() + DEADLINE_S
+    while words not in terminal.read_screen():
+        assert time.monotonic() < deadline, terminal.getvalue()
+        time.sleep(0.01)
+    return terminal.read_screen()
+
+
+def test_a_step_replaces_the_one_before_and_vanishes(terminal: Terminal) -> None:
+    with observing(terminal) as observer:
+        observer.step("starting")
+        wait_for(terminal, "starting")
+        observer.step("loading libraries")
+        assert "starting" not in wait_for(terminal, "loading libraries")
+    assert terminal.read_screen().strip() == ""
+
+
+def test_a_line_stays_when_the_step_before_it_has_vanished(terminal: Terminal) -> None:
+    with observing(terminal) as observer:
+        observer.step("starting")
+        wait_for(terminal, "starting")
+        observer.announce("downloading 3 GB")
+        assert terminal.read_screen().split("\n")[0] == "downloading 3 GB"
+        assert "starting" not in terminal.read_screen()
+        observer.step("reading")
+        wait_for(terminal, "reading")
+        observer.warn("not exact")
+        assert "reading" not in terminal.read_screen()
+    assert terminal.read_screen().split() == ["downloading", "3", "GB", "warning:", "not", "exact"]
+
+
+def test_the_bar_shows_speed_and_remaining_time_and_vanishes(terminal: Terminal) -> None:
+    with observing(terminal) as observer:
+        observer.step("loading the weights")
+        observer.start(4_000)
+        observer.advance(1_000)
+        observer.advance(1_000)
+        screen = wait_for(terminal, "tokens/s")
+        assert "loading" not in screen
+        assert "2,000 of 4,000 tokens" in screen
+        assert re.search(r"\d:\d\d:\d\d", screen)
+    assert terminal.read_screen().strip() == ""
+
+
+def test_an_error_leaves_no_step_behind(terminal: Terminal) -> None:
+    def fail() -> None:
+        with observing(terminal) as observer:
+            observer.step("loading")
+            wait_for(terminal, "loading")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert terminal.read_screen().strip() == ""
+
+
+def test_an_observer_can_be_entered_again(terminal: Terminal) -> None:
+    with observing(terminal) as observer:
+        observer.step("first")
+    with patch.object(sys, "stderr", terminal), observer:
+        observer.step("second")
+        wait_for(terminal, "second")
+    assert terminal.read_screen().strip() == ""
+
+
+def test_a_quiet_observer_shows_nothing_but_warnings(terminal: Terminal) -> None:
+    with observing(terminal, is_quiet=True) as observer:
+        observer.step("loading")
+        observer.announce("downloading")
+        observer.start(10)
+        observer.advance(10)
+        assert terminal.getvalue() == ""
+        observer.warn("not exact")
+    assert terminal.read_screen() == "warning: not exact\n"
+
+
+def test_a_pipe_gets_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalObserver(is_quiet=False) as observer:
+        observer.step("loading")
+        observer.start(10)
+        observer.advance(10)
+    assert capsys.readouterr().err == ""

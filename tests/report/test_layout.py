@@ -1,0 +1,150 @@
+"""Whole pages at several widths, as they were when someone last read them.
+
+After a change that is meant, run `pytest tests/report/test_layout.py --snapshot-update -n 0` and
+read the difference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from syrupy.assertion import SnapshotAssertion
+
+from moetool import Scenario, estimate_memory, inspect_model
+from moetool.analysis.routing_summary import summarize_routing
+from moetool.catalogue.published import read_published_models, read_reported_systems
+from moetool.catalogue.selection import select_models
+from moetool.inspection.result import Inspection
+from moetool.memory.result import Estimate
+from moetool.report import models as catalogue
+from moetool.report import specialize
+from moetool.report.inspect import data as inspect
+from moetool.report.memory import data as memory
+from moetool.report.renderer import View
+from moetool.report.trace_summary import render_trace_summary
+from moetool.trace.metadata import TraceMetadata
+from tests.report.examples import make_counts, make_result
+from tests.report.test_trace_excerpt import describe_layers, make_prompt, make_wide_stack
+
+VIEWS = {
+    **{f"{width} columns": View(width=width) for width in (60, 80, 120, 200)},
+    "80 columns with colour": View(width=80, has_color=True),
+    "no terminal": View(),
+}
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@cache
+def inspect_models(*names: str) -> Sequence[Inspection]:
+    return tuple(map(inspect_model, names))
+
+
+@cache
+def estimate(*batch_sizes: int, gpu: str | None) -> Sequence[Estimate]:
+    scenarios = [Scenario(batch_size=size, num_prompt_tokens=512) for size in batch_sizes]
+    return estimate_memory("olmoe-1b-7b", scenarios, gpu=gpu)
+
+
+def show_model(view: View) -> str:
+    return inspect.render_table_text(inspect_models("mixtral-8x7b"), view)
+
+
+def show_layers(view: View) -> str:
+    layers = View(per_layer=True, width=view.width, has_color=view.has_color)
+    return inspect.render_table_text(inspect_models("deepseek-v3"), layers)
+
+
+def show_models(view: View) -> str:
+    names = ("gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3", "gpt-4")
+    return inspect.render_table_text(inspect_models(*names), view)
+
+
+def show_estimate(view: View) -> str:
+    return memory.render_table_text(estimate(8, gpu=None), view)
+
+
+def show_estimate_on_gpu(view: View) -> str:
+    return memory.render_table_text(estimate(8, gpu="12GiB"), view)
+
+
+def show_sweep(view: View) -> str:
+    return memory.render_table_text(estimate(1, 8, 32, gpu=None), view)
+
+
+def show_catalogue(view: View) -> str:
+    everything = select_models(read_published_models().values(), read_reported_systems().values())
+    return catalogue.render_table_text(everything, view)
+
+
+def show_run(view: View) -> str:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12)
+    stack = make_wide_stack(24, num_experts=128, top_k=8)
+    return render_trace_summary(
+        TraceMetadata(
+            model="org/model",
+            layers=describe_layers(24, num_experts=128, top_k=8),
+            num_prompts=24,
+            num_tokens=4_800,
+            num_decisions=115_200,
+            num_new_tokens=1,
+            max_new_tokens=1,
+            num_cut_prompts=2,
+            max_prompt_tokens=200,
+        ),
+        summarize_routing(counts),
+        num_rows=921_600,
+        elapsed_s=12.34,
+        wrote=Path("trace.parquet"),
+        wrote_bytes=5_000_000,
+        excerpts=[make_prompt(stack, prompt="Once upon a time " * 9, written="there was")],
+        view=view,
+    )
+
+
+def show_specialization(view: View) -> str:
+    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
+    return specialize.render_table_text(make_result(counts), view)
+
+
+PAGES = (
+    show_model,
+    show_layers,
+    show_models,
+    show_estimate,
+    show_estimate_on_gpu,
+    show_sweep,
+    show_catalogue,
+    show_run,
+    show_specialization,
+)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("show", PAGES)
+def test_a_page_is_laid_out_like_this(
+    show: Callable[[View], str], view: str, snapshot: SnapshotAssertion
+) -> None:
+    assert show(VIEWS[view]) == snapshot
+
+
+@pytest.mark.parametrize("show", PAGES)
+def test_every_line_fits_the_terminal_unless_it_is_to_be_copied(
+    show: Callable[[View], str],
+) -> None:
+    for view in VIEWS.values():
+        for line in show(view).splitlines():
+            is_command = line.startswith("  ")
+            assert view.width is None or cell_len(ESCAPES.sub("", line)) <= view.width or is_command
+
+
+@pytest.mark.parametrize("show", PAGES)
+def test_a_wider_terminal_never_needs_more_lines(show: Callable[[View], str]) -> None:
+    heights = [
+        show(view).count("\n") for view in VIEWS.values() if view.width and not view.has_color
+    ]
+    assert heights == sorted(heights, reverse=True)
