@@ -48,7 +48,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU that torch can use") as caught:
         measure_scenarios(make_builder(build_nothing), [SCENARIO])
-    assert caught.value.hint.endswith("eave --measure out.")
+    assert caught.value.hint.endswith("eave out --measure.")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -65,7 +65,7 @@ def test_what_random_weights_can_not_show_is_refused_before_any_other(
 ) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         measure_scenarios(make_builder(build_nothing), [SCENARIO, scenario])
-    assert caught.value.hint.endswith("eave --measure out.")
+    assert caught.value.hint.endswith("eave out --measure.")
 
 
 @pytest.mark.usefixtures("gpu")

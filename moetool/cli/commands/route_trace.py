@@ -13,6 +13,8 @@ from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.limits import PromptLimits
 
 SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
@@ -71,8 +73,6 @@ def route_trace(
         from moetool.report.trace_summary import render_trace_summary
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
-        from moetool.tracing.prompts.files import PromptFields
-        from moetool.tracing.prompts.limits import PromptLimits
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts
@@ -80,13 +80,11 @@ def route_trace(
 
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
     limits = PromptLimits(limit, limit_per_domain)
-    prompt_options.check_prompt_options(
-        prompt=prompt, limits=limits, fields=fields, chat=chat, special_tokens=special_tokens
-    )
+    prompt_options.check_prompt(prompt, fields=fields, limits=limits)
+    prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
     reference = resolve_model(model)
     inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
-    if device_map is not None:
-        inputs.append(Path(device_map))
+    inputs += [] if device_map is None else [Path(device_map)]
     sink = choose_sink(
         output,
         output_format,

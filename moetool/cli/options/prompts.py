@@ -78,38 +78,45 @@ DomainField = Annotated[
 ]
 
 
-def check_prompt_options(
-    *,
-    prompt: str | None,
-    limits: PromptLimits,
-    fields: PromptFields,
-    chat: bool,
-    special_tokens: bool,
-) -> None:
-    """Refuse options that have no effect on how prompts are read.
+def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimits) -> None:
+    """Refuse a single prompt that names a file of prompts, and options that it leaves without use.
+
+    Args:
+        prompt: The text of --prompt; None without it.
+        fields: The names of a file's columns.
+        limits: The limits on the number of a file's prompts.
 
     Raises:
-        UsageError: An option is for files of prompts, and a single prompt is given; or a chat
-            template adds the special tokens; or the prompt is the name of a file of prompts.
+        UsageError: The prompt is the name of a file, or such an option is given with it.
     """
-    if prompt is not None and prompt.endswith(PROMPT_SUFFIXES) and os.path.isfile(prompt):
+    if prompt is None:
+        return
+    if prompt.endswith(PROMPT_SUFFIXES) and os.path.isfile(prompt):
         raise UsageError(
             f"--prompt takes a text, and '{prompt}' is a file.",
             hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
         )
     defaults = PromptFields()
-    is_given = {
-        ("--limit", "limit"): limits.total is not None,
-        ("--limit-per-domain", "limit per domain"): limits.per_domain is not None,
-        ("--id-field", "column of ids"): fields.prompt_id != defaults.prompt_id,
-        ("--text-field", "column of texts"): fields.text != defaults.text,
-        ("--domain-field", "column of domains"): fields.domain != defaults.domain,
-    }
-    useless = {option: name for (option, name), given in is_given.items() if given}
-    if prompt is not None and useless:
+    options = (
+        ("--limit", "limit", limits.total, None),
+        ("--limit-per-domain", "limit per domain", limits.per_domain, None),
+        ("--id-field", "column of ids", fields.prompt_id, defaults.prompt_id),
+        ("--text-field", "column of texts", fields.text, defaults.text),
+        ("--domain-field", "column of domains", fields.domain, defaults.domain),
+    )
+    useless = {option: name for option, name, given, default in options if given != default}
+    if useless:
         raise without_effect(
             useless, because="a single prompt is given", unless="give a file with --prompts"
         )
+
+
+def check_special_tokens(*, chat: bool, special_tokens: bool) -> None:
+    """Refuse --no-special-tokens where a chat template adds them.
+
+    Raises:
+        UsageError: Both are given.
+    """
     if chat and not special_tokens:
         raise without_effect(
             {"--no-special-tokens": "this choice of special tokens"},

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Few enough that a batch of the longest texts that a page can hold fits into memory.
 _BATCH_ROWS = 1_000
+# Of the indices into a dictionary.
+_INDEX_BYTES = 4
 
 
 def read_parquet(
@@ -49,13 +51,13 @@ def read_parquet(
             for column in dict.fromkeys((fields.prompt_id, fields.text, fields.domain))
             if column in schema.names
         ]
-        # As a dictionary, a repeated text is held in memory only once.
-        plain = [column for column in wanted if not _holds_messages(schema.field(column).type)]
-        parquet = pq.ParquetFile(file, read_dictionary=plain)
+        metadata = pq.read_metadata(file)
         left = MOST_BYTES
-        if _count_stored_bytes(parquet.metadata, wanted) > left:
+        if _count_stored_bytes(metadata, wanted) > left:
             yield _too_large(name)
             return
+        # As a dictionary, a repeated text is held in memory only once.
+        parquet = pq.ParquetFile(file, read_dictionary=_list_paths(metadata, wanted))
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
             left -= sum(_count_bytes(column) for column in batch.columns)
             if left < 0:
@@ -132,16 +134,27 @@ def _find_wrong_kind(kind: pa.DataType, word: str) -> str | None:
     return next((called for is_kind, called in names if is_kind(kind)), printable(kind))
 
 
+def _list_paths(metadata: pa.FileMetaData, wanted: list[str]) -> list[str]:
+    """Return the paths of the wanted columns' values: of a list's, `messages.list.element.role`."""
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    return [path for path in paths if path in wanted or path.partition(".")[0] in wanted]
+
+
 def _count_stored_bytes(metadata: pa.FileMetaData, wanted: list[str]) -> int:
-    """Return the size of the wanted columns before compression, as the file states it."""
+    """Return the size of the wanted columns before compression, as the file states it.
+
+    Each value in a list also takes an index, even if it is null.
+    """
+    paths = set(_list_paths(metadata, wanted))
     total = 0
     for group in range(metadata.num_row_groups):
         columns = metadata.row_group(group)
         for index in range(columns.num_columns):
             column = columns.column(index)
-            # A list's values have a longer path, such as `messages.list.element.role`.
-            if column.path_in_schema in wanted or column.path_in_schema.split(".")[0] in wanted:
+            if column.path_in_schema in paths:
                 total += max(0, column.total_uncompressed_size)
+                if column.path_in_schema not in wanted:
+                    total += max(0, column.num_values) * _INDEX_BYTES
     return total
 
 
@@ -150,6 +163,10 @@ def _count_bytes(column: pa.Array) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if _holds_messages(column.type):
+        return _count_bytes(column.flatten())
+    if pa.types.is_struct(column.type):
+        return sum(map(_count_bytes, column.flatten()))
     if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
         return int(column.nbytes)
     if pa.types.is_string(column.dictionary.type) or pa.types.is_large_string(

@@ -103,9 +103,9 @@ from tests.report.memory.estimates import make_estimate
             id="a suffix",
         ),
         pytest.param(
-            ["demo", "mixtral-8x8b"],
+            ["mixtral-8x8b"],
             Refusal(3, error="No model 'mixtral-8x8b'", hint="'mixtral-8x7b'"),
-            id="the second of two models",
+            id="a misspelt name",
         ),
     ],
 )

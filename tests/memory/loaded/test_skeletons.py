@@ -61,13 +61,18 @@ def test_a_dtype_that_is_not_stated_is_refused(tmp_path: Path) -> None:
 def test_attention_that_a_family_does_not_have_is_refused(tmp_path: Path) -> None:
     model = save_config("gpt_oss", tmp_path)
     sdpa = replace(SCENARIO, attention="sdpa")
-    refuse(model, sdpa, error=r"can't run with 'sdpa' attention\.$", hint="Leave it out")
+    refuse(model, sdpa, error=r"can't run with 'sdpa' attention\.$", hint="Leave out --attention")
 
 
 def test_experts_that_a_family_does_not_have_are_refused(tmp_path: Path) -> None:
     grouped = replace(SCENARIO, experts_implementation="grouped_mm")
     model = save_config("switch_transformers", tmp_path)
-    refuse(model, grouped, error=r"can't run with 'grouped_mm' experts\.$", hint="Leave it out")
+    refuse(
+        model,
+        grouped,
+        error=r"can't run with 'grouped_mm' experts\.$",
+        hint="Leave out --experts-implementation",
+    )
 
 
 def test_what_is_chosen_of_attention_and_experts_is_set(tmp_path: Path) -> None:

@@ -149,6 +149,30 @@ def test_texts_that_are_much_larger_than_their_file_are_refused(
     assert ":1: more than" in refusal(path).message
 
 
+def test_conversations_that_are_much_larger_than_their_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_parquet, "MOST_BYTES", 100_000)
+    path = tmp_path / "a.parquet"
+    message = {"role": "user", "content": "x" * 10_000}
+    pq.write_table(pa.table({"messages": [[message]] * 11}), path)
+    assert path.stat().st_size < 100_000
+    assert ":1: more than" in refusal(path).message
+
+
+def test_a_conversation_of_nulls_is_refused_by_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_parquet, "MOST_BYTES", 100_000)
+    path = tmp_path / "a.parquet"
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    nothing = pa.nulls(30_000, kind.value_type)
+    column = pa.ListArray.from_arrays([0, len(nothing)], nothing)
+    pq.write_table(pa.table({"messages": column}), path)
+    assert path.stat().st_size < 100_000
+    assert ":1: more than" in refusal(path).message
+
+
 @pytest.mark.parametrize("form", [pa.string(), pa.large_string(), pa.dictionary("int8", "string")])
 def test_every_kind_of_text_is_read(form: pa.DataType, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"

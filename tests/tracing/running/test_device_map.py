@@ -215,6 +215,8 @@ def test_device_and_device_map_exclude_each_other(run_moetool: RunMoetool, tmp_p
         *("--device", "cpu", "--device-map", "auto"),
     )
     expected = Refusal(
-        2, error="A device and a device map exclude each other", hint="one of them out"
+        2,
+        error="A device and a device map exclude each other",
+        hint="Leave out --device, or --device-map",
     )
     assert_refused(completed, expected, target=target)
