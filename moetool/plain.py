@@ -10,6 +10,7 @@ from enum import Enum
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
+from moetool.choices import take_flag
 from moetool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,16 +48,19 @@ class Tabular(ABC):
         return make_frame(self.to_rows(), self.column_types())
 
 
-def to_frame(results: Tabular | Iterable[Tabular]) -> pd.DataFrame:
+def to_frame(results: Tabular | Iterable[Tabular], *, summary: bool = False) -> pd.DataFrame:
     """Return one DataFrame with the rows of several results, as their CSV report has them.
 
     Args:
-        results: Results of one kind, at least one: of `inspect_model`, `estimate_memory` or
-            `measure_specialization`.
+        results: Results of one kind, at least one: of `inspect_model`, `estimate_memory`,
+            `measure_specialization` or `find_fitting_models`.
+        summary: Return one row for each inspected model, as `moetool inspect --summary` does.
 
     Raises:
-        UsageError: There are none, they are of several kinds, or something else is among them.
+        UsageError: There are none, they are of several kinds, something else is among them, or
+            they have no summary.
     """
+    summary = take_flag(summary, name="summary")
     found: list[Any] = [results]
     if isinstance(results, Iterable) and not isinstance(results, str | Mapping):
         found = list(results)
@@ -72,8 +76,15 @@ def to_frame(results: Tabular | Iterable[Tabular]) -> pd.DataFrame:
             else "There are no results to make a frame of.",
             hint="Give results of inspect_model, or of estimate_memory, in one list.",
         )
-    rows = [row for each in found for row in each.to_rows()]
-    return make_frame(rows, kinds[0].column_types())
+    kind: Any = kinds[0]
+    if not summary:
+        rows = [row for each in found for row in each.to_rows()]
+        return make_frame(rows, kind.column_types())
+    if not hasattr(kind, "to_summary"):
+        raise UsageError(
+            f"Results of the kind {kind.__name__} have no summary.", hint="Leave summary out."
+        )
+    return make_frame([each.to_summary() for each in found], kind.summary_types())
 
 
 def make_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from moetool.inspection.result import Inspection
 from moetool.memory.result import Estimate
 from moetool.plain import Tabular, make_plain
 from moetool.report.inspect import data as inspect_report
+from moetool.report.inspect import summary as summary_report
 from moetool.report.memory import data as memory_report
 from moetool.report.renderer import View
 from moetool.report.specialize import render_csv as render_specialize_csv
@@ -208,6 +209,19 @@ def test_several_results_make_one_frame_whose_dtypes_are_those_of_each() -> None
     pd.testing.assert_frame_equal(
         frame, pd.concat([each.to_frame() for each in estimates], ignore_index=True)
     )
+
+
+def test_a_summary_has_one_row_for_each_model_as_the_command_prints_it() -> None:
+    flops = replace(FLOPS, decode=2_500_000.0)
+    models = [make_inspection(files=FILES, flops=flops), make_reported()]
+    frame = moetool.to_frame(models, summary=True)
+    rows = read_rows(summary_report.render_csv(models))
+    assert list(frame) == list(rows[0])
+    assert read_rows(frame.to_csv(index=False)) == rows
+    assert frame["params"].tolist()[0] == models[0].to_frame()["params"].sum()
+    assert str(frame["num_experts"].dtype) == "Int64"
+    with pytest.raises(UsageError, match="kind Estimate have no summary"):
+        moetool.to_frame(make_estimate(), summary=True)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.analysis.load import LayerLoad, measure_load
+from moetool.plain import make_plain, show_number_of
 from moetool.trace.reading.counts import ExpertCounts
 
 
@@ -28,6 +30,19 @@ class RoutingSummary:
     num_idle_experts: int
     domain_tokens: Mapping[str, int]
     most_lifted: Mapping[str, Sequence[DomainExpert]]
+
+    def __repr__(self) -> str:
+        words = [show_number_of(self.num_idle_experts, "idle expert")]
+        words.append(show_number_of(len(self.domain_tokens), "domain"))
+        if self.least_even is not None and self.most_even is not None:
+            least, most = self.least_even, self.most_even
+            words.insert(0, f"load evenness {least.entropy:.3f} to {most.entropy:.3f}")
+        return f"<RoutingSummary: {', '.join(words)}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values."""
+        plain: dict[str, Any] = make_plain(self)
+        return plain
 
 
 def summarize_routing(counts: ExpertCounts) -> RoutingSummary:

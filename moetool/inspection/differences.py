@@ -9,7 +9,7 @@ from moetool.anatomy.components import TOWERS, Component, Place
 from moetool.anatomy.headers.other_tensors import Reason
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterRow, ParameterTable
-from moetool.inspection.result import Difference
+from moetool.inspection.figures import Difference
 
 # Longer lists of layers are cut.
 _FEW_LAYERS = 5

@@ -25,9 +25,10 @@ from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
 from moetool.inspection.differences import explain_differences
+from moetool.inspection.figures import Files, Flops
 from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
 from moetool.inspection.published import compare_published, note_contradictions
-from moetool.inspection.result import Files, Flops, Inspection, Source
+from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_rows
 from moetool.inspection.summary import describe_files, merge, summarize
 from moetool.quiet import quiet_transformers

@@ -12,7 +12,7 @@ from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 if TYPE_CHECKING:
     from moetool.anatomy.routing.moe_layers import FoundExperts
     from moetool.anatomy.skeleton.description import Anatomy
-    from moetool.inspection.result import Flops
+    from moetool.inspection.figures import Flops
 
 _DEQUANTIZED = (
     "dtype and bytes are those of the dequantized weights; `moetool memory-estimate` shows what they "

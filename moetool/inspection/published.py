@@ -12,7 +12,7 @@ from moetool.catalogue.published import (
     read_published_models,
 )
 from moetool.checkpoint.subject import Subject
-from moetool.inspection.result import PublishedFigures
+from moetool.inspection.figures import PublishedFigures
 
 _BILLION = Decimal(10**9)
 

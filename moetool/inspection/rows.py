@@ -8,7 +8,7 @@ from dataclasses import replace
 from moetool.anatomy.components import Place
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ParameterRow, ParameterTable
-from moetool.inspection.result import InspectedRow
+from moetool.inspection.figures import InspectedRow
 
 
 def pair_rows(model: ParameterTable, files: HeaderTable | None) -> Iterator[InspectedRow]:

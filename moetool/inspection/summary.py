@@ -8,7 +8,7 @@ from moetool.anatomy.components import Component, Place
 from moetool.anatomy.headers.table import HeaderTable
 from moetool.anatomy.parameters import ActiveDefinition, ParameterTable
 from moetool.checkpoint.headers.tensor_headers import TensorHeaders
-from moetool.inspection.result import Difference, Files, Parameters
+from moetool.inspection.figures import Difference, Files, Parameters
 
 
 def summarize(table: ParameterTable, *, uncounted: Collection[Place] = ()) -> Parameters:

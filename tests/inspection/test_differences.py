@@ -22,8 +22,8 @@ from moetool.anatomy.headers.table import count_headers
 from moetool.anatomy.parameters import ParameterTable
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.inspection.differences import explain_differences
+from moetool.inspection.figures import Difference
 from moetool.inspection.inspect import inspect_model
-from moetool.inspection.result import Difference
 from moetool.inspection.rows import pair_rows
 from tests.anatomy import header_files as layouts
 from tests.anatomy.counting import count_family

@@ -15,7 +15,8 @@ from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import UNKNOWN
 
 if TYPE_CHECKING:
-    from moetool.inspection.result import InspectedRow, Inspection
+    from moetool.inspection.figures import InspectedRow
+    from moetool.inspection.result import Inspection
 
 # Width of the column of layer numbers; the exact counts need the rest.
 _LAYERS = 12

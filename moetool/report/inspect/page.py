@@ -28,13 +28,8 @@ from moetool.report.text.words import UNKNOWN, word_count, word_share
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy
-    from moetool.inspection.result import (
-        Files,
-        Flops,
-        Inspection,
-        Parameters,
-        PublishedFigures,
-    )
+    from moetool.inspection.figures import Files, Flops, Parameters, PublishedFigures
+    from moetool.inspection.result import Inspection
 
 # Widths of a rounded number and of the exact one after it.
 _ROUNDED, _EXACT = 8, 19

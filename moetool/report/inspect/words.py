@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
     from moetool.anatomy.routing.routing_style import RoutingStyle
     from moetool.anatomy.skeleton.mixers import Mixer
-    from moetool.inspection.result import Inspection, PublishedFigures
+    from moetool.inspection.figures import PublishedFigures
+    from moetool.inspection.result import Inspection
 
 # Indices at equal distances are abbreviated from this length; fewer are listed one by one.
 _SHORTEST_SERIES = 4

@@ -8,7 +8,8 @@ from typing import Any
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveRange, ParameterRow, ParameterTable
 from moetool.catalogue.published import ReportedSystem
-from moetool.inspection.result import Difference, Files, Flops, Inspection, Source
+from moetool.inspection.figures import Difference, Files, Flops
+from moetool.inspection.result import Inspection, Source
 from moetool.inspection.rows import pair_row
 from moetool.inspection.summary import summarize
 

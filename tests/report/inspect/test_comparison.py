@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moetool.inspection.result import PublishedFigures
+from moetool.inspection.figures import PublishedFigures
 from moetool.report.inspect.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.inspect.inspections import make_inspection, make_reported

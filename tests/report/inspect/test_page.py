@@ -14,16 +14,15 @@ from rich.cells import cell_len
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
 from moetool.catalogue.published import ReportedSystem
-from moetool.inspection.result import (
+from moetool.inspection.figures import (
     Difference,
     Files,
     Flops,
     InspectedRow,
-    Inspection,
     Parameters,
     PublishedFigures,
-    Source,
 )
+from moetool.inspection.result import Inspection, Source
 from moetool.report.inspect.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.inspect.inspections import FILES, make_inspection, make_reported, make_table

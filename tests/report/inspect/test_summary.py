@@ -10,26 +10,16 @@ from moetool import inspect_model
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.inspection.result import Inspection, Source
-from moetool.report.inspect.summary import (
-    COLUMNS,
-    COMPONENTS,
-    render_csv,
-    render_json,
-    render_table_text,
-    sum_up,
-)
+from moetool.report.inspect.summary import render_csv, render_json, render_table_text
 from moetool.report.renderer import View
 from tests.report.inspect.inspections import make_inspection
 
 MIXTRAL = inspect_model("mixtral-8x7b")
-
-
-def test_components_are_those_that_are_counted() -> None:
-    assert tuple(component.value for component in Component) == COMPONENTS
+COLUMNS = tuple(Inspection.summary_types())
 
 
 def test_a_row_has_the_figures_of_the_page() -> None:
-    row = sum_up(MIXTRAL)
+    row = MIXTRAL.to_summary()
     assert tuple(row) == COLUMNS
     assert (row["model"], row["source"], row["model_type"]) == (
         "mixtral-8x7b",
@@ -46,7 +36,7 @@ def test_a_row_has_the_figures_of_the_page() -> None:
         active = parameters.active[definition]
         assert active is not None
         assert row[f"active_params_{definition}"] == active.exact
-    assert sum(row[f"{name}_params"] for name in COMPONENTS) == row["params"]
+    assert sum(row[f"{name}_params"] for name in Component) == row["params"]
     assert row["bytes"] == parameters.num_bytes
     assert (row["num_layers"], row["num_moe_layers"]) == (32, 32)
     assert (row["num_experts"], row["num_experts_min"], row["top_k"]) == (8, 8, 2)
@@ -58,20 +48,20 @@ def test_a_row_has_the_figures_of_the_page() -> None:
 
 
 def test_figures_that_differ_between_layers_have_their_range() -> None:
-    row = sum_up(make_inspection(num_experts=(64, 128, 64), top_k=(4, None, 4)))
+    row = make_inspection(num_experts=(64, 128, 64), top_k=(4, None, 4)).to_summary()
     assert (row["num_experts"], row["num_experts_min"], row["num_experts_max"]) == (None, 64, 128)
     assert (row["top_k"], row["top_k_min"], row["top_k_max"]) == (None, None, None)
 
 
 def test_what_is_unknown_is_empty() -> None:
-    row = sum_up(Inspection("nothing", Source.HEADERS))
+    row = Inspection("nothing", Source.HEADERS).to_summary()
     assert {name for name, value in row.items() if value is not None} == {"model", "source"}
     (cells,) = csv.DictReader(io.StringIO(render_csv([Inspection("nothing", Source.HEADERS)])))
     assert (cells["model"], cells["params"]) == ("nothing", "")
 
 
 def test_reported_figures_are_quoted() -> None:
-    row = sum_up(inspect_model("glam-64b-64e"))
+    row = inspect_model("glam-64b-64e").to_summary()
     assert (row["reported_total"], row["reported_active"], row["params"]) == ("1.2T", "96.6B", None)
 
 

@@ -12,7 +12,7 @@ from moetool.anatomy.parameters import ActiveDefinition
 from moetool.anatomy.routing.routing_style import RoutingStyle
 from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
 from moetool.anatomy.skeleton.mixers import Mixer, MixerKind
-from moetool.inspection.result import PublishedFigures
+from moetool.inspection.figures import PublishedFigures
 from moetool.report.inspect.words import (
     word_experts,
     word_indices,
