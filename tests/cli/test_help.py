@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
@@ -226,3 +227,16 @@ def test_a_reader_that_closes_the_pipe_ends_the_help_in_success(arguments: list[
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 0
+
+
+def test_an_option_is_not_named_after_its_placeholder() -> None:
+    # Typer 0.27 derives the name of an option from a placeholder with the same letters.
+    options = [
+        (name, option)
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("-")
+    ]
+    assert len(options) > 80
+    assert [(name, option) for name, option in options if option != option.lower()] == []

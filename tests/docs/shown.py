@@ -29,10 +29,15 @@ def run_shown_here(line: str, *, folder: Path) -> str:
     command = find_command(line)
     for step in command.split(" && ") if command else ():
         first, _, reader = step.partition(" | ")
-        name, *words = shlex.split(first)
+        first, _, target = first.partition(" > ")
+        # Both streams go to the same screen.
+        name, *words = shlex.split(first.removesuffix(" 2>&1"))
         if name != "moetool":
             with _started(step, folder=folder) as process:
                 screen.write(_finish(process))
+        elif target:
+            with (folder / target).open("w", encoding="utf-8") as file:
+                _run_moetool(words, screen, folder=folder, stdout=file)
         elif not reader:
             out = io.TextIOWrapper(screen, encoding="utf-8")
             _run_moetool(words, screen, folder=folder, stdout=out)

@@ -37,6 +37,7 @@ def fits(
     gpu: Annotated[
         str,
         typer.Option(
+            "--gpu",
             metavar="GPU",
             help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
             "24GiB, or here for this machine's GPU.",

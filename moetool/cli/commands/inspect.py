@@ -48,6 +48,7 @@ def inspect(
     source: Annotated[
         AskedSource,
         typer.Option(
+            "--source",
             metavar="SOURCE",
             case_sensitive=False,
             help="headers: only the headers of the weight files, without torch. skeleton: the "

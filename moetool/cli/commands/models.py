@@ -29,7 +29,9 @@ def models(
     ] = None,
     kind: Annotated[
         SelectedKind | None,
-        typer.Option(metavar="KIND", help="Only moe (Mixture-of-Experts) or dense models."),
+        typer.Option(
+            "--kind", metavar="KIND", help="Only moe (Mixture-of-Experts) or dense models."
+        ),
     ] = None,
     max_total: Annotated[
         str | None,

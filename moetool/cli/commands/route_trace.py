@@ -14,6 +14,7 @@ from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.limits import PromptLimits
 
 SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
@@ -72,7 +73,6 @@ def route_trace(
         from moetool.report.trace_summary import render_trace_summary
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
-        from moetool.tracing.prompts.limits import PromptLimits
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts

@@ -47,6 +47,7 @@ NewTokens = Annotated[
 TaskOption = Annotated[
     Task,
     typer.Option(
+        "--task",
         metavar="TASK",
         case_sensitive=False,
         help="generate: transformers' generate. forward: one call, with logits for every "
@@ -62,6 +63,7 @@ Padding = Annotated[
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
+        "--dtype",
         metavar="DTYPE",
         parser=parse_dtype,
         help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
@@ -127,6 +129,7 @@ CacheOption = Annotated[
 Gpu = Annotated[
     str | None,
     typer.Option(
+        "--gpu",
         metavar="GPU",
         help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
         "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
@@ -138,6 +141,7 @@ Gpu = Annotated[
 Trace = Annotated[
     Path | None,
     typer.Option(
+        "--trace",
         metavar="TRACE",
         help="Bound the speed by the routing in this trace instead of uniform routing.",
         rich_help_panel=_HARDWARE_PANEL,

@@ -84,7 +84,7 @@ def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimi
     Args:
         prompt: The text of --prompt; None without it.
         fields: The names of a file's columns.
-        limits: The limits on the number of prompts.
+        limits: The limits on the number of a file's prompts.
 
     Raises:
         UsageError: The prompt is the name of a file, or such an option is given with it.
@@ -97,14 +97,14 @@ def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimi
             hint=f"Did you mean --prompts {shlex.quote(prompt)}?",
         )
     defaults = PromptFields()
-    is_given = {
-        ("--limit", "limit"): limits.total is not None,
-        ("--limit-per-domain", "limit per domain"): limits.per_domain is not None,
-        ("--id-field", "column of ids"): fields.prompt_id != defaults.prompt_id,
-        ("--text-field", "column of texts"): fields.text != defaults.text,
-        ("--domain-field", "column of domains"): fields.domain != defaults.domain,
-    }
-    useless = {option: name for (option, name), given in is_given.items() if given}
+    options = (
+        ("--limit", "limit", limits.total, None),
+        ("--limit-per-domain", "limit per domain", limits.per_domain, None),
+        ("--id-field", "column of ids", fields.prompt_id, defaults.prompt_id),
+        ("--text-field", "column of texts", fields.text, defaults.text),
+        ("--domain-field", "column of domains", fields.domain, defaults.domain),
+    )
+    useless = {option: name for option, name, given, default in options if given != default}
     if useless:
         raise without_effect(
             useless, because="a single prompt is given", unless="give a file with --prompts"

@@ -41,6 +41,7 @@ BatchSize = Annotated[
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
+        "--dtype",
         metavar="DTYPE",
         parser=parse_dtype,
         help="Dtype of the weights: auto (from the checkpoint), float32, bfloat16 or float16.",
@@ -50,6 +51,7 @@ DtypeOption = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
+        "--device",
         metavar="DEVICE",
         help="Device to run on, such as cpu or cuda:1. Default: a GPU if there is one.",
         rich_help_panel=MODEL_PANEL,
@@ -67,6 +69,7 @@ DeviceMap = Annotated[
 Layers = Annotated[
     str | None,
     typer.Option(
+        "--layers",
         metavar="LAYERS",
         help="Record only these layers, such as 0,2-5.",
         rich_help_panel=_RECORDING_PANEL,

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import flop_registry
 
 from moetool.simulation.meta.dispatch import DispatchMode
@@ -104,16 +105,17 @@ class FlopCounter:
     ) -> None:
         self.count = FlopCount(0, 0)
         self.uncounted: set[Any] = set()
-        self._expert_modules = list(expert_modules)
+        # Kept, so that no other module gets the address of one of them.
+        self._experts = {id(module): module for module in expert_modules}
         self._max_operations = max_operations_of_layer
         self._num_operations = 0
         self._num_experts_entered = 0
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        for module in self._expert_modules:
-            self._exit.callback(module.register_forward_pre_hook(self._enter_experts).remove)
-            self._exit.callback(module.register_forward_hook(self._leave_experts).remove)
+        # Hooks on each module would take seconds in models with thousands of experts.
+        self._exit.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        self._exit.callback(register_module_forward_hook(self._leave_module).remove)
         self._exit.enter_context(_Products(self._see))
         return self
 
@@ -152,11 +154,11 @@ class FlopCounter:
         else:
             self.count += FlopCount(flops, flops if self._num_experts_entered else 0)
 
-    def _enter_experts(self, *_: object) -> None:
-        self._num_experts_entered += 1
+    def _enter_module(self, module: nn.Module, *_: object) -> None:
+        self._num_experts_entered += id(module) in self._experts
 
-    def _leave_experts(self, *_: object) -> None:
-        self._num_experts_entered -= 1
+    def _leave_module(self, module: nn.Module, *_: object) -> None:
+        self._num_experts_entered -= id(module) in self._experts
 
 
 class _Products(DispatchMode):

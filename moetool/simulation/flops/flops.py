@@ -165,6 +165,9 @@ def _count(
     try:
         return counts(SimulatedGeneration(skeleton))
     except CantSimulate as error:
+        if skeleton.config.is_encoder_decoder:
+            # Its prompt goes through the encoder, which has no cache.
+            raise
         try:
             return counts(SimulatedGeneration(skeleton, is_cache_given=True))
         except CantSimulate:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
@@ -75,7 +76,7 @@ class AllocationRecorder:
         self._num_blocks_before_layer = 0
         self._device = device
         self._model = model
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = {id(module): path for path, module in walk_modules(model)}
         self._entered: list[str] = [""]
         self._layer = ""
         self._origins = origins

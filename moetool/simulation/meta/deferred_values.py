@@ -41,7 +41,7 @@ class DeferredCall:
         self._num_bytes = num_bytes
         self._most_bytes = most_bytes
         self.results: list[Any] = []
-        self._error: Exception | None = None
+        self._error: tuple[type[Exception], tuple[Any, ...]] | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -60,9 +60,12 @@ class DeferredCall:
             try:
                 self.results = self._compute(*given)
             except (CantSimulate, NotImplementedError) as error:
-                self._error = error
+                # Kept apart from the error, whose traceback would keep alive all tensors of the
+                # model's functions that are at work.
+                self._error = (type(error), error.args)
         if self._error is not None:
-            raise self._error
+            kind, arguments = self._error
+            raise kind(*arguments)
         return self.results
 
     def settle(self) -> None:

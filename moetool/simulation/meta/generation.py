@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from moetool.anatomy.caches import find_cache_keyword, find_caches, name_fields
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.meta.meta_kernels import MetaKernels
 
 # Parts of torch's messages about values that a meta tensor doesn't have, and what was requested.
@@ -73,7 +74,7 @@ class SimulatedGeneration:
     @contextmanager
     def ready(self) -> Iterator[SimulatedGeneration]:
         """Put the skeleton's modules into evaluation mode, and back afterwards."""
-        in_training = [module for module in self._skeleton.modules() if module.training]
+        in_training = [module for _, module in walk_modules(self._skeleton) if module.training]
         if in_training:
             self._skeleton.train(False)
         try:

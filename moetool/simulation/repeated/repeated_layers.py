@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from moetool.anatomy.routing.walk import walk_modules
 from moetool.simulation.repeated.cache_slots import CacheSlots, SlotTemplates
 from moetool.simulation.repeated.fingerprints import find_differences, is_transparent
 from moetool.simulation.repeated.layer_outcomes import Layer, LayerOutcomes, Outcome
@@ -123,7 +124,7 @@ class RepeatedLayers:
         layers = list(_find_layers(self._model))
         wanted = {id(module) for module in layers}
         paths = {
-            id(module): path for path, module in self._model.named_modules() if id(module) in wanted
+            id(module): path for path, module in walk_modules(self._model) if id(module) in wanted
         }
         for module in layers:
             layer = Layer(paths[id(module)], module, module.forward)

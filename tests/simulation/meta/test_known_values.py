@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -386,6 +387,21 @@ def test_what_follows_from_too_much_is_refused_by_its_size() -> None:
         with pytest.raises(CantSimulate):
             written[0].item()
         assert positions[5].item() == 5
+
+
+def test_what_can_not_be_computed_keeps_no_tensor_alive() -> None:
+    values = KnownValues(token_id=TOKEN_ID, most_elements=10, most_bytes=1000)
+    with entered(values, is_alone=False):
+
+        def write(numbers: torch.Tensor) -> weakref.ref[torch.Tensor]:
+            local = meta(3)
+            view = numbers[1:]
+            view.add_(1)
+            return weakref.ref(local)
+
+        numbers = torch.arange(200, device="meta")
+        assert write(numbers)() is None
+        assert is_unknown(numbers)
 
 
 @pytest.fixture
