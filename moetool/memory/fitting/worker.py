@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import read_published_models
+from moetool.errors import MoetoolError
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
@@ -55,10 +56,10 @@ def answer(task: FitTask) -> ModelFit:
             opened.append(SimulatedModel(model, task.gpu, task.scenario, facts))
         return opened[0]
 
-    if size is None:
-        size = simulate().count_params()
-        cache.write_size(task.model, size)
     try:
+        if size is None:
+            size = simulate().count_params()
+            cache.write_size(task.model, size)
         return find_model_fit(
             task.model,
             size=size,
@@ -67,6 +68,8 @@ def answer(task: FitTask) -> ModelFit:
             scenario=task.scenario,
             simulate=simulate,
         )
+    except MoetoolError as error:
+        return ModelFit(task.model, reason=error.message)
     finally:
         if opened:
             cache.write_facts(task.model, task.gpu, task.scenario, facts)

@@ -5,26 +5,40 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 # What a process that runs models without data takes, with torch.
 _PROCESS_BYTES = 2 * 2**30
 _PATIENCE_S = 0.1
+# Linux counts what it could drop, such as cached files, as available.
+_MEMINFO = Path("/proc/meminfo")
+_AVAILABLE = re.compile(r"^MemAvailable: +(?P<kib>[0-9]+) kB$", re.M)
 
 
 def choose_num_processes(num_tasks: int) -> int:
     """Return the number of processes for some tasks: one for each core, as far as memory allows."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    num_in_memory = num_cores or 1
-    with suppress(AttributeError, OSError, ValueError):
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        num_in_memory = free_bytes // _PROCESS_BYTES
-    return max(1, min(num_tasks, num_cores or 1, num_in_memory))
+    most = min(num_tasks, num_cores or 1)
+    available_bytes = _find_available_bytes()
+    if available_bytes is not None:
+        most = min(most, available_bytes // _PROCESS_BYTES)
+    return max(1, most)
+
+
+def _find_available_bytes() -> int | None:
+    """Return the memory that programs can take without swapping; None if the system doesn't say."""
+    try:
+        found = _AVAILABLE.search(_MEMINFO.read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return None if found is None else int(found["kib"]) * 1024
 
 
 def work_in_processes(

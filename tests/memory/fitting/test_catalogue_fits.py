@@ -14,7 +14,7 @@ import moetool
 from moetool.catalogue.gpus import find_gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import InputError, UsageError
-from moetool.memory.fitting import catalogue_fits
+from moetool.memory.fitting import catalogue_fits, workers
 from moetool.memory.fitting.catalogue_fits import find_fitting_models
 from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
@@ -86,6 +86,20 @@ def test_no_process_outlives_the_one_that_asks() -> None:
 def test_there_are_no_more_processes_than_tasks_or_cores() -> None:
     assert choose_num_processes(1) == 1
     assert 1 <= choose_num_processes(1000) <= (os.cpu_count() or 1)
+
+
+def test_there_are_as_many_processes_as_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(workers, "_MEMINFO", meminfo)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    # Without the file, as on other systems, only cores count.
+    assert choose_num_processes(1000) == 16
+    for gib, number in ((100, 16), (9, 4), (1, 1)):
+        lines = f"MemFree: 1 kB\nMemAvailable:   {gib * 2**20} kB\nBuffers: 5 kB\n"
+        meminfo.write_text(lines, encoding="ascii")
+        assert choose_num_processes(1000) == number
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moetool.catalogue.gpus import Gpu, find_gpu
-from moetool.errors import UsageError
+from moetool.errors import UntraceableError, UsageError
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.fitting.known_facts import (
     ModelSize,
@@ -18,6 +18,7 @@ from moetool.memory.fitting.known_facts import (
     write_size,
 )
 from moetool.memory.fitting.model_fit import FitSort, ModelFit, find_model_fit, sort_fits
+from moetool.memory.fitting.simulated_model import SimulatedModel
 from moetool.memory.fitting.worker import FitTask, answer
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
@@ -226,6 +227,15 @@ def test_every_figure_is_that_of_an_estimate(model: str, gpu: str, scenario: Sce
     assert estimate.limits is not None
     assert found.longest_prompt_tokens == estimate.limits.largest_prompt_tokens
     assert found.is_whole_context is estimate.limits.is_whole_context
+
+
+def test_a_model_without_a_class_has_that_as_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> ModelSize:
+        raise UntraceableError("There is no class for it.", hint="Update transformers.")
+
+    monkeypatch.setattr(SimulatedModel, "count_params", refuse)
+    found = answer(FitTask("granite-3.0-1b-a400m", find_gpu("24GiB"), SHORT, None))
+    assert found == ModelFit("granite-3.0-1b-a400m", reason="There is no class for it.")
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again() -> None:
