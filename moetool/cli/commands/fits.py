@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.bar import show_bar
 from moetool.cli.errors import speaks_errors
 from moetool.cli.options import memory_estimate as options
 from moetool.cli.options.completion import complete_gpus
@@ -19,7 +20,6 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
-from moetool.cli.progress import show_bar
 from moetool.memory.fitting.model_fit import FitSort
 from moetool.memory.scenario import NUM_NEW_TOKENS, Scenario
 from moetool.quantized.kinds import Quantization, QuantizedExperts

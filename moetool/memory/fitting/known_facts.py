@@ -23,7 +23,7 @@ class ModelSize:
 
 @dataclass
 class RunFacts:
-    """What is known so far about runs of one scenario on one kind of GPU.
+    """Facts found so far about runs of one scenario on one kind of GPU.
 
     Attributes:
         unknown_because: Why the memory of a run is unknown; None if it is known or was not asked.

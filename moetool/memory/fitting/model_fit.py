@@ -115,8 +115,6 @@ def find_model_fit(
         model: The model's short name.
         size: Its parameters.
         facts: What is known about its runs on GPUs of this kind.
-        gpu: The GPU.
-        scenario: The run.
         simulate: Returns what adds a fact that is missing. It is called for each.
     """
     found = ModelFit(model, params=size.params, active_params=size.active_params)

@@ -1,0 +1,39 @@
+"""Show on stderr how many of some things are done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from moetool.printable import printable
+
+
+@contextmanager
+def show_bar(unit: str, *, is_quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that shows how many of some things are done, on a line that vanishes.
+
+    It takes the number that is done, the number of all, and the name of the last. It shows nothing
+    if asked to be quiet, or if stderr is not a terminal.
+
+    Args:
+        unit: The name of the things, such as `models`.
+    """
+    if is_quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        yield lambda num_done, num_all, name: progress.update(
+            task, completed=num_done, total=num_all, description=printable(name), visible=True
+        )
