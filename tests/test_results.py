@@ -267,6 +267,16 @@ def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> Non
     assert repr(result).startswith(f"<Specialization of t.parquet: {len(result.domains)} domains, ")
 
 
+def test_a_name_that_would_steer_a_terminal_is_escaped_in_a_repr() -> None:
+    name = "a\x1b[2J\n"
+    for value in (
+        make_inspection(model=name),
+        make_estimate(model=name),
+        replace(SPECIALIZATION, trace=name),
+    ):
+        assert repr(value).isprintable()
+
+
 def test_no_part_of_a_result_prints_pages(inspected: Inspection, estimated: Estimate) -> None:
     result = SPECIALIZATION
     for value in (inspected, estimated, result):

@@ -1,23 +1,13 @@
-"""Show progress on stderr."""
+"""Show the current step, or how much is done, on a line of stderr."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from contextlib import contextmanager
 
-import typer
-
-from moetool.cli.errors import has_color
-from moetool.cli.output import see_terminal
 from moetool.printable import printable
-from moetool.report.renderer import View
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 _LONGEST_LINE = 1_000
 # Libraries take seconds to load, so there is something to show before the first step.
@@ -65,96 +55,3 @@ def show_status(*, is_quiet: bool, delay_s: float = 0.0) -> Iterator[Callable[[s
             # It may be starting the line at this moment.
             starter.join()
         status.stop()
-
-
-class TerminalObserver:
-    """Shows announcements, and if stderr is a terminal the current step and then a bar.
-
-    The bar has tokens per second and the remaining time. Step and bar vanish in the end.
-
-    Args:
-        is_quiet: Show nothing except warnings.
-    """
-
-    def __init__(self, *, is_quiet: bool) -> None:
-        self._is_quiet = is_quiet
-        self._status = ExitStack()
-        self._show_step: Callable[[str], None] | None = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end_step()
-        if self._progress is not None:
-            self._progress.stop()
-
-    @property
-    def view(self) -> View:
-        """The width and colour of pages on stderr."""
-        return see_terminal(sys.stderr)
-
-    def step(self, words: str) -> None:
-        """Show the current step, until another begins, a line is printed or the bar appears."""
-        if self._show_step is None:
-            self._show_step = self._status.enter_context(show_status(is_quiet=self._is_quiet))
-        self._show_step(words)
-
-    def _end_step(self) -> None:
-        self._status.close()
-        self._show_step = None
-
-    def announce(self, line: str) -> None:
-        """Print a line, unless asked to be quiet."""
-        self._end_step()
-        if not self._is_quiet:
-            sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
-
-    def warn(self, line: str) -> None:
-        """Print a warning, even if asked to be quiet."""
-        self._end_step()
-        label = "warning:"
-        if has_color(sys.stderr):
-            label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
-        sys.stderr.write(f"{label} {printable(line, max_length=_LONGEST_LINE)}\n")
-
-    def summarize(self, text: str) -> None:
-        """Print a summary of several lines, unless asked to be quiet."""
-        if not self._is_quiet:
-            sys.stderr.write(text)
-
-    def start(self, num_tokens: int) -> None:
-        """Show the bar."""
-        self._end_step()
-        if self._is_quiet or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("tracing"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._progress.start()
-        self._task = self._progress.add_task("tracing", total=num_tokens, rate="")
-
-    def advance(self, num_tokens: int) -> None:
-        """Move the bar."""
-        if self._progress is None or self._task is None:
-            return
-        self._progress.advance(self._task, num_tokens)
-        speed = self._progress.tasks[0].speed
-        if speed:
-            self._progress.update(self._task, rate=f"{speed:,.0f} tokens/s")

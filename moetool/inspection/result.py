@@ -12,6 +12,7 @@ from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import ReportedSystem
 from moetool.inspection.figures import Files, Flops, InspectedRow, Parameters, PublishedFigures
 from moetool.plain import Tabular, make_plain, show_count
+from moetool.printable import printable
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
@@ -86,7 +87,7 @@ class Inspection(Tabular):
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Inspection {self.model}: {', '.join(self._headline())}>"
+        return f"<Inspection {printable(self.model)}: {', '.join(self._headline())}>"
 
     @property
     def model_class(self) -> str | None:

@@ -14,6 +14,7 @@ from moetool.analysis.routing_summary import RoutingSummary, summarize_routing
 from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
 from moetool.plain import show_number_of
+from moetool.printable import printable
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.frames import open_table
@@ -48,7 +49,7 @@ class Trace:
         metadata = self.metadata
         shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
         routing = ", ".join(f"top-{top_k} of {number} experts" for top_k, number in shapes)
-        where = f"; {self.path}" if self.path else ""
+        where = f"; {printable(self.path)}" if self.path else ""
         sizes = ", ".join(
             show_number_of(number, noun)
             for number, noun in (
@@ -58,7 +59,7 @@ class Trace:
             )
         )
         layers = show_number_of(len(metadata.layers), "layer")
-        return f"<Trace of {metadata.model}: {sizes}; {routing} in {layers}{where}>"
+        return f"<Trace of {printable(metadata.model)}: {sizes}; {routing} in {layers}{where}>"
 
     @cached_property
     def summary(self) -> RoutingSummary:

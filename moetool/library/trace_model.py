@@ -91,7 +91,7 @@ def trace_model(
         layers: Record only these layer numbers.
         probabilities: Record the routers' probabilities as well.
         allow_inexact: Trace models whose experts do not carry out the recorded decisions exactly.
-        max_new_tokens: Continue each prompt by at most so many tokens, and record these too.
+        max_new_tokens: Continue each prompt by at most this many tokens, and record these too.
         temperature: Sample with it; None takes the most likely token.
         top_p: Sample among the most likely tokens that together have this probability.
         seed: Random seed of the sampling.

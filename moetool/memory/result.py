@@ -13,6 +13,7 @@ from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, St
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.plain import Tabular, make_plain, show_bytes
+from moetool.printable import printable
 from moetool.quantized.kinds import Quantization
 
 _FIGURES = (
@@ -151,7 +152,7 @@ class Estimate(_NamedFigures, Tabular):
             headroom = show_bytes(abs(fit.headroom_bytes))
             verdict = f"fits, {headroom} left" if fit.fits else f"doesn't fit, short by {headroom}"
             words += f"; {fit.gpu}: {verdict}"
-        return f"<Estimate {self.model}, {tokens} tokens: {words}>"
+        return f"<Estimate {printable(self.model)}, {tokens} tokens: {words}>"
 
     @property
     def at_peak(self) -> Peak | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from moetool.checkpoint.reference import resolve_model
-from moetool.cli.progress import TerminalObserver
+from moetool.cli.observer import TerminalObserver
 from moetool.errors import InputError
 from moetool.trace.writing.writer import NoTrace
 from moetool.tracing.options import TraceOptions

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from moetool.cli.progress import TerminalObserver
+from moetool.cli.observer import TerminalObserver
 
 DEADLINE_S = 30
 # A code that moves the cursor or erases, any other code, or a letter.

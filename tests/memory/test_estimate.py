@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Estimate:
 
 def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
     value = json.loads(render_json([mixtral]))
-    assert set(value) == {"schema", "moetool", "estimates"}
+    assert set(value) == {"schema", "moetool", "versions", "estimates"}
     assert value["schema"] == "moetool.memory-estimate/1"
     (estimate,) = value["estimates"]
     assert {

@@ -9,7 +9,7 @@ import typer
 
 from moetool.cli.bar import show_bar
 from moetool.cli.errors import speaks_errors
-from moetool.cli.options import memory_estimate as options
+from moetool.cli.options import loading
 from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import (
     FLAG,
@@ -77,9 +77,9 @@ def fits(
             help="Neither use nor keep what is known from earlier runs.",
         ),
     ] = False,
-    quantization: options.QuantizationOption = Quantization.NONE,
-    double_quantization: options.DoubleQuantization = False,
-    experts: options.Experts = QuantizedExperts.AS_LOADED,
+    quantization: loading.QuantizationOption = Quantization.NONE,
+    double_quantization: loading.DoubleQuantization = False,
+    experts: loading.Experts = QuantizedExperts.AS_LOADED,
     output_format: FormatOption = None,
     output: OutputOption = None,
     force: ForceOption = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
+from moetool.cli.options import loading
 from moetool.cli.options import memory_estimate as options
 from moetool.cli.options.shared import (
     ForceOption,
@@ -49,13 +50,13 @@ def memory_estimate(
     new_tokens: options.NewTokens = None,
     task: options.TaskOption = Task.GENERATE,
     padding: options.Padding = False,
-    dtype: options.DtypeOption = Dtype.AUTO,
-    quantization: options.QuantizationOption = Quantization.NONE,
-    double_quantization: options.DoubleQuantization = False,
-    experts: options.Experts = QuantizedExperts.AS_LOADED,
-    attention: options.AttentionOption = None,
-    experts_implementation: options.ExpertsImplementationOption = None,
-    cache: options.CacheOption = CacheKind.DYNAMIC,
+    dtype: loading.DtypeOption = Dtype.AUTO,
+    quantization: loading.QuantizationOption = Quantization.NONE,
+    double_quantization: loading.DoubleQuantization = False,
+    experts: loading.Experts = QuantizedExperts.AS_LOADED,
+    attention: loading.AttentionOption = None,
+    experts_implementation: loading.ExpertsImplementationOption = None,
+    cache: loading.CacheOption = CacheKind.DYNAMIC,
     gpu: options.Gpu = None,
     trace: options.Trace = None,
     measure: options.Measure = False,

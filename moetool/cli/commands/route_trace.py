@@ -63,7 +63,7 @@ def route_trace(
     Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe. On a terminal without
     --output, only the summary is shown. Progress and summary go to stderr.
     """
-    from moetool.cli.progress import TerminalObserver
+    from moetool.cli.observer import TerminalObserver
 
     started = time.monotonic()
     with TerminalObserver(is_quiet=quiet) as observer:

@@ -9,19 +9,12 @@ import typer
 
 from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
-from moetool.cli.options.values import parse_dtype
 from moetool.memory.scenario import (
     NUM_NEW_TOKENS,
-    Attention,
-    CacheKind,
-    Dtype,
-    ExpertsImplementation,
     Scenario,
     Task,
 )
-from moetool.quantized.kinds import Quantization, QuantizedExperts
 
-_LOADING_PANEL = "How the model is loaded and run"
 _HARDWARE_PANEL = "Hardware"
 
 BatchSize = Annotated[
@@ -58,72 +51,6 @@ Padding = Annotated[
     bool,
     typer.Option(
         "--padding", metavar=FLAG, help="Simulate prompts of different lengths, with padding masks."
-    ),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        parser=parse_dtype,
-        help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-QuantizationOption = Annotated[
-    Quantization,
-    typer.Option(
-        metavar="KIND",
-        case_sensitive=False,
-        help="Quantization by bitsandbytes while loading: none, int8, nf4 or fp4.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-DoubleQuantization = Annotated[
-    bool,
-    typer.Option(
-        "--double-quantization",
-        metavar=FLAG,
-        help="Quantize the scales of 4-bit weights too.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-Experts = Annotated[
-    QuantizedExperts,
-    typer.Option(
-        metavar="HOW",
-        case_sensitive=False,
-        help="Experts under --quantization. as-loaded: as transformers loads them, which leaves "
-        "fused experts in their dtype. quantized: as if they were quantized as well.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-AttentionOption = Annotated[
-    Attention | None,
-    typer.Option(
-        metavar="NAME",
-        case_sensitive=False,
-        help="Attention implementation: eager or sdpa. Default: transformers' choice.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-ExpertsImplementationOption = Annotated[
-    ExpertsImplementation | None,
-    typer.Option(
-        metavar="NAME",
-        case_sensitive=False,
-        help="Experts implementation: eager, grouped_mm or batched_mm. Default: transformers' "
-        "choice.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
-CacheOption = Annotated[
-    CacheKind,
-    typer.Option(
-        metavar="KIND",
-        case_sensitive=False,
-        help="KV cache used for generation: dynamic or static.",
-        rich_help_panel=_LOADING_PANEL,
     ),
 ]
 Gpu = Annotated[

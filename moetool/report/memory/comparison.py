@@ -12,6 +12,7 @@ from moetool.report.memory.words import (
     word_gpu,
     word_options,
     word_smallest,
+    word_storage,
     word_weights,
 )
 from moetool.report.text.lines import make_fact, make_notes, make_paragraphs
@@ -49,8 +50,11 @@ _FITS: Mapping[bool, tuple[str, _Word]] = {
     False: ("fits on", word_smallest),
 }
 _NUMBERS = ("batch", "prompt", "new", "weights", "cache", "allocated", "total")
+# Settings that come with a model more often than with a scenario.
+_OF_MODELS = ("model", "loaded", "method")
 # Figures that move above the rows when they are the same in all of them.
 _OFTEN_THE_SAME = ("weights",)
+_APPROXIMATE = "≈"
 _LEGEND = (
     "cache: after the last token that runs. allocated: the peak. total: as the device shows it. "
 )
@@ -75,18 +79,28 @@ def list_blocks(estimates: Sequence[Estimate]) -> Iterator[Block]:
         if len(set(column)) == 1 and (label in _SETTINGS or label in _OFTEN_THE_SAME)
     }
     columns = {label: column for label, column in words.items() if label not in common}
+    legend = f"{_LEGEND}{_LEGENDS_OF_FITS[is_gpu_named]}"
+    if "loaded" in columns:
+        columns["loaded"] = list(map(word_storage, estimates))
+    if "method" in columns:
+        # A mark takes less space than a column.
+        columns["total"] = [
+            total if method == "simulated" else f"{_APPROXIMATE} {total}"
+            for total, method in zip(columns["total"], columns.pop("method"), strict=True)
+        ]
+        legend += f" {_APPROXIMATE}: under an assumption that a note names."
     yield make_paragraphs(_list_verdict(estimates), Style.STRONG)
     yield make_notes(_find_notes(estimates))
     yield [make_fact(label, word) for label, word in common.items() if word]
     yield from _list_tables(columns, [estimate.fit for estimate in estimates])
-    yield make_paragraphs([f"{_LEGEND}{_LEGENDS_OF_FITS[is_gpu_named]}"], Style.MUTED)
+    yield make_paragraphs([legend], Style.MUTED)
 
 
 def _list_tables(
     columns: Mapping[str, Sequence[str]], fits: Sequence[Fit | None]
 ) -> Iterator[Block]:
     """Yield one table, or one per model if scenarios differ too: both don't fit on a line."""
-    has_scenarios = any(label in columns for label in _SETTINGS if label != "model")
+    has_scenarios = any(label in columns for label in _SETTINGS if label not in _OF_MODELS)
     if "model" not in columns or not has_scenarios:
         yield [_make_table(columns, range(len(fits)), fits)]
         return

@@ -128,6 +128,19 @@ def word_loading(scenario: Scenario, *, own_dtype: str | None = None) -> str:
     return f"in {scenario.quantization}{double}, the rest in {dtype or _OWN_DTYPE}; {experts}"
 
 
+def word_storage(estimate: Estimate) -> str:
+    """Return how most weights are stored, in a word or two: `bfloat16`, `mxfp4`, `nf4 with experts`."""
+    scenario = estimate.scenario
+    if scenario.quantization != "none":
+        has_experts = scenario.experts != "as-loaded"
+        return f"{scenario.quantization}{' with experts' if has_experts else ''}"
+    stored = word_unquantized(estimate)
+    if estimate.stored is not None and stored not in ("unquantized", "dequantized"):
+        return make_printable(stored)
+    dtype = scenario.dtype if scenario.dtype != "auto" else estimate.loaded_dtype
+    return dtype or "own dtype"
+
+
 def word_variant(name: str) -> str:
     """Return how weights are held, from the name of a variant: `packed as published`."""
     return _VARIANTS.get(name, make_printable(name))

@@ -56,15 +56,18 @@ def _render_block(block: Block, view: View) -> str:
 
 
 def _fit_table(table: Table, console: Console, view: View) -> Table:
-    """Return a table with less space between its columns if that keeps its cells whole.
+    """Return a table with less space between its columns if that keeps cells or words whole.
 
     Where there is no terminal, the console becomes as wide as the table.
     """
     options = console.options.update(max_width=_ANY_WIDTH)
-    width = Measurement.get(console, options, table).maximum
+    size = Measurement.get(console, options, table)
     if view.width is None:
-        console.width = max(FILE_WIDTH, width)
-    elif width > view.width:
-        table = copy(table)
-        table.padding = 0
-    return table
+        console.width = max(FILE_WIDTH, size.maximum)
+        return table
+    if size.maximum <= view.width:
+        return table
+    narrow = copy(table)
+    narrow.padding = 0
+    keeps_cells = Measurement.get(console, options, narrow).maximum <= view.width
+    return narrow if keeps_cells or size.minimum > view.width else table

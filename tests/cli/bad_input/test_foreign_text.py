@@ -10,8 +10,8 @@ import pytest
 
 from moetool.catalogue.published import read_published_config
 from moetool.cli.errors import speaks_errors
+from moetool.cli.observer import TerminalObserver
 from moetool.cli.output import print_or_write
-from moetool.cli.progress import TerminalObserver
 from moetool.errors import InputError
 from moetool.report.renderer import View
 from moetool.report.text.page import render_page

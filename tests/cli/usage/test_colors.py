@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from moetool.cli.errors import has_color, say
-from moetool.cli.progress import TerminalObserver
+from moetool.cli.observer import TerminalObserver
 from moetool.errors import InputError
 
 ERROR = InputError("No model.", hint="Name one.", facts=["seen: nothing"])

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
+from moetool.memory.figures import Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios
-from moetool.quantized.kinds import Quantization
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (
@@ -133,11 +134,11 @@ def test_a_long_name_is_cut_and_no_number_is() -> None:
     [
         (Scenario(task=Task.TRACE, num_new_tokens=256), ["generate", "trace"]),
         (Scenario(num_new_tokens=1), ["256", "1"]),
-        (Scenario(dtype="bfloat16"), ["in the configuration's dtype", "in bfloat16"]),
+        (Scenario(dtype="bfloat16"), ["own dtype", "bfloat16"]),
         (Scenario(attention="eager"), ["", "eager attention"]),
         (
             Scenario(quantization=Quantization.INT8),
-            ["in the configuration's dtype", "in int8, the rest in"],
+            ["own dtype", "int8"],
         ),
     ],
 )
@@ -186,3 +187,25 @@ def test_without_a_gpu_each_row_names_the_smallest_that_is_enough() -> None:
     assert [row[-1] for row in rows] == ["big", "3 × big", "unknown", "none"]
     assert "\ngpu " not in text
     assert "fits on: the smallest known GPU" in text
+
+
+def test_models_loaded_in_different_dtypes_share_a_table() -> None:
+    estimates = [
+        make_estimate(model="one", loaded_dtype="bfloat16"),
+        make_estimate(model="two", loaded_dtype="float32", method=Method.APPROXIMATE),
+        make_estimate(
+            model="three",
+            loaded_dtype="bfloat16",
+            scenario=Scenario(quantization=Quantization.NF4, experts=QuantizedExperts.QUANTIZED),
+        ),
+    ]
+    text = render_table_text(estimates, TERMINAL)
+    rows = [line for line in text.splitlines() if "20.0 GiB" in line]
+    assert [row.split("   ")[1].strip() for row in map(str.strip, rows)] == [
+        "bfloat16",
+        "float32",
+        "nf4 with experts",
+    ]
+    assert ["≈" in row for row in rows] == [False, True, False]
+    assert "≈: under an assumption" in " ".join(text.split())
+    assert text.count("\nmodel ") == 1

@@ -53,6 +53,12 @@ def test_columns_move_together_before_a_cell_is_broken() -> None:
     assert shown[80] == "   ".join(letter * 19 for letter in "xyz")
 
 
+def test_a_sentence_in_a_cell_is_wrapped_before_columns_move_together() -> None:
+    row = ("so " * 30, "y" * 19)
+    table = make_table(("a", "b"), [row])
+    assert "   " + "y" * 19 in render_page([[table]], View(width=80))
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_terminal_holds_every_line(width: int) -> None:
     lines = render_page(make_blocks(), View(width=width)).splitlines()

@@ -163,7 +163,7 @@ def test_a_frame_of_another_tool_needs_four_columns_of_any_type() -> None:
         (lambda frame: frame[frame["rank"] == 0], "'frame' has at most 1 rows"),
     ],
 )
-def test_a_frame_that_is_no_trace_is_refused(change: object, message: str, trace: Path) -> None:
+def test_a_frame_that_is_not_a_trace_is_refused(change: object, message: str, trace: Path) -> None:
     assert callable(change)
     with pytest.raises(InputError) as caught:
         count_experts(open_frame(change(read_trace(trace))), by="prompt_id")

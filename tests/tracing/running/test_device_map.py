@@ -14,7 +14,7 @@ import pytest
 
 from moetool import read_trace
 from moetool.checkpoint.reference import resolve_model
-from moetool.cli.progress import TerminalObserver
+from moetool.cli.observer import TerminalObserver
 from moetool.errors import OutOfMemoryError, UntraceableError, UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
