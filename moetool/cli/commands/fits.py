@@ -20,6 +20,7 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
+from moetool.cli.progress import say
 from moetool.memory.fitting.model_fit import FitSort
 from moetool.memory.scenario import NUM_NEW_TOKENS, Scenario
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -119,3 +120,5 @@ def fits(
         )
     view = replace(see_output(output), lists_all=list_all)
     print_or_write(RENDERERS[chosen](found, view), output, force=force)
+    if not selected and not quiet:
+        say("No model matches.")

@@ -65,7 +65,7 @@ def test_a_family_is_all_that_is_listed(run_moetool: RunMoetool) -> None:
         ("granite-3.0-3b-a800m", "False"),
     ]
     nothing = run_moetool("fits", "--gpu", "24GiB", "--family", "no such family")
-    assert (nothing.returncode, nothing.stderr) == (0, "")
+    assert (nothing.returncode, nothing.stderr) == (0, "No model matches.\n")
     assert nothing.stdout.startswith("None of 0 models runs on 1 × 24gib")
 
 
