@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
@@ -244,7 +245,9 @@ def _resolve(model: object) -> ModelReference:
     if isinstance(model, ModelReference):
         return model
     if isinstance(model, str | PathLike):
-        return resolve_model(str(take_path(model, name="model")))
+        take_path(model, name="model")
+        # A Path has no double slash, as an address has, and no `./` before a folder's name.
+        return resolve_model(os.fspath(model))
     raise UsageError(
         f"A model to trace can't be of type {type(model).__name__}.",
         hint="Give its name or folder, or a pair of the loaded model and its tokenizer.",
@@ -259,7 +262,7 @@ def _take_pair(model: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
     kinds = (PreTrainedModel, PreTrainedTokenizerBase)
     pair: Any = model
-    if isinstance(model, PreTrainedModel) or not (
+    if not isinstance(model, tuple | list) or not (
         len(pair) == len(kinds) and all(map(isinstance, pair, kinds))
     ):
         raise UsageError(

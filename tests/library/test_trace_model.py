@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moetool
@@ -192,6 +193,8 @@ def test_a_model_in_memory_needs_its_tokenizer_and_no_options_of_loading(
 ) -> None:
     model, tokenizer = pair
     wrongs: list[Any] = [model, (model,), (model, "demo"), (tokenizer, model), ("demo", tokenizer)]
+    # Wrapped models, such as those of PEFT, are modules and not of transformers' class.
+    wrongs.append(torch.nn.Linear(1, 1))
     for wrong in wrongs:
         with pytest.raises(UsageError, match="traced with its tokenizer"):
             trace_model(wrong, TEXTS)
@@ -255,6 +258,21 @@ def test_a_dense_model_is_refused_on_disk_and_in_memory(dense: Path, pair: tuple
         trace_model(dense, TEXTS)
     with pytest.raises(DenseModelError):
         trace_model((build_model("llama").eval(), pair[1]), TEXTS)
+
+
+@pytest.mark.parametrize("name", ["https://huggingface.co/a/b", "./demo"])
+def test_a_name_is_resolved_as_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(text: str) -> None:
+        asked.append(text)
+        raise InputError("Nothing there.", hint="Look elsewhere.")
+
+    monkeypatch.setattr("moetool.library.trace_model.resolve_model", refuse)
+    for model in (name, Path("folder")):
+        with pytest.raises(InputError, match="Nothing there"):
+            trace_model(model, TEXTS)
+    assert asked == [name, "folder"]
 
 
 def test_a_refused_run_leaves_no_file(pair: tuple[Any, Any], tmp_path: Path) -> None:
