@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from moetool.tracing.prompts.prompts import Prompt
 
@@ -22,9 +24,15 @@ class NotMessagesError(Exception):
 
 
 def is_conversation(value: object) -> bool:
-    """Return whether a value is a list of objects, which messages are."""
+    """Return whether a value is a sequence of objects, which messages are.
+
+    pandas reads a list in a Parquet file as an array.
+    """
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+        isinstance(value, Sequence | np.ndarray)
+        and not isinstance(value, str | bytes)
+        and len(value) > 0
+        and all(isinstance(each, Mapping) for each in value)
     )
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from moetool.checkpoint.config import load_tokenizer
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
 from moetool.tracing.prompts.files import PromptFields
+from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts, read_prompts
 from moetool.tracing.prompts.tokens import SpecialTokens, TokenizedPrompt, tokenize_prompts
 
@@ -85,6 +87,17 @@ def test_a_text_takes_precedence_over_messages(tmp_path: Path) -> None:
     (prompt,) = read(tmp_path / "a.jsonl", {"text": "Hello", "messages": QUESTION})
 
     assert (prompt.text, prompt.messages) == ("Hello", None)
+
+
+def test_a_conversation_may_be_any_sequence(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"messages": [QUESTION]}).to_parquet(path)
+    frame = pd.read_parquet(path)
+    assert isinstance(frame["messages"][0], np.ndarray)
+
+    for prompts in (frame, [{"messages": tuple(QUESTION)}]):
+        (prompt,) = take_prompts(prompts, chat=True)
+        assert prompt.messages == tuple(QUESTION)
 
 
 @pytest.mark.parametrize(
