@@ -11,6 +11,7 @@ from moetool.analysis.specialization import Specialization
 from moetool.choices import take_count, take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
 from moetool.library.trace import Trace
+from moetool.trace.metadata_fields import MOST_IDS
 from moetool.trace.reading.counts import count_experts
 from moetool.trace.reading.frames import open_frame
 from moetool.trace.reading.reader import TraceSource, open_trace
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 # Beyond what anyone waits for.
 _MOST_PERMUTATIONS = 10_000_000
 _NUM_SEEDS = 1 << 64
-# Expert ids are 16-bit integers.
-_MOST_IDS = 2**15
 
 
 def measure_specialization(
@@ -56,8 +55,10 @@ def measure_specialization(
         num_permutations, name="number of permutations", smallest=1, largest=_MOST_PERMUTATIONS
     )
     chosen_seed = take_count(seed, name="seed", smallest=0, largest=_NUM_SEEDS - 1)
-    for value, option in ((num_experts, "number of experts"), (top_k, "top-k")):
-        take_count(value, name=option, smallest=1, largest=_MOST_IDS, is_optional=True)
+    num_experts, top_k = (
+        take_count(value, name=option, smallest=1, largest=MOST_IDS, is_optional=True)
+        for value, option in ((num_experts, "number of experts"), (top_k, "top-k"))
+    )
     validate = take_flag(validate, name="validate")
     source, name = _open(trace, by=by)
     if "domain" not in source.columns:
@@ -85,6 +86,6 @@ def _open(trace: object, *, by: str) -> tuple[TraceSource, str | None]:
             hint="Add it to the DataFrame that read_trace returns, and give that.",
         )
     if isinstance(trace, Trace):
-        return trace.open(), trace.metadata.model
+        return trace.open(), None if trace.path is None else str(trace.path)
     path = take_path(trace, name="trace")
     return open_trace(path), str(path)

@@ -12,6 +12,7 @@ from moetool.plain import make_plain, show_fields
 from moetool.printable import printable
 from moetool.trace.metadata_fields import (
     LARGEST_ID,
+    MOST_IDS,
     FieldError,
     Reader,
     as_count,
@@ -200,8 +201,8 @@ def _read_layer(value: Any, *, name: str) -> RoutedLayer:
         raise FieldError(f"{name} has no {missing[0]}")
     layer = RoutedLayer(**read_fields(fields, _LAYER_READERS, within=f"{name}."))
     num_ids = layer.num_experts + layer.num_identity_experts
-    if num_ids > LARGEST_ID + 1:
-        raise FieldError(f"{name} has {num_ids:,} experts, more than {LARGEST_ID + 1:,}")
+    if num_ids > MOST_IDS:
+        raise FieldError(f"{name} has {num_ids:,} experts, more than {MOST_IDS:,}")
     if layer.top_k > num_ids:
         raise FieldError(f"{name}.top_k is {layer.top_k:,}, but it has {num_ids:,} experts")
     return layer
@@ -216,9 +217,9 @@ _LAYER_READERS: Mapping[str, Reader] = {
     "layer": as_count(0, LARGEST_ID),
     "module": as_text,
     "router": or_none(as_text),
-    "num_experts": as_count(1, LARGEST_ID + 1),
-    "num_identity_experts": as_count(0, LARGEST_ID + 1),
-    "top_k": as_count(1, LARGEST_ID + 1),
+    "num_experts": as_count(1, MOST_IDS),
+    "num_identity_experts": as_count(0, MOST_IDS),
+    "top_k": as_count(1, MOST_IDS),
     "rule": or_none(as_text),
     "output_factor": or_none(as_number),
 }

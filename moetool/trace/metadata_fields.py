@@ -15,6 +15,7 @@ MOST_BYTES = 10_000_000
 _LARGEST_COUNT = 2**63 - 1
 # The rows hold layers and experts as 16-bit integers.
 LARGEST_ID = 2**15 - 1
+MOST_IDS = LARGEST_ID + 1
 
 
 class FieldError(ValueError):

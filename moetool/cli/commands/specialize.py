@@ -19,6 +19,7 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
+from moetool.trace.metadata_fields import MOST_IDS
 
 SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
@@ -26,9 +27,6 @@ EXAMPLES = (
     "moetool specialize trace.parquet --permutations 9999 -o domains.json",
     "moetool specialize other.csv --num-experts 64 --top-k 8",
 )
-
-# Expert ids are 16-bit integers.
-_MOST_IDS = 2**15
 
 
 @speaks_errors
@@ -54,7 +52,7 @@ def specialize(
         int | None,
         typer.Option(
             min=1,
-            max=_MOST_IDS,
+            max=MOST_IDS,
             metavar="N",
             help="Experts per layer, for a trace without metadata.",
         ),
@@ -63,7 +61,7 @@ def specialize(
         int | None,
         typer.Option(
             min=1,
-            max=_MOST_IDS,
+            max=MOST_IDS,
             metavar="K",
             help="Experts per decision, for a trace without metadata.",
         ),
