@@ -190,7 +190,9 @@ class KnownValues(DispatchMode):
         twin_args, twin_kwargs = map_only(torch.Tensor, self._twin_of, (args, kwargs))
         if "device" in twin_kwargs:
             twin_kwargs["device"] = torch.device("cpu")
-        if func._schema.is_mutable and self._write_later(func, args, twin_args, twin_kwargs):
+        if func._schema.is_mutable and self._write_later(
+            func, args, kwargs, (twin_args, twin_kwargs)
+        ):
             return
         call = DeferredCall(
             func,
@@ -221,15 +223,13 @@ class KnownValues(DispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self._twins[tensor] = twin
 
-    def _write_later(
-        self, func: Any, args: tuple[Any, ...], twin_args: tuple[Any, ...], twin_kwargs: Any
-    ) -> bool:
+    def _write_later(self, func: Any, args: Any, kwargs: Any, twins: tuple[Any, Any]) -> bool:
         """Defer a write to a large tensor that nothing shares memory with; False if it can't wait.
 
         The tensor's value is then that of a copy that was written to. What followed from it earlier
         keeps the value that it had.
         """
-        written = list(_find_written(func, args, twin_kwargs))
+        written = list(_find_written(func, args, kwargs))
         if len(written) != 1 or written[0] is not args[0]:
             return False
         tensor = written[0]
@@ -241,8 +241,7 @@ class KnownValues(DispatchMode):
             return False
         call = DeferredCall(
             partial(write_to_copy, func),
-            twin_args,
-            twin_kwargs,
+            *twins,
             num_bytes=tensor.nbytes,
             most_bytes=self._most_bytes,
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from moetool.simulation.meta.dispatch import find_tensors
 
-# A few MB. A run takes some hundred.
+# A few MB. A run takes a few hundred.
 _MOST_KEPT = 10_000
 _PLAIN = (
     *(type(None), bool, int, float, str),
@@ -47,10 +47,12 @@ class Layouts:
         key = _describe_call(func, args, kwargs)
         if key is None:
             return func(*args, **kwargs)
-        if key in self._found:
+        # Asked once: other threads may clear what was found.
+        found = self._found.get(key)
+        if found is not None:
             made = tuple(
                 torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-                for shape, strides, dtype in self._found[key]
+                for shape, strides, dtype in found
             )
             return made[0] if len(made) == 1 else made
         result = func(*args, **kwargs)
