@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,19 +30,19 @@ def quiet_transformers() -> Iterator[None]:
     if os.environ.get("MOETOOL_DEBUG"):
         yield
         return
-    _enter()
-    try:
+    with ExitStack() as stack:
+        _enter(stack)
         yield
-    finally:
-        _leave()
 
 
-def _enter() -> None:
+def _enter(stack: ExitStack) -> None:
     global _num_inside
     # Imported first, because transformers sets its level when it is imported.
     from transformers.utils import logging as transformers_logging
 
     with _lock:
+        # First, so that settings come back even if a later one fails.
+        stack.callback(_leave)
         _num_inside += 1
         if _num_inside > 1:
             return

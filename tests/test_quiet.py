@@ -34,7 +34,7 @@ class _Listener(logging.Handler):
 
 @pytest.fixture
 def heard() -> Iterator[list[str]]:
-    """What transformers says and shows to a user who has it say everything."""
+    """The messages and bars of transformers for a user who has it say everything."""
     messages: list[str] = []
     before = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
@@ -170,4 +170,20 @@ def test_settings_come_back_when_the_last_of_nested_blocks_and_threads_ends(
     ended.wait()
     thread.join()
     LOGGER.warning("heard")
+    assert heard == ["heard"]
+
+
+def test_settings_come_back_if_one_of_them_fails(
+    heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("no hook")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers_logging, "set_tqdm_hook", fail)
+        with pytest.raises(RuntimeError, match="no hook"), quiet_transformers():
+            pass
+    LOGGER.warning("heard")
+    with quiet_transformers():
+        LOGGER.warning("not heard")
     assert heard == ["heard"]
