@@ -107,8 +107,9 @@ def make_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) ->
 def make_plain(value: object) -> Any:
     """Return a value built of dict, list, str, int, float, bool and None.
 
-    Dataclasses become dicts, tuples become lists, and members of enums become their values. JSON
-    has no word for NaN and infinity: they become None.
+    Dataclasses become dicts, tuples become lists, and members of enums become their values. Numbers
+    and arrays of numpy become those of Python. JSON has no word for NaN and infinity: they become
+    None.
     """
     if value is None or type(value) in (int, str, bool):
         return value
@@ -120,6 +121,8 @@ def make_plain(value: object) -> Any:
         return [make_plain(item) for item in value]
     if isinstance(value, Enum):
         return value.value
+    if hasattr(value, "tolist"):
+        return make_plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -310,3 +311,15 @@ def test_every_tabular_result_is_frozen() -> None:
         assert isinstance(result, Tabular)
         with pytest.raises(FrozenInstanceError):
             result.notes = ()  # type: ignore[misc]
+
+
+def test_values_of_numpy_become_plain() -> None:
+    value = {
+        np.int64(3): [np.int64(1), np.float32("nan"), np.float32(0.5), np.bool_(True)],
+        "rows": np.array([[1.0, np.inf]]),
+        "word": np.str_("a"),
+    }
+    plain = make_plain(value)
+    assert plain == {3: [1, None, 0.5, True], "rows": [[1.0, None]], "word": "a"}
+    assert _find_types(plain) <= {dict, list, str, int, float, bool, type(None)}
+    assert {type(name) for name in plain} == {int, str}
