@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moetool.anatomy.headers.published_format import find_quantization
-from moetool.catalogue.gpus import read_gpus
+from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.catalogue.published import read_reported_systems
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
@@ -23,16 +23,14 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.quiet import quiet_transformers
 
-_DEFAULT_SCENARIOS = (Scenario(),)
-
 
 @quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
-    scenarios: Sequence[Scenario] = _DEFAULT_SCENARIOS,
+    scenarios: Sequence[Scenario] | None = None,
     *,
-    clipped_sizes: Collection[str] = (),
-    gpu: str | None = None,
+    clipped_sizes: Sequence[str] | None = None,
+    gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
     revision: str | None = None,
@@ -47,11 +45,11 @@ def estimate_memory(
     Args:
         model: A folder, a config.json, a Hub id, a catalogue name, `demo`, or the result of
             `resolve_model` for one of them.
-        scenarios: The runs to estimate; the estimates are returned in their order. Left out, it is
-            one run of 2,048 prompt tokens and 256 new ones, or of as many as the model's context
-            allows.
+        scenarios: The runs to estimate; the estimates are returned in their order. None for one
+            run of 2,048 prompt tokens and 256 new ones.
         clipped_sizes: Sizes, `num_prompt_tokens` or `num_new_tokens`, to reduce to what the model's
             context allows, with a note. Scenarios with other sizes past the context are refused.
+            None for both sizes if the scenarios are left out, and else for neither.
         gpu: A GPU's id or alias, an amount of memory such as `24GiB`, or `here` for this machine's
             GPU. With it, the estimates go into detail, for this GPU alone; None for every known
             GPU.
@@ -68,9 +66,9 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
     """
-    if scenarios is _DEFAULT_SCENARIOS:
-        clipped_sizes = SIZES_IN_CONTEXT
-    asked = _take_scenarios(scenarios)
+    if clipped_sizes is None:
+        clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
+    asked = [Scenario()] if scenarios is None else _take_scenarios(scenarios)
     clipped_sizes = [
         choose_word(size, SIZES_IN_CONTEXT, name="clipped size")
         for size in take_sizes(clipped_sizes, name="clipped sizes")
@@ -78,7 +76,7 @@ def estimate_memory(
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
-    named_gpu = None if gpu is None else take_gpu(take_text(gpu, name="GPU"))
+    named_gpu = None if gpu is None else _take_gpu(gpu)
     if trace is not None and named_gpu is None:
         raise UsageError(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",
@@ -133,6 +131,10 @@ def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario])
             "and random weights can only stand in for plain ones.",
             hint="Give --dtype bfloat16 to measure a copy, or leave out --measure.",
         )
+
+
+def _take_gpu(gpu: object) -> Gpu:
+    return gpu if isinstance(gpu, Gpu) else take_gpu(take_text(gpu, name="GPU"))
 
 
 def _take_scenarios(scenarios: object) -> list[Scenario]:

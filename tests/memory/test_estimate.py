@@ -208,6 +208,14 @@ def test_the_default_run_of_a_model_with_a_short_context_is_one_that_it_can_do()
         estimate_memory("demo", [Scenario()])
 
 
+def test_sizes_to_clip_are_the_callers_also_for_the_default_run() -> None:
+    for sizes in ((), ["num_new_tokens"]):
+        with pytest.raises(UsageError, match="past the context of demo, 512 tokens"):
+            estimate_memory("demo", clipped_sizes=sizes)
+    with pytest.raises(UsageError, match="clipped size can't be 'nonsense'"):
+        estimate_memory("demo", clipped_sizes=["nonsense"])
+
+
 def test_each_scenario_is_reduced_on_its_own(tiny: str) -> None:
     short, long = replace(TINY, num_new_tokens=8), replace(TINY, num_new_tokens=10_000)
     first, second = estimate_memory(tiny, [short, long], clipped_sizes=["num_new_tokens"])

@@ -107,8 +107,8 @@ def memory_estimate(
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
-        if gpu is not None:
-            take_gpu(gpu)
+        # Once for all models: this machine's driver is asked about its GPU.
+        named_gpu = None if gpu is None else take_gpu(gpu)
         # Imported after the checks, so that wrong options are reported before torch has loaded.
         from moetool.memory.estimate import estimate_memory
 
@@ -118,7 +118,7 @@ def memory_estimate(
                     references[model],
                     scenarios,
                     clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                    gpu=gpu,
+                    gpu=named_gpu,
                     trace=trace,
                     measure=measure,
                     revision=revision,

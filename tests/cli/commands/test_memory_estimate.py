@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from moetool.catalogue.gpus import find_gpu
 from moetool.cli.commands.memory_estimate import memory_estimate
 from moetool.cli.options.values import parse_numbers
 from moetool.errors import UsageError
@@ -182,6 +183,15 @@ def test_an_unknown_gpu_is_refused_before_anything_is_simulated(fake: FakeEstima
     assert fake.asked == []
 
 
+def test_the_driver_is_asked_once_for_all_models(
+    fake: FakeEstimates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [find_gpu("24GiB")]
+    monkeypatch.setattr("moetool.memory.machine.local_gpu.find_local_gpu", answers.pop)
+    memory_estimate(["demo", "mixtral-8x7b"], gpu="here")
+    assert [options["gpu"] for _, _, options in fake.asked] == [find_gpu("24GiB")] * 2
+
+
 def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
     output = tmp_path / "estimates.json"
     memory_estimate(
@@ -223,7 +233,7 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
     ]
     options = {
         "clipped_sizes": [],
-        "gpu": "24GiB",
+        "gpu": find_gpu("24GiB"),
         "trace": Path("trace.parquet"),
         "measure": True,
         "revision": "main",
