@@ -91,6 +91,7 @@ def estimate_scenario(
         scenario=scenario,
         method=plain_run.method if model.runs_in_full_precision else Method.APPROXIMATE,
         gpu=loader.gpu.id,
+        is_gpu_named=named_gpu is not None,
         figures=plain_run.figures.show_without_weights() if run is None else run.figures.show(),
         context_bytes=CONTEXT_BYTES,
         peaks=plain_run.show_peaks_without_weights() if run is None else run.peaks,

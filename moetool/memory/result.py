@@ -5,7 +5,7 @@ All sizes are in bytes. Unknown figures are None, and the notes say why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -112,6 +112,7 @@ class Estimate(_NamedFigures, Tabular):
         measured: The same scenario, measured; None unless it was asked for.
         notes: Caveats for the reader, one sentence each.
         loaded_dtype: The dtype of weights that no quantization holds, such as `bfloat16`.
+        is_gpu_named: Whether the estimate is for one GPU, and not for all known ones.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
     """
@@ -134,11 +135,7 @@ class Estimate(_NamedFigures, Tabular):
     notes: tuple[str, ...] = ()
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
-
-    @property
-    def is_gpu_named(self) -> bool:
-        """Whether the estimate is for one GPU, and not for all known ones."""
-        return {fit.gpu for fit in self.fits} <= {self.gpu}
+    is_gpu_named: bool = False
 
     def __repr__(self) -> str:
         scenario = self.scenario
@@ -187,10 +184,29 @@ class Estimate(_NamedFigures, Tabular):
         )
 
     @property
+    def fit_dequantized(self) -> Fit | None:
+        """The fit of dequantized weights on the GPU of the figures; None if unknown."""
+        return next((fit for fit in self.fits_dequantized if fit.gpu == self.gpu), None)
+
+    @property
+    def fits_alone(self) -> bool | None:
+        """Whether the run fits on one GPU: on the named one, or else on any known one.
+
+        None if unknown.
+        """
+        if self.fit is None or self.fit.fits is None:
+            return None
+        return self.fit.fits if self.is_gpu_named else self.smallest_fit is not None
+
+    @property
     def smallest_fit(self) -> Fit | None:
         """The GPU with the least memory on which the run fits; None if it fits on none."""
-        fitting = (fit for fit in self._fits_as_run if fit.fits)
-        return min(fitting, key=lambda fit: fit.memory_bytes, default=None)
+        return _find_smallest(self._fits_as_run)
+
+    @property
+    def smallest_fit_dequantized(self) -> Fit | None:
+        """The GPU with the least memory for dequantized weights; None if there is none."""
+        return _find_smallest(self.fits_dequantized)
 
     @property
     def smallest_fits(self) -> Mapping[Quantization, Fit | None]:
@@ -203,11 +219,7 @@ class Estimate(_NamedFigures, Tabular):
             return {}
         known = [fit for fit in self.fits if fit.fits is not None]
         return {
-            quantization: min(
-                (fit for fit in known if fit.fits and fit.quantization is quantization),
-                key=lambda fit: fit.memory_bytes,
-                default=None,
-            )
+            quantization: _find_smallest(fit for fit in known if fit.quantization is quantization)
             for quantization in dict.fromkeys(fit.quantization for fit in known)
         }
 
@@ -274,10 +286,10 @@ class Estimate(_NamedFigures, Tabular):
             "notes": self.notes,
             "gpu": self.gpu,
             "stored": self.stored,
-            "limits": _name_gpu(self.limits, self.gpu),
+            "limits": self.limits,
             "ranks": self.ranks,
-            "offload": _name_gpu(self.offload, self.gpu),
-            "speed": _name_gpu(self.speed, self.gpu),
+            "offload": self.offload,
+            "speed": self.speed,
             "measured": _describe_measurement(self.measured) if self.measured else None,
             "fits_dequantized": self.fits_dequantized,
             "confirmed_on": self.confirmed_on,
@@ -334,5 +346,6 @@ def _describe_measurement(measured: Measurement) -> dict[str, Any]:
     return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
 
 
-def _name_gpu(answer: Limits | Offload | SpeedBound | None, gpu: str) -> dict[str, Any] | None:
-    return None if answer is None else {"gpu": gpu, **make_plain(replace(answer, gpu=gpu))}
+def _find_smallest(fits: Iterable[Fit]) -> Fit | None:
+    """Return the fit with the least memory among those that are enough."""
+    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)

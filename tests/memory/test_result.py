@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate, Measurement
 from moetool.memory.scenario import Scenario
@@ -115,3 +115,42 @@ def test_the_excess_over_what_was_measured_is_of_figures_that_both_know() -> Non
     unknown = replace(estimate, context_bytes=None)
     assert "context_bytes" not in unknown.excess_over_measured_bytes
     assert ESTIMATE.excess_over_measured_bytes == {}
+
+
+def test_an_estimate_for_all_gpus_is_that_even_if_no_fit_is_known() -> None:
+    fits = (make_fit("a", 300, fits=True), make_fit("b", 200, fits=False))
+    estimate = replace(ESTIMATE, fits=fits)
+    assert (estimate.is_gpu_named, estimate.smallest_gpu) == (False, "a")
+    assert not replace(ESTIMATE, fits=()).is_gpu_named
+    named = replace(ESTIMATE, fits=fits[1:], is_gpu_named=True)
+    assert (named.is_gpu_named, named.smallest_gpu) == (True, None)
+
+
+def test_a_run_fits_alone_on_the_named_gpu_or_on_any() -> None:
+    fits = (make_fit("a", 300, fits=True), make_fit("b", 200, fits=False))
+    assert replace(ESTIMATE, fits=fits).fits_alone is True
+    assert replace(ESTIMATE, fits=fits[1:]).fits_alone is False
+    assert replace(ESTIMATE, fits=fits, is_gpu_named=True).fits_alone is False
+    assert replace(ESTIMATE, gpu="a", fits=fits, is_gpu_named=True).fits_alone is True
+    assert replace(ESTIMATE, fits=()).fits_alone is None
+    assert replace(ESTIMATE, fits=(make_fit("b", 200, fits=None),)).fits_alone is None
+
+
+def test_dequantized_weights_have_a_fit_and_a_smallest_gpu() -> None:
+    stored = StoredWeights(
+        method="mxfp4",
+        stored_bytes=None,
+        loaded_bytes=None,
+        is_dequantized=None,
+        basis=Basis.PUBLISHED,
+    )
+    fits = tuple(
+        make_fit(gpu, size, fits=None) for gpu, size in (("a", 300), ("b", 200), ("c", 240))
+    )
+    estimate = replace(ESTIMATE, fits=fits, stored=stored, variants={"dequantized": FIGURES})
+    smallest, own = estimate.smallest_fit_dequantized, estimate.fit_dequantized
+    assert smallest is not None
+    assert (smallest.gpu, smallest.headroom_bytes) == ("c", 10)
+    assert own is not None
+    assert (own.gpu, own.fits, own.headroom_bytes) == ("b", False, -30)
+    assert ESTIMATE.smallest_fit_dequantized is ESTIMATE.fit_dequantized is None

@@ -136,15 +136,13 @@ def _color_fit(word: str, fit: Fit | None) -> Cell:
 
 
 def _list_verdict(estimates: Sequence[Estimate]) -> Iterator[str]:
-    fits = [estimate.fit for estimate in estimates]
-    known = [fit for fit in fits if fit is not None and fit.fits is not None]
-    if not all(estimate.is_gpu_named for estimate in estimates):
-        num_alone = sum(estimate.smallest_fit is not None for estimate in estimates)
-        yield f"{num_alone:,} of {len(known):,} fit on one known GPU."
-        known = []
-    for gpu in dict.fromkeys(map(word_gpu, known)):
-        does_fit = [fit.fits for fit in known if word_gpu(fit) == gpu]
-        yield f"{does_fit.count(True):,} of {len(does_fit):,} fit on 1 × {gpu}."
+    does_fit: dict[str, list[bool]] = {}
+    for estimate in estimates:
+        if estimate.fit is not None and estimate.fits_alone is not None:
+            one = f"1 × {word_gpu(estimate.fit)}" if estimate.is_gpu_named else "one known GPU"
+            does_fit.setdefault(one, []).append(estimate.fits_alone)
+    for one, answers in does_fit.items():
+        yield f"{answers.count(True):,} of {len(answers):,} fit on {one}."
     num_unknown = sum(
         estimate.stored is not None and estimate.stored.basis.value == "unknown"
         for estimate in estimates

@@ -136,7 +136,10 @@ MEASURED = Measurement(
 
 
 def make_estimate(**changes: Any) -> Estimate:
-    """Return an estimate whose parts add up, with some fields changed."""
+    """Return an estimate whose parts add up, with some fields changed.
+
+    It is for all known GPUs if it has fits on another one than its own.
+    """
     estimate = Estimate(
         model="small-4x",
         scenario=Scenario(),
@@ -147,7 +150,8 @@ def make_estimate(**changes: Any) -> Estimate:
         peaks=(PREFILL, DECODE),
         fits=FITS_OF_BIG,
     )
-    return replace(estimate, **changes)
+    changed = replace(estimate, **changes)
+    return replace(changed, is_gpu_named={fit.gpu for fit in changed.fits} <= {changed.gpu})
 
 
 def make_full_estimate() -> Estimate:
