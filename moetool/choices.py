@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from moetool.errors import UsageError
+from moetool.wording import join_words
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -62,12 +63,6 @@ def without_effect(options: Mapping[str, str], *, because: str, unless: str) -> 
         f"{names[0].upper()}{names[1:]} {verb} no effect: {because}.",
         hint=f"Leave out {join_words(list(options), last='and')}, or {unless}.",
     )
-
-
-def join_words(words: Sequence[str], *, last: str) -> str:
-    """Return words as a sentence lists them: `a, b or c` if the last word is `or`."""
-    *others, end = words
-    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 @overload

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _ITEMS_SHOWN = 6
 _TEXT_SHOWN = 120
 
-_BILLION, _MILLION = 10**9, 10**6
-_MIB, _GIB = 2**20, 2**30
-
 
 class Tabular(ABC):
     """A result that can be shown as rows. `moetool.to_frame` puts several of them into a frame."""
@@ -134,23 +131,6 @@ def show_fields(value: Any) -> str:
         if field.repr
     )
     return f"{type(value).__name__}({shown})"
-
-
-def show_count(number: int) -> str:
-    """Return a number of parameters rounded for a repr: `46.70B`."""
-    if abs(number) >= _BILLION:
-        return f"{number / _BILLION:.2f}B"
-    return f"{number / _MILLION:.2f}M" if abs(number) >= _MILLION else f"{number:,}"
-
-
-def show_number_of(number: int, noun: str) -> str:
-    """Return a number and its noun for a repr: `1 layer`, `1,024 tokens`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def show_bytes(number: int) -> str:
-    """Return a number of bytes rounded for a repr: `86.99 GiB`."""
-    return f"{number / _GIB:.2f} GiB" if number >= _GIB else f"{number / _MIB:.1f} MiB"
 
 
 def _choose_dtype(kind: Any) -> Any:

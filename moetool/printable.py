@@ -36,11 +36,6 @@ def printable_number(number: int) -> str:
     return f"{number:,}" if abs(number) < 10**18 else printable(number, max_length=30)
 
 
-def number_of(count: int, noun: str) -> str:
-    """Return a count with its noun, which has a regular plural: `1 prompt`, `1,200 tokens`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def escape_json(text: str) -> str:
     r"""Return the same JSON with characters that steer a terminal written as `\uXXXX`.
 

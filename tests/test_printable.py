@@ -8,15 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.printable import escape_json, number_of, printable, printable_number
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 prompts"), (1, "1 prompt"), (2, "2 prompts"), (1200, "1,200 prompts")],
-)
-def test_one_of_a_kind_is_singular(count: int, words: str) -> None:
-    assert number_of(count, "prompt") == words
+from moetool.printable import escape_json, printable, printable_number
 
 
 @pytest.mark.parametrize(

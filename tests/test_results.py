@@ -251,7 +251,7 @@ def test_layers_and_domains_of_a_specialization_are_frames_too() -> None:
 
 def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> None:
     assert repr(inspected) == (
-        "<Inspection demo: 2.92M parameters, 1.15M active, top-2 of 8 experts>"
+        "<Inspection demo: 2.924M parameters, 1.155M active, top-2 of 8 experts>"
     )
     assert repr(make_reported()) == "<Inspection closed-1: reported 1.6–1.8T parameters>"
     assert repr(estimated).startswith(
@@ -260,7 +260,7 @@ def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> Non
     short = make_estimate(
         fits=(replace(make_estimate().fits[0], headroom_bytes=-(2**30), fits=False),)
     )
-    assert repr(short).endswith("; big: doesn't fit, short by 1.00 GiB>")
+    assert repr(short).endswith("; big: doesn't fit, short by 1.0 GiB>")
     assert "peak unknown" in repr(
         make_estimate(figures=replace(short.figures, peak_allocated_bytes=None))
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.analysis.load import LayerLoad, measure_load
-from moetool.plain import make_plain, show_number_of
+from moetool.plain import make_plain
 from moetool.trace.reading.counts import ExpertCounts
+from moetool.wording import number_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class RoutingSummary:
     most_lifted: Mapping[str, Sequence[DomainExpert]]
 
     def __repr__(self) -> str:
-        words = [show_number_of(self.num_idle_experts, "idle expert")]
-        words.append(show_number_of(len(self.domain_tokens), "domain"))
+        words = [number_of(self.num_idle_experts, "idle expert")]
+        words.append(number_of(len(self.domain_tokens), "domain"))
         if self.least_even is not None and self.most_even is not None:
             least, most = self.least_even, self.most_even
             words.insert(0, f"load evenness {least.entropy:.3f} to {most.entropy:.3f}")

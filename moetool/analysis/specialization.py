@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.choices import choose_word
 from moetool.errors import InputError
-from moetool.plain import Tabular, make_frame, make_plain, show_number_of
+from moetool.plain import Tabular, make_frame, make_plain
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,8 +97,8 @@ class Specialization(Tabular):
     def __repr__(self) -> str:
         name = f" of {printable(self.trace)}" if self.trace else ""
         known = [layer.p_value for layer in self.layers if layer.p_value is not None]
-        domains = show_number_of(len(self.domains), "domain")
-        numbers = f"{domains}, {show_number_of(len(self.layers), 'layer')}"
+        domains = number_of(len(self.domains), "domain")
+        numbers = f"{domains}, {number_of(len(self.layers), 'layer')}"
         p_values = f", p from {min(known):.2g} to {max(known):.2g}" if known else ""
         return f"<Specialization{name}: {numbers}{p_values}>"
 

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from moetool.catalogue.names import DEMO, demo_folder, find_near_names
 from moetool.catalogue.published import read_published_models, read_reported_systems
-from moetool.choices import join_words, take_text
+from moetool.choices import take_text
 from moetool.errors import InputError, UsageError
+from moetool.wording import join_words
 
 # The Hub's own rule for repository ids, with the organisation required.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")

@@ -11,8 +11,9 @@ from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import ReportedSystem
 from moetool.inspection.figures import Files, Flops, InspectedRow, Parameters, PublishedFigures
-from moetool.plain import Tabular, make_plain, show_count
+from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
+from moetool.wording import format_count
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy, LayerAnatomy
@@ -214,10 +215,10 @@ class Inspection(Tabular):
             return [f"reported {total} parameters" if total else "known from reports"]
         if self.parameters is None or self.parameters.total is None:
             return ["parameters unknown"]
-        words = [f"{show_count(self.parameters.total)} parameters"]
+        words = [f"{format_count(self.parameters.total)} parameters"]
         fewest, most = self.parameters.active_params_min, self.parameters.active_params_max
         if fewest is not None and most is not None and self.num_moe_layers:
-            counts = dict.fromkeys(map(show_count, (fewest, most)))
+            counts = dict.fromkeys(map(format_count, (fewest, most)))
             words.append(f"{' to '.join(counts)} active")
         if isinstance(self.num_experts, int) and isinstance(self.top_k, int):
             words.append(f"top-{self.top_k} of {self.num_experts} experts")

@@ -13,13 +13,13 @@ import pyarrow as pa
 from moetool.analysis.routing_summary import RoutingSummary, summarize_routing
 from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
-from moetool.plain import show_number_of
 from moetool.printable import printable
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.frames import open_table
 from moetool.trace.reading.reader import TraceSource, make_trace_frame, open_trace, read_trace
 from moetool.trace.writing.writer import TraceFile
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,14 +51,14 @@ class Trace:
         routing = ", ".join(f"top-{top_k} of {number} experts" for top_k, number in shapes)
         where = f"; {printable(self.path)}" if self.path else ""
         sizes = ", ".join(
-            show_number_of(number, noun)
+            number_of(number, noun)
             for number, noun in (
                 (metadata.num_prompts, "prompt"),
                 (metadata.num_tokens, "token"),
                 (self.num_rows, "row"),
             )
         )
-        layers = show_number_of(len(metadata.layers), "layer")
+        layers = number_of(len(metadata.layers), "layer")
         return f"<Trace of {printable(metadata.model)}: {sizes}; {routing} in {layers}{where}>"
 
     @cached_property

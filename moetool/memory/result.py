@@ -12,9 +12,10 @@ from typing import Any, get_type_hints
 from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
-from moetool.plain import Tabular, make_plain, show_bytes
+from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.quantized.kinds import Quantization
+from moetool.wording import format_bytes
 
 _FIGURES = (
     "weights_bytes",
@@ -143,10 +144,10 @@ class Estimate(_NamedFigures, Tabular):
         if scenario.num_new_tokens:
             tokens += f" + {scenario.num_new_tokens:,}"
         peak = self.peak_allocated_bytes
-        words = "peak unknown" if peak is None else f"peak {show_bytes(peak)} allocated"
+        words = "peak unknown" if peak is None else f"peak {format_bytes(peak)} allocated"
         fit = self.fit
         if fit is not None and fit.fits is not None and fit.headroom_bytes is not None:
-            headroom = show_bytes(abs(fit.headroom_bytes))
+            headroom = format_bytes(abs(fit.headroom_bytes))
             verdict = f"fits, {headroom} left" if fit.fits else f"doesn't fit, short by {headroom}"
             words += f"; {fit.gpu}: {verdict}"
         return f"<Estimate {printable(self.model)}, {tokens} tokens: {words}>"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.numbers import format_bytes, format_number_of
 from moetool.report.text.page import render_page
 from moetool.report.text.styles import Style
 from moetool.report.text.tables import make_table
+from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
     from moetool.catalogue.gpus import Gpu
@@ -60,7 +60,7 @@ def render_table_text(gpus: Sequence[Gpu], view: View = DEFAULT_VIEW) -> str:
         right=(1, 2, 3, 4),
     )
     closing = [
-        *make_paragraphs([f"{format_number_of(len(gpus), 'GPU')}."]),
+        *make_paragraphs([f"{number_of(len(gpus), 'GPU')}."]),
         *make_paragraphs([_LEGEND], Style.MUTED),
     ]
     return render_page(([table], closing), view)

@@ -11,10 +11,10 @@ from rich.table import Table
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.numbers import format_number_of
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style
 from moetool.report.text.tables import make_table
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.catalogue.published import PublishedModel, ReportedSystem
@@ -72,7 +72,7 @@ def say_what_is_missing(catalogue: Selection) -> str | None:
     if number:
         verb = "was" if number == 1 else "were"
         left_out = (
-            f"{format_number_of(number, 'model')} {verb} left out because the vendor doesn't publish "
+            f"{number_of(number, 'model')} {verb} left out because the vendor doesn't publish "
             "the figure that is limited."
         )
     if catalogue.models or catalogue.systems:

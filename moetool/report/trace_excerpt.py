@@ -10,7 +10,7 @@ from rich.box import Box
 from rich.cells import cell_len
 from rich.text import Text
 
-from moetool.printable import number_of, printable
+from moetool.printable import printable
 from moetool.report.renderer import View
 from moetool.report.text.lines import make_fact, make_notes
 from moetool.report.text.page import FILE_WIDTH, Block
@@ -19,6 +19,7 @@ from moetool.report.text.tables import make_table
 from moetool.trace.decisions import NO_EXPERT
 from moetool.trace.excerpt import PromptExcerpt, StackExcerpt
 from moetool.trace.metadata import RoutedLayer
+from moetool.wording import number_of
 
 # Colours by expert, repeated for more. Each has a contrast of at least 3 with black and with white.
 EXPERT_COLORS = (

@@ -13,18 +13,14 @@ from moetool.analysis.routing_summary import RoutingSummary
 from moetool.printable import printable
 from moetool.report.renderer import DEFAULT_VIEW, View
 from moetool.report.text.lines import make_notes, make_paragraphs, make_whole_lines
-from moetool.report.text.numbers import (
-    format_bytes,
-    format_number_of,
-    format_place,
-    format_stack,
-)
+from moetool.report.text.numbers import format_place, format_stack
 from moetool.report.text.page import render_page
-from moetool.report.text.styles import Style, Words, join_words, style_words
+from moetool.report.text.styles import Style, Words, join_parts, style_words
 from moetool.report.text.tables import make_table
 from moetool.report.trace_excerpt import make_excerpts
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
+from moetool.wording import format_bytes, number_of
 
 _EXPERTS_SHOWN = 2
 _DOMAINS_SHOWN = 30
@@ -60,7 +56,7 @@ def render_trace_summary(
         view: The terminal that the summary is for.
     """
     written = []
-    rows = format_number_of(num_rows, "row")
+    rows = number_of(num_rows, "row")
     if wrote is not None:
         written.append(f"wrote {printable(wrote)} ({rows}, {format_bytes(wrote_bytes)})")
     elif streamed:
@@ -84,25 +80,25 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
     shapes = sorted({(layer.top_k, layer.num_experts) for layer in metadata.layers})
     routing = ", ".join(f"top-{top_k} of {num_experts} experts" for top_k, num_experts in shapes)
     yield style_words(
-        f"{printable(metadata.model)}: {format_number_of(metadata.num_prompts, 'prompt')}, "
-        f"{format_number_of(metadata.num_tokens, 'token')}",
+        f"{printable(metadata.model)}: {number_of(metadata.num_prompts, 'prompt')}, "
+        f"{number_of(metadata.num_tokens, 'token')}",
         Style.STRONG,
     )
     yield (
-        f"{format_number_of(len(metadata.layers), 'routed layer')}, {routing}: "
-        f"{format_number_of(metadata.num_decisions, 'decision')}, "
-        f"{format_number_of(num_rows, 'assignment')}"
+        f"{number_of(len(metadata.layers), 'routed layer')}, {routing}: "
+        f"{number_of(metadata.num_decisions, 'decision')}, "
+        f"{number_of(num_rows, 'assignment')}"
     )
     if metadata.max_new_tokens:
         yield (
-            f"{format_number_of(metadata.num_new_tokens, 'token')} written, at most "
+            f"{number_of(metadata.num_new_tokens, 'token')} written, at most "
             f"{metadata.max_new_tokens:,} a prompt"
         )
     if metadata.num_cut_prompts:
         yield style_words(
-            f"{format_number_of(metadata.num_cut_prompts, 'prompt')} "
+            f"{number_of(metadata.num_cut_prompts, 'prompt')} "
             f"{_was(metadata.num_cut_prompts)} cut after "
-            f"{format_number_of(metadata.max_prompt_tokens or 0, 'token')}",
+            f"{number_of(metadata.max_prompt_tokens or 0, 'token')}",
             Style.WARNING,
         )
     if not metadata.exact:
@@ -120,7 +116,7 @@ def _describe_load(routing: RoutingSummary) -> Iterator[Words]:
     if least is None or most is None:
         yield style_words("no expert ran in any layer", Style.WARNING)
         return
-    yield join_words(
+    yield join_parts(
         [
             "load evenness",
             style_words(f"{least.entropy:.3f}", Style.STRONG),
@@ -131,7 +127,7 @@ def _describe_load(routing: RoutingSummary) -> Iterator[Words]:
     )
     yield f"random routing of the same tokens would give {least.random_entropy:.3f}"
     if routing.num_idle_experts:
-        idle = format_number_of(routing.num_idle_experts, "expert")
+        idle = number_of(routing.num_idle_experts, "expert")
         yield style_words(f"{idle} {_was(routing.num_idle_experts)} never chosen", Style.WARNING)
 
 
@@ -161,7 +157,7 @@ def _describe_domains(routing: RoutingSummary) -> Iterator[RenderableType]:
     yield make_table(headers, rows, right=(1,))
     num_more = len(routing.most_lifted) - _DOMAINS_SHOWN
     if num_more > 0:
-        yield from make_paragraphs([f"… and {format_number_of(num_more, 'more domain')}"])
+        yield from make_paragraphs([f"… and {number_of(num_more, 'more domain')}"])
 
 
 def _explain(routing: RoutingSummary) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 
-from moetool.choices import join_words
+from moetool.wording import join_words
 
 _FOUR_BIT = "--quantization nf4"
 _EIGHT_BIT = "--quantization int8"

@@ -26,7 +26,8 @@ from moetool.memory.fitting.worker import FitTask
 from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.scenario import Scenario
-from moetool.plain import Tabular, make_plain, show_number_of
+from moetool.plain import Tabular, make_plain
+from moetool.wording import number_of
 
 WORKER = (sys.executable, "-m", "moetool.memory.fitting.worker")
 # In 4 bits.
@@ -73,7 +74,7 @@ class CatalogueFits(Tabular):
         return tuple(model for model in self.models if model.fits is None)
 
     def __repr__(self) -> str:
-        number = f"{len(self.fitting)} of {show_number_of(len(self.models), 'model')}"
+        number = f"{len(self.fitting)} of {number_of(len(self.models), 'model')}"
         return f"<CatalogueFits {self.gpu.id}: {number} run>"
 
     @classmethod

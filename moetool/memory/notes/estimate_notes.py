@@ -10,6 +10,7 @@ from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Measurement
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
+from moetool.wording import format_bytes
 
 ONLY_IN_ALL = (
     "Sharing, offloading and speed are left out: the packed size of each parameter is unknown, only "
@@ -59,7 +60,7 @@ def note_fits_nowhere(
         storages = f" {' or '.join(without)}" if len(smallest_fits) > 1 else ""
         yield (
             f"No known GPU is enough alone{storages}: the largest, {largest.id}, has "
-            f"{largest.memory_bytes / 2**30:,.1f} GiB."
+            f"{format_bytes(largest.memory_bytes)}."
         )
 
 

@@ -13,6 +13,7 @@ from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import MOST_WORK
 from moetool.simulation.meta.generation import CantSimulate
+from moetool.wording import format_bytes
 
 # A long generation takes up to 100 MB.
 _NUM_REPLAYS_KEPT = 4
@@ -92,7 +93,7 @@ class ModelRuns:
         if key not in self._limited:
             run = self.run(scenario, is_brief=is_brief)
             if run is not None and run.figures.total_device_bytes > memory_bytes:
-                self._say(scenario, f"within {memory_bytes / 2**30:,.1f} GiB")
+                self._say(scenario, f"within {format_bytes(memory_bytes)}")
                 if run.replay is None:
                     del self._runs[scenario, is_brief]
                     run = self.run(scenario, is_brief=is_brief)

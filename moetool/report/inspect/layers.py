@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from moetool.report.inspect.words import word_indices
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.numbers import format_bytes, format_count
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, make_printable
 from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import UNKNOWN
+from moetool.wording import format_bytes, format_count
 
 if TYPE_CHECKING:
     from moetool.inspection.figures import InspectedRow

@@ -20,11 +20,11 @@ from moetool.report.inspect.words import (
 )
 from moetool.report.renderer import View
 from moetool.report.text.lines import Paragraph, make_fact, make_facts, make_notes
-from moetool.report.text.numbers import format_bytes, format_count, format_number_of
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import Bar, make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_share
+from moetool.wording import format_bytes, format_count, number_of
 
 if TYPE_CHECKING:
     from moetool.anatomy.skeleton.description import Anatomy
@@ -127,7 +127,7 @@ def _word_context(anatomy: Anatomy, parameters: Parameters | None) -> str:
 
 
 def _word_files(files: Files) -> str:
-    number = format_number_of(files.num_files, "file")
+    number = number_of(files.num_files, "file")
     words = f"{format_bytes(files.num_bytes)} in {number}, {files.num_tensors:,} tensors"
     dtypes = [f"{format_bytes(size)} {dtype}" for dtype, size in files.dtype_bytes.items()]
     return f"{words}: {', '.join(dtypes)}" if dtypes else words

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.numbers import format_count, format_number_of
 from moetool.report.text.words import UNKNOWN
+from moetool.wording import format_count, number_of
 
 if TYPE_CHECKING:
     from moetool.anatomy.parameters import ActiveDefinition, ActiveRange
@@ -93,7 +93,7 @@ def word_routing(model: Inspection) -> list[str]:
     return [
         _word_style(style)
         if len(styles) == 1
-        else f"{format_number_of(count, 'layer')}: {_word_style(style)}"
+        else f"{number_of(count, 'layer')}: {_word_style(style)}"
         for style, count in styles.items()
         if style is not None
     ]
@@ -122,7 +122,7 @@ def word_mixer(mixer: Mixer) -> str:
     if mixer.num_heads is not None:
         heads = f"{mixer.num_heads} heads"
         if mixer.num_kv_heads is not None and mixer.num_kv_heads != mixer.num_heads:
-            heads += f", {format_number_of(mixer.num_kv_heads, 'KV head')}"
+            heads += f", {number_of(mixer.num_kv_heads, 'KV head')}"
         words.append(heads)
     if mixer.head_dim is not None:
         words.append(f"{mixer.head_dim} wide")

@@ -11,11 +11,11 @@ from moetool.report import envelope
 from moetool.report.memory.words import word_loading, word_run
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_fact, make_paragraphs
-from moetool.report.text.numbers import format_bytes, format_number_of
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_size
+from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.catalogue_fits import CatalogueFits
@@ -78,7 +78,7 @@ RENDERERS: Renderers[CatalogueFits] = {
 def _make_headline(result: CatalogueFits) -> Block:
     number = len(result.fitting)
     verb = "run" if number > 1 else "runs"
-    models = f"{number or 'None'} of {format_number_of(len(result.models), 'model')}"
+    models = f"{number or 'None'} of {number_of(len(result.models), 'model')}"
     gpu = f"1 × {result.gpu.id} ({format_bytes(result.gpu.memory_bytes)})"
     return [
         *make_paragraphs([f"{models} {verb} on {gpu}."], Style.STRONG),
@@ -128,7 +128,7 @@ def _word_nearest(models: Sequence[ModelFit]) -> str:
     nearest = models[0]
     verb = "doesn't" if len(models) == 1 else "don't"
     return (
-        f"{format_number_of(len(models), 'model')} {verb} run; the nearest is {nearest.model}, short "
+        f"{number_of(len(models), 'model')} {verb} run; the nearest is {nearest.model}, short "
         f"by {_word_shortage(nearest)}. --all lists them."
     )
 

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from moetool.report.memory.words import word_fit, word_unquantized
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.numbers import format_bytes
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, Words, make_printable, style_words
 from moetool.report.text.tables import make_table
+from moetool.wording import format_bytes
 
 if TYPE_CHECKING:
     from moetool.memory.on_gpus import Fit

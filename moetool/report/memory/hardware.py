@@ -10,11 +10,11 @@ from rich.console import RenderableType
 from moetool.report.memory.python_argument import PythonArgument
 from moetool.report.memory.words import word_seconds, word_sizes
 from moetool.report.text.lines import make_fact, make_paragraphs, make_whole_lines
-from moetool.report.text.numbers import format_bytes
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, make_printable
 from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
+from moetool.wording import format_bytes, join_words
 
 if TYPE_CHECKING:
     from moetool.memory.on_gpus import Offload, RankBytes, SpeedBound
@@ -43,15 +43,10 @@ def list_ranks(ranks: Sequence[RankBytes]) -> Block:
         if rank.reason is not None:
             refused.setdefault((_word_way(rank), rank.reason), []).append(rank.num_gpus)
     reasons = [
-        f"{way}, {_list_numbers(nums_gpus)} GPUs: {reason}"
+        f"{way}, {join_words([f'{number:,}' for number in nums_gpus], last='or')} GPUs: {reason}"
         for (way, reason), nums_gpus in refused.items()
     ]
     return [*tables, *make_paragraphs(reasons, Style.MUTED)]
-
-
-def _list_numbers(numbers: Sequence[int]) -> str:
-    *others, last = (f"{number:,}" for number in numbers)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _word_way(rank: RankBytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moetool.report.memory.words import word_gpu, word_variant
-from moetool.report.text.numbers import format_bytes
+from moetool.wording import format_bytes
 
 if TYPE_CHECKING:
     from moetool.memory.on_gpus import Fit, Offload

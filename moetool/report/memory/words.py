@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from moetool.report.text.numbers import format_bytes, format_number_of
 from moetool.report.text.styles import make_printable
 from moetool.report.text.words import UNKNOWN, word_size
+from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
     from moetool.memory.figures import Peak, StoredWeights
@@ -88,11 +88,11 @@ def word_sizes(sizes: Sequence[int]) -> str:
 
 def word_run(scenario: Scenario) -> str:
     """Return what runs: `generate: 8 sequences of 2,048 prompt tokens and 256 new ones`."""
-    sequences = format_number_of(scenario.batch_size, "sequence")
-    prompt = format_number_of(scenario.num_prompt_tokens, "prompt token")
+    sequences = number_of(scenario.batch_size, "sequence")
+    prompt = number_of(scenario.num_prompt_tokens, "prompt token")
     words = f"{scenario.task}: {sequences} of {prompt}"
     if scenario.num_new_tokens:
-        words += f" and {format_number_of(scenario.num_new_tokens, 'new one')}"
+        words += f" and {number_of(scenario.num_new_tokens, 'new one')}"
     return words
 
 
@@ -209,10 +209,10 @@ def list_limits(limits: Limits, gpu: str) -> Iterator[str]:
         yield f"no prompt fits on 1 × {gpu} at this batch size"
     else:
         whole = ", the model's whole context" if limits.is_whole_context else ""
-        tokens = format_number_of(limits.largest_prompt_tokens, "token")
+        tokens = number_of(limits.largest_prompt_tokens, "token")
         yield f"prompts of up to {tokens} at this batch size on 1 × {gpu}{whole}"
     if limits.largest_batch_size == 0:
         yield f"no batch fits on 1 × {gpu} at this length"
     else:
-        sequences = format_number_of(limits.largest_batch_size, "sequence")
+        sequences = number_of(limits.largest_batch_size, "sequence")
         yield f"batches of up to {sequences} at this length on 1 × {gpu}"

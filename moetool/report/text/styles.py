@@ -61,7 +61,7 @@ def style_words(words: Words, style: Style) -> Text:
     return text
 
 
-def join_words(parts: Iterable[Words], separator: str = " ") -> Text:
+def join_parts(parts: Iterable[Words], separator: str = " ") -> Text:
     """Return words joined into one line, each part with its styles."""
     return Text(separator).join(map(as_text, parts))
 

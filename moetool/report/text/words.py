@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moetool.report.text.numbers import format_bytes, format_count
+from moetool.wording import format_bytes, format_count
 
 UNKNOWN = "unknown"
 

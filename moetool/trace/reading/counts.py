@@ -19,6 +19,7 @@ from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import find_shapes
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.reading.words import count_values, encode_words
+from moetool.wording import format_bytes
 
 GroupColumn = Literal["domain", "prompt_id"]
 
@@ -209,7 +210,7 @@ class ExpertCounter:
         most = 2 * self._num_rows * min(self._width, _MOST_EXPERTS)
         if num_cells > max(_MOST_CELLS_OF_FEW_ROWS, most):
             raise InputError(
-                f"Counting {self._num_rows:,} rows takes more than {num_cells * 8 / 2**30:.1f} GiB "
+                f"Counting {self._num_rows:,} rows takes more than {format_bytes(num_cells * 8)} "
                 f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
                 f"{max(1, len(self._rows)):,} or more layers.",
                 hint="See docs/trace-format.md for the values that a trace has.",
@@ -217,7 +218,7 @@ class ExpertCounter:
         if num_cells > _MOST_CELLS:
             raise InputError(
                 f"Counting {shape[0]:,} groups by expert takes more than "
-                f"{_MOST_CELLS >> 27} GiB of memory.",
+                f"{format_bytes(_MOST_CELLS * 8)} of memory.",
                 hint="Analyse fewer prompts at a time.",
             )
         self._rows[key] = _pad(total, shape)

@@ -27,7 +27,6 @@ from moetool.output.targets import (
     put_in_place,
     saying_what_failed,
 )
-from moetool.printable import number_of
 from moetool.trace.companions import (
     TRACE_KEY,
     check_companions,
@@ -45,6 +44,7 @@ from moetool.trace.writing.partial import (
     partial_folder,
 )
 from moetool.trace.writing.parts import PartWriter
+from moetool.wording import number_of
 
 FILE_SUFFIXES = (".parquet", ".csv")
 

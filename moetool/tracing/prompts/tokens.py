@@ -14,11 +14,12 @@ from moetool.anatomy.config_fields import find_position_limit
 from moetool.checkpoint.config import first_line
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.errors import InputError, MoetoolError, UsageError
-from moetool.printable import number_of, printable
+from moetool.printable import printable
 from moetool.quiet import quiet_transformers
 from moetool.tracing.prompts.chat_template import ChatTemplate
 from moetool.tracing.prompts.messages import as_conversation
 from moetool.tracing.prompts.prompts import Prompt
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -15,8 +15,8 @@ from torch import nn
 from moetool.anatomy.caches import count_cached
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.errors import UntraceableError
-from moetool.printable import number_of
 from moetool.tracing.recording.token_masks import read_token_mask, refuse_other_masks
+from moetool.wording import number_of
 
 
 @dataclass(frozen=True)

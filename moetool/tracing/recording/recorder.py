@@ -23,7 +23,6 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
-from moetool.printable import number_of
 from moetool.tracing.recording.calls import (
     CallTokens,
     RecordedCall,
@@ -40,6 +39,7 @@ from moetool.tracing.recording.scopes import CallScope, find_recorded_model
 from moetool.tracing.recording.token_masks import is_token_mask
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd

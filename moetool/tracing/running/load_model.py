@@ -11,9 +11,9 @@ from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
-from moetool.printable import number_of
 from moetool.quiet import quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.errors import OutOfMemoryError, UsageError
-from moetool.printable import number_of
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.recording.scopes import RecordedModel
 from moetool.tracing.running.batches import Batch
 from moetool.tracing.running.devices import find_input_device
 from moetool.tracing.running.generation import Continuation, continue_batch
 from moetool.tracing.windows.collect import RoutedSequence
+from moetool.wording import number_of
 
 Sequences = dict[str, list[RoutedSequence]]
 

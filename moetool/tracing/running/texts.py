@@ -25,8 +25,8 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
-from moetool.printable import number_of
 from moetool.trace.writing.writer import list_places
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

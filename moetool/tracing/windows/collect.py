@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
-from moetool.printable import number_of
 from moetool.trace.decisions import NO_EXPERT, PHASES
 from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
+from moetool.wording import number_of
 
 
 @dataclass(frozen=True)

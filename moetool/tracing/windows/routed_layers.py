@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.printable import number_of
 from moetool.trace.metadata import NOT_EXACT, RoutedLayer, TraceMetadata
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.tracing.recording.recorder import RoutingRecorder

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moetool import read_trace
-from moetool.printable import number_of
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
+from moetool.wording import number_of
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
 from tests.cli.conftest import TryAll
 from tests.cli.process.test_interrupts import (

@@ -9,14 +9,14 @@ import pytest
 from moetool.report.renderer import View
 from moetool.report.text.lines import make_notes, make_paragraphs
 from moetool.report.text.page import Block, render_page
-from moetool.report.text.styles import Style, join_words, style_words
+from moetool.report.text.styles import Style, join_parts, style_words
 from moetool.report.text.tables import Bar, make_table
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def make_blocks() -> list[Block]:
-    verdict = join_words([style_words("It fits:", Style.STRONG), "58.5 GiB to spare."])
+    verdict = join_parts([style_words("It fits:", Style.STRONG), "58.5 GiB to spare."])
     row = (style_words("yes", Style.GOOD), "x" * 90, Bar(0.5))
     return [
         make_paragraphs([verdict]),

@@ -211,7 +211,7 @@ def test_prompts_that_each_have_their_own_layer_take_no_memory_for_the_others(
         }
     )
     path = write(tmp_path / "a.parquet", table, None)
-    with pytest.raises(InputError, match=r"Counting 60 rows takes more than 0\.5 GiB of memory"):
+    with pytest.raises(InputError, match=r"Counting 60 rows takes more than 525\.0 MiB of memory"):
         count_experts(open_trace(path), by=by)
 
 
