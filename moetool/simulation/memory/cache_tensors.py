@@ -1,4 +1,4 @@
-"""Tensors that a model's cache keeps, whatever the class of the cache."""
+"""Tensors that a model's cache keeps, whatever the class of the cache, and their memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from moetool.anatomy.caches import find_caches, name_fields
+from moetool.simulation.memory.allocations import AllocationRecorder
 
 
 def find_cache_tensors(output: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors of the cache in a model's or `generate`'s output."""
     return _find_tensors(list(find_caches(name_fields(output)).values()), is_in_cache=True)
+
+
+def find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
+    """Return the size of each recorded block that an output's cache holds."""
+    blocks: dict[int, int] = {}
+    for tensor in find_cache_tensors(output):
+        block = recorder.find_block(tensor)
+        if block is not None:
+            blocks[block] = recorder.count_bytes(block)
+    return blocks
 
 
 def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:

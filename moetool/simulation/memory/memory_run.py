@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.simulation.memory.allocations import AllocationRecorder
-from moetool.simulation.memory.cache_tensors import find_cache_tensors
+from moetool.simulation.memory.cache_tensors import find_cache_blocks
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
+from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import StopSimulation, without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
@@ -247,7 +248,7 @@ class MemoryRun:
                     skeleton, recorder, known, calls, num_calls, on_call=self._begin_pass
                 )
             )
-            stack.enter_context(_encoding_inside_model(skeleton, known))
+            stack.enter_context(encoding_inside_model(skeleton, known))
             for module in self._routing_modules:
                 stack.callback(module.register_forward_pre_hook(_keeping_routing(kept)).remove)
             shape = (batch_size, num_prompt_tokens)
@@ -307,7 +308,7 @@ def _watching_calls(
         on_call()
         with known.inside_model():
             output = forward(*args, **kwargs)
-        blocks = _find_cache_blocks(output, recorder)
+        blocks = find_cache_blocks(output, recorder)
         calls.append(
             Call(
                 first_event=first_event,
@@ -323,38 +324,6 @@ def _watching_calls(
         yield
     finally:
         del skeleton.forward
-
-
-@contextmanager
-def _encoding_inside_model(skeleton: PreTrainedModel, known: KnownValues) -> Iterator[None]:
-    """Let an encoder's routers choose experts as the decoder's do: `generate` calls it by itself."""
-    encoder: Any = skeleton.get_encoder() if skeleton.config.is_encoder_decoder else None
-    # A model that has none returns itself, whatever its configuration says.
-    if encoder is None or encoder is skeleton:
-        yield
-        return
-    forward = encoder.forward
-
-    @functools.wraps(forward)
-    def encode(*args: Any, **kwargs: Any) -> Any:
-        with known.inside_model():
-            return forward(*args, **kwargs)
-
-    encoder.forward = encode
-    try:
-        yield
-    finally:
-        del encoder.forward
-
-
-def _find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, int]:
-    """Return the size of each block that an output's cache holds."""
-    blocks: dict[int, int] = {}
-    for tensor in find_cache_tensors(output):
-        block = recorder.find_block(tensor)
-        if block is not None:
-            blocks[block] = recorder.count_bytes(block)
-    return blocks
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:
