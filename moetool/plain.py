@@ -71,7 +71,8 @@ def to_frame(results: Tabular | Iterable[Tabular], *, summary: bool = False) -> 
             else f"{seen} have different columns."
             if kinds
             else "There are no results to make a frame of.",
-            hint="Give results of inspect_model, or of estimate_memory, in one list.",
+            hint="Give results of one function in a list: inspect_model, estimate_memory, "
+            "measure_specialization or find_fitting_models.",
         )
     kind: Any = kinds[0]
     if not summary:

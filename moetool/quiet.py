@@ -1,22 +1,49 @@
-"""Keep the messages and progress bars of transformers out of moetool's own calls."""
+"""Keep the messages and progress bars of libraries out of moetool's calls and processes."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 # The least severe messages that remain. Before transformers raises an error, it may log a whole
-# configuration as one.
+# configuration as one; accelerate logs that a model is offloaded, for every offloaded model.
 _LEVELS = {"transformers": logging.CRITICAL, "accelerate": logging.ERROR}
+_NO_DOWNLOAD_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 
 _lock = threading.Lock()
 _num_inside = 0
 _restore: list[Callable[[], object]] = []
+
+
+def silence_process() -> None:
+    """Silence the libraries of a process that is moetool's own, which reports what matters itself.
+
+    Call it before any of them is imported. What the environment sets already stays. With
+    `MOETOOL_DEBUG=1`, warnings and the messages of errors remain.
+    """
+    is_debugged = bool(os.environ.get("MOETOOL_DEBUG"))
+    level = logging.ERROR if is_debugged else _LEVELS["transformers"]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", logging.getLevelName(level).lower())
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # It logs every request that it retries.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault(_NO_DOWNLOAD_BARS, "1")
+    if not is_debugged:
+        warnings.simplefilter("ignore")
+        logging.getLogger("accelerate").setLevel(_LEVELS["accelerate"])
+
+
+def hide_download_bars() -> None:
+    """Keep the Hub's library from showing progress bars. Call it before that is imported."""
+    os.environ[_NO_DOWNLOAD_BARS] = "1"
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Barrier, Thread
@@ -17,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from moetool import RoutingRecorder, Scenario, estimate_memory, inspect_model, trace_model
 from moetool.errors import InputError
-from moetool.quiet import quiet_transformers
+from moetool.quiet import quiet_transformers, silence_process
 
 LOGGER = logging.getLogger("transformers")
 MASK = "The attention mask and the pad token id were not set"
@@ -34,7 +36,7 @@ class _Listener(logging.Handler):
 
 @pytest.fixture
 def heard() -> Iterator[list[str]]:
-    """The messages and bars of transformers for a user who has it say everything."""
+    """Everything that transformers says, to a user who turned its messages on."""
     messages: list[str] = []
     before = LOGGER.level
     LOGGER.setLevel(logging.WARNING)
@@ -187,3 +189,24 @@ def test_settings_come_back_if_one_of_them_fails(
     with quiet_transformers():
         LOGGER.warning("not heard")
     assert heard == ["heard"]
+
+
+@pytest.mark.parametrize(("debug", "level"), [("", "critical"), ("1", "error")])
+def test_a_process_is_silenced_where_its_environment_says_nothing(
+    debug: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"MOETOOL_DEBUG": debug, "HF_HUB_VERBOSITY": "debug"}
+    monkeypatch.setattr(os, "environ", environment)
+    accelerate = logging.getLogger("accelerate")
+    before = accelerate.level
+    accelerate.setLevel(logging.WARNING)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        silence_process()
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    silenced = accelerate.level
+    accelerate.setLevel(before)
+    assert environment["TRANSFORMERS_VERBOSITY"] == level
+    assert environment["HF_HUB_VERBOSITY"] == "debug"
+    assert len(warned) == (1 if debug else 0)
+    assert silenced == (logging.WARNING if debug else logging.ERROR)

@@ -238,6 +238,7 @@ def test_what_makes_no_frame_is_refused(results: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         moetool.to_frame(results)
     assert caught.value.message == message
+    assert "measure_specialization or find_fitting_models" in caught.value.hint
 
 
 def test_layers_and_domains_of_a_specialization_are_frames_too() -> None:

@@ -148,12 +148,12 @@ def read_published_config(name: str) -> dict[str, object]:
     model = read_published_models().get(name.lower())
     if model is None:
         raise InputError(
-            f"The catalogue has no model '{name}'.", hint="Run `moetool models` to list its models."
+            f"The catalogue has no model '{name}'.", hint="Give a name that `moetool models` lists."
         )
     if model.not_counted_because is not None:
         raise InputError(
             f"{model.title} can't be counted: {model.not_counted_because}",
-            hint="Name another model; run `moetool models` to list those that can be counted.",
+            hint="Name another model that `moetool models` lists with its parameters.",
         )
     config: dict[str, object] = _read_json(
         _catalogue().joinpath("configs").joinpath(f"{model.name}.json")

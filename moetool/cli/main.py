@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-import os
 import sys
-import warnings
 from typing import Annotated
 
 import typer
@@ -30,6 +27,7 @@ from moetool.cli.help import (
     unwrap,
 )
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
+from moetool.quiet import silence_process
 
 _MODELS = "Models"
 _TRACES = "Traces"
@@ -80,7 +78,7 @@ for name, command, module, panel in _COMMANDS:
 def main() -> None:
     """Run the command line and exit with its code."""
     catch_interrupts()
-    _quiet_libraries()
+    silence_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Data is UTF-8, whatever the terminal's locale. Bytes of file names that are not UTF-8 are
         # escaped, which JSON parsers can read.
@@ -128,19 +126,3 @@ def root(
 
 
 root.__doc__ = app.info.help
-
-
-def _quiet_libraries() -> None:
-    """Silence the libraries' own messages; moetool reports what matters itself."""
-    is_debugged = bool(os.environ.get("MOETOOL_DEBUG"))
-    # Before transformers raises an error, it may log a whole configuration as one.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error" if is_debugged else "critical")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It logs every request that it retries.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not is_debugged:
-        warnings.simplefilter("ignore")
-        # It logs that a model is offloaded, for every offloaded model.
-        logging.getLogger("accelerate").setLevel(logging.ERROR)

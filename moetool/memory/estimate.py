@@ -88,7 +88,7 @@ def estimate_memory(
         title = read_reported_systems()[reference.text.lower()].title
         raise InputError(
             f"{title} is known from reports alone: there is nothing to run.",
-            hint="Run `moetool inspect` to see the reported figures.",
+            hint="See the reported figures with inspect_model or `moetool inspect`.",
         )
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=trust_remote_code)

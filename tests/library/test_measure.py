@@ -94,6 +94,12 @@ def test_a_frame_of_four_columns_needs_the_shape_as_the_command_does() -> None:
     assert measure(twice, by="kind", validate=False).experts[0].assignments == 2
 
 
+def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
+    with pytest.raises(InputError, match="holds no rows") as caught:
+        measure(read_trace(demo_trace).iloc[:0])
+    assert caught.value.hint == "Give a frame with the rows of at least one prompt."
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

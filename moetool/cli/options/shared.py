@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moetool.cli.options.completion import complete_models
+from moetool.quiet import hide_download_bars
 from moetool.report.renderer import ReportFormat
 
 MODEL_PANEL = "Model"
@@ -21,7 +21,7 @@ FLAG = ""
 def silence_libraries(is_quiet: bool) -> bool:
     """Keep libraries from showing progress bars, before any of them is imported."""
     if is_quiet:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        hide_download_bars()
     return is_quiet
 
 

@@ -264,7 +264,12 @@ def count_experts(
     for table in scan.iter_tables(["prompt_id", "layer", "expert"]):
         counter.add(table)
     if not scan.layers:
-        raise InputError(f"'{printable(source.path)}' holds no rows.", hint="Trace again.")
+        raise InputError(
+            f"'{printable(source.path)}' holds no rows.",
+            hint="Trace at least one prompt."
+            if source.table is None
+            else "Give a frame with the rows of at least one prompt.",
+        )
     shapes = find_shapes(
         source, scan.layers, num_experts=num_experts, top_k=top_k, is_checked=validate
     )

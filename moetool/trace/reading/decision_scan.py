@@ -33,8 +33,10 @@ _MOST_PLACES = 1 << _STACK_BITS
 _ROWS_AT_ONCE = 4_000_000
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
 _VALUES_HINT = "See docs/trace-format.md for the values that a trace has."
-_TWICE_HINT = "Remove the repetition; `specialize --no-validate` counts it twice."
-_REPAIR_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
+_TWICE_HINT = (
+    "Remove the repetition; `specialize --no-validate` (validate=False in Python) counts it twice."
+)
+_REPAIR_HINT = "Trace again; `specialize --no-validate` (validate=False in Python) counts the rows as they are."
 
 
 @dataclass(frozen=True)

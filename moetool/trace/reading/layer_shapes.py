@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Place = tuple[str, int]
 
-_METADATA_HINT = "Trace again; `specialize --no-validate` counts the rows as they are."
+_METADATA_HINT = "Trace again; `specialize --no-validate` (validate=False in Python) counts the rows as they are."
 _ATTRS_HINT = "Clear frame.attrs to have top-k inferred from the rows that are left."
 _PLACES_SHOWN = 4
 
