@@ -14,6 +14,7 @@ from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.quantized.kinds import Quantization
+from moetool.wording import format_bytes
 
 QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)
 
@@ -163,7 +164,7 @@ class _Candidate:
             loader = self._runs.loader
             loader.say(
                 f"sharing {loader.name(self._scenario)} between GPUs of "
-                f"{memory_bytes / 2**30:,.1f} GiB"
+                f"{format_bytes(memory_bytes)}"
             )
             numbers[memory_bytes] = self._device_maps.count_gpus(
                 gpu_memory_bytes=memory_bytes,
