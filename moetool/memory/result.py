@@ -191,10 +191,7 @@ class Estimate(_NamedFigures, Tabular):
 
     @property
     def fits_alone(self) -> bool | None:
-        """Whether the run fits on one GPU: on the named one, or else on any known one.
-
-        None if unknown.
-        """
+        """Whether the run fits on the named GPU, or else on any known one; None if unknown."""
         if self.fit is None or self.fit.fits is None:
             return None
         return self.fit.fits if self.is_gpu_named else self.smallest_fit is not None
