@@ -206,8 +206,8 @@ def test_details_are_about_the_gpu_that_is_named(tiny: str) -> None:
     details = (everywhere.limits, everywhere.offload, everywhere.speed, everywhere.ranks)
     assert details == (None, None, None, ())
     assert (everywhere.gpu, everywhere.is_gpu_named) == ("h200", False)
-    assert (named.gpu, named.is_gpu_named) == ("1gib", True)
-    assert {fit.gpu for fit in named.fits} == {"1gib"}
+    assert (named.gpu, named.is_gpu_named) == ("1GiB", True)
+    assert {fit.gpu for fit in named.fits} == {"1GiB"}
     assert None not in (named.limits, named.offload, named.speed)
     assert named.ranks
 
