@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,15 +141,20 @@ def _start(command: Sequence[str]) -> _Worker:
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(_is_text, sys.path))),
     }
-    errors = None if os.environ.get("MOETOOL_DEBUG") else tempfile.TemporaryFile()  # noqa: SIM115
-    process: subprocess.Popen[bytes] = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=environment,
-        **own_group,
-    )
+    with ExitStack() as opened:
+        errors = None
+        if not os.environ.get("MOETOOL_DEBUG"):
+            errors = opened.enter_context(tempfile.TemporaryFile())
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            **own_group,
+        )
+        # From here on, ending the process closes the file.
+        opened.pop_all()
     return _Worker(process, errors)
 
 
