@@ -43,12 +43,12 @@ def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
         blocks.append([_make_fitting(fitting)])
     if view.lists_all and too_large:
         blocks.append([_make_too_large(too_large)])
-    elif too_large:
+    elif too_large and len(result.models) > 1:
         blocks.append(make_paragraphs([_word_nearest(too_large)]))
     shown = [*fitting, *(too_large if view.lists_all else ())]
     blocks.append(make_paragraphs(_list_notes(shown)))
     reasons = [*unknown, *(model for model in fitting if model.reason is not None)]
-    if view.lists_all or not unknown:
+    if view.lists_all or not unknown or len(result.models) == 1:
         blocks.append(make_paragraphs(f"{model.model}: {model.reason}" for model in reasons))
     else:
         names = ", ".join(model.model for model in unknown)
@@ -92,8 +92,9 @@ def _word_verdict(result: CatalogueFits) -> str:
         (model,) = result.models
         if model.fits is None:
             return f"Whether {model.model} runs on {gpu} is unknown."
-        verb = "runs" if model.fits else "doesn't run"
-        return f"{model.model} {verb} on {gpu}."
+        if model.fits:
+            return f"{model.model} runs on {gpu}."
+        return f"{model.model} doesn't run on {gpu}: short by {_word_shortage(model)}."
     number, num_unknown = len(result.fitting), len(result.unknown)
     verb = "runs" if number == 1 else "run"
     words = f"{number:,} of {format_number_of(len(result.models), 'model')} {verb} on {gpu}"

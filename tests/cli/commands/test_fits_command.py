@@ -121,9 +121,9 @@ def test_several_gpus_are_refused_with_what_to_do_instead(run_moetool: RunMoetoo
 def test_an_interrupt_has_one_hint(
     run_moetool: RunMoetool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object, **__: object) -> Iterator[None]:
+    def interrupt(*_: object, **__: object) -> Iterator[tuple[int, None]]:
+        yield 0, None
         raise KeyboardInterrupt
-        yield
 
     monkeypatch.setattr(catalogue_fits, "work_in_processes", interrupt)
     again = run_moetool("fits", "--gpu", "16GiB", "--batch-size", "2")

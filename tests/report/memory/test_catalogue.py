@@ -95,9 +95,18 @@ def test_a_view_of_all_lists_what_does_not_run_and_says_why() -> None:
 
 def test_nothing_that_runs_leaves_out_the_table() -> None:
     text = render_table_text(replace(RESULT, models=(FAR,)), TERMINAL)
-    assert text.startswith("far-700b doesn't run on 1 × rtx-4090 (24.0 GiB).\n")
+    assert text.startswith(
+        "far-700b doesn't run on 1 × rtx-4090 (24.0 GiB): short by at least 604.0 GiB.\n"
+    )
+    text = render_table_text(replace(RESULT, models=(FAR, FAR)), TERMINAL)
     assert "prompt:" not in text
-    assert "1 model doesn't run; the nearest is far-700b, short by at least 604.0 GiB." in text
+    assert "2 models don't run; the nearest is far-700b, short by at least 604.0 GiB." in text
+
+
+def test_the_reason_is_shown_where_the_only_model_is_unknown() -> None:
+    text = render_table_text(replace(RESULT, models=(UNKNOWN,)), TERMINAL)
+    assert "odd-1b: transformers has no class for it." in text.splitlines()
+    assert "--all" not in text
 
 
 @pytest.mark.parametrize(
