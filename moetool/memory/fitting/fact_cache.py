@@ -31,22 +31,8 @@ from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.scenario import Scenario
 from moetool.output.targets import write_file
 
-# Modules of moetool that find facts, and all that these import.
-_CODE = (
-    "anatomy",
-    "catalogue",
-    "checkpoint",
-    "choices.py",
-    "errors.py",
-    "git_lfs.py",
-    "memory",
-    "output",
-    "plain.py",
-    "printable.py",
-    "quantized",
-    "quiet.py",
-    "simulation",
-)
+# Sub-packages of moetool that find facts, and those that they import.
+_CODE = ("anatomy", "catalogue", "checkpoint", "memory", "output", "quantized", "simulation")
 # Packages whose code models call, if they are installed.
 _PACKAGES = (
     "torch",
@@ -181,11 +167,11 @@ def _hash_code() -> str:
 
 
 def _list_code(package: Path) -> list[Path]:
-    """Return the files of the modules that find facts."""
-    named = [package / name for name in _CODE]
-    return [
-        file for path in named for file in ([path] if path.suffix else sorted(path.rglob("*.py")))
-    ]
+    """Return the files of all code that finds facts, with moetool's own modules."""
+    folders = [package / name for name in _CODE]
+    return sorted(
+        [*package.glob("*.py"), *(file for each in folders for file in each.rglob("*.py"))]
+    )
 
 
 @cache
