@@ -193,7 +193,7 @@ class Estimate(_NamedFigures, Tabular):
 
     @property
     def smallest_fit_dequantized(self) -> Fit | None:
-        """The GPU with the least memory in `fits_dequantized` on which the run fits; else None."""
+        """The GPU with the least memory for dequantized weights; None if there is none."""
         return _find_smallest(self.fits_dequantized)
 
     @property
@@ -326,10 +326,6 @@ class Estimate(_NamedFigures, Tabular):
         return next((peak.allocated_bytes for peak in self.peaks if peak.phase is phase), None)
 
 
-def _find_smallest(fits: Iterable[Fit]) -> Fit | None:
-    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)
-
-
 def _describe_peak(peak: Peak) -> dict[str, Any]:
     return {name: getattr(peak, name) for name in _OF_A_PEAK}
 
@@ -340,3 +336,8 @@ def _describe_measurement(measured: Measurement) -> dict[str, Any]:
 
 def _name_gpu(answer: Limits | Offload | SpeedBound | None, gpu: str) -> dict[str, Any] | None:
     return None if answer is None else {"gpu": gpu, **make_plain(replace(answer, gpu=gpu))}
+
+
+def _find_smallest(fits: Iterable[Fit]) -> Fit | None:
+    """Return the fit with the least memory among those that are enough."""
+    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)

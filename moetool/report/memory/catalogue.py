@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from moetool.report import envelope
-from moetool.report.memory.words import word_loading, word_run
+from moetool.report.memory.words import word_card, word_loading, word_run
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_fact, make_paragraphs
-from moetool.report.text.numbers import format_bytes, format_number_of
+from moetool.report.text.numbers import format_number_of
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import make_table
@@ -87,7 +87,7 @@ def _make_headline(result: CatalogueFits) -> Block:
 
 def _word_verdict(result: CatalogueFits) -> str:
     """Return how many models run and of how many that is unknown, or what holds for the only one."""
-    gpu = f"1 × {result.gpu.id} ({format_bytes(result.gpu.memory_bytes)})"
+    gpu = f"1 × {word_card(result.gpu.id, result.gpu.memory_bytes)}"
     if len(result.models) == 1:
         (model,) = result.models
         if model.fits is None:

@@ -48,7 +48,7 @@ def test_the_table_lists_what_runs(run_moetool: RunMoetool) -> None:
     completed = run_moetool("fits", "--gpu", "24GiB")
     assert (completed.returncode, completed.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in completed.stdout.splitlines()]
-    assert lines[0] == "2 of 67 models run on 1 × 24gib (24.0 GiB); 1 is unknown."
+    assert lines[0] == "2 of 67 models run on 1 × 24GiB; 1 is unknown."
     assert "olmoe-1b-7b 6.979B 3.490B 13.0 GiB 10.0 GiB 3,840 *" in lines
     assert "mixtral-8x7b" not in completed.stdout
 

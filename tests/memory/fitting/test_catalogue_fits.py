@@ -85,9 +85,9 @@ def test_models_that_are_known_are_not_asked_for(asked: Path) -> None:
     assert "process that simulated it was killed" in reasons["dbrx"]
     assert seen == [(3, 5, ""), (4, 5, "grok-1"), (5, 5, "dbrx")]
     assert found.scenario == SCENARIO
-    assert repr(found) == "<CatalogueFits 10gib: 2 fitting, 1 too large, 2 unknown>"
+    assert repr(found) == "<CatalogueFits 10GiB: 2 fitting, 1 too large, 2 unknown>"
     assert repr(replace(found, models=found.fitting)) == (
-        "<CatalogueFits 10gib: 2 fitting, 0 too large>"
+        "<CatalogueFits 10GiB: 2 fitting, 0 too large>"
     )
 
 
@@ -95,7 +95,7 @@ def test_fits_are_an_object_and_a_frame(asked: Path) -> None:
     keep_facts("olmoe-1b-7b", weights_bytes=2 * GIB, total_bytes=3 * GIB)
     found = find_fitting_models("10GiB", models=["olmoe-1b-7b", "kimi-k3"])
     value = found.to_dict()
-    assert (value["gpu"], value["memory_bytes"], value["num_fitting"]) == ("10gib", 10 * GIB, 1)
+    assert (value["gpu"], value["memory_bytes"], value["num_fitting"]) == ("10GiB", 10 * GIB, 1)
     assert [row["model"] for row in value["models"]] == ["olmoe-1b-7b", "kimi-k3"]
     frame = found.to_frame().set_index("model")
     assert frame.headroom_bytes.dtype == "Int64"
