@@ -216,9 +216,9 @@ def _refuse(text: str) -> UsageError:
         if several is not None and (gpu := _find(several["gpu"])) is not None:
             one = several["gpu"] if gpu.vendor is None else gpu.id
             return UsageError(
-                f"'{text}' is several GPUs, and an estimate is for one.",
-                hint=f"Give {one}: the page then shows how many of them are needed, and what each "
-                "of several holds.",
+                f"'{text}' names several GPUs, and an estimate is for one.",
+                hint=f"Give {one}. `moetool memory-estimate MODEL --gpu {one}` shows how many of "
+                "them a model needs, and what each of several holds.",
             )
     alike = [gpu.id for gpu in find_named_like(text)]
     if len(alike) > 1 and len(alike) <= _MOST_NAMES:
