@@ -27,6 +27,7 @@ from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
 from moetool.memory.fitting.workers import TaskError
 from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.scenario import Scenario
+from moetool.quiet import silence_process
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.simulated_model import SimulatedModel
@@ -116,11 +117,9 @@ def main() -> None:
     # Libraries may print.
     os.dup2(2, 1)
     tasks = _receive_tasks()
-    import warnings
-
+    silence_process()
     import torch
 
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for task in tasks:
         try:

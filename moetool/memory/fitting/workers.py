@@ -136,7 +136,6 @@ def _start(command: Sequence[str]) -> _Worker:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "TRANSFORMERS_VERBOSITY": "critical",
         # It imports what this process would, and nothing that merely lies in the current folder.
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(_is_text, sys.path))),
