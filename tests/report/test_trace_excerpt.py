@@ -172,6 +172,8 @@ def test_layers_keep_the_numbers_of_the_model() -> None:
     assert "L3" in text
     assert "L7" in text
     assert "L1" not in text
+    assert "L3: layer 3." in text
+    assert "L0" not in text
 
 
 def test_a_rule_divides_what_the_model_read_from_what_it_wrote() -> None:
