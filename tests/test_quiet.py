@@ -34,7 +34,7 @@ class _Listener(logging.Handler):
 
 @pytest.fixture
 def heard() -> Iterator[list[str]]:
-    """What transformers says and shows to a user who has it say everything."""
+    """Everything that transformers says, to a user who turned its messages on."""
     messages: list[str] = []
     before = LOGGER.level
     LOGGER.setLevel(logging.WARNING)

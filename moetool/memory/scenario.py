@@ -15,7 +15,7 @@ from moetool.quantized.kinds import Quantization, QuantizedExperts
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
 # The number of tokens that `generate` writes by default.
 NUM_NEW_TOKENS = 256
-# Beyond any machine's, so that a typing error doesn't run for hours.
+# Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
 

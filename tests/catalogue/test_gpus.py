@@ -175,7 +175,7 @@ def test_figures_are_of_a_sane_size(gpu: Gpu) -> None:
     assert 11 * GIB < gpu.memory_bytes < 300 * GIB
     assert gpu.bandwidth_bytes_per_s is not None
     assert 250e9 < gpu.bandwidth_bytes_per_s <= 8e12
-    # To read all of its memory takes every GPU some hundredths of a second, the largest half one.
+    # To read all of its memory takes every GPU a few hundredths of a second, the largest half one.
     assert 0.01 < gpu.memory_bytes / gpu.bandwidth_bytes_per_s < 0.5
     for peak in (gpu.bf16_flops_per_s, gpu.fp16_flops_per_s):
         assert peak is None or 25e12 < peak < 2600e12
@@ -305,13 +305,13 @@ def test_an_unknown_gpu_is_refused_by_its_name(text: str) -> None:
         (" 22.5 ", "without a unit", "Write 22.5GiB."),
         ("24G", "unknown unit", "Write 24GiB."),
         ("80 gigabytes", "unknown unit", "Write 80GiB."),
-        ("8xh100", "one", "Give h100: the page"),
-        ("8 × h100", "one", "Give h100: the page"),
-        ("8*NVIDIA H100", "one", "Give h100: the page"),
-        ("mi300x x 8", "one", "Give mi300x: the page"),
-        ("rtx4090x2", "one", "Give rtx-4090: the page"),
-        ("2x24GiB", "one", "Give 24GiB: the page"),
-        ("24 GiB x2", "one", "Give 24 GiB: the page"),
+        ("8xh100", "one", "Give h100: `moetool memory-estimate`"),
+        ("8 × h100", "one", "Give h100: `moetool memory-estimate`"),
+        ("8*NVIDIA H100", "one", "Give h100: `moetool memory-estimate`"),
+        ("mi300x x 8", "one", "Give mi300x: `moetool memory-estimate`"),
+        ("rtx4090x2", "one", "Give rtx-4090: `moetool memory-estimate`"),
+        ("2x24GiB", "one", "Give 24GiB: `moetool memory-estimate`"),
+        ("24 GiB x2", "one", "Give 24 GiB: `moetool memory-estimate`"),
         ("rtx-4060-ti", "no GPU called", "Choose rtx-4060-ti-16gb, or give a size"),
         ("h2000", "no GPU called", "Choose h200, "),
         ("rtx-4900", "no GPU called", "rtx-4090"),

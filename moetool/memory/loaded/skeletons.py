@@ -100,7 +100,6 @@ class SkeletonBuilder:
         """Return a scenario with some sizes reduced to what the model's context allows.
 
         Args:
-            scenario: The scenario.
             sizes: Those of `SIZES_IN_CONTEXT` that may be reduced; the others stay.
         """
         context = self.context

@@ -11,7 +11,7 @@ from torch import nn
 
 from moetool.simulation.meta.dispatch import find_tensors
 
-# A few MB. A run takes some hundred.
+# A few MB. A run takes a few hundred.
 _MOST_KEPT = 10_000
 _PLAIN = (
     *(type(None), bool, int, float, str),

@@ -86,7 +86,7 @@ from tests.report.memory.estimates import make_estimate
         ),
         pytest.param(
             ["demo", "--gpu", "8xh100"],
-            Refusal(2, error="'8xh100' is several GPUs", hint="Give h100"),
+            Refusal(2, error="'8xh100' names several GPUs", hint="Give h100"),
             id="several GPUs",
         ),
         pytest.param(
