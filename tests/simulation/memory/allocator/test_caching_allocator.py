@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moetool.simulation.memory.caching_allocator import CachingAllocator, DeviceFullError
-from tests.simulation.memory.naive_allocator import MIB, figures
+from tests.simulation.memory.allocator.naive_allocator import MIB, figures
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.simulation.memory.caching_allocator import CachingAllocator, DeviceFullError
-from tests.simulation.memory.naive_allocator import MIB, NaiveAllocator, figures
+from tests.simulation.memory.allocator.naive_allocator import MIB, NaiveAllocator, figures
 
 SIZES = st.one_of(
     st.integers(min_value=1, max_value=3 * MIB),
