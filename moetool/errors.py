@@ -33,6 +33,10 @@ class MoetoolError(Exception):
         self.hint = hint
         self.facts = tuple(facts)
 
+    def __str__(self) -> str:
+        """Return what a traceback shows to users of the library: the message, and the hint."""
+        return f"{self.message}\nhint: {self.hint}"
+
 
 class UsageError(MoetoolError):
     """The arguments cannot be carried out as given."""

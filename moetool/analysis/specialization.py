@@ -28,7 +28,7 @@ _CELLS_AT_ONCE = 2**24
 # More would neither fit into memory nor be read.
 _MOST_CELLS = 2**27
 _MOST_EXPERTS = 500_000
-# With fewer prompts a domain, p-values are coarse and intervals wide.
+# With fewer prompts per domain, intervals are wide.
 _ENOUGH_PROMPTS = 20
 _DOMAINS_NAMED = 12
 
@@ -226,10 +226,7 @@ def _warn_of_few_prompts(domains: Sequence[DomainSize]) -> list[str]:
         return []
     shown = ", ".join(printable(domain, max_length=80) for domain in few[:_DOMAINS_NAMED])
     more = f" and {len(few) - _DOMAINS_NAMED} more" if len(few) > _DOMAINS_NAMED else ""
-    return [
-        f"fewer than {_ENOUGH_PROMPTS} prompts in {shown}{more}: p-values are coarse there, and "
-        "intervals are wide."
-    ]
+    return [f"fewer than {_ENOUGH_PROMPTS} prompts in {shown}{more}: intervals are wide there."]
 
 
 def _explain_unknown(

@@ -264,7 +264,7 @@ def _as_custom_gpu(text: str, *, number: str, unit: str) -> Gpu:
             hint="Give a size of at least one byte and below 100 TiB, such as 24GiB.",
         )
     return Gpu(
-        id=_as_spelling(text),
+        id=f"{number}{unit}",
         title=f"custom GPU of {number} {unit}",
         aliases=(),
         vendor=None,

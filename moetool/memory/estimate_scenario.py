@@ -110,7 +110,7 @@ def estimate_scenario(
     ]
     if confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
-        notes.append(note_unconfirmed(config.model_type, stored))
+        notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
     if scores is not None:
         notes.append(scores)
     if named_gpu is None:

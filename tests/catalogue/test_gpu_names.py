@@ -124,14 +124,14 @@ def test_a_name_of_gpus_with_different_memories_is_not_guessed(text: str) -> Non
 @pytest.mark.parametrize(
     ("text", "memory_bytes", "gpu_id", "title"),
     [
-        ("24GiB", 24 * GIB, "24gib", "custom GPU of 24 GiB"),
-        ("24 gb", 24 * 10**9, "24gb", "custom GPU of 24 GB"),
-        ("24576mib", 24 * GIB, "24576mib", "custom GPU of 24576 MiB"),
-        ("141000 MB", 141 * 10**9, "141000mb", "custom GPU of 141000 MB"),
-        ("1.5TiB", 3 * 2**39, "1.5tib", "custom GPU of 1.5 TiB"),
-        (" 0.5TB ", 5 * 10**11, "0.5tb", "custom GPU of 0.5 TB"),
-        ("80000000000B", 80 * 10**9, "80000000000b", "custom GPU of 80000000000 B"),
-        ("0.1GiB", 107374182, "0.1gib", "custom GPU of 0.1 GiB"),
+        ("24GiB", 24 * GIB, "24GiB", "custom GPU of 24 GiB"),
+        ("24 gb", 24 * 10**9, "24GB", "custom GPU of 24 GB"),
+        ("24576mib", 24 * GIB, "24576MiB", "custom GPU of 24576 MiB"),
+        ("141000 MB", 141 * 10**9, "141000MB", "custom GPU of 141000 MB"),
+        ("1.5TiB", 3 * 2**39, "1.5TiB", "custom GPU of 1.5 TiB"),
+        (" 0.5TB ", 5 * 10**11, "0.5TB", "custom GPU of 0.5 TB"),
+        ("80000000000B", 80 * 10**9, "80000000000B", "custom GPU of 80000000000 B"),
+        ("0.1GiB", 107374182, "0.1GiB", "custom GPU of 0.1 GiB"),
     ],
 )
 def test_a_size_is_a_gpu_of_which_nothing_else_is_known(

@@ -63,16 +63,21 @@ def note_fits_nowhere(
         )
 
 
-def note_unconfirmed(model_type: str, stored: StoredWeights | None) -> str:
+def note_unconfirmed(
+    model_type: str, quantization: Quantization, stored: StoredWeights | None
+) -> str:
     """Return a note that no GPU has confirmed estimates of a kind of model.
 
     Args:
         model_type: The architecture's name in transformers.
+        quantization: The format in which bitsandbytes stores the weights.
         stored: The stored weights, if the model runs with them.
     """
     kind = f"models of the type {model_type}"
     if stored is not None:
         kind += f" in {stored.method.partition(',')[0]}"
+    elif quantization is not Quantization.NONE:
+        kind += f" in {quantization}"
     return (
         f"No GPU has confirmed estimates of {kind} yet: it may do something that none of the measured "
         "models do."

@@ -92,7 +92,7 @@ def _describe(model: Inspection) -> Iterator[tuple[str, str]]:
     yield "prefill FLOPs per token", word_count(prefill)
     yield "decode FLOPs per token", word_count(decode)
     num_bytes = model.parameters.num_bytes if model.parameters else None
-    yield "bytes in full precision", word_size(num_bytes)
+    yield "bytes, unquantized", word_size(num_bytes)
 
 
 def _describe_parameters(model: Inspection) -> Iterator[tuple[str, str]]:

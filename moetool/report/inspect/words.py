@@ -81,7 +81,7 @@ def word_experts(model: Inspection) -> str:
         words += f", {model.num_shared_experts} shared"
     widths = sorted({layer.expert_width for layer in layers if layer.expert_width is not None})
     if widths:
-        words += f"; {' and '.join(map(str, widths))} wide"
+        words += f"; {' and '.join(f'{width:,}' for width in widths)} wide"
     return words
 
 
@@ -125,7 +125,7 @@ def word_mixer(mixer: Mixer) -> str:
             heads += f", {format_number_of(mixer.num_kv_heads, 'KV head')}"
         words.append(heads)
     if mixer.head_dim is not None:
-        words.append(f"{mixer.head_dim} wide")
+        words.append(f"{mixer.head_dim:,} wide")
     if mixer.sliding_window is not None:
         words.append(f"window {mixer.sliding_window}")
     if mixer.is_sparse:

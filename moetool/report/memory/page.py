@@ -70,9 +70,8 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     if estimate.speed:
         yield list_speed(estimate.speed, estimate.gpu)
     yield list(_list_measured(estimate))
-    if not estimate.is_gpu_named:
-        # The table of all GPUs is longer than many a terminal.
-        yield in_short
+    # The page is longer than many a terminal.
+    yield in_short
 
 
 def _list_facts(estimate: Estimate) -> Iterator[Paragraph]:

@@ -76,7 +76,7 @@ def _word_one(fit: Fit) -> str:
 def _word_smallest(estimate: Estimate) -> str:
     smallest, fit = estimate.smallest_fit, estimate.fit
     if smallest is not None:
-        return f" and fits on one {word_gpu(smallest)}, the smallest that is enough"
+        return f" and fits on one {word_gpu(smallest)}, the smallest known GPU that can hold it"
     if fit is None or fit.fits is None:
         return ""
     if fit.num_gpus is None:

@@ -54,7 +54,9 @@ def word_fit(fit: Fit | None) -> str:
 
 
 def word_gpu(fit: Fit) -> str:
-    """Return a GPU with its memory: `rtx-4090 (24.0 GiB)`."""
+    """Return a GPU with its memory: `rtx-4090 (24.0 GiB)`. An amount of memory says that itself."""
+    if fit.gpu[:1].isdecimal():
+        return fit.gpu
     return f"{fit.gpu} ({format_bytes(fit.memory_bytes)})"
 
 
@@ -210,9 +212,10 @@ def list_limits(limits: Limits, gpu: str) -> Iterator[str]:
     else:
         whole = ", the model's whole context" if limits.is_whole_context else ""
         tokens = format_number_of(limits.largest_prompt_tokens, "token")
-        yield f"prompts of up to {tokens} at this batch size on 1 × {gpu}{whole}"
+        slack = "" if whole else "; the allocator's slack decides on slightly longer ones"
+        yield f"prompts of {tokens} at this batch size on 1 × {gpu}{whole}{slack}"
     if limits.largest_batch_size == 0:
         yield f"no batch fits on 1 × {gpu} at this length"
     else:
         sequences = format_number_of(limits.largest_batch_size, "sequence")
-        yield f"batches of up to {sequences} at this length on 1 × {gpu}"
+        yield f"batches of {sequences} at this length on 1 × {gpu}"

@@ -46,7 +46,7 @@ def test_the_table_lists_what_runs(run_moetool: RunMoetool) -> None:
     completed = run_moetool("fits", "--gpu", "24GiB")
     assert (completed.returncode, completed.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in completed.stdout.splitlines()]
-    assert lines[0] == "2 of 67 models run on 1 × 24gib (24.0 GiB)."
+    assert lines[0] == "2 of 67 models run on 1 × 24GiB."
     assert "olmoe-1b-7b 6.979B 3.490B 13.0 GiB 10.0 GiB 3,840 *" in lines
     assert "mixtral-8x7b" not in completed.stdout
 
@@ -66,7 +66,7 @@ def test_a_family_is_all_that_is_listed(run_moetool: RunMoetool) -> None:
     ]
     nothing = run_moetool("fits", "--gpu", "24GiB", "--family", "no such family")
     assert (nothing.returncode, nothing.stderr) == (0, "No model matches.\n")
-    assert nothing.stdout.startswith("None of 0 models runs on 1 × 24gib")
+    assert nothing.stdout.startswith("None of 0 models runs on 1 × 24GiB")
 
 
 def test_json_and_csv_have_every_model(run_moetool: RunMoetool, tmp_path: Path) -> None:

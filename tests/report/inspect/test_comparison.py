@@ -15,7 +15,7 @@ LABELS = [
     *("source", "total", "active, all", "  without input embedding"),
     *("  without embedding and head", "active / total", "routed experts / total", "layers"),
     *("layers with experts", "experts", "top-k", "shared experts", "prefill FLOPs per token"),
-    *("decode FLOPs per token", "bytes in full precision"),
+    *("decode FLOPs per token", "bytes, unquantized"),
 ]
 
 
@@ -53,7 +53,7 @@ top-k                                 2     unknown
 shared experts                        0     unknown
 prefill FLOPs per token          2.000M     unknown
 decode FLOPs per token           2.500M     unknown
-bytes in full precision        10.0 MiB     unknown
+bytes, unquantized             10.0 MiB     unknown
 
 closed-1: Reported, never computed.
 closed-1: Unconfirmed.

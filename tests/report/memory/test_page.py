@@ -69,14 +69,16 @@ prefill     peaks at 18.2 GiB: mm in lm_head, outside layers
 ────────────────────────────────────────
 80.0 GiB   yes +58.5     yes +70.5   big
 yes/no: GiB to spare, or missing, on one GPU.
+
+small-4x needs 21.5 GiB and fits on 1 × big (80.0 GiB): 58.5 GiB to spare.
 """
     )
 
 
 def test_without_a_gpu_the_page_ends_with_the_verdict_that_it_begins_with() -> None:
     in_short = """\
-small-4x needs 21.5 GiB and fits on one big (80.0 GiB), the smallest that is
-enough.
+small-4x needs 21.5 GiB and fits on one big (80.0 GiB), the smallest known GPU
+that can hold it.
 The smallest is the small (16.0 GiB) in nf4.
 """
     text = render(fits=FITS, notes=("A note.",))
@@ -241,7 +243,7 @@ def test_where_only_computing_experts_on_the_host_helps_that_is_offered() -> Non
 def test_without_a_gpu_the_smallest_that_is_enough_is_named() -> None:
     medium = make_fit("medium", memory_gib=24, needs_gib=21.5)
     assert verdict(fits=(*FITS, medium)) == (
-        "small-4x needs 21.5 GiB and fits on one medium (24.0 GiB), the smallest that is enough. "
+        "small-4x needs 21.5 GiB and fits on one medium (24.0 GiB), the smallest known GPU that can hold it. "
         "The smallest is the small (16.0 GiB) in nf4."
     )
     in_int8 = replace(medium, quantization=Quantization.INT8)
@@ -278,7 +280,7 @@ def test_without_a_gpu_packed_and_dequantized_weights_each_have_a_smallest_one()
     variants = {"as_published": FIGURES, "dequantized": FIGURES}
     assert verdict(fits=fits, stored=stored, variants=variants) == (
         "small-4x needs 21.5 GiB with its weights packed as published, in mxfp4, and fits on one "
-        "small (16.0 GiB), the smallest that is enough. With its weights dequantized it needs 21.5 "
+        "small (16.0 GiB), the smallest known GPU that can hold it. With its weights dequantized it needs 21.5 "
         "GiB and fits on one big (80.0 GiB)."
     )
 
