@@ -28,7 +28,7 @@ def make(name: str, number: int) -> Scenario:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("number", [0, -1])
 def test_sizes_of_nothing_are_refused(name: str, number: int) -> None:
-    with pytest.raises(UsageError, match=rf"^The .* can't be {number}\.$") as caught:
+    with pytest.raises(UsageError, match=rf"(?m)^The .* can't be {number}\.$") as caught:
         make(name, number)
     assert caught.value.hint.startswith("Give a whole number from 1 to ")
 

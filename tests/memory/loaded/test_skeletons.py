@@ -107,7 +107,7 @@ def test_a_scenario_may_fill_the_context_and_no_more(tmp_path: Path) -> None:
     builder = make_builder(save_config("mixtral", tmp_path, max_position_embeddings=10))
     assert find_context(builder.make_config()) == 10
     builder.refuse_scenario(SCENARIO)
-    with pytest.raises(UsageError, match=r"9 prompt and 2 new tokens .* 10 tokens\.$") as caught:
+    with pytest.raises(UsageError, match=r"(?m)9 prompt and 2 new tokens .* 10 tokens\.$") as caught:
         builder.refuse_scenario(replace(SCENARIO, num_prompt_tokens=9))
     assert "--prompt-tokens" in caught.value.hint
 
