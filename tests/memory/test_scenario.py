@@ -114,6 +114,11 @@ def test_a_forward_pass_is_clipped_to_the_whole_context() -> None:
     assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == (512, 0)
 
 
+def test_new_tokens_keep_what_a_short_prompt_leaves_of_the_context() -> None:
+    clipped = Scenario(num_prompt_tokens=100, num_new_tokens=5000).clip(1000, sizes=BOTH)
+    assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == (100, 900)
+
+
 @given(
     context=st.integers(1, 5000),
     num_prompt=st.integers(1, 5000),
