@@ -38,6 +38,18 @@ class MoetoolError(Exception):
         return f"{self.message}\nhint: {self.hint}"
 
 
+class ResumableInterrupt(KeyboardInterrupt):
+    """An interrupt of work whose results so far are kept.
+
+    Attributes:
+        hint: One sentence in the imperative: how to go on.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 class UsageError(MoetoolError):
     """The arguments cannot be carried out as given."""
 

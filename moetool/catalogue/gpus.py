@@ -218,8 +218,8 @@ def _refuse(text: str) -> UsageError:
             one = several["gpu"] if gpu.vendor is None else gpu.id
             return UsageError(
                 f"'{text}' names several GPUs, and an estimate is for one.",
-                hint=f"Give {one}: `moetool memory-estimate` then shows how many of them are "
-                "needed, and what each of several holds.",
+                hint=f"Give {one}. `moetool memory-estimate MODEL --gpu {one}` shows how many of "
+                "them a model needs, and what each of several holds.",
             )
     alike = [gpu.id for gpu in find_named_like(text)]
     if len(alike) > 1 and len(alike) <= _MOST_NAMES:

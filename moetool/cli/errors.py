@@ -65,7 +65,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             raise typer.Exit(6) from error
         except KeyboardInterrupt as error:
             if say_once():
-                _say(MESSAGE, hint=HINT, notes=_notes(error))
+                _say(MESSAGE, hint=getattr(error, "hint", HINT), notes=_notes(error))
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             # The reader of our output, such as `head`, has closed the pipe.

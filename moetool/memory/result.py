@@ -5,7 +5,7 @@ All sizes are in bytes. Unknown figures are None, and the notes say why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -189,8 +189,12 @@ class Estimate(_NamedFigures, Tabular):
     @property
     def smallest_fit(self) -> Fit | None:
         """The GPU with the least memory on which the run fits; None if it fits on none."""
-        fitting = (fit for fit in self._fits_as_run if fit.fits)
-        return min(fitting, key=lambda fit: fit.memory_bytes, default=None)
+        return _find_smallest(self._fits_as_run)
+
+    @property
+    def smallest_fit_dequantized(self) -> Fit | None:
+        """The GPU with the least memory for dequantized weights; None if there is none."""
+        return _find_smallest(self.fits_dequantized)
 
     @property
     def smallest_fits(self) -> Mapping[Quantization, Fit | None]:
@@ -203,11 +207,7 @@ class Estimate(_NamedFigures, Tabular):
             return {}
         known = [fit for fit in self.fits if fit.fits is not None]
         return {
-            quantization: min(
-                (fit for fit in known if fit.fits and fit.quantization is quantization),
-                key=lambda fit: fit.memory_bytes,
-                default=None,
-            )
+            quantization: _find_smallest(fit for fit in known if fit.quantization is quantization)
             for quantization in dict.fromkeys(fit.quantization for fit in known)
         }
 
@@ -336,3 +336,8 @@ def _describe_measurement(measured: Measurement) -> dict[str, Any]:
 
 def _name_gpu(answer: Limits | Offload | SpeedBound | None, gpu: str) -> dict[str, Any] | None:
     return None if answer is None else {"gpu": gpu, **make_plain(replace(answer, gpu=gpu))}
+
+
+def _find_smallest(fits: Iterable[Fit]) -> Fit | None:
+    """Return the fit with the least memory among those that are enough."""
+    return min((fit for fit in fits if fit.fits), key=lambda fit: fit.memory_bytes, default=None)

@@ -20,7 +20,7 @@ from moetool.cli.options.shared import (
 )
 from moetool.cli.options.values import check_experts
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
-from moetool.cli.progress import say
+from moetool.errors import UsageError
 from moetool.memory.fitting.model_fit import FitSort
 from moetool.memory.scenario import NUM_NEW_TOKENS, Scenario
 from moetool.quantized.kinds import Quantization, QuantizedExperts
@@ -54,11 +54,20 @@ def fits(
         int, typer.Option(metavar="N", help="Sequences in a batch.")
     ] = Scenario.batch_size,
     prompt_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Prompt tokens of each sequence.")
-    ] = Scenario.num_prompt_tokens,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=f"Prompt tokens of each sequence. Default: {Scenario.num_prompt_tokens}, or as many "
+            "as a model's context allows.",
+        ),
+    ] = None,
     new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="New tokens of each sequence.")
-    ] = NUM_NEW_TOKENS,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=f"New tokens of each sequence. Default: {NUM_NEW_TOKENS}, within the context.",
+        ),
+    ] = None,
     list_all: Annotated[
         bool,
         typer.Option("--all", metavar=FLAG, help="Also list the models that don't run, and why."),
@@ -102,23 +111,28 @@ def fits(
     check_experts(experts, quantization)
     scenario = Scenario(
         batch_size=batch_size,
-        num_prompt_tokens=prompt_tokens,
-        num_new_tokens=new_tokens,
+        num_prompt_tokens=Scenario.num_prompt_tokens if prompt_tokens is None else prompt_tokens,
+        num_new_tokens=NUM_NEW_TOKENS if new_tokens is None else new_tokens,
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
     )
+    given = {"num_prompt_tokens": prompt_tokens, "num_new_tokens": new_tokens}
     selected = select_models(read_published_models().values(), family=family).models
+    if not selected:
+        raise UsageError(
+            f"No model of the catalogue matches the family '{family}'.",
+            hint="Run `moetool models` to list its models.",
+        )
     with show_bar("models", is_quiet=quiet) as show:
         found = find_fitting_models(
             gpu,
             scenario,
             models=[model.name for model in selected],
+            clipped_sizes=[size for size, number in given.items() if number is None],
             sort=sort,
             use_cache=not no_cache,
             on_progress=show,
         )
     view = replace(see_output(output), lists_all=list_all)
     print_or_write(RENDERERS[chosen](found, view), output, force=force)
-    if not selected and not quiet:
-        say("No model matches.")

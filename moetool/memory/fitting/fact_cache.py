@@ -21,6 +21,7 @@ from moetool.errors import MoetoolError
 from moetool.memory.fitting.known_facts import (
     ModelSize,
     RunFacts,
+    merge_facts,
     read_facts,
     read_size,
     write_facts,
@@ -30,8 +31,8 @@ from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.scenario import Scenario
 from moetool.output.targets import write_file
 
-# Packages of moetool that find facts.
-_CODE = ("anatomy", "checkpoint", "memory", "quantized", "simulation")
+# Sub-packages of moetool that find facts, and those that they import.
+_CODE = ("anatomy", "catalogue", "checkpoint", "memory", "output", "quantized", "simulation")
 # Packages whose code models call, if they are installed.
 _PACKAGES = (
     "torch",
@@ -80,11 +81,11 @@ class FactCache:
     folder: Path | None
 
     def read_size(self, model: str) -> ModelSize | None:
-        """Return a model's parameters; None if they are not known."""
+        """Return a model's parameters and context; None if they are not known."""
         return read_size(self._read(_identify(model)))
 
     def write_size(self, model: str, size: ModelSize) -> None:
-        """Keep a model's parameters."""
+        """Keep a model's parameters and context."""
         self._write(_identify(model), write_size(size))
 
     def read_facts(self, model: str, gpu: Gpu, scenario: Scenario) -> RunFacts | None:
@@ -92,7 +93,9 @@ class FactCache:
         return read_facts(self._read(_identify_run(model, gpu, scenario)))
 
     def write_facts(self, model: str, gpu: Gpu, scenario: Scenario, facts: RunFacts) -> None:
-        """Keep the facts about a model's runs."""
+        """Keep the facts about a model's runs, along with those that another process has kept."""
+        known = self.read_facts(model, gpu, scenario)
+        facts = facts if known is None else merge_facts(facts, known)
         self._write(_identify_run(model, gpu, scenario), write_facts(facts))
 
     def _read(self, key: Mapping[str, object]) -> object:
@@ -158,10 +161,17 @@ def _hash_code() -> str:
     """Return a hash of the code that finds facts, which changes more often than its version."""
     package = Path(moetool.__file__).parent
     digest = hashlib.sha256()
-    for name in _CODE:
-        for path in sorted((package / name).rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in _list_code(package):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _list_code(package: Path) -> list[Path]:
+    """Return the files of all code that finds facts, with moetool's own modules."""
+    folders = [package / name for name in _CODE]
+    return sorted(
+        [*package.glob("*.py"), *(file for each in folders for file in each.rglob("*.py"))]
+    )
 
 
 @cache

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeGuard
+
+_OPTIONAL = (int, type(None))
 
 
 @dataclass
 class ModelSize:
-    """A model's parameters.
+    """A model's parameters and context.
 
     Attributes:
-        params: All of them.
+        params: All parameters.
         active_params: Those that a text token runs; None if that is unknown, or differs from token
             to token.
+        most_tokens: The most tokens of a run; None if the model doesn't limit them.
     """
 
     params: int
     active_params: int | None
+    most_tokens: int | None
 
 
 @dataclass
@@ -37,8 +41,8 @@ class RunFacts:
         no_search_because: Why longer prompts are not simulated; None if they are, or if nothing has
             run.
         limited_bytes: Memory of the run on a GPU of that many bytes; None where it doesn't complete.
-        prompt_bytes: The same as `total_bytes` for other prompts; None for those that are too long
-            to be simulated.
+        prompt_bytes: The same as `total_bytes` for other prompts.
+        prompt_refusals: Why other prompts can't be simulated.
         prompt_fits: Whether a run with another prompt, which takes more than the GPU's bytes if it
             can, completes there; by prompt and bytes, as in `4096/25769803776`.
     """
@@ -52,21 +56,22 @@ class RunFacts:
     needs_data: str | None = None
     no_search_because: str | None = None
     limited_bytes: dict[str, int | None] = field(default_factory=dict)
-    prompt_bytes: dict[str, int | None] = field(default_factory=dict)
+    prompt_bytes: dict[str, int] = field(default_factory=dict)
+    prompt_refusals: dict[str, str] = field(default_factory=dict)
     prompt_fits: dict[str, bool] = field(default_factory=dict)
 
 
 def write_size(size: ModelSize) -> dict[str, object]:
-    """Return a model's parameters as a JSON object."""
+    """Return a model's parameters and context as a JSON object."""
     return asdict(size)
 
 
 def read_size(value: object) -> ModelSize | None:
-    """Return a model's parameters, given the JSON object that was written; None if it is not one."""
+    """Return a model's size, given the JSON object that was written; None if it is not one."""
     if not _has_fields(value, ModelSize):
         return None
-    total, active = value["params"], value["active_params"]
-    if type(total) is not int or type(active) not in (int, type(None)):
+    optional = (value["active_params"], value["most_tokens"])
+    if type(value["params"]) is not int or not all(type(each) in _OPTIONAL for each in optional):
         return None
     return ModelSize(**value)
 
@@ -85,12 +90,22 @@ def read_facts(value: object) -> RunFacts | None:
     is_whole = (
         type(value["is_weighed"]) is bool
         and all(type(value[name]) in (str, type(None)) for name in texts)
-        and all(type(value[name]) in (int, type(None)) for name in numbers)
-        and _maps_to(value["limited_bytes"], (int, type(None)))
-        and _maps_to(value["prompt_bytes"], (int, type(None)))
+        and all(type(value[name]) in _OPTIONAL for name in numbers)
+        and _maps_to(value["limited_bytes"], _OPTIONAL)
+        and _maps_to(value["prompt_bytes"], (int,))
+        and _maps_to(value["prompt_refusals"], (str,))
         and _maps_to(value["prompt_fits"], (bool,))
     )
     return RunFacts(**value) if is_whole else None
+
+
+def merge_facts(one: RunFacts, other: RunFacts) -> RunFacts:
+    """Return what is known from either of two sets of facts about the same runs."""
+    merged = replace(one)
+    for name in (each.name for each in fields(RunFacts)):
+        own, others = getattr(one, name), getattr(other, name)
+        setattr(merged, name, {**others, **own} if isinstance(own, dict) else own or others)
+    return merged
 
 
 def _has_fields(value: object, kind: type[ModelSize | RunFacts]) -> TypeGuard[dict[str, Any]]:

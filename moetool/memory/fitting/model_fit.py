@@ -46,6 +46,7 @@ class ModelFit:
         is_whole_context: Whether only the model's context limits that prompt; None if unknown.
         may_be_longer: Whether a longer prompt might fit but is not simulated.
         reason: Why something is unknown; None if nothing is.
+        note: How the run was reduced to the model's context; None if it was not.
     """
 
     model: str
@@ -60,6 +61,7 @@ class ModelFit:
     is_whole_context: bool | None = None
     may_be_longer: bool = False
     reason: str | None = None
+    note: str | None = None
 
     @property
     def shortage_bytes(self) -> int | None:
@@ -69,11 +71,15 @@ class ModelFit:
         return -self.headroom_bytes
 
 
+class _RefusedTrialError(Exception):
+    """A run that the search for the longest prompt needs can't be simulated."""
+
+
 class Simulation(Protocol):
     """Adds to facts about a model's runs, as `SimulatedModel` does."""
 
     def count_params(self) -> ModelSize:
-        """Return the model's parameters."""
+        """Return the model's parameters and context."""
         ...
 
     def weigh(self) -> None:
@@ -89,7 +95,7 @@ class Simulation(Protocol):
         ...
 
     def try_prompt(self, num_tokens: int) -> None:
-        """Find the memory of a run with another prompt."""
+        """Find the memory of a run with another prompt, or why it can't be simulated."""
         ...
 
     def try_prompt_within(self, num_tokens: int, memory_bytes: int) -> None:
@@ -113,7 +119,7 @@ def find_model_fit(
 
     Args:
         model: The model's short name.
-        size: Its parameters.
+        size: Its parameters and context.
         facts: What is known about its runs on GPUs of this kind.
         simulate: Returns what adds a fact that is missing. It is called for each.
     """
@@ -172,19 +178,24 @@ def _add_longest_prompt(
             assert facts.total_bytes is not None
             return Trial(facts.total_bytes, fits=bool(found.fits))
         key = str(num_tokens)
-        if key not in facts.prompt_bytes:
+        if key not in facts.prompt_bytes and key not in facts.prompt_refusals:
             simulate().try_prompt(num_tokens)
-        # Without bytes a search ends, and so it does where the trial was refused.
-        total_bytes = facts.prompt_bytes.get(key)
-        if total_bytes is None or total_bytes <= memory_bytes:
-            return None if total_bytes is None else Trial(total_bytes, fits=True)
+        if key in facts.prompt_refusals:
+            # The model's code may read values of which a long prompt has too many.
+            if num_tokens > scenario.num_prompt_tokens:
+                return None
+            raise _RefusedTrialError(facts.prompt_refusals[key])
+        total_bytes = facts.prompt_bytes[key]
+        if total_bytes <= memory_bytes:
+            return Trial(total_bytes, fits=True)
         within = f"{num_tokens}/{memory_bytes}"
         if within not in facts.prompt_fits:
             simulate().try_prompt_within(num_tokens, memory_bytes)
         return Trial(total_bytes, fits=facts.prompt_fits[within])
 
-    longest = None
-    if facts.no_search_because is None:
+    try:
+        if facts.no_search_because is not None:
+            raise _RefusedTrialError(facts.no_search_because)
         longest = search_longest_prompt(
             try_tokens,
             memory_bytes=memory_bytes,
@@ -194,8 +205,8 @@ def _add_longest_prompt(
             context=facts.context,
             most_tokens_at_once=MOST_TOKENS_AT_ONCE,
         )
-    if longest is None or facts.no_search_because is not None:
-        return replace(found, reason=f"The longest prompt is unknown: {facts.no_search_because}")
+    except _RefusedTrialError as refusal:
+        return replace(found, reason=f"The longest prompt is unknown: {refusal}")
     return replace(
         found,
         longest_prompt_tokens=longest.num_tokens,

@@ -13,7 +13,7 @@ from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import PublishedModel
 from moetool.checkpoint.reference import ModelKind, ModelReference
 from moetool.checkpoint.subject import AskedSource, find_subject
-from moetool.errors import InputError, MoetoolError
+from moetool.errors import DenseModelError, InputError, UntraceableError, UsageError
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.limits import refuse_search
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -24,6 +24,8 @@ from moetool.simulation.memory.memory_replay import list_weight_bytes
 
 # The allocator rounds sizes up to this.
 _BLOCK_BYTES = 512
+# Errors that hold for every run of the scenario. Running out of memory may be over the next time.
+_REFUSALS = (DenseModelError, InputError, UntraceableError, UsageError)
 
 
 class SimulatedModel:
@@ -49,13 +51,13 @@ class SimulatedModel:
         self._facts = facts
 
     def count_params(self) -> ModelSize:
-        """Return the model's parameters, as `inspect` counts them."""
+        """Return the model's parameters, as `inspect` counts them, and the most tokens of a run."""
         config = self._builder.make_config()
         dtype = find_dtype(config)
         skeleton = RoutedSkeleton.of(build_whole_skeleton(config, dtype=dtype))
         table = add_extra(count_skeleton(skeleton, dtype=dtype), self._published.extra_parameters)
         active = table.count_active(ActiveDefinition.ALL)
-        return ModelSize(table.total, active.exact if active else None)
+        return ModelSize(table.total, active.exact if active else None, self._builder.most_tokens)
 
     def weigh(self) -> None:
         """Find the weights' bytes on the GPU, and the model's context."""
@@ -63,7 +65,7 @@ class SimulatedModel:
         try:
             self._builder.refuse_scenario(self._scenario)
             loaded = self._runs.loader.load(self._scenario)
-        except MoetoolError as error:
+        except _REFUSALS as error:
             facts.unknown_because = error.message
             return
         in_blocks = sum(
@@ -84,7 +86,7 @@ class SimulatedModel:
         facts = self._facts
         try:
             run = self._runs.run(self._scenario)
-        except MoetoolError as error:
+        except _REFUSALS as error:
             facts.unknown_because = error.message
             return
         assert run is not None
@@ -104,18 +106,13 @@ class SimulatedModel:
 
     def try_prompt(self, num_tokens: int) -> None:
         """Find the memory of a run with another prompt, as a search for limits does."""
-        facts = self._facts
         try:
             run = self._resumed.run(self._size(num_tokens), is_brief=True)
         except InputError as error:
-            # The model's code may read values of which a long prompt has too many.
-            if num_tokens > self._scenario.num_prompt_tokens:
-                facts.prompt_bytes[str(num_tokens)] = None
-            else:
-                facts.no_search_because = error.message
+            self._facts.prompt_refusals[str(num_tokens)] = error.message
             return
         assert run is not None
-        facts.prompt_bytes[str(num_tokens)] = run.figures.total_device_bytes
+        self._facts.prompt_bytes[str(num_tokens)] = run.figures.total_device_bytes
 
     def try_prompt_within(self, num_tokens: int, memory_bytes: int) -> None:
         """Find out whether a run with another prompt completes on a GPU with that much memory."""

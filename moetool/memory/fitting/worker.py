@@ -1,16 +1,20 @@
 """A process that finds out which models of the catalogue run on a GPU, one after another.
 
 It reads tasks from stdin and answers each on stdout, both pickled: its parent is the only one that
-writes to it.
+writes to it. It ends with its parent, also in the middle of a task.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import queue
 import signal
 import sys
-from dataclasses import dataclass
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +22,16 @@ from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import MoetoolError
 from moetool.memory.fitting.fact_cache import FactCache
-from moetool.memory.fitting.known_facts import RunFacts
+from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
+from moetool.memory.fitting.workers import TaskError
+from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.scenario import Scenario
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.simulated_model import SimulatedModel
+
+_TOO_LITTLE_MEMORY = "This machine has too little memory to simulate it."
 
 
 @dataclass(frozen=True)
@@ -32,69 +40,116 @@ class FitTask:
 
     Attributes:
         model: The model's short name.
+        clipped_sizes: Sizes of the scenario that are reduced to what the model's context allows.
         cache_folder: The folder of facts that are known already; None to find out everything anew.
     """
 
     model: str
     gpu: Gpu
     scenario: Scenario
+    clipped_sizes: tuple[str, ...]
     cache_folder: Path | None
+
+    def clip(self, size: ModelSize) -> Scenario:
+        """Return the scenario within the context of a model of that size."""
+        if size.most_tokens is None:
+            return self.scenario
+        return self.scenario.clip(size.most_tokens, sizes=self.clipped_sizes)
+
+    def note_clipped(self, size: ModelSize) -> str | None:
+        """Return a note if the scenario is reduced to the context of a model of that size."""
+        clipped = self.clip(size)
+        if size.most_tokens is None or clipped == self.scenario:
+            return None
+        return note_clipped(self.scenario, clipped, context=size.most_tokens)
 
 
 def answer(task: FitTask) -> ModelFit:
     """Return whether a model runs on a GPU. Facts that are found out are kept in the cache."""
     cache = FactCache(task.cache_folder)
-    facts = cache.read_facts(task.model, task.gpu, task.scenario) or RunFacts()
-    size = cache.read_size(task.model)
+    try:
+        size = cache.read_size(task.model)
+        if size is None:
+            size = _count(task)
+            cache.write_size(task.model, size)
+        return replace(_find_fit(task, cache, size), note=task.note_clipped(size))
+    except MoetoolError as error:
+        return ModelFit(task.model, reason=error.message)
+    except MemoryError:
+        return ModelFit(task.model, reason=_TOO_LITTLE_MEMORY)
+
+
+def _count(task: FitTask) -> ModelSize:
+    return _open(task, task.scenario, RunFacts()).count_params()
+
+
+def _find_fit(task: FitTask, cache: FactCache, size: ModelSize) -> ModelFit:
+    scenario = task.clip(size)
+    facts = cache.read_facts(task.model, task.gpu, scenario) or RunFacts()
     opened: list[SimulatedModel] = []
 
     def simulate() -> SimulatedModel:
         if not opened:
-            from moetool.memory.fitting.simulated_model import SimulatedModel
-
-            model = read_published_models()[task.model]
-            opened.append(SimulatedModel(model, task.gpu, task.scenario, facts))
+            opened.append(_open(task, scenario, facts))
         return opened[0]
 
     try:
-        if size is None:
-            size = simulate().count_params()
-            cache.write_size(task.model, size)
         return find_model_fit(
-            task.model,
-            size=size,
-            facts=facts,
-            gpu=task.gpu,
-            scenario=task.scenario,
-            simulate=simulate,
+            task.model, size=size, facts=facts, gpu=task.gpu, scenario=scenario, simulate=simulate
         )
-    except MoetoolError as error:
-        return ModelFit(task.model, reason=error.message)
     finally:
         if opened:
-            cache.write_facts(task.model, task.gpu, task.scenario, facts)
+            cache.write_facts(task.model, task.gpu, scenario, facts)
+
+
+def _open(task: FitTask, scenario: Scenario, facts: RunFacts) -> SimulatedModel:
+    from moetool.memory.fitting.simulated_model import SimulatedModel
+
+    return SimulatedModel(read_published_models()[task.model], task.gpu, scenario, facts)
 
 
 def main() -> None:
-    """Answer every task on stdin with a `ModelFit` on stdout."""
+    """Answer every task on stdin with a `ModelFit` on stdout, or with a `TaskError`."""
     # A Ctrl-C is for the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     # Libraries may print.
     os.dup2(2, 1)
+    tasks = _receive_tasks()
     import warnings
 
     import torch
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    while True:
+    for task in tasks:
         try:
-            task = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        pickle.dump(answer(task), answers)
+            found: ModelFit | TaskError = answer(task)
+        except Exception:  # noqa: BLE001
+            found = TaskError(traceback.format_exc())
+        pickle.dump(found, answers)
         answers.flush()
+
+
+def _receive_tasks() -> Iterator[FitTask]:
+    """Return the tasks on stdin, without an end: the process ends when stdin does.
+
+    Stdin ends when the parent does, even if the parent was killed.
+    """
+    tasks: queue.SimpleQueue[FitTask] = queue.SimpleQueue()
+
+    def receive() -> None:
+        try:
+            while True:
+                tasks.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=receive, daemon=True).start()
+    return iter(tasks.get, None)
 
 
 if __name__ == "__main__":

@@ -102,10 +102,8 @@ class SkeletonBuilder:
         Args:
             sizes: Those of `SIZES_IN_CONTEXT` that may be reduced; the others stay.
         """
-        context = self.context
-        if context is None or self._config.is_encoder_decoder:
-            return scenario
-        return scenario.clip(context, sizes=sizes)
+        most_tokens = self.most_tokens
+        return scenario if most_tokens is None else scenario.clip(most_tokens, sizes=sizes)
 
     def refuse_scenario(self, scenario: Scenario) -> None:
         """Refuse a scenario that is past the model's context.
@@ -128,6 +126,11 @@ class SkeletonBuilder:
     def context(self) -> int | None:
         """The most tokens of a sequence; None if the model doesn't say."""
         return find_context(self._config)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of a run; None if the model doesn't limit them."""
+        return None if self._config.is_encoder_decoder else self.context
 
     @cached_property
     def _config(self) -> PreTrainedConfig:

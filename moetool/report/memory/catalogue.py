@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from moetool.report import envelope
-from moetool.report.memory.words import word_loading, word_run
+from moetool.report.memory.words import word_card, word_loading, word_run
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_fact, make_paragraphs
-from moetool.report.text.numbers import format_bytes, format_number_of
+from moetool.report.text.numbers import format_number_of
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import make_table
@@ -43,16 +43,18 @@ def render_table_text(result: CatalogueFits, view: View = DEFAULT_VIEW) -> str:
         blocks.append([_make_fitting(fitting)])
     if view.lists_all and too_large:
         blocks.append([_make_too_large(too_large)])
-    elif too_large:
+    elif too_large and len(result.models) > 1:
         blocks.append(make_paragraphs([_word_nearest(too_large)]))
+    shown = [*fitting, *(too_large if view.lists_all else ())]
+    blocks.append(make_paragraphs(_list_notes(shown)))
     reasons = [*unknown, *(model for model in fitting if model.reason is not None)]
-    if view.lists_all or not unknown:
+    if view.lists_all or not unknown or len(result.models) == 1:
         blocks.append(make_paragraphs(f"{model.model}: {model.reason}" for model in reasons))
     else:
         names = ", ".join(model.model for model in unknown)
         blocks.append(make_paragraphs([f"No answer for {names}. --all shows why."]))
-    shown = "".join(map(_mark, fitting))
-    legend = [f"{mark} {words}" for mark, words in _LEGENDS.items() if mark in shown]
+    marks = "".join(map(_mark, fitting))
+    legend = [f"{mark} {words}" for mark, words in _LEGENDS.items() if mark in marks]
     blocks.append(make_paragraphs(["; ".join([_LONGEST, *legend])] if fitting else [], Style.MUTED))
     return render_page(blocks, view)
 
@@ -76,15 +78,40 @@ RENDERERS: Renderers[CatalogueFits] = {
 
 
 def _make_headline(result: CatalogueFits) -> Block:
-    number = len(result.fitting)
-    verb = "run" if number > 1 else "runs"
-    models = f"{number or 'None'} of {format_number_of(len(result.models), 'model')}"
-    gpu = f"1 × {result.gpu.id} ({format_bytes(result.gpu.memory_bytes)})"
     return [
-        *make_paragraphs([f"{models} {verb} on {gpu}."], Style.STRONG),
+        *make_paragraphs([_word_verdict(result)], Style.STRONG),
         make_fact("run", word_run(result.scenario)),
         make_fact("weights", word_loading(result.scenario)),
     ]
+
+
+def _word_verdict(result: CatalogueFits) -> str:
+    """Return how many models run and of how many that is unknown, or what holds for the only one."""
+    gpu = f"1 × {word_card(result.gpu.id, result.gpu.memory_bytes)}"
+    if len(result.models) == 1:
+        (model,) = result.models
+        if model.fits is None:
+            return f"Whether {model.model} runs on {gpu} is unknown."
+        if model.fits:
+            return f"{model.model} runs on {gpu}."
+        return f"{model.model} doesn't run on {gpu}: short by {_word_shortage(model)}."
+    number, num_unknown = len(result.fitting), len(result.unknown)
+    verb = "runs" if number == 1 else "run"
+    words = f"{number:,} of {format_number_of(len(result.models), 'model')} {verb} on {gpu}"
+    if num_unknown:
+        words += f"; {num_unknown:,} {'is' if num_unknown == 1 else 'are'} unknown"
+    return f"{words}."
+
+
+def _list_notes(models: Sequence[ModelFit]) -> Iterator[str]:
+    """Yield each note on a run, with the models that it holds for."""
+    names: dict[str, list[str]] = {}
+    for model in models:
+        # A run whose size was not looked at has nothing to note.
+        if model.note is not None and model.least_shortage_bytes is None:
+            names.setdefault(model.note, []).append(model.model)
+    for note, those in names.items():
+        yield f"{', '.join(those)}: {note}"
 
 
 def _make_fitting(models: Sequence[ModelFit]) -> Table:

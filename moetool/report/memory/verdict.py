@@ -119,8 +119,7 @@ def _list_dequantized(estimate: Estimate) -> Iterator[str]:
         return
     words = f"With its weights dequantized it needs {format_bytes(figures.total_device_bytes)}"
     if not estimate.is_gpu_named:
-        fitting = (fit for fit in estimate.fits_dequantized if fit.fits)
-        smallest = min(fitting, key=lambda fit: fit.memory_bytes, default=None)
+        smallest = estimate.smallest_fit_dequantized
         words += "" if smallest is None else f" and fits on one {word_gpu(smallest)}"
         yield f"{words}."
         return

@@ -54,10 +54,13 @@ def word_fit(fit: Fit | None) -> str:
 
 
 def word_gpu(fit: Fit) -> str:
+    """Return the GPU of a fit with its memory."""
+    return word_card(fit.gpu, fit.memory_bytes)
+
+
+def word_card(gpu: str, memory_bytes: int) -> str:
     """Return a GPU with its memory: `rtx-4090 (24.0 GiB)`. An amount of memory says that itself."""
-    if fit.gpu[:1].isdecimal():
-        return fit.gpu
-    return f"{fit.gpu} ({format_bytes(fit.memory_bytes)})"
+    return gpu if gpu[:1].isdecimal() else f"{gpu} ({format_bytes(memory_bytes)})"
 
 
 def word_smallest(estimate: Estimate) -> str:

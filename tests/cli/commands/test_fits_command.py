@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,14 @@ SIZES = {"olmoe-1b-7b": 13, "granite-3.0-1b-a400m": 3}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FactCache:
     """Keep facts by which two models run on 24 GiB and no other does."""
     monkeypatch.setenv("MOETOOL_CACHE", str(tmp_path / "cache"))
-    # Whatever is not known is unknown: a process that ends at once.
-    monkeypatch.setattr(catalogue_fits, "WORKER", (sys.executable, "-c", ""))
+    # Whatever is not known is unknown: a process that is killed at once.
+    command = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(catalogue_fits, "WORKER", command)
     cache = FactCache(tmp_path / "cache")
     for model in read_published_models().values():
         if model.can_be_counted:
             size = SIZES.get(model.name, 100) * GIB
-            cache.write_size(model.name, ModelSize(size // 2, size // 4))
+            cache.write_size(model.name, ModelSize(size // 2, size // 4, 4096))
             facts = RunFacts(is_weighed=True, context=4096, weights_bytes=size)
             if model.name in SIZES:
                 facts.total_bytes = size + GIB
@@ -46,7 +48,7 @@ def test_the_table_lists_what_runs(run_moetool: RunMoetool) -> None:
     completed = run_moetool("fits", "--gpu", "24GiB")
     assert (completed.returncode, completed.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in completed.stdout.splitlines()]
-    assert lines[0] == "2 of 67 models run on 1 × 24GiB."
+    assert lines[0] == "2 of 67 models run on 1 × 24GiB; 1 is unknown."
     assert "olmoe-1b-7b 6.979B 3.490B 13.0 GiB 10.0 GiB 3,840 *" in lines
     assert "mixtral-8x7b" not in completed.stdout
 
@@ -64,9 +66,73 @@ def test_a_family_is_all_that_is_listed(run_moetool: RunMoetool) -> None:
         ("granite-3.0-1b-a400m", "True"),
         ("granite-3.0-3b-a800m", "False"),
     ]
-    nothing = run_moetool("fits", "--gpu", "24GiB", "--family", "no such family")
-    assert (nothing.returncode, nothing.stderr) == (0, "No model matches.\n")
-    assert nothing.stdout.startswith("None of 0 models runs on 1 × 24GiB")
+
+
+def test_a_family_without_models_is_refused(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("fits", "--gpu", "24GiB", "--family", "no such family")
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert completed.stderr == (
+        "error: No model of the catalogue matches the family 'no such family'.\n"
+        "hint: Run `moetool models` to list its models.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "new", "reason"),
+    [
+        (("--prompt-tokens", "4000"), 4000, 96, "The longest prompt is unknown: it is kept."),
+        (("--new-tokens", "4000"), 96, 4000, "The longest prompt is unknown: it is kept."),
+        (("--prompt-tokens", "4000", "--new-tokens", "256"), 4000, 96, "past the context"),
+    ],
+)
+def test_sizes_that_were_not_given_are_within_the_context(
+    run_moetool: RunMoetool,
+    cache: FactCache,
+    options: tuple[str, ...],
+    prompt: int,
+    new: int,
+    reason: str,
+) -> None:
+    gpu = find_gpu("24GiB")
+    clipped = Scenario(num_prompt_tokens=prompt, num_new_tokens=new)
+    facts = RunFacts(is_weighed=True, weights_bytes=GIB, total_bytes=2 * GIB)
+    facts.no_search_because = "it is kept."
+    cache.write_facts("olmoe-1b-7b", gpu, clipped, facts)
+    whole = Scenario(num_prompt_tokens=4000, num_new_tokens=256)
+    cache.write_facts("olmoe-1b-7b", gpu, whole, RunFacts(unknown_because="past the context"))
+    completed = run_moetool(
+        "fits", "--gpu", "24GiB", "--family", "olmoe", *options, "--format", "json"
+    )
+    (model,) = json.loads(completed.stdout)["models"]
+    assert model["reason"] == reason
+    assert (model["note"] is None) is (reason == "past the context")
+
+
+def test_several_gpus_are_refused_with_what_to_do_instead(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("fits", "--gpu", "8xh100")
+    assert completed.returncode == 2
+    assert completed.stderr == (
+        "error: '8xh100' names several GPUs, and an estimate is for one.\n"
+        "hint: Give h100. `moetool memory-estimate MODEL --gpu h100` shows how many of them a model "
+        "needs, and what each of several holds.\n"
+    )
+
+
+def test_an_interrupt_has_one_hint(
+    run_moetool: RunMoetool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> Iterator[tuple[int, None]]:
+        yield 0, None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalogue_fits, "work_in_processes", interrupt)
+    again = run_moetool("fits", "--gpu", "16GiB", "--batch-size", "2")
+    assert (again.returncode, again.stdout) == (130, "")
+    assert again.stderr == (
+        "error: Interrupted.\nhint: Run the same command again to go on from what was found.\n"
+    )
+    anew = run_moetool("fits", "--gpu", "16GiB", "--no-cache")
+    assert anew.stderr.startswith("error: Interrupted.\nhint: Run the same command again to start ")
 
 
 def test_json_and_csv_have_every_model(run_moetool: RunMoetool, tmp_path: Path) -> None:

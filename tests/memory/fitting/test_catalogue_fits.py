@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,16 @@ import moetool
 from moetool.catalogue.gpus import find_gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import InputError, UsageError
-from moetool.memory.fitting import catalogue_fits, workers
+from moetool.memory.fitting import catalogue_fits
 from moetool.memory.fitting.catalogue_fits import find_fitting_models
 from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
-from moetool.memory.fitting.workers import choose_num_processes, work_in_processes
+from moetool.memory.fitting.workers import WorkerError
 from moetool.memory.scenario import Scenario
 
-# Doubles numbers. It ends at a negative one without an answer, and never answers zero.
-DOUBLING = """
-import os, pickle, sys, time
-while True:
-    try:
-        number = pickle.load(sys.stdin.buffer)
-    except EOFError:
-        break
-    if number < 0:
-        os._exit(9)
-    if number == 0:
-        time.sleep(1000)
-    pickle.dump((2 * number, os.getpid()), sys.stdout.buffer)
-    sys.stdout.buffer.flush()
-"""
 # Answers for a model what the test says about it, and writes down that it was asked.
 ANSWERING = """
-import pickle, sys
+import os, pickle, signal, sys
 from moetool.memory.fitting.model_fit import ModelFit
 while True:
     try:
@@ -46,7 +30,7 @@ while True:
     except EOFError:
         break
     if task.model == "dbrx":
-        sys.exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
     with open({asked!r}, "a") as file:
         file.write(task.model + " ")
     fit = ModelFit(task.model, params=5, fits=task.gpu.memory_bytes > 8 * 2**30)
@@ -55,51 +39,6 @@ while True:
 """
 SCENARIO = Scenario()
 GIB = 2**30
-
-
-def work(tasks: list[int], *, num_processes: int = 2) -> Generator[tuple[int, Any], None, None]:
-    return work_in_processes(tasks, (sys.executable, "-c", DOUBLING), num_processes=num_processes)
-
-
-def test_every_task_is_answered_by_few_processes() -> None:
-    answers = dict(work(list(range(1, 20))))
-    assert {index: answer[0] for index, answer in answers.items()} == {
-        index: 2 * (index + 1) for index in range(19)
-    }
-    assert 1 <= len({pid for _, pid in answers.values()}) <= 2
-
-
-def test_a_process_that_ends_leaves_its_task_unanswered_and_is_replaced() -> None:
-    answers = dict(work([1, -1, 2, -1, 3], num_processes=1))
-    assert [answers[index] and answers[index][0] for index in range(5)] == [2, None, 4, None, 6]
-
-
-def test_no_process_outlives_the_one_that_asks() -> None:
-    working = work([1, 0, 0])
-    _, (number, pid) = next(working)
-    assert number == 2
-    working.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_there_are_no_more_processes_than_tasks_or_cores() -> None:
-    assert choose_num_processes(1) == 1
-    assert 1 <= choose_num_processes(1000) <= (os.cpu_count() or 1)
-
-
-def test_there_are_as_many_processes_as_memory_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(workers, "_MEMINFO", meminfo)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    # Without the file, as on other systems, only cores count.
-    assert choose_num_processes(1000) == 16
-    for gib, number in ((100, 16), (9, 4), (1, 1)):
-        lines = f"MemFree: 1 kB\nMemAvailable:   {gib * 2**20} kB\nBuffers: 5 kB\n"
-        meminfo.write_text(lines, encoding="ascii")
-        assert choose_num_processes(1000) == number
 
 
 @pytest.fixture
@@ -115,12 +54,19 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def keep_facts(model: str, *, weights_bytes: int, total_bytes: int | None) -> None:
+def keep_facts(
+    model: str,
+    *,
+    weights_bytes: int,
+    total_bytes: int | None,
+    scenario: Scenario = SCENARIO,
+    most_tokens: int | None = None,
+) -> None:
     cache = FactCache(find_cache_folder())
-    cache.write_size(model, ModelSize(weights_bytes, 1))
+    cache.write_size(model, ModelSize(weights_bytes, 1, most_tokens))
     facts = RunFacts(is_weighed=True, weights_bytes=weights_bytes, total_bytes=total_bytes)
     facts.no_search_because = "it isn't asked here."
-    cache.write_facts(model, find_gpu("10GiB"), SCENARIO, facts)
+    cache.write_facts(model, find_gpu("10GiB"), scenario, facts)
 
 
 def test_models_that_are_known_are_not_asked_for(asked: Path) -> None:
@@ -133,20 +79,23 @@ def test_models_that_are_known_are_not_asked_for(asked: Path) -> None:
     assert [fit.model for fit in found.fitting] == ["olmoe-1b-7b", "grok-1"]
     assert found.fitting[0].headroom_bytes == 7 * GIB
     assert [fit.model for fit in found.too_large] == ["mixtral-8x7b"]
-    # One can't be counted, and the process that simulated the other ended.
+    # One can't be counted, and the process that simulated the other was killed.
     reasons = {fit.model: fit.reason or "" for fit in found.unknown}
     assert reasons["kimi-k3"] == read_published_models()["kimi-k3"].not_counted_because
-    assert "process that simulated it ended" in reasons["dbrx"]
+    assert "process that simulated it was killed" in reasons["dbrx"]
     assert seen == [(3, 5, ""), (4, 5, "grok-1"), (5, 5, "dbrx")]
     assert found.scenario == SCENARIO
-    assert repr(found) == "<CatalogueFits 10gib: 2 of 5 models run>"
+    assert repr(found) == "<CatalogueFits 10GiB: 2 fitting, 1 too large, 2 unknown>"
+    assert repr(replace(found, models=found.fitting)) == (
+        "<CatalogueFits 10GiB: 2 fitting, 0 too large>"
+    )
 
 
 def test_fits_are_an_object_and_a_frame(asked: Path) -> None:
     keep_facts("olmoe-1b-7b", weights_bytes=2 * GIB, total_bytes=3 * GIB)
     found = find_fitting_models("10GiB", models=["olmoe-1b-7b", "kimi-k3"])
     value = found.to_dict()
-    assert (value["gpu"], value["memory_bytes"], value["num_fitting"]) == ("10gib", 10 * GIB, 1)
+    assert (value["gpu"], value["memory_bytes"], value["num_fitting"]) == ("10GiB", 10 * GIB, 1)
     assert [row["model"] for row in value["models"]] == ["olmoe-1b-7b", "kimi-k3"]
     frame = found.to_frame().set_index("model")
     assert frame.headroom_bytes.dtype == "Int64"
@@ -166,9 +115,9 @@ def test_an_interrupt_says_whether_facts_are_kept(asked: Path, use_cache: bool) 
         find_fitting_models(
             "10GiB", models=["grok-1", "dots.llm1"], use_cache=use_cache, on_progress=interrupt
         )
-    notes = getattr(caught.value, "__notes__", [])
-    kept = "What was found out is kept: the same command goes on from there."
-    assert notes == ([kept] if use_cache else [])
+    hint = "Run the same command again to go on from what was found."
+    assert getattr(caught.value, "hint", None) == (hint if use_cache else None)
+    assert ("what was found is kept" in str(caught.value)) is use_cache
     assert asked.read_text(encoding="utf-8").split()[0] == "grok-1"
 
 
@@ -207,7 +156,74 @@ def test_unknown_names_are_refused(asked: Path) -> None:
     assert asked.read_text(encoding="utf-8") == ""
 
 
-def test_a_process_of_its_own_answers_for_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", ["mixtral-8x7b", [3], [], 5, b"mixtral-8x7b"])
+def test_models_that_are_not_a_list_of_names_are_refused(models: Any, asked: Path) -> None:
+    with pytest.raises(UsageError, match="models"):
+        find_fitting_models("10GiB", models=models)
+    assert asked.read_text(encoding="utf-8") == ""
+
+
+def test_a_model_that_is_named_twice_is_asked_for_once(asked: Path) -> None:
+    found = find_fitting_models("10GiB", models=["grok-1", "Grok-1", "grok-1"])
+    assert [fit.model for fit in found.models] == ["grok-1"]
+    assert asked.read_text(encoding="utf-8").split() == ["grok-1"]
+
+
+def test_other_options_are_checked_too(asked: Path) -> None:
+    scenario: Any = "batch"
+    with pytest.raises(UsageError, match="scenario"):
+        find_fitting_models("10GiB", scenario)
+    with pytest.raises(UsageError, match="clipped size"):
+        find_fitting_models("10GiB", clipped_sizes=["batch_size"])
+    assert asked.read_text(encoding="utf-8") == ""
+
+
+def test_sizes_are_reduced_to_the_context_of_each_model(asked: Path) -> None:
+    wanted = Scenario(num_prompt_tokens=4000)
+    clipped = replace(wanted, num_new_tokens=96)
+    for scenario, total_bytes in ((clipped, 3 * GIB), (wanted, 11 * GIB)):
+        keep_facts(
+            "olmoe-1b-7b",
+            weights_bytes=2 * GIB,
+            total_bytes=total_bytes,
+            scenario=scenario,
+            most_tokens=4096,
+        )
+    (fit,) = find_fitting_models(
+        "12GiB", wanted, models=["olmoe-1b-7b"], clipped_sizes=["num_new_tokens"]
+    ).models
+    assert fit.headroom_bytes == 9 * GIB
+    assert fit.note == "The context is 4,096 tokens: the run has 96 instead of 256 new tokens."
+    (fit,) = find_fitting_models("12GiB", wanted, models=["olmoe-1b-7b"]).models
+    assert (fit.headroom_bytes, fit.note) == (1 * GIB, None)
+    assert asked.read_text(encoding="utf-8") == ""
+
+
+def test_without_a_scenario_both_sizes_may_be_reduced(asked: Path) -> None:
+    keep_facts(
+        "olmoe-1b-7b",
+        weights_bytes=2 * GIB,
+        total_bytes=3 * GIB,
+        scenario=Scenario(num_prompt_tokens=150, num_new_tokens=150),
+        most_tokens=300,
+    )
+    (fit,) = find_fitting_models("10GiB", models=["olmoe-1b-7b"]).models
+    assert (fit.fits, fit.headroom_bytes) == (True, 7 * GIB)
+    assert "150 instead of 2,048 prompt tokens and 150 instead of 256 new tokens" in (
+        fit.note or ""
+    )
+    assert asked.read_text(encoding="utf-8") == ""
+
+
+def test_a_process_that_fails_is_an_error(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del asked
+    command = (sys.executable, "-c", "raise SystemExit('there is a bug')")
+    monkeypatch.setattr(catalogue_fits, "WORKER", command)
+    with pytest.raises(WorkerError, match=r"exit code 1\.\nthere is a bug"):
+        find_fitting_models("10GiB", models=["grok-1"])
+
+
+def test_a_separate_process_answers_for_a_model(tmp_path: Path) -> None:
     """The only test in which another process imports torch."""
     del tmp_path
     found = find_fitting_models("8GiB", models=["mixtral-8x7b", "kimi-k2.5"], use_cache=False)

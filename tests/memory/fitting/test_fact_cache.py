@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import grimp
 import pytest
 
+import moetool
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.fitting import fact_cache
 from moetool.memory.fitting.fact_cache import FactCache, find_cache_folder
@@ -37,8 +39,8 @@ def test_facts_are_read_as_they_were_written(cache: FactCache) -> None:
     assert cache.read_facts(MODEL, GPU, SCENARIO) == FACTS
     assert find_file(cache).name.startswith("mixtral-8x7b-")
     assert cache.read_size(MODEL) is None
-    cache.write_size(MODEL, ModelSize(46, 12))
-    assert cache.read_size(MODEL) == ModelSize(46, 12)
+    cache.write_size(MODEL, ModelSize(46, 12, 4096))
+    assert cache.read_size(MODEL) == ModelSize(46, 12, 4096)
 
 
 def test_they_hold_for_gpus_of_the_same_kind_whatever_their_memory(cache: FactCache) -> None:
@@ -57,6 +59,31 @@ def test_they_do_not_hold_for_other_code(
 ) -> None:
     monkeypatch.setattr(fact_cache, name, lambda: "other")
     assert cache.read_facts(MODEL, GPU, SCENARIO) is None
+
+
+def test_all_code_that_finds_facts_is_what_they_hold_for() -> None:
+    package = Path(moetool.__file__).parent
+    graph = grimp.build_graph("moetool", exclude_type_checking_imports=True, cache_dir=None)
+    imported = graph.find_upstream_modules("moetool.memory.fitting.worker") - {"moetool"}
+    hashed = {
+        ".".join(("moetool", *path.relative_to(package).with_suffix("").parts))
+        for path in fact_cache._list_code(package)
+    }
+    assert {"moetool.quiet", "moetool.memory.fitting.simulated_model"} <= imported
+    assert imported <= {name.removesuffix(".__init__") for name in hashed}
+    assert not any(name.startswith(("moetool.cli", "moetool.report")) for name in hashed)
+
+
+def test_facts_that_another_process_has_kept_stay(cache: FactCache) -> None:
+    more = RunFacts(total_bytes=9, limited_bytes={"5": 4}, prompt_bytes={"64": 8})
+    cache.write_facts(MODEL, GPU, SCENARIO, more)
+    assert cache.read_facts(MODEL, GPU, SCENARIO) == RunFacts(
+        is_weighed=True,
+        weights_bytes=7,
+        total_bytes=9,
+        limited_bytes={"9": None, "5": 4},
+        prompt_bytes={"64": 8},
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff", b"{}" * 10])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from moetool.catalogue.gpus import Gpu, find_gpu
-from moetool.errors import UntraceableError, UsageError
+from moetool.catalogue.published import read_published_models
+from moetool.errors import InputError, OutOfMemoryError, UntraceableError, UsageError
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.fitting.known_facts import (
     ModelSize,
@@ -22,19 +24,27 @@ from moetool.memory.fitting.simulated_model import SimulatedModel
 from moetool.memory.fitting.worker import FitTask, answer
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
+from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.quantized.kinds import Quantization
 
 GIB = 2**30
-SIZE = ModelSize(params=7, active_params=2)
+SIZE = ModelSize(params=7, active_params=2, most_tokens=None)
 SCENARIO = Scenario(num_prompt_tokens=1000, num_new_tokens=10)
 
 
 class FakeSimulation:
     """A model whose weights take 4 GiB, and whose run takes a MiB more for each prompt token."""
 
-    def __init__(self, facts: RunFacts, *, context: int | None = None) -> None:
+    def __init__(
+        self,
+        facts: RunFacts,
+        *,
+        context: int | None = None,
+        refused: Callable[[int], bool] = lambda _: False,
+    ) -> None:
         self.facts = facts
         self.context = context
+        self.refused = refused
         self.asked: list[str] = []
 
     def count_params(self) -> ModelSize:
@@ -56,6 +66,9 @@ class FakeSimulation:
 
     def try_prompt(self, num_tokens: int) -> None:
         self.asked.append(f"try {num_tokens}")
+        if self.refused(num_tokens):
+            self.facts.prompt_refusals[str(num_tokens)] = "it reads a value."
+            return
         self.facts.prompt_bytes[str(num_tokens)] = self._take(num_tokens)
 
     def try_prompt_within(self, num_tokens: int, memory_bytes: int) -> None:
@@ -155,15 +168,42 @@ def test_without_a_search_the_longest_prompt_is_unknown() -> None:
     assert fit.reason == "The longest prompt is unknown: it takes too long."
 
 
+def test_a_long_prompt_that_is_refused_ends_the_search() -> None:
+    facts = RunFacts()
+    fit = find("8GiB", facts, FakeSimulation(facts, refused=lambda number: number > 2000))
+    assert (fit.reason, fit.may_be_longer) == (None, True)
+    assert fit.longest_prompt_tokens is not None
+    assert 1000 <= fit.longest_prompt_tokens <= 2000
+
+
+def test_the_order_in_which_cards_are_asked_changes_no_answer() -> None:
+    """A small card looks at prompts that are shorter than the scenario's, and a large one doesn't."""
+    small = replace(find_gpu("6GiB"), memory_bytes=5 * GIB + 500 * 2**20)
+
+    def simulate(facts: RunFacts) -> FakeSimulation:
+        return FakeSimulation(facts, refused=lambda number: number < 1000)
+
+    alone = RunFacts()
+    expected = find("8GiB", alone, simulate(alone))
+    assert (expected.fits, expected.reason) == (True, None)
+    shared = RunFacts()
+    refused = find(small, shared, simulate(shared))
+    assert refused.reason == "The longest prompt is unknown: it reads a value."
+    assert find("8GiB", shared, simulate(shared)) == expected
+    assert find(small, alone, simulate(alone)) == refused
+
+
 @pytest.mark.parametrize(
     "value",
     [
         None,
         {},
-        {"params": "7", "active_params": 2},
-        {"params": 7, "active_params": 2.5},
-        {"params": True, "active_params": None},
-        {"params": 7, "active_params": 2, "more": 1},
+        {"params": "7", "active_params": 2, "most_tokens": None},
+        {"params": 7, "active_params": 2.5, "most_tokens": None},
+        {"params": 7, "active_params": 2, "most_tokens": "5"},
+        {"params": True, "active_params": None, "most_tokens": None},
+        {"params": 7, "active_params": 2},
+        {"params": 7, "active_params": 2, "most_tokens": None, "more": 1},
     ],
 )
 def test_a_size_that_was_not_written_is_not_read(value: object) -> None:
@@ -178,7 +218,8 @@ def test_a_size_that_was_not_written_is_not_read(value: object) -> None:
         ("is_weighed", 1),
         ("needs_data", 3),
         ("prompt_bytes", [1]),
-        ("prompt_bytes", {"5": "6"}),
+        ("prompt_bytes", {"5": None}),
+        ("prompt_refusals", {"5": 6}),
         ("prompt_fits", {"5/6": 1}),
     ],
 )
@@ -216,7 +257,7 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "gpu", "scenario"), CASES)
 def test_every_figure_is_that_of_an_estimate(model: str, gpu: str, scenario: Scenario) -> None:
-    found = answer(FitTask(model, find_gpu(gpu), scenario, None))
+    found = answer(FitTask(model, find_gpu(gpu), scenario, (), None))
     (estimate,) = estimate_memory(model, [scenario], gpu=gpu)
     assert estimate.fit is not None
     assert found.fits is estimate.fit.fits
@@ -229,18 +270,64 @@ def test_every_figure_is_that_of_an_estimate(model: str, gpu: str, scenario: Sce
     assert found.is_whole_context is estimate.limits.is_whole_context
 
 
+def test_sizes_that_were_not_given_are_reduced_as_in_an_estimate() -> None:
+    scenario = Scenario(num_prompt_tokens=4090)
+    sizes = ("num_new_tokens",)
+    gpu = find_gpu("h200")
+    found = answer(FitTask("granite-3.0-1b-a400m", gpu, scenario, sizes, None))
+    (estimate,) = estimate_memory(
+        "granite-3.0-1b-a400m", [scenario], clipped_sizes=sizes, gpu="h200"
+    )
+    assert estimate.fit is not None
+    assert (found.fits, found.headroom_bytes) == (True, estimate.fit.headroom_bytes)
+    assert estimate.limits is not None
+    assert found.longest_prompt_tokens == estimate.limits.largest_prompt_tokens
+    assert found.note is not None
+    assert found.note in estimate.notes
+    given = answer(FitTask("granite-3.0-1b-a400m", gpu, scenario, (), None))
+    assert given.fits is None
+    assert "past the context" in (given.reason or "")
+
+
+def test_a_refusal_of_another_prompt_is_kept_for_that_prompt_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("it reads a value.", hint="Ask for another.")
+
+    facts = RunFacts()
+    model = read_published_models()["granite-3.0-1b-a400m"]
+    simulated = SimulatedModel(model, find_gpu("24GiB"), SHORT, facts)
+    monkeypatch.setattr(ModelRuns, "run", refuse)
+    simulated.try_prompt(8)
+    simulated.try_prompt(128)
+    assert facts == RunFacts(prompt_refusals={"8": "it reads a value.", "128": "it reads a value."})
+
+
+def test_running_out_of_memory_is_not_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OutOfMemoryError("there is too little.", hint="Use less.")
+
+    facts = RunFacts()
+    model = read_published_models()["granite-3.0-1b-a400m"]
+    monkeypatch.setattr(ModelRuns, "run", refuse)
+    with pytest.raises(OutOfMemoryError):
+        SimulatedModel(model, find_gpu("24GiB"), SHORT, facts).run()
+    assert facts == RunFacts()
+
+
 def test_a_model_without_a_class_has_that_as_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> ModelSize:
         raise UntraceableError("There is no class for it.", hint="Update transformers.")
 
     monkeypatch.setattr(SimulatedModel, "count_params", refuse)
-    found = answer(FitTask("granite-3.0-1b-a400m", find_gpu("24GiB"), SHORT, None))
+    found = answer(FitTask("granite-3.0-1b-a400m", find_gpu("24GiB"), SHORT, (), None))
     assert found == ModelFit("granite-3.0-1b-a400m", reason="There is no class for it.")
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again() -> None:
     scenario = replace(SHORT, quantization=Quantization.NF4)
-    found = answer(FitTask("gpt-oss-20b", find_gpu("24GiB"), scenario, None))
+    found = answer(FitTask("gpt-oss-20b", find_gpu("24GiB"), scenario, (), None))
     assert found.fits is None
     assert found.reason is not None
     assert "quantized already" in found.reason

@@ -63,7 +63,7 @@ TERMINAL = View(width=80)
 def test_the_table_lists_what_runs_and_sums_up_the_rest() -> None:
     text = render_table_text(RESULT, TERMINAL)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert lines[0] == "2 of 5 models run on 1 × rtx-4090 (24.0 GiB)."
+    assert lines[0] == "2 of 5 models run on 1 × rtx-4090 (24.0 GiB); 1 is unknown."
     assert "run generate: 1 sequence of 2,048 prompt tokens and 256 new ones" in lines
     assert "small-8x1b 6.900B 1.300B 13.0 GiB 10.0 GiB 3,840 *" in lines
     assert "packed-20b 6.900B unknown 13.0 GiB 10.0 GiB unknown †" in lines
@@ -95,9 +95,47 @@ def test_a_view_of_all_lists_what_does_not_run_and_says_why() -> None:
 
 def test_nothing_that_runs_leaves_out_the_table() -> None:
     text = render_table_text(replace(RESULT, models=(FAR,)), TERMINAL)
-    assert text.startswith("None of 1 model runs on 1 × rtx-4090")
+    assert text.startswith(
+        "far-700b doesn't run on 1 × rtx-4090 (24.0 GiB): short by at least 604.0 GiB.\n"
+    )
+    text = render_table_text(replace(RESULT, models=(FAR, FAR)), TERMINAL)
     assert "prompt:" not in text
-    assert "1 model doesn't run; the nearest is far-700b, short by at least 604.0 GiB." in text
+    assert "2 models don't run; the nearest is far-700b, short by at least 604.0 GiB." in text
+
+
+def test_the_reason_is_shown_where_the_only_model_is_unknown() -> None:
+    text = render_table_text(replace(RESULT, models=(UNKNOWN,)), TERMINAL)
+    assert "odd-1b: transformers has no class for it." in text.splitlines()
+    assert "--all" not in text
+
+
+@pytest.mark.parametrize(
+    ("models", "verdict"),
+    [
+        ((FITTING,), "small-8x1b runs on 1 × rtx-4090 (24.0 GiB)."),
+        ((UNKNOWN,), "Whether odd-1b runs on 1 × rtx-4090 (24.0 GiB) is unknown."),
+        ((FITTING, FAR), "1 of 2 models runs on 1 × rtx-4090 (24.0 GiB)."),
+        ((FAR, NEAR), "0 of 2 models run on 1 × rtx-4090 (24.0 GiB)."),
+        ((UNKNOWN, UNKNOWN), "0 of 2 models run on 1 × rtx-4090 (24.0 GiB); 2 are unknown."),
+    ],
+)
+def test_the_first_line_is_right_for_any_number(models: tuple[ModelFit, ...], verdict: str) -> None:
+    assert render_table_text(replace(RESULT, models=models), TERMINAL).startswith(f"{verdict}\n")
+
+
+def test_a_note_names_all_models_that_it_holds_for() -> None:
+    note = "The context is 4,096 tokens: the run has 96 instead of 256 new tokens."
+    models = (
+        replace(FITTING, note=note),
+        replace(PACKED, note=note),
+        replace(NEAR, note=note),
+        replace(FAR, note=note),
+    )
+    text = " ".join(render_table_text(replace(RESULT, models=models), TERMINAL).split())
+    assert text.count(f"small-8x1b, packed-20b: {note}") == text.count("4,096") == 1
+    view = replace(TERMINAL, lists_all=True)
+    text = " ".join(render_table_text(replace(RESULT, models=models), view).split())
+    assert text.count(f"small-8x1b, packed-20b, near-9b: {note}") == text.count("4,096") == 1
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
