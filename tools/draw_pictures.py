@@ -57,7 +57,7 @@ _THEME = TerminalTheme(
 
 @dataclass(frozen=True)
 class Errors:
-    """How far one tool's estimates of peak memory are off, as shares of what was measured."""
+    """Errors of one tool's estimates of peak memory, as shares of what was measured."""
 
     mean: float
     worst: float

@@ -30,6 +30,9 @@ DOCUMENTS = (
     "docs/fits.md",
 )
 
+# Exit codes of blocks: some show wrong usage, or an input that can't be used.
+SHOWN_CODES = (0, 2, 3)
+
 _BLOCK = re.compile(r"(?<=^```console\n)(?P<command>\$ .*\n)(?P<output>(?:.*\n)*?)(?=^```$)", re.M)
 _TIMING = re.compile(r"^took .* s\b.*$", re.M)
 _WRITTEN = re.compile(r"(?:-o|--output|--save-text) (\S+)")
@@ -89,8 +92,7 @@ def run_shown(line: str, *, folder: Path) -> str:
         cwd=folder,
         env=make_environment(),
     )
-    # Some blocks show an error: a usage error, or an input that can't be used.
-    assert completed.returncode in (0, 2, 3), completed.stdout
+    assert completed.returncode in SHOWN_CODES, completed.stdout
     return completed.stdout
 
 

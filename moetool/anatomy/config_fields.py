@@ -1,8 +1,8 @@
 """Facts that configurations and modules state under one of several names.
 
 Every list of names is here, and each fact has one function. The number of experts and top-k are in
-`checkpoint.top_k_fields`, because contradictions in them are refused as soon as a config.json is
-read; its quantization is in `checkpoint.quantization`.
+`checkpoint.stated.top_k_fields`, because contradictions in them are refused as soon as a config.json is
+read; its quantization is in `checkpoint.stated.quantization`.
 
 A configuration is a config.json as a mapping, or what transformers made of it.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moetool.errors import UsageError
+from moetool.wording import join_words
 
 _BYTES_PER_UNIT = {
     "B": 1,
@@ -120,13 +121,13 @@ def list_gpus(*, vendor: str | None = None, min_memory_bytes: int = 0) -> list[G
             counts, although its driver reports up to 1 % less.
 
     Raises:
-        UsageError: No known GPU is of that vendor.
+        UsageError: No known GPU is made by that vendor.
     """
     gpus = sorted(read_gpus().values(), key=lambda gpu: (gpu.memory_bytes, gpu.id))
     vendors = sorted({gpu.vendor for gpu in gpus if gpu.vendor is not None})
     if vendor is not None and vendor.lower() not in map(str.lower, vendors):
         raise UsageError(
-            f"No known GPU is of the vendor '{vendor}'.", hint=f"Choose {_list_choices(vendors)}."
+            f"No known GPU is made by '{vendor}'.", hint=f"Choose {join_words(vendors, last='or')}."
         )
     return [
         gpu
@@ -224,13 +225,13 @@ def _refuse(text: str) -> UsageError:
     if len(alike) > 1 and len(alike) <= _MOST_NAMES:
         return UsageError(
             f"The names of several GPUs begin with '{text}'.",
-            hint=f"Choose {_list_choices(alike)}.",
+            hint=f"Choose {join_words(alike, last='or')}.",
         )
     if not 1 <= len(alike) <= _MOST_NAMES:
         alike = _find_close(text)
     if not alike:
         return UsageError(message, hint=f"Give {anything}.")
-    return UsageError(message, hint=f"Choose {_list_choices(alike)}, or give {anything}.")
+    return UsageError(message, hint=f"Choose {join_words(alike, last='or')}, or give {anything}.")
 
 
 def _find_close(text: str) -> list[str]:
@@ -238,11 +239,6 @@ def _find_close(text: str) -> list[str]:
     known = _gpus_by_spelling()
     close = difflib.get_close_matches(_as_spelling(text), known, n=4 * _MOST_CLOSE)
     return list(dict.fromkeys(known[spelling].id for spelling in close))[:_MOST_CLOSE]
-
-
-def _list_choices(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 @cache

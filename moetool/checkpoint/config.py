@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.native_messages import native_messages_dropped
 from moetool.checkpoint.size_limits import TOKENIZER_FILES, check_tokenizer_files
-from moetool.checkpoint.top_k_fields import check_top_k
+from moetool.checkpoint.stated.top_k_fields import check_top_k
 from moetool.errors import InputError, UntraceableError
 from moetool.printable import printable, printable_number
 from moetool.quiet import quiet_transformers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,9 +23,13 @@ _ID_HINT = "Hub ids look like org/name, for example Qwen/Qwen3-30B-A3B."
 _HUB_SITES = ("huggingface.co", "www.huggingface.co", "hf.co")
 # Sites that hold copies of its repositories, under the same ids.
 _COPIES = {"modelscope.": "ModelScope", "hf-mirror.com": "hf-mirror.com"}
-# Of a repository, each followed by a revision.
-_PAGES_WITH_REVISION = ("tree", "blob", "resolve", "raw", "commit", "commits", "blame")
+# Of a repository, each followed by a revision and perhaps a path: of a file, of a folder.
+_FILE_PAGES = ("blob", "resolve", "raw", "blame")
+_PAGES_WITH_REVISION = (*_FILE_PAGES, "tree", "commit", "commits")
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _MAIN = "main"
+_NOT_MODELS = ("datasets", "spaces", "docs", "collections")
+_EXAMPLE = "https://huggingface.co/Qwen/Qwen3-30B-A3B"
 
 _PROMPT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".txt")
 _FILE_SUFFIXES = (".json", ".safetensors", ".gguf", *_PROMPT_SUFFIXES)
@@ -144,22 +149,48 @@ def _read_address(text: str) -> ModelReference | None:
     if names and names[0] == "models":
         del names[0]
     hub_id, _, revision = "/".join(names[:2]).partition("@")
-    if not _HUB_ID.fullmatch(hub_id) or names[0] in ("datasets", "spaces", "docs", "collections"):
+    is_elsewhere = not names or names[0] in _NOT_MODELS
+    if not is_elsewhere and len(names) == 1:
+        raise InputError(
+            f"'{text}' has one name after the site; moetool reads addresses with an organisation "
+            "and a model.",
+            hint=f"Name the organisation too, as in {_EXAMPLE}; the Hub leads from old addresses "
+            "to such ones.",
+        )
+    if is_elsewhere or not _HUB_ID.fullmatch(hub_id):
         raise InputError(
             f"'{text}' is not the address of a model on the Hub.",
-            hint="Name a model, as in https://huggingface.co/Qwen/Qwen3-30B-A3B.",
+            hint=f"Name a model, as in {_EXAMPLE}.",
         )
     if names[-1].endswith(".gguf"):
         raise _is_gguf(text)
     if names[2:] and names[2] in _PAGES_WITH_REVISION and names[3:]:
-        # Pull requests and conversions have revisions of three parts.
-        revision = "/".join(names[3:6]) if names[3] == "refs" else names[3]
+        revision = _read_revision(text, hub_id, names[3:], is_file=names[2] in _FILE_PAGES)
     return ModelReference(
         text=hub_id,
         kind=ModelKind.HUB,
         hub_id=hub_id,
         revision=None if revision in ("", _MAIN) else revision,
     )
+
+
+def _read_revision(text: str, hub_id: str, parts: Sequence[str], *, is_file: bool) -> str:
+    """Return the revision at the beginning of some parts of an address; a path may follow it.
+
+    Raises:
+        InputError: Names of branches can hold slashes, so it is not clear where the revision ends.
+    """
+    if parts[0] == "refs":
+        # Pull requests and conversions have revisions of three parts.
+        return "/".join(parts[:3])
+    num_unclear = len(parts) - is_file
+    if num_unclear > 1 and parts[0] != _MAIN and not _COMMIT.fullmatch(parts[0]):
+        raise InputError(
+            f"'{text}' does not show where the name of the revision ends.",
+            hint=f"Name {hub_id} with --revision {parts[0]} or --revision "
+            f"{'/'.join(parts[:num_unclear])}.",
+        )
+    return parts[0]
 
 
 def _foreign_address(text: str, site: str, path: str) -> InputError:

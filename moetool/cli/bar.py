@@ -1,12 +1,16 @@
-"""Show on stderr how many of some things are done."""
+"""Show bars on stderr: how many of some things are done."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from moetool.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 @contextmanager
@@ -22,18 +26,32 @@ def show_bar(unit: str, *, is_quiet: bool) -> Iterator[Callable[[int, int, str],
     if is_quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn, TimeElapsedColumn
 
-    with Progress(
-        BarColumn(),
-        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
+    columns = (TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with build_bar(unit, columns) as progress:
         task = progress.add_task("", total=None, visible=False)
         yield lambda num_done, num_all, name: progress.update(
             task, completed=num_done, total=num_all, description=printable(name), visible=True
         )
+
+
+def build_bar(unit: str, columns: Iterable[ProgressColumn], *, label: str = "") -> Progress:
+    """Return a bar with the number of things that are done, which vanishes in the end.
+
+    Args:
+        unit: The name of the things, such as `models`.
+        columns: What follows the number.
+        label: What stands before the bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        *([TextColumn(label)] if label else []),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TextIO, TypeVar
+from typing import ParamSpec, TypeVar
 
 import typer
 
 from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
+from moetool.cli.output import has_color
 from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
 from moetool.printable import printable
@@ -57,7 +58,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
                 sys.stdout.flush()
             return result
         except MoetoolError as error:
-            say(error)
+            say_error(error)
             raise typer.Exit(error.exit_code) from error
         except MemoryError as error:
             _say("Out of memory.", hint="Use a machine with more memory.", notes=_notes(error))
@@ -86,7 +87,7 @@ def discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(error: MoetoolError) -> None:
+def say_error(error: MoetoolError) -> None:
     """Print an error that the user can act on, with its hint."""
     if os.environ.get("MOETOOL_DEBUG"):
         import traceback
@@ -115,12 +116,6 @@ def _say(
     if has_color(sys.stderr):
         shown = [_color(line) for line in shown]
     print("\n".join(shown), file=sys.stderr)  # noqa: T201
-
-
-def has_color(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal whose user wants colours."""
-    is_wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return is_wanted and stream.isatty()
 
 
 def _color(line: str) -> str:

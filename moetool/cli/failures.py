@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import typer
 
 from moetool.checkpoint.reference import ModelReference, resolve_model
-from moetool.cli.errors import say
+from moetool.cli.errors import say_error
 from moetool.errors import MoetoolError
 from moetool.report.renderer import Failure
 
@@ -71,7 +71,7 @@ class Failures:
         for error in errors:
             first.setdefault((error.message, error.hint), error)
         for error in first.values():
-            say(error)
+            say_error(error)
         raise typer.Exit(errors[0].exit_code)
 
     def _sort(self) -> dict[str, MoetoolError]:

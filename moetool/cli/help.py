@@ -38,30 +38,31 @@ def _list(title: str, lines: Iterable[str]) -> str:
     return "\n".join((title, *(f"{_INDENT}{line}" for line in lines)))
 
 
-class ExampleCommand(TyperCommand):
+class _EndsInLines:
+    """Lays out the help of a command: flags without a type, and in the end a line each.
+
+    Mixed into Typer's classes, whose methods it extends.
+    """
+
+    epilog: str | None
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, flags without a type."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        return _hide_flag_types(params)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
+        with _ending_in_lines(self, formatter):
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class ExampleCommand(_EndsInLines, TyperCommand):
     """A command whose help ends in examples, a line each."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, flags without a type."""
-        return _hide_flag_types(super().get_params(ctx))
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
-        with _ending_in_lines(self, formatter):
-            super().format_help(ctx, formatter)
-
-
-class ExampleGroup(TyperGroup):
+class ExampleGroup(_EndsInLines, TyperGroup):
     """A group of commands whose help ends in examples, a line each."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, flags without a type."""
-        return _hide_flag_types(super().get_params(ctx))
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help with rich, or write it to the formatter where Typer doesn't use rich."""
-        with _ending_in_lines(self, formatter):
-            super().format_help(ctx, formatter)
 
 
 def _hide_flag_types(params: Sequence[Any]) -> list[Any]:
@@ -73,7 +74,7 @@ def _hide_flag_types(params: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def _ending_in_lines(command: TyperCommand | TyperGroup, formatter: Any) -> Iterator[None]:
+def _ending_in_lines(command: _EndsInLines, formatter: Any) -> Iterator[None]:
     """Print a command's epilog line by line, after the help that the block prints.
 
     Some versions of Typer join the lines of an epilog, and others put blank lines between them.

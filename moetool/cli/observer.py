@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
-from moetool.cli.errors import has_color
-from moetool.cli.output import see_terminal
-from moetool.cli.progress import show_status
+from moetool.cli.bar import build_bar
+from moetool.cli.output import has_color, see_terminal
+from moetool.cli.progress import say, show_status
 from moetool.printable import printable
 from moetool.report.renderer import View
 
@@ -70,7 +70,7 @@ class TerminalObserver:
         """Print a line, unless asked to be quiet."""
         self._end_step()
         if not self._is_quiet:
-            sys.stderr.write(f"{printable(line, max_length=_LONGEST_LINE)}\n")
+            say(line)
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
@@ -90,18 +90,10 @@ class TerminalObserver:
         self._end_step()
         if self._is_quiet or not sys.stderr.isatty():
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(
-            TextColumn("tracing"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        columns = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+        self._progress = build_bar("tokens", columns, label="tracing")
         self._progress.start()
         self._task = self._progress.add_task("tracing", total=num_tokens, rate="")
 

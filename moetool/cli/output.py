@@ -49,19 +49,23 @@ def see_output(output: Path | None) -> View:
 
 
 def see_terminal(stream: TextIO) -> View:
-    """Return the width and colour that suit a stream.
+    """Return the width and colour that suit a stream. Only a terminal has a width."""
+    if not stream.isatty():
+        return View(has_color=has_color(stream))
+    width = min(max(_count_columns(stream), _NARROWEST), _WIDEST)
+    return View(width=width, has_color=has_color(stream))
 
-    Only a terminal has a width, and colour unless NO_COLOR is set or it has none. FORCE_COLOR asks
-    for colour elsewhere as well.
+
+def has_color(stream: TextIO) -> bool:
+    """Return whether to write in colour.
+
+    Terminals have colour unless NO_COLOR is set or they are dumb. FORCE_COLOR asks for colour
+    elsewhere as well.
     """
     from rich.console import Console
 
     console = Console(file=stream)
-    has_color = console.is_terminal and not (console.is_dumb_terminal or console.no_color)
-    if not stream.isatty():
-        return View(has_color=has_color)
-    width = min(max(_count_columns(stream), _NARROWEST), _WIDEST)
-    return View(width=width, has_color=has_color)
+    return console.is_terminal and not (console.is_dumb_terminal or console.no_color)
 
 
 def _count_columns(terminal: TextIO) -> int:

@@ -15,7 +15,7 @@ from moetool.quantized.kinds import Quantization, QuantizedExperts
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
 # The number of tokens that `generate` writes by default.
 NUM_NEW_TOKENS = 256
-# Beyond any machine's, so that a typing error doesn't run for hours.
+# Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
 
@@ -214,7 +214,8 @@ class Scenario:
         """Return the same scenario with some sizes reduced so that it is within a context.
 
         The same scenario if it is within the context already, or if reducing them isn't enough. Where
-        both sizes may be reduced, new tokens keep up to half of the context.
+        both sizes may be reduced, new tokens keep up to half of the context, or what the prompt
+        leaves of it if that is more.
 
         Args:
             context: The most tokens of a sequence.
@@ -225,7 +226,9 @@ class Scenario:
             return self
         is_prompt_free = "num_prompt_tokens" in sizes
         if "num_new_tokens" in sizes and num_new_tokens:
-            most = context // 2 if is_prompt_free else context - num_prompt_tokens
+            most = context - num_prompt_tokens
+            if is_prompt_free:
+                most = max(most, context // 2)
             num_new_tokens = min(num_new_tokens, most)
         if is_prompt_free:
             num_prompt_tokens = min(num_prompt_tokens, context - num_new_tokens)

@@ -10,7 +10,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
 from moetool.anatomy.skeleton.active_experts import list_expert_parameters
-from moetool.checkpoint.quantization import find_method, find_stated
+from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 

@@ -107,7 +107,8 @@ def make_excerpts(
             for stack in excerpt.stacks
             for token in stack.tokens
         )
-        yield make_notes(_explain(seen, is_new=is_new, has_color=view.has_color))
+        first_layer = excerpts[0].stacks[0].layers[0]
+        yield make_notes(_explain(first_layer, seen, is_new=is_new, has_color=view.has_color))
 
 
 def _make_texts(excerpt: PromptExcerpt, *, is_named: bool) -> Block:
@@ -247,10 +248,12 @@ def _name_gap(num_tokens: int) -> str:
     return f"… {number_of(num_tokens, 'token')}"
 
 
-def _explain(marks: Collection[str], *, is_new: bool, has_color: bool) -> Iterator[str]:
+def _explain(
+    first_layer: int, marks: Collection[str], *, is_new: bool, has_color: bool
+) -> Iterator[str]:
     """Yield how to read the tables, as far as they need it."""
     color = ", which sets the colour" if has_color else ""
-    yield f"L0: layer 0. Cells list experts, largest weight first{color}."
+    yield f"L{first_layer}: layer {first_layer}. Cells list experts, largest weight first{color}."
     if is_new:
         yield "Below the dots: tokens that the model wrote. The last one is never routed."
     for mark, words in (_EXPERT_MARKS | _PIECE_MARKS).items():

@@ -92,7 +92,7 @@ def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:
     if metadata.max_new_tokens:
         yield (
             f"{number_of(metadata.num_new_tokens, 'token')} written, at most "
-            f"{metadata.max_new_tokens:,} a prompt"
+            f"{metadata.max_new_tokens:,} per prompt"
         )
     if metadata.num_cut_prompts:
         yield style_words(

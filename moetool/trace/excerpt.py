@@ -88,7 +88,6 @@ def excerpt_rows(rows: pa.Table, prompt_id: str, *, most_tokens: int) -> tuple[S
 
     Args:
         rows: Rows of a trace, see `TRACE_SCHEMA`; those of one prompt stand together.
-        prompt_id: The prompt.
         most_tokens: Number of tokens of the prompt to keep, and again of those written: half of
             them the first ones, the others the last.
     """

@@ -311,7 +311,7 @@ def _describe_run(
     prompts: Sequence[Prompt],
 ) -> TraceMetadata:
     """Return the facts about a run that are known before its first batch."""
-    from moetool.checkpoint.quantization import find_method
+    from moetool.checkpoint.stated.quantization import find_method
     from moetool.tracing.running.devices import name_devices
 
     config = model.config

@@ -115,7 +115,7 @@ def test_a_folder_a_missing_file_and_a_link_to_nothing_are_missing(tmp_path: Pat
     (tmp_path / "link").symlink_to(tmp_path / "link")
 
     for name in ("folder", "nothing", "link"):
-        with pytest.raises(InputError, match=r"^It is not there\.$"):
+        with pytest.raises(InputError, match=r"(?m)^It is not there\.$"):
             read_json(tmp_path / name, missing="It is not there.")
 
 

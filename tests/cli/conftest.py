@@ -10,6 +10,7 @@ from typing import Protocol
 import pytest
 
 from tests.cli.bad_input.refusals import Attempt, Refusal, assert_refused
+from tests.cli.emulated import Terminal
 from tests.command import RunMoetool
 from tests.tiny_models import DENSE_FAMILY, build_model
 
@@ -91,3 +92,13 @@ def wordy_model(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _save(family: str, folder: Path, **overrides: int) -> Path:
     build_model(family, **overrides).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of eighty columns, to be used as stderr."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    return Terminal()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -13,46 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from moetool.cli.observer import TerminalObserver
-
-DEADLINE_S = 30
-# A code that moves the cursor or erases, any other code, or a letter.
-_PART = re.compile(r"\x1b\[(?P<number>\d*)(?P<move>[AK])|\x1b\[[?\d;]*[a-zA-Z]|(?P<letter>.)", re.S)
-
-
-class Terminal(io.StringIO):
-    """A terminal that only knows lines, returns, and how to go up and to erase a line."""
-
-    def isatty(self) -> bool:
-        return True
-
-    def read_screen(self) -> str:
-        """Return what is left on the screen."""
-        lines, row, column = [""], 0, 0
-        for part in _PART.finditer(self.getvalue()):
-            letter = part["letter"]
-            if part["move"] == "A":
-                row -= int(part["number"] or 1)
-            elif part["move"] == "K":
-                lines[row] = ""
-            elif letter == "\n":
-                row, column = row + 1, 0
-                lines += [""] * (row + 1 - len(lines))
-            elif letter == "\r":
-                column = 0
-            elif letter is not None:
-                lines[row] = lines[row][:column].ljust(column) + letter + lines[row][column + 1 :]
-                column += 1
-        return "\n".join(line.rstrip() for line in lines)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A terminal of eighty columns, to be used as stderr."""
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "80")
-    return Terminal()
+from tests.cli.emulated import Terminal, wait_for
 
 
 @contextmanager
@@ -61,15 +20,6 @@ def observing(terminal: Terminal, *, is_quiet: bool = False) -> Iterator[Termina
     # Not in a fixture, after which pytest puts its own stderr back.
     with patch.object(sys, "stderr", terminal), TerminalObserver(is_quiet=is_quiet) as observer:
         yield observer
-
-
-def wait_for(terminal: Terminal, words: str) -> str:
-    """Return the screen once it shows words: it is drawn several times a second."""
-    deadline = time.monotonic() + DEADLINE_S
-    while words not in terminal.read_screen():
-        assert time.monotonic() < deadline, terminal.getvalue()
-        time.sleep(0.01)
-    return terminal.read_screen()
 
 
 def test_a_step_replaces_the_one_before_and_vanishes(terminal: Terminal) -> None:

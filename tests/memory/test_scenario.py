@@ -28,7 +28,7 @@ def make(name: str, number: int) -> Scenario:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("number", [0, -1])
 def test_sizes_of_nothing_are_refused(name: str, number: int) -> None:
-    with pytest.raises(UsageError, match=rf"^The .* can't be {number}\.$") as caught:
+    with pytest.raises(UsageError, match=rf"(?m)^The .* can't be {number}\.$") as caught:
         make(name, number)
     assert caught.value.hint.startswith("Give a whole number from 1 to ")
 
@@ -112,6 +112,11 @@ def test_sizes_are_clipped_to_the_context(
 def test_a_forward_pass_is_clipped_to_the_whole_context() -> None:
     clipped = Scenario(task=Task.FORWARD).clip(512, sizes=BOTH)
     assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == (512, 0)
+
+
+def test_new_tokens_keep_what_a_short_prompt_leaves_of_the_context() -> None:
+    clipped = Scenario(num_prompt_tokens=100, num_new_tokens=5000).clip(1000, sizes=BOTH)
+    assert (clipped.num_prompt_tokens, clipped.num_new_tokens) == (100, 900)
 
 
 @given(

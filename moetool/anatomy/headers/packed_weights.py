@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
-from moetool.checkpoint.packing import BITS, Packing
+from moetool.checkpoint.stated.packing import BITS, Packing
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 

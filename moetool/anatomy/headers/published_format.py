@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moetool.anatomy.headers.packed_weights import INTEGERS
 from moetool.anatomy.headers.stored_tensors import Role, read_stored
-from moetool.checkpoint.quantization import name_quantization
+from moetool.checkpoint.stated.quantization import name_quantization
 
 if TYPE_CHECKING:
     from moetool.checkpoint.headers.tensor_headers import TensorHeaders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moetool.checkpoint.top_k_fields import NUM_EXPERTS_FIELDS, TOP_K_FIELDS
+from moetool.checkpoint.stated.top_k_fields import NUM_EXPERTS_FIELDS, TOP_K_FIELDS
 
 # Phi-3.5-MoE's sampler always chooses two. DiffusionGemma's stacks share their experts, so one token
 # in each does not run a fixed number of them.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from moetool.anatomy.headers.name_parts import SCALE_PARTS, WEIGHT_PARTS, split_name
 from moetool.anatomy.headers.packed_weights import INTEGERS, count_packed
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
-from moetool.checkpoint.packing import Packing, read_packing
+from moetool.checkpoint.stated.packing import Packing, read_packing
 
 # Persistent state of modules that no training step changes. Biases that only select experts are
 # parameters in the few families whose names are excluded here.

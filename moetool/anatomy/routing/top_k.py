@@ -12,7 +12,7 @@ from moetool.anatomy.config_fields import read_count
 from moetool.anatomy.routing.before_experts import stopping_before
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.checkpoint.top_k_fields import TOP_K_FIELDS
+from moetool.checkpoint.stated.top_k_fields import TOP_K_FIELDS
 
 # Names under which blocks and routers keep the number. In a configuration, `top_k` would be the
 # number of tokens to sample from.

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from moetool.checkpoint.config import find_named_classes, first_line, missing_package
-from moetool.checkpoint.quantization import find_method
+from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import InputError, MoetoolError, UntraceableError
 from moetool.quiet import quiet_transformers
 

@@ -13,6 +13,7 @@ from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.names import DEMO
 from moetool.catalogue.published import PublishedModel, read_published_models, read_reported_systems
 from moetool.memory.machine.local_gpu import HERE
+from moetool.wording import format_bytes
 
 # A value, and what a shell may show next to it.
 Completion = tuple[str, str]
@@ -56,7 +57,7 @@ def complete_gpus(incomplete: str) -> Iterator[Completion]:
         yield HERE, "this machine's GPU"
     for gpu in read_gpus().values():
         if gpu.id.startswith(incomplete.lower()):
-            yield gpu.id, f"{gpu.title}, {gpu.memory_bytes / 2**30:.0f} GiB"
+            yield gpu.id, f"{gpu.title}, {format_bytes(gpu.memory_bytes)}"
 
 
 def _list_folder() -> list[str]:

@@ -98,13 +98,13 @@ def check_prompt(prompt: str | None, *, fields: PromptFields, limits: PromptLimi
         )
     defaults = PromptFields()
     options = (
-        ("--limit", "limit", limits.total, None),
-        ("--limit-per-domain", "limit per domain", limits.per_domain, None),
-        ("--id-field", "column of ids", fields.prompt_id, defaults.prompt_id),
-        ("--text-field", "column of texts", fields.text, defaults.text),
-        ("--domain-field", "column of domains", fields.domain, defaults.domain),
+        ("--limit", limits.total, None),
+        ("--limit-per-domain", limits.per_domain, None),
+        ("--id-field", fields.prompt_id, defaults.prompt_id),
+        ("--text-field", fields.text, defaults.text),
+        ("--domain-field", fields.domain, defaults.domain),
     )
-    useless = {option: name for option, name, given, default in options if given != default}
+    useless = {option: option for option, given, default in options if given != default}
     if useless:
         raise without_effect(
             useless, because="a single prompt is given", unless="give a file with --prompts"

@@ -59,6 +59,6 @@ def find_sizes(words: Sequence[str]) -> tuple[str, list[str]] | None:
                     break
                 following.append(value)
             sizes = [size for value in following for size in value.split(",") if size]
-            if len(following) > 1:
+            if len(following) > 1 and sizes:
                 return option, sizes
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.headers.published_format import find_quantization
-from moetool.checkpoint.quantization import find_stated
+from moetool.checkpoint.stated.quantization import find_stated
 from moetool.checkpoint.subject import Subject
 from moetool.memory.figures import Basis, StoredWeights
 from moetool.memory.loaded.packed_weights import count_packed_bytes, pack_mxfp4

@@ -43,6 +43,16 @@ class Paragraph:
             yield Text.assemble(self.first or start if number == 0 else start, line)
 
 
+@dataclass(frozen=True)
+class WholeLine:
+    """A line to copy, which stays whole, however long: a folded line could not be copied."""
+
+    line: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.line, no_wrap=True, overflow="ignore")
+
+
 def make_fact(label: str, words: Words) -> Paragraph:
     """Return a fact, with its label before the first line."""
     first = style_words(Text(f"{label:<{LABEL}}"), Style.LABEL)
@@ -68,15 +78,13 @@ def make_notes(notes: Iterable[Words], style: Style = Style.MUTED) -> list[Parag
     ]
 
 
-def make_whole_lines(lines: Iterable[str]) -> list[Text]:
-    """Return lines to copy, which stay whole, however long: a folded line could not be copied."""
+def make_whole_lines(lines: Iterable[str]) -> list[WholeLine]:
+    """Return lines to copy, such as commands."""
     return [
-        Text(
+        WholeLine(
             "".join(
                 letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-            ),
-            no_wrap=True,
-            overflow="ignore",
+            )
         )
         for line in lines
     ]

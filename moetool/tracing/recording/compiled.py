@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.checkpoint.quantization import find_method
+from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import UntraceableError
 
 # transformers' own, which replace the body of an experts module's forward and so keep its hooks.

@@ -9,7 +9,7 @@ from moetool.anatomy.headers.published_format import name_packed
 from moetool.checkpoint.config import first_line, missing_package
 from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
-from moetool.checkpoint.quantization import find_method, name_quantization
+from moetool.checkpoint.stated.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
 from moetool.quiet import quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory

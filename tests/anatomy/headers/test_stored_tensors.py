@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.integrations import finegrained_fp8
-from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from moetool.anatomy.headers.stored_tensors import Role, read_stored
-from moetool.anatomy.headers.table import HeaderTable, count_headers
-from moetool.checkpoint.headers.local_headers import read_local_headers
+from moetool.anatomy.headers.table import count_headers
 from tests.anatomy import header_files as layouts
 from tests.anatomy.header_files import Layout, Tensors, make_headers
-from tests.tiny_models import build_model
 
 # No power of two, so that a factor off does not hit another number by chance.
 OUTPUTS, INPUTS = 192, 384
@@ -338,137 +327,3 @@ def test_a_bias_that_selects_experts_is_a_parameter_where_the_family_makes_it_on
 
     assert count(tensors, {"model_type": "afmoe"}) == 8
     assert count(tensors, {"model_type": "hy_v3"}) == 0
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model as it is before anything is quantized."""
-    folder = tmp_path_factory.mktemp("dense")
-    build_model("qwen2_moe").bfloat16().save_pretrained(folder)
-    return folder
-
-
-def read(folder: Path) -> HeaderTable:
-    headers = read_local_headers(folder)
-    assert headers is not None
-    return count_headers(headers, json.loads((folder / "config.json").read_text("utf-8")))
-
-
-BITSANDBYTES: dict[str, dict[str, Any]] = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
-    "nested": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
-    "kept in bfloat16": {"load_in_4bit": True, "bnb_4bit_quant_storage": torch.bfloat16},
-    "int8": {"load_in_8bit": True},
-}
-
-
-@pytest.mark.parametrize("name", BITSANDBYTES)
-def test_what_bitsandbytes_saves_counts_as_before(name: str, dense: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        dense,
-        quantization_config=BitsAndBytesConfig(**BITSANDBYTES[name]),
-        device_map={"": "cpu"},
-        dtype=torch.bfloat16,
-    )
-    model.save_pretrained(tmp_path)
-
-    expected, found = read(dense).table, read(tmp_path)
-    assert found.unknown is None
-    assert found.table.count_components() == expected.count_components()
-    assert any(group.reason.startswith("scales") for group in found.other_tensors)
-    is_packed = any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
-    assert is_packed == (name != "int8")
-
-
-def test_what_transformers_quantizes_to_fp8_counts_as_before(dense: Path) -> None:
-    """Its modules, linear layers and stacked experts, as they are saved."""
-    skeleton = build_model("qwen2_moe").bfloat16()
-    nn.Module.to(skeleton, "meta")
-    config = FineGrainedFP8Config()
-    finegrained_fp8.replace_with_fp8_linear(skeleton, quantization_config=config)
-    tensors = {
-        name: (dtype_name(tensor.dtype), list(tensor.shape))
-        for name, tensor in skeleton.state_dict().items()
-    }
-    assert sum(dtype == "F8_E4M3" for dtype, _ in tensors.values()) >= 20
-
-    stated = json.loads((dense / "config.json").read_text("utf-8"))
-    found = count_headers(
-        make_headers(tensors), {**stated, "quantization_config": config.to_dict()}
-    )
-    assert found.unknown is None
-    assert found.table.count_components() == read(dense).table.count_components()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    names = {torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32", torch.bfloat16: "BF16"}
-    return names[dtype]
-
-
-junk: st.SearchStrategy[object] = st.deferred(
-    lambda: (
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=5)
-        | (
-            st.lists(junk, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(
-                    ["bits", "group_size", "weights", "num_bits", "config_groups", "a.b"]
-                )
-                | st.text(max_size=5),
-                junk,
-                max_size=4,
-            )
-        )
-    )
-)
-dtypes = st.sampled_from(["BF16", "F8_E4M3", "F8_E8M0", "U8", "I8", "I16", "I32", "U32", "I64"])
-parts = st.sampled_from(
-    [
-        "weight",
-        "weight_packed",
-        "qweight",
-        "scales",
-        "qzeros",
-        "g_idx",
-        "weight_scale",
-        "codes",
-        "codebooks",
-        "_weight_qdata",
-        "_weight_scale",
-        "weight.quant_map",
-        "weight._data",
-        "scale",
-        "biases",
-        "SCB",
-        "x_blocks",
-        "x_scales",
-        "x",
-        "x._y",
-        "bias",
-        "W_q",
-        "compressed",
-        "",
-    ]
-)
-
-
-@given(
-    tensors=st.dictionaries(
-        parts, st.tuples(dtypes, st.lists(st.integers(0, 40), max_size=4)), max_size=6
-    ),
-    quantization=junk | st.just({"bits": 4, "group_size": 2}),
-    place=st.sampled_from(["quantization_config", "quantization", "compression_config"]),
-)
-def test_no_header_and_no_statement_ends_in_an_error(
-    tensors: Tensors, quantization: object, place: str
-) -> None:
-    named: Tensors = {f"{LAYER}.{part}": tensor for part, tensor in tensors.items()}
-    stored = read_stored(make_headers(named).tensors, {place: quantization})
-
-    assert [tensor.header.name for tensor in stored] == list(named)
-    assert all(tensor.num_params is None or tensor.num_params >= 0 for tensor in stored)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,55 +9,22 @@ from hypothesis import strategies as st
 from moetool.anatomy.components import Component
 from moetool.anatomy.headers.other_tensors import Reason
 from moetool.anatomy.headers.stored_tensors import Role, read_stored
-from moetool.anatomy.headers.table import HeaderTable, count_headers
 from moetool.anatomy.parameters import ActiveDefinition
 from tests.anatomy import header_files as layouts
 from tests.anatomy.header_files import Tensors, make_headers
-
-HIDDEN, INNER, VOCAB, NUM_LAYERS, NUM_EXPERTS = 64, 96, 256, 2, 4
-CONFIG: dict[str, object] = {
-    "num_hidden_layers": NUM_LAYERS,
-    "num_local_experts": NUM_EXPERTS,
-    "num_experts_per_tok": 2,
-}
-ATTENTION = 4 * HIDDEN * HIDDEN
-EXPERTS = NUM_EXPERTS * 3 * HIDDEN * INNER
-LAYER = ATTENTION + EXPERTS + NUM_EXPERTS * HIDDEN + 2 * HIDDEN
-
-
-def linear(name: str, outputs: int, inputs: int) -> Tensors:
-    return layouts.plain(name, outputs, inputs)
-
-
-def layer(prefix: str) -> Tensors:
-    """Return the tensors of a routed layer."""
-    tensors: Tensors = {}
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        tensors |= linear(f"{prefix}.self_attn.{name}", HIDDEN, HIDDEN)
-    for expert in range(NUM_EXPERTS):
-        for name in ("gate_proj", "up_proj"):
-            tensors |= linear(f"{prefix}.mlp.experts.{expert}.{name}", INNER, HIDDEN)
-        tensors |= linear(f"{prefix}.mlp.experts.{expert}.down_proj", HIDDEN, INNER)
-    tensors |= linear(f"{prefix}.mlp.gate", NUM_EXPERTS, HIDDEN)
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        tensors[f"{prefix}.{name}.weight"] = ("BF16", [HIDDEN])
-    return tensors
-
-
-def model() -> Tensors:
-    """Return the tensors of a small model."""
-    tensors = linear("model.embed_tokens", VOCAB, HIDDEN) | linear("lm_head", VOCAB, HIDDEN)
-    tensors["model.norm.weight"] = ("BF16", [HIDDEN])
-    for number in range(NUM_LAYERS):
-        tensors |= layer(f"model.layers.{number}")
-    return tensors
-
-
-TOTAL = 2 * VOCAB * HIDDEN + HIDDEN + NUM_LAYERS * LAYER
-
-
-def count(tensors: Tensors, config: Mapping[str, object] = CONFIG) -> HeaderTable:
-    return count_headers(make_headers(tensors), config)
+from tests.anatomy.headers.plain_model import (
+    CONFIG,
+    EXPERTS,
+    HIDDEN,
+    INNER,
+    NUM_EXPERTS,
+    NUM_LAYERS,
+    TOTAL,
+    VOCAB,
+    count,
+    linear,
+    model,
+)
 
 
 def test_a_plain_checkpoint_holds_nothing_but_the_model() -> None:
@@ -73,128 +38,6 @@ def test_a_plain_checkpoint_holds_nothing_but_the_model() -> None:
     active = found.table.count_active(ActiveDefinition.ALL)
     assert active is not None
     assert active.exact == TOTAL - NUM_LAYERS * EXPERTS // 2
-
-
-def mixing(prefix: str) -> Tensors:
-    """Return what mixes the next token in, as DeepSeek-V3 names it."""
-    return {
-        **linear(f"{prefix}.eh_proj", HIDDEN, 2 * HIDDEN),
-        f"{prefix}.enorm.weight": ("BF16", [HIDDEN]),
-        f"{prefix}.hnorm.weight": ("BF16", [HIDDEN]),
-    }
-
-
-MIXING = 2 * HIDDEN * HIDDEN + 2 * HIDDEN
-
-# As the files of published models name such layers, and the parameters that they add.
-PREDICTING: dict[str, tuple[Tensors, int]] = {
-    "deepseek-v3 and glm-4.5": (
-        {
-            **layer("model.layers.2"),
-            **mixing("model.layers.2"),
-            **linear("model.layers.2.embed_tokens", VOCAB, HIDDEN),
-            **linear("model.layers.2.shared_head.head", VOCAB, HIDDEN),
-            "model.layers.2.shared_head.norm.weight": ("BF16", [HIDDEN]),
-        },
-        LAYER + MIXING + 2 * VOCAB * HIDDEN + HIDDEN,
-    ),
-    "deepseek-v4": (
-        {**layer("mtp.0"), **linear("mtp.0.e_proj", HIDDEN, HIDDEN)},
-        LAYER + HIDDEN * HIDDEN,
-    ),
-    "qwen3-next": (
-        {
-            **layer("mtp.layers.0"),
-            **linear("mtp.fc", HIDDEN, 2 * HIDDEN),
-            "mtp.pre_fc_norm_embedding.weight": ("BF16", [HIDDEN]),
-            "mtp.norm.weight": ("BF16", [HIDDEN]),
-        },
-        LAYER + MIXING,
-    ),
-    "mimo": ({**layer("model.mtp.layers.0"), **mixing("model.mtp.layers.0")}, LAYER + MIXING),
-    "mimo-7b": ({**layer("model.mtp_layers.0")}, LAYER),
-    "ernie-4.5": (
-        {**layer("model.mtp_block.0"), **linear("model.mtp_linear_proj.0", HIDDEN, 2 * HIDDEN)},
-        LAYER + 2 * HIDDEN * HIDDEN,
-    ),
-    "nemotron": ({**layer("mtp.layers.0"), **mixing("mtp.layers.0")}, LAYER + MIXING),
-    "step, three in a row": (
-        {
-            name: tensor
-            for number in (2, 3, 4)
-            for name, tensor in {
-                **layer(f"model.layers.{number}"),
-                **mixing(f"model.layers.{number}"),
-                **linear(f"model.layers.{number}.transformer.shared_head.output", VOCAB, HIDDEN),
-            }.items()
-        },
-        3 * (LAYER + MIXING + VOCAB * HIDDEN),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PREDICTING)
-def test_layers_that_predict_further_tokens_are_not_taken_for_the_models_own(name: str) -> None:
-    tensors, num_params = PREDICTING[name]
-    plain, found = count(model()), count({**model(), **tensors})
-
-    assert found.table == plain.table
-    assert found.num_layers == NUM_LAYERS
-    (group,) = found.other_tensors
-    assert group.reason is Reason.MTP
-    assert (group.num_tensors, group.num_params) == (len(tensors), num_params)
-    assert group.components[Component.ROUTED_EXPERTS] % EXPERTS == 0
-    assert group.components[Component.MIXER] % ATTENTION == 0
-
-
-def test_the_copies_in_a_layer_that_predicts_are_those_of_the_embedding_and_the_head() -> None:
-    tensors, _ = PREDICTING["deepseek-v3 and glm-4.5"]
-
-    (group,) = count({**model(), **tensors}).other_tensors
-
-    assert group.components == {
-        Component.EMBEDDING: VOCAB * HIDDEN,
-        Component.LM_HEAD: VOCAB * HIDDEN,
-        Component.MIXER: ATTENTION,
-        Component.ROUTER: NUM_EXPERTS * HIDDEN,
-        Component.ROUTED_EXPERTS: EXPERTS,
-        Component.NORM: 5 * HIDDEN,
-        Component.OTHER: 2 * HIDDEN * HIDDEN,
-    }
-
-
-def test_layers_beyond_the_models_own_predict_only_if_something_says_so() -> None:
-    tensors = {**model(), **layer("model.layers.2")}
-
-    (unsaid,) = count(tensors).other_tensors
-    (stated,) = count(tensors, {**CONFIG, "num_nextn_predict_layers": 1}).other_tensors
-
-    assert unsaid.reason is Reason.BEYOND
-    assert stated.reason is Reason.MTP
-    assert unsaid.num_params == stated.num_params == LAYER
-
-
-def test_scales_of_layers_that_predict_are_none_of_their_parameters() -> None:
-    tensors: Tensors = {
-        **mixing("model.layers.2"),
-        **layouts.fp8_blocks("model.layers.2.mlp.up_proj", 256, 256),
-    }
-
-    (group,) = count({**model(), **tensors}).other_tensors
-
-    assert group.num_params == MIXING + 256 * 256
-
-
-def test_layers_of_a_tower_are_not_beyond_the_text_models() -> None:
-    found = count({**model(), **linear("vision_tower.layers.7.attn.q_proj", HIDDEN, HIDDEN)})
-
-    assert found.other_tensors == ()
-    assert found.table.count_components()[Component.VISION] == HIDDEN * HIDDEN
-    # Neither are those of the same number as one that is.
-    tensors, num_params = PREDICTING["deepseek-v3 and glm-4.5"]
-    tower = linear("vision_tower.layers.2.attn.q_proj", HIDDEN, HIDDEN)
-    found = count({**model(), **tensors, **tower})
-    assert [group.num_params for group in found.other_tensors] == [num_params]
 
 
 LEFT_OVERS: dict[str, tuple[Reason, Tensors]] = {

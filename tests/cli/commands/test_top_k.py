@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING
 from moetool.anatomy.parameters import ActiveDefinition
 from moetool.catalogue.published import read_published_config, read_published_models
 from moetool.checkpoint.config import make_config
-from moetool.checkpoint.top_k_fields import check_top_k
+from moetool.checkpoint.stated.top_k_fields import check_top_k
 from moetool.errors import InputError
 from moetool.inspection.inspect import inspect_model
 from tests.cli.bad_input.refusals import Refusal, assert_refused

@@ -142,6 +142,7 @@ def test_everything_known_is_offered_where_nothing_is_typed(
     assert models[0] == "demo"
     assert set(read_published_models()) <= set(models)
     assert [name for name, _ in complete_gpus("")] == ["here", *read_gpus()]
+    assert list(complete_gpus("h200-n")) == [("h200-nvl", "NVIDIA H200 NVL, 140.4 GiB")]
     assert [name for name, _ in complete_checkpoints("")] == ["demo"]
     assert [name for name, _ in complete_models("MIXTRAL-8x7")] == ["mixtral-8x7b"]
 

@@ -1,4 +1,4 @@
-"""Errors in colour, for terminals alone."""
+"""Errors in colour: on terminals, and elsewhere where colour is asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 import pytest
 
-from moetool.cli.errors import has_color, say
+from moetool.cli.errors import say_error
 from moetool.cli.observer import TerminalObserver
+from moetool.cli.output import has_color
 from moetool.errors import InputError
 
 ERROR = InputError("No model.", hint="Name one.", facts=["seen: nothing"])
@@ -28,7 +29,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _wants_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
@@ -41,14 +43,14 @@ def show(act: Callable[[], None], *, stderr: io.StringIO | None = None) -> str:
 
 
 def test_labels_are_bold_and_errors_red_on_a_terminal() -> None:
-    assert show(lambda: say(ERROR)) == IN_COLOR
+    assert show(lambda: say_error(ERROR)) == IN_COLOR
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_a_user_may_want_no_colors(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
 
-    assert show(lambda: say(ERROR)) == PLAIN
+    assert show(lambda: say_error(ERROR)) == PLAIN
 
 
 def test_an_empty_no_color_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +60,19 @@ def test_an_empty_no_color_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_pipes_and_files_get_no_colors(tmp_path: Path) -> None:
-    assert show(lambda: say(ERROR), stderr=io.StringIO()) == PLAIN
+    assert show(lambda: say_error(ERROR), stderr=io.StringIO()) == PLAIN
     with (tmp_path / "stderr").open("w") as file:
         assert not has_color(file)
+
+
+def test_a_user_may_want_colors_in_pipes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    assert show(lambda: say_error(ERROR), stderr=io.StringIO()) == IN_COLOR
+    warning = show(lambda: TerminalObserver(is_quiet=True).warn("x"), stderr=io.StringIO())
+    assert warning == "\x1b[33m\x1b[1mwarning:\x1b[0m x\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show(lambda: say_error(ERROR), stderr=io.StringIO()) == PLAIN
 
 
 def test_warnings_are_yellow_on_a_terminal() -> None:
@@ -72,4 +84,4 @@ def test_warnings_are_yellow_on_a_terminal() -> None:
 def test_what_steers_a_terminal_is_escaped_in_colored_errors_too() -> None:
     error = InputError("No model '\x1b[31m'.", hint="Name one.")
 
-    assert r"'\x1b[31m'" in show(lambda: say(error))
+    assert r"'\x1b[31m'" in show(lambda: say_error(error))

@@ -56,6 +56,12 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     ("specialize", "t.csv", "--top-k", "99999"): Refusal(
         2, error="--top-k can't be '99999'.", hint="Give a number of at most 32768."
     ),
+    ("fits", "--gpu", ",", ","): Refusal(
+        2, error="`moetool fits` takes no argument: ',' is one too many.", hint="Leave it out"
+    ),
+    ("specialize", "t.csv", "--output", ",", ","): Refusal(
+        2, error="`moetool specialize` takes one argument: ',' is one too", hint="Leave it out"
+    ),
     (*TRACE, "--prompt"): Refusal(2, error="--prompt needs a value.", hint="route-trace --help"),
     (*INSPECT, "--quiet=yes"): Refusal(2, error="--quiet takes no value.", hint="--quiet alone"),
     # Options.

@@ -35,12 +35,12 @@ USELESS: dict[tuple[str, ...], Refusal] = {
     ),
     (*TRACE, "--limit", "3", "--text-field", "prompt"): Refusal(
         2,
-        error="Limit and column of texts have no effect: a single prompt is given.",
+        error="--limit and --text-field have no effect: a single prompt is given.",
         hint="Leave out --limit and --text-field, or give a file with --prompts.",
     ),
     (*TRACE, "--limit-per-domain", "3"): Refusal(
         2,
-        error="Limit per domain has no effect: a single prompt is given.",
+        error="--limit-per-domain has no effect: a single prompt is given.",
         hint="Leave out --limit-per-domain, or give a file with --prompts.",
     ),
     (*TRACE, "--chat", "--no-special-tokens"): Refusal(

@@ -1,24 +1,19 @@
-"""Births and deaths of storages, in layers that run and in those that repeat another."""
+"""Births and deaths of storages, and the places in a model that they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedConfig
 
 from moetool.simulation.memory.allocations import AllocationRecorder
-from moetool.simulation.memory.timeline import Event, Origin, Origins, Timeline
+from moetool.simulation.memory.timeline import Event, Origin, Origins
 from moetool.simulation.repeated.repeated_layers import LayerVisit, RepeatedLayers
-from tests.simulation.memory.memory_runs import Summary, summarize
-
-meta = partial(torch.empty, device="meta")
+from tests.simulation.memory.layered_model import Model, do_nothing, meta
 
 
 @pytest.fixture(autouse=True)
@@ -198,189 +193,6 @@ def test_places_are_numbered_once() -> None:
     numbers.append(origins.number("layers.1", "mlp", "mm"))
     assert numbers == [0, 1, 0, 2]
     assert origins.found[1] == Origin(layer="layers.0", module="mlp", operation="add")
-
-
-class Layer(nn.Module):
-    """Projects; a test can add to its work.
-
-    Args:
-        index: Its index in the cache.
-        does: Called with the layer and its arguments; what it returns is returned as well.
-    """
-
-    def __init__(self, index: int, does: Callable[..., Any]) -> None:
-        super().__init__()
-        self.layer_idx = index
-        self.does = does
-        self.inner = nn.ModuleDict({"projection": nn.Linear(8, 8)})
-        self.kept: list[torch.Tensor] = []
-
-    def forward(self, hidden: torch.Tensor, **given: Any) -> tuple[torch.Tensor, Any]:
-        extra = self.does(self, hidden, **given)
-        return torch.relu(self.inner["projection"](hidden)), extra
-
-
-class Model(nn.Module):
-    def __init__(self, does: Callable[..., Any], *, num_layers: int = 4) -> None:
-        super().__init__()
-        self.config: Any = PreTrainedConfig()
-        with torch.device("meta"):
-            self.layers = nn.ModuleList(Layer(index, does) for index in range(num_layers))
-            self.head = nn.Linear(8, 2)
-
-    def forward(self, *, is_kept: bool, **given: Any) -> object:
-        hidden, kept = meta(1, 5, 8), []
-        for layer in self.layers:
-            hidden, extra = layer(hidden, **given)
-            if is_kept:
-                kept.append((hidden, extra))
-        return self.head(hidden), kept
-
-
-class TellsLayersApart(AllocationRecorder):
-    """Lets every layer run."""
-
-    def describe(self, visit: LayerVisit) -> object:
-        del visit
-        return object()
-
-
-def record(
-    model: Model, recorder_class: type[AllocationRecorder], *, num_calls: int = 2, **given: Any
-) -> tuple[Summary, int]:
-    """Return a summary of calls of a model, and the number of layers that ran."""
-    origins = Origins()
-    recorder = recorder_class(model, origins=origins, workspace_bytes=100)
-    with RepeatedLayers(model, observers=[recorder]) as layers, recorder:
-        for _ in range(num_calls):
-            output = model(**given)
-            del output
-        meta(1)
-        events = tuple(recorder.events)
-    assert "forward" not in vars(model.layers[0])
-    return summarize(Timeline(events, origins.found, (), recorder.workspace_block)), layers.num_run
-
-
-def do_nothing(*_: object, **__: object) -> None:
-    """Leave it at the projection."""
-
-
-def return_mask(_: Layer, _hidden: torch.Tensor, mask: Any = None, **__: Any) -> Any:
-    return mask
-
-
-def return_its_input(_: Layer, hidden: torch.Tensor, **__: Any) -> torch.Tensor:
-    return hidden
-
-
-def return_view_of_its_input(_: Layer, hidden: torch.Tensor, **__: Any) -> torch.Tensor:
-    return hidden[:, 1:]
-
-
-def return_two_of_one_memory(_: Layer, hidden: torch.Tensor, **__: Any) -> Any:
-    both = torch.cat([hidden, hidden])
-    return both[:1], both[1:], hidden + 1
-
-
-def keep_in_cache(layer: Layer, hidden: torch.Tensor, cache: Any = None, **__: Any) -> None:
-    keys = hidden[:, None] * 2
-    cache.update(keys, keys.clone(), layer.layer_idx)
-
-
-def sort_and_multiply(_: Layer, hidden: torch.Tensor, **__: Any) -> torch.Tensor:
-    places = hidden.view(-1).sort()[1]
-    return places @ places
-
-
-REPEATED = [
-    do_nothing,
-    return_mask,
-    return_its_input,
-    return_view_of_its_input,
-    return_two_of_one_memory,
-    keep_in_cache,
-    sort_and_multiply,
-]
-
-
-@pytest.mark.parametrize("is_kept", [False, True])
-@pytest.mark.parametrize("does", REPEATED)
-def test_layers_that_do_not_run_leave_the_same_events(
-    does: Callable[..., Any], is_kept: bool
-) -> None:
-    def given() -> dict[str, Any]:
-        return {"is_kept": is_kept, "cache": DynamicCache(), "mask": meta(5)}
-
-    short, num_run = record(Model(does), AllocationRecorder, **given())
-    full, num_run_in_full = record(Model(does), TellsLayersApart, **given())
-    assert num_run_in_full == 8
-    # With a cache, once for each length of it.
-    assert num_run == (2 if does is keep_in_cache else 1)
-    assert short == full
-
-
-@pytest.mark.parametrize("held", [0, 2])
-def test_what_a_layer_would_free_lives_on_where_someone_else_holds_it(held: int) -> None:
-    """Layers replace the tensors in their slots; one of these is held elsewhere."""
-    model, cache = Model(keep_in_cache), DynamicCache()
-    recorder = AllocationRecorder(model, origins=Origins())
-    with RepeatedLayers(model, observers=[recorder]) as layers, recorder:
-        model(is_kept=False, cache=cache)
-        slots: list[Any] = list(cache.layers)
-        keys = [recorder.find_block(slot.keys) for slot in slots]
-        holder = slots[held].keys
-        del slots
-        model(is_kept=False, cache=cache)
-        dead = {event.block for event in recorder.events if event.num_bytes < 0}
-        assert [block in dead for block in keys] == [place != held for place in range(4)]
-        assert recorder.find_block(holder) == keys[held]
-        del holder
-        assert recorder.events[-1].block == keys[held]
-    assert layers.num_run == 2
-
-
-def keep_beside(layer: Layer, hidden: torch.Tensor, **_: Any) -> None:
-    layer.kept[:] = [hidden + 1]
-
-
-def test_a_layer_that_keeps_memory_beside_what_it_leaves_behind_runs_each_time() -> None:
-    short, num_run = record(Model(keep_beside), AllocationRecorder, num_calls=1, is_kept=False)
-    full, _ = record(Model(keep_beside), TellsLayersApart, num_calls=1, is_kept=False)
-    assert num_run == 4
-    assert short == full
-
-
-def keep_last(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
-    layer.last = hidden + 1
-
-
-def keep_last_in_list(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
-    layer.last = [hidden + 1]
-
-
-def keep_last_in_buffer(layer: Any, hidden: torch.Tensor, **_: Any) -> None:
-    layer.register_buffer("last", hidden + 1)
-
-
-@pytest.mark.parametrize("does", [keep_last, keep_last_in_list, keep_last_in_buffer])
-def test_what_a_layer_replaces_at_each_call_dies_as_in_layers_run_each_time(
-    does: Callable[..., Any],
-) -> None:
-    def record_calls(*, is_each_layer_run: bool) -> tuple[Summary, int]:
-        model, origins = Model(does), Origins()
-        recorder = AllocationRecorder(model, origins=origins)
-        layers = RepeatedLayers(model, observers=[recorder])
-        with nullcontext() if is_each_layer_run else layers, recorder:
-            for _ in range(3):
-                model(is_kept=False)
-            meta(1)
-            events = tuple(recorder.events)
-        return summarize(Timeline(events, origins.found, (), None)), layers.num_repeated
-
-    short, num_repeated = record_calls(is_each_layer_run=False)
-    full, _ = record_calls(is_each_layer_run=True)
-    assert num_repeated >= 3
-    assert short == full
 
 
 def end_of_layer(

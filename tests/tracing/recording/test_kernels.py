@@ -21,7 +21,7 @@ from moetool.anatomy.routing.moe_layers import find_moe_layers
 from moetool.anatomy.skeleton.build import find_auto_class
 from moetool.checkpoint.config import load_config
 from moetool.checkpoint.files import Checkpoint
-from moetool.checkpoint.quantization import find_method
+from moetool.checkpoint.stated.quantization import find_method
 from moetool.errors import UntraceableError
 from moetool.tracing.running.load_model import load_model
 from tests.tiny_models import build_config, build_model

@@ -74,7 +74,7 @@ def test_what_a_family_misses_while_it_is_built_is_named(
 
 def test_an_import_that_names_no_command_is_named_by_its_module() -> None:
     with (
-        pytest.raises(InputError, match=r"not installed here: flash_attn\.$"),
+        pytest.raises(InputError, match=r"(?m)not installed here: flash_attn\.$"),
         refuse_unbuildable("tiny", build_config("mixtral"), trust_remote_code=True),
     ):
         raise ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")

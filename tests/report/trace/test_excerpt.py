@@ -3,100 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import product
 
 import pytest
 from rich.cells import cell_len
-from rich.color import Color, ColorSystem
 
-from moetool.report.renderer import View
-from moetool.report.text.page import render_page
-from moetool.report.trace_excerpt import EXPERT_COLORS, make_excerpts
-from moetool.trace.excerpt import PromptExcerpt, RoutedToken, StackExcerpt
-from moetool.trace.metadata import RoutedLayer
-
-ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-WIDE = 200
-
-
-def describe_layers(
-    num_layers: int, *, num_experts: int = 8, top_k: int = 2, stack: str = "decoder"
-) -> tuple[RoutedLayer, ...]:
-    return tuple(
-        RoutedLayer(
-            stack=stack,
-            layer=number,
-            module="",
-            router=None,
-            num_experts=num_experts,
-            num_identity_experts=4,
-            top_k=top_k,
-        )
-        for number in range(num_layers)
-    )
-
-
-def make_stack(
-    experts: Sequence[Sequence[Sequence[int]]],
-    *,
-    num_given: int | None = None,
-    positions: Sequence[int] | None = None,
-    pieces: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    stack: str = "decoder",
-) -> StackExcerpt:
-    """Return the experts of some tokens, by token, layer and rank."""
-    num_given = len(experts) if num_given is None else num_given
-    return StackExcerpt(
-        stack=stack,
-        layers=tuple(range(len(experts[0])) if layers is None else layers),
-        tokens=tuple(
-            RoutedToken(
-                position=positions[index] if positions else index,
-                piece=pieces[index] if pieces else f"t{index}",
-                is_new=index >= num_given,
-                experts=tuple(map(tuple, chosen)),
-            )
-            for index, chosen in enumerate(experts)
-        ),
-    )
-
-
-def make_wide_stack(num_layers: int, *, num_experts: int, top_k: int) -> StackExcerpt:
-    """Return a stack of three tokens, each of whose experts differ by layer and rank."""
-    return make_stack(
-        [
-            [
-                [(token + 7 * layer + rank) % num_experts for rank in range(top_k)]
-                for layer in range(num_layers)
-            ]
-            for token in range(3)
-        ]
-    )
-
-
-def make_prompt(
-    *stacks: StackExcerpt,
-    prompt: str = "Once",
-    written: str | None = None,
-    prompt_id: str = "1",
-    domain: str = "(none)",
-) -> PromptExcerpt:
-    return PromptExcerpt(
-        prompt_id=prompt_id, domain=domain, prompt=prompt, written=written, stacks=stacks
-    )
-
-
-def render(
-    *excerpts: PromptExcerpt,
-    layers: Sequence[RoutedLayer] | None = None,
-    width: int | None = WIDE,
-    has_color: bool = False,
-) -> str:
-    view = View(width=width, has_color=has_color)
-    layers = describe_layers(64) if layers is None else layers
-    return render_page(make_excerpts(excerpts, layers, view), view)
+from tests.report.trace.excerpts import (
+    ESCAPE,
+    describe_layers,
+    make_prompt,
+    make_stack,
+    make_wide_stack,
+    render,
+)
 
 
 def read_rows(text: str) -> list[list[str]]:
@@ -172,6 +91,8 @@ def test_layers_keep_the_numbers_of_the_model() -> None:
     assert "L3" in text
     assert "L7" in text
     assert "L1" not in text
+    assert "L3: layer 3." in text
+    assert "L0" not in text
 
 
 def test_a_rule_divides_what_the_model_read_from_what_it_wrote() -> None:
@@ -271,69 +192,6 @@ def test_the_stacks_of_an_encoder_decoder_have_a_table_each() -> None:
 
 def test_without_prompts_there_is_nothing() -> None:
     assert render() == ""
-
-
-def test_without_colour_there_are_no_escapes() -> None:
-    assert "\x1b" not in render(make_prompt(make_stack([[[1]]]), written="x"))
-
-
-def test_colour_changes_no_letter() -> None:
-    stack = make_stack([[[1, 2]]] * 5, num_given=3)
-    plain, colored = (
-        render(make_prompt(stack, written="more"), has_color=has_color)
-        for has_color in (False, True)
-    )
-    colored = ESCAPE.sub("", colored).replace(", which sets the colour", "")
-    assert [line.rstrip() for line in colored.splitlines()] == plain.splitlines()
-
-
-def test_the_first_expert_decides_the_colour() -> None:
-    tops = [0, 1, 7, 1]
-    experts = [[[top, other]] for top, other in zip(tops, [3, 2, 4, 6], strict=True)]
-    text = render(make_prompt(make_stack(experts)), has_color=True)
-    found = re.findall(r"38;5;(\d+)m(\d)\x1b\[0m\x1b\[38;5;(\d+)m (\d)", text)
-    assert [(int(top), int(other)) for _, top, _, other in found] == [
-        tuple(chosen) for ((chosen),) in experts
-    ]
-    assert all(first == second for first, _, second, _ in found)
-    colors = [first for first, _, _, _ in found]
-    assert colors[1] == colors[3]
-    assert len(set(colors)) == len(set(tops))
-
-
-def test_colours_repeat_after_the_last() -> None:
-    num_colors = len(EXPERT_COLORS)
-    experts = [[[3]], [[3 + num_colors]]]
-    layers = describe_layers(1, num_experts=64)
-    text = render(make_prompt(make_stack(experts)), layers=layers, has_color=True)
-    first, second = re.findall(r"38;5;(\d+)m *\d+\x1b", text)
-    assert first == second
-
-
-def measure_luminance(color: str) -> float:
-    """Return the relative luminance of a colour (WCAG 2.2)."""
-    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-@pytest.mark.parametrize("color", EXPERT_COLORS)
-def test_every_colour_is_legible_on_black_and_on_white(color: str) -> None:
-    luminance = measure_luminance(color)
-    on_white, on_black = 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05
-    # WCAG's least contrast for large or bold text and for graphics.
-    assert min(on_white, on_black) >= 3
-    # One of the 256 that terminals have, so that none is replaced by its neighbour.
-    assert (
-        Color.parse(color).downgrade(ColorSystem.EIGHT_BIT).get_truecolor()
-        == Color.parse(color).get_truecolor()
-    )
-
-
-def test_no_two_colours_are_the_same() -> None:
-    assert 8 <= len(set(EXPERT_COLORS)) == len(EXPERT_COLORS) <= 16
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_one_of_a_kind_is_singular() -> None:
     for words in (
         "demo: 1 prompt, 1 token\n",
         "1 routed layer, top-2 of 8 experts: 1 decision, 1 assignment\n",
-        "1 token written, at most 1 a prompt\n",
+        "1 token written, at most 1 per prompt\n",
         "1 prompt was cut after 1 token\n",
         "1 expert was never chosen\n",
         "wrote 1 row to stdout\n",

@@ -1,4 +1,4 @@
-"""What `moetool route-trace` shows of its prompts, on the demonstration checkpoint."""
+"""The prompts that `moetool route-trace` shows, on the demonstration checkpoint."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_the_metadata_says_what_was_written_and_how(greedy: Written, sampled: Wr
 
 def test_the_summary_says_what_was_written_and_where(greedy: Written, sampled: Written) -> None:
     num_new = NUM_NEW_TOKENS * len(PROMPTS)
-    assert f"{num_new} tokens written, at most {NUM_NEW_TOKENS} a prompt" in greedy.stderr
+    assert f"{num_new} tokens written, at most {NUM_NEW_TOKENS} per prompt" in greedy.stderr
     assert sampled.stderr == ""
 
 

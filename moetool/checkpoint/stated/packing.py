@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moetool.checkpoint.quantization import find_method, find_stated
+from moetool.checkpoint.stated.quantization import find_method, find_stated
 
 # The bits that a packed weight may have.
 BITS = range(1, 9)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import FineGrainedFP8Config, LlavaConfig, MixtralConfig, PreTrainedConfig
 
 from moetool.catalogue.published import read_published_config
-from moetool.checkpoint.packing import read_packing
-from moetool.checkpoint.quantization import find_method, find_stated, name_quantization
+from moetool.checkpoint.stated.packing import read_packing
+from moetool.checkpoint.stated.quantization import find_method, find_stated, name_quantization
 
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 STATED: dict[str, dict[str, Any]] = {

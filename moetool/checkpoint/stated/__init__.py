@@ -1,0 +1,1 @@
+"""Read what a configuration states: its quantization, how weights are packed, top-k."""
