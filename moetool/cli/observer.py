@@ -78,7 +78,8 @@ class TerminalObserver:
         label = "warning:"
         if has_color(sys.stderr):
             label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
-        sys.stderr.write(f"{label} {printable(line, max_length=_LONGEST_LINE)}\n")
+        longest = _LONGEST_LINE - len("warning: ")
+        sys.stderr.write(f"{label} {printable(line, max_length=longest)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""

@@ -19,7 +19,7 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
-from moetool.report.renderer import ReportFormat
+from moetool.report.renderer import ReportFormat, View
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed
 from tests.memory.saved_configs import save_config
 
@@ -177,7 +177,7 @@ def test_several_are_rendered_with_what_is_unknown(form: ReportFormat, tmp_path:
     (tmp_path / "awq").mkdir()
     (tmp_path / "mlx").mkdir()
     estimates = [estimate_of(name, tmp_path / name) for name in ("awq", "mlx")]
-    text = RENDERERS[form](estimates)
+    text = RENDERERS[form](estimates, View(width=80))
     if form == "table":
         assert text.startswith("1 of 1 fit on 1 × 24GiB.\nMemory unknown for 1 of 2 estimates")
         assert max(map(len, text.splitlines())) <= 80
