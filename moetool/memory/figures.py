@@ -155,3 +155,34 @@ class StoredWeights:
         if self.basis is Basis.LOADED:
             return self.loaded_bytes
         return self.packed_bytes if self.basis is Basis.PUBLISHED else None
+
+
+class NamedFigures:
+    """Gives a result the names of its figures that reports have: `weights_bytes` and so on."""
+
+    figures: MemoryFigures
+
+    @property
+    def weights_bytes(self) -> int | None:
+        """Parameters and buffers; None if unknown."""
+        return self.figures.weights_bytes
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The cache after the last token that is run; None if unknown."""
+        return self.figures.cache_bytes
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        """The value of `torch.cuda.max_memory_allocated`; None if unknown."""
+        return self.figures.peak_allocated_bytes
+
+    @property
+    def peak_reserved_bytes(self) -> int | None:
+        """The value of `torch.cuda.max_memory_reserved`; None if unknown."""
+        return self.figures.peak_reserved_bytes
+
+    @property
+    def total_device_bytes(self) -> int | None:
+        """Usage that the device's own tools show; None if unknown."""
+        return self.figures.total_device_bytes

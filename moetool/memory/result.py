@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.figures import (
+    Basis,
+    MemoryFigures,
+    Method,
+    NamedFigures,
+    Peak,
+    Phase,
+    StoredWeights,
+)
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.plain import Tabular, make_plain
@@ -37,39 +45,8 @@ _OF_A_PEAK = {
 _PEAK_OF_A_PHASE = {phase: f"{phase.value}_peak_allocated_bytes" for phase in Phase}
 
 
-class _NamedFigures:
-    """Gives a result the names of its figures that reports have: `weights_bytes` and so on."""
-
-    figures: MemoryFigures
-
-    @property
-    def weights_bytes(self) -> int | None:
-        """Parameters and buffers; None if unknown."""
-        return self.figures.weights_bytes
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """The cache after the last token that is run; None if unknown."""
-        return self.figures.cache_bytes
-
-    @property
-    def peak_allocated_bytes(self) -> int | None:
-        """The value of `torch.cuda.max_memory_allocated`; None if unknown."""
-        return self.figures.peak_allocated_bytes
-
-    @property
-    def peak_reserved_bytes(self) -> int | None:
-        """The value of `torch.cuda.max_memory_reserved`; None if unknown."""
-        return self.figures.peak_reserved_bytes
-
-    @property
-    def total_device_bytes(self) -> int | None:
-        """Usage that the device's own tools show; None if unknown."""
-        return self.figures.total_device_bytes
-
-
 @dataclass(frozen=True)
-class Measurement(_NamedFigures):
+class Measurement(NamedFigures):
     """The same scenario, measured on a GPU.
 
     Attributes:
@@ -89,7 +66,7 @@ class Measurement(_NamedFigures):
 
 
 @dataclass(frozen=True)
-class Estimate(_NamedFigures, Tabular):
+class Estimate(NamedFigures, Tabular):
     """Memory that a model needs for a scenario.
 
     Attributes:
@@ -265,6 +242,16 @@ class Estimate(_NamedFigures, Tabular):
         return self.stored.basis if self.stored else None
 
     @property
+    def does_fit(self) -> bool | None:
+        """Whether it fits on one `gpu`; None if unknown."""
+        return self.fit.fits if self.fit else None
+
+    @property
+    def headroom_bytes(self) -> int | None:
+        """Memory of `gpu` to spare; negative if it is short. None if unknown."""
+        return self.fit.headroom_bytes if self.fit else None
+
+    @property
     def smallest_gpu(self) -> str | None:
         """The known GPU with the least memory that it fits on; None if unknown or for one GPU."""
         smallest = None if self.is_gpu_named else self.smallest_fit
@@ -297,6 +284,8 @@ class Estimate(_NamedFigures, Tabular):
             "loaded_dtype": self.loaded_dtype,
             "smallest_fits": self.smallest_fits,
             "smallest_gpu": self.smallest_gpu,
+            "does_fit": self.does_fit,
+            "headroom_bytes": self.headroom_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -317,6 +306,8 @@ class Estimate(_NamedFigures, Tabular):
             "weights_basis": str | None,
             "loaded_dtype": str | None,
             "smallest_gpu": str | None,
+            "does_fit": bool | None,
+            "headroom_bytes": int | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ FURTHER_KEYS = [
     *("gpu", "stored", "limits", "ranks", "offload", "speed", "measured", "fits_dequantized"),
     *("confirmed_on", "prefill_peak_allocated_bytes", "decode_peak_allocated_bytes", "stored_as"),
     *("weights_basis", "loaded_dtype", "smallest_fits", "smallest_gpu"),
+    *("does_fit", "headroom_bytes"),
 ]
 PEAK_KEYS = [
     *("phase", "layer", "operation", "weights_bytes", "cache_bytes", "activation_bytes"),
@@ -89,6 +90,8 @@ def test_the_smallest_gpu_is_there_for_each_storage_of_the_weights() -> None:
     assert set(smallest["none"]) == set(FIT_KEYS)
     (row,) = csv.DictReader(io.StringIO(render_csv([make_estimate(fits=FITS)])))
     assert row["smallest_gpu"] == "big"
+    (own,) = [fit for fit in FITS if (fit.gpu, fit.quantization) == ("big", Quantization.NONE)]
+    assert (row["does_fit"], row["headroom_bytes"]) == ("True", str(own.headroom_bytes))
 
 
 def test_json_holds_plain_integers_whose_parts_add_up() -> None:
@@ -214,11 +217,11 @@ def test_a_small_csv_is_this_one() -> None:
         "at_peak_workspace_bytes,prefill_peak_allocated_bytes,decode_peak_allocated_bytes,"
         "measured_weights_bytes,measured_cache_bytes,measured_peak_allocated_bytes,"
         "measured_peak_reserved_bytes,measured_context_bytes,measured_total_device_bytes,"
-        "stored_as,weights_basis,loaded_dtype,smallest_gpu\n"
+        "stored_as,weights_basis,loaded_dtype,smallest_gpu,does_fit,headroom_bytes\n"
         "small-4x,1,2048,256,generate,auto,,,dynamic,False,none,False,as-loaded,simulated,big,"
         "17179869184,2147483648,21474836480,22548578304,536870912,23085449216,decode,"
         "model.layers.3,index in mlp.experts,17179869184,2147483648,1879048192,268435456,,"
-        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,,bfloat16,\n"
+        "21474836480,17179869184,2147483648,22011707392,,524288000,22548578304,,,bfloat16,,True,62813896704\n"
     )
 
 
