@@ -215,7 +215,7 @@ def list_limits(limits: Limits, gpu: str) -> Iterator[str]:
     else:
         whole = ", the model's whole context" if limits.is_whole_context else ""
         tokens = number_of(limits.largest_prompt_tokens, "token")
-        slack = "" if whole else "; the allocator's slack decides on slightly longer ones"
+        slack = "" if whole else ", to within 1 % or 64 tokens"
         yield f"prompts of {tokens} at this batch size on 1 × {gpu}{whole}{slack}"
     if limits.largest_batch_size == 0:
         yield f"no batch fits on 1 × {gpu} at this length"

@@ -97,7 +97,7 @@ def test_limits_of_nothing_are_said() -> None:
     one = replace(limits, largest_prompt_tokens=1, largest_batch_size=1)
     text = render(limits=one, gpu="small")
     words = " ".join(text.split())
-    assert "prompts of 1 token at this batch size on 1 × small; the allocator's slack" in words
+    assert "prompts of 1 token at this batch size on 1 × small, to within 1 % or 64 tokens" in words
     assert "batches of 1 sequence at this length" in text
 
 
