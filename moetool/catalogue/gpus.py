@@ -263,15 +263,32 @@ def _as_custom_gpu(text: str, *, number: str, unit: str) -> Gpu:
             f"A GPU can't have '{text}' of memory.",
             hint="Give a size of at least one byte and below 100 TiB, such as 24GiB.",
         )
-    return Gpu(
-        id=f"{number}{unit}",
+    return make_custom_gpu(
+        f"{number}{unit}",
         title=f"custom GPU of {number} {unit}",
+        memory_bytes=int(memory_bytes),
+        memory_is=MemoryIs.GIVEN,
+    )
+
+
+def make_custom_gpu(
+    gpu_id: str,
+    *,
+    title: str,
+    memory_bytes: int,
+    memory_is: MemoryIs,
+    compute_capability: str | None = None,
+) -> Gpu:
+    """Return a GPU of which nothing else is known."""
+    return Gpu(
+        id=gpu_id,
+        title=title,
         aliases=(),
         vendor=None,
         architecture=None,
-        compute_capability=None,
-        memory_bytes=int(memory_bytes),
-        memory_is=MemoryIs.GIVEN,
+        compute_capability=compute_capability,
+        memory_bytes=memory_bytes,
+        memory_is=memory_is,
         bandwidth_bytes_per_s=None,
         bf16_flops_per_s=None,
         fp16_flops_per_s=None,

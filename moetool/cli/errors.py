@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
-from moetool.cli.output import has_color
+from moetool.cli.output import paint_label
 from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
 from moetool.printable import printable
@@ -113,16 +113,7 @@ def _say(
         *notes[:_MOST_FACTS],
     ]
     shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
-    if has_color(sys.stderr):
-        shown = [_color(line) for line in shown]
-    print("\n".join(shown), file=sys.stderr)  # noqa: T201
-
-
-def _color(line: str) -> str:
-    for label, color in (("error:", typer.colors.RED), ("hint:", None)):
-        if line.startswith(f"{label} "):
-            return typer.style(label, fg=color, bold=True) + line.removeprefix(label)
-    return line
+    print("\n".join(map(paint_label, shown)), file=sys.stderr)  # noqa: T201
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:

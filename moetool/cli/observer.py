@@ -8,10 +8,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import typer
-
 from moetool.cli.bar import build_bar
-from moetool.cli.output import has_color, see_terminal
+from moetool.cli.output import paint_label, see_terminal
 from moetool.cli.progress import say, show_status
 from moetool.printable import printable
 from moetool.report.renderer import View
@@ -75,11 +73,8 @@ class TerminalObserver:
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
         self._end_step()
-        label = "warning:"
-        if has_color(sys.stderr):
-            label = typer.style(label, fg=typer.colors.YELLOW, bold=True)
-        longest = _LONGEST_LINE - len("warning: ")
-        sys.stderr.write(f"{label} {printable(line, max_length=longest)}\n")
+        warning = printable(f"warning: {line}", max_length=_LONGEST_LINE)
+        sys.stderr.write(f"{paint_label(warning)}\n")
 
     def summarize(self, text: str) -> None:
         """Print a summary of several lines, unless asked to be quiet."""

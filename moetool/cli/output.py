@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+import typer
+
 from moetool.errors import UsageError
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
 from moetool.report.renderer import DEFAULT_VIEW, ReportFormat, View
@@ -17,6 +19,7 @@ _FORMAT_OF_SUFFIX = {
     ".csv": ReportFormat.CSV,
     ".txt": ReportFormat.TABLE,
 }
+_COLOR_OF_LABEL = {"error:": typer.colors.RED, "warning:": typer.colors.YELLOW, "hint:": None}
 # Widths of terminals that pages are laid out for.
 _NARROWEST, _USUAL, _WIDEST = 60, 80, 200
 
@@ -74,6 +77,15 @@ def _count_columns(terminal: TextIO) -> int:
     if asked.isascii() and asked.isdecimal() and int(asked):
         return int(asked)
     return os.get_terminal_size(terminal.fileno()).columns or _USUAL
+
+
+def paint_label(line: str) -> str:
+    """Return a line for stderr, with the label that it begins with emphasized where colour suits."""
+    if has_color(sys.stderr):
+        for label, color in _COLOR_OF_LABEL.items():
+            if line.startswith(f"{label} "):
+                return typer.style(label, fg=color, bold=True) + line.removeprefix(label)
+    return line
 
 
 def check_report_path(output: Path | None, *, force: bool, inputs: Iterable[Path] = ()) -> None:

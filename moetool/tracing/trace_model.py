@@ -117,15 +117,7 @@ def trace_model(
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    tokenized = tokenize_prompts(
-        prompts,
-        tokenizer,
-        special_tokens=options.special_tokens,
-        context_tokens=read_context_tokens(config),
-        vocabulary=traceable.num_token_ids,
-        max_prompt_tokens=options.max_prompt_tokens,
-        max_new_tokens=_count_new_tokens(config, options),
-    )
+    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=traceable.num_token_ids)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
         model = load_model(
@@ -185,15 +177,7 @@ def trace_loaded_model(
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
-    tokenized = tokenize_prompts(
-        prompts,
-        tokenizer,
-        special_tokens=options.special_tokens,
-        context_tokens=read_context_tokens(config),
-        vocabulary=count_embeddings(model),
-        max_prompt_tokens=options.max_prompt_tokens,
-        max_new_tokens=_count_new_tokens(config, options),
-    )
+    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
     metadata = _describe_run(
         model,
         options,
@@ -246,6 +230,25 @@ def _run(
             advance=observer.advance,
             num_excerpts=num_excerpts,
         )
+
+
+def _tokenize(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    options: TraceOptions,
+    *,
+    vocabulary: int | None,
+) -> list[TokenizedPrompt]:
+    return tokenize_prompts(
+        prompts,
+        tokenizer,
+        special_tokens=options.special_tokens,
+        context_tokens=read_context_tokens(config),
+        vocabulary=vocabulary,
+        max_prompt_tokens=options.max_prompt_tokens,
+        max_new_tokens=_count_new_tokens(config, options),
+    )
 
 
 def _count_new_tokens(config: PreTrainedConfig, options: TraceOptions) -> int:

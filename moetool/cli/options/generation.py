@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.shared import make_cache_option
 from moetool.memory.scenario import CacheKind
 
 _PANEL = "Generation"
@@ -40,15 +41,7 @@ Seed = Annotated[
     int,
     typer.Option(metavar="N", help="Random seed for sampling.", rich_help_panel=_PANEL),
 ]
-CacheOption = Annotated[
-    CacheKind,
-    typer.Option(
-        metavar="KIND",
-        case_sensitive=False,
-        help="KV cache used for generation: dynamic or static.",
-        rich_help_panel=_PANEL,
-    ),
-]
+CacheOption = Annotated[CacheKind, make_cache_option(panel=_PANEL)]
 SaveText = Annotated[
     Path | None,
     typer.Option(

@@ -6,23 +6,13 @@ from typing import Annotated
 
 import typer
 
-from moetool.cli.options.shared import FLAG
-from moetool.cli.options.values import parse_dtype
+from moetool.cli.options.shared import FLAG, make_cache_option, make_dtype_option
 from moetool.memory.scenario import Attention, CacheKind, Dtype, ExpertsImplementation
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 _LOADING_PANEL = "How the model is loaded and run"
 
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        parser=parse_dtype,
-        help="Dtype of the weights: auto (from the configuration), float32, bfloat16 or float16.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
+DtypeOption = Annotated[Dtype, make_dtype_option("configuration", panel=_LOADING_PANEL)]
 QuantizationOption = Annotated[
     Quantization,
     typer.Option(
@@ -70,12 +60,4 @@ ExpertsImplementationOption = Annotated[
         rich_help_panel=_LOADING_PANEL,
     ),
 ]
-CacheOption = Annotated[
-    CacheKind,
-    typer.Option(
-        metavar="KIND",
-        case_sensitive=False,
-        help="KV cache used for generation: dynamic or static.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
+CacheOption = Annotated[CacheKind, make_cache_option(panel=_LOADING_PANEL)]

@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 from moetool.cli.options.completion import complete_checkpoints
-from moetool.cli.options.shared import FLAG, MODEL_PANEL, OUTPUT_PANEL, silence_libraries
-from moetool.cli.options.values import parse_dtype
+from moetool.cli.options.shared import (
+    FLAG,
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    make_dtype_option,
+    silence_libraries,
+)
 from moetool.memory.scenario import Dtype
 
 _RECORDING_PANEL = "Recording"
@@ -38,16 +43,7 @@ BatchSize = Annotated[
     int,
     typer.Option(min=1, metavar="N", help="Prompts per batch.", rich_help_panel=MODEL_PANEL),
 ]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        parser=parse_dtype,
-        help="Dtype of the weights: auto (from the checkpoint), float32, bfloat16 or float16.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
+DtypeOption = Annotated[Dtype, make_dtype_option("checkpoint", panel=MODEL_PANEL)]
 Device = Annotated[
     str | None,
     typer.Option(

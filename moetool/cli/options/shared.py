@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moetool.cli.options.completion import complete_models
+from moetool.cli.options.values import parse_dtype
 from moetool.quiet import hide_download_bars
 from moetool.report.renderer import ReportFormat
 
@@ -16,6 +17,27 @@ OUTPUT_PANEL = "Output"
 
 # Typer shows the type of a flag, as if it took a value; an empty name shows none.
 FLAG = ""
+
+
+def make_dtype_option(source: str, *, panel: str) -> Any:
+    """Return --dtype, whose `auto` takes the dtype from a source: `checkpoint`."""
+    return typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        parser=parse_dtype,
+        help=f"Dtype of the weights: auto (from the {source}), float32, bfloat16 or float16.",
+        rich_help_panel=panel,
+    )
+
+
+def make_cache_option(*, panel: str) -> Any:
+    """Return --cache, the cache that is used for generation."""
+    return typer.Option(
+        metavar="KIND",
+        case_sensitive=False,
+        help="KV cache used for generation: dynamic or static.",
+        rich_help_panel=panel,
+    )
 
 
 def silence_libraries(is_quiet: bool) -> bool:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from moetool.catalogue.gpus import Gpu, MemoryIs, find_gpu, find_named_like
+from moetool.catalogue.gpus import Gpu, MemoryIs, find_gpu, find_named_like, make_custom_gpu
 from moetool.errors import UsageError
 from moetool.memory.machine.driver import (
     Ask,
@@ -141,20 +141,10 @@ def _list_candidates(name: str) -> list[Gpu]:
 
 def _make_custom(reported: ReportedGpu, memory_bytes: int) -> Gpu:
     words = re.findall(r"[a-z0-9]+", reported.name.lower())
-    return Gpu(
-        id="-".join(words)[:_LONGEST_ID] or HERE,
+    return make_custom_gpu(
+        "-".join(words)[:_LONGEST_ID] or HERE,
         title=reported.name,
-        aliases=(),
-        vendor=None,
-        architecture=None,
-        compute_capability=reported.compute_capability,
         memory_bytes=memory_bytes,
         memory_is=MemoryIs.REPORTED,
-        bandwidth_bytes_per_s=None,
-        bf16_flops_per_s=None,
-        fp16_flops_per_s=None,
-        fp8_flops_per_s=None,
-        pcie_bytes_per_s=None,
-        source=None,
-        notes=None,
+        compute_capability=reported.compute_capability,
     )
