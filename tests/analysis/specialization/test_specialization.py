@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization import measure_specialization
+from moetool.analysis.specialization.measure import measure_specialization
 from moetool.errors import InputError
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts, count_experts
 from moetool.trace.reading.reader import open_trace, read_trace

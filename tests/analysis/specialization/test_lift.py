@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
-from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift, sum_by_domain
+from moetool.analysis.specialization.lift import (
+    DomainExpert,
+    find_most_lifted,
+    measure_lift,
+    sum_by_domain,
+)
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 NUM_EXPERTS, TOP_K = 5, 2

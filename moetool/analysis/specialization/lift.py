@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.lift_interval import find_interval
+from moetool.analysis.specialization.lift_interval import find_interval
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts, PromptSums
 from moetool.trace.reading.prompt_sums import sum_prompts
 

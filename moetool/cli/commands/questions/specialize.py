@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,15 +10,19 @@ import typer
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.shared import (
-    FLAG,
     ForceOption,
     FormatOption,
     OutputOption,
     QuietOption,
 )
+from moetool.cli.options.traces import (
+    NoValidateOption,
+    NumExpertsOption,
+    TopKOption,
+    TraceArgument,
+)
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
-from moetool.trace.metadata_fields import MOST_IDS
 
 SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
@@ -31,14 +34,7 @@ EXAMPLES = (
 
 @speaks_errors
 def specialize(
-    trace: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TRACE",
-            help="A .parquet or .csv trace, or a folder of Parquet parts.",
-            show_default=False,
-        ),
-    ],
+    trace: TraceArgument,
     permutations: Annotated[
         int,
         typer.Option(
@@ -48,32 +44,9 @@ def specialize(
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Random seed for the permutations.")
     ] = 0,
-    num_experts: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_IDS,
-            metavar="N",
-            help="Experts per layer, for a trace without metadata.",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_IDS,
-            metavar="K",
-            help="Experts per decision, for a trace without metadata.",
-        ),
-    ] = None,
-    no_validate: Annotated[
-        bool,
-        typer.Option(
-            "--no-validate",
-            metavar=FLAG,
-            help="Skip the checks: count rows that a valid trace can't have, such as duplicates.",
-        ),
-    ] = False,
+    num_experts: NumExpertsOption = None,
+    top_k: TopKOption = None,
+    no_validate: NoValidateOption = False,
     output_format: FormatOption = None,
     output: OutputOption = None,
     force: ForceOption = False,
@@ -90,8 +63,8 @@ def specialize(
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
-        from moetool.analysis.specialization import measure_specialization
-        from moetool.report.specialize import RENDERERS
+        from moetool.analysis.specialization.measure import measure_specialization
+        from moetool.report.questions.specialize import RENDERERS
         from moetool.trace.reading.counts import count_experts
         from moetool.trace.reading.reader import open_trace
 

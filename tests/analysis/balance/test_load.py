@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from moetool.analysis.load import LayerLoad, measure_load
+from moetool.analysis.balance.load import LayerLoad, measure_load
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 

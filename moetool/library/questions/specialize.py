@@ -6,12 +6,12 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from moetool.analysis import specialization
-from moetool.analysis.specialization import Specialization
+from moetool.analysis.specialization import measure as specialization
+from moetool.analysis.specialization.measure import Specialization
 from moetool.choices import take_count, take_flag, take_path, take_text
 from moetool.errors import InputError, UsageError
+from moetool.library.opening import take_shape
 from moetool.library.trace import Trace
-from moetool.trace.metadata_fields import MOST_IDS
 from moetool.trace.reading.counts import count_experts
 from moetool.trace.reading.frames import open_frame
 from moetool.trace.reading.reader import TraceSource, open_trace
@@ -55,10 +55,7 @@ def measure_specialization(
         num_permutations, name="number of permutations", smallest=1, largest=_MOST_PERMUTATIONS
     )
     chosen_seed = take_count(seed, name="seed", smallest=0, largest=_NUM_SEEDS - 1)
-    num_experts, top_k = (
-        take_count(value, name=option, smallest=1, largest=MOST_IDS, is_optional=True)
-        for value, option in ((num_experts, "number of experts"), (top_k, "top-k"))
-    )
+    num_experts, top_k = take_shape(num_experts=num_experts, top_k=top_k)
     validate = take_flag(validate, name="validate")
     source, name = _open(trace, by=by)
     if "domain" not in source.columns:

@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 
 import moetool
-from moetool.analysis.specialization import Specialization
+from moetool.analysis.specialization.measure import Specialization
+from moetool.report.questions.specialize import (
+    RENDERERS,
+    render_csv,
+    render_json,
+    render_table_text,
+)
 from moetool.report.renderer import ReportFormat, View
-from moetool.report.specialize import RENDERERS, render_csv, render_json, render_table_text
 from tests.report.examples import TOP_K, make_counts, make_result
 
 TRACE = "runs/größe.parquet"

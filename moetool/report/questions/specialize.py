@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from moetool.analysis.lift import DomainExpert
-from moetool.analysis.specialization import Specialization
+from moetool.analysis.specialization.lift import DomainExpert
+from moetool.analysis.specialization.measure import Specialization
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View

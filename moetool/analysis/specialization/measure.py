@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
+from moetool.analysis.specialization.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.choices import choose_word
 from moetool.errors import InputError
 from moetool.plain import Tabular, make_frame, make_plain
