@@ -17,6 +17,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.load_metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan
@@ -195,12 +196,16 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
             pa.csv.open_csv(file, parse_options=_CSV_PARSING) as reader,
         ):
             names = reader.schema.names
+        if has_load_columns(names):
+            refuse_loads(path)
         sidecar = sidecar_path(path)
         text = read_small_file(sidecar, most_bytes=MOST_BYTES)
         return names, None if text is None else parse_metadata(text, source=str(sidecar))
     with open_file(path) as file:
         footer = pq.read_metadata(file)
     names = footer.schema.to_arrow_schema().names
+    if has_load_columns(names):
+        refuse_loads(path)
     text = (footer.metadata or {}).get(FOOTER_KEY)
     return names, None if text is None else parse_metadata(text, source=str(path))
 
