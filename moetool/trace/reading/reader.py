@@ -17,7 +17,7 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.load_metadata import has_load_columns, refuse_loads
+from moetool.trace.loads.metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan

@@ -19,10 +19,8 @@ from moetool.errors import InputError
 from moetool.plain import show_fields
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
-from moetool.trace.load_metadata import LoadMetadata, has_load_columns, parse_load_metadata
-from moetool.trace.reading.counts import ExpertCounts, LayerCounts
-from moetool.trace.reading.files import find_files
-from moetool.trace.reading.load_rows import (
+from moetool.trace.loads.metadata import LoadMetadata, has_load_columns, parse_load_metadata
+from moetool.trace.loads.rows import (
     LOAD_SCHEMA,
     READ_ERRORS,
     Place,
@@ -32,6 +30,8 @@ from moetool.trace.reading.load_rows import (
     sum_loads,
     unreadable_loads,
 )
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts
+from moetool.trace.reading.files import find_files
 from moetool.wording import number_of
 
 if TYPE_CHECKING:

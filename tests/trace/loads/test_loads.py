@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from moetool import read_trace
 from moetool.errors import InputError, UsageError
 from moetool.trace.companions import sidecar_path
-from moetool.trace.load_metadata import LoadLayer, LoadMetadata, Precision
-from moetool.trace.loads import is_load_table, open_loads
-from moetool.trace.reading.load_rows import LOAD_SCHEMA
-from moetool.trace.writing.loads import write_loads
+from moetool.trace.loads.metadata import LoadLayer, LoadMetadata, Precision
+from moetool.trace.loads.rows import LOAD_SCHEMA
+from moetool.trace.loads.table import is_load_table, open_loads
+from moetool.trace.loads.writing import write_loads
 from tests.trace.examples import make_rows, write_trace
 
 SUFFIXES = (".parquet", ".csv")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from moetool.output.targets import new_file, put_in_place, saying_what_failed
 from moetool.trace.companions import find_companions, sidecar_path
-from moetool.trace.load_metadata import LoadMetadata
+from moetool.trace.loads.metadata import LoadMetadata
+from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.metadata import FOOTER_KEY
-from moetool.trace.reading.load_rows import LOAD_SCHEMA
 from moetool.trace.schema import plain_schema
 from moetool.trace.writing.writer import check_target
 
