@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.place import export_placement as export_placement
+    from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -45,9 +47,11 @@ _HOME_OF = {
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
     "estimate_memory": "moetool.memory.estimate",
+    "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.questions.specialize",
+    "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
@@ -68,9 +72,11 @@ __all__ = [
     "Trace",
     "__version__",
     "estimate_memory",
+    "export_placement",
     "find_fitting_models",
     "inspect_model",
     "measure_specialization",
+    "place_experts",
     "read_trace",
     "to_frame",
     "trace_model",

@@ -13,7 +13,7 @@ from moetool.analysis.placement.scoring import PlacementScore, measure_imbalance
 # Draws behind a mean: its standard error is below 0.5 % of the value for 2 GPUs or more.
 _NUM_DRAWS = 128
 # Random numbers drawn for one mean; loads of more tokens are drawn from the normal distribution
-# with their covariance, from which they can't be told apart.
+# with their covariance, from which they can't be distinguished.
 _MOST_NUMBERS = 2**24
 _NUMBERS_AT_ONCE = 2**20
 _SEED = 20_240
@@ -109,8 +109,8 @@ def simulate_loads(shape: RouterShape, *, num_tokens: int) -> NDArray[np.float64
         noise = rng.standard_normal((_NUM_DRAWS, num_ids))
         noise -= noise.mean(axis=1, keepdims=True)  # Loads add up to a constant.
         variance = num_tokens * chance * (1 - chance) * num_ids / max(1, num_ids - 1)
-        loads = num_tokens * chance + np.sqrt(variance) * noise
-        return loads[:, : shape.num_experts]
+        drawn: NDArray[np.float64] = num_tokens * chance + np.sqrt(variance) * noise
+        return drawn[:, : shape.num_experts]
     loads = np.zeros((_NUM_DRAWS, num_ids))
     step = max(1, _NUMBERS_AT_ONCE // num_ids)
     for draw in range(_NUM_DRAWS):

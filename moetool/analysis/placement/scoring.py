@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.cluster import Cluster
-from moetool.analysis.placement.layer_statistics import BatchLoads, shift_ids
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.methods.layer_statistics import BatchLoads, shift_ids
 
 _BITS = 64
 # Numbers held at a time for decisions of experts with replicas.
@@ -56,7 +56,8 @@ def share_out(
     part = np.arange(len(physical_to_logical)) // (len(physical_to_logical) // num_parts)
     slots = np.zeros((num_experts, num_parts))
     np.add.at(slots, (physical_to_logical, part), 1)
-    return slots / slots.sum(axis=1, keepdims=True)
+    share: NDArray[np.float64] = slots / slots.sum(axis=1, keepdims=True)
+    return share
 
 
 def measure_imbalance(loads: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -144,17 +145,28 @@ class LayerScorer:
         self._gpus = dict.fromkeys(placements, 0.0)
         self._nodes = dict.fromkeys(placements, 0.0)
 
-    def add(self, experts: NDArray[np.int64]) -> None:
-        """Score some decisions, in their order. # (num_decisions, top_k)"""
+    def add(self, experts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Score some decisions, in their order, and return the GPUs that each one reaches.
+
+        Args:
+            experts: # (num_decisions, top_k)
+
+        Returns:
+            By the name of the placement. # (num_decisions,)
+        """
         shifted = shift_ids(experts, self._num_experts)
         self._load += np.bincount(shifted.ravel(), minlength=self._num_experts + 1)[1:]
         self._num_decisions += len(experts)
         loads = self._batches.add(experts).astype(np.float64)
         self._num_batches += len(loads)
+        reached = {}
         for name, share in self._gpu_share.items():
             self._imbalance[name] += float(measure_imbalance(loads @ share).sum())
-            self._gpus[name] += float(count_reached(shifted, share).sum())
-            self._nodes[name] += float(count_reached(shifted, self._node_share[name]).sum())
+            reached[name] = count_reached(shifted, share)
+            self._gpus[name] += float(reached[name].sum())
+            nodes = count_reached(shifted, self._node_share[name])
+            self._nodes[name] += float(nodes.sum())
+        return reached
 
     @property
     def num_batches(self) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.cluster import Cluster
-from moetool.analysis.placement.eplb import pack_evenly, place_by_load
-from moetool.analysis.placement.layer_statistics import LayerStatistics
-from moetool.analysis.placement.swaps import improve_by_swaps
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.methods.eplb import pack_evenly, place_by_load
+from moetool.analysis.placement.methods.layer_statistics import LayerStatistics
+from moetool.analysis.placement.methods.swaps import improve_by_swaps
 
 # Weight of the covariance of loads against joint choices, each in shares of its sum. From 0.05 to
 # 0.12 both balance and traffic are better than EPLB's on published traces.

@@ -53,7 +53,6 @@ class LayerStatistics:
     Attributes:
         load: Assignments of each expert. # (num_experts,)
         pairs: Decisions that chose both; 0 on the diagonal. # (num_experts, num_experts)
-        num_decisions: Decisions.
         num_batches: Complete batches of consecutive decisions.
         batch_load: Sum of the batches' loads. # (num_experts,)
         batch_products: Sum of the products of two experts' loads. # (num_experts, num_experts)
@@ -103,7 +102,11 @@ class StatisticsCounter:
         self._batch_products = np.zeros((num_experts, num_experts))
 
     def add(self, experts: NDArray[np.int64]) -> None:
-        """Count some decisions, in their order. # (num_decisions, top_k)"""
+        """Count some decisions, in their order.
+
+        Args:
+            experts: # (num_decisions, top_k)
+        """
         shifted = shift_ids(experts, self._num_experts)
         self._load += np.bincount(shifted.ravel(), minlength=self._num_experts + 1)[1:]
         self._pairs += count_pairs(shifted, self._num_experts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.cluster import Cluster
+from moetool.analysis.placement.methods.cluster import Cluster
 
 
 def place_by_load(load: NDArray[np.float64], cluster: Cluster) -> NDArray[np.int64]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moetool.errors import UsageError
 from moetool.wording import join_words, number_of
@@ -78,23 +80,12 @@ class Cluster:
         return [str(least), str(least + self.num_gpus)]
 
 
-def spread_evenly(num_experts: int, cluster: Cluster) -> list[int]:
+def spread_evenly(num_experts: int, cluster: Cluster) -> NDArray[np.int64]:
     """Return the expert of each slot in the order of ids, as engines place them by default.
 
-    Redundant slots repeat the first experts, as in SGLang: slot `s` holds expert `s % num_experts`.
+    Redundant slots repeat the first experts, as in SGLang and vLLM.
+
+    Returns:
+        # (num_slots,)
     """
-    return [slot % num_experts for slot in range(cluster.count_slots(num_experts))]
-
-
-def check_layers(cluster: Cluster, layers: Iterable[tuple[str, int]]) -> None:
-    """Check that every layer's experts can be shared out evenly.
-
-    Args:
-        cluster: GPUs to place them on.
-        layers: Name and number of experts of each.
-
-    Raises:
-        UsageError: One of them can't.
-    """
-    for name, num_experts in layers:
-        cluster.check_layer(name, num_experts)
+    return np.arange(cluster.count_slots(num_experts)) % num_experts
