@@ -30,7 +30,7 @@ _OPTIONAL = ("domain", "stack", "rank", "weight")
 # Rows of an unordered trace that are held at a time: about 300 MB.
 _ROWS_AT_ONCE = 4_000_000
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
-_VALUES_HINT = "See docs/trace-format.md for the values that a trace has."
+_VALUES_HINT = "See docs/traces/trace-format.md for the values that a trace has."
 _TWICE_HINT = (
     "Remove the repetition; `specialize --no-validate` (validate=False in Python) counts it twice."
 )

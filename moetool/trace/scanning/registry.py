@@ -109,5 +109,5 @@ class Registry:
 def _too_many(path: Path) -> InputError:
     return InputError(
         f"'{printable(path)}' has more than {_MOST_PLACES:,} layers.",
-        hint="See docs/trace-format.md for the meaning of layer and stack.",
+        hint="See docs/traces/trace-format.md for the meaning of layer and stack.",
     )
