@@ -10,7 +10,7 @@ from moetool.errors import UsageError
 
 @dataclass(frozen=True)
 class Drops:
-    """How many experts of a layer are dropped.
+    """The number of experts of a layer that are dropped.
 
     Attributes:
         per_group: Of each group of the router; there is one group without groups.
