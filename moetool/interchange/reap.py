@@ -35,11 +35,14 @@ def read_saliency(path: Path) -> dict[int, list[float]]:
 
 def _load(path: Path) -> Mapping[Any, Any]:
     import pickle
+    import zipfile
 
     import torch
 
     if not path.is_file():
         raise InputError(f"There is no file '{printable(path)}'.", hint=_HINT)
+    if not zipfile.is_zipfile(path):
+        raise _is_other(path, seen="not an archive, as torch.save makes them")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

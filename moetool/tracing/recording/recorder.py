@@ -263,9 +263,8 @@ class RoutingRecorder:
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
-        decision = self._decisions[layer]
-        slots = torch.from_numpy(self._tokens[self._scopes[layer]].slots)
-        return slots.to(decision.experts.device), decision
+        decision, tokens = self._decisions[layer], self._tokens[self._scopes[layer]]
+        return torch.from_numpy(tokens.slots).to(decision.experts.device), decision
 
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:

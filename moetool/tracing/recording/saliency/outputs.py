@@ -143,7 +143,7 @@ def run_separate_experts(
     for place in range(ids.shape[1]):
         output: torch.Tensor | None = None
         chosen = ids[:, place]
-        for expert in chosen[chosen >= 0].unique().tolist():
+        for expert in set(chosen[chosen >= 0].tolist()):
             tokens = torch.nonzero(chosen == expert).flatten()
             with torch.no_grad():
                 rows = _take_rows(experts[expert].forward(hidden[tokens]))
