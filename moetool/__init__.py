@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -49,6 +50,7 @@ _HOME_OF = {
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.questions.specialize",
     "read_trace": "moetool.trace.reading.reader",
+    "select_experts": "moetool.library.questions.select",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "inspect_model",
     "measure_specialization",
     "read_trace",
+    "select_experts",
     "to_frame",
     "trace_model",
 ]
