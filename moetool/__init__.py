@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
-    from moetool.library.measure import measure_specialization as measure_specialization
+    from moetool.library.questions.specialize import (
+        measure_specialization as measure_specialization,
+    )
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -45,7 +47,7 @@ _HOME_OF = {
     "estimate_memory": "moetool.memory.estimate",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
-    "measure_specialization": "moetool.library.measure",
+    "measure_specialization": "moetool.library.questions.specialize",
     "read_trace": "moetool.trace.reading.reader",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",

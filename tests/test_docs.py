@@ -26,7 +26,7 @@ REAL = [
     for block in BLOCKS
     if block.document == "README.md" and re.search(r"pip install|specialize", block.command)
 ]
-PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 
 @pytest.fixture(scope="module")

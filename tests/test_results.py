@@ -23,9 +23,9 @@ from moetool.plain import Tabular, make_plain
 from moetool.report.inspect import data as inspect_report
 from moetool.report.inspect import summary as summary_report
 from moetool.report.memory import data as memory_report
+from moetool.report.questions.specialize import render_csv as render_specialize_csv
+from moetool.report.questions.specialize import render_json as render_specialize_json
 from moetool.report.renderer import View
-from moetool.report.specialize import render_csv as render_specialize_csv
-from moetool.report.specialize import render_json as render_specialize_json
 from tests.report.examples import make_counts, make_result
 from tests.report.inspect.inspections import FILES, FLOPS, make_inspection, make_reported
 from tests.report.memory.estimates import LIMITS, OFFLOAD, SPEED, make_estimate, make_full_estimate

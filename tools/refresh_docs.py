@@ -23,11 +23,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
-    "docs/specialize.md",
-    "docs/route-trace.md",
-    "docs/inspect.md",
-    "docs/memory-estimate.md",
-    "docs/fits.md",
+    "docs/questions/specialize.md",
+    "docs/traces/route-trace.md",
+    "docs/models/inspect.md",
+    "docs/models/memory-estimate.md",
+    "docs/models/fits.md",
 )
 
 # Exit codes of blocks: some show wrong usage, or an input that can't be used.

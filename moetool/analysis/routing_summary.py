@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from moetool.analysis.lift import DomainExpert, find_most_lifted, measure_lift
-from moetool.analysis.load import LayerLoad, measure_load
+from moetool.analysis.balance.load import LayerLoad, measure_load
+from moetool.analysis.specialization.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.plain import make_plain
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.wording import number_of

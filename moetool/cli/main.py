@@ -9,15 +9,9 @@ from typing import Annotated
 import typer
 
 import moetool
-from moetool.cli.commands import (
-    fits,
-    gpus,
-    inspect,
-    memory_estimate,
-    models,
-    route_trace,
-    specialize,
-)
+from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,

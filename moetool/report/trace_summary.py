@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from moetool.analysis.lift import DomainExpert
-from moetool.analysis.load import LayerLoad
+from moetool.analysis.balance.load import LayerLoad
 from moetool.analysis.routing_summary import RoutingSummary
+from moetool.analysis.specialization.lift import DomainExpert
 from moetool.printable import printable
 from moetool.report.renderer import DEFAULT_VIEW, View
 from moetool.report.text.lines import make_notes, make_paragraphs, make_whole_lines

@@ -72,7 +72,8 @@ def _is_sidecar(path: Path) -> bool:
         metadata = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(metadata, dict) and str(metadata.get("schema")).startswith("moetool.trace/")
+    schema = str(metadata.get("schema")) if isinstance(metadata, dict) else ""
+    return schema.startswith(("moetool.trace/", "moetool.loads/"))
 
 
 def _read_owner(path: Path) -> str | None:

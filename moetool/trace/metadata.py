@@ -75,6 +75,8 @@ class TraceMetadata:
     Attributes:
         complete: Whether the run finished.
         exact: Whether every decision is the one that the experts carried out.
+        rank_order: Whether rank orders a decision's assignments by weight. Otherwise there is no
+            rank, and what needs a first choice is unknown.
         model: As the user named it.
         revision: Commit hash on the Hub.
         special_tokens: The source of the prompts' special tokens: `tokenizer`, `none` or `chat template`.
@@ -94,6 +96,7 @@ class TraceMetadata:
     moetool: str = ""
     complete: bool = False
     exact: bool = True
+    rank_order: bool = True
     model: str | None = None
     revision: str | None = None
     model_type: str | None = None
@@ -229,6 +232,7 @@ _READERS: Mapping[str, Reader] = {
     "moetool": as_text,
     "complete": as_flag,
     "exact": as_flag,
+    "rank_order": as_flag,
     **dict.fromkeys(
         (
             *("model", "revision", "model_type", "auto_class", "dtype", "quantization", "device"),

@@ -41,6 +41,11 @@ REQUIRED_COLUMNS = ("prompt_id", "position", "layer", "expert")
 KEY_COLUMNS = (*REQUIRED_COLUMNS, "stack", "rank", "weight")
 
 
+def field_of(name: str) -> pa.Field:
+    """Return the field of a column; one that the schema lacks holds words."""
+    return TRACE_SCHEMA.field(name) if name in TRACE_SCHEMA.names else pa.field(name, _WORD)
+
+
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """Return the schema with plain instead of dictionary-encoded columns, as in CSV."""
     return pa.schema(

@@ -12,15 +12,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands import (
-    fits,
-    gpus,
-    inspect,
-    memory_estimate,
-    models,
-    route_trace,
-    specialize,
-)
+from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
 from tests.command import RunMoetool

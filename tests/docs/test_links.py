@@ -10,7 +10,10 @@ import pytest
 from moetool.cli.main import app
 from tools.refresh_docs import REPOSITORY
 
-FOLDERS = (".", "docs", "benchmarks", "sample_prompts", "moetool/catalogue/demo")
+FOLDERS = (
+    *(".", "docs", "docs/models", "docs/traces", "docs/questions"),
+    *("benchmarks", "sample_prompts", "moetool/catalogue/demo"),
+)
 PAGES = [
     page.relative_to(REPOSITORY).as_posix()
     for folder in FOLDERS
@@ -26,7 +29,7 @@ def find_anchors(page: Path) -> set[str]:
 
 
 def test_the_pages_are_found() -> None:
-    assert {"README.md", "docs/inspect.md", "docs/architecture.md"} <= set(PAGES)
+    assert {"README.md", "docs/models/inspect.md", "docs/architecture.md"} <= set(PAGES)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -44,6 +47,6 @@ def test_every_link_leads_somewhere(name: str) -> None:
 def test_every_command_has_a_page_or_a_section(command: str) -> None:
     shared = {"models": "## Published models", "gpus": "## Known GPUs"}
     heading = shared.get(command, f"# moetool {command}")
-    pages = [page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md")]
+    pages = [page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").rglob("*.md")]
     (page,) = [page for page in pages if f"\n{heading}\n" in f"\n{page}"]
     assert f"moetool {command}" in page

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moetool.analysis.specialization import Specialization, measure_specialization
+from moetool.analysis.specialization.measure import Specialization, measure_specialization
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 TOP_K = 2

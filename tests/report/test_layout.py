@@ -24,11 +24,12 @@ from moetool.catalogue.published import read_published_models, read_reported_sys
 from moetool.catalogue.selection import select_models
 from moetool.inspection.result import Inspection
 from moetool.memory.result import Estimate
-from moetool.report import gpus, specialize
+from moetool.report import gpus
 from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
+from moetool.report.questions import specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary

@@ -96,6 +96,7 @@ WRONG_OF_A_LAYER: dict[str, tuple[Any, ...]] = {
 WRONG: dict[str, tuple[Any, ...]] = {
     "complete": (None, 1, "true", []),
     "exact": (None, 0, "false"),
+    "rank_order": (None, 1, "true"),
     "model": (1, ["demo"], {}),
     "layers": (None, {}, "layers", 3, [None], [[]], ["layer"], [{}]),
     "num_tokens": (None, -1, 1.5, "3", 10**30, float("nan")),

@@ -1,1 +1,1 @@
-"""Implement the commands, one file each."""
+"""Implement the commands, one file each, in the groups of the help."""

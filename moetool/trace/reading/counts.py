@@ -213,7 +213,7 @@ class ExpertCounter:
                 f"Counting {self._num_rows:,} rows takes more than {format_bytes(num_cells * 8)} "
                 f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
                 f"{max(1, len(self._rows)):,} or more layers.",
-                hint="See docs/trace-format.md for the values that a trace has.",
+                hint="See docs/traces/trace-format.md for the values that a trace has.",
             )
         if num_cells > _MOST_CELLS:
             raise InputError(

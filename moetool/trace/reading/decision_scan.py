@@ -32,7 +32,7 @@ _MOST_PLACES = 1 << _STACK_BITS
 # Rows of an unordered trace that are held at a time: about 300 MB.
 _ROWS_AT_ONCE = 4_000_000
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
-_VALUES_HINT = "See docs/trace-format.md for the values that a trace has."
+_VALUES_HINT = "See docs/traces/trace-format.md for the values that a trace has."
 _TWICE_HINT = (
     "Remove the repetition; `specialize --no-validate` (validate=False in Python) counts it twice."
 )
@@ -332,7 +332,7 @@ def _describe_row(table: pa.Table, row: int) -> str:
 def _too_many(path: Path) -> InputError:
     return InputError(
         f"'{printable(path)}' has more than {_MOST_PLACES:,} layers.",
-        hint="See docs/trace-format.md for the meaning of layer and stack.",
+        hint="See docs/traces/trace-format.md for the meaning of layer and stack.",
     )
 
 

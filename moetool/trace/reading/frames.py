@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ _NAME = Path("frame")
 _DOMAIN = "domain"
 
 
-def open_frame(frame: pd.DataFrame, *, by: str = _DOMAIN) -> TraceSource:
+def open_frame(
+    frame: pd.DataFrame, *, by: str = _DOMAIN, extra: Collection[str] = ()
+) -> TraceSource:
     """Return the trace that a DataFrame holds.
 
     Metadata is that in `attrs["moetool"]`, where `read_trace` puts it.
@@ -31,6 +34,7 @@ def open_frame(frame: pd.DataFrame, *, by: str = _DOMAIN) -> TraceSource:
     Args:
         frame: Its rows are those of a trace; the index has no meaning.
         by: The column with the domain of each row.
+        extra: Columns to keep under their names, where the frame has them.
 
     Raises:
         InputError: A required column is missing, or columns or metadata can't be used.
@@ -50,6 +54,7 @@ def open_frame(frame: pd.DataFrame, *, by: str = _DOMAIN) -> TraceSource:
             hint=f"Its columns are {printable(', '.join(names[:20]))}.",
         )
     kept = [name for name in TRACE_SCHEMA.names if name in names and name != _DOMAIN]
+    kept += [name for name in extra if name in names and name not in TRACE_SCHEMA.names]
     wanted = {**{name: name for name in kept}, **({by: _DOMAIN} if by in names else {})}
     repeated = [name for name in wanted if names.count(name) > 1]
     if repeated:
@@ -87,7 +92,7 @@ def _take_column(frame: pd.DataFrame, name: str) -> pa.Array | pa.ChunkedArray:
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"The frame's column {name!r} can't be read as a column of a trace.",
-            hint="See docs/trace-format.md for the types that a trace has.",
+            hint="See docs/traces/trace-format.md for the types that a trace has.",
             facts=[f"seen: {printable(str(error).strip().partition(chr(10))[0])}"],
         ) from error
     # Categories of numbers, which can't become words at once.

@@ -49,6 +49,7 @@ def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
         each[-1],
         complete=all(metadata.complete for metadata in each),
         exact=all(metadata.exact for metadata in each),
+        rank_order=all(metadata.rank_order for metadata in each),
         layers=_merge_layers(known),
         notes=_unique(note for metadata in each for note in metadata.notes),
         **{name: sum(getattr(metadata, name) for metadata in each) for name in _COUNTS},

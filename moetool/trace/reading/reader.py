@@ -17,19 +17,26 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.loads.metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.files import find_files, open_file, read_small_file
 from moetool.trace.reading.layer_shapes import check_described
 from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
-from moetool.trace.schema import KEY_COLUMNS, REQUIRED_COLUMNS, TRACE_SCHEMA, plain_schema
+from moetool.trace.schema import (
+    KEY_COLUMNS,
+    REQUIRED_COLUMNS,
+    TRACE_SCHEMA,
+    field_of,
+    plain_schema,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_TABLE = 1_000_000
-_TYPES_HINT = "See docs/trace-format.md for the types that a trace has."
+_TYPES_HINT = "See docs/traces/trace-format.md for the types that a trace has."
 _DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
 # Raised by pyarrow for damaged files and for values that do not fit.
 _READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
@@ -77,7 +84,7 @@ class TraceSource:
                 f"'{printable(self.path)}' has no column {missing[0]!r}.",
                 hint=f"A trace for this has the columns {', '.join(columns)}.",
             )
-        schema = pa.schema([TRACE_SCHEMA.field(name) for name in columns])
+        schema = pa.schema([field_of(name) for name in columns])
         for path in self.files:
             try:
                 for table in self._read(path, columns):
@@ -135,7 +142,7 @@ def open_trace(path: Path) -> TraceSource:
 def read_trace(path: str | Path, *, validate: bool = True) -> pd.DataFrame:
     """Return a whole trace as a DataFrame with one row for each assignment.
 
-    The columns are described in docs/trace-format.md. Words (prompt, domain, phase, token, stack)
+    The columns are described in docs/traces/trace-format.md. Words (prompt, domain, phase, token, stack)
     are categoricals. For a trace larger than memory, query the Parquet file instead.
 
     Args:
@@ -189,12 +196,16 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
             pa.csv.open_csv(file, parse_options=_CSV_PARSING) as reader,
         ):
             names = reader.schema.names
+        if has_load_columns(names):
+            refuse_loads(path)
         sidecar = sidecar_path(path)
         text = read_small_file(sidecar, most_bytes=MOST_BYTES)
         return names, None if text is None else parse_metadata(text, source=str(sidecar))
     with open_file(path) as file:
         footer = pq.read_metadata(file)
     names = footer.schema.to_arrow_schema().names
+    if has_load_columns(names):
+        refuse_loads(path)
     text = (footer.metadata or {}).get(FOOTER_KEY)
     return names, None if text is None else parse_metadata(text, source=str(path))
 
@@ -216,7 +227,7 @@ _CSV_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
 
 
 def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    schema = plain_schema(TRACE_SCHEMA)
+    schema = plain_schema(pa.schema([field_of(name) for name in columns]))
     options = pa.csv.ConvertOptions(
         column_types={name: schema.field(name).type for name in columns},
         include_columns=list(columns),
@@ -249,7 +260,9 @@ def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:
     """Check that a column can be read as numbers or words, whatever its width."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = [pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, _is_string_view]
-    if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
+    if name not in TRACE_SCHEMA.names:
+        tests += [pa.types.is_floating, pa.types.is_boolean, pa.types.is_null]
+    elif not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
         tests += [pa.types.is_floating, pa.types.is_decimal]
     elif name not in KEY_COLUMNS:
         tests.append(pa.types.is_null)
@@ -266,7 +279,7 @@ def _is_string_view(kind: pa.DataType) -> bool:
 
 
 def _fill(path: Path, table: pa.Table) -> pa.Table:
-    """Return the table with `(none)` for missing domains; no other counted value may be missing."""
+    """Return the table with `(none)` for missing words that group; no counted value may be missing."""
     for name in table.column_names:
         column = table.column(name)
         if not column.null_count:
@@ -277,7 +290,7 @@ def _fill(path: Path, table: pa.Table) -> pa.Table:
                 hint=_TYPES_HINT,
                 facts=[f"seen: a row without {name!r}"],
             )
-        if name == "domain":
+        if name in ("domain", "phase") or name not in TRACE_SCHEMA.names:
             filled = column.cast(pa.string()).fill_null(NO_DOMAIN).dictionary_encode()
             table = table.set_column(table.column_names.index(name), name, filled)
     return table
@@ -287,7 +300,7 @@ def _encode_words(table: pa.Table) -> pa.Table:
     """Return the table with the word columns of the schema dictionary-encoded, each word once."""
     for index, name in enumerate(table.column_names):
         column = table.column(index)
-        if not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
+        if not pa.types.is_dictionary(field_of(name).type):
             if pa.types.is_dictionary(column.type):
                 table = table.set_column(index, name, column.cast(column.type.value_type))
         elif not _has_each_word_once(column):

@@ -29,7 +29,7 @@ TOLD_ALL_THE_SAME = {"dbrx": "softmax", "deepseek_v4": "sqrt(softplus)"} | dict.
 )
 
 
-# Their routers are other ones before transformers 5.23, see docs/families.md.
+# Their routers are other ones before transformers 5.23, see docs/models/families.md.
 IS_OLDER = Version(transformers.__version__) < Version("5.23")
 CHANGED = ("jamba", "longcat_flash", "switch_transformers")
 FAMILIES = [name for name in exact_families() if not (IS_OLDER and name in CHANGED)]

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from moetool.catalogue.gpus import find_gpu
-from moetool.cli.commands.memory_estimate import memory_estimate
+from moetool.cli.commands.models.memory_estimate import memory_estimate
 from moetool.cli.options.values import parse_numbers
 from moetool.errors import UsageError
 from moetool.memory.result import Estimate

@@ -73,7 +73,7 @@ def run(setting: str, moment: str, *words: str | Path, times: int = 1) -> Comple
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize(
-    "module", ["moetool.cli.main", "typer", "moetool.cli.commands.route_trace"]
+    "module", ["moetool.cli.main", "typer", "moetool.cli.commands.traces.route_trace"]
 )
 def test_before_the_command_line_is_there(module: str, times: int) -> None:
     assert_refused(run(AT_IMPORT, module, "models", times=times), INTERRUPTED, target=None)
@@ -116,7 +116,7 @@ def trace(tmp_path: Path) -> Path:
     "moment",
     [
         "moetool.trace.reading.reader:open_trace",
-        "moetool.analysis.specialization:measure_specialization",
+        "moetool.analysis.specialization.measure:measure_specialization",
         "moetool.cli.output:print_or_write",
         "moetool.output.targets:put_in_place",
     ],

@@ -72,7 +72,7 @@ def test_reading_and_analysing_a_trace_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from moetool import read_trace\n"
-        "import moetool.analysis.specialization, moetool.report.specialize\n"
+        "import moetool.analysis.specialization.measure, moetool.report.questions.specialize\n"
         "print(*sys.modules)"
     )
     completed = subprocess.run(

@@ -1,7 +1,7 @@
 """The table of families that the documentation shows, made from what the suite sees.
 
 python -m tests.families.tiny.table           print it
-python -m tests.families.tiny.table --write   put it into docs/families.md
+python -m tests.families.tiny.table --write   put it into docs/models/families.md
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.families.tiny.configs import find_family
 from tests.families.tiny.models import available, broken, build_family
 from tests.families.tiny.proof import Proof, prove, record, why_refused
 
-DOCUMENT = REPOSITORY / "docs" / "families.md"
+DOCUMENT = REPOSITORY / "docs" / "models" / "families.md"
 COLUMNS = ("family", "auto class", "traced", "rule", "router", "scores", "remarks")
 HEADER = (" | ".join(COLUMNS).join(("| ", " |")), "|".join(["---"] * len(COLUMNS)).join("||"))
 

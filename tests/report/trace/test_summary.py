@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moetool.analysis.lift import measure_lift
-from moetool.analysis.load import measure_load
+from moetool.analysis.balance.load import measure_load
 from moetool.analysis.routing_summary import summarize_routing
+from moetool.analysis.specialization.lift import measure_lift
 from moetool.report.renderer import DEFAULT_VIEW, View
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt, RoutedToken, StackExcerpt

@@ -1,0 +1,1 @@
+"""Balance: how evenly the experts of each layer share the work."""

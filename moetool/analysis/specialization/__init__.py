@@ -1,0 +1,1 @@
+"""Specialization: how much experts differ between domains and between tokens."""

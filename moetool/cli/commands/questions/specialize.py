@@ -1,0 +1,85 @@
+"""Run `moetool specialize`: which experts each domain uses, and whether that is chance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from moetool.cli.errors import speaks_errors
+from moetool.cli.inputs import list_trace_files
+from moetool.cli.options.shared import (
+    ForceOption,
+    FormatOption,
+    OutputOption,
+    QuietOption,
+)
+from moetool.cli.options.traces import (
+    NoValidateOption,
+    NumExpertsOption,
+    TopKOption,
+    TraceArgument,
+)
+from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
+from moetool.cli.progress import show_status
+
+SUMMARY = "Test if experts specialize by domain."
+EXAMPLES = (
+    "moetool specialize trace.parquet",
+    "moetool specialize trace.parquet --permutations 9999 -o domains.json",
+    "moetool specialize other.csv --num-experts 64 --top-k 8",
+)
+
+
+@speaks_errors
+def specialize(
+    trace: TraceArgument,
+    permutations: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Permutations of the prompts' labels for each p-value."
+        ),
+    ] = 999,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random seed for the permutations.")
+    ] = 0,
+    num_experts: NumExpertsOption = None,
+    top_k: TopKOption = None,
+    no_validate: NoValidateOption = False,
+    output_format: FormatOption = None,
+    output: OutputOption = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show how far experts specialize by domain.
+
+    For each layer: the mutual information between expert and domain beyond what permuting the
+    prompts' labels gives, and its p-value. For each domain: the experts it uses more than the
+    prompts as a whole do. CSV has one row per domain, layer and expert.
+
+    Rows are checked as they are read: none occurs twice, each prompt has one domain, and all
+    agree with the trace's metadata.
+    """
+    with show_status(is_quiet=quiet) as show:
+        show("starting")
+        from moetool.analysis.specialization.measure import measure_specialization
+        from moetool.report.questions.specialize import RENDERERS
+        from moetool.trace.reading.counts import count_experts
+        from moetool.trace.reading.reader import open_trace
+
+    chosen = choose_report_format(output_format, output)
+    check_report_path(output, force=force, inputs=list_trace_files(trace))
+    with show_status(is_quiet=quiet) as show:
+        show(f"reading {trace}")
+        counts = count_experts(
+            open_trace(trace),
+            by="prompt_id",
+            num_experts=num_experts,
+            top_k=top_k,
+            validate=not no_validate,
+        )
+        show("permuting labels")
+        result = measure_specialization(counts, num_permutations=permutations, seed=seed)
+    view = replace(see_output(output), source=str(trace))
+    print_or_write(RENDERERS[chosen](result, view), output, force=force)

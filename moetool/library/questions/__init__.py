@@ -1,0 +1,1 @@
+"""Answers to questions about a trace, wherever its rows are."""
