@@ -80,11 +80,9 @@ def _find_strongest(e: int, k: int, num_decisions: int) -> float:
         return lift * (1 + math.sqrt(variance) * z + (z * z - 1) / 6 / count)
     num_drawn = num_decisions if 2 * k <= e else min(num_decisions, _ENOUGH_DECISIONS)
     rng = np.random.default_rng(0)
-    num_draws = max(
-        _LEAST_SIMULATIONS, min(_MOST_SIMULATIONS, _CELLS_SIMULATED // (num_drawn * e))
-    )
+    num_draws = max(_LEAST_SIMULATIONS, min(_MOST_SIMULATIONS, _CELLS_SIMULATED // (num_drawn * e)))
     median = float(np.median([_draw_strongest(rng, e, k, num_drawn) for _ in range(num_draws)]))
-    return lift * (median / lift) ** math.sqrt(num_drawn / num_decisions)
+    return lift * math.pow(median / lift, math.sqrt(num_drawn / num_decisions))
 
 
 def _draw_strongest(rng: np.random.Generator, e: int, k: int, num_decisions: int) -> float:

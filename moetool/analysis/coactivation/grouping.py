@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 def group_experts(
     strength: NDArray[np.float64], is_linked: NDArray[np.bool_]
 ) -> list[tuple[int, ...]]:
-    """Return disjoint groups of two or more experts, the largest first.
+    """Return disjoint groups of two or more experts, in the order of their smallest ids.
 
     Complete linkage: each expert begins as a group. The two groups whose weakest pair across is
     the strongest are merged, as long as every pair across is linked. Of equally strong ones, those
@@ -20,11 +20,11 @@ def group_experts(
         is_linked: Whether two experts may be in one group; symmetric. # (num_experts, num_experts)
 
     Returns:
-        Ascending ids of each group. Groups of one size are in the order of their smallest ids.
+        Ascending ids of each group.
     """
     weakest = np.where(is_linked, strength, -np.inf)
     np.fill_diagonal(weakest, -np.inf)
-    members = {expert: (expert,) for expert in range(len(weakest))}
+    members: dict[int, tuple[int, ...]] = {expert: (expert,) for expert in range(len(weakest))}
     while len(weakest):
         first, second = map(int, np.unravel_index(np.argmax(weakest), weakest.shape))
         if weakest[first, second] == -np.inf:
@@ -34,5 +34,4 @@ def group_experts(
         weakest[first, :] = weakest[:, first] = joined
         weakest[second, :] = weakest[:, second] = -np.inf
         weakest[first, first] = -np.inf
-    groups = [group for group in members.values() if len(group) > 1]
-    return sorted(groups, key=lambda group: (-len(group), group))
+    return sorted(group for group in members.values() if len(group) > 1)

@@ -6,6 +6,7 @@ Each prompt is added once and whole, so that sums of squares over prompts need n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,15 @@ class PromptMoments:
     def empty(cls, num_experts: int) -> PromptMoments:
         """Return the sums over no prompts."""
         shape = (num_experts, num_experts)
-        squares = (np.zeros(shape) for _ in range(5))
-        return cls(0, *squares, np.zeros(num_experts))
+        return cls(
+            num_prompts=0,
+            pair_squared=np.zeros(shape),
+            pair_by_first=np.zeros(shape),
+            pair_by_second=np.zeros(shape),
+            pair_by_decisions=np.zeros(shape),
+            expert_products=np.zeros(shape),
+            expert_by_decisions=np.zeros(num_experts),
+        )
 
     def add_experts(self, loads: Floats, decisions: Floats) -> None:
         """Add what concerns single experts.
@@ -126,9 +134,7 @@ class LayerPairs:
         """
         if not len(experts):
             return
-        self.sizes += np.bincount(
-            (experts != NO_EXPERT).sum(axis=1), minlength=self.top_k + 1
-        )
+        self.sizes += np.bincount((experts != NO_EXPERT).sum(axis=1), minlength=self.top_k + 1)
         local = number_runs(prompt)
         if self.moments is None:
             self.loads += count_ids(experts, self.num_experts)
@@ -137,8 +143,8 @@ class LayerPairs:
         start, first = 0, 0
         while start < len(local):
             # Whole prompts, few enough for a processor's cache, and at least one.
-            last = np.searchsorted(ends, start + _DECISIONS_AT_ONCE, side="right") - 1
-            last = max(first, min(int(last), first + most - 1))
+            last = int(np.searchsorted(ends, start + _DECISIONS_AT_ONCE, side="right")) - 1
+            last = max(first, min(last, first + most - 1))
             end = int(ends[last])
             self._add_prompts(experts[start:end], local[start:end] - local[start])
             start, first = end, last + 1
@@ -225,6 +231,15 @@ class LayerTransitions:
             )
             self.pairs += counts.reshape(self.num_experts + 1, -1)[1:, 1:]
 
+    def join(self, other: LayerTransitions) -> LayerTransitions:
+        """Return the counts of both."""
+        joined = LayerTransitions(self.num_experts, self.num_next)
+        joined.pairs = self.pairs + other.pairs
+        joined.loads = self.loads + other.loads
+        joined.next_loads = self.next_loads + other.next_loads
+        joined.num_tokens = self.num_tokens + other.num_tokens
+        return joined
+
 
 def code_pairs(experts: Ints, prompt: Ints, num_experts: int) -> tuple[Ints, Ints]:
     """Return the pairs of all decisions as `i * num_experts + j` with i < j, and their prompts.
@@ -259,6 +274,6 @@ def count_ids(experts: Ints, num_experts: int) -> Ints:
     return np.bincount(experts.ravel() + 1, minlength=num_experts + 1)[1:]
 
 
-def _square(flat: NDArray[np.generic]) -> NDArray[np.generic]:
+def _square(flat: NDArray[Any]) -> NDArray[Any]:
     side = round(len(flat) ** 0.5)
     return flat.reshape(side, side)
