@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
+from moetool.analysis.held_out import find_reach
 from moetool.trace.decisions import NO_EXPERT
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-CONFIDENCE = 0.95
 # Added to each expert's count: a weak prior that experts predict nothing.
 _RIDGE = 1.0
 # Multiples of the next layer's top-k that are fetched.
@@ -134,7 +133,7 @@ def score_predictor(
     rates: Floats = hits / float(total)
     gain = float(rates[0, 0] - rates[1, 0])
     is_there = num_chosen > 0
-    reach = _find_reach(by_prompt[0, is_there] - by_prompt[1, is_there], num_chosen[is_there], gain)
+    reach = find_reach(by_prompt[0, is_there] - by_prompt[1, is_there], num_chosen[is_there])
     return Prediction(
         hit_rate=float(rates[0, 0]),
         popularity=float(rates[1, 0]),
@@ -159,13 +158,3 @@ def _list_prefetch(sizes: Sequence[int], rates: Floats, num_next: int) -> tuple[
         )
         for index, size in enumerate(sizes)
     )
-
-
-def _find_reach(gained: Floats, chosen: Floats, gain: float) -> float | None:
-    """Return half the interval of a ratio of sums over prompts (Woodruff 1971)."""
-    num_prompts = len(chosen)
-    if num_prompts < 2:
-        return None
-    residual = gained - gain * chosen
-    variance = num_prompts / (num_prompts - 1) * float(residual @ residual) / chosen.sum() ** 2
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(variance**0.5)
