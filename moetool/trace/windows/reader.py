@@ -109,6 +109,16 @@ class DecisionReader:
         self._seen = np.zeros(len(self.prompts), dtype=bool)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns asked for that the trace has."""
+        return self._columns
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether the experts of a decision are in order of rank, the largest weight first."""
+        return "rank" in self._source.columns
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
         return (*self._source.notes, *self._notes)
@@ -168,7 +178,7 @@ class DecisionReader:
             yield self._make_window(join_window_rows(held))
 
     def _make_window(self, rows: WindowRows) -> DecisionWindow:
-        window = build_window(rows, self.layers, has_rank="rank" in self._source.columns)
+        window = build_window(rows, self.layers, has_rank=self.has_ranks)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
         self._num_assignments += sum(
