@@ -1,4 +1,4 @@
-"""How far the decisions of one layer differ between two traces, token by token."""
+"""Differences between the decisions of two traces in one layer, token by token."""
 
 from __future__ import annotations
 
@@ -128,8 +128,6 @@ def _compare_weights(
     return share
 
 
-def _sort_weights(
-    experts: NDArray[np.int64], weights: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def _sort_weights(experts: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
     order = np.argsort(-experts, axis=1, kind="stable")
     return np.take_along_axis(weights, order, axis=1).astype(np.float64)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.comparison.baseline import expect_popular, expect_uniform
 from moetool.analysis.comparison.decisions import DecisionChanges, compare_decisions
-from moetool.analysis.comparison.layer_pairs import LayerPair, pair_layers
 from moetool.analysis.comparison.notes import explain_comparison
-from moetool.analysis.comparison.pairing import PairedWindow, PairReader
+from moetool.analysis.comparison.pairs.layers import LayerPair, pair_layers
+from moetool.analysis.comparison.pairs.reader import PairedWindow, PairReader
 from moetool.analysis.comparison.ratios import Ratio, RatioSums
 from moetool.analysis.comparison.result import (
     Agreement,
@@ -21,6 +23,7 @@ from moetool.analysis.comparison.result import (
     GroupAgreement,
     LayerAgreement,
     PositionAgreement,
+    judge,
 )
 from moetool.analysis.comparison.sums import Agreements, sum_by_prompt, sum_cells
 from moetool.analysis.comparison.token_changes import (
@@ -28,7 +31,6 @@ from moetool.analysis.comparison.token_changes import (
     TokenIdSums,
     WindowChanges,
 )
-from moetool.trace.facts import LayerFacts
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
 
@@ -38,7 +40,7 @@ _OVERALL = "all"
 
 @dataclass
 class _LayerSums:
-    """What is counted of a layer, apart from the sums over prompts.
+    """Counts of a layer that need no intervals.
 
     Attributes:
         load: Decisions that include each expert, of each trace. # (2, num_experts)
@@ -49,6 +51,12 @@ class _LayerSums:
     load: NDArray[np.int64]
     first_choices: NDArray[np.int64]
     num_left_out: int = 0
+
+    @classmethod
+    def empty(cls, num_experts: int) -> _LayerSums:
+        """Return the counts before any window is added."""
+        none = np.zeros((2, num_experts), dtype=np.int64)
+        return cls(none, none.copy())
 
     def add(self, changes: DecisionChanges) -> None:
         """Count a window's decisions."""
@@ -92,14 +100,11 @@ def compare_traces(
     reader = PairReader(first, second, list(pairs), is_common=is_common)
     stacks = sorted({stack for stack, _ in pairs})
     by_key = Agreements.empty()
-    of_layer = {
-        place: _LayerSums(*(np.zeros((2, pair.num_experts), dtype=np.int64) for _ in range(2)))
-        for place, pair in pairs.items()
-    }
+    of_layer = {place: _LayerSums.empty(pair.num_experts) for place, pair in pairs.items()}
     changed_tokens = RatioSums(1)
     token_ids = TokenIdSums()
     most_changed = MostChanged(num_listed, prompts=first.prompts, stacks=stacks)
-    has_ids = has_weights = True
+    has_ids = True
     for window in reader:
         has_ids &= window.first.token_id is not None and window.second.token_id is not None
         changes = _add_window(window, by_key, of_layer, first.groups, has_ranks=has_ranks)
@@ -111,18 +116,23 @@ def compare_traces(
         )
         token_ids.add(window, changes)
         most_changed.add(window, changes)
-    overall = by_key.find(_OVERALL)
-    has_weights = overall["weight_change"].value is not None
+    overall = Agreement(**_list_measures(by_key, _OVERALL))
+    layers = tuple(
+        _describe_layer(pair, by_key, of_layer[pair.place], has_ranks=has_ranks)
+        for pair in pairing.pairs
+    )
+    random_overlap = fmean(layer.baseline.overlap for layer in layers)
+    popular = [layer.popularity.overlap for layer in layers if layer.popularity is not None]
     return Comparison(
         trace=first.facts,
         other=second.facts,
         by=by,
-        overall=Agreement(**_list_measures(by_key, _OVERALL)),
+        verdict=judge(overall, unrelated_overlap=max(random_overlap, fmean(popular or [0]))),
+        overall=overall,
+        random_overlap=random_overlap,
+        popular_overlap=fmean(popular) if popular else None,
         changed_tokens=changed_tokens.find_ratios()[0].value,
-        layers=tuple(
-            _describe_layer(pair, by_key, of_layer[pair.place], has_ranks=has_ranks)
-            for pair in pairing.pairs
-        ),
+        layers=layers,
         groups=tuple(
             GroupAgreement(group=group, **_list_measures(by_key, ("group", group)))
             for group in sorted(first.groups)
@@ -143,7 +153,7 @@ def compare_traces(
             num_left_out=reader.num_left_out,
             num_single=sum(sums.num_left_out for sums in of_layer.values()),
             has_ids=has_ids,
-            has_weights=has_weights,
+            has_weights=overall.weight_change is not None,
         ),
     )
 
@@ -214,9 +224,9 @@ def _list_positions(by_key: Agreements) -> tuple[PositionAgreement, ...]:
     )
 
 
-def _list_measures(by_key: Agreements, key: object) -> dict[str, float | int | None]:
+def _list_measures(by_key: Agreements, key: Hashable) -> dict[str, Any]:
     measures = by_key.find(key)
-    listed: dict[str, float | int | None] = {"num_decisions": by_key.count(key)}
+    listed: dict[str, Any] = {"num_decisions": by_key.count(key)}
     for name in ("overlap", "changed_decisions", "first_choice_flips"):
         listed |= _list_limits(name, measures[name])
     for name in ("jaccard", "saturation", "weight_change"):
@@ -234,13 +244,11 @@ def _describe_layer(
     stack, layer = pair.place
     num_decisions = by_key.count(pair.place)
     return LayerAgreement(
-        facts=LayerFacts(
-            stack=stack,
-            layer=layer,
-            num_experts=pair.num_experts,
-            top_k=pair.top_k,
-            num_tokens=num_decisions,
-        ),
+        stack=stack,
+        layer=layer,
+        num_experts=pair.num_experts,
+        top_k=pair.top_k,
+        num_tokens=num_decisions,
         other_top_k=pair.other_top_k,
         num_left_out=sums.num_left_out,
         baseline=expect_uniform(pair.num_experts, pair.top_k, pair.other_top_k),

@@ -13,6 +13,7 @@ from 0 to 1 can have, with half a decision added so that none of N does not look
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class RatioSums:
     def __post_init__(self) -> None:
         self.sums = np.zeros((self.num_ratios, 6))
 
-    def add(self, x: NDArray[np.float64], n: NDArray[np.float64]) -> None:
+    def add(self, x: NDArray[Any], n: NDArray[Any]) -> None:
         """Add whole prompts.
 
         Args:
@@ -66,8 +67,12 @@ class RatioSums:
         return find_ratios(self.sums)
 
 
-def sum_prompts(x: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sums of x, n, x², x n, n² and prompts over the last axis. # (…, 6)"""
+def sum_prompts(x: NDArray[Any], n: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the sums of x, n, x², x n, n² and prompts over the last axis.
+
+    Returns:
+        # (…, 6)
+    """
     return np.stack(
         [
             x.sum(axis=-1),

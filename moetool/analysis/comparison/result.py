@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from moetool.analysis.comparison.baseline import Baseline
@@ -22,6 +23,26 @@ TableName = Literal["cells", "layers", "groups", "positions", "token_ids", "toke
 # About this share of decisions differs between two engines that run the same weights
 # (arXiv 2510.11370, between an inference engine and a trainer).
 ENGINES_DIFFER = 0.1
+
+
+class Verdict(StrEnum):
+    """Verdict on how much two traces differ, next to two engines with the same weights.
+
+    Attributes:
+        IDENTICAL: In no set of experts and no first choice.
+        ALIKE: In surely fewer decisions than two engines.
+        AS_ENGINES: In about as many: the interval includes that share.
+        DIFFERENT: In surely more.
+        UNRELATED: They have no more experts in common than two independent routers.
+        UNKNOWN: No decision was compared.
+    """
+
+    IDENTICAL = "identical"
+    ALIKE = "alike"
+    AS_ENGINES = "as engines"
+    DIFFERENT = "different"
+    UNRELATED = "unrelated"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +81,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerAgreement(Agreement):
+class LayerAgreement(Agreement, LayerFacts):
     """The agreement in one layer.
 
     Attributes:
@@ -71,7 +92,6 @@ class LayerAgreement(Agreement):
             of each other and of the token; None without decisions.
     """
 
-    facts: LayerFacts
     other_top_k: int
     num_left_out: int
     baseline: Baseline
@@ -104,7 +124,7 @@ class CellAgreement(Agreement):
 
     Attributes:
         random_overlap: Overlap of two uniform random routers.
-        random_first_choice_flips: Share of their first choices that differ.
+        random_first_choice_flips: Share of their first choices that differ; None without ranks.
     """
 
     stack: str
@@ -114,7 +134,7 @@ class CellAgreement(Agreement):
     top_k: int
     other_top_k: int
     random_overlap: float
-    random_first_choice_flips: float
+    random_first_choice_flips: float | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +145,11 @@ class Comparison(Tabular):
         trace: Facts about the first.
         other: Facts about the second.
         by: The column that groups the tokens.
+        verdict: How much they differ.
         overall: Over all layers and tokens.
+        random_overlap: The overlap of two uniform random routers; its mean over layers.
+        popular_overlap: The overlap of two routers that choose each expert as often as the traces
+            do, independently of each other; its mean over layers. None without decisions.
         changed_tokens: Share of tokens with a changed decision in at least one layer.
         layers: In the order of stack and layer.
         groups: In alphabetical order.
@@ -141,7 +165,10 @@ class Comparison(Tabular):
     trace: TraceFacts
     other: TraceFacts
     by: str
+    verdict: Verdict
     overall: Agreement
+    random_overlap: float
+    popular_overlap: float | None
     changed_tokens: float | None
     layers: tuple[LayerAgreement, ...]
     groups: tuple[GroupAgreement, ...]
@@ -164,7 +191,6 @@ class Comparison(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         plain: dict[str, Any] = make_plain(self)
-        plain["layers"] = [_make_layer_object(layer) for layer in self.layers]
         return plain
 
     @classmethod
@@ -195,29 +221,45 @@ class Comparison(Tabular):
         return [{name: item[name] for name in columns} for item in items]
 
 
+def judge(overall: Agreement, *, unrelated_overlap: float) -> Verdict:
+    """Return how much two traces differ.
+
+    Args:
+        overall: Over all layers and tokens.
+        unrelated_overlap: The overlap of two independent routers.
+    """
+    changed, overlap = overall.changed_decisions, overall.overlap
+    if changed is None or overlap is None:
+        return Verdict.UNKNOWN
+    if changed == 0 and not overall.first_choice_flips:
+        return Verdict.IDENTICAL
+    if (overall.overlap_low if overall.overlap_low is not None else overlap) <= unrelated_overlap:
+        return Verdict.UNRELATED
+    low, high = overall.changed_decisions_low, overall.changed_decisions_high
+    if (changed if high is None else high) < ENGINES_DIFFER:
+        return Verdict.ALIKE
+    return (
+        Verdict.DIFFERENT
+        if (changed if low is None else low) > ENGINES_DIFFER
+        else (Verdict.AS_ENGINES)
+    )
+
+
 _KINDS: Mapping[str, Any] = {
     "cells": CellAgreement,
+    "layers": LayerAgreement,
     "groups": GroupAgreement,
     "positions": PositionAgreement,
     "token_ids": TokenIdChange,
     "tokens": TokenChange,
 }
-_NOT_IN_FRAMES = ("facts", "baseline", "popularity", "before", "after")
+_NOT_IN_FRAMES = ("baseline", "popularity", "before", "after")
 
 
 def _find_columns(of: str) -> dict[str, Any]:
-    if of == "layers":
-        types = {**get_type_hints(LayerFacts), **get_type_hints(LayerAgreement)}
-    else:
-        types = get_type_hints(_KINDS[of])
-    own = [name for name in types if name not in get_type_hints(Agreement)]
-    shared = [name for name in types if name not in own]
-    return {name: types[name] for name in (*own, *shared) if name not in _NOT_IN_FRAMES}
-
-
-def _make_layer_object(layer: LayerAgreement) -> dict[str, Any]:
-    """Return a layer with its facts first, and the baselines last."""
-    plain: dict[str, Any] = make_plain(layer)
-    facts = plain.pop("facts")
-    last = {name: plain.pop(name) for name in ("baseline", "popularity")}
-    return {**facts, **plain, **last}
+    types = get_type_hints(_KINDS[of])
+    names = [field.name for field in fields(_KINDS[of]) if field.name not in _NOT_IN_FRAMES]
+    shared = {field.name for field in fields(Agreement)}
+    # What a row is about comes first.
+    names.sort(key=shared.__contains__)
+    return {name: types[name] for name in names}

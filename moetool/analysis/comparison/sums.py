@@ -100,7 +100,11 @@ def sum_by_prompt(
 
 
 def sum_cells(by_prompt: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sums over prompts of what `sum_by_prompt` gives. # (num_cells, num_measures, 6)"""
+    """Return sums over prompts of what `sum_by_prompt` gives.
+
+    Returns:
+        # (num_cells, num_measures, 6)
+    """
     x, n = by_prompt
     return sum_prompts(x, n).swapaxes(0, 1)
 

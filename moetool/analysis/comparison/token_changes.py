@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.comparison.pairing import PairedWindow
+from moetool.analysis.comparison.pairs.reader import PairedWindow
 from moetool.analysis.comparison.ratios import find_ratios, sum_prompts
 
 # Tokens shown before and after one that changed.
@@ -22,7 +22,7 @@ class TokenIdChange:
     Attributes:
         token: The tokenizer's own piece; None if the traces have none.
         occurrences: Tokens with this id that were compared.
-        change: Mean over them and all layers of one minus the overlap.
+        change: Mean over their decisions in all layers of one minus the overlap.
         change_low: Lower limit of its 95 % interval over prompts; None for a single prompt.
         change_high: Upper limit.
     """
@@ -90,7 +90,8 @@ class TokenIdSums:
 
     def __init__(self) -> None:
         self._ids = np.zeros(0, dtype=np.int64)
-        self._sums = np.zeros((0, 6))
+        # As `sum_prompts` makes them of changes over decisions, then the number of tokens.
+        self._sums = np.zeros((0, 7))
         self._pieces: dict[int, str] = {}
 
     def add(self, window: PairedWindow, changes: WindowChanges) -> None:
@@ -103,48 +104,45 @@ class TokenIdSums:
         ids, code = np.unique(token_id[known], return_inverse=True)
         prompts, prompt = np.unique(window.first.prompt[known], return_inverse=True)
         cells, cell = np.unique(code * len(prompts) + prompt, return_inverse=True)
-        mean = changes.change[known] / changes.num_layers[known]
-        x = np.bincount(cell, weights=mean)
-        n = np.bincount(cell).astype(np.float64)
-        sums = np.zeros((len(ids), 6))
-        np.add.at(sums, cells // max(1, len(prompts)), sum_prompts(x[:, None], n[:, None]))
+        x = np.bincount(cell, weights=changes.change[known])
+        n = np.bincount(cell, weights=changes.num_layers[known])
+        by_prompt = [sum_prompts(x[:, None], n[:, None]), np.bincount(cell)[:, None]]
+        sums = np.zeros((len(ids), 7))
+        np.add.at(sums, cells // max(1, len(prompts)), np.concatenate(by_prompt, axis=1))
         merged, place = np.unique(np.concatenate([self._ids, ids]), return_inverse=True)
-        total = np.zeros((len(merged), 6))
+        total = np.zeros((len(merged), 7))
         total[place[: len(self._ids)]] = self._sums
         total[place[len(self._ids) :]] += sums
         self._ids, self._sums = merged, total
 
     def count_frequent(self, *, min_occurrences: int) -> int:
         """Return the number of token ids that occur at least so often."""
-        return int((self._sums[:, 1] >= min_occurrences).sum())
+        return int((self._sums[:, -1] >= min_occurrences).sum())
 
     def find_most_changed(
         self, *, min_occurrences: int, num_listed: int
     ) -> tuple[TokenIdChange, ...]:
         """Return the ids that changed most, among those that occur often enough."""
-        x, n = self._sums[:, 0], self._sums[:, 1]
-        mean = np.where(n >= min_occurrences, x / np.maximum(n, 1), -1)
-        order = np.lexsort((self._ids, -n, -mean))[:num_listed]
-        order = order[n[order] >= min_occurrences]
+        frequent = np.flatnonzero(self._sums[:, -1] >= min_occurrences)
+        number, mean = self._sums[:, -1], self._sums[:, 0] / self._sums[:, 1]
+        order = frequent[np.lexsort((-number[frequent], -mean[frequent]))][:num_listed]
         return tuple(
             TokenIdChange(
                 token_id=int(self._ids[index]),
                 token=self._pieces.get(int(self._ids[index])),
-                occurrences=int(n[index]),
+                occurrences=int(number[index]),
                 change=float(mean[index]),
                 change_low=ratio.low,
                 change_high=ratio.high,
             )
-            for index, ratio in zip(order, find_ratios(self._sums[order]), strict=True)
+            for index, ratio in zip(order, find_ratios(self._sums[order, :-1]), strict=True)
         )
 
 
 class MostChanged:
     """The single tokens that changed most, of windows that are added one by one."""
 
-    def __init__(
-        self, num_listed: int, *, prompts: Sequence[str], stacks: Sequence[str]
-    ) -> None:
+    def __init__(self, num_listed: int, *, prompts: Sequence[str], stacks: Sequence[str]) -> None:
         self._num_listed = num_listed
         self._prompts, self._stacks = prompts, stacks
         self._found: list[TokenChange] = []

@@ -131,8 +131,8 @@ class DecisionReader:
         return "rank" in self._source.columns and (metadata is None or metadata.rank_order)
 
     @property
-    def num_rows(self) -> NDArray[np.int64]:
-        """Rows of each prompt. # (num_prompts,)"""
+    def num_rows(self) -> NDArray[np.int64]:  # (num_prompts,)
+        """Number of rows of each prompt."""
         return self._order.num_rows
 
     def set_passes(self, pass_of: NDArray[np.int64]) -> None:

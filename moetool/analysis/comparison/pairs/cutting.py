@@ -30,7 +30,6 @@ def take_tokens(window: DecisionWindow, tokens: NDArray[np.intp]) -> DecisionWin
     """Return some tokens of a window, in the order given.
 
     Args:
-        window: The window.
         tokens: Indices into its tokens, each at most once. # (num_taken,)
     """
     new = np.full(len(window.prompt), -1, dtype=np.int64)
@@ -75,14 +74,11 @@ def join_windows(windows: Sequence[DecisionWindow]) -> DecisionWindow:
     )
 
 
-def find_stacks(
-    window: DecisionWindow, stacks: Mapping[str, int]
-) -> NDArray[np.int64]:
+def find_stacks(window: DecisionWindow, stacks: Mapping[str, int]) -> NDArray[np.int64]:
     """Return the number of each token's stack; `NO_STACK` for tokens without a decision.
 
     Args:
-        window: The window.
-        stacks: The number of each stack.
+        stacks: The number of each stack that the window has.
 
     Returns:
         # (num_tokens,)
@@ -114,9 +110,7 @@ def _join_choices(parts: Sequence[tuple[LayerChoices, int]]) -> LayerChoices:
     width = max(choices.experts.shape[1] for choices, _ in parts)
     return LayerChoices(
         token=np.concatenate([choices.token + start for choices, start in parts]),
-        experts=np.concatenate(
-            [_widen(choices.experts, width, NO_EXPERT) for choices, _ in parts]
-        ),
+        experts=np.concatenate([_widen(choices.experts, width, NO_EXPERT) for choices, _ in parts]),
         weights=_join(
             [
                 None if choices.weights is None else _widen(choices.weights, width, 0)

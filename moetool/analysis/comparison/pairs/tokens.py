@@ -147,7 +147,8 @@ def _refuse_single(index: NDArray[np.int64], *, has: TokenList, lacks: TokenList
 
 
 def _refuse_ids(first: TokenList, second: TokenList, one: int, other: int) -> NoReturn:
-    assert first.token_id is not None and second.token_id is not None
+    assert first.token_id is not None
+    assert second.token_id is not None
     raise InputError(
         f"The traces are of different tokens: at {_name_place(first, one)}, the token id is "
         f"{first.token_id[one]} in '{printable(first.path)}' and {second.token_id[other]} in "

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.comparison.cutting import (
+from moetool.analysis.comparison.pairs.cutting import (
     find_stacks,
     join_windows,
     keep_layers,
     take_tokens,
 )
-from moetool.analysis.comparison.same_tokens import TokenList, match_tokens, refuse_prompt
+from moetool.analysis.comparison.pairs.tokens import TokenList, match_tokens, refuse_prompt
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
 from moetool.trace.windows.window import DecisionWindow
