@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.library.questions.select import select_experts as select_experts
+    from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -45,6 +46,7 @@ _HOME_OF = {
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
+    "compare_traces": "moetool.library.questions.compare",
     "estimate_memory": "moetool.memory.estimate",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
@@ -69,6 +71,7 @@ __all__ = [
     "Task",
     "Trace",
     "__version__",
+    "compare_traces",
     "estimate_memory",
     "find_fitting_models",
     "inspect_model",

@@ -12,6 +12,7 @@ import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import select, specialize
 from moetool.cli.commands.questions import coactivation, specialize
+from moetool.cli.commands.questions import compare, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
@@ -39,6 +40,7 @@ _COMMANDS = (
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
+    ("compare", compare.compare, compare, _QUESTIONS),
 )
 
 app = typer.Typer(
