@@ -13,6 +13,7 @@ from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, mo
 from moetool.cli.commands.questions import select, specialize
 from moetool.cli.commands.questions import coactivation, specialize
 from moetool.cli.commands.questions import compare, specialize
+from moetool.cli.commands.questions import place, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
@@ -41,6 +42,7 @@ _COMMANDS = (
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
+    ("place", place.place, place, _QUESTIONS),
 )
 
 app = typer.Typer(
