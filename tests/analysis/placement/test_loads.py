@@ -39,7 +39,7 @@ def write(folder: Path, counts: np.ndarray, *, has_steps: bool = True) -> LoadTa
         )
     )
     table = pa.table({name: columns[name] for name in names})
-    write_loads([table], path, metadata=metadata, columns=names, replace_existing=True)
+    write_loads([table], path, describe=lambda: metadata, columns=names, replace_existing=True)
     return open_loads(path)
 
 

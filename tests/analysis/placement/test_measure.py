@@ -73,7 +73,8 @@ def _check_scores(
     domains = {decision.prompt_id: decision.domain for decision in decisions}
     flags = choose_held_out(list(domains), list(domains.values()), seed=3)
     is_held_out = dict(zip(domains, flags.tolist(), strict=True))
-    fitted, scored = defaultdict(list), defaultdict(list)
+    fitted: dict[int, list[list[int]]] = defaultdict(list)
+    scored: dict[int, list[list[int]]] = defaultdict(list)
     for decision in decisions:
         half = scored if is_held_out[decision.prompt_id] else fitted
         half[decision.layer].append(list(decision.experts))
