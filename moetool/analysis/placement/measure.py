@@ -160,7 +160,7 @@ def measure_placement(
         layers=described,
         methods=describe_methods(described, final, by_prompt=by_prompt),
         notes=reader.notes,
-        vllm=choose_settings(scorers.values()) if options.advises_vllm else None,
+        vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )
     notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
     return replace(result, notes=(*notes, *reader.notes))

@@ -127,7 +127,7 @@ class VllmAdvice:
         num_redundant_experts: The fewest with which EPLB's batch imbalance is within 2 % of the
             lowest among the numbers tried.
         expert_placement_strategy: `linear` or `round_robin`, whichever has the lower batch imbalance
-            without replicas.
+            without replicas; `linear` if the router has no groups, which `round_robin` needs.
         imbalance_by_redundant: EPLB's batch imbalance on the held-out prompts, by the number of
             redundant experts.
         imbalance_by_strategy: The same without EPLB, by strategy.

@@ -272,12 +272,25 @@ def test_vllm_gets_the_fewest_replicas_that_are_close_to_the_best() -> None:
     close = [int(number) for number in tried if tried[number] <= 1.02 * min(tried.values())]
     assert advice.num_redundant_experts == min(close)
     strategies = advice.imbalance_by_strategy
-    assert strategies[advice.expert_placement_strategy] == min(strategies.values())
+    assert set(strategies) == {"linear", "round_robin"}
     eplb, contiguous = (measure(make_trace()).methods[name] for name in ("eplb", "contiguous"))
     assert eplb is not None
     assert contiguous is not None
     assert tried["0"] == pytest.approx(eplb.batch_imbalance)
     assert strategies["linear"] == pytest.approx(contiguous.batch_imbalance)
+
+
+@pytest.mark.parametrize(("num_groups", "expected"), [(1, "linear"), (4, "round_robin")])
+def test_vllm_takes_round_robin_for_groups_alone(num_groups: int, expected: str) -> None:
+    """Experts that lie next to each other are equally popular here, so that taking turns is better."""
+    router = Router(num_experts=8, top_k=2, num_layers=1, popularity=(9, 9, 1, 1, 1, 1, 1, 1))
+    source = open_rows(make_random_trace(LENGTHS, router=router), router=router)
+    options = PlacementOptions(tokens_per_batch=10, advises_vllm=True)
+    advice = measure_placement(source, Cluster(4, num_groups=num_groups), options).vllm
+    assert advice is not None
+    strategies = advice.imbalance_by_strategy
+    assert strategies["round_robin"] < strategies["linear"]
+    assert advice.expert_placement_strategy == expected
 
 
 def test_rows_and_slots_as_frames() -> None:
