@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
+    from moetool.library.questions.validate import validate_trace as validate_trace
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -59,6 +60,7 @@ _HOME_OF = {
     "select_experts": "moetool.library.questions.select",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
+    "validate_trace": "moetool.library.questions.validate",
 }
 
 __all__ = [

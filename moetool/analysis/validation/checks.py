@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,17 +31,17 @@ from moetool.trace.scanning.fault_log import (
 from moetool.trace.scanning.places import shorten
 from moetool.wording import number_of
 
-# Checks of rows and decisions, each with the columns that it needs.
-_LOGGED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (VALUES, ()),
-    (KNOWN_LAYERS, ()),
-    (KNOWN_EXPERTS, ()),
-    (EXPERTS, ()),
-    (RANKS, ("rank",)),
-    (FIRST_CHOICE, ("rank", "weight")),
-    (WEIGHTS, ("weight",)),
-    (PAD_WEIGHTS, ("weight",)),
-    (DOMAINS, ("domain",)),
+# Checks of rows and decisions: name, meaning, and the columns that each needs.
+_LOGGED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (VALUES, "positions, layers and ranks are 0 or more, experts -1 or more", ()),
+    (KNOWN_LAYERS, "the metadata lists the layer of each row", ()),
+    (KNOWN_EXPERTS, "each expert is one of those that the metadata lists", ()),
+    (EXPERTS, "the experts of a decision are distinct; no row occurs twice", ()),
+    (RANKS, "the ranks of a decision are 0, 1, 2, …", ("rank",)),
+    (FIRST_CHOICE, "rank 0 has the largest weight of its decision", ("rank", "weight")),
+    (WEIGHTS, "weights are finite and not negative", ("weight",)),
+    (PAD_WEIGHTS, "rows in which no expert ran have weight 0", ("weight",)),
+    (DOMAINS, "each prompt has one domain", ("domain",)),
 )
 _OF_METADATA = (KNOWN_LAYERS, KNOWN_EXPERTS)
 _NO_METADATA = "the trace has no metadata"
@@ -68,24 +68,43 @@ def list_checks(
 ) -> list[Check]:
     """Return all checks of a trace that was read to its end."""
     found = _Found(source, scan, rows)
-    logged = [_take_logged(name, needed, found, log) for name, needed in _LOGGED]
+    logged = [
+        _take_logged(Check(name, meaning, "passed"), needed, found, log)
+        for name, meaning, needed in _LOGGED
+    ]
     return [*logged, *(check(found) for check in _WHOLE)]
 
 
-def _take_logged(name: str, needed: Iterable[str], found: _Found, log: FaultLog) -> Check:
+def count_tokens(num_decisions: Mapping[Place, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Return the tokens of each prompt, by stack.
+
+    Args:
+        num_decisions: Of each prompt, by stack and layer. # (num_prompts,)
+    """
+    most: dict[str, NDArray[np.int64]] = {}
+    for (stack, _), number in num_decisions.items():
+        known = most.get(stack, np.zeros(0, dtype=np.int64))
+        size = max(len(known), len(number))
+        most[stack] = np.maximum(
+            np.pad(known, (0, size - len(known))), np.pad(number, (0, size - len(number)))
+        )
+    return most
+
+
+def _take_logged(check: Check, needed: Iterable[str], found: _Found, log: FaultLog) -> Check:
     absent = [column for column in needed if column not in found.source.columns]
     if absent:
-        return Check(name, "skipped", None, f"there is no column {absent[0]!r}")
-    if name in _OF_METADATA and not found.described:
-        return Check(name, "skipped", None, _NO_METADATA)
-    if name not in log.first:
-        return Check(name, "passed")
-    first = log.first[name]
-    return Check(
-        name,
-        "failed",
-        log.number[name],
-        f"'{first.file}' {first.words}",
+        return _skip(check, f"there is no column {absent[0]!r}")
+    if check.check in _OF_METADATA and not found.described:
+        return _skip(check, _NO_METADATA)
+    if check.check not in log.first:
+        return check
+    first = log.first[check.check]
+    return replace(
+        check,
+        result="failed",
+        num_faults=log.number[check.check],
+        message=f"'{first.file}' {first.words}",
         file=first.file,
         prompt_id=first.prompt_id,
         stack=first.stack,
@@ -94,9 +113,17 @@ def _take_logged(name: str, needed: Iterable[str], found: _Found, log: FaultLog)
     )
 
 
+def _skip(check: Check, reason: str) -> Check:
+    return replace(check, result="skipped", num_faults=None, message=reason)
+
+
 def _check_sizes(found: _Found) -> Check:
     """Check that no decision has more rows than top-k, and that each layer reaches it."""
-    name = "rows per decision"
+    passed = Check(
+        "rows per decision",
+        "no decision has more rows than top-k, and some of each layer have as many",
+        "passed",
+    )
     num_more, message, at = 0, None, None
     for place, seen in sorted(found.scan.layers.items()):
         top_k, most = found.find_top_k(place), seen.most_rows
@@ -112,13 +139,17 @@ def _check_sizes(found: _Found) -> Check:
         )
         at = at or place
     if at is not None:
-        return Check(name, "failed", num_more, message, stack=at[0], layer=at[1])
-    return Check(name, "passed")
+        return replace(
+            passed, result="failed", num_faults=num_more, message=message, stack=at[0], layer=at[1]
+        )
+    return passed
 
 
 def _check_total(found: _Found) -> Check:
     """Check that the assignments of each layer are its tokens times top-k."""
-    name = "assignments are tokens x top-k"
+    passed = Check(
+        "assignments are tokens x top-k", "no decision has fewer rows than top-k", "passed"
+    )
     num_short, message, at = 0, None, None
     for place, seen in sorted(found.scan.layers.items()):
         top_k = found.find_top_k(place)
@@ -132,28 +163,47 @@ def _check_total(found: _Found) -> Check:
                 "numbers of experts"
             )
     if at is None:
-        return Check(name, "passed")
-    return Check(name, "noted", num_short, message, stack=at[0], layer=at[1])
+        return passed
+    return replace(
+        passed, result="noted", num_faults=num_short, message=message, stack=at[0], layer=at[1]
+    )
 
 
 def _check_idle(found: _Found) -> Check:
     """Check that an expert ran in each layer."""
     idle = [place for place, seen in sorted(found.scan.layers.items()) if not seen.num_ids]
     missing = [place for place in sorted(found.described) if place not in found.scan.layers]
-    name = "layers in use"
+    passed = Check(
+        "layers in use",
+        "an expert ran in each layer, and each layer of the metadata has rows",
+        "passed",
+    )
     if idle:
         words = f"no expert ran for any token in {name_layers(idle)}"
-        return Check(name, "failed", len(idle), words, stack=idle[0][0], layer=idle[0][1])
+        return replace(
+            passed,
+            result="failed",
+            num_faults=len(idle),
+            message=words,
+            stack=idle[0][0],
+            layer=idle[0][1],
+        )
     if missing:
         words = f"the metadata lists {name_layers(missing)}, for which there are no rows"
         at = missing[0]
-        return Check(name, "noted", len(missing), words, stack=at[0], layer=at[1])
-    return Check(name, "passed")
+        return replace(
+            passed, result="noted", num_faults=len(missing), message=words, stack=at[0], layer=at[1]
+        )
+    return passed
 
 
 def _check_tokens(found: _Found) -> Check:
     """Check that all layers of a stack decide for the same number of each prompt's tokens."""
-    name = "tokens of each layer"
+    passed = Check(
+        "tokens of each layer",
+        "all layers of a stack decide for the same number of tokens",
+        "passed",
+    )
     first: dict[str, tuple[int, NDArray[np.int64]]] = {}
     prompts: set[int] = set()
     message, at = None, None
@@ -171,39 +221,62 @@ def _check_tokens(found: _Found) -> Check:
                 f"{name_layer((stack, layer))}"
             )
     if at is None:
-        return Check(name, "passed")
-    return Check(name, "noted", len(prompts), message, prompt_id=at[0], stack=at[1], layer=at[2])
+        return passed
+    return replace(
+        passed,
+        result="noted",
+        num_faults=len(prompts),
+        message=message,
+        prompt_id=at[0],
+        stack=at[1],
+        layer=at[2],
+    )
 
 
 def _check_positions(found: _Found) -> Check:
     """Check that the positions of each prompt are 0, 1, 2, …; tokens left out leave gaps."""
-    name = "positions without gaps"
-    most: dict[tuple[str, int], int] = {}
-    for (stack, _), number in found.scan.num_decisions.items():
-        for prompt in np.flatnonzero(number).tolist():
-            key = (stack, prompt)
-            most[key] = max(most.get(key, 0), int(number[prompt]))
+    passed = Check(
+        "positions without gaps",
+        "the positions of a prompt are 0, 1, 2, …: nothing is left out",
+        "passed",
+    )
     gaps = []
-    for (stack, prompt), num_tokens in most.items():
-        word = found.scan.prompts[prompt]
-        last = found.rows.last_position.get((stack, word), -1)
-        if last + 1 > num_tokens:
-            gaps.append((prompt, stack, word, num_tokens, last))
+    for stack, number in count_tokens(found.scan.num_decisions).items():
+        for prompt in np.flatnonzero(number).tolist():
+            word, num_tokens = found.scan.prompts[prompt], int(number[prompt])
+            last = found.rows.last_position.get((stack, word), -1)
+            if last + 1 > num_tokens:
+                gaps.append((prompt, stack, word, num_tokens, last))
     if not gaps:
-        return Check(name, "passed")
+        return passed
     _, stack, word, num_tokens, last = min(gaps)
     tokens = number_of(num_tokens, "token")
     message = f"prompt '{shorten(word)}' has {tokens}, but position {last:,}"
-    return Check(name, "noted", len(gaps), message, prompt_id=word, stack=stack, position=last)
+    return replace(
+        passed,
+        result="noted",
+        num_faults=len(gaps),
+        message=message,
+        prompt_id=word,
+        stack=stack,
+        position=last,
+    )
 
 
 def _check_counts(found: _Found) -> Check:
     """Check the numbers of prompts and decisions that a complete trace's metadata state."""
-    name, metadata = "counts of the metadata", found.source.metadata
+    passed, metadata = (
+        Check(
+            "counts of the metadata",
+            "there are as many prompts and decisions as the metadata says",
+            "passed",
+        ),
+        found.source.metadata,
+    )
     if metadata is None:
-        return Check(name, "skipped", None, _NO_METADATA)
+        return _skip(passed, _NO_METADATA)
     if not metadata.complete:
-        return Check(name, "skipped", None, "the trace is unfinished")
+        return _skip(passed, "the trace is unfinished")
     num_decisions = sum(layer.num_decisions.total() for layer in found.scan.layers.values())
     wrong = [
         f"the metadata counts {stated:,} {what}, but the rows hold {seen:,}"
@@ -213,14 +286,25 @@ def _check_counts(found: _Found) -> Check:
         )
         if stated not in (0, seen)
     ]
-    return Check(name, "failed", len(wrong), wrong[0]) if wrong else Check(name, "passed")
+    return (
+        replace(passed, result="failed", num_faults=len(wrong), message=wrong[0])
+        if wrong
+        else passed
+    )
 
 
 def _check_run(found: _Found) -> Check:
     """Check that the run has ended and that its decisions are exact."""
-    name, metadata = "complete and exact", found.source.metadata
+    passed, metadata = (
+        Check(
+            "complete and exact",
+            "the run has ended, and its decisions are those that ran",
+            "passed",
+        ),
+        found.source.metadata,
+    )
     if metadata is None:
-        return Check(name, "skipped", None, _NO_METADATA)
+        return _skip(passed, _NO_METADATA)
     faults = [
         words
         for words, is_fine in (
@@ -229,7 +313,11 @@ def _check_run(found: _Found) -> Check:
         )
         if not is_fine
     ]
-    return Check(name, "noted", len(faults), "; ".join(faults)) if faults else Check(name, "passed")
+    return (
+        replace(passed, result="noted", num_faults=len(faults), message="; ".join(faults))
+        if faults
+        else passed
+    )
 
 
 _WHOLE: tuple[Callable[[_Found], Check], ...] = (

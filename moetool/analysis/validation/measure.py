@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moetool.analysis.validation.answers import find_answers
-from moetool.analysis.validation.checks import list_checks
+from moetool.analysis.validation.checks import count_tokens, list_checks
 from moetool.analysis.validation.result import ValidatedLayer, Validation
 from moetool.analysis.validation.row_checks import RowChecks
 from moetool.errors import InputError
@@ -23,6 +20,7 @@ from moetool.trace.reading.reader import TraceSource
 from moetool.trace.scanning.fault_log import FaultLog
 from moetool.trace.scanning.values import keep_numbered
 from moetool.trace.schema import TRACE_SCHEMA
+from moetool.wording import join_words, number_of
 
 
 def validate_source(source: TraceSource) -> Validation:
@@ -60,7 +58,10 @@ def validate_source(source: TraceSource) -> Validation:
             source.metadata,
             path=str(source.path) if source.table is None else None,
             num_prompts=len(scan.prompts),
-            num_tokens=_count_tokens(scan.num_decisions),
+            # Those of an encoder and a decoder both count.
+            num_tokens=sum(
+                int(number.sum()) for number in count_tokens(scan.num_decisions).values()
+            ),
             num_assignments=sum(layer.num_assignments for layer in layers),
         ),
         is_valid=all(check.result != "failed" for check in checks),
@@ -104,18 +105,6 @@ def _describe_layers(
     return tuple(layers)
 
 
-def _count_tokens(num_decisions: Mapping[Place, NDArray[np.int64]]) -> int:
-    """Return the tokens of all prompts; those of an encoder and a decoder both count."""
-    most: dict[str, NDArray[np.int64]] = {}
-    for (stack, _), number in num_decisions.items():
-        one = most.get(stack, np.zeros(0, dtype=np.int64))
-        size = max(len(one), len(number))
-        most[stack] = np.maximum(
-            np.pad(one, (0, size - len(one))), np.pad(number, (0, size - len(number)))
-        )
-    return sum(int(number.sum()) for number in most.values())
-
-
 def _describe_inferred(described: tuple[RoutedLayer, ...]) -> list[str]:
     if described:
         return []
@@ -123,3 +112,19 @@ def _describe_inferred(described: tuple[RoutedLayer, ...]) -> list[str]:
         "without metadata, the number of experts is the largest id seen plus one, and top-k the "
         "largest number of rows of a decision"
     ]
+
+
+def refuse_invalid(result: Validation) -> None:
+    """Raise an error that names the failed checks, if there are any.
+
+    Raises:
+        InputError: A check failed.
+    """
+    failed = [check.check for check in result.checks if check.result == "failed"]
+    if failed:
+        name = f"'{printable(result.trace.trace)}'" if result.trace.trace else "The frame"
+        number = number_of(len(failed), "check")
+        raise InputError(
+            f"{name} fails {number}: {join_words(failed, last='and')}.",
+            hint="Trace again, or repair the rows named above.",
+        )

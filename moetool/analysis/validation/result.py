@@ -20,6 +20,7 @@ class Check:
 
     Attributes:
         check: Its name.
+        meaning: What holds if it passes, as a sentence.
         result: `noted` for what a trace may have but its reader should know; `skipped` if the
             trace lacks what the check needs.
         num_faults: Rows, decisions, layers or prompts that fail it, as `message` says; None if
@@ -30,6 +31,7 @@ class Check:
     """
 
     check: str
+    meaning: str
     result: CheckResult
     num_faults: int | None = 0
     message: str | None = None
