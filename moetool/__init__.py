@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -47,6 +48,7 @@ _HOME_OF = {
     "estimate_memory": "moetool.memory.estimate",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
+    "measure_balance": "moetool.library.questions.balance",
     "measure_specialization": "moetool.library.questions.specialize",
     "read_trace": "moetool.trace.reading.reader",
     "to_frame": "moetool.plain",
@@ -70,6 +72,7 @@ __all__ = [
     "estimate_memory",
     "find_fitting_models",
     "inspect_model",
+    "measure_balance",
     "measure_specialization",
     "read_trace",
     "to_frame",
