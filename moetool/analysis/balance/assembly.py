@@ -45,7 +45,7 @@ _PARTS: tuple[Literal["group", "phase"], ...] = ("group", "phase")
 
 @dataclass(frozen=True)
 class ExpectedDrops:
-    """What a uniform random router would drop of some batches.
+    """The assignments that a uniform random router would drop of some batches.
 
     Attributes:
         num_assignments: # (10,), by position decile, like the following.

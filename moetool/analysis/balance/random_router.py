@@ -185,7 +185,8 @@ def _expect_load_by_rank(num_experts: int, sizes: Sizes) -> NDArray[np.float64]:
     # With a coarse grid, the sum of the survival function overshoots by half a step.
     by_rank = start + step * exceeds.sum(axis=0) - (step - 1) / 2 * (step > 1)
     scaled = mean + (by_rank - mean) * math.sqrt(num_experts / (num_experts - 1))
-    return np.clip(scaled, 0, sum(number for _, number in sizes))
+    clipped: NDArray[np.float64] = np.clip(scaled, 0, sum(number for _, number in sizes))
+    return clipped
 
 
 def _multiply(number: NDArray[np.int64], log: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ TableName = Literal["layers", "experts", "capacity"]
 
 @dataclass(frozen=True)
 class Baseline(Evenness):
-    """What a uniform random router is expected to show on as many tokens.
+    """The figures that a uniform random router is expected to show on as many tokens.
 
     Attributes:
         load: Assignments of each expert: the mean load.
@@ -83,7 +83,7 @@ class CapacityShare:
 
 @dataclass(frozen=True)
 class DroppedBaseline:
-    """What a uniform random router would drop; see `CapacityShare`."""
+    """The shares that a uniform random router would drop; see `CapacityShare`."""
 
     dropped_share: float | None
     by_position: tuple[float | None, ...]
@@ -205,7 +205,7 @@ class ExpertChoice:
 
 @dataclass(frozen=True)
 class Balance(Tabular):
-    """How evenly the experts of each layer share the work.
+    """The evenness of all layers, and what follows from it.
 
     Attributes:
         trace: Facts about the trace.

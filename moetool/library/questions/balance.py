@@ -102,7 +102,7 @@ def _find_probabilities(trace: object) -> tuple[ProbabilitySource | None, str]:
         function = trace.metadata.score_function
         return ProbabilitySource(Path("trace"), function, trace.probabilities), ""
     if isinstance(trace, Trace | str | PathLike):
-        return find_probabilities(open_any(trace)), ""  # type: ignore[arg-type]
+        return find_probabilities(open_any(trace)), ""
     return None, "a DataFrame has no file of probabilities next to it; give the trace's path"
 
 

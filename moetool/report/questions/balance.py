@@ -76,12 +76,20 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
         f"{_times(most.max_violation)} ({_name(most)}) times the mean load; a random router's gets "
         f"at most {_times(random)}."
     )
+    if result.batches is not None:
+        violations = [layer.max_violation_batch or 0.0 for layer in known]
+        expected = [layer.baseline.max_violation_batch or 0.0 for layer in known]
+        batch = "one prompt" if result.batches == "prompt" else "one batch"
+        busiest += (
+            f" Within {batch} it gets {_times(min(violations))} to {_times(max(violations))} times "
+            f"the mean; at random, at most {_times(max(expected))}."
+        )
     dead = sum(len(layer.dead) for layer in known)
-    expected = sum(layer.baseline.num_dead for layer in known)
+    random_dead = sum(layer.baseline.num_dead for layer in known)
     experts = sum(layer.num_experts for layer in known)
     never = (
         f"{dead:,} of {number_of(experts, 'expert')} {'is' if dead == 1 else 'are'} never chosen; a "
-        f"random router would leave out {expected:,.1f}."
+        f"random router would leave out {random_dead:,.1f}."
         if dead
         else f"All {number_of(experts, 'expert')} are chosen."
     )

@@ -26,7 +26,7 @@ NUM_DECILES = 10
 
 # Loads of experts in batches that are counted at a time.
 _MOST_CELLS = 1 << 22
-# Keeps a product that is a whole number but for rounding from being rounded up.
+# Keeps a product that is a whole number up to rounding from being rounded up.
 _ROUNDING = 1e-9
 
 
