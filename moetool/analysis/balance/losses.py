@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 
 # Logits are known from rounded probabilities up to an interval, which may be this wide.
 _WIDEST_INTERVAL = 0.05
-# Rounding to float16 of up to 512 probabilities that sum to 1.
-_LARGEST_SUM = 1.1
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,8 @@ class ProbabilityMeter:
         """Return the z-loss; None if the logits don't follow, or only roughly."""
         if not self._with_logits or not self.num_decisions:
             return None
-        if not self._squared_high - self._squared_low <= _WIDEST_INTERVAL * self._squared:
+        width = self._squared_high - self._squared_low
+        if not math.isfinite(width) or width > _WIDEST_INTERVAL * self._squared:
             return None
         return self._squared / self.num_decisions
 
