@@ -10,8 +10,7 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import balance, specialize
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
+from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (

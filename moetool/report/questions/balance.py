@@ -108,7 +108,6 @@ def _make_layers(result: Balance) -> Iterator[RenderableType]:
             style_words(_format(layer.cv, ".2f"), Style.STRONG),
             _format(layer.baseline.cv, ".2f"),
             _format(layer.prompt_cv, ".2f"),
-            _format(layer.gini, ".2f"),
             style_words(_times(layer.max_violation), Style.STRONG),
             _times(layer.baseline.max_violation),
             f"{len(layer.dead):,}",
@@ -117,10 +116,10 @@ def _make_layers(result: Balance) -> Iterator[RenderableType]:
         for layer in shown
     ]
     headers = (
-        *("layer", "entropy", "cv", "random", "prompts", "gini", "busiest", "random", "dead"),
-        "hot experts",
+        *("layer", "entropy", "cv", "random", "prompts", "max", "random", "dead"),
+        "hot",
     )
-    yield make_table(headers, rows, right=range(1, 9))
+    yield make_table(headers, rows, right=range(1, 8))
     num_more = len(result.layers) - len(shown)
     if num_more:
         yield from make_paragraphs(
@@ -148,7 +147,7 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
         f"{printable(result.by, max_length=20)} or phase"
         if any(part.part == "phase" for part in result.parts)
         else printable(result.by, max_length=20),
-        *("tokens", "cv", "random", "busiest", "random", "dead", "random"),
+        *("tokens", "cv", "random", "max", "random", "dead", "random"),
     )
     yield make_table(headers, rows, right=range(1, 8))
     num_more = len(result.parts) - len(rows)
@@ -176,9 +175,9 @@ def _make_capacity(result: Balance) -> Iterator[Table]:
             left = choice[share.factor]
             row += (_share(left.share_without_expert), _share(left.baseline))
         rows.append(row)
-    headers = ["capacity", "dropped", "random", "first tenth", "last tenth", "random"]
+    headers = ["capacity", "dropped", "random", "first", "last", "random"]
     if choice:
-        headers += ["no expert", "random"]
+        headers += ["unserved", "random"]
     if rows:
         yield make_table(headers, rows, right=range(1, len(headers)))
 
@@ -204,26 +203,26 @@ def _explain(result: Balance) -> Iterator[str]:
         "entropy: of the experts' load, over that of an even load. cv: standard deviation of load "
         "over its mean. random: the same figure of a router that gives each token "
         f"{top_k} random experts. prompts: the cv that an even router would show because it routes "
-        "whole prompts alike. gini: 0 is even, 1 all on one expert. busiest: the largest load over "
-        "the mean. dead: experts never chosen. hot experts: those with a load surely above that of "
-        "a random router's busiest (95 % interval over prompts), hottest first."
+        "whole prompts alike. max: the largest load over the mean load. dead: experts never chosen. "
+        "hot: experts with a load surely above that of a random router's busiest (95 % interval "
+        "over prompts), hottest first."
     )
     if result.parts:
         yield (
-            "By group and phase: cv and busiest are means over layers, dead is a sum. Fewer tokens "
+            "By group and phase: cv and max are means over layers, dead is a sum. Fewer tokens "
             "make any load less even: compare with random."
         )
     if result.capacity:
         size = result.capacity[0].tokens_per_batch
-        of = "the prompt" if result.batches == "prompt" else f"a batch of {size:,.0f} tokens"
+        of = "a prompt" if result.batches == "prompt" else f"a batch of {size:,.0f} tokens"
         yield (
             "capacity: the most assignments that an expert takes, over its share under even "
-            "routing. dropped: assignments beyond it. first and last tenth: of the tokens of "
-            f"{of}, where those that come first are served first."
+            "routing. dropped: the share of assignments beyond it. first, last: of those in the "
+            f"first and last tenth of {of}, where tokens that come first are served first."
         )
     if result.expert_choice:
         yield (
-            "no expert: tokens that no expert would take if experts chose the tokens of their "
+            "unserved: tokens that no expert would take if experts chose the tokens of their "
             "highest probability, at the same capacity."
         )
     if any(loss.value is not None for loss in result.losses[:3]):
