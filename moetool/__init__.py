@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
@@ -54,6 +55,7 @@ _HOME_OF = {
     "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
+    "measure_balance": "moetool.library.questions.balance",
     "measure_specialization": "moetool.library.questions.specialize",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
@@ -82,6 +84,7 @@ __all__ = [
     "export_placement",
     "find_fitting_models",
     "inspect_model",
+    "measure_balance",
     "measure_specialization",
     "place_experts",
     "read_trace",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.questions import balance, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
@@ -23,6 +23,7 @@ EXAMPLES = {
     "inspect": inspect.EXAMPLES,
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
+    "balance": balance.EXAMPLES,
     "specialize": specialize.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
@@ -50,6 +51,8 @@ OPTIONS = {
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
+    | {"--no-validate"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
@@ -71,6 +74,7 @@ SUMMARIES = {
     "models": models.SUMMARY,
     "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
+    "balance": balance.SUMMARY,
     "specialize": specialize.SUMMARY,
 }
 PANELS = {
