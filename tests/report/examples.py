@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moetool.analysis.specialization.measure import Specialization, measure_specialization
+from moetool.analysis.specialization.measure import measure_specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 TOP_K = 2

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from moetool import measure_specialization, read_trace, trace_model
-from moetool.analysis.specialization.measure import Specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
 from tests.command import RunMoetool
 

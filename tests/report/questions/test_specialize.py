@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import moetool
-from moetool.analysis.specialization.measure import Specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.report.questions.specialize import (
     RENDERERS,
     render_csv,

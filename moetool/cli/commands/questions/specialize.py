@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -16,11 +15,14 @@ from moetool.cli.options.shared import (
     QuietOption,
 )
 from moetool.cli.options.traces import (
+    ByOption,
+    LayersOption,
     NoValidateOption,
     NumExpertsOption,
     TopKOption,
     TraceArgument,
 )
+from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
@@ -35,6 +37,8 @@ EXAMPLES = (
 @speaks_errors
 def specialize(
     trace: TraceArgument,
+    by: ByOption = "domain",
+    layers: LayersOption = None,
     permutations: Annotated[
         int,
         typer.Option(
@@ -55,31 +59,34 @@ def specialize(
     """Show how far experts specialize by domain.
 
     For each layer: the mutual information between expert and domain beyond what permuting the
-    prompts' labels gives, and its p-value. For each domain: the experts it uses more than the
-    prompts as a whole do. CSV has one row per domain, layer and expert.
+    prompts' labels gives, its p-value, and what is left of it when the token is known. For each
+    domain: the experts it uses more than the prompts as a whole do, and how far it is from the
+    others. CSV has one row per domain, layer and expert.
 
     Rows are checked as they are read: none occurs twice, each prompt has one domain, and all
     agree with the trace's metadata.
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
-        from moetool.analysis.specialization.measure import measure_specialization
+        from moetool.analysis.specialization.from_trace import (
+            SpecializationOptions,
+            measure_trace,
+        )
         from moetool.report.questions.specialize import RENDERERS
-        from moetool.trace.reading.counts import count_experts
         from moetool.trace.reading.reader import open_trace
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force, inputs=list_trace_files(trace))
+    options = SpecializationOptions(
+        by=by,
+        layers=parse_layers(layers),
+        num_permutations=permutations,
+        seed=seed,
+        num_experts=num_experts,
+        top_k=top_k,
+        is_checked=not no_validate,
+    )
     with show_status(is_quiet=quiet) as show:
         show(f"reading {trace}")
-        counts = count_experts(
-            open_trace(trace),
-            by="prompt_id",
-            num_experts=num_experts,
-            top_k=top_k,
-            validate=not no_validate,
-        )
-        show("permuting labels")
-        result = measure_specialization(counts, num_permutations=permutations, seed=seed)
-    view = replace(see_output(output), source=str(trace))
-    print_or_write(RENDERERS[chosen](result, view), output, force=force)
+        result = measure_trace(open_trace(trace), options, show=show)
+    print_or_write(RENDERERS[chosen](result, see_output(output)), output, force=force)
