@@ -51,5 +51,5 @@ def make_counts(
     )
 
 
-def make_result(counts: ExpertCounts, *, num_permutations: int = 19) -> Specialization:
+def make_result(counts: ExpertCounts, *, num_permutations: int = 199) -> Specialization:
     return measure_specialization(counts, num_permutations=num_permutations)

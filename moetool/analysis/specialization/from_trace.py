@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.analysis.specialization.measure import (
@@ -86,7 +87,7 @@ def measure_trace(
     )
     counts = _count(source, options, reader)
     names = sorted(set(counts.domains))
-    check_domains(counts, names)
+    check_domains(counts, names, by=options.by)
     show("comparing tokens")
     domain_of = dict(zip(counts.groups, find_labels(counts, names).tolist(), strict=True))
     label = np.array([domain_of[name] for name in reader.prompts], dtype=np.intp)
@@ -105,6 +106,7 @@ def measure_trace(
         num_permutations=options.num_permutations,
         seed=options.seed,
         conditional=conditional,
+        by=options.by,
     )
     return replace(
         result,
@@ -121,7 +123,6 @@ def measure_trace(
             *explain_missing_vocabulary(result.layers, has_token_ids="token_id" in source.columns),
         ),
         trace=reader.facts,
-        by=options.by,
     )
 
 
@@ -157,6 +158,9 @@ def read_labels(source: TraceSource, by: str) -> Mapping[str, str]:
     for table in source.iter_tables(["prompt_id", by]):
         if not table.num_rows:
             continue
+        if not pa.types.is_dictionary(table.schema.field(by).type):
+            words = table.column(by).cast(pa.string()).dictionary_encode()
+            table = table.set_column(table.column_names.index(by), by, words)
         prompts, prompt = encode_words(table, "prompt_id", default="")
         values, value = encode_words(table, by, default="")
         pairs = np.unique(prompt * len(values) + value)

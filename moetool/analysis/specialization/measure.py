@@ -46,6 +46,7 @@ def measure_specialization(
     num_permutations: int = 999,
     seed: int = 0,
     conditional: Mapping[Place, ConditionalSpecialization] | None = None,
+    by: str = "domain",
 ) -> Specialization:
     """Return how far experts specialize by domain.
 
@@ -57,12 +58,13 @@ def measure_specialization(
         num_permutations: Permutations of the prompts' labels.
         seed: Random seed of the permutations.
         conditional: By stack and layer, the specialization that is left when the token id is known.
+        by: The column that holds the domains.
 
     Raises:
         InputError: There are fewer than two domains, or far too many.
     """
     names = sorted(set(counts.domains))
-    check_domains(counts, names)
+    check_domains(counts, names, by=by)
     label = find_labels(counts, names)
     test = permute_labels(
         counts, label, num_domains=len(names), num_permutations=num_permutations, seed=seed
@@ -82,6 +84,7 @@ def measure_specialization(
         repetition=(),
         num_permutations=num_permutations,
         seed=seed,
+        by=by,
         notes=(
             *warn_of_few_prompts(domains),
             *counts.notes,
@@ -91,15 +94,18 @@ def measure_specialization(
     )
 
 
-def check_domains(counts: ExpertCounts, names: Sequence[str]) -> None:
+def check_domains(counts: ExpertCounts, names: Sequence[str], *, by: str) -> None:
     """Check that domains can be compared.
 
     Raises:
         InputError: There are fewer than two domains, or far too many.
     """
     if len(names) < 2:
+        only = printable(names[0], max_length=60)
         raise InputError(
-            f"All prompts are of one domain, '{printable(names[0], max_length=60)}': there is "
+            f"All prompts are of one domain, '{only}': there is nothing to compare."
+            if by == "domain"
+            else f"All prompts have the same {printable(by, max_length=60)}, '{only}': there is "
             "nothing to compare.",
             hint="Label each prompt with a domain; see sample_prompts/README.md.",
         )

@@ -40,9 +40,10 @@ def test_a_path_gives_the_json_of_the_command(demo_trace: Path, answer: dict[str
 def test_a_frame_gives_the_numbers_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
     frame = read_trace(demo_trace)
     renamed = frame.rename(columns={"domain": "subject"})
-    for result in (measure(frame), measure(renamed, by="subject")):
-        assert result.trace is None
-        assert {**result.to_dict(), "trace": answer["trace"]} == answer
+    facts = {**answer["trace"], "trace": None}
+    for by, result in (("domain", measure(frame)), ("subject", measure(renamed, by="subject"))):
+        assert {**result.to_dict(), "by": "domain"} == {**answer, "trace": facts}
+        assert result.by == by
 
 
 def test_the_order_of_rows_changes_no_count(demo_trace: Path) -> None:
@@ -64,11 +65,13 @@ def test_a_trace_in_memory_and_one_in_a_file_give_the_same(tmp_path: Path) -> No
     kept = trace_model("demo", prompts)
     path = kept.save(tmp_path / "trace.parquet")
     expected = measure(path).to_dict()
-    assert {**measure(kept).to_dict(), "trace": str(path)} == expected
-    assert measure(kept).trace is None
+    facts = expected.pop("trace")
+    assert facts["trace"] == str(path)
+    assert {**measure(kept).to_dict(), "trace": None} == {**expected, "trace": None}
+    assert measure(kept).trace is not None
     other = tmp_path / "other.parquet"
     stored = trace_model("demo", prompts, output=other)
-    assert measure(stored).to_dict() == {**expected, "trace": str(other)}
+    assert measure(stored).to_dict() == {**expected, "trace": {**facts, "trace": str(other)}}
 
 
 def test_a_frame_of_four_columns_needs_the_shape_as_the_command_does() -> None:
@@ -109,13 +112,16 @@ def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
         ({"top_k": "2"}, "top-k can't be '2'"),
         ({"validate": 1}, "validate can't be 1"),
         ({"by": 3}, "column of the domains can't be 3"),
-        ({"by": "language"}, "'language' is not one of a stored trace"),
+        ({"layers": [7]}, "has no routed layer 7"),
+        ({"by": "phase"}, "All prompts have the same phase, 'prefill'"),
+        ({"by": "position"}, "has two values of 'position'"),
+        ({"by": "language"}, "has no column 'language' to group by"),
     ],
 )
 def test_options_out_of_range_are_refused(
     options: dict[str, Any], message: str, demo_trace: Path
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, InputError), match=message):
         measure_specialization(demo_trace, **options)
 
 
