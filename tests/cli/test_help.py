@@ -50,7 +50,8 @@ OPTIONS = {
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
+    | {"--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
         "--family",
