@@ -30,8 +30,24 @@ _NUM_SEEDS = 1 << 64
 def measure_specialization(
     trace: GivenTrace,
     *,
+    by: Literal["domain"] = "domain",
+    layers: Collection[int] | None = None,
+    num_permutations: int = 999,
+    min_count: int = MIN_COUNT,
+    seed: int = 0,
+    num_experts: int | None = None,
+    top_k: int | None = None,
+    validate: bool = True,
+) -> Specialization: ...
+
+
+@overload
+def measure_specialization(
+    trace: GivenTrace,
+    *,
     by: Literal["token"],
     layers: Collection[int] | None = None,
+    num_permutations: int = 999,
     min_count: int = MIN_COUNT,
     seed: int = 0,
     num_experts: int | None = None,
@@ -44,7 +60,7 @@ def measure_specialization(
 def measure_specialization(
     trace: GivenTrace,
     *,
-    by: str = "domain",
+    by: str,
     layers: Collection[int] | None = None,
     num_permutations: int = 999,
     min_count: int = MIN_COUNT,
@@ -52,7 +68,7 @@ def measure_specialization(
     num_experts: int | None = None,
     top_k: int | None = None,
     validate: bool = True,
-) -> Specialization: ...
+) -> Specialization | TokenSpecialization: ...
 
 
 def measure_specialization(

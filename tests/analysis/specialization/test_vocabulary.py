@@ -151,7 +151,7 @@ def overlaps_by_loops(
             for mine in uses[token, one]
             for theirs in uses[token, other]
         ]
-        return sum(pairs) / len(pairs)
+        return float(sum(pairs) / len(pairs))
 
     same = other = weights = 0.0
     for token in {token for token, _ in uses}:

@@ -30,7 +30,9 @@ def answer(run_moetool: RunMoetool, demo_trace: Path) -> dict[str, Any]:
 
 
 def measure(trace: Any, **options: Any) -> Specialization:
-    return measure_specialization(trace, num_permutations=FEW, seed=3, **options)
+    result = measure_specialization(trace, num_permutations=FEW, seed=3, **options)
+    assert isinstance(result, Specialization)
+    return result
 
 
 def test_a_path_gives_the_json_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
