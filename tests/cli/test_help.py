@@ -53,7 +53,8 @@ OPTIONS = {
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
     | {"--no-validate"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
+    | {"--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
         "--family",
