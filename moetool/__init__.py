@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.interchange.imports.detect import detect_format as detect_format
+    from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -44,8 +46,10 @@ _HOME_OF = {
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
+    "detect_format": "moetool.interchange.imports.detect",
     "estimate_memory": "moetool.memory.estimate",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
+    "import_trace": "moetool.interchange.imports.run",
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.questions.specialize",
     "read_trace": "moetool.trace.reading.reader",
@@ -67,8 +71,10 @@ __all__ = [
     "Task",
     "Trace",
     "__version__",
+    "detect_format",
     "estimate_memory",
     "find_fitting_models",
+    "import_trace",
     "inspect_model",
     "measure_specialization",
     "read_trace",

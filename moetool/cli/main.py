@@ -11,7 +11,7 @@ import typer
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import specialize
-from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -35,6 +35,7 @@ _COMMANDS = (
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("import", import_files.import_files, import_files, _TRACES),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
 )
 

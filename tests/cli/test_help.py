@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import specialize
-from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
 from tests.command import RunMoetool
@@ -24,6 +24,7 @@ EXAMPLES = {
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "import": import_files.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
@@ -50,6 +51,8 @@ OPTIONS = {
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
+    | {"--layer-offset", "--micro-batch-size"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
@@ -72,10 +75,11 @@ SUMMARIES = {
     "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
     "specialize": specialize.SUMMARY,
+    "import": import_files.SUMMARY,
 }
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace"],
+    "Traces": ["route-trace", "import"],
     "Questions to a trace": ["specialize"],
 }
 
