@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.select import select_experts as select_experts
+    from moetool.interchange.imports.detect import detect_format as detect_format
+    from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -51,9 +53,11 @@ _HOME_OF = {
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
     "compare_traces": "moetool.library.questions.compare",
+    "detect_format": "moetool.interchange.imports.detect",
     "estimate_memory": "moetool.memory.estimate",
     "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
+    "import_trace": "moetool.interchange.imports.run",
     "inspect_model": "moetool.inspection.inspect",
     "measure_balance": "moetool.library.questions.balance",
     "measure_specialization": "moetool.library.questions.specialize",
@@ -80,9 +84,11 @@ __all__ = [
     "Trace",
     "__version__",
     "compare_traces",
+    "detect_format",
     "estimate_memory",
     "export_placement",
     "find_fitting_models",
+    "import_trace",
     "inspect_model",
     "measure_balance",
     "measure_specialization",

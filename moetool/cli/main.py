@@ -14,6 +14,8 @@ from moetool.cli.commands.questions import coactivation, compare, place, select,
 from moetool.cli.commands.traces import route_trace, validate
 from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -40,6 +42,7 @@ _COMMANDS = (
     ("validate", validate.validate, validate, _TRACES),
     ("balance", balance.balance, balance, _QUESTIONS),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("import", import_files.import_files, import_files, _TRACES),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
