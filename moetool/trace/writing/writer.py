@@ -85,23 +85,32 @@ class TraceFile:
         target: File to write.
         metadata: What is known before the run; parts carry it with `complete: false`.
         replace_existing: Replace an existing file, and unfinished parts of an earlier run.
+        schema: Schema of the rows: `TRACE_SCHEMA`, or some of its columns.
+        keeps_parts: Keep the parts if the trace is left before it is finished.
 
     Raises:
         UsageError: The target cannot be written, or another run is writing it.
     """
 
     def __init__(
-        self, target: Path, *, metadata: TraceMetadata, replace_existing: bool = False
+        self,
+        target: Path,
+        *,
+        metadata: TraceMetadata,
+        replace_existing: bool = False,
+        schema: pa.Schema = TRACE_SCHEMA,
+        keeps_parts: bool = True,
     ) -> None:
         check_target(target, replace_existing=replace_existing)
         self.target = target
         self.partial = partial_folder(target)
         self._replace_existing = replace_existing
+        self._keeps_parts = keeps_parts
         self._is_finished = False
         self._metadata = replace(metadata, complete=False)
         with saying_what_failed(target):
             self._folder = PartialFolder(target, discard=replace_existing)
-        self._rows = self._open_parts(self.partial, TRACE_SCHEMA)
+        self._rows = self._open_parts(self.partial, schema)
         self._probabilities = self._open_parts(
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
@@ -120,9 +129,10 @@ class TraceFile:
         with holding_interrupts():
             # A write that failed before may fail again; closed parts stay.
             with suppress(OSError, MoetoolError):
-                self._rows.flush()
-                self._probabilities.flush()
-            if not self._rows.num_rows:
+                if self._keeps_parts:
+                    self._rows.flush()
+                    self._probabilities.flush()
+            if not (self._keeps_parts and self._rows.num_rows):
                 self._folder.remove()
                 return
             self._folder.release()
