@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
-    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
+    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
