@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _read_layer(path: Path) -> pd.DataFrame:
     """Return a layer's file of ESFT as rows: a line is a sequence, `ids TAB TAB weights`."""
-    ids, weights, lengths = [], [], []
+    ids: list[int] = []
+    weights: list[float] = []
+    lengths: list[int] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         mine, theirs = (part.split("\t") for part in line.split("\t\t"))
         ids += map(int, mine)
@@ -144,12 +147,12 @@ def _make_layer(
 def check_peft() -> None:
     """Train LoRA on the exported parameters with masked gradients, and see which rows change."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
     from moetool import trace_model
     from moetool.interchange.exports.selections import SelectionFormat, render_selection
 
+    peft: Any = import_module("peft")
     rank = 4
     torch.manual_seed(0)
     make_config: Any = Qwen3MoeConfig
@@ -176,7 +179,7 @@ def check_peft() -> None:
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     names = json.loads(render_selection(selection, SelectionFormat.PEFT))
     rows = json.loads(render_selection(selection, SelectionFormat.FREEZE_LIST))["rows"]
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, **names))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=8, **names))
     num_masked = 0
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:

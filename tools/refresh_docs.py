@@ -24,6 +24,7 @@ DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
     "docs/questions/specialize.md",
+    "docs/questions/select.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
