@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
+    from moetool.library.questions.tokens import list_expert_tokens as list_expert_tokens
+    from moetool.library.questions.tokens import list_token_experts as list_token_experts
+    from moetool.library.questions.tokens import measure_tokens as measure_tokens
+    from moetool.library.questions.tokens import tabulate_prompt as tabulate_prompt
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -47,8 +52,13 @@ _HOME_OF = {
     "estimate_memory": "moetool.memory.estimate",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
+    "list_expert_tokens": "moetool.library.questions.tokens",
+    "list_token_experts": "moetool.library.questions.tokens",
+    "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
+    "measure_tokens": "moetool.library.questions.tokens",
     "read_trace": "moetool.trace.reading.reader",
+    "tabulate_prompt": "moetool.library.questions.tokens",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
 }
@@ -70,8 +80,13 @@ __all__ = [
     "estimate_memory",
     "find_fitting_models",
     "inspect_model",
+    "list_expert_tokens",
+    "list_token_experts",
+    "measure_coactivation",
     "measure_specialization",
+    "measure_tokens",
     "read_trace",
+    "tabulate_prompt",
     "to_frame",
     "trace_model",
 ]

@@ -10,7 +10,7 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import coactivation, specialize
+from moetool.cli.commands.questions import coactivation, specialize, tokens
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
@@ -36,6 +36,7 @@ _COMMANDS = (
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
 )
 
