@@ -47,13 +47,13 @@ def _make_verdict(result: TokenRouting) -> Iterator[Text]:
         assert least.prediction is not None
         assert most.prediction is not None
         popular = f"{most.prediction.popularity:.0%}"
-        shares = f"{most.prediction.hit_rate:.0%} (layer {show_layer(most)})"
+        rates = f"{most.prediction.hit_rate:.0%} (layer {show_layer(most)})"
         if least is not most:
-            shares = f"{least.prediction.hit_rate:.0%} (layer {show_layer(least)}) to {shares}"
+            rates = f"{least.prediction.hit_rate:.0%} (layer {show_layer(least)}) to {rates}"
             popular = f"{least.prediction.popularity:.0%} and {popular}"
         yield style_words(
             "On prompts that were not used for it, a token's id alone predicts "
-            f"{shares} of first choices; the layer's most popular expert is {popular}.",
+            f"{rates} of first choices; the layer's most popular expert is {popular}.",
             Style.STRONG,
         )
     judged = [layer for layer in result.layers if layer.fixed_share is not None]
