@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
+    from moetool.library.questions.compare import compare_traces as compare_traces
+    from moetool.library.questions.place import export_placement as export_placement
+    from moetool.library.questions.place import place_experts as place_experts
+    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -49,7 +53,9 @@ _HOME_OF = {
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
+    "compare_traces": "moetool.library.questions.compare",
     "estimate_memory": "moetool.memory.estimate",
+    "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "list_expert_tokens": "moetool.library.questions.tokens",
@@ -59,6 +65,9 @@ _HOME_OF = {
     "measure_tokens": "moetool.library.questions.tokens",
     "read_trace": "moetool.trace.reading.reader",
     "tabulate_prompt": "moetool.library.questions.tokens",
+    "place_experts": "moetool.library.questions.place",
+    "read_trace": "moetool.trace.reading.reader",
+    "select_experts": "moetool.library.questions.select",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
 }
@@ -77,7 +86,9 @@ __all__ = [
     "Task",
     "Trace",
     "__version__",
+    "compare_traces",
     "estimate_memory",
+    "export_placement",
     "find_fitting_models",
     "inspect_model",
     "list_expert_tokens",
@@ -87,6 +98,9 @@ __all__ = [
     "measure_tokens",
     "read_trace",
     "tabulate_prompt",
+    "place_experts",
+    "read_trace",
+    "select_experts",
     "to_frame",
     "trace_model",
 ]
