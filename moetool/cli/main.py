@@ -10,6 +10,7 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.questions import coactivation, specialize, tokens
 from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import route_trace, validate
 from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
@@ -43,6 +44,7 @@ _COMMANDS = (
     ("balance", balance.balance, balance, _QUESTIONS),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("import", import_files.import_files, import_files, _TRACES),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
