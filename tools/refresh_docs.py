@@ -26,6 +26,7 @@ DOCUMENTS = (
     "docs/questions/balance.md",
     "docs/questions/specialize.md",
     "docs/questions/select.md",
+    "docs/questions/place.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",

@@ -15,6 +15,7 @@ from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import balance, specialize
 from moetool.cli.commands.questions import select, specialize
+from moetool.cli.commands.questions import place, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
@@ -27,6 +28,7 @@ EXAMPLES = {
     "balance": balance.EXAMPLES,
     "specialize": specialize.EXAMPLES,
     "select": select.EXAMPLES,
+    "place": place.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
@@ -62,6 +64,9 @@ OPTIONS = {
     "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
     | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
     | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
+    "place": {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed"}
+    | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
+    | {"--num-hidden-layers", "--by", "--layers", "--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
         "--family",
@@ -85,11 +90,13 @@ SUMMARIES = {
     "balance": balance.SUMMARY,
     "specialize": specialize.SUMMARY,
     "select": select.SUMMARY,
+    "place": place.SUMMARY,
 }
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace"],
     "Questions to a trace": ["specialize", "select"],
+    "Questions to a trace": ["specialize", "place"],
 }
 
 
