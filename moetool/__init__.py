@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.compare import compare_traces as compare_traces
+    from moetool.library.questions.place import export_placement as export_placement
+    from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -47,10 +50,13 @@ _HOME_OF = {
     "Trace": "moetool.library.trace",
     "compare_traces": "moetool.library.questions.compare",
     "estimate_memory": "moetool.memory.estimate",
+    "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.questions.specialize",
+    "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
+    "select_experts": "moetool.library.questions.select",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
 }
@@ -71,10 +77,13 @@ __all__ = [
     "__version__",
     "compare_traces",
     "estimate_memory",
+    "export_placement",
     "find_fitting_models",
     "inspect_model",
     "measure_specialization",
+    "place_experts",
     "read_trace",
+    "select_experts",
     "to_frame",
     "trace_model",
 ]

@@ -10,7 +10,10 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.questions import select, specialize
+from moetool.cli.commands.questions import coactivation, specialize
 from moetool.cli.commands.questions import compare, specialize
+from moetool.cli.commands.questions import place, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
@@ -35,8 +38,11 @@ _COMMANDS = (
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
+    ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
+    ("place", place.place, place, _QUESTIONS),
 )
 
 app = typer.Typer(

@@ -77,6 +77,8 @@ class TraceMetadata:
         exact: Whether every decision is the one that the experts carried out.
         rank_order: Whether rank orders a decision's assignments by weight. Otherwise there is no
             rank, and what needs a first choice is unknown.
+        imported_from: Foreign format that the trace was imported from, as `moetool import` names
+            it.
         model: As the user named it.
         revision: Commit hash on the Hub.
         special_tokens: The source of the prompts' special tokens: `tokenizer`, `none` or `chat template`.
@@ -97,6 +99,7 @@ class TraceMetadata:
     complete: bool = False
     exact: bool = True
     rank_order: bool = True
+    imported_from: str | None = None
     model: str | None = None
     revision: str | None = None
     model_type: str | None = None
@@ -237,7 +240,7 @@ _READERS: Mapping[str, Reader] = {
         (
             *("model", "revision", "model_type", "auto_class", "dtype", "quantization", "device"),
             *("device_map", "attention_implementation", "experts_implementation", "cache"),
-            *("special_tokens", "prompts_sha256", "score_function"),
+            *("special_tokens", "prompts_sha256", "score_function", "imported_from"),
         ),
         or_none(as_text),
     ),

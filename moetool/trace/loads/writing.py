@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ def write_loads(
     tables: Iterable[pa.Table],
     target: Path,
     *,
-    metadata: LoadMetadata,
+    describe: Callable[[], LoadMetadata],
     columns: tuple[str, ...],
     replace_existing: bool = False,
 ) -> int:
@@ -32,7 +32,7 @@ def write_loads(
     Args:
         tables: Rows with the columns of `LOAD_SCHEMA` that are named, and its types.
         target: File to write; the metadata of a CSV goes next to it.
-        metadata: What is stored with the rows.
+        describe: Returns what is stored with the rows, once all of them have been taken.
         columns: Those of `LOAD_SCHEMA` that the tables have, in its order.
         replace_existing: Replace an existing file.
 
@@ -41,13 +41,13 @@ def write_loads(
     """
     check_target(target, replace_existing=replace_existing)
     schema = pa.schema([LOAD_SCHEMA.field(name) for name in columns])
-    footer = metadata.to_footer()
     unfinished, sidecar = (
         target.with_name(f".moetool-{secrets.token_hex(8)}.unfinished") for _ in range(2)
     )
     try:
         with saying_what_failed(target):
-            num_rows = _write(unfinished, tables, schema, footer, is_csv=target.suffix == ".csv")
+            is_csv = target.suffix == ".csv"
+            num_rows, footer = _write(unfinished, tables, schema, describe, is_csv=is_csv)
             if target.suffix == ".csv":
                 with new_file(sidecar) as file:
                     file.write(footer[FOOTER_KEY])
@@ -66,20 +66,23 @@ def _write(
     path: Path,
     tables: Iterable[pa.Table],
     schema: pa.Schema,
-    footer: dict[bytes, bytes],
+    describe: Callable[[], LoadMetadata],
     *,
     is_csv: bool,
-) -> int:
+) -> tuple[int, dict[bytes, bytes]]:
     num_rows = 0
     plain = plain_schema(schema)
     with new_file(path) as file:
         writer = (
             pa.csv.CSVWriter(file, plain)
             if is_csv
-            else pq.ParquetWriter(file, schema.with_metadata(footer), compression="zstd")
+            else pq.ParquetWriter(file, schema, compression="zstd")
         )
         with writer:
             for table in tables:
                 writer.write_table(table.cast(plain if is_csv else schema))
                 num_rows += table.num_rows
-    return num_rows
+            footer = describe().to_footer()
+            if not is_csv:
+                writer.add_key_value_metadata(footer)
+    return num_rows, footer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
-from moetool.trace.reading.decision_scan import LayerRows
+from moetool.trace.scanning.layer_rows import LayerRows
 
 if TYPE_CHECKING:
     from moetool.trace.reading.reader import TraceSource

@@ -205,7 +205,7 @@ class DecisionReader:
             yield self._make_window(join_window_rows(held))
 
     def _make_window(self, rows: WindowRows) -> DecisionWindow:
-        window = build_window(rows, self.layers, has_rank="rank" in self._source.columns)
+        window = build_window(rows, self.layers, has_rank=self.has_ranks)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
         self._num_assignments += sum(

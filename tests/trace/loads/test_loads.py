@@ -39,7 +39,7 @@ def write(
     columns = tuple(name for name in LOAD_SCHEMA.names if name in rows)
     table = pa.table({name: rows[name] for name in columns})
     metadata = LoadMetadata(format="test", layers=layers, precision=precision)
-    write_loads([table], path, metadata=metadata, columns=columns, replace_existing=force)
+    write_loads([table], path, describe=lambda: metadata, columns=columns, replace_existing=force)
     return path
 
 

@@ -1,0 +1,1 @@
+"""Formats of serving and training engines: SGLang, vLLM, Megatron-LM, TensorRT-LLM."""
