@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from numpy.typing import NDArray
 
 from moetool.analysis.placement.halves import read_groups

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moetool.analysis.placement.measure import PlacementOptions, measure_placement
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.result import Placement
+from moetool.analysis.placement.summary import SentBytes
 from moetool.analysis.specialization.measure import measure_specialization
 from moetool.analysis.specialization.result import Specialization
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
 
 TOP_K = 2
 
@@ -53,3 +58,18 @@ def make_counts(
 
 def make_result(counts: ExpertCounts, *, num_permutations: int = 199) -> Specialization:
     return measure_specialization(counts, num_permutations=num_permutations)
+
+
+def make_placement(
+    cluster: Cluster, *, tokens_per_batch: int = 20, hidden_size: int | None = 2048
+) -> Placement:
+    """Return a comparison of placements of 20 layers of a router with popular experts."""
+    router = Router(num_experts=16, top_k=4, num_layers=20, popularity=range(17, 1, -1))
+    source = open_rows(make_random_trace([40] * 12, router=router), router=router)
+    sent = (
+        SentBytes(hidden_size, 2)
+        if hidden_size
+        else SentBytes(None, None, "bytes are unknown: no hidden size")
+    )
+    options = PlacementOptions(tokens_per_batch=tokens_per_batch, sent=sent, advises_vllm=True)
+    return measure_placement(source, cluster, options)
