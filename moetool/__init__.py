@@ -70,6 +70,7 @@ _HOME_OF = {
     "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
     "measure_tokens": "moetool.library.questions.tokens",
+    "tabulate_prompt": "moetool.library.questions.tokens",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",

@@ -43,15 +43,15 @@ _COMMANDS = (
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("import", import_files.import_files, import_files, _TRACES),
     ("validate", validate.validate, validate, _TRACES),
     ("balance", balance.balance, balance, _QUESTIONS),
-    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
-    ("import", import_files.import_files, import_files, _TRACES),
-    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
-    ("select", select.select, select, _QUESTIONS),
+    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
+    ("select", select.select, select, _QUESTIONS),
 )
 
 app = typer.Typer(
