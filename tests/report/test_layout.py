@@ -33,7 +33,6 @@ from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
 from moetool.report.questions import balance, place, select, specialize
-from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
@@ -42,7 +41,6 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_placement, make_result
-from tests.report.examples import make_counts, make_result
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
