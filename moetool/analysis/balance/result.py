@@ -214,9 +214,9 @@ class Balance(Tabular):
         across_layers: Percentiles of the figures over layers.
         parts: Groups, then phases, each over all layers.
         losses: Auxiliary losses over all layers.
-        batches: `prompt` if each prompt is a batch, `tokens` for a number of consecutive tokens;
-            None for counts without tokens.
-        capacity: Shares of dropped assignments over all layers; empty for counts without tokens.
+        batches: `prompt` if each prompt is a batch, `tokens` for a number of consecutive tokens,
+            `step` for the steps of a load table; None for counts without them.
+        capacity: Shares of dropped assignments over all layers; empty without batches.
         expert_choice: Empty where no probabilities were recorded.
         notes: What was inferred, and why something is unknown: a sentence each.
     """
@@ -227,7 +227,7 @@ class Balance(Tabular):
     across_layers: tuple[AcrossLayers, ...]
     parts: tuple[PartSummary, ...]
     losses: tuple[Loss, ...]
-    batches: Literal["prompt", "tokens"] | None
+    batches: Literal["prompt", "tokens", "step"] | None
     capacity: tuple[CapacityShare, ...]
     expert_choice: tuple[ExpertChoice, ...]
     notes: tuple[str, ...]

@@ -79,7 +79,7 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
     if result.batches is not None:
         violations = [layer.max_violation_batch or 0.0 for layer in known]
         expected = [layer.baseline.max_violation_batch or 0.0 for layer in known]
-        batch = "one prompt" if result.batches == "prompt" else "one batch"
+        batch = {"prompt": "one prompt", "step": "one step"}.get(result.batches, "one batch")
         busiest += (
             f" Within {batch} it gets {_times(min(violations))} to {_times(max(violations))} times "
             f"the mean; at random, at most {_times(max(expected))}."

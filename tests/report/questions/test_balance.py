@@ -129,7 +129,10 @@ def test_a_layer_that_ran_no_expert_is_shown_with_dashes() -> None:
     idle = replace(
         UNEVEN_RESULT.layers[0],
         layer=7,
-        **dict.fromkeys(("entropy", "cv", "gini", "max_violation", "jain", "prompt_cv")),
+        entropy=None,
+        cv=None,
+        max_violation=None,
+        prompt_cv=None,
     )
     text = render_table_text(replace(UNEVEN_RESULT, layers=(idle,)), View(width=80))
     assert text.startswith("No expert ran in any layer.")
