@@ -25,6 +25,8 @@ DOCUMENTS = (
     "docs/first-ten-minutes.md",
     "docs/questions/balance.md",
     "docs/questions/specialize.md",
+    "docs/questions/select.md",
+    "docs/questions/place.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
