@@ -118,12 +118,13 @@ class DropCounter:
             else:
                 by_weight = sort_stably(~order_floats(weight[kept]))
                 order = by_weight[sort_stably(key[by_weight])]
-            rank = _rank(key[order])
+            ordered = key[order]
+            rank, of, place = _rank(ordered), ordered // self.num_experts, decile[order]
+            # A larger capacity drops a part of what a smaller one drops.
             for number, capacity in enumerate(capacities):
-                is_dropped = rank >= capacity[key[order] // self.num_experts]
-                self.num_dropped[index, number] += np.bincount(
-                    decile[order[is_dropped]], minlength=NUM_DECILES
-                )
+                is_dropped = rank >= capacity[of]
+                rank, of, place = rank[is_dropped], of[is_dropped], place[is_dropped]
+                self.num_dropped[index, number] += np.bincount(place, minlength=NUM_DECILES)
 
     def add_loads(self, loads: NDArray[np.int64]) -> None:
         """Count batches of which only the load of each expert is known.
