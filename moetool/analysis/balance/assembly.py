@@ -31,6 +31,9 @@ from moetool.analysis.balance.result import (
 )
 from moetool.trace.reading.counts import LayerCounts
 
+# A cv is beyond chance if it is this many times that of chance: its square is a ratio of variances,
+# which at 4 is beyond the 97.5th percentile of F with 7 and 10 degrees of freedom.
+_UNEVEN = 2
 _PARTS: tuple[Literal["group", "phase"], ...] = ("group", "phase")
 
 
@@ -55,6 +58,7 @@ def make_layer(
     spread, drops = meter.spread, meter.drops
     num_prompts = spread.num_prompts
     variance = spread.find_share_variance() if load.any() else None
+    prompt_cv = None if variance is None else float(np.sqrt(len(load) * variance.sum()))
     above = 1 + (expected.max_violation or 0.0)
     mean_load = float(load.mean())
     return LayerBalance(
@@ -68,7 +72,10 @@ def make_layer(
         dead=_find_dead(load),
         hot=spread.find_hot(above=above) if load.any() else (),
         max_violation_batch=divide(drops.sum_of_violations, drops.num_violations),
-        prompt_cv=None if variance is None else float(np.sqrt(len(load) * variance.sum())),
+        prompt_cv=prompt_cv,
+        is_uneven=None
+        if prompt_cv is None or evenness.cv is None
+        else evenness.cv > _UNEVEN * max(prompt_cv, expected.cv or 0.0),
         num_prompts=num_prompts,
         prompts_choosing=_to_numbers(spread.num_choosing),
         unused_per_prompt=None
@@ -126,6 +133,7 @@ def make_layer_of_counts(
         if drops is None
         else divide(drops.sum_of_violations, drops.num_violations),
         prompt_cv=None,
+        is_uneven=None,
         num_prompts=None,
         prompts_choosing=None,
         unused_per_prompt=None,

@@ -36,8 +36,8 @@ Place = tuple[str, int]
 
 # Columns that a reader needs for all figures.
 COLUMNS = ("weight", "phase")
-# Of all layers: 1 GiB of counts.
-_MOST_CELLS = 2**27
+# Loads of all layers and groups, each of which becomes a number of the result.
+_MOST_CELLS = 2**23
 
 
 def measure_balance(

@@ -103,7 +103,10 @@ def _find_probabilities(trace: object) -> tuple[ProbabilitySource | None, str]:
         function = trace.metadata.score_function
         return ProbabilitySource(Path("trace"), function, trace.probabilities), ""
     if isinstance(trace, Trace | str | PathLike):
-        return find_probabilities(open_any(trace)), ""
+        source = open_any(trace)
+        if source.path.is_dir():
+            return None, "those of a folder of parts are not read"
+        return find_probabilities(source), ""
     return None, "a DataFrame has no file of probabilities next to it; give the trace's path"
 
 

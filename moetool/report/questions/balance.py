@@ -82,7 +82,7 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
 def _judge(known: Sequence[LayerBalance]) -> str:
     """Return whether the load is uneven beyond chance, in words."""
     uneven = [layer for layer in known if layer.is_uneven]
-    if any(layer.prompt_cv is None for layer in known):
+    if any(layer.is_uneven is None for layer in known):
         return (
             "Whether the load is uneven beyond these prompts is unknown: counts without prompts, or "
             "a single prompt, don't show how much prompts differ."

@@ -133,6 +133,7 @@ def test_a_layer_that_ran_no_expert_is_shown_with_dashes() -> None:
         cv=None,
         max_violation=None,
         prompt_cv=None,
+        is_uneven=None,
     )
     text = render_table_text(replace(UNEVEN_RESULT, layers=(idle,)), View(width=80))
     assert text.startswith("No expert ran in any layer.")
