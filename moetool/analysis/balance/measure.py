@@ -26,6 +26,7 @@ from moetool.analysis.balance.probabilities import ProbabilityReading, read_prob
 from moetool.analysis.balance.random_router import Sizes, expect_squared_cv, make_sizes
 from moetool.analysis.balance.result import Balance, LayerBalance
 from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.facts import TraceFacts
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.probabilities import ProbabilitySource
@@ -69,8 +70,8 @@ def measure_balance(
     for window in reader:
         if len(reader.groups) * num_experts > _MOST_CELLS:
             raise InputError(
-                f"{len(reader.groups):,} groups of '{by}' and {num_experts:,} experts are too many "
-                "to count.",
+                f"{len(reader.groups):,} groups of '{printable(by, max_length=60)}' and "
+                f"{num_experts:,} experts are too many to count.",
                 hint="Group by a column with fewer values, or analyse fewer layers at a time.",
             )
         for place, choices in window.layers.items():
