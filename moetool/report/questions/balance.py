@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.analysis.balance.result import Balance, LayerBalance, PartSummary
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -137,6 +137,9 @@ def _make_layers(result: Balance) -> Iterator[RenderableType]:
 def _make_parts(result: Balance) -> Iterator[RenderableType]:
     if not result.parts:
         return
+    shown: Sequence[PartSummary] = result.parts
+    if len(shown) > _PARTS_SHOWN:
+        shown = sorted(shown, key=lambda part: -(part.cv or 0.0))[:_PARTS_SHOWN]
     rows = [
         (
             printable(part.name, max_length=40),
@@ -148,7 +151,7 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
             f"{part.num_dead:,}",
             f"{part.random_num_dead:,.1f}",
         )
-        for part in result.parts[:_PARTS_SHOWN]
+        for part in shown
     ]
     headers = (
         f"{printable(result.by, max_length=20)} or phase"
@@ -159,7 +162,9 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
     yield make_table(headers, rows, right=range(1, 8))
     num_more = len(result.parts) - len(rows)
     if num_more:
-        yield from make_paragraphs([f"… and {num_more:,} more: --format csv lists all"])
+        yield from make_paragraphs(
+            [f"… and {num_more:,} with a smaller cv: --format csv lists all"]
+        )
 
 
 def _make_capacity(result: Balance) -> Iterator[Table]:
