@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moetool import measure_balance, read_trace, trace_model
@@ -149,4 +151,16 @@ def test_damaged_probabilities_are_refused_by_name(tmp_path: Path) -> None:
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     broken.write_bytes(bytes(footer) + content[footer:])
     with pytest.raises(InputError, match=r"trace\.probabilities\.parquet"):
+        measure_balance(path)
+
+
+def test_probabilities_of_a_model_of_another_size_are_refused(tmp_path: Path) -> None:
+    path = trace_model("demo", ["a prompt"], probabilities=True).save(tmp_path / "trace.parquet")
+    found = probabilities_path(path)
+    table = pq.read_table(found)
+    lists = [values[:5] for values in table.column("probabilities").to_pylist()]
+    index = table.column_names.index("probabilities")
+    shorter = pa.array(lists, type=table.schema.field("probabilities").type)
+    pq.write_table(table.set_column(index, "probabilities", shorter), found)
+    with pytest.raises(InputError, match="has 5 probabilities in layer 0, which has 8 experts"):
         measure_balance(path)
