@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.merge import merge_traces as merge_traces
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
@@ -55,6 +56,7 @@ _HOME_OF = {
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "inspect_model": "moetool.inspection.inspect",
     "measure_specialization": "moetool.library.questions.specialize",
+    "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",

@@ -11,7 +11,7 @@ import typer
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import route_trace, validate
+from moetool.cli.commands.traces import merge, route_trace, validate
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -36,6 +36,7 @@ _COMMANDS = (
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
     ("validate", validate.validate, validate, _TRACES),
+    ("merge", merge.merge, merge, _TRACES),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
