@@ -25,6 +25,8 @@ DOCUMENTS = (
     "docs/first-ten-minutes.md",
     "docs/questions/specialize.md",
     "docs/traces/route-trace.md",
+    "docs/traces/validate.md",
+    "docs/traces/merge.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
     "docs/models/fits.md",

@@ -17,8 +17,9 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model
+from moetool import Scenario, estimate_memory, inspect_model, validate_trace
 from moetool.analysis.routing_summary import summarize_routing
+from moetool.analysis.validation.result import Validation
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.catalogue.selection import select_models
@@ -29,7 +30,7 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import specialize
+from moetool.report.questions import specialize, validate
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
@@ -37,6 +38,7 @@ from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from tests.report.examples import make_counts, make_result
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
+from tests.trace.reading.frames import METADATA, make_frame
 
 VIEWS = {
     **{f"{width} columns": View(width=width) for width in (60, 80, 120, 200)},
@@ -147,6 +149,19 @@ def show_specialization(view: View) -> str:
     return specialize.render_table_text(make_result(counts), view)
 
 
+@cache
+def check_trace() -> Validation:
+    frame = make_frame().astype({"domain": str})
+    frame.loc[9, "weight"] = -0.5
+    frame.loc[9, "domain"] = "elsewhere"
+    frame.attrs["moetool"] = replace(METADATA, model="org/model", num_decisions=25).to_dict()
+    return validate_trace(frame.drop(columns="token_id"))
+
+
+def show_validation(view: View) -> str:
+    return validate.render_table_text(check_trace(), view)
+
+
 PAGES = (
     show_model,
     show_layers,
@@ -160,6 +175,7 @@ PAGES = (
     show_run,
     show_run_of_prompts,
     show_specialization,
+    show_validation,
 )
 
 
