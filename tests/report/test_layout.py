@@ -18,6 +18,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
 from moetool import Scenario, estimate_memory, inspect_model, validate_trace
+from moetool import Scenario, estimate_memory, inspect_model, select_experts
+from moetool.analysis.balance.measure import COLUMNS, measure_balance
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.analysis.validation.result import Validation
 from moetool.catalogue.gpus import read_gpus
@@ -31,11 +33,14 @@ from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
 from moetool.report.questions import specialize, validate
+from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 from tests.trace.reading.frames import METADATA, make_frame
@@ -160,6 +165,28 @@ def check_trace() -> Validation:
 
 def show_validation(view: View) -> str:
     return validate.render_table_text(check_trace(), view)
+def show_balance(view: View) -> str:
+    router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
+    table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
+    return balance.render_table_text(
+        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
+    )
+
+
+def show_selection(view: View) -> str:
+    router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
+    table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
+    selection = select_experts(
+        table.to_pandas(),
+        domain="code",
+        by="gate",
+        num_experts=64,
+        top_k=6,
+        freeze_list=True,
+        prune_ratio=0.25,
+        groups=4,
+    )
+    return select.render_table_text(selection, view)
 
 
 PAGES = (
@@ -176,6 +203,8 @@ PAGES = (
     show_run_of_prompts,
     show_specialization,
     show_validation,
+    show_balance,
+    show_selection,
 )
 
 
