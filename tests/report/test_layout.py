@@ -17,9 +17,11 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
+from moetool import Scenario, estimate_memory, inspect_model, validate_trace
 from moetool import Scenario, estimate_memory, inspect_model, select_experts
 from moetool.analysis.balance.measure import COLUMNS, measure_balance
 from moetool.analysis.routing_summary import summarize_routing
+from moetool.analysis.validation.result import Validation
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.catalogue.selection import select_models
@@ -30,6 +32,7 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
+from moetool.report.questions import specialize, validate
 from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
@@ -40,6 +43,7 @@ from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
+from tests.trace.reading.frames import METADATA, make_frame
 
 VIEWS = {
     **{f"{width} columns": View(width=width) for width in (60, 80, 120, 200)},
@@ -150,6 +154,17 @@ def show_specialization(view: View) -> str:
     return specialize.render_table_text(make_result(counts), view)
 
 
+@cache
+def check_trace() -> Validation:
+    frame = make_frame().astype({"domain": str})
+    frame.loc[9, "weight"] = -0.5
+    frame.loc[9, "domain"] = "elsewhere"
+    frame.attrs["moetool"] = replace(METADATA, model="org/model", num_decisions=25).to_dict()
+    return validate_trace(frame.drop(columns="token_id"))
+
+
+def show_validation(view: View) -> str:
+    return validate.render_table_text(check_trace(), view)
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
@@ -187,6 +202,7 @@ PAGES = (
     show_run,
     show_run_of_prompts,
     show_specialization,
+    show_validation,
     show_balance,
     show_selection,
 )
