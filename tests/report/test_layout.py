@@ -29,13 +29,18 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import specialize
+from moetool.report.questions import specialize, specialize_tokens
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
-from tests.report.examples import make_counts, make_result
+from tests.report.examples import (
+    make_counts,
+    make_result,
+    make_token_result,
+    make_whole_result,
+)
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
@@ -147,6 +152,14 @@ def show_specialization(view: View) -> str:
     return specialize.render_table_text(make_result(counts), view)
 
 
+def show_specialization_of_trace(view: View) -> str:
+    return specialize.render_table_text(make_whole_result(), view)
+
+
+def show_token_specialization(view: View) -> str:
+    return specialize_tokens.render_table_text(make_token_result(), view)
+
+
 PAGES = (
     show_model,
     show_layers,
@@ -160,6 +173,8 @@ PAGES = (
     show_run,
     show_run_of_prompts,
     show_specialization,
+    show_specialization_of_trace,
+    show_token_specialization,
 )
 
 
