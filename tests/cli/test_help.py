@@ -60,7 +60,6 @@ OPTIONS = {
     | {"--no-validate"},
     "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
     | {"--num-experts", "--top-k", "--no-validate"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
     | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
     | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},

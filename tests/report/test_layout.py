@@ -166,12 +166,16 @@ def show_specialization_of_trace(view: View) -> str:
 
 def show_token_specialization(view: View) -> str:
     return specialize_tokens.render_table_text(make_token_result(), view)
+
+
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
     return balance.render_table_text(
         measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
     )
+
+
 def show_selection(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
     table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))

@@ -20,9 +20,9 @@ def word_verdict(result: Specialization) -> list[Words]:
         lines.append(
             f"{verdict.num_domain_experts:,} of {number_of(verdict.num_experts, 'expert')} "
             f"{'is' if verdict.num_domain_experts == 1 else 'are'} used more by at least one of the "
-            f"{noun} than by all together (false discovery rate {FALSE_DISCOVERY_RATE:.0%}); "
-            f"{verdict.num_certain_experts:,} by more than any expert is by chance (p ≤ "
-            f"{FALSE_DISCOVERY_RATE:.0%})."
+            f"{noun} than by all together, at a false discovery rate of "
+            f"{FALSE_DISCOVERY_RATE:.0%}; {verdict.num_certain_experts:,} at a family-wise error "
+            f"rate of {FALSE_DISCOVERY_RATE:.0%}."
         )
     return lines
 
