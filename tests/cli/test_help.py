@@ -61,6 +61,14 @@ OPTIONS = {
     "validate": set(),
     "merge": {"--prefix-prompts"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
+    | {"--no-validate"},
+    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
+    | {"--num-experts", "--top-k", "--no-validate"},
+    "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
+    | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
+    | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
+    "place": {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed"}
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
     | {"--layer-offset", "--micro-batch-size"},
     "validate": set(),

@@ -33,12 +33,21 @@ from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
 from moetool.report.questions import specialize, validate
+from moetool.report.questions import specialize, specialize_tokens
+from moetool.report.questions import balance, specialize
+from moetool.report.questions import select, specialize
 from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
+from tests.report.examples import (
+    make_counts,
+    make_result,
+    make_token_result,
+    make_whole_result,
+)
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
@@ -165,6 +174,14 @@ def check_trace() -> Validation:
 
 def show_validation(view: View) -> str:
     return validate.render_table_text(check_trace(), view)
+def show_specialization_of_trace(view: View) -> str:
+    return specialize.render_table_text(make_whole_result(), view)
+
+
+def show_token_specialization(view: View) -> str:
+    return specialize_tokens.render_table_text(make_token_result(), view)
+
+
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
@@ -203,6 +220,8 @@ PAGES = (
     show_run_of_prompts,
     show_specialization,
     show_validation,
+    show_specialization_of_trace,
+    show_token_specialization,
     show_balance,
     show_selection,
 )
