@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 
 from moetool import import_trace
 from moetool.errors import InputError
-from moetool.interchange.imports.tools import bigmoeonedge
 from tests.interchange.imports.known import Known, find_decisions, make_known, read_imported
 
 HEAD = "# route_trace v1\n# model=/m/a b.gguf arch=x n_layer=4 n_expert=8 n_expert_used=2\n"
@@ -39,17 +40,17 @@ def name_turns(known: Known) -> dict[str, str]:
     return {each.prompt_id: f"turn{number}" for number, each in enumerate(known.prompts)}
 
 
-@pytest.mark.parametrize("rows_per_batch", [None, 200])
+@pytest.mark.parametrize("bytes_per_block", [None, 200])
 def test_a_round_trip_gives_the_same_decisions(
-    rows_per_batch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bytes_per_block: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = make_known(7)
     path = write_bigmoe(tmp_path / "route.csv", known)
-    if rows_per_batch is not None:
-        # Blocks so small that decisions are cut between them.
-        read = bigmoeonedge.pa.csv.ReadOptions
+    if bytes_per_block is not None:
+        # So small that decisions are cut between blocks.
+        read = pa.csv.ReadOptions
         monkeypatch.setattr(
-            bigmoeonedge.pa.csv, "ReadOptions", lambda **given: read(block_size=200, **given)
+            "pyarrow.csv.ReadOptions", lambda **given: read(block_size=bytes_per_block, **given)
         )
     result = import_trace("bigmoeonedge", path, tmp_path / "t.parquet")
     frame, metadata = read_imported(result.path)

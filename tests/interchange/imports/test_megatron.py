@@ -89,8 +89,9 @@ def test_micro_batches_are_numbered_and_taken_apart(tmp_path: Path) -> None:
 
 
 def test_layers_that_predict_further_tokens_are_stacks_of_their_own(tmp_path: Path) -> None:
-    line = {"step": 0, "num_tokens": 1, "topk": 2, "top_indices": [[0, 1]], "layer": 0}
-    lines = [
+    line: dict[str, Any] = {"step": 0, "num_tokens": 1, "topk": 2, "layer": 0}
+    line["top_indices"] = [[0, 1]]
+    lines: list[dict[str, Any]] = [
         {**line, "block": "decoder"},
         {"mtp_idx": 0, **line, "block": "mtp"},
         {**line, "block": "mtp", "mtp_idx": 1},

@@ -228,3 +228,12 @@ def test_a_file_of_torch_with_other_content_is_refused(content: Any, tmp_path: P
     with pytest.raises(InputError):
         import_trace("sglang-stat", tmp_path / "stat.pt", tmp_path / "t.parquet")
     assert [each.name for each in tmp_path.iterdir()] == ["stat.pt"]
+
+
+def test_a_token_that_occurs_twice_is_refused_as_readers_would(tmp_path: Path) -> None:
+    record = prefill(make_known())
+    record["positions"][1] = record["positions"][0]
+    path = foreign.save_dump(tmp_path / "a.pt", [record], np.tile(np.arange(8), (4, 1)))
+    with pytest.raises(InputError, match=r"What was imported has .* for one decision"):
+        import_trace("sglang", path, tmp_path / "t.parquet")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.pt"]
