@@ -21,6 +21,7 @@ _TEXT_CONFIGS = ("text_config", "thinker_config", "llm_config", "language_config
 # The last one is from models with code in their repository (ChatGLM), and from BLOOM.
 _CONTEXT = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 _HIDDEN_SIZE = ("hidden_size", "d_model", "n_embd")
+_EXPERT_GROUPS = ("n_group", "num_expert_group")
 _NUM_HEADS = (
     "num_attention_heads",
     "num_heads",
@@ -80,9 +81,14 @@ def find_position_limit(config: PreTrainedConfig) -> int | None:
     return read_count(text_config, *(name for name in _CONTEXT if name in used))
 
 
-def find_hidden_size(config: PreTrainedConfig) -> int | None:
+def find_hidden_size(config: PreTrainedConfig | Mapping[str, object]) -> int | None:
     """Return the width of the text model's hidden states; None if the configuration states none."""
-    return read_count(config.get_text_config(), *_HIDDEN_SIZE)
+    return read_count(_find_text_config(config), *_HIDDEN_SIZE)
+
+
+def find_num_expert_groups(config: Mapping[str, object]) -> int | None:
+    """Return how many groups of experts a router limits its choice to; None if none are stated."""
+    return read_count(read_text_config(config), *_EXPERT_GROUPS)
 
 
 def find_num_heads(holder: object) -> int | None:
@@ -111,9 +117,7 @@ def find_num_shared_experts(config: PreTrainedConfig | Mapping[str, object]) -> 
 
     A list has the number of each layer; then it is the largest.
     """
-    text_config: object = (
-        read_text_config(config) if isinstance(config, Mapping) else config.get_text_config()
-    )
+    text_config = _find_text_config(config)
     for name in _SHARED_EXPERTS:
         stated = _get(text_config, name)
         numbers = stated if isinstance(stated, list | tuple) else [stated]
@@ -142,6 +146,11 @@ def list_declared_fields(config_class: type) -> Collection[str]:
         named.update(field.name for field in dataclasses.fields(config_class))
     named.update(inspect.signature(config_class.__init__).parameters)
     return named
+
+
+def _find_text_config(config: PreTrainedConfig | Mapping[str, object]) -> object:
+    """Return the part of a configuration that describes the text model."""
+    return read_text_config(config) if isinstance(config, Mapping) else config.get_text_config()
 
 
 def _get(holder: object, name: str) -> object:

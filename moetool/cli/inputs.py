@@ -66,3 +66,11 @@ def list_prompt_files(prompts: str | None) -> list[Path]:
             return [file for file in Path(prompts).iterdir() if file.suffix in READERS]
         return []
     return [Path(prompts)]
+
+
+def list_run_inputs(
+    reference: ModelReference, prompts: str | None, *, device_map: str | None
+) -> list[Path]:
+    """Return the files that a traced run reads: of its model, its prompts and its device map."""
+    maps = [] if device_map is None else [Path(device_map)]
+    return [*list_model_files([reference]), *list_prompt_files(prompts), *maps]

@@ -53,6 +53,7 @@ def trace_model(
     trust_remote_code: bool = False,
     layers: Collection[int] | None = None,
     probabilities: bool = False,
+    saliency: bool = False,
     allow_inexact: bool = False,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
@@ -91,6 +92,8 @@ def trace_model(
         trust_remote_code: Run Python code from the model's repository if it needs it.
         layers: Record only these layer numbers.
         probabilities: Record the routers' probabilities as well.
+        saliency: Run each chosen expert once more, and write the norms of their outputs to
+            `<output>.saliency.pt`, as REAP's observer does. Takes an output.
         allow_inexact: Trace models whose experts do not carry out the recorded decisions exactly.
         max_new_tokens: Continue each prompt by at most this many tokens, and record these too.
         temperature: Sample with it; None takes the most likely token.
@@ -136,6 +139,7 @@ def trace_model(
         special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
         with_probabilities=probabilities,
+        with_saliency=saliency,
         allow_inexact=allow_inexact,
         generation=choose_generation(
             max_new_tokens=max_new_tokens,
@@ -145,7 +149,14 @@ def trace_model(
             cache=cache,
         ),
     )
-    place = _Place(output, overwrite=overwrite, with_probabilities=probabilities)
+    if saliency and output is None:
+        raise UsageError(
+            "Saliency is written next to the trace, so the trace must go to a file.",
+            hint="Name an output: output='trace.parquet'.",
+        )
+    place = _Place(
+        output, overwrite=overwrite, with_probabilities=probabilities, with_saliency=saliency
+    )
     open_texts = choose_texts(
         None if save_text is None else take_path(save_text, name="file of texts"),
         generation=options.generation,
@@ -189,7 +200,12 @@ class _Place:
     """
 
     def __init__(
-        self, output: str | PathLike[str] | None, *, overwrite: bool, with_probabilities: bool
+        self,
+        output: str | PathLike[str] | None,
+        *,
+        overwrite: bool,
+        with_probabilities: bool,
+        with_saliency: bool,
     ) -> None:
         self.target: Path | None = None
         self.kept: KeptTrace | None = None
@@ -200,6 +216,7 @@ class _Place:
                 take_path(output, name="output").absolute(),
                 replace_existing=overwrite,
                 with_probabilities=with_probabilities,
+                with_saliency=with_saliency,
             )
             self.target = self._file.target
 

@@ -100,6 +100,7 @@ class TraceOptions:
         special_tokens: Who adds special tokens to the prompts.
         max_prompt_tokens: Truncate prompts to this length.
         with_probabilities: Record the routers' probabilities as well.
+        with_saliency: Run each chosen expert once more, and record the norms of their outputs.
         allow_inexact: Trace models whose experts do not carry out the recorded decisions exactly.
         generation: Continue each prompt, and record this too.
 
@@ -118,6 +119,7 @@ class TraceOptions:
     special_tokens: SpecialTokens = "tokenizer"
     max_prompt_tokens: int | None = None
     with_probabilities: bool = False
+    with_saliency: bool = False
     allow_inexact: bool = False
     generation: GenerationOptions | None = None
 
@@ -134,7 +136,7 @@ class TraceOptions:
                 "A device and a device map exclude each other.",
                 hint="Leave out --device, or --device-map.",
             )
-        for name in ("trust_remote_code", "with_probabilities", "allow_inexact"):
+        for name in ("trust_remote_code", "with_probabilities", "with_saliency", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
         take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
         take_count(

@@ -20,6 +20,7 @@ from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
+from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.running.batches import make_batches, split_windows
 from moetool.tracing.running.generation import (
     Continuation,
@@ -121,6 +122,7 @@ def trace_prompts(
         layers=options.layers,
         keep_scores=options.with_probabilities,
         allow_inexact=options.allow_inexact,
+        keep_saliency=options.with_saliency,
     )
     recorded = recorder.recorded
     settings: AbstractContextManager[None]
@@ -187,7 +189,7 @@ def trace_prompts(
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
         score_function=maker.score_function,
     )
-    sink.finish(complete)
+    sink.finish(complete, pack_observer_data(recorder.saliency) if options.with_saliency else None)
     return TracedRun(
         metadata=complete,
         counts=counter.counts(routed),

@@ -284,6 +284,7 @@ def _check_traceable(
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:
     """Return why a trace of a model will not be exact, or refuse a model that can't be traced."""
+    from moetool.tracing.recording.saliency.meter import check_saliency
     from moetool.tracing.recording.scopes import find_recorded_model
     from moetool.tracing.running.generation import check_can_generate
     from moetool.tracing.running.passes import check_can_read
@@ -293,6 +294,8 @@ def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[st
     recorded = find_recorded_model(
         model, layers=options.layers, allow_inexact=options.allow_inexact
     )
+    if options.with_saliency:
+        check_saliency(type(model).__name__, recorded.layers)
     if options.generation is None:
         check_can_read(recorded)
     reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)

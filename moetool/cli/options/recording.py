@@ -80,6 +80,15 @@ Probabilities = Annotated[
         rich_help_panel=_RECORDING_PANEL,
     ),
 ]
+Saliency = Annotated[
+    bool,
+    typer.Option(
+        "--saliency",
+        metavar=FLAG,
+        help="Also run each chosen expert again, and write REAP's sums next to the output.",
+        rich_help_panel=_RECORDING_PANEL,
+    ),
+]
 AllowInexact = Annotated[
     bool,
     typer.Option(

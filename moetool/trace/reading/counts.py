@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.plain import show_fields
 from moetool.printable import printable
-from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import find_shapes
 from moetool.trace.reading.reader import TraceSource
-from moetool.trace.reading.words import count_values, encode_words
+from moetool.trace.reading.words import count_values
+from moetool.trace.scanning.columns import CodedWords, find_changes, take_words
 from moetool.wording import format_bytes
 
 GroupColumn = Literal["domain", "prompt_id"]
@@ -30,6 +30,7 @@ _MOST_CELLS = 2**30
 _MOST_CELLS_OF_FEW_ROWS = 2**26
 # Of a layer, twice what published models have.
 _MOST_EXPERTS = 2**12
+_NOTHING = np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ class ExpertCounter:
     _domains: list[str] = field(default_factory=list)
     # Column e + 1 counts expert e; column 0 counts assignments that ran no expert.
     _rows: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    # The arrays that these are part of.
+    _room: dict[tuple[str, int], NDArray[np.int64]] = field(default_factory=dict)
+    _num_cells: int = 0
     _num_rows: int = 0
     _width: int = 0
 
@@ -117,25 +121,29 @@ class ExpertCounter:
         if not table.num_rows:
             return
         self._num_rows += table.num_rows
-        words, group = self._register_groups(table)
-        stacks, stack = encode_words(table, "stack", default="decoder")
-        layer = table.column("layer").to_numpy().astype(np.int64)
-        expert = table.column("expert").to_numpy().astype(np.int64) + 1
-        occurs = np.bincount(layer) > 0
-        (layers,), layer = np.nonzero(occurs), (np.cumsum(occurs) - 1)[layer]
-        width = int(expert.max()) + 1
+        layer, expert = (table.column(name).to_numpy() for name in ("layer", "expert"))
+        by, domain, stack = (take_words(table, name) for name in (self.by, "domain", "stack"))
+        starts = np.flatnonzero(find_changes(by.codes, domain.codes, stack.codes, layer))
+        group = self._register_groups(by.find(starts), domain.find(starts))
+        stacks, of_stack = stack.find(starts)
+        layers, of_layer = np.unique(layer[starts], return_inverse=True)
+        num_groups, width = len(self._index_of), int(expert.max()) + 2
         self._width = max(self._width, width)
-        cell = ((stack * len(layers) + layer) * len(words) + group) * width + expert
+        # Runs of one group and layer are counted together, in cells of one for each expert id.
+        places, of_run = np.unique(
+            (of_stack * len(layers) + of_layer) * num_groups + group, return_inverse=True
+        )
+        cell = np.repeat(of_run * width + 1, np.diff(starts, append=len(layer)))
+        cell += expert
         cells, number = count_values(cell)
-        cells, expert = np.divmod(cells, width)
-        place, group = np.divmod(cells, len(words))
-        groups = np.array([self._index_of[word] for word in words])
-        starts = np.flatnonzero(np.diff(place, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(place)], strict=True):
+        of_run, column = np.divmod(cells, width)
+        place, group = np.divmod(places[of_run], num_groups)
+        first = np.flatnonzero(np.diff(place, prepend=-1))
+        for start, end in zip(first, [*first[1:], len(place)], strict=True):
             stack_code, layer_code = divmod(int(place[start]), len(layers))
             key = (stacks[stack_code], int(layers[layer_code]))
             total = self._widen(key, width=width)
-            total[groups[group[start:end]], expert[start:end]] += number[start:end]
+            total[group[start:end], column[start:end]] += number[start:end]
 
     def counts(
         self,
@@ -202,39 +210,46 @@ class ExpertCounter:
 
     def _widen(self, key: tuple[str, int], *, width: int) -> NDArray[np.int64]:
         """Return a layer's counts, with room for all groups and `width` columns."""
-        total = self._rows.get(key, np.zeros((0, 0), dtype=np.int64))
-        shape = (len(self._index_of), width)
-        num_cells = sum(rows.size for other, rows in self._rows.items() if other != key)
-        num_cells += shape[0] * max(width, total.shape[1])
+        held = self._rows.get(key, _NOTHING)
+        num_groups, num_columns = len(self._index_of), max(width, held.shape[1])
+        if held.shape == (num_groups, num_columns):
+            return held
+        num_cells = self._num_cells + num_groups * num_columns - held.size
         # In a trace each prompt has at least a row in each layer; twice that leaves out some.
         most = 2 * self._num_rows * min(self._width, _MOST_EXPERTS)
         if num_cells > max(_MOST_CELLS_OF_FEW_ROWS, most):
             raise InputError(
                 f"Counting {self._num_rows:,} rows takes more than {format_bytes(num_cells * 8)} "
-                f"of memory: they are of {shape[0]:,} groups and {self._width - 1:,} experts, in "
+                f"of memory: they are of {num_groups:,} groups and {self._width - 1:,} experts, in "
                 f"{max(1, len(self._rows)):,} or more layers.",
                 hint="See docs/traces/trace-format.md for the values that a trace has.",
             )
         if num_cells > _MOST_CELLS:
             raise InputError(
-                f"Counting {shape[0]:,} groups by expert takes more than "
+                f"Counting {num_groups:,} groups by expert takes more than "
                 f"{format_bytes(_MOST_CELLS * 8)} of memory.",
                 hint="Analyse fewer prompts at a time.",
             )
-        self._rows[key] = _pad(total, shape)
+        self._num_cells = num_cells
+        room = self._room.get(key, _NOTHING)
+        if room.shape[0] < num_groups or room.shape[1] < num_columns:
+            # Half as many groups again: a table with new ones rarely makes all counts move.
+            room = _pad(held, (num_groups + num_groups // 2, num_columns))
+            self._room[key] = room
+        self._rows[key] = room[:num_groups, :num_columns]
         return self._rows[key]
 
-    def _register_groups(self, table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-        """Return the table's groups and the index of each row's group, and note their domains."""
-        words, group = encode_words(table, self.by, default=NO_DOMAIN)
-        domains, domain = encode_words(table, "domain", default=NO_DOMAIN)
-        first_row = np.zeros(len(words), dtype=np.int64)
-        first_row[group[::-1]] = np.arange(len(group))[::-1]
-        for code in np.argsort(first_row):
+    def _register_groups(self, groups: CodedWords, domains: CodedWords) -> NDArray[np.intp]:
+        """Return the index of each run's group among all, and note the domains of new ones."""
+        words, group = groups
+        names, domain = domains
+        first = np.zeros(len(words), dtype=np.intp)
+        first[group[::-1]] = np.arange(len(group))[::-1]
+        for code in np.argsort(first):
             if words[code] not in self._index_of:
                 self._index_of[words[code]] = len(self._index_of)
-                self._domains.append(domains[domain[first_row[code]]])
-        return words, group
+                self._domains.append(names[domain[first[code]]])
+        return np.array([self._index_of[word] for word in words], dtype=np.intp)[group]
 
 
 def count_experts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN, PHASES
 from moetool.trace.facts import TraceFacts, describe_trace
-from moetool.trace.metadata import RoutedLayer
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import find_shapes
 from moetool.trace.reading.reader import TraceSource
@@ -109,6 +110,40 @@ class DecisionReader:
         self._seen = np.zeros(len(self.prompts), dtype=bool)
 
     @property
+    def path(self) -> str:
+        """The trace's file or folder, for messages."""
+        return str(self._source.path)
+
+    @property
+    def metadata(self) -> TraceMetadata | None:
+        """The trace's metadata; None if it has none."""
+        return self._source.metadata
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the trace."""
+        return self._source.columns
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether the experts of a decision are in the order of their weights."""
+        metadata = self._source.metadata
+        return "rank" in self._source.columns and (metadata is None or metadata.rank_order)
+
+    @property
+    def num_rows(self) -> NDArray[np.int64]:  # (num_prompts,)
+        """Number of rows of each prompt."""
+        return self._order.num_rows
+
+    def set_passes(self, pass_of: NDArray[np.int64]) -> None:
+        """Read the file once for each of several groups of prompts, group by group.
+
+        Args:
+            pass_of: Group of each prompt, from 0. # (num_prompts,)
+        """
+        self._order = replace(self._order, num_passes=int(pass_of.max()) + 1, pass_of=pass_of)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
         return (*self._source.notes, *self._notes)
@@ -164,11 +199,13 @@ class DecisionReader:
                     yield self._make_window(joined.take(is_complete))
         if scan is not None:
             self._find_shapes(scan)
+            # Rows that were checked once are not checked again.
+            self._scan = scan
         if sum(map(len, held)):
             yield self._make_window(join_window_rows(held))
 
     def _make_window(self, rows: WindowRows) -> DecisionWindow:
-        window = build_window(rows, self.layers, has_rank="rank" in self._source.columns)
+        window = build_window(rows, self.layers, has_rank=self.has_ranks)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
         self._num_assignments += sum(

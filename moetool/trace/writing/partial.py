@@ -16,8 +16,8 @@ from moetool.output.targets import refuse_as_removed
 
 LOCK_NAME = "lock"
 PROBABILITIES_NAME = "probabilities"
-# Files that the parts are merged into: the trace, the metadata of a CSV, the probabilities.
-WHOLE_NAMES = ("whole", "whole.meta.json", "whole.probabilities")
+# Finished files: the trace, the metadata of a CSV, the probabilities, the saliency.
+WHOLE_NAMES = ("whole", "whole.meta.json", "whole.probabilities", "whole.saliency")
 _PART = re.compile(r"part-\d{5,}\.(parquet|unfinished)")
 
 

@@ -45,6 +45,7 @@ def choose_sink(
     *,
     replace_existing: bool = False,
     with_probabilities: bool = False,
+    with_saliency: bool = False,
     inputs: Iterable[Path] = (),
 ) -> SinkChoice:
     """Return where rows go, after checking that they can be written there.
@@ -55,6 +56,7 @@ def choose_sink(
         trace_format: `parquet` or `csv`; None for what the output implies.
         replace_existing: Replace a trace that is there, and the parts of an unfinished run.
         with_probabilities: The run writes probabilities as well, which takes a file.
+        with_saliency: The run writes saliency as well, which takes a file.
         inputs: Files that the run reads; the output may not be one of them.
 
     Raises:
@@ -67,6 +69,11 @@ def choose_sink(
                 "Probabilities are written next to the trace, so the trace must go to a file.",
                 hint="Leave out --probabilities, or add -o trace.parquet.",
             )
+        if with_saliency:
+            raise UsageError(
+                "Saliency is written next to the trace, so the trace must go to a file.",
+                hint="Leave out --saliency, or add -o trace.parquet.",
+            )
         if trace_format == "parquet":
             raise UsageError(
                 "Parquet can't be written to stdout.",
@@ -78,6 +85,7 @@ def choose_sink(
         target,
         replace_existing=replace_existing,
         with_probabilities=with_probabilities,
+        with_saliency=with_saliency,
         inputs=inputs,
     )
     if trace_format is not None and target.suffix != f".{trace_format}":

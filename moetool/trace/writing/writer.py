@@ -32,7 +32,9 @@ from moetool.trace.companions import (
     check_companions,
     find_companions,
     probabilities_path,
+    saliency_path,
     sidecar_path,
+    sign_saliency,
 )
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA, plain_schema
@@ -69,8 +71,8 @@ class TraceSink(Protocol):
     def describe(self, metadata: TraceMetadata) -> None:
         """Take what has become known about the trace since the sink was opened."""
 
-    def finish(self, metadata: TraceMetadata) -> None:
-        """Take the metadata of the complete trace; nothing is written after this."""
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
+        """Take the metadata of the complete trace, and its saliency; nothing is written after."""
 
 
 class TraceFile:
@@ -161,7 +163,7 @@ class TraceFile:
         """Give later parts this metadata, still with `complete: false`."""
         self._metadata = replace(metadata, complete=False)
 
-    def finish(self, metadata: TraceMetadata) -> None:
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Write the complete trace to its place and remove the parts.
 
         Raises:
@@ -170,15 +172,15 @@ class TraceFile:
         with saying_what_failed(self.target), self._folder.emptied_of_wholes():
             self._rows.flush()
             self._probabilities.flush()
-            places = self._merge(metadata.to_footer())
+            places = self._merge(metadata.to_footer(), saliency)
             with holding_interrupts():
                 self._put_in_place(places)
                 self._is_finished = True
                 self._folder.remove()
 
-    def _merge(self, footer: dict[bytes, bytes]) -> list[tuple[Path, Path]]:
+    def _merge(self, footer: dict[bytes, bytes], saliency: bytes | None) -> list[tuple[Path, Path]]:
         """Return the finished files and the place of each, the trace first."""
-        whole, sidecar, scores = (self.partial / name for name in WHOLE_NAMES)
+        whole, sidecar, scores, outputs = (self.partial / name for name in WHOLE_NAMES)
         places = [(whole, self.target)]
         if self.target.suffix == ".csv":
             self._rows.merge_into_csv(whole)
@@ -191,6 +193,10 @@ class TraceFile:
             footer = {**footer, TRACE_KEY: os.fsencode(self.target.name)}
             self._probabilities.merge_into_parquet(scores, footer=footer)
             places.append((scores, probabilities_path(self.target)))
+        if saliency is not None:
+            with new_file(outputs) as file:
+                file.write(sign_saliency(saliency, self.target))
+            places.append((outputs, saliency_path(self.target)))
         return places
 
     def _put_in_place(self, places: Sequence[tuple[Path, Path]]) -> None:
@@ -203,6 +209,7 @@ class TraceFile:
             self.target,
             replace_existing=self._replace_existing,
             with_probabilities=self._probabilities.num_rows > 0,
+            with_saliency=any(path == saliency_path(self.target) for _, path in places),
             is_running=True,
         )
         for path in find_companions(self.target):
@@ -255,9 +262,9 @@ class TraceStream(_KeepsNothing):
         self._stream.write(buffer.getvalue())
         self._stream.flush()
 
-    def finish(self, metadata: TraceMetadata) -> None:
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Flush the stream."""
-        del metadata
+        del metadata, saliency
         self._stream.flush()
 
 
@@ -268,12 +275,14 @@ class KeptTrace(_KeepsNothing):
         metadata: The latest that is known.
         tables: Rows with `TRACE_SCHEMA`.
         probabilities: Rows with `PROBABILITIES_SCHEMA`; empty if they are not recorded.
+        saliency: The file of the experts' saliency, if it is recorded.
     """
 
     def __init__(self, metadata: TraceMetadata) -> None:
         self.metadata = metadata
         self.tables: list[pa.Table] = []
         self.probabilities: list[pa.Table] = []
+        self.saliency: bytes | None = None
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Keep the rows."""
@@ -281,9 +290,9 @@ class KeptTrace(_KeepsNothing):
         if probabilities is not None:
             self.probabilities.append(probabilities)
 
-    def finish(self, metadata: TraceMetadata) -> None:
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Take the metadata of the complete trace."""
-        self.metadata = metadata
+        self.metadata, self.saliency = metadata, saliency
 
 
 class NoTrace(_KeepsNothing):
@@ -292,7 +301,7 @@ class NoTrace(_KeepsNothing):
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Drop the rows."""
 
-    def finish(self, metadata: TraceMetadata) -> None:
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Do nothing."""
 
 
@@ -302,6 +311,7 @@ def list_places(target: Path) -> list[Path]:
         target,
         sidecar_path(target),
         probabilities_path(target),
+        saliency_path(target),
         partial_folder(target),
     ]
 
@@ -311,6 +321,7 @@ def check_target(
     *,
     replace_existing: bool,
     with_probabilities: bool = False,
+    with_saliency: bool = False,
     inputs: Iterable[Path] = (),
     is_running: bool = False,
 ) -> None:
@@ -320,6 +331,7 @@ def check_target(
         target: Path of the trace.
         replace_existing: Accept an existing trace, and the parts of an unfinished run.
         with_probabilities: The run also writes probabilities.
+        with_saliency: The run also writes saliency.
         inputs: Files that the run reads.
         is_running: The run already holds the folder of the parts.
 
@@ -337,10 +349,14 @@ def check_target(
             partial_folder(target),
             *([sidecar_path(target)] if target.suffix == ".csv" else []),
             *([probabilities_path(target)] if with_probabilities else []),
+            *([saliency_path(target)] if with_saliency else []),
         ]
     )
     check_companions(
-        target, replace_existing=replace_existing, with_probabilities=with_probabilities
+        target,
+        replace_existing=replace_existing,
+        with_probabilities=with_probabilities,
+        with_saliency=with_saliency,
     )
     if not is_running:
         with saying_what_failed(target):

@@ -35,7 +35,13 @@ from moetool.tracing.recording.calls import (
 from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.scopes import CallScope, find_recorded_model
+from moetool.tracing.recording.saliency.meter import SaliencyMeter, check_saliency
+from moetool.tracing.recording.saliency.sums import SaliencySums
+from moetool.tracing.recording.scopes import (
+    OPTIONAL_STACKS,
+    CallScope,
+    find_recorded_model,
+)
 from moetool.tracing.recording.token_masks import is_token_mask
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
@@ -43,9 +49,6 @@ from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Stacks that text alone does not pass; every other routed layer must be seen in every call.
-_OPTIONAL_STACKS = ("vision", "audio", "talker")
 
 
 class RoutingRecorder:
@@ -72,6 +75,8 @@ class RoutingRecorder:
         keep_scores: Also keep each router's scores of all experts, in `RecordedLayer.scores`.
         allow_inexact: Record layers whose decisions are not those that the experts carry out, and
             experts that draw random numbers in training mode.
+        keep_saliency: Also run each chosen expert once more, and add up the norms of their outputs
+            in `saliency`.
 
     Raises:
         DenseModelError: The model has no routed experts.
@@ -88,6 +93,7 @@ class RoutingRecorder:
         layers: Collection[int] | None = None,
         keep_scores: bool = False,
         allow_inexact: bool = False,
+        keep_saliency: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(
@@ -99,6 +105,10 @@ class RoutingRecorder:
         self.model = model
         self.recorded = find_recorded_model(model, layers=layers, allow_inexact=allow_inexact)
         self.layers = self.recorded.layers
+        self._meter: SaliencyMeter | None = None
+        if take_flag(keep_saliency, name="keep_saliency"):
+            check_saliency(type(model).__name__, self.layers)
+            self._meter = SaliencyMeter(self.layers)
         self.calls: list[RecordedCall] = []
         self._num_calls = 0
         self._hooks = Hooks()
@@ -147,6 +157,8 @@ class RoutingRecorder:
             self._hooks.after(module, self._end_call(scope, chance))
         for watch in self._watches.values():
             watch.install(self.model, self._take_decision, self._hooks)
+        if self._meter is not None:
+            self._meter.install(self.model, self._find_call, self._hooks)
         self._hooks.on_removal(self._masks.remove)
         self._masks.install()
 
@@ -154,6 +166,11 @@ class RoutingRecorder:
         self._hooks.remove()
         self._tokens.clear()
         self._decisions.clear()
+
+    @property
+    def saliency(self) -> Mapping[MoeLayer, SaliencySums]:
+        """Sums over all calls, by layer; empty unless they are kept."""
+        return {} if self._meter is None else self._meter.sums
 
     def take_calls(self) -> list[RecordedCall]:
         """Return the calls recorded since the last time, and forget them."""
@@ -244,6 +261,11 @@ class RoutingRecorder:
             None if scores is None else scores.detach().to(torch.float32, copy=True),
         )
 
+    def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
+        """Return the slots of the real tokens of a call under way, and a layer's decision."""
+        decision, tokens = self._decisions[layer], self._tokens[self._scopes[layer]]
+        return torch.from_numpy(tokens.slots).to(decision.experts.device), decision
+
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
             chance.end()
@@ -272,7 +294,7 @@ class RoutingRecorder:
         silent = [
             layer
             for layer in scope.layers
-            if layer not in decisions and layer.stack not in _OPTIONAL_STACKS
+            if layer not in decisions and layer.stack not in OPTIONAL_STACKS
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))

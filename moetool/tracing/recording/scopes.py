@@ -9,6 +9,9 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers, select_layers
 
+# Stacks that text alone does not pass; every other routed layer must be seen in every call.
+OPTIONAL_STACKS = ("vision", "audio", "talker")
+
 _STACKS = ("encoder", "decoder")
 
 

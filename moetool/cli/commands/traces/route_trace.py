@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from moetool.cli.errors import speaks_errors
-from moetool.cli.inputs import list_model_files, list_prompt_files
+from moetool.cli.inputs import list_run_inputs
 from moetool.cli.options import generation as generating
 from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
@@ -45,6 +44,7 @@ def route_trace(
     trust_remote_code: TrustOption = False,
     layers: recording.Layers = None,
     probabilities: recording.Probabilities = False,
+    saliency: recording.Saliency = False,
     allow_inexact: recording.AllowInexact = False,
     max_new_tokens: generating.MaxNewTokens = None,
     temperature: generating.Temperature = None,
@@ -83,13 +83,13 @@ def route_trace(
     prompt_options.check_prompt(prompt, fields=fields, limits=limits)
     prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
     reference = resolve_model(model)
-    inputs = [*list_model_files([reference]), *list_prompt_files(prompts)]
-    inputs += [] if device_map is None else [Path(device_map)]
+    inputs = list_run_inputs(reference, prompts, device_map=device_map)
     sink = choose_sink(
         output,
         output_format,
         replace_existing=force,
         with_probabilities=probabilities,
+        with_saliency=saliency,
         inputs=inputs,
     )
     options = TraceOptions(
@@ -103,6 +103,7 @@ def route_trace(
         special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
         with_probabilities=probabilities,
+        with_saliency=saliency,
         allow_inexact=allow_inexact,
         generation=choose_generation(
             max_new_tokens=max_new_tokens,

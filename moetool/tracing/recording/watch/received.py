@@ -43,7 +43,7 @@ class ReceivedWatch:
         hooks.on_removal(self._meter.remove)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids, weights = _find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
+            ids, weights = find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
             router.identify(ids, weights)
             decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
             report(self._layer, decision)
@@ -68,7 +68,7 @@ class ReceivedWatch:
         return ids.masked_fill(weights == 0, -1)
 
 
-def _find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids and weights among the arguments of an experts module.
 
     They are recognized by dtype and shape, never by name: gpt-oss calls them `router_indices` and

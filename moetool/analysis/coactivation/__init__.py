@@ -1,0 +1,1 @@
+"""Co-activation: experts that are chosen together, in a layer and from one layer to the next."""

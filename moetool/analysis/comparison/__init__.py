@@ -1,0 +1,1 @@
+"""The same tokens under two models, quantizations, checkpoints or engines."""

@@ -1,0 +1,1 @@
+"""The tokens and layers that two traces share."""

@@ -1,0 +1,244 @@
+"""Fit placements of experts on half of a trace's prompts, and score them on the other half."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.analysis.placement.advice import add_candidates, choose_settings
+from moetool.analysis.placement.halves import choose_held_out, read_groups
+from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
+from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT, place_by_coactivation
+from moetool.analysis.placement.methods.eplb import place_by_load
+from moetool.analysis.placement.methods.layer_statistics import LayerStatistics, StatisticsCounter
+from moetool.analysis.placement.remarks import list_notes
+from moetool.analysis.placement.result import (
+    COACTIVATION,
+    CONTIGUOUS,
+    EPLB,
+    METHODS,
+    DomainShare,
+    Placement,
+    Split,
+    name_layer,
+)
+from moetool.analysis.placement.scoring import LayerScorer
+from moetool.analysis.placement.summary import (
+    PromptSums,
+    SentBytes,
+    describe_layers,
+    describe_methods,
+)
+from moetool.errors import InputError
+from moetool.printable import printable
+from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.reader import TraceSource
+from moetool.trace.windows.reader import DecisionReader
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """Choices of the user, next to the cluster.
+
+    Attributes:
+        by: Column whose values are spread over both halves.
+        layers: Layer numbers to read; None for all.
+        num_experts: Routed experts per layer, for a trace without metadata.
+        top_k: Assignments per decision, for a trace without metadata.
+        is_checked: Refuse rows that no trace has.
+        tokens_per_batch: Consecutive tokens of a batch.
+        seed: Decides which prompts are held out.
+        balance_weight: Weight of balance against traffic, in placement by co-activation.
+        sent: Size of a token that is sent to a GPU.
+        advises_vllm: Also find settings of vLLM.
+    """
+
+    by: str = "domain"
+    layers: Collection[int] | None = None
+    num_experts: int | None = None
+    top_k: int | None = None
+    is_checked: bool = True
+    tokens_per_batch: int = 512
+    seed: int = 0
+    balance_weight: float = BALANCE_WEIGHT
+    sent: SentBytes = field(default_factory=lambda: SentBytes(None, None))
+    advises_vllm: bool = False
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """The statistics of each layer in both halves of the prompts, and the tokens of each domain."""
+
+    fitted: Mapping[Place, LayerStatistics]
+    held_out: Mapping[Place, LayerStatistics]
+    domains: tuple[DomainShare, ...]
+
+
+def measure_placement(
+    source: TraceSource, cluster: Cluster, options: PlacementOptions = PlacementOptions()
+) -> Placement:
+    """Return how contiguous placement, EPLB's, and placement by co-activation compare.
+
+    The trace is read twice. Scores are those of placements that were fitted on half of the prompts,
+    on the other half; the placements that are returned are fitted on all prompts.
+
+    Raises:
+        InputError: The trace fails a check, or has a single prompt.
+        UsageError: A layer's experts can't be shared out evenly, or there is no such column.
+    """
+    reader = DecisionReader(
+        source,
+        by=options.by,
+        layers=options.layers,
+        num_experts=options.num_experts,
+        top_k=options.top_k,
+        is_checked=options.is_checked,
+    )
+    for layer in reader.layers:
+        cluster.check_layer(say_layer(layer.stack, layer.layer), layer.num_experts)
+    if len(reader.prompts) < 2:
+        raise InputError(
+            f"'{printable(source.path)}' has a single prompt: none can be held out.",
+            hint="Trace at least two prompts; 20 of each domain make a fair sample.",
+        )
+    groups = read_groups(source, reader.prompts, by=options.by)
+    held_out = choose_held_out(reader.prompts, groups, seed=options.seed)
+    halves = _count_halves(reader, held_out, options)
+    layers = [layer for layer in reader.layers if _place(layer) in halves.fitted]
+    placements = {
+        _place(layer): place_by_every_method(
+            halves.fitted[_place(layer)], cluster, balance_weight=options.balance_weight
+        )
+        for layer in layers
+    }
+    candidates = dict(placements)
+    if options.advises_vllm:
+        candidates = {
+            place: add_candidates(found, halves.fitted[place].load, cluster)
+            for place, found in placements.items()
+        }
+    scorers = {
+        _place(layer): LayerScorer(
+            candidates[_place(layer)],
+            num_experts=layer.num_experts,
+            cluster=cluster,
+            tokens_per_batch=options.tokens_per_batch,
+        )
+        for layer in layers
+    }
+    by_prompt = _score_held_out(reader, held_out, scorers)
+    totals = {place: halves.fitted[place] + halves.held_out[place] for place in placements}
+    described = describe_layers(
+        layers,
+        totals=totals,
+        placements=placements,
+        scorers=scorers,
+        cluster=cluster,
+        tokens_per_batch=options.tokens_per_batch,
+        sent=options.sent,
+    )
+    final = {
+        name_layer(*place): place_by_every_method(
+            total, cluster, balance_weight=options.balance_weight
+        )
+        for place, total in totals.items()
+    }
+    result = Placement(
+        trace=reader.facts,
+        cluster=cluster,
+        tokens_per_batch=options.tokens_per_batch,
+        split=Split("prompt", int((~held_out).sum()), int(held_out.sum()), options.seed),
+        num_batches=min((scorer.num_batches for scorer in scorers.values()), default=0),
+        domains=halves.domains,
+        hidden_size=options.sent.hidden_size,
+        bytes_per_value=options.sent.bytes_per_value,
+        layers=described,
+        methods=describe_methods(described, final, by_prompt=by_prompt),
+        notes=reader.notes,
+        vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
+    )
+    notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
+    return replace(result, notes=(*notes, *reader.notes))
+
+
+def place_by_every_method(
+    statistics: LayerStatistics, cluster: Cluster, *, balance_weight: float = BALANCE_WEIGHT
+) -> dict[str, NDArray[np.int64]]:
+    """Return the expert of each slot by the name of the method.
+
+    Returns:
+        # (num_slots,)
+    """
+    return {
+        CONTIGUOUS: spread_evenly(len(statistics.load), cluster),
+        EPLB: place_by_load(statistics.load.astype(np.float64), cluster),
+        COACTIVATION: place_by_coactivation(statistics, cluster, balance_weight=balance_weight),
+    }
+
+
+def _count_halves(
+    reader: DecisionReader, held_out: NDArray[np.bool_], options: PlacementOptions
+) -> _Halves:
+    sizes = {_place(layer): layer.num_experts for layer in reader.layers}
+    counters: dict[Place, tuple[StatisticsCounter, StatisticsCounter]] = {}
+    num_tokens = np.zeros(0, dtype=np.int64)
+    num_prompts = np.zeros(0, dtype=np.int64)
+    for window in reader:
+        grown = len(reader.groups) - len(num_tokens)
+        num_tokens, num_prompts = (np.pad(each, (0, grown)) for each in (num_tokens, num_prompts))
+        num_tokens += np.bincount(window.group, minlength=len(num_tokens))
+        _, first = np.unique(window.prompt, return_index=True)
+        num_prompts += np.bincount(window.group[first], minlength=len(num_prompts))
+        is_held_out = held_out[window.prompt]
+        for place, choices in window.layers.items():
+            if place not in counters:
+                fitted, scored = (
+                    StatisticsCounter(sizes[place], options.tokens_per_batch) for _ in range(2)
+                )
+                counters[place] = (fitted, scored)
+            mine = is_held_out[choices.token]
+            counters[place][0].add(choices.experts[~mine])
+            counters[place][1].add(choices.experts[mine])
+    order = np.argsort(-num_tokens, kind="stable")
+    return _Halves(
+        fitted={place: pair[0].statistics for place, pair in counters.items()},
+        held_out={place: pair[1].statistics for place, pair in counters.items()},
+        domains=tuple(
+            DomainShare(reader.groups[index], int(num_prompts[index]), int(num_tokens[index]))
+            for index in order
+        ),
+    )
+
+
+def _score_held_out(
+    reader: DecisionReader, held_out: NDArray[np.bool_], scorers: Mapping[Place, LayerScorer]
+) -> dict[str, PromptSums]:
+    """Score the placements, and return sums over the layers for each held-out prompt, by method."""
+    reached = {name: np.zeros(len(reader.prompts)) for name in METHODS}
+    imbalance = {name: np.zeros(len(reader.prompts)) for name in METHODS}
+    for window in reader:
+        is_held_out = held_out[window.prompt]
+        for place, choices in window.layers.items():
+            mine = is_held_out[choices.token]
+            prompt = window.prompt[choices.token[mine]]
+            scored = scorers[place].add(choices.experts[mine])
+            for name in METHODS:
+                np.add.at(reached[name], prompt, scored[name].reached)
+                np.add.at(imbalance[name], prompt[scored[name].last], scored[name].imbalance)
+    return {
+        name: PromptSums(reached[name][held_out], imbalance[name][held_out]) for name in METHODS
+    }
+
+
+def _place(layer: RoutedLayer) -> Place:
+    return layer.stack, layer.layer
+
+
+def say_layer(stack: str, layer: int) -> str:
+    """Return a layer in words."""
+    return f"{'' if stack == 'decoder' else f'{printable(stack, max_length=40)} '}layer {layer}"

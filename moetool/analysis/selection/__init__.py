@@ -1,0 +1,1 @@
+"""Experts to train or to drop, chosen by what a trace says of them."""

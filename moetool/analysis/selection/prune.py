@@ -1,0 +1,159 @@
+"""Experts to keep in every layer, by a score of the trace or by recorded saliency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moetool.analysis.selection.names import LayerNames
+from moetool.analysis.selection.pruning import Drops, count_drops, keep_experts
+from moetool.analysis.selection.reading import LayerSums, list_halves
+from moetool.analysis.selection.result import LayerPruning, Pruning
+from moetool.analysis.selection.scores import Average, Score, score_experts
+from moetool.analysis.selection.stability import expect_dropped_share
+from moetool.analysis.selection.sums import ALL
+from moetool.errors import InputError, UsageError
+from moetool.trace.reading.layer_shapes import Place
+
+# Saliency of each expert, by layer number.
+SaliencyOfLayer = Mapping[int, Sequence[float]]
+
+
+def prune_layers(
+    layers: Sequence[LayerSums],
+    names: Mapping[Place, LayerNames],
+    *,
+    by: Score,
+    average: Average,
+    ratio: float,
+    num_groups: int | None,
+    saliency: SaliencyOfLayer | None,
+) -> Pruning:
+    """Return the experts that stay in each layer with decisions.
+
+    Args:
+        layers: Sums of the layers.
+        names: Names of the same layers, and the groups of their routers.
+        by: Score of which the smallest are dropped.
+        average: Average that a score of the trace is.
+        ratio: Share of each layer's experts to drop.
+        num_groups: Groups that lose the same number; None for those of the names.
+        saliency: For the score `saliency`.
+
+    Raises:
+        InputError: The saliency is of another model.
+        UsageError: Too much would be dropped, or nothing, or layers would share a name.
+    """
+    pruned: list[LayerPruning] = []
+    all_groups: set[int] = set()
+    for layer in layers:
+        place = (layer.shape.stack, layer.shape.layer)
+        if layer.sums is None:
+            continue
+        groups = num_groups or names[place].num_groups
+        all_groups.add(groups)
+        drops = count_drops(
+            layer.shape.num_experts,
+            ratio=ratio,
+            top_k=layer.shape.top_k,
+            num_groups=groups,
+            top_groups=names[place].top_groups if groups == names[place].num_groups else None,
+        )
+        scores = (
+            _take_saliency(layer, saliency or {})
+            if by is Score.SALIENCY
+            else _score(layer, ALL, by=by, average=average)
+        )
+        pruned.append(
+            _prune_layer(
+                layer,
+                scores,
+                drops,
+                module=names[place].block,
+                overlap=None
+                if by is Score.SALIENCY
+                else _compare_halves(layer, drops, by=by, average=average),
+            )
+        )
+    if len({layer.module for layer in pruned}) < len(pruned):
+        raise UsageError(
+            "Two routed layers of the model are in one module, and a list of experts to keep has "
+            "one entry for each module.",
+            hint="Choose layers of one stack with --layers.",
+        )
+    numbers = {len(layer.dropped) for layer in pruned}
+    shares = [len(layer.dropped) / (len(layer.dropped) + len(layer.retained)) for layer in pruned]
+    return Pruning(
+        ratio=ratio,
+        by=by,
+        num_groups=max(all_groups, default=1),
+        num_dropped=numbers.pop() if len(numbers) == 1 else None,
+        random_overlap=float(np.mean(shares)),
+        retained={layer.module: layer.retained for layer in pruned},
+        layers=tuple(pruned),
+    )
+
+
+def _prune_layer(
+    layer: LayerSums,
+    scores: Sequence[float],
+    drops: Drops,
+    *,
+    module: str,
+    overlap: float | None,
+) -> LayerPruning:
+    assert layer.sums is not None
+    retained = keep_experts(scores, drops)
+    dropped = sorted(set(range(layer.shape.num_experts)) - set(retained))
+    assignments = layer.sums.assignments[ALL]
+    total = int(assignments.sum())
+    return LayerPruning(
+        stack=layer.shape.stack,
+        layer=layer.shape.layer,
+        module=module,
+        retained=tuple(retained),
+        dropped=tuple(dropped),
+        dropped_share=float(assignments[dropped].sum() / total) if total else None,
+        random_share=expect_dropped_share(
+            layer.shape.num_experts,
+            layer.shape.top_k,
+            max(1, total // layer.shape.top_k),
+            num_dropped=len(dropped),
+        ),
+        overlap=overlap,
+    )
+
+
+def _compare_halves(layer: LayerSums, drops: Drops, *, by: Score, average: Average) -> float | None:
+    """Return the mean share of dropped experts that both halves of the prompts would drop."""
+    assert layer.sums is not None
+    every = set(range(layer.shape.num_experts))
+    shares = []
+    for parts in list_halves(layer):
+        first, second = (
+            every - set(keep_experts(_score(layer, part, by=by, average=average), drops))
+            for part in parts
+        )
+        shares.append(len(first & second) / drops.number)
+    return float(np.mean(shares)) if shares else None
+
+
+def _score(layer: LayerSums, part: int, *, by: Score, average: Average) -> Sequence[float]:
+    assert layer.sums is not None
+    scores = score_experts(layer.sums, part, by=by, average=average, top_k=layer.decision_size)
+    assert scores is not None
+    kept: list[float] = scores[: layer.shape.num_experts].tolist()
+    return kept
+
+
+def _take_saliency(layer: LayerSums, saliency: SaliencyOfLayer) -> Sequence[float]:
+    number, num_experts = layer.shape.layer, layer.shape.num_experts
+    if number not in saliency or len(saliency[number]) != num_experts:
+        seen = f"{len(saliency[number])} experts" if number in saliency else "no saliency"
+        raise InputError(
+            f"The saliency is of another model: it has {seen} in layer {number}, and the trace has "
+            f"{num_experts}.",
+            hint="Record it with the trace: moetool route-trace --saliency.",
+        )
+    return saliency[number]

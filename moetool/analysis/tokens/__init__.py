@@ -1,0 +1,1 @@
+"""Single tokens and single experts: what each of them gets."""

@@ -1,0 +1,1 @@
+"""Placements of experts, written as the files that serving engines load."""

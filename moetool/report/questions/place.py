@@ -1,0 +1,235 @@
+"""Render a comparison of placements as a page, JSON or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from moetool.analysis.placement.result import (
+    COACTIVATION,
+    CONTIGUOUS,
+    EPLB,
+    LayerPlacement,
+    MethodPlacement,
+    Placement,
+)
+from moetool.analysis.placement.scoring import PlacementScore
+from moetool.report import envelope
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import make_notes, make_paragraphs
+from moetool.report.text.numbers import format_stack
+from moetool.report.text.page import render_page
+from moetool.report.text.styles import Style, Words, style_words
+from moetool.report.text.tables import make_table
+from moetool.wording import format_bytes, join_words, number_of
+
+_LAYERS_SHOWN = 16
+_UNKNOWN = "–"
+_NAMES: Mapping[str, str] = {CONTIGUOUS: "contiguous", EPLB: "EPLB", COACTIVATION: "co-activation"}
+
+
+def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
+    """Return the verdict, the methods next to each other, the layers, and how to read them."""
+    blocks = (
+        make_paragraphs([_say_verdict(result)], Style.STRONG),
+        [_make_methods(result)],
+        [_make_layers(result)],
+        make_paragraphs([_say_left_out(result)], Style.MUTED),
+        make_notes(result.notes, Style.WARNING),
+        make_paragraphs(_explain(result), Style.MUTED),
+    )
+    return render_page(blocks, view)
+
+
+def _say_verdict(result: Placement) -> str:
+    """Return what the numbers support: the changes that are beyond chance, and those that aren't."""
+    start = result.methods[CONTIGUOUS]
+    said = [
+        f"{_NAMES[method]} {_say_changes(found, start)}"
+        for method, found in reversed(list(result.methods.items()))
+        if found is not None and found is not start and start is not None
+    ]
+    if start is None or start.fan_out is None:
+        return _say_global(result)
+    return f"Against contiguous placement, {'; '.join(said)}."
+
+
+def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
+    said = []
+    if found.batch_imbalance_change is not None:
+        words = ("makes batches more even", "leaves batches as even", "makes batches less even")
+        said.append(
+            f"{words[found.batch_imbalance_change.direction + 1]} (busiest GPU "
+            f"{_format(found.batch_imbalance)} times the mean, not "
+            f"{_format(start.batch_imbalance)})"
+        )
+    if found.fan_out_change is not None:
+        words = ("fewer GPUs", "about as many GPUs", "more GPUs")
+        said.append(
+            f"sends a token to {words[found.fan_out_change.direction + 1]} "
+            f"({_format(found.fan_out)}, not {_format(start.fan_out)}: "
+            f"{found.fan_out_change.change:+.1%})"
+        )
+    return join_words(said, last="and")
+
+
+def _say_global(result: Placement) -> str:
+    shown = [
+        f"{_NAMES[method]} {found.global_imbalance:.2f}"
+        for method, found in result.methods.items()
+        if found is not None and found.global_imbalance is not None
+    ]
+    return (
+        f"Over all tokens, the busiest GPU's load is this many times the mean: {', '.join(shown)}."
+    )
+
+
+def _make_methods(result: Placement) -> Table:
+    has_nodes = result.cluster.num_nodes > 1
+    headers = ["method", "batch", "random", "all", "random", "GPUs", "random"]
+    headers += ["nodes", "random"] if has_nodes else []
+    headers += ["sent", "random"]
+    rows: list[Sequence[Words]] = []
+    for method, found in result.methods.items():
+        if found is None:
+            rows.append((_NAMES[method], *[_UNKNOWN] * (len(headers) - 1)))
+            continue
+        random = found.baseline
+        row: list[Words] = [
+            _NAMES[method],
+            style_words(_format(found.batch_imbalance), Style.STRONG),
+            _format(random.batch_imbalance),
+            _format(found.global_imbalance),
+            _format(random.global_imbalance),
+            style_words(_format(found.fan_out), Style.STRONG),
+            _format(random.fan_out),
+        ]
+        if has_nodes:
+            row += [_format(found.node_fan_out), _format(random.node_fan_out)]
+        row += [
+            _format_size(found.all_to_all_bytes_per_token),
+            _format_size(random.all_to_all_bytes_per_token),
+        ]
+        rows.append(row)
+    return make_table(headers, rows, right=range(1, len(headers)))
+
+
+def _make_layers(result: Placement) -> Table:
+    methods = [method for method, found in result.methods.items() if found is not None]
+    rows = [
+        (
+            f"{format_stack(layer.stack)}{layer.layer}",
+            *(_say_scores(layer.scores[method]) for method in methods),
+        )
+        for layer in _choose_shown(result)
+    ]
+    headers = ["layer", *(_NAMES[method] for method in methods)]
+    return make_table(headers, rows, right=range(1, len(headers)))
+
+
+def _say_scores(score: PlacementScore) -> str:
+    if score.fan_out is None:
+        return _format(score.batch_imbalance or score.global_imbalance)
+    return f"{_format(score.batch_imbalance)} · {_format(score.fan_out)}"
+
+
+def _choose_shown(result: Placement) -> Sequence[LayerPlacement]:
+    return result.layers[:_LAYERS_SHOWN]
+
+
+def _say_left_out(result: Placement) -> str:
+    left = len(result.layers) - _LAYERS_SHOWN
+    if left <= 0:
+        return ""
+    return f"{number_of(left, 'more layer')}: --format csv lists all, --format json every slot."
+
+
+def _explain(result: Placement) -> list[str]:
+    split = result.split
+    cluster = result.cluster
+    scored = (
+        "Scores are those of the counts that the placements were fitted on."
+        if split.unit is None
+        else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
+        f"{number_of(split.num_held_out, 'other')}: half of each domain. The slots in JSON and "
+        "in exports are fitted on all."
+        if split.unit == "prompt"
+        else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
+        f"{number_of(split.num_held_out, 'other')}. The slots in JSON and in exports are fitted "
+        "on all."
+    )
+    has_fan_out = any(found and found.fan_out is not None for found in result.methods.values())
+    batch = (
+        "steps of the table"
+        if result.tokens_per_batch is None
+        else f"batches of {number_of(result.tokens_per_batch, 'consecutive token')}"
+    )
+    shown = [
+        scored,
+        f"batch: load of the busiest GPU over the mean of all, averaged over {batch}; 1 is even, "
+        "and a layer waits for its busiest GPU. all: the same of all tokens together, which hides "
+        "that batches differ. random: the same placement under a router that chooses at random.",
+    ]
+    if has_fan_out:
+        shown.append(
+            "GPUs: those that a token's experts are on, a mean over layers; in the lower table "
+            "after batch. sent: bytes of a token to GPUs other than its own and back, over all "
+            "layers: 2 × other GPUs × hidden size × bytes of a value."
+        )
+    if cluster.num_redundant_experts:
+        shown.append("An expert with replicas serves each token from one of them at random.")
+    return shown
+
+
+def render_vllm_advice(result: Placement) -> str:
+    """Return the settings of vLLM that suit the trace."""
+    start = "No release of vLLM reads a placement from a file."
+    advice = result.vllm
+    if advice is None:
+        return f"{start} Batches are needed to advise on its settings: give a longer trace."
+    tried = ", ".join(
+        f"{number}: {value:.2f}" for number, value in advice.imbalance_by_redundant.items()
+    )
+    eplb = (
+        "--enable-expert-parallel --enable-eplb --eplb-config "
+        f"'{{\"num_redundant_experts\": {advice.num_redundant_experts}}}'"
+    )
+    strategies = [f"{name} {value:.2f}" for name, value in advice.imbalance_by_strategy.items()]
+    without = (
+        f" Without EPLB: --expert-placement-strategy {advice.expert_placement_strategy} "
+        f"({join_words(strategies, last='and')}); vLLM takes round_robin only for models with "
+        "groups of experts."
+        if strategies
+        else ""
+    )
+    return (
+        f"{start} Its own EPLB suits this trace with {eplb} (batch max/mean by redundant experts: "
+        f"{tried}).{without}"
+    )
+
+
+def _format(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _format_size(value: float | None) -> str:
+    return _UNKNOWN if value is None else format_bytes(round(value))
+
+
+def render_json(result: Placement, view: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, numbers unrounded and unknown values as null."""
+    del view
+    return envelope.render_json("moetool.place/1", result.to_dict())
+
+
+def render_csv(result: Placement, _: View = DEFAULT_VIEW) -> str:
+    """Return one row per layer and method."""
+    return envelope.render_rows([result])
+
+
+RENDERERS: Renderers[Placement] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
+}

@@ -1,0 +1,1 @@
+"""Rows of a trace as numbers, and the order that they come in."""

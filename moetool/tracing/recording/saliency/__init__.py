@@ -1,0 +1,1 @@
+"""Norms of what each expert returned for the tokens that chose it, before weighting."""
