@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/questions/select.md",
     "docs/questions/place.md",
     "docs/traces/route-trace.md",
+    "docs/traces/import.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
     "docs/models/fits.md",

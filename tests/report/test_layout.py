@@ -159,6 +159,8 @@ def show_balance(view: View) -> str:
     return balance.render_table_text(
         measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
     )
+
+
 def show_selection(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
     table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))

@@ -101,12 +101,14 @@ def test_files_of_several_formats_are_refused(tmp_path: Path) -> None:
     second = foreign.write_imatrix(tmp_path / "b.gguf", {0: np.ones(4, dtype=np.float32)})
     with pytest.raises(InputError, match=r"is of the format vllm, and .* of imatrix"):
         import_trace("auto", [first, second], tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="is llama.cpp's importance matrix"):
+    with pytest.raises(InputError, match=r"is llama\.cpp's importance matrix"):
         import_trace("sglang", second, tmp_path / "t.parquet")
     with pytest.raises(UsageError, match="are Megatron-LM's"):
         import_trace("imatrix", second, tmp_path / "t.parquet", layer_offsets=[1])
-    with pytest.raises(UsageError, match="is an input"):
-        import_trace("imatrix", second, second, overwrite=True)
+    third = tmp_path / "c.parquet"
+    third.write_bytes(second.read_bytes())
+    with pytest.raises(UsageError, match="is an input of this command"):
+        import_trace("imatrix", third, third, overwrite=True)
 
 
 def test_the_command_writes_a_trace_and_says_what_is_in_it(

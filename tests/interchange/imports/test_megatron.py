@@ -63,7 +63,10 @@ def test_ranks_of_one_stage_hold_other_prompts(tmp_path: Path) -> None:
     second.write_bytes(path.read_bytes())
     result = import_trace("megatron", [path, second], tmp_path / "t.parquet", layer_offsets=[0, 0])
     frame, _ = read_imported(result.path)
-    copied = {(f"rank1{prompt[5:]}", *rest): value for (prompt, *rest), value in expected.items()}
+    copied = {
+        (f"rank1{prompt[5:]}", position, layer): value
+        for (prompt, position, layer), value in expected.items()
+    }
     assert find_decisions(frame) == {**expected, **copied}
 
 
