@@ -188,6 +188,7 @@ def _group(
                     int(layer[own[0]]),
                     experts[own],
                     weights[own] if has_weights else None,
+                    is_padded=True,
                 )
             ],
             phase=rows["phase"][starts][own],

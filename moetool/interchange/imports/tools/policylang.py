@@ -125,6 +125,8 @@ def _group(
         _take_integers(table, name, source=source) for name in ("token_idx", "layer_idx")
     )
     experts, width = _take_lists(table, _EXPERTS, source=source)
+    if not width.all() or (experts >= 0).sum() < width.sum():
+        raise damaged(source, "has a decision of no experts, or an expert below 0")
     weights = None
     if _SCORES in table.column_names:
         weights, num_scores = _take_lists(table, _SCORES, source=source)
@@ -164,6 +166,7 @@ def _group(
                     int(layer[own[0]]),
                     experts[own].astype(np.int64),
                     None if weights is None else _narrow(weights[own]),
+                    is_padded=True,
                 )
             ],
             domain=tag,
