@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/traces/route-trace.md",
     "docs/traces/validate.md",
     "docs/traces/merge.md",
+    "docs/traces/import.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
     "docs/models/fits.md",
