@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.freezing import list_trainable
 from moetool.analysis.selection.names import LayerNames, check_names, guess_names
 from moetool.analysis.selection.prune import SaliencyOfLayer, prune_layers
 from moetool.analysis.selection.reading import LayerSums, list_halves
 from moetool.analysis.selection.result import LayerSelection, Selection, SelectionBaseline
 from moetool.analysis.selection.scores import (
-    Average,
-    Score,
     choose_experts,
     round_scores,
     score_experts,

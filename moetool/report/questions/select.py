@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.result import LayerSelection, Selection
-from moetool.analysis.selection.scores import Average, Score
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moetool.analysis.selection.scores import Average, Score
+from moetool.analysis.selection.choices import Average, Score
 from moetool.choices import without_effect
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
@@ -18,7 +18,7 @@ from moetool.cli.options.traces import (
 from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
-from moetool.interchange.exports.selections import SelectionFormat, render_selection
+from moetool.interchange.exports.selection_formats import SelectionFormat
 
 SUMMARY = "Choose experts to fine-tune or to prune."
 EXAMPLES = (
@@ -63,6 +63,7 @@ def select(
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
+        from moetool.interchange.exports.selections import render_selection
         from moetool.library.questions.select import select_experts
         from moetool.report.questions.select import RENDERERS
 
