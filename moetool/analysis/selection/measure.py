@@ -283,7 +283,7 @@ def _explain(
     needs_names = request.has_freeze_list or request.prune_ratio is not None
     if needs_names and is_guessed and any(not layer.shape.module for layer in layers):
         yield (
-            "no metadata name the modules: they are named as in most models of transformers, "
+            "the trace doesn't name its modules: they are named as in most models of transformers, "
             "model.layers.N.mlp; --model gives a model's own names"
         )
     elif request.has_freeze_list and is_guessed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 from moetool.analysis.selection.result import Selection
 from moetool.errors import UsageError
@@ -49,6 +50,18 @@ def render_selection(selection: Selection, kind: SelectionFormat) -> str:
             hint="Name the modules of --export freeze-list in target_modules.",
         )
     return _write({"target_parameters": names.target_parameters, **_PEFT})
+
+
+def explain_selection(kind: SelectionFormat, name: str) -> str:
+    """Return what uses the file of this name."""
+    if kind is SelectionFormat.ESFT:
+        return f"python train.py --expert_config={shlex.quote(name)} (ESFT)"
+    load = f"json.load(open({name!r}))"
+    if kind is SelectionFormat.PEFT:
+        return f"LoraConfig(r=…, **{load}) (PEFT)"
+    if kind is SelectionFormat.FREEZE_LIST:
+        return f"names = {load} and the loop in docs/questions/select.md"
+    return f"{load}, the experts that stay in each block: no tool takes such a list as its input"
 
 
 def _write(value: object) -> str:
