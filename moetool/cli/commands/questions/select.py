@@ -26,7 +26,7 @@ from moetool.cli.output import (
 from moetool.cli.progress import say, show_status
 from moetool.interchange.exports.selection_formats import SelectionFormat
 
-SUMMARY = "Choose experts to fine-tune or to prune."
+SUMMARY = "Choose experts to train or to prune."
 EXAMPLES = (
     "moetool select trace.parquet --domain python",
     "moetool select trace.parquet --by gate --export esft -o expert_cfg.json",
