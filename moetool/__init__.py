@@ -96,11 +96,10 @@ __all__ = [
     "measure_coactivation",
     "measure_specialization",
     "measure_tokens",
-    "read_trace",
-    "tabulate_prompt",
     "place_experts",
     "read_trace",
     "select_experts",
+    "tabulate_prompt",
     "to_frame",
     "trace_model",
 ]

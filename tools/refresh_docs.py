@@ -24,6 +24,8 @@ DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
     "docs/questions/specialize.md",
+    "docs/questions/coactivation.md",
+    "docs/questions/tokens.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",

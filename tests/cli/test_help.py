@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.questions import coactivation, specialize, tokens
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
@@ -24,12 +24,15 @@ EXAMPLES = {
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "coactivation": coactivation.EXAMPLES,
+    "tokens": tokens.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
 }
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
+OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
@@ -51,6 +54,18 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "coactivation": OF_TRACES | {"--pairs", "--by"},
+    "tokens": OF_TRACES
+    | {
+        "--layer",
+        "--expert",
+        "--stack",
+        "--token",
+        "--token-id",
+        "--prompt",
+        "--min-count",
+        "--top",
+    },
     "fits": {
         "--gpu",
         "--family",
@@ -72,11 +87,13 @@ SUMMARIES = {
     "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
     "specialize": specialize.SUMMARY,
+    "coactivation": coactivation.SUMMARY,
+    "tokens": tokens.SUMMARY,
 }
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace"],
-    "Questions to a trace": ["specialize"],
+    "Questions to a trace": ["specialize", "coactivation", "tokens"],
 }
 
 

@@ -29,13 +29,21 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import specialize
+from moetool.report.questions import coactivation, specialize
+from moetool.report.questions.tokens import expert, prompt, routing, token
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from tests.report.examples import make_counts, make_result
+from tests.report.questions.answers import (
+    make_coactivation,
+    make_expert_tokens,
+    make_prompt_routing,
+    make_token_experts,
+    make_token_routing,
+)
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
@@ -147,6 +155,26 @@ def show_specialization(view: View) -> str:
     return specialize.render_table_text(make_result(counts), view)
 
 
+def show_coactivation(view: View) -> str:
+    return coactivation.render_table_text(make_coactivation(), view)
+
+
+def show_token_routing(view: View) -> str:
+    return routing.render_table_text(make_token_routing(), view)
+
+
+def show_expert(view: View) -> str:
+    return expert.render_table_text(make_expert_tokens(), view)
+
+
+def show_token(view: View) -> str:
+    return token.render_table_text(make_token_experts(), view)
+
+
+def show_prompt(view: View) -> str:
+    return prompt.render_table_text(make_prompt_routing(), view)
+
+
 PAGES = (
     show_model,
     show_layers,
@@ -160,6 +188,11 @@ PAGES = (
     show_run,
     show_run_of_prompts,
     show_specialization,
+    show_coactivation,
+    show_token_routing,
+    show_expert,
+    show_token,
+    show_prompt,
 )
 
 

@@ -43,10 +43,9 @@ if TYPE_CHECKING:
 
 SUMMARY = "Show what one expert, token or prompt gets."
 EXAMPLES = (
-    "moetool tokens trace.parquet",
+    "moetool tokens trace.parquet --prompt english-03",
     "moetool tokens trace.parquet --layer 5 --expert 4",
     'moetool tokens trace.parquet --token " the"',
-    "moetool tokens trace.parquet --prompt english-03",
 )
 _COLUMNS = ("token_id", "token", "weight", "phase")
 _MIN_COUNT, _TOP = 10, 20
