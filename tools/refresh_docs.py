@@ -23,9 +23,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
+    "docs/questions/balance.md",
     "docs/questions/specialize.md",
     "docs/questions/coactivation.md",
     "docs/questions/tokens.md",
+    "docs/questions/select.md",
+    "docs/questions/place.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",

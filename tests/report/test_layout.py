@@ -18,6 +18,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
 from moetool import Scenario, estimate_memory, inspect_model
+from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool import Scenario, estimate_memory, inspect_model, select_experts
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
@@ -31,11 +33,16 @@ from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
 from moetool.report.questions import coactivation, specialize
 from moetool.report.questions.tokens import expert, prompt, routing, token
+from moetool.report.questions import balance, specialize
+from moetool.report.questions import select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
+from tests.analysis.random_traces import Router, make_random_trace
 from tests.report.examples import make_counts, make_result
 from tests.report.questions.answers import (
     make_coactivation,
@@ -173,6 +180,26 @@ def show_token(view: View) -> str:
 
 def show_prompt(view: View) -> str:
     return prompt.render_table_text(make_prompt_routing(), view)
+def show_balance(view: View) -> str:
+    router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
+    table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
+    return balance.render_table_text(
+        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
+    )
+def show_selection(view: View) -> str:
+    router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
+    table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
+    selection = select_experts(
+        table.to_pandas(),
+        domain="code",
+        by="gate",
+        num_experts=64,
+        top_k=6,
+        freeze_list=True,
+        prune_ratio=0.25,
+        groups=4,
+    )
+    return select.render_table_text(selection, view)
 
 
 PAGES = (
@@ -193,6 +220,8 @@ PAGES = (
     show_expert,
     show_token,
     show_prompt,
+    show_balance,
+    show_selection,
 )
 
 

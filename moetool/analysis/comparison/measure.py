@@ -116,10 +116,11 @@ def compare_traces(
         )
         token_ids.add(window, changes)
         most_changed.add(window, changes)
+    compared = pairing.keep(by_key.count)
     overall = Agreement(**_list_measures(by_key, _OVERALL))
     layers = tuple(
         _describe_layer(pair, by_key, of_layer[pair.place], has_ranks=has_ranks)
-        for pair in pairing.pairs
+        for pair in compared.pairs
     )
     random_overlap = fmean(layer.baseline.overlap for layer in layers)
     popular = [layer.popularity.overlap for layer in layers if layer.popularity is not None]
@@ -139,7 +140,7 @@ def compare_traces(
             if by_key.count(("group", group))
         ),
         positions=_list_positions(by_key),
-        cells=_list_cells(pairing.pairs, by_key, sorted(first.groups), has_ranks=has_ranks),
+        cells=_list_cells(compared.pairs, by_key, sorted(first.groups), has_ranks=has_ranks),
         min_occurrences=min_occurrences,
         num_token_ids=token_ids.count_frequent(min_occurrences=min_occurrences),
         token_ids=token_ids.find_most_changed(
@@ -149,7 +150,7 @@ def compare_traces(
         notes=explain_comparison(
             first,
             second,
-            of_layers=pairing.notes,
+            of_layers=compared.notes,
             num_left_out=reader.num_left_out,
             num_single=sum(sums.num_left_out for sums in of_layer.values()),
             has_ids=has_ids,
@@ -208,7 +209,7 @@ def _add_window(
 
 
 def find_spans(position: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of the range of each position: 0, 1, 2–3, 4–7, 8–15 and so on."""
+    """Return the number of the range of each position: 0, 1, 2 to 3, 4 to 7 and so on."""
     return np.frexp(position.astype(np.float64))[1].astype(np.int64)
 
 

@@ -231,8 +231,8 @@ def judge(overall: Agreement, *, unrelated_overlap: float) -> Verdict:
     changed, overlap = overall.changed_decisions, overall.overlap
     if changed is None or overlap is None:
         return Verdict.UNKNOWN
-    if changed == 0 and not overall.first_choice_flips:
-        return Verdict.IDENTICAL
+    if changed == 0:
+        return Verdict.ALIKE if overall.first_choice_flips else Verdict.IDENTICAL
     if (overall.overlap_low if overall.overlap_low is not None else overlap) <= unrelated_overlap:
         return Verdict.UNRELATED
     low, high = overall.changed_decisions_low, overall.changed_decisions_high

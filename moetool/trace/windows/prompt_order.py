@@ -49,10 +49,14 @@ def find_prompt_order(source: TraceSource) -> PromptOrder:
     for table in source.iter_tables(["prompt_id"]):
         if table.num_rows:
             words, prompt = encode_words(table, "prompt_id", default="")
-            index = np.array(
-                [index_of.setdefault(word, len(index_of)) for word in words], dtype=np.int64
-            )
-            seen.append((index, np.bincount(prompt, minlength=len(words))))
+            number = np.bincount(prompt, minlength=len(words))
+            # A dictionary may hold words that don't occur, in any order.
+            first_row = np.empty(len(words), dtype=np.int64)
+            first_row[prompt[::-1]] = np.arange(len(prompt))[::-1]
+            used = np.flatnonzero(number)
+            used = used[np.argsort(first_row[used])]
+            mine = [index_of.setdefault(words[code], len(index_of)) for code in used]
+            seen.append((np.array(mine, dtype=np.int64), number[used]))
     num_rows = np.zeros(len(index_of), dtype=np.int64)
     for index, number in seen:
         num_rows[index] += number

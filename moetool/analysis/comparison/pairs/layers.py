@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moetool.errors import InputError
@@ -43,6 +43,28 @@ class LayerPairs:
 
     pairs: tuple[LayerPair, ...]
     notes: tuple[str, ...]
+
+    def keep(self, count: Callable[[Place], int]) -> LayerPairs:
+        """Return the layers without those in which nothing was compared, which become a note.
+
+        Args:
+            count: Returns the number of decisions that were compared in a layer.
+
+        Raises:
+            InputError: None is left.
+        """
+        empty = [pair.place for pair in self.pairs if not count(pair.place)]
+        if len(empty) == len(self.pairs):
+            raise InputError(
+                "The traces have no decision in common: no token has experts in the same layer of "
+                "both.",
+                hint="Compare traces of the same tokens and layers.",
+            )
+        if not empty:
+            return self
+        note = f"{_name(empty)}: not compared, because no token has experts in both traces."
+        kept = tuple(pair for pair in self.pairs if pair.place not in empty)
+        return LayerPairs(kept, (*self.notes, note))
 
 
 def pair_layers(first: DecisionReader, second: DecisionReader) -> LayerPairs:

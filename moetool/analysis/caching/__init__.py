@@ -1,0 +1,1 @@
+"""Experts kept on the GPU while the others stay in the host's memory."""

@@ -1,0 +1,105 @@
+"""Simulation of experts that stay on the GPU while the others are in the host's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moetool.analysis.caching.budgets import Budget
+from moetool.analysis.caching.first_pass import read_first_pass
+from moetool.analysis.caching.notes import explain_caching
+from moetool.analysis.caching.result import Caching
+from moetool.analysis.caching.simulation.run import CacheRun, CacheShape
+from moetool.analysis.caching.summary import (
+    Simulated,
+    list_layers,
+    list_phases,
+    list_policies,
+    list_touched,
+)
+from moetool.analysis.caching.touched import TouchedCounts
+from moetool.trace.reading.layer_shapes import Place
+from moetool.trace.windows.reader import DecisionReader
+
+COLUMNS = ("phase",)
+
+
+def simulate_caches(
+    reader: DecisionReader,
+    *,
+    budgets: Sequence[Budget],
+    expert_bytes: Mapping[Place, int] | None = None,
+    tokens_per_batch: int | None = None,
+    notes: Sequence[str] = (),
+) -> Caching:
+    """Return what keeping some experts of each layer on the GPU is worth.
+
+    A step of the model needs some distinct experts of each layer: a hit is one that is on the GPU
+    before the step; any other is moved there once. A generated token takes a step, and the tokens
+    of a prompt share steps. Prompts follow each other in the order of the trace, and caches start
+    empty and stay warm from one to the next. Experts at work that do not stay have room apart from
+    the budget.
+
+    The trace is read twice: the optimum has to know when each expert is needed next.
+
+    Args:
+        reader: Reads the trace with `COLUMNS`.
+        budgets: At least one.
+        expert_bytes: Size of an expert of each layer; None if unknown.
+        tokens_per_batch: Consecutive tokens of a prompt that share a step; None for all.
+        notes: Sentences on the arguments, for the result.
+
+    Raises:
+        UsageError: A budget can't be met.
+        InputError: The trace fails a check.
+    """
+    num_experts = [layer.num_experts + layer.num_identity_experts for layer in reader.layers]
+    places = [(layer.stack, layer.layer) for layer in reader.layers]
+    sizes = None if expert_bytes is None else [expert_bytes[place] for place in places]
+    capacities = [budget.find_capacities(num_experts, sizes) for budget in budgets]
+    shape = CacheShape(
+        places=places,
+        num_experts=num_experts,
+        top_k=[layer.top_k for layer in reader.layers],
+        capacities=np.array(capacities, dtype=np.int64).T,
+    )
+    first = read_first_pass(reader, num_experts)
+    static_rank = first.rank_experts()
+    is_generated = first.num_decoded > 0
+    runs = [
+        CacheRun(
+            shape,
+            static_rank=static_rank,
+            halves=first.halves,
+            tokens_per_batch=tokens_per_batch,
+            decodes_all=decodes_all,
+        )
+        # Without generated tokens, those of prompts stand for them in a separate simulation.
+        for decodes_all in ((False,) if is_generated else (False, True))
+    ]
+    touched = TouchedCounts(places, num_experts)
+    num_tokens = 0
+    for window, next_uses in zip(reader, first.next_uses, strict=True):
+        for run in runs:
+            run.add(window, first_token=num_tokens, next_uses=next_uses)
+        touched.add(window, only_decoded=is_generated)
+        num_tokens += len(window.prompt)
+    simulated = Simulated(
+        shape=shape,
+        budgets=budgets,
+        expert_bytes=sizes,
+        counts=(runs[0].counts, runs[-1].counts),
+        touched=touched,
+        first=first,
+    )
+    random = simulated.find_random_rates()
+    return Caching(
+        trace=reader.facts,
+        tokens_per_batch=tokens_per_batch,
+        phases=list_phases(simulated),
+        policies=list_policies(simulated, random),
+        touched=list_touched(simulated),
+        layers=list_layers(simulated, random),
+        notes=explain_caching(reader, simulated, given=notes),
+    )

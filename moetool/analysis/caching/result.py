@@ -1,0 +1,195 @@
+"""The answer to what a cache of experts on the GPU is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from moetool.choices import choose_word
+from moetool.plain import Tabular, make_frame, make_plain
+from moetool.printable import printable
+from moetool.trace.facts import LayerFacts, TraceFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Lists of a result that are tables.
+TableName = Literal["policies", "layer_policies", "touched", "layer_touched"]
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """The worth of one policy with one budget in one phase, over all layers.
+
+    Attributes:
+        policy: `static`, `lru`, `lfu` or `belady`.
+        budget: As it was asked for.
+        phase: `prefill` or `decode`.
+        experts_per_layer: Experts that stay on the GPU, the mean over layers.
+        gpu_bytes: Their size in all layers; None if the size of an expert is unknown.
+        hit_rate: Share of requests whose expert is on the GPU. None without requests, or where
+            nothing is left to fit on.
+        hit_rate_low: Lower limit of its 95 % interval over prompts.
+        hit_rate_high: Upper limit.
+        random_hit_rate: The same for a uniform random router.
+        bytes_per_token: Bytes of experts that are moved to the GPU, per token.
+        random_bytes_per_token: The same for a uniform random router.
+    """
+
+    policy: str
+    budget: str
+    phase: str
+    experts_per_layer: float
+    gpu_bytes: int | None
+    hit_rate: float | None
+    hit_rate_low: float | None
+    hit_rate_high: float | None
+    random_hit_rate: float | None
+    bytes_per_token: float | None
+    random_bytes_per_token: float | None
+
+
+@dataclass(frozen=True)
+class LayerPolicyResult:
+    """The hit rate of one policy with one budget in one phase, in one layer.
+
+    Attributes:
+        num_kept: Experts that stay on the GPU.
+    """
+
+    policy: str
+    budget: str
+    phase: str
+    num_kept: int
+    hit_rate: float | None
+    random_hit_rate: float | None
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Distinct experts that the tokens of a batch need together, the mean over batches.
+
+    Attributes:
+        batch_size: Tokens.
+        of: `one text` for consecutive tokens of a prompt, `several texts` for tokens of as many
+            prompts at the same position.
+        num_batches: Batches in all layers.
+        experts: Distinct experts per layer.
+        random: Of a uniform random router, `E (1 - (1 - k/E)^B)`.
+        by_load: Of tokens that choose independently with the load of the trace,
+            `sum_e (1 - (1 - p_e)^B)`.
+    """
+
+    batch_size: int
+    of: str
+    num_batches: int
+    experts: float
+    random: float
+    by_load: float
+
+
+@dataclass(frozen=True)
+class LayerCaching(LayerFacts):
+    """The worth of a cache in one layer.
+
+    Attributes:
+        expert_bytes: Size of an expert; None if unknown.
+        policies: One for each policy, budget and phase.
+        touched: One for each batch size and kind of batch.
+    """
+
+    expert_bytes: int | None
+    policies: tuple[LayerPolicyResult, ...]
+    touched: tuple[Touched, ...]
+
+
+@dataclass(frozen=True)
+class PhaseSize:
+    """The tokens of a phase, and the experts that they need.
+
+    Attributes:
+        phase: `prefill` or `decode`.
+        num_tokens: Tokens.
+        num_steps: Passes through the model, one for each batch.
+        requests_per_token: Distinct experts of all layers that a step needs, per token.
+        uncached_bytes_per_token: Bytes that are moved per token if no expert stays on the GPU.
+    """
+
+    phase: str
+    num_tokens: int
+    num_steps: int
+    requests_per_token: float
+    uncached_bytes_per_token: float | None
+
+
+@dataclass(frozen=True)
+class Caching(Tabular):
+    """The worth of keeping some experts on the GPU.
+
+    Attributes:
+        trace: Facts about the trace.
+        tokens_per_batch: Tokens of a prompt that pass together; None for all of them.
+        phases: Of the trace, or simulated.
+        policies: One for each policy, budget and phase.
+        touched: One for each batch size and kind of batch.
+        layers: In the order of stack and layer.
+        notes: What was assumed, and why a number is None: a sentence each.
+    """
+
+    trace: TraceFacts
+    tokens_per_batch: int | None
+    phases: tuple[PhaseSize, ...]
+    policies: tuple[PolicyResult, ...]
+    touched: tuple[Touched, ...]
+    layers: tuple[LayerCaching, ...]
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        name = printable(self.trace.trace or self.trace.model or "a frame")
+        best = [item for item in self.policies if item.phase == "decode" and item.hit_rate]
+        words = ", ".join(
+            f"{item.policy} {item.budget}: {item.hit_rate:.0%}"
+            for item in best[:4]
+            if item.hit_rate
+        )
+        return f"<Caching of {name}: {words or 'no decoded tokens'}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        plain: dict[str, Any] = make_plain(self)
+        return plain
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return get_type_hints(PolicyResult)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row for each policy, budget and phase. Values are plain."""
+        return [make_plain(item) for item in self.policies]
+
+    def to_frame(self, of: TableName = "policies") -> pd.DataFrame:
+        """Return one of the lists as a DataFrame.
+
+        Args:
+            of: `policies` for the rows of the CSV report, `touched` for the batch sizes;
+                `layer_policies` and `layer_touched` for the same by layer.
+
+        Raises:
+            UsageError: There is no such list.
+        """
+        choose_word(of, get_args(TableName), name="table of a cache")
+        kind: Any = PolicyResult if of == "policies" else Touched
+        if of in ("policies", "touched"):
+            return make_frame(
+                [make_plain(item) for item in getattr(self, of)], get_type_hints(kind)
+            )
+        name = of.removeprefix("layer_")
+        kind = LayerPolicyResult if name == "policies" else Touched
+        rows = [
+            {"stack": layer.stack, "layer": layer.layer, **make_plain(item)}
+            for layer in self.layers
+            for item in getattr(layer, name)
+        ]
+        return make_frame(rows, {"stack": str, "layer": int, **get_type_hints(kind)})

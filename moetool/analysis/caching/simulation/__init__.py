@@ -1,0 +1,1 @@
+"""Simulate caches of experts, step by step."""

@@ -1,0 +1,258 @@
+"""Put the counts of a simulation into a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.analysis.caching.budgets import Budget
+from moetool.analysis.caching.first_pass import FirstPass
+from moetool.analysis.caching.result import (
+    LayerCaching,
+    LayerPolicyResult,
+    PhaseSize,
+    PolicyResult,
+    Touched,
+)
+from moetool.analysis.caching.simulation.policies import POLICIES, Policy
+from moetool.analysis.caching.simulation.random_router import simulate_random_router
+from moetool.analysis.caching.simulation.run import CacheCounts, CacheShape
+from moetool.analysis.caching.touched import BATCH_SIZES, DistinctCounter, TouchedCounts
+from moetool.analysis.comparison.ratios import find_ratios
+from moetool.trace.decisions import PHASES
+
+ONE_TEXT, SEVERAL_TEXTS = "one text", "several texts"
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Everything that was counted.
+
+    Attributes:
+        shape: Layers and capacities.
+        budgets: As they were asked for.
+        expert_bytes: Of each layer; None if unknown.
+        counts: Of each phase, the counts of the simulation that is reported for it.
+        touched: Distinct experts by batch size.
+        first: The load of the trace.
+    """
+
+    shape: CacheShape
+    budgets: Sequence[Budget]
+    expert_bytes: Sequence[int] | None
+    counts: Sequence[CacheCounts]
+    touched: TouchedCounts
+    first: FirstPass
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether each half has prompts, so that static sets are scored on others."""
+        return len(set(self.first.halves.tolist())) > 1
+
+    def find_random_rates(self) -> NDArray[np.float64]:
+        """Return the hit rates of a uniform random router.
+
+        Returns:
+            # (num_layers, num_phases, num_policies, num_budgets); NaN for phases without tokens
+        """
+        num_layers, num_budgets = self.shape.capacities.shape
+        rates = np.full((num_layers, len(PHASES), len(POLICIES), num_budgets), np.nan)
+        for phase, counts in enumerate(self.counts):
+            if not counts.steps[phase]:
+                continue
+            size = max(1, round(int(counts.tokens[phase]) / int(counts.steps[phase])))
+            for layer, capacities in enumerate(self.shape.capacities):
+                order = np.argsort(capacities, kind="stable")
+                rates[layer, phase][:, order] = _simulate(
+                    self.shape.num_experts[layer],
+                    self.shape.top_k[layer],
+                    size,
+                    int(counts.steps[phase]),
+                    tuple(int(number) for number in capacities[order]),
+                )
+        return rates
+
+
+def list_policies(result: Simulated, random: NDArray[np.float64]) -> tuple[PolicyResult, ...]:
+    """Return the worth of each policy, budget and phase over all layers."""
+    listed = []
+    for phase, counts in enumerate(result.counts):
+        num_tokens = int(counts.tokens[phase])
+        if not num_tokens:
+            continue
+        requests = counts.requests[:, phase]
+        weights = counts.random_requests[:, phase]
+        for index, policy in enumerate(POLICIES):
+            is_known = policy is not Policy.STATIC or result.is_fitted
+            for place, budget in enumerate(result.budgets):
+                capacities = result.shape.capacities[:, place]
+                (ratio,) = find_ratios(counts.sums[phase, index, place][None])
+                rate = random[:, phase, index, place]
+                gpu = _weigh(capacities, result.expert_bytes)
+                moved = _weigh(requests - counts.hits[:, phase, index, place], result.expert_bytes)
+                random_moved = _weigh(weights * (1 - rate), result.expert_bytes)
+                listed.append(
+                    PolicyResult(
+                        policy=policy.value,
+                        budget=budget.text,
+                        phase=PHASES[phase],
+                        experts_per_layer=float(capacities.mean()),
+                        gpu_bytes=None if gpu is None else int(gpu),
+                        hit_rate=ratio.value if is_known else None,
+                        hit_rate_low=ratio.low if is_known else None,
+                        hit_rate_high=ratio.high if is_known else None,
+                        random_hit_rate=float((rate * weights).sum() / weights.sum()),
+                        bytes_per_token=moved / num_tokens
+                        if moved is not None and is_known
+                        else None,
+                        random_bytes_per_token=None
+                        if random_moved is None
+                        else random_moved / num_tokens,
+                    )
+                )
+    return tuple(listed)
+
+
+def list_phases(result: Simulated) -> tuple[PhaseSize, ...]:
+    """Return the sizes of the phases that have tokens."""
+    listed = []
+    for phase, counts in enumerate(result.counts):
+        num_tokens = int(counts.tokens[phase])
+        if num_tokens:
+            moved = _weigh(counts.requests[:, phase], result.expert_bytes)
+            listed.append(
+                PhaseSize(
+                    phase=PHASES[phase],
+                    num_tokens=num_tokens,
+                    num_steps=int(counts.steps[phase]),
+                    requests_per_token=float(counts.requests[:, phase].sum() / num_tokens),
+                    uncached_bytes_per_token=None if moved is None else moved / num_tokens,
+                )
+            )
+    return tuple(listed)
+
+
+def list_layers(result: Simulated, random: NDArray[np.float64]) -> tuple[LayerCaching, ...]:
+    """Return the worth of each policy, budget and phase in each layer."""
+    return tuple(
+        LayerCaching(
+            stack=stack,
+            layer=number,
+            num_experts=result.shape.num_experts[layer],
+            top_k=result.shape.top_k[layer],
+            num_tokens=int(result.touched.of_one[layer].number[0]),
+            expert_bytes=None if result.expert_bytes is None else result.expert_bytes[layer],
+            policies=tuple(_list_layer_policies(result, random, layer)),
+            touched=_list_touched(result, [layer]),
+        )
+        for layer, (stack, number) in enumerate(result.shape.places)
+    )
+
+
+def list_touched(result: Simulated) -> tuple[Touched, ...]:
+    """Return the distinct experts of each batch size, the mean over layers."""
+    return _list_touched(result, range(len(result.shape.places)))
+
+
+def _list_layer_policies(
+    result: Simulated, random: NDArray[np.float64], layer: int
+) -> list[LayerPolicyResult]:
+    listed = []
+    for phase, counts in enumerate(result.counts):
+        requests = int(counts.requests[layer, phase])
+        if not requests:
+            continue
+        for index, policy in enumerate(POLICIES):
+            is_known = policy is not Policy.STATIC or result.is_fitted
+            for place, budget in enumerate(result.budgets):
+                hits = int(counts.hits[layer, phase, index, place])
+                listed.append(
+                    LayerPolicyResult(
+                        policy=policy.value,
+                        budget=budget.text,
+                        phase=PHASES[phase],
+                        num_kept=int(result.shape.capacities[layer, place]),
+                        hit_rate=hits / requests if is_known else None,
+                        random_hit_rate=float(random[layer, phase, index, place]),
+                    )
+                )
+    return listed
+
+
+def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ...]:
+    load = result.first.load.sum(axis=0)  # (num_layers, num_ids)
+    listed = []
+    for name, counters in (
+        (ONE_TEXT, result.touched.of_one),
+        (SEVERAL_TEXTS, result.touched.of_several),
+    ):
+        for index, size in enumerate(BATCH_SIZES):
+            known = [layer for layer in layers if counters[layer].number[index]]
+            if not known:
+                continue
+            listed.append(
+                Touched(
+                    batch_size=size,
+                    of=name,
+                    num_batches=int(sum(counters[layer].number[index] for layer in known)),
+                    experts=_mean([_mean_of(counters[layer], index) for layer in known]),
+                    random=_mean(
+                        [
+                            _expect(
+                                np.full(
+                                    result.shape.num_experts[layer],
+                                    result.shape.top_k[layer] / result.shape.num_experts[layer],
+                                ),
+                                size,
+                            )
+                            for layer in known
+                        ]
+                    ),
+                    by_load=_mean(
+                        [
+                            _expect(load[layer] / result.touched.of_one[layer].number[0], size)
+                            for layer in known
+                        ]
+                    ),
+                )
+            )
+    return tuple(listed)
+
+
+def _mean_of(counter: DistinctCounter, index: int) -> float:
+    return float(counter.total[index] / counter.number[index])
+
+
+def _expect(shares: NDArray[np.float64], num_tokens: int) -> float:
+    """Return the distinct experts that independent tokens need, given each expert's share."""
+    return float((1 - (1 - shares) ** num_tokens).sum())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _weigh(numbers: NDArray[np.generic], expert_bytes: Sequence[int] | None) -> float | None:
+    """Return the bytes of a number of experts of each layer; None if their size is unknown."""
+    return None if expert_bytes is None else float(numbers @ np.array(expert_bytes))
+
+
+@cache
+def _simulate(
+    num_experts: int,
+    top_k: int,
+    tokens_per_step: int,
+    num_steps: int,
+    capacities: tuple[int, ...],
+) -> NDArray[np.float64]:
+    return simulate_random_router(
+        num_experts=num_experts,
+        top_k=top_k,
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        capacities=capacities,
+    )
