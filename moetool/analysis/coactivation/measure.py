@@ -45,7 +45,7 @@ def measure_coactivation(
 
     The trace is read once. Intervals and p-values take prompts as the sample. The predictor of the
     next layer's experts is fitted on half of the prompts, chosen by a hash of their ids, and scored
-    on the others, of which the first 32,768 tokens in the order of the hash suffice.
+    on the others, of which the first 16,384 tokens in the order of the hash suffice.
 
     Args:
         reader: The trace.
