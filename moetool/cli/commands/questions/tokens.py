@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from moetool.report.renderer import ReportFormat, View
     from moetool.trace.windows.reader import DecisionReader
 
-SUMMARY = "Show what one expert, token or prompt gets."
+SUMMARY = "Show what an expert or a token gets."
 EXAMPLES = (
-    "moetool tokens trace.parquet --prompt english-03",
     "moetool tokens trace.parquet --layer 5 --expert 4",
     'moetool tokens trace.parquet --token " the"',
+    "moetool tokens trace.parquet --prompt english-03",
 )
 _COLUMNS = ("token_id", "token", "weight", "phase")
 _MIN_COUNT, _TOP = 10, 20
