@@ -25,6 +25,8 @@ DOCUMENTS = (
     "docs/first-ten-minutes.md",
     "docs/questions/balance.md",
     "docs/questions/specialize.md",
+    "docs/questions/coactivation.md",
+    "docs/questions/tokens.md",
     "docs/questions/select.md",
     "docs/questions/place.md",
     "docs/traces/route-trace.md",

@@ -12,6 +12,15 @@ import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import merge, route_trace, validate
+from moetool.cli.commands.questions import coactivation, compare, place, select, specialize, tokens
+from moetool.cli.commands.questions import coactivation, specialize, tokens
+from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
+from moetool.cli.commands.traces import route_trace, validate
+from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
+from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
+from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.commands.questions import (
     balance,
     coactivation,
@@ -55,6 +64,8 @@ _COMMANDS = (
     ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
+    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
 )
 

@@ -15,6 +15,11 @@ from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import specialize
 from moetool.cli.commands.traces import merge, route_trace, validate
+from moetool.cli.commands.questions import coactivation, specialize, tokens
+from moetool.cli.commands.questions import balance, specialize
+from moetool.cli.commands.questions import select, specialize
+from moetool.cli.commands.questions import place, specialize
+from moetool.cli.commands.traces import route_trace
 from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import _COMMANDS, app
@@ -27,6 +32,12 @@ EXAMPLES = {
     "validate": validate.EXAMPLES,
     "merge": merge.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "balance": balance.EXAMPLES,
+    "specialize": specialize.EXAMPLES,
+    "coactivation": coactivation.EXAMPLES,
+    "tokens": tokens.EXAMPLES,
+    "select": select.EXAMPLES,
+    "place": place.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
@@ -65,6 +76,19 @@ OPTIONS = {
     | {"--no-validate"},
     "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
     | {"--num-experts", "--top-k", "--no-validate"},
+    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "coactivation": OF_TRACES | {"--pairs", "--by"},
+    "tokens": OF_TRACES
+    | {
+        "--layer",
+        "--expert",
+        "--stack",
+        "--token",
+        "--token-id",
+        "--prompt",
+        "--min-count",
+        "--top",
+    },
     "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
     | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
     | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
@@ -115,6 +139,19 @@ PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace", "validate", "merge"],
     "Questions to a trace": ["specialize"],
+    "balance": balance.SUMMARY,
+    "specialize": specialize.SUMMARY,
+    "coactivation": coactivation.SUMMARY,
+    "tokens": tokens.SUMMARY,
+    "select": select.SUMMARY,
+    "place": place.SUMMARY,
+}
+PANELS = {
+    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
+    "Traces": ["route-trace"],
+    "Questions to a trace": ["specialize", "coactivation", "tokens"],
+    "Questions to a trace": ["specialize", "select"],
+    "Questions to a trace": ["specialize", "place"],
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace", "import", "validate"],

@@ -34,6 +34,8 @@ from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
 from moetool.report.questions import specialize, validate
 from moetool.report.questions import specialize, specialize_tokens
+from moetool.report.questions import coactivation, specialize
+from moetool.report.questions.tokens import expert, prompt, routing, token
 from moetool.report.questions import balance, specialize
 from moetool.report.questions import select, specialize
 from moetool.report.questions import balance, select, specialize
@@ -51,6 +53,13 @@ from tests.report.examples import (
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
+from tests.report.questions.answers import (
+    make_coactivation,
+    make_expert_tokens,
+    make_prompt_routing,
+    make_token_experts,
+    make_token_routing,
+)
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 from tests.trace.reading.frames import METADATA, make_frame
 
@@ -182,6 +191,24 @@ def show_token_specialization(view: View) -> str:
     return specialize_tokens.render_table_text(make_token_result(), view)
 
 
+def show_coactivation(view: View) -> str:
+    return coactivation.render_table_text(make_coactivation(), view)
+
+
+def show_token_routing(view: View) -> str:
+    return routing.render_table_text(make_token_routing(), view)
+
+
+def show_expert(view: View) -> str:
+    return expert.render_table_text(make_expert_tokens(), view)
+
+
+def show_token(view: View) -> str:
+    return token.render_table_text(make_token_experts(), view)
+
+
+def show_prompt(view: View) -> str:
+    return prompt.render_table_text(make_prompt_routing(), view)
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
@@ -222,6 +249,11 @@ PAGES = (
     show_validation,
     show_specialization_of_trace,
     show_token_specialization,
+    show_coactivation,
+    show_token_routing,
+    show_expert,
+    show_token,
+    show_prompt,
     show_balance,
     show_selection,
 )
