@@ -17,9 +17,10 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model, validate_trace
-from moetool import Scenario, estimate_memory, inspect_model, select_experts
+from moetool import Scenario, estimate_memory, inspect_model, select_experts, validate_trace
 from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.result import Placement
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.analysis.validation.result import Validation
 from moetool.catalogue.gpus import read_gpus
@@ -32,27 +33,30 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import specialize, validate
-from moetool.report.questions import specialize, specialize_tokens
-from moetool.report.questions import coactivation, specialize
+from moetool.report.questions import (
+    balance,
+    coactivation,
+    place,
+    select,
+    specialize,
+    specialize_tokens,
+    validate,
+)
 from moetool.report.questions.tokens import expert, prompt, routing, token
-from moetool.report.questions import balance, specialize
-from moetool.report.questions import select, specialize
-from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import (
     make_counts,
+    make_placement,
     make_result,
     make_token_result,
     make_whole_result,
 )
-from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.report.examples import make_counts, make_result
 from tests.report.questions.answers import (
     make_coactivation,
     make_expert_tokens,
@@ -183,6 +187,8 @@ def check_trace() -> Validation:
 
 def show_validation(view: View) -> str:
     return validate.render_table_text(check_trace(), view)
+
+
 def show_specialization_of_trace(view: View) -> str:
     return specialize.render_table_text(make_whole_result(), view)
 
@@ -209,6 +215,8 @@ def show_token(view: View) -> str:
 
 def show_prompt(view: View) -> str:
     return prompt.render_table_text(make_prompt_routing(), view)
+
+
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
@@ -233,6 +241,15 @@ def show_selection(view: View) -> str:
     return select.render_table_text(selection, view)
 
 
+@cache
+def placement() -> Placement:
+    return make_placement(Cluster(8, 2, 8))
+
+
+def show_placement(view: View) -> str:
+    return place.render_table_text(placement(), view)
+
+
 PAGES = (
     show_model,
     show_layers,
@@ -255,6 +272,7 @@ PAGES = (
     show_token,
     show_prompt,
     show_balance,
+    show_placement,
     show_selection,
 )
 
