@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
-    from moetool.library.questions.select import select_experts as select_experts
+    from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
+    from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
@@ -57,6 +58,7 @@ _HOME_OF = {
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",
+    "simulate_caches": "moetool.library.questions.cache",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "place_experts",
     "read_trace",
     "select_experts",
+    "simulate_caches",
     "to_frame",
     "trace_model",
 ]

@@ -10,10 +10,7 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import select, specialize
-from moetool.cli.commands.questions import coactivation, specialize
-from moetool.cli.commands.questions import compare, specialize
-from moetool.cli.commands.questions import place, specialize
+from moetool.cli.commands.questions import cache, coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
@@ -42,6 +39,7 @@ _COMMANDS = (
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
+    ("cache", cache.cache, cache, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
 )
 

@@ -22,6 +22,7 @@ _SEED = 0
 def simulate_random_router(
     *,
     num_experts: int,
+    num_ids: int,
     top_k: int,
     tokens_per_step: int,
     num_steps: int,
@@ -33,7 +34,8 @@ def simulate_random_router(
     an empty cache, for as many steps as a trace has, and at most 2,000.
 
     Args:
-        num_experts: E.
+        num_experts: E, those with weights.
+        num_ids: Those and identity experts, which are drawn as often.
         top_k: Distinct experts of each token.
         tokens_per_step: Tokens that pass through the model together.
         num_steps: Steps of the trace.
@@ -46,15 +48,15 @@ def simulate_random_router(
     num_steps = min(num_steps, most)
     num_tokens = num_steps * tokens_per_step
     rng = np.random.default_rng(_SEED)
-    draws = rng.random((num_tokens, num_experts))
-    experts = np.argpartition(draws, top_k - 1, axis=1)[:, :top_k].astype(np.int64)
+    draws = rng.random((num_tokens, num_ids))
+    experts = np.argpartition(draws, top_k - 1, axis=1)[:, :top_k]
     steps = Steps(
         np.repeat(np.arange(num_steps), tokens_per_step),
         np.zeros(num_steps, dtype=np.int64),
         np.full(num_steps, DECODE),
     )
     requests = find_requests(
-        LayerChoices(np.arange(num_tokens), experts, None),
+        LayerChoices(np.arange(num_tokens), experts.astype(np.int64), None),
         steps,
         first_token=0,
         next_uses=np.full(num_experts, NEVER),
