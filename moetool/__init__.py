@@ -11,13 +11,22 @@ if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.library.questions.cache import simulate_caches as simulate_caches
+    from moetool.library.questions.balance import measure_balance as measure_balance
+    from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.select import select_experts as select_experts
+    from moetool.interchange.imports.detect import detect_format as detect_format
+    from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
+    from moetool.library.questions.validate import validate_trace as validate_trace
+    from moetool.library.questions.tokens import list_expert_tokens as list_expert_tokens
+    from moetool.library.questions.tokens import list_token_experts as list_token_experts
+    from moetool.library.questions.tokens import measure_tokens as measure_tokens
+    from moetool.library.questions.tokens import tabulate_prompt as tabulate_prompt
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -50,17 +59,27 @@ _HOME_OF = {
     "Task": "moetool.memory.scenario",
     "Trace": "moetool.library.trace",
     "compare_traces": "moetool.library.questions.compare",
+    "detect_format": "moetool.interchange.imports.detect",
     "estimate_memory": "moetool.memory.estimate",
     "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
+    "import_trace": "moetool.interchange.imports.run",
     "inspect_model": "moetool.inspection.inspect",
+    "measure_balance": "moetool.library.questions.balance",
+    "list_expert_tokens": "moetool.library.questions.tokens",
+    "list_token_experts": "moetool.library.questions.tokens",
+    "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
+    "measure_tokens": "moetool.library.questions.tokens",
+    "read_trace": "moetool.trace.reading.reader",
+    "tabulate_prompt": "moetool.library.questions.tokens",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",
     "simulate_caches": "moetool.library.questions.cache",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
+    "validate_trace": "moetool.library.questions.validate",
 }
 
 __all__ = [
@@ -78,11 +97,20 @@ __all__ = [
     "Trace",
     "__version__",
     "compare_traces",
+    "detect_format",
     "estimate_memory",
     "export_placement",
     "find_fitting_models",
+    "import_trace",
     "inspect_model",
+    "measure_balance",
+    "list_expert_tokens",
+    "list_token_experts",
+    "measure_coactivation",
     "measure_specialization",
+    "measure_tokens",
+    "read_trace",
+    "tabulate_prompt",
     "place_experts",
     "read_trace",
     "select_experts",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.trace.companions import saliency_path
 from tests.command import REPOSITORY
 from tests.docs.shown import run_shown_here
 from tools.refresh_docs import (
@@ -47,6 +48,7 @@ def write_inputs(block: Block, *, workplace: Path) -> None:
 def remove_outputs(block: Block, *, workplace: Path) -> None:
     for name in block.written:
         (workplace / name).unlink(missing_ok=True)
+        saliency_path(workplace / name).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ from moetool.report.memory import data as memory_report
 from moetool.report.questions.specialize import render_csv as render_specialize_csv
 from moetool.report.questions.specialize import render_json as render_specialize_json
 from moetool.report.renderer import View
+from moetool.trace.facts import describe_trace
 from tests.report.examples import make_counts, make_result
 from tests.report.inspect.inspections import FILES, FLOPS, make_inspection, make_reported
 from tests.report.memory.estimates import LIMITS, OFFLOAD, SPEED, make_estimate, make_full_estimate
 
 SPECIALIZATION = make_result(make_counts(["code", "prose"]))
+FACTS = describe_trace(None, path="trace.parquet", num_prompts=6, num_tokens=9, num_assignments=18)
 
 # Long enough for every headline, and a thousandth of a result's fields.
 LONGEST_REPR = 160
@@ -122,12 +124,12 @@ def test_every_name_in_the_json_of_memory_estimate_is_an_attribute_with_that_val
 
 
 def test_every_name_in_the_json_of_specialize_is_an_attribute_with_that_value() -> None:
-    result = replace(SPECIALIZATION, trace="trace.parquet")
+    result = replace(SPECIALIZATION, trace=FACTS)
     value = json.loads(render_specialize_json(result))
     del value["schema"], value["moetool"]
     assert list_differences(value, result) == []
     assert value == result.to_dict()
-    assert value["trace"] == "trace.parquet"
+    assert value["trace"]["trace"] == FACTS.trace
 
 
 def test_every_csv_column_of_inspect_is_an_attribute_and_a_name_in_the_json() -> None:
@@ -265,7 +267,7 @@ def test_a_repr_is_a_headline(inspected: Inspection, estimated: Estimate) -> Non
     assert "peak unknown" in repr(
         make_estimate(figures=replace(short.figures, peak_allocated_bytes=None))
     )
-    result = replace(SPECIALIZATION, trace="t.parquet")
+    result = replace(SPECIALIZATION, trace=replace(FACTS, trace="t.parquet"))
     assert repr(result).startswith(f"<Specialization of t.parquet: {len(result.domains)} domains, ")
 
 
@@ -274,7 +276,7 @@ def test_a_name_that_would_steer_a_terminal_is_escaped_in_a_repr() -> None:
     for value in (
         make_inspection(model=name),
         make_estimate(model=name),
-        replace(SPECIALIZATION, trace=name),
+        replace(SPECIALIZATION, trace=replace(FACTS, trace=name)),
     ):
         assert repr(value).isprintable()
 

@@ -23,7 +23,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
+    "docs/questions/balance.md",
     "docs/questions/specialize.md",
+    "docs/questions/select.md",
+    "docs/questions/place.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",

@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
-_HALF = 1 << 63
 # Tokens that are kept to score predictions on: their hit rate is then known to a quarter of a
 # percentage point, and all layers of a large model take 60 MB.
 MOST_TOKENS = 32_768
 
 
 def hash_prompts(prompts: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a number for each prompt id that looks random, but depends on nothing else.
-
-    Prompts whose first bit is 0 are the half to fit on.
-    """
+    """Return a number for each prompt id that looks random, but depends on nothing else."""
     digests = (
         blake2b(prompt.encode(errors="backslashreplace"), digest_size=8).digest()
         for prompt in prompts
@@ -34,8 +30,13 @@ def hash_prompts(prompts: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def find_fit_half(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which prompts predictions are fitted on."""
-    return hashes < np.uint64(_HALF)
+    """Return which prompts predictions are fitted on: the half with the smallest hashes.
+
+    Of a single prompt, none is.
+    """
+    is_fitted = np.zeros(len(hashes), dtype=bool)
+    is_fitted[np.argsort(hashes, kind="stable")[: len(hashes) // 2]] = True
+    return is_fitted
 
 
 def find_reach(gained: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | None:
@@ -57,7 +58,7 @@ def find_reach(gained: NDArray[np.float64], chosen: NDArray[np.float64]) -> floa
 
 @dataclass
 class HeldOutSample:
-    """What is known and what is to be predicted of whole prompts: those of the smallest hashes.
+    """Known and wanted values of the tokens of whole prompts: those of the smallest hashes.
 
     The sample is the same in whatever order the prompts come.
 

@@ -11,7 +11,14 @@ import typer
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import cache, coactivation, compare, place, select, specialize
+from moetool.cli.commands.questions import coactivation, specialize, tokens
+from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
+from moetool.cli.commands.traces import route_trace, validate
+from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
+from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
 from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -35,7 +42,11 @@ _COMMANDS = (
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("validate", validate.validate, validate, _TRACES),
+    ("balance", balance.balance, balance, _QUESTIONS),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("import", import_files.import_files, import_files, _TRACES),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moetool.errors import InputError
+from moetool.interchange.imports.reading.torch_files import load_torch
 from moetool.printable import printable
 
 SALIENCY_KEY = "reap"
@@ -34,28 +35,7 @@ def read_saliency(path: Path) -> dict[int, list[float]]:
 
 
 def _load(path: Path) -> Mapping[Any, Any]:
-    import pickle
-    import zipfile
-
-    import torch
-
-    if not path.is_file():
-        raise InputError(f"There is no file '{printable(path)}'.", hint=_HINT)
-    if not zipfile.is_zipfile(path):
-        raise _is_other(path, seen="not an archive, as torch.save makes them")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"'{printable(path)}' holds more than tensors, and loading it could run code.",
-            hint=_HINT,
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise InputError(
-            f"'{printable(path)}' can't be read as a file of torch.",
-            hint=_HINT,
-            facts=[f"seen: {printable(str(error).partition(chr(10))[0], max_length=200)}"],
-        ) from error
+    content = load_torch(path)
     if not isinstance(content, Mapping) or not content:
         raise _is_other(path, seen=f"a {type(content).__name__}")
     return content
@@ -64,7 +44,13 @@ def _load(path: Path) -> Mapping[Any, Any]:
 def _read_scores(path: Path, layer: int, values: Any) -> list[float]:
     import torch
 
-    if not isinstance(values, torch.Tensor) or values.dim() != 1 or not values.numel():
+    if (
+        not isinstance(values, torch.Tensor)
+        or values.layout is not torch.strided
+        or not values.is_floating_point()
+        or values.dim() != 1
+        or not values.numel()
+    ):
         raise _is_other(path, seen=f"no list of experts in layer {layer}")
     scores = values.detach().double()
     if not bool(torch.isfinite(scores).all()) or bool((scores < 0).any()):

@@ -65,6 +65,7 @@ def read_expert_names(model: str | PathLike[str]) -> dict[Place, LayerNames]:
         names[layer.stack, layer.layer] = LayerNames(
             block=layer.block_path,
             experts=layer.experts_path,
+            num_experts=layer.num_experts + layer.num_identity_experts,
             parameters=tuple(
                 _list_parameters(skeleton.model.get_submodule(layer.experts_path), layer)
             ),

@@ -96,19 +96,35 @@ def make_excerpts(
     names, seen = ExpertNames(layers), set[str]()
     for excerpt in excerpts:
         yield _make_texts(excerpt, is_named=len(excerpts) > 1)
-        for stack in excerpt.stacks:
-            table = _StackTable(stack, names, width=view.width or FILE_WIDTH)
-            seen |= table.list_marks()
-            yield [*([_make_heading(stack)] if len(excerpt.stacks) > 1 else []), *table.make()]
+        yield from _make_tables(excerpt.stacks, names, view, seen)
     if excerpts:
-        is_new = any(
-            token.is_new
-            for excerpt in excerpts
-            for stack in excerpt.stacks
-            for token in stack.tokens
-        )
-        first_layer = excerpts[0].stacks[0].layers[0]
-        yield make_notes(_explain(first_layer, seen, is_new=is_new, has_color=view.has_color))
+        stacks = [stack for excerpt in excerpts for stack in excerpt.stacks]
+        yield make_notes(_explain(stacks, seen, has_color=view.has_color))
+
+
+def make_token_tables(
+    stacks: Sequence[StackExcerpt], layers: Sequence[RoutedLayer], view: View
+) -> Iterator[Block]:
+    """Yield the tables of a prompt without its text, and in the end how to read them.
+
+    Args:
+        stacks: At least one.
+        layers: The layers of the trace that the excerpts are from.
+        view: The terminal that the page is for.
+    """
+    seen = set[str]()
+    yield from _make_tables(stacks, ExpertNames(layers), view, seen)
+    yield make_notes(_explain(stacks, seen, has_color=view.has_color))
+
+
+def _make_tables(
+    stacks: Sequence[StackExcerpt], names: ExpertNames, view: View, seen: set[str]
+) -> Iterator[Block]:
+    """Yield the table of each stack, and add the marks that it shows to those seen."""
+    for stack in stacks:
+        table = _StackTable(stack, names, width=view.width or FILE_WIDTH)
+        seen |= table.list_marks()
+        yield [*([_make_heading(stack)] if len(stacks) > 1 else []), *table.make()]
 
 
 def _make_texts(excerpt: PromptExcerpt, *, is_named: bool) -> Block:
@@ -249,9 +265,11 @@ def _name_gap(num_tokens: int) -> str:
 
 
 def _explain(
-    first_layer: int, marks: Collection[str], *, is_new: bool, has_color: bool
+    stacks: Sequence[StackExcerpt], marks: Collection[str], *, has_color: bool
 ) -> Iterator[str]:
     """Yield how to read the tables, as far as they need it."""
+    first_layer = stacks[0].layers[0]
+    is_new = any(token.is_new for stack in stacks for token in stack.tokens)
     color = ", which sets the colour" if has_color else ""
     yield f"L{first_layer}: layer {first_layer}. Cells list experts, largest weight first{color}."
     if is_new:

@@ -111,7 +111,7 @@ def _excerpt_stack(rows: pa.Table, *, most_tokens: int) -> StackExcerpt:
     position = rows.column("position").to_numpy()  # (num_rows,)
     is_new = _codes(rows, "phase") == _words(rows, "phase").index(PHASES[1])
     kept = np.concatenate(
-        [_take_ends(np.unique(position[is_new == phase]), most_tokens) for phase in (False, True)]
+        [take_ends(np.unique(position[is_new == phase]), most_tokens) for phase in (False, True)]
     )
     short = rows.filter(pa.array(np.isin(position, kept)))
     pieces: dict[int, tuple[str, bool]] = {}
@@ -139,7 +139,7 @@ def _excerpt_stack(rows: pa.Table, *, most_tokens: int) -> StackExcerpt:
     )
 
 
-def _take_ends(positions: NDArray[Any], most: int) -> NDArray[Any]:
+def take_ends(positions: NDArray[Any], most: int) -> NDArray[Any]:
     """Return the first and the last of some positions, `most` in all."""
     if len(positions) <= most:
         return positions

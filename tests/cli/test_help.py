@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.questions import balance, specialize
+from moetool.cli.commands.questions import select, specialize
+from moetool.cli.commands.questions import place, specialize
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import app
@@ -23,7 +25,10 @@ EXAMPLES = {
     "inspect": inspect.EXAMPLES,
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
+    "balance": balance.EXAMPLES,
     "specialize": specialize.EXAMPLES,
+    "select": select.EXAMPLES,
+    "place": place.EXAMPLES,
     "fits": fits.EXAMPLES,
     "models": models.EXAMPLES,
     "gpus": gpus.EXAMPLES,
@@ -49,8 +54,19 @@ OPTIONS = {
     }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
+    | {"--saliency"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
+    | {"--no-validate"},
+    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
+    | {"--num-experts", "--top-k", "--no-validate"},
     "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
+    "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
+    | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
+    | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
+    "place": {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed"}
+    | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
+    | {"--num-hidden-layers", "--by", "--layers", "--num-experts", "--top-k", "--no-validate"},
     "fits": {
         "--gpu",
         "--family",
@@ -71,12 +87,16 @@ SUMMARIES = {
     "models": models.SUMMARY,
     "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
+    "balance": balance.SUMMARY,
     "specialize": specialize.SUMMARY,
+    "select": select.SUMMARY,
+    "place": place.SUMMARY,
 }
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace"],
-    "Questions to a trace": ["specialize"],
+    "Questions to a trace": ["specialize", "select"],
+    "Questions to a trace": ["specialize", "place"],
 }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moetool.analysis.specialization.measure import Specialization, measure_specialization
+from moetool.analysis.specialization.measure import measure_specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 TOP_K = 2
@@ -50,5 +51,5 @@ def make_counts(
     )
 
 
-def make_result(counts: ExpertCounts, *, num_permutations: int = 19) -> Specialization:
+def make_result(counts: ExpertCounts, *, num_permutations: int = 199) -> Specialization:
     return measure_specialization(counts, num_permutations=num_permutations)

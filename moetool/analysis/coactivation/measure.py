@@ -44,7 +44,8 @@ def measure_coactivation(
     """Return which experts are chosen together, in a layer and from one layer to the next.
 
     The trace is read once. Intervals and p-values take prompts as the sample. The predictor of the
-    next layer's experts is fitted on the prompts whose ids have an even hash, and scored on others.
+    next layer's experts is fitted on half of the prompts, chosen by a hash of their ids, and scored
+    on the others, of which the first 32,768 tokens in the order of the hash suffice.
 
     Args:
         reader: The trace.
@@ -218,8 +219,8 @@ def _make_notes(
     following = [layer.next_layer for layer in layers if layer.next_layer is not None]
     if any(each.prediction is None for each in following):
         yield (
-            "the next layer's experts are not predicted: the ids of the prompts put all of them "
-            "into one half"
+            "some layers' experts are not predicted from the layer before: half of the prompts "
+            "have none in one of the two layers"
             if num_prompts > 1
             else "the next layer's experts are not predicted: that takes two prompts"
         )

@@ -14,13 +14,20 @@ the coefficients that matter are then the largest ones, and nothing cancels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_MOST_STEPS = 200
+_SIMPLE_STEPS, _NEWTON_STEPS = 24, 60
+# Of a logarithm of a weight.
+_LONGEST_STEP = 1.0
+_RIDGE = 1e-9
 _TOLERANCE = 1e-10
+# Of a load, at which its pairs are still better known than from any trace.
+_LARGEST_ERROR = 1e-4
 
 
 def expect_pairs(load: Floats, sizes: NDArray[np.int64]) -> Floats | None:
@@ -60,20 +67,87 @@ def _expect_free_pairs(load: Floats, share_of_size: Floats) -> Floats | None:
         share_of_size: Share of the decisions with 0, 1, 2, … experts. # (top_k + 1,)
     """
     target = np.log(load) - np.log1p(-load)
-    log_weight = target.copy()
-    # An odd number keeps the nodes off -1, where 1 + w z may vanish.
-    nodes = np.exp(2j * np.pi * np.arange(num := len(load) + 1 + len(load) % 2) / num)
-    for _ in range(_MOST_STEPS):
-        log_weight += _centre(log_weight, mean_size=load.sum())
-        member, factor = _transform(log_weight, nodes, share_of_size)
-        reached = (factor @ member).real
+    log_weight = target + _centre(target, mean_size=load.sum())
+    # Simple steps are cheap and few where experts are many. Where a few exclude each other they
+    # overshoot or creep, and Newton's converge.
+    for number in range(_SIMPLE_STEPS + _NEWTON_STEPS):
+        sizes = _Sizes.transform(log_weight, share_of_size)
+        reached = sizes.loads
         if not ((reached > 0) & (reached < 1)).all():
             return None
-        if np.abs(reached / load - 1).max() < _TOLERANCE:
-            pairs: Floats = ((member * factor[:, None]).T @ member).real
-            return np.maximum(pairs, 0.0)
-        log_weight += target - (np.log(reached) - np.log1p(-reached))
-    return None
+        error = float(np.abs(reached / load - 1).max())
+        if error < _TOLERANCE:
+            break
+        if number < _SIMPLE_STEPS:
+            step = target - (np.log(reached) - np.log1p(-reached))
+        else:
+            step = _find_newton_step(sizes, load)
+        log_weight += step
+        log_weight += _centre(log_weight, mean_size=load.sum())
+    return np.maximum(sizes.pairs, 0.0) if error < _LARGEST_ERROR else None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The router's probabilities, for decisions of each size that occurs.
+
+    Attributes:
+        member: `a_i` at each node. # (num_nodes, num_experts)
+        factor: What picks the coefficient of each size: its sum over the nodes is 1.
+            # (num_sizes, num_nodes)
+        share: Of each size. # (num_sizes,)
+    """
+
+    member: NDArray[np.complex128]
+    factor: NDArray[np.complex128]
+    share: Floats
+
+    @classmethod
+    def transform(cls, log_weight: Floats, share_of_size: Floats) -> _Sizes:
+        """Return the probabilities under weights."""
+        # An odd number keeps the nodes off -1, where 1 + w z may vanish.
+        num_nodes = len(log_weight) + 1 + len(log_weight) % 2
+        nodes = np.exp(2j * np.pi * np.arange(num_nodes) / num_nodes)
+        terms = np.exp(log_weight) * nodes[:, None]
+        log_product = np.log1p(terms).sum(axis=1)
+        (sizes,) = np.nonzero(share_of_size)
+        turned = np.exp(log_product - log_product.real.max()) * nodes ** -sizes[:, None]
+        total = turned.sum(axis=1)
+        return cls(
+            member=terms / (1 + terms),
+            factor=turned / total[:, None],
+            share=share_of_size[sizes],
+        )
+
+    @property
+    def loads(self) -> Floats:
+        """The probability of each expert. # (num_experts,)."""
+        loads: Floats = (self.share @ self.factor @ self.member).real
+        return loads
+
+    @property
+    def pairs(self) -> Floats:
+        """The probability of each pair of different experts. # (num_experts, num_experts)."""
+        weighted = self.member * (self.share @ self.factor)[:, None]
+        pairs: Floats = (weighted.T @ self.member).real
+        return pairs
+
+
+def _find_newton_step(sizes: _Sizes, load: Floats) -> Floats:
+    """Return Newton's step to weights that give the loads, of a length that is safe.
+
+    The loads are the gradient of the expected logarithm of the sum over sets, their covariances its
+    second derivative.
+    """
+    by_size = (sizes.factor @ sizes.member).real  # (num_sizes, num_experts)
+    covariance = sizes.pairs
+    np.fill_diagonal(covariance, sizes.loads)
+    covariance -= (by_size * sizes.share[:, None]).T @ by_size
+    # All weights may be multiplied by one number.
+    covariance += 1 / len(load) ** 2
+    covariance[np.diag_indices(len(load))] += _RIDGE * load * (1 - load)
+    step = np.linalg.solve(covariance, load - sizes.loads).astype(np.float64)
+    return step / max(1.0, float(np.abs(step).max()) / _LONGEST_STEP)
 
 
 def _centre(log_weight: Floats, *, mean_size: float) -> float:
@@ -89,21 +163,3 @@ def _centre(log_weight: Floats, *, mean_size: float) -> float:
         step = excess / max((chance * (1 - chance)).sum(), 1e-300)
         shift = shift - step if low < shift - step < high else (low + high) / 2
     return shift
-
-
-def _transform(
-    log_weight: Floats, nodes: NDArray[np.complex128], share_of_size: Floats
-) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-    """Return `a_i` at each node, and the factors whose sum over the nodes picks the coefficients.
-
-    Returns:
-        # (num_nodes, num_experts), # (num_nodes,)
-    """
-    terms = np.exp(log_weight) * nodes[:, None]
-    log_product = np.log1p(terms).sum(axis=1)
-    product = np.exp(log_product - log_product.real.max())
-    factor = np.zeros(len(nodes), dtype=np.complex128)
-    for size in np.flatnonzero(share_of_size):
-        turned = product * nodes ** -int(size)
-        factor += share_of_size[size] * turned / turned.sum()
-    return terms / (1 + terms), factor

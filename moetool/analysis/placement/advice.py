@@ -43,7 +43,7 @@ def add_candidates(
     return found
 
 
-def choose_settings(scorers: Collection[LayerScorer]) -> VllmAdvice | None:
+def choose_settings(scorers: Collection[LayerScorer], cluster: Cluster) -> VllmAdvice | None:
     """Return the settings with the lowest batch imbalance on the held-out prompts.
 
     None if there was no complete batch, or layers have different numbers of experts.
@@ -64,8 +64,9 @@ def choose_settings(scorers: Collection[LayerScorer]) -> VllmAdvice | None:
     strategies = {name: means[name] for name in (LINEAR, ROUND_ROBIN) if name in means}
     return VllmAdvice(
         num_redundant_experts=int(best),
+        # vLLM refuses round_robin for routers without groups, and with EPLB.
         expert_placement_strategy=min(strategies, key=strategies.__getitem__)
-        if strategies
+        if strategies and cluster.num_groups > 1
         else LINEAR,
         imbalance_by_redundant={name: means[name] for name in numbers},
         imbalance_by_strategy=strategies,

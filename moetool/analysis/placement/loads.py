@@ -211,8 +211,9 @@ def _read_steps(
     stack = frame["stack"].astype(str).to_numpy() if "stack" in frame else None
     by_step = {}
     for layer in layers:
-        mine = (frame["layer"] == layer.layer).to_numpy()
-        mine &= (stack == layer.stack) if stack is not None else True
+        mine = frame["layer"].to_numpy() == layer.layer
+        if stack is not None:
+            mine = mine & (stack == layer.stack)
         cells = np.zeros((len(steps), layer.num_experts), dtype=np.int64)
         rows = frame[mine]
         np.add.at(cells, (step[mine], rows["expert"].to_numpy()), rows["count"].to_numpy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,7 +26,12 @@ from moetool.analysis.placement.result import (
     name_layer,
 )
 from moetool.analysis.placement.scoring import LayerScorer
-from moetool.analysis.placement.summary import SentBytes, describe_layers, describe_methods
+from moetool.analysis.placement.summary import (
+    PromptSums,
+    SentBytes,
+    describe_layers,
+    describe_methods,
+)
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
@@ -155,7 +160,7 @@ def measure_placement(
         layers=described,
         methods=describe_methods(described, final, by_prompt=by_prompt),
         notes=reader.notes,
-        vllm=choose_settings(scorers.values()) if options.advises_vllm else None,
+        vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )
     notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
     return replace(result, notes=(*notes, *reader.notes))
@@ -212,23 +217,22 @@ def _count_halves(
 
 def _score_held_out(
     reader: DecisionReader, held_out: NDArray[np.bool_], scorers: Mapping[Place, LayerScorer]
-) -> dict[str, NDArray[np.float64]]:
-    """Score the placements, and return the GPUs that each prompt's tokens reach, over all layers.
-
-    Returns:
-        By method. # (num_prompts,)
-    """
-    names: Sequence[str] = METHODS
-    by_prompt = {name: np.zeros(len(reader.prompts)) for name in names}
+) -> dict[str, PromptSums]:
+    """Score the placements, and return sums over the layers for each held-out prompt, by method."""
+    reached = {name: np.zeros(len(reader.prompts)) for name in METHODS}
+    imbalance = {name: np.zeros(len(reader.prompts)) for name in METHODS}
     for window in reader:
         is_held_out = held_out[window.prompt]
         for place, choices in window.layers.items():
             mine = is_held_out[choices.token]
-            reached = scorers[place].add(choices.experts[mine])
             prompt = window.prompt[choices.token[mine]]
-            for name in names:
-                np.add.at(by_prompt[name], prompt, reached[name])
-    return {name: total[held_out] for name, total in by_prompt.items()}
+            scored = scorers[place].add(choices.experts[mine])
+            for name in METHODS:
+                np.add.at(reached[name], prompt, scored[name].reached)
+                np.add.at(imbalance[name], prompt[scored[name].last], scored[name].imbalance)
+    return {
+        name: PromptSums(reached[name][held_out], imbalance[name][held_out]) for name in METHODS
+    }
 
 
 def _place(layer: RoutedLayer) -> Place:

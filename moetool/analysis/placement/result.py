@@ -50,24 +50,44 @@ class LayerPlacement(LayerFacts):
 
 
 @dataclass(frozen=True)
+class Change:
+    """A relative change, with the 95 % interval that sampling the prompts leaves.
+
+    Attributes:
+        change: -0.1 is a tenth less.
+        low: Lower limit; None with fewer than two prompts.
+        high: Upper limit.
+    """
+
+    change: float
+    low: float | None
+    high: float | None
+
+    @property
+    def direction(self) -> int:
+        """-1 if the interval is below 0, 1 if it is above, and 0 if it holds 0 or is unknown."""
+        if self.low is None or self.high is None:
+            return 0
+        return -1 if self.high < 0 else 1 if self.low > 0 else 0
+
+
+@dataclass(frozen=True)
 class MethodPlacement(PlacementScore):
     """A method's scores, as means over layers; bytes are those of all layers together.
 
     Attributes:
         baseline: The scores that the same placements have for a random router.
-        fan_out_change: Change of fan-out against contiguous placement: -0.1 is a tenth less.
-        fan_out_change_low: Lower limit of its 95 % interval, over prompts; None with fewer than
-            two prompts held out.
-        fan_out_change_high: Upper limit.
+        fan_out_change: Change of fan-out against contiguous placement, over prompts.
+        batch_imbalance_change: The same of batch imbalance; a batch belongs to the prompt that it
+            ends in.
         layers_better_than_eplb: Share of layers with a lower batch imbalance than under EPLB.
         physical_to_logical: Expert of each slot of each layer, fitted on all prompts; slots of a
             GPU follow each other.
     """
 
     baseline: PlacementScore = field(kw_only=True)
-    fan_out_change: float | None = field(kw_only=True, default=None)
-    fan_out_change_low: float | None = field(kw_only=True, default=None)
-    fan_out_change_high: float | None = field(kw_only=True, default=None)
+    fan_out_change: Change | None = field(kw_only=True, default=None)
+    batch_imbalance_change: Change | None = field(kw_only=True, default=None)
     layers_better_than_eplb: float | None = field(kw_only=True, default=None)
     physical_to_logical: Mapping[str, tuple[int, ...]] = field(kw_only=True)
 
@@ -107,7 +127,7 @@ class VllmAdvice:
         num_redundant_experts: The fewest with which EPLB's batch imbalance is within 2 % of the
             lowest among the numbers tried.
         expert_placement_strategy: `linear` or `round_robin`, whichever has the lower batch imbalance
-            without replicas.
+            without replicas; `linear` if the router has no groups, which `round_robin` needs.
         imbalance_by_redundant: EPLB's batch imbalance on the held-out prompts, by the number of
             redundant experts.
         imbalance_by_strategy: The same without EPLB, by strategy.

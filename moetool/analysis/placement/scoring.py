@@ -112,6 +112,21 @@ def _count_distinct(
     return reached
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Scores of some decisions under one placement.
+
+    Attributes:
+        reached: GPUs that each decision reaches. # (num_decisions,)
+        imbalance: Of each batch that the decisions complete. # (num_batches,)
+        last: Index of the decision that completes each batch. # (num_batches,)
+    """
+
+    reached: NDArray[np.float64]
+    imbalance: NDArray[np.float64]
+    last: NDArray[np.int64]
+
+
 class LayerScorer:
     """Adds up the scores of several placements of one layer, window by window.
 
@@ -130,7 +145,7 @@ class LayerScorer:
         cluster: Cluster,
         tokens_per_batch: int,
     ) -> None:
-        self._num_experts = num_experts
+        self._num_experts, self._tokens_per_batch = num_experts, tokens_per_batch
         self._batches = BatchLoads(num_experts, tokens_per_batch)
         self._load = np.zeros(num_experts, dtype=np.int64)
         self._num_decisions = self._num_batches = 0
@@ -145,28 +160,31 @@ class LayerScorer:
         self._gpus = dict.fromkeys(placements, 0.0)
         self._nodes = dict.fromkeys(placements, 0.0)
 
-    def add(self, experts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-        """Score some decisions, in their order, and return the GPUs that each one reaches.
+    def add(self, experts: NDArray[np.int64]) -> dict[str, Scored]:
+        """Score some decisions, in their order, and return their scores by placement.
 
         Args:
             experts: # (num_decisions, top_k)
-
-        Returns:
-            By the name of the placement. # (num_decisions,)
         """
         shifted = shift_ids(experts, self._num_experts)
         self._load += np.bincount(shifted.ravel(), minlength=self._num_experts + 1)[1:]
-        self._num_decisions += len(experts)
         loads = self._batches.add(experts).astype(np.float64)
+        ends = (np.arange(len(loads)) + self._num_batches + 1) * self._tokens_per_batch
+        last = ends - self._num_decisions - 1
+        self._num_decisions += len(experts)
         self._num_batches += len(loads)
-        reached = {}
+        scored = {}
         for name, share in self._gpu_share.items():
-            self._imbalance[name] += float(measure_imbalance(loads @ share).sum())
-            reached[name] = count_reached(shifted, share)
-            self._gpus[name] += float(reached[name].sum())
+            scored[name] = mine = Scored(
+                reached=count_reached(shifted, share),
+                imbalance=measure_imbalance(loads @ share),
+                last=last,
+            )
+            self._imbalance[name] += float(mine.imbalance.sum())
+            self._gpus[name] += float(mine.reached.sum())
             nodes = count_reached(shifted, self._node_share[name])
             self._nodes[name] += float(nodes.sum())
-        return reached
+        return scored
 
     @property
     def num_batches(self) -> int:

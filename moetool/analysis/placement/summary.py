@@ -16,6 +16,7 @@ from moetool.analysis.placement.result import (
     CONTIGUOUS,
     EPLB,
     METHODS,
+    Change,
     LayerPlacement,
     MethodPlacement,
     name_layer,
@@ -59,6 +60,19 @@ class SentBytes:
             all_to_all_bytes_per_token=_count_sent(score.fan_out, cluster.num_gpus, size),
             cross_node_bytes_per_token=_count_sent(score.node_fan_out, cluster.num_nodes, size),
         )
+
+
+@dataclass(frozen=True)
+class PromptSums:
+    """Sums over the layers for each held-out prompt.
+
+    Attributes:
+        reached: GPUs that its tokens reach. # (num_prompts,)
+        imbalance: Of the batches that end in it. # (num_prompts,)
+    """
+
+    reached: NDArray[np.float64]
+    imbalance: NDArray[np.float64]
 
 
 def describe_layers(
@@ -119,24 +133,23 @@ def describe_methods(
     layers: Sequence[LayerPlacement],
     final: Mapping[str, Mapping[str, Slots]],
     *,
-    by_prompt: Mapping[str, NDArray[np.float64]],
+    by_prompt: Mapping[str, PromptSums],
 ) -> dict[str, MethodPlacement | None]:
     """Return each method's scores over all layers, and its slots.
 
     Args:
         layers: With the scores of each.
         final: Expert of each slot, by layer and method.
-        by_prompt: GPUs that each held-out prompt's tokens reach, by method. # (num_prompts,)
+        by_prompt: Sums for each held-out prompt, by method.
     """
     methods: dict[str, MethodPlacement | None] = {}
     for method in METHODS:
-        change = estimate_change(by_prompt[method], by_prompt[CONTIGUOUS])
+        mine, others = by_prompt[method], by_prompt[CONTIGUOUS]
         methods[method] = MethodPlacement(
             **vars(average_scores([layer.scores[method] for layer in layers])),
             baseline=average_scores([layer.baseline[method] for layer in layers]),
-            fan_out_change=change[0],
-            fan_out_change_low=change[1],
-            fan_out_change_high=change[2],
+            fan_out_change=estimate_change(mine.reached, others.reached),
+            batch_imbalance_change=estimate_change(mine.imbalance, others.imbalance),
             layers_better_than_eplb=None
             if method == EPLB
             else share_of_better([(layer.scores[method], layer.scores[EPLB]) for layer in layers]),
@@ -162,9 +175,7 @@ def average_scores(scores: Sequence[PlacementScore]) -> PlacementScore:
     return PlacementScore(**values)
 
 
-def estimate_change(
-    mine: NDArray[np.float64], others: NDArray[np.float64]
-) -> tuple[float | None, float | None, float | None]:
+def estimate_change(mine: NDArray[np.float64], others: NDArray[np.float64]) -> Change | None:
     """Return the relative change of a sum over prompts, and its 95 % interval.
 
     The change is a ratio of sums over sampled prompts, with the variance that Cochran (Sampling
@@ -172,20 +183,21 @@ def estimate_change(
 
     Args:
         mine: # (num_prompts,)
-        others: What `mine` is compared with. # (num_prompts,)
+        others: Compared with; prompts that have 0 here are left out. # (num_prompts,)
 
     Returns:
-        Change, lower and upper limit; limits are None with fewer than two prompts.
+        None without a prompt to compare.
     """
+    mine, others = mine[others > 0], others[others > 0]
     total, number = float(others.sum()), len(others)
-    if not total:
-        return None, None, None
+    if not number:
+        return None
     ratio = float(mine.sum()) / total
     if number < 2:
-        return ratio - 1, None, None
+        return Change(ratio - 1, None, None)
     variance = number / (number - 1) * float(((mine - ratio * others) ** 2).sum()) / total**2
     margin = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * variance**0.5
-    return ratio - 1, ratio - 1 - margin, ratio - 1 + margin
+    return Change(ratio - 1, ratio - 1 - margin, ratio - 1 + margin)
 
 
 def _count_sent(reached: float | None, num_parts: int, size: int) -> float | None:

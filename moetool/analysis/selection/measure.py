@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.selection.freezing import list_trainable
-from moetool.analysis.selection.names import LayerNames, guess_names
+from moetool.analysis.selection.names import LayerNames, check_names, guess_names
 from moetool.analysis.selection.prune import SaliencyOfLayer, prune_layers
 from moetool.analysis.selection.reading import LayerSums, list_halves
 from moetool.analysis.selection.result import LayerSelection, Selection, SelectionBaseline
@@ -89,13 +89,19 @@ def select_from_sums(
         notes: Notes of the reader.
 
     Raises:
-        UsageError: The model has no such layer, or pruning drops too much or nothing.
+        InputError: The names are of another model.
+        UsageError: Pruning drops too much or nothing.
     """
     shapes = {(layer.shape.stack, layer.shape.layer): layer.shape for layer in layers}
     selected = tuple(_select_layer(layer, request) for layer in layers)
     every = {**{(layer.stack, layer.layer): layer for layer in known}, **shapes}
-    named = dict(guess_names(every)) | dict(names or {})
-    chosen = {(layer.stack, layer.layer): layer.selected for layer in selected}
+    named = guess_names(every)
+    if names is not None:
+        check_names(shapes, names)
+        named = dict(names)
+    # Every routed layer of the model: ESFT looks each of them up.
+    chosen: dict[Place, tuple[int, ...]] = dict.fromkeys(sorted(named), ())
+    chosen |= {(layer.stack, layer.layer): layer.selected for layer in selected}
     pruning = None
     if request.prune_ratio is not None:
         pruning = prune_layers(
@@ -122,7 +128,7 @@ def select_from_sums(
         num_prompts=max(
             (int(layer.sums.prompts[ALL]) for layer in layers if layer.sums is not None), default=0
         ),
-        experts=_key_by_layer({place: chosen.get(place, ()) for place in sorted(every)}),
+        experts=_key_by_layer(chosen),
         shared_experts=request.with_shared_experts,
         non_expert_modules=request.with_other_modules,
         layers=selected,
@@ -130,7 +136,7 @@ def select_from_sums(
         random_overlap=float(np.mean(random)) if random else None,
         pruning=pruning,
         freeze_list=list_trainable(
-            {place: chosen.get(place, ()) for place in sorted(every)},
+            chosen,
             named,
             with_shared_experts=request.with_shared_experts,
             with_other_modules=request.with_other_modules,
@@ -139,7 +145,7 @@ def select_from_sums(
         else None,
         notes=(
             *notes,
-            *_explain(layers, selected, request, is_guessed=names is None, num_known=len(every)),
+            *_explain(layers, selected, request, is_guessed=names is None, num_known=len(chosen)),
         ),
     )
 

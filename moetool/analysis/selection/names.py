@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moetool.errors import InputError
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.layer_shapes import Place
 
@@ -34,6 +35,7 @@ class LayerNames:
     Attributes:
         block: Module path of the block that holds the router and the experts.
         experts: Module path of the experts.
+        num_experts: Routed experts and identity experts.
         parameters: Those of the experts.
         num_groups: Groups of experts that the router chooses among first; 1 without groups.
         top_groups: Groups that a token chooses from; None if unknown.
@@ -41,6 +43,7 @@ class LayerNames:
 
     block: str
     experts: str
+    num_experts: int
     parameters: tuple[ExpertParameter, ...]
     num_groups: int = 1
     top_groups: int | None = None
@@ -58,6 +61,25 @@ def guess_names(layers: Mapping[Place, RoutedLayer]) -> dict[Place, LayerNames]:
         names[place] = LayerNames(
             block=experts.rpartition(".")[0],
             experts=experts,
+            num_experts=layer.num_experts + layer.num_identity_experts,
             parameters=tuple(ExpertParameter(f"{experts}.{name}") for name in FUSED_NAMES),
         )
     return names
+
+
+def check_names(layers: Mapping[Place, RoutedLayer], names: Mapping[Place, LayerNames]) -> None:
+    """Check that a model has the layers of a trace.
+
+    Raises:
+        InputError: A layer is not routed there, or has another number of experts.
+    """
+    for place, layer in layers.items():
+        num_experts = layer.num_experts + layer.num_identity_experts
+        found = names[place].num_experts if place in names else None
+        if found != num_experts:
+            seen = "has no such layer" if found is None else f"has {found} there"
+            raise InputError(
+                f"The trace has {num_experts} experts in layer {layer.layer} of the {layer.stack}, "
+                f"and the model {seen}.",
+                hint="Name the model that was traced with --model, or leave it out.",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,9 @@ class DomainExpert:
     lift_high: float | None
 
 
+Cell = TypeVar("Cell", bound=DomainExpert)
+
+
 def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
     """Return every (domain, layer, expert), in the order of layers, domains and experts."""
     domains = list(dict.fromkeys(counts.domains))
@@ -75,13 +79,13 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
     return cells
 
 
-def find_most_lifted(cells: Sequence[DomainExpert]) -> dict[str, list[DomainExpert]]:
+def find_most_lifted(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Return each domain's over-represented experts over all layers, the surest first.
 
     These are the experts whose lift is above 1 even at its lower limit, in the order of that limit:
     an expert that was rarely chosen may have any lift, but not a high lower limit.
     """
-    ranked: dict[str, list[DomainExpert]] = {cell.domain: [] for cell in cells}
+    ranked: dict[str, list[Cell]] = {cell.domain: [] for cell in cells}
     for cell in sorted(cells, key=lambda cell: -(cell.lift_low or 0)):
         if cell.lift_low is not None and cell.lift_low > 1:
             ranked[cell.domain].append(cell)

@@ -335,8 +335,8 @@ def _make_notes(
         )
     if any(layer.prediction is None for layer in layers):
         yield (
-            "first choices are not predicted by the token id: the ids of the prompts put all of "
-            "them into one half"
+            "first choices of some layers are not predicted by the token id: half of the prompts "
+            "have none there"
             if len(reader.prompts) > 1
             else "first choices are not predicted by the token id: that takes two prompts"
         )

@@ -229,5 +229,6 @@ def _shift(window: DecisionWindow, index: Ints, distance: int) -> Ints:
     there = np.clip(index + distance, 0, len(ids) - 1)
     # A prompt of another stack, which may be the neighbour, begins at its first position.
     is_further = (position[there] - position[index]) * distance > 0
-    shifted: Ints = np.where((prompt[there] == prompt[index]) & is_further, ids[there], _NO_TOKEN)
+    is_same = (there == index + distance) & (prompt[there] == prompt[index])
+    shifted: Ints = np.where(is_same & is_further, ids[there], _NO_TOKEN)
     return shifted

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from moetool.errors import InputError
+import numpy as np
+
+from moetool.errors import UsageError
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.decisions import NO_EXPERT, PHASES
+from moetool.trace.excerpt import RoutedToken, StackExcerpt, take_ends
 from moetool.trace.facts import LayerFacts, TraceFacts
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.windows.reader import DecisionReader
@@ -105,6 +108,37 @@ class PromptRouting(Tabular):
             item.name: make_plain(getattr(self, item.name)) for item in fields(self) if item.repr
         }
 
+    def excerpt(self, *, most_tokens: int) -> tuple[StackExcerpt, ...]:
+        """Return each stack's first and last tokens of the prompt, and again those written.
+
+        Args:
+            most_tokens: Number of tokens of the prompt to keep, and again of those written.
+        """
+        stacks = dict.fromkeys(token.stack for token in self.tokens)
+        return tuple(self._excerpt_stack(stack, most_tokens) for stack in stacks)
+
+    def _excerpt_stack(self, stack: str, most_tokens: int) -> StackExcerpt:
+        mine = [token for token in self.tokens if token.stack == stack]
+        layers = sorted({each.layer for token in mine for each in token.decisions})
+        kept: set[int] = set()
+        for is_new in (False, True):
+            positions = [one.position for one in mine if (one.phase == PHASES[1]) == is_new]
+            kept.update(take_ends(np.array(positions), most_tokens).tolist())
+        return StackExcerpt(
+            stack=stack,
+            layers=tuple(layers),
+            tokens=tuple(
+                RoutedToken(
+                    position=token.position,
+                    piece=str(token.token_id if token.token is None else token.token),
+                    is_new=token.phase == PHASES[1],
+                    experts=_list_experts(token, layers),
+                )
+                for token in mine
+                if token.position in kept
+            ),
+        )
+
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the rows, in order, each with the type of its values."""
@@ -132,6 +166,12 @@ class PromptRouting(Tabular):
         ]
 
 
+def _list_experts(token: PromptToken, layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the experts of a token in each layer, `NO_EXPERT` where none ran."""
+    chosen = {decision.layer: decision.experts for decision in token.decisions}
+    return tuple(chosen.get(layer) or (NO_EXPERT,) for layer in layers)
+
+
 def tabulate_prompt(reader: DecisionReader, prompt_id: str) -> PromptRouting:
     """Return the experts of each token of a prompt.
 
@@ -140,7 +180,8 @@ def tabulate_prompt(reader: DecisionReader, prompt_id: str) -> PromptRouting:
         prompt_id: As in the trace's column.
 
     Raises:
-        InputError: The trace has no such prompt, or a row is not one of a trace.
+        InputError: A row is not one of a trace.
+        UsageError: The trace has no such prompt.
     """
     if prompt_id not in reader.prompts:
         raise _not_found(reader.prompts, prompt_id)
@@ -211,11 +252,11 @@ def _list_tokens(window: DecisionWindow, prompt: int) -> list[PromptToken]:
     return tokens
 
 
-def _not_found(prompts: list[str], prompt_id: str) -> InputError:
+def _not_found(prompts: list[str], prompt_id: str) -> UsageError:
     similar = get_close_matches(prompt_id, prompts[:_MOST_COMPARED], n=_PROMPTS_NAMED, cutoff=0.5)
     named = similar or prompts[:_PROMPTS_NAMED]
     shown = ", ".join(f"'{printable(one, max_length=60)}'" for one in named)
-    return InputError(
+    return UsageError(
         f"The trace has no prompt '{printable(prompt_id, max_length=60)}'.",
         hint=f"{'Similar ids are' if similar else 'Its prompts are'} {shown}"
         f"{'' if similar or len(prompts) <= _PROMPTS_NAMED else ', …'}.",

@@ -17,7 +17,7 @@ from moetool.analysis.tokens.first_choices import (
 )
 from moetool.analysis.tokens.pieces import find_similar_pieces, find_token_ids
 from moetool.analysis.tokens.usual_share import expect_usual_share
-from moetool.errors import InputError, UsageError
+from moetool.errors import UsageError
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
@@ -206,14 +206,14 @@ def list_token_experts(
     )
 
 
-def _not_found(pieces: Mapping[int, str], token: str | None, token_id: int | None) -> InputError:
+def _not_found(pieces: Mapping[int, str], token: str | None, token_id: int | None) -> UsageError:
     if token is None:
-        return InputError(
+        return UsageError(
             f"No token of the trace has the id {token_id}.", hint="Give the id of one that it has."
         )
     similar = find_similar_pieces(pieces.values(), token)
     shown = ", ".join(f"'{printable(piece, max_length=40)}'" for piece in similar)
-    return InputError(
+    return UsageError(
         f"No token of the trace is spelled '{printable(token, max_length=60)}'.",
         hint=f"Similar ones are {shown}." if similar else "Give the id of one that it has.",
     )

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_NUM_DRAWS = 200
+_NUM_DRAWS = 500
 # Numbers of draws that are simulated; others are interpolated.
 _MOST_NUMBERS = 24
 

@@ -37,7 +37,7 @@ from moetool.interchange.imports.tools import (
     olmoe,
     policylang,
 )
-from moetool.plain import show_fields
+from moetool.plain import Tabular, make_plain, show_fields
 from moetool.printable import printable
 from moetool.trace.loads.metadata import has_load_columns
 from moetool.trace.schema import REQUIRED_COLUMNS
@@ -52,7 +52,7 @@ _TRACE, _LOADS = "moetool trace", "moetool load table"
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Tabular):
     """A file's format.
 
     Attributes:
@@ -75,9 +75,20 @@ class Detection:
 
     __repr__ = show_fields
 
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the one row."""
+        words = dict.fromkeys(("format", "kind", "gives", "lacks", "command"), str | None)
+        return {"path": str, "title": str, **words}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row."""
+        return [{name: getattr(self, name) for name in self.column_types()}]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
-        return dict(vars(self))
+        plain: dict[str, Any] = make_plain(self)
+        return plain
 
 
 def detect_format(path: str | Path) -> Detection:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from moetool.errors import InputError
 from moetool.interchange.imports.collect import RowCollector
 from moetool.interchange.imports.runs import LoadBlock, LoadImport, TraceImport
 from moetool.interchange.imports.shapes import GivenShapes
-from moetool.plain import show_fields
+from moetool.plain import Tabular, make_plain, show_fields
 from moetool.trace.loads.metadata import LoadLayer, LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads
@@ -26,7 +27,7 @@ _CELLS_PER_TABLE = 250_000
 
 
 @dataclass(frozen=True)
-class ImportResult:
+class ImportResult(Tabular):
     """A finished import.
 
     Attributes:
@@ -35,6 +36,7 @@ class ImportResult:
         kind: `trace` or `load table`.
         columns: Columns of the rows.
         num_rows: Assignments of a trace; cells of a load table.
+        num_bytes: Size of the file.
         num_prompts: Of a trace; None for a load table.
         num_tokens: Of a trace; None for a load table.
         num_layers: Routed layers with rows.
@@ -48,6 +50,7 @@ class ImportResult:
     kind: str
     columns: tuple[str, ...]
     num_rows: int
+    num_bytes: int
     num_layers: int
     num_prompts: int | None
     num_tokens: int | None
@@ -56,6 +59,34 @@ class ImportResult:
     notes: tuple[str, ...]
 
     __repr__ = show_fields
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the one row; unlike sizes of layers are None there."""
+        return {
+            "path": str,
+            "format": str,
+            "kind": str,
+            "num_rows": int,
+            "num_bytes": int,
+            "num_layers": int,
+            "num_prompts": int | None,
+            "num_tokens": int | None,
+            "num_experts": int | None,
+            "top_k": int | None,
+        }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row."""
+        row = {name: getattr(self, name) for name in self.column_types()}
+        for name in ("num_experts", "top_k"):
+            row[name] = row[name][0] if row[name] is not None and len(row[name]) == 1 else None
+        return [{**row, "path": str(self.path)}]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        plain: dict[str, Any] = make_plain({**vars(self), "path": str(self.path)})
+        return plain
 
 
 def write_trace(
@@ -111,6 +142,7 @@ def write_trace(
         kind="trace",
         columns=tuple(collector.schema.names),
         num_rows=collector.num_rows,
+        num_bytes=target.stat().st_size,
         num_layers=collector.num_layers,
         num_prompts=collector.num_prompts,
         num_tokens=collector.num_tokens,
@@ -167,6 +199,7 @@ def write_load_table(
         kind="load table",
         columns=columns,
         num_rows=num_rows,
+        num_bytes=target.stat().st_size,
         num_layers=len(sizes),
         num_prompts=None,
         num_tokens=None,

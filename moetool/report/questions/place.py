@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -14,6 +14,7 @@ from moetool.analysis.placement.result import (
     MethodPlacement,
     Placement,
 )
+from moetool.analysis.placement.scoring import PlacementScore
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_notes, make_paragraphs
@@ -25,7 +26,7 @@ from moetool.wording import format_bytes, join_words, number_of
 
 _LAYERS_SHOWN = 16
 _UNKNOWN = "–"
-_NAMES = {CONTIGUOUS: "contiguous", EPLB: "EPLB", COACTIVATION: "co-activation"}
+_NAMES: Mapping[str, str] = {CONTIGUOUS: "contiguous", EPLB: "EPLB", COACTIVATION: "co-activation"}
 
 
 def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
@@ -42,37 +43,35 @@ def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
 
 
 def _say_verdict(result: Placement) -> str:
-    """Return what the numbers support, in a sentence or two."""
-    known = {
-        method: found.batch_imbalance
-        for method, found in result.methods.items()
-        if found is not None and found.batch_imbalance is not None
-    }
-    mine = result.methods[COACTIVATION]
-    if not known:
+    """Return what the numbers support: the changes that are beyond chance, and those that aren't."""
+    start = result.methods[CONTIGUOUS]
+    said = [
+        f"{_NAMES[method]} {_say_changes(found, start)}"
+        for method, found in reversed(list(result.methods.items()))
+        if found is not None and found is not start and start is not None
+    ]
+    if start is None or start.fan_out is None:
         return _say_global(result)
-    best = min(known, key=known.__getitem__)
-    shown = ", ".join(f"{_NAMES[name]} {known[name]:.2f}" for name in known if name != best)
-    balance = (
-        f"{_NAMES[best]} keeps batches most even: the busiest GPU has {known[best]:.2f} times the "
-        f"mean load ({shown})."
-    )
-    balance = balance[0].upper() + balance[1:]
-    return f"{balance} {_say_traffic(mine, result.methods[CONTIGUOUS])}".strip()
+    return f"Against contiguous placement, {'; '.join(said)}."
 
 
-def _say_traffic(mine: MethodPlacement | None, contiguous: MethodPlacement | None) -> str:
-    if mine is None or contiguous is None:
-        return ""
-    change, low, high = mine.fan_out_change, mine.fan_out_change_low, mine.fan_out_change_high
-    if change is None:
-        return ""
-    reached = f"{_format(mine.fan_out)} GPUs instead of {_format(contiguous.fan_out)}"
-    if low is None or high is None or low <= 0 <= high:
-        return f"By co-activation, a token reaches {reached}: no clear change of traffic."
-    word = "less" if change < 0 else "more"
-    interval = f"95 %: {min(abs(low), abs(high)):.1%} to {max(abs(low), abs(high)):.1%}"
-    return f"By co-activation, a token reaches {reached}: {abs(change):.1%} {word} traffic ({interval})."
+def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
+    said = []
+    if found.batch_imbalance_change is not None:
+        words = ("makes batches more even", "leaves batches as even", "makes batches less even")
+        said.append(
+            f"{words[found.batch_imbalance_change.direction + 1]} (busiest GPU "
+            f"{_format(found.batch_imbalance)} times the mean, not "
+            f"{_format(start.batch_imbalance)})"
+        )
+    if found.fan_out_change is not None:
+        words = ("fewer GPUs", "about as many GPUs", "more GPUs")
+        said.append(
+            f"sends a token to {words[found.fan_out_change.direction + 1]} "
+            f"({_format(found.fan_out)}, not {_format(start.fan_out)}: "
+            f"{found.fan_out_change.change:+.1%})"
+        )
+    return join_words(said, last="and")
 
 
 def _say_global(result: Placement) -> str:
@@ -88,10 +87,9 @@ def _say_global(result: Placement) -> str:
 
 def _make_methods(result: Placement) -> Table:
     has_nodes = result.cluster.num_nodes > 1
-    headers = ["method", "batch max/mean", "random", "all max/mean", "random"]
-    headers += ["GPUs/token", "random"]
-    headers += ["nodes/token", "random"] if has_nodes else []
-    headers += ["bytes/token", "random"]
+    headers = ["method", "batch", "random", "all", "random", "GPUs", "random"]
+    headers += ["nodes", "random"] if has_nodes else []
+    headers += ["sent", "random"]
     rows: list[Sequence[Words]] = []
     for method, found in result.methods.items():
         if found is None:
@@ -119,18 +117,21 @@ def _make_methods(result: Placement) -> Table:
 
 def _make_layers(result: Placement) -> Table:
     methods = [method for method, found in result.methods.items() if found is not None]
-    headers = ["layer"]
-    headers += [f"batch, {_NAMES[method]}" for method in methods]
-    headers += [f"GPUs, {_NAMES[method]}" for method in methods]
     rows = [
         (
             f"{format_stack(layer.stack)}{layer.layer}",
-            *(_format(layer.scores[method].batch_imbalance) for method in methods),
-            *(_format(layer.scores[method].fan_out) for method in methods),
+            *(_say_scores(layer.scores[method]) for method in methods),
         )
         for layer in _choose_shown(result)
     ]
+    headers = ["layer", *(_NAMES[method] for method in methods)]
     return make_table(headers, rows, right=range(1, len(headers)))
+
+
+def _say_scores(score: PlacementScore) -> str:
+    if score.fan_out is None:
+        return _format(score.batch_imbalance or score.global_imbalance)
+    return f"{_format(score.batch_imbalance)} · {_format(score.fan_out)}"
 
 
 def _choose_shown(result: Placement) -> Sequence[LayerPlacement]:
@@ -158,6 +159,7 @@ def _explain(result: Placement) -> list[str]:
         f"{number_of(split.num_held_out, 'other')}. The slots in JSON and in exports are fitted "
         "on all."
     )
+    has_fan_out = any(found and found.fan_out is not None for found in result.methods.values())
     batch = (
         "steps of the table"
         if result.tokens_per_batch is None
@@ -165,16 +167,15 @@ def _explain(result: Placement) -> list[str]:
     )
     shown = [
         scored,
-        f"batch max/mean: load of the busiest GPU over the mean of all, averaged over {batch}; "
-        "1 is even, and the layer waits for the busiest. all max/mean: the same of all tokens "
-        "together, which hides that batches differ. random: the same placement under a router "
-        "that chooses at random.",
+        f"batch: load of the busiest GPU over the mean of all, averaged over {batch}; 1 is even, "
+        "and a layer waits for its busiest GPU. all: the same of all tokens together, which hides "
+        "that batches differ. random: the same placement under a router that chooses at random.",
     ]
-    if any(found is not None and found.fan_out is not None for found in result.methods.values()):
+    if has_fan_out:
         shown.append(
-            "GPUs/token: GPUs that a token's experts are on, a mean over layers. bytes/token: "
-            "sent to GPUs other than the token's own and back, over all layers: 2 × GPUs × hidden "
-            "size × bytes of a value."
+            "GPUs: those that a token's experts are on, a mean over layers; in the lower table "
+            "after batch. sent: bytes of a token to GPUs other than its own and back, over all "
+            "layers: 2 × other GPUs × hidden size × bytes of a value."
         )
     if cluster.num_redundant_experts:
         shown.append("An expert with replicas serves each token from one of them at random.")

@@ -20,10 +20,11 @@ from moetool.wording import number_of
 
 _LAYERS_SHOWN = 30
 _EXPERTS_SHOWN = 10
+_NAMES_SHOWN = 6
 _UNKNOWN = "–"
 _SCORE_WORDS = {
     Score.TOKEN: "share of a layer's assignments",
-    Score.GATE: "mean routing weight over tokens",
+    Score.GATE: "mean routing weight",
 }
 
 
@@ -136,11 +137,11 @@ def _make_names(result: Selection) -> list[Paragraph]:
     lines = [
         f"{name}: rows {' '.join(map(str, rows[:_EXPERTS_SHOWN]))}"
         + (" …" if len(rows) > _EXPERTS_SHOWN else "")
-        for name, rows in list(names.rows.items())[:_LAYERS_SHOWN]
+        for name, rows in list(names.rows.items())[:_NAMES_SHOWN]
     ]
     more = len(names.trainable) - len(lines)
     if more > 0:
-        lines.append(f"and {number_of(more, 'more pattern')}: --export freeze-list has all")
+        lines.append(f"and {number_of(more, 'more pattern')}: --export freeze-list has all.")
     return list(make_facts("train", lines or ["nothing"]))
 
 
@@ -188,7 +189,7 @@ def _word_missed(result: Selection) -> str:
     if not expected:
         return "as many"
     most = max(expected)
-    return "none" if most < 0.05 else f"up to {most:.1f} of a layer"
+    return "none" if most < 0.05 else f"up to {most:.1f} in a layer"
 
 
 def _format(value: float | None, spec: str) -> str:

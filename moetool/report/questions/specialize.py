@@ -2,92 +2,108 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from moetool.analysis.specialization.lift import DomainExpert
-from moetool.analysis.specialization.measure import Specialization
-from moetool.printable import printable
+from moetool.analysis.specialization.result import Specialization
 from moetool.report import envelope
+from moetool.report.questions.specialization.tables import (
+    make_divergences,
+    make_domains,
+    make_layers,
+    make_repetition,
+    make_vocabulary,
+    word_domains_left_out,
+    word_left_out,
+)
+from moetool.report.questions.specialization.verdict import (
+    name_group,
+    name_groups,
+    word_verdict,
+)
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
-from moetool.report.text.numbers import format_p_value, format_place, format_stack
+from moetool.report.text.numbers import format_place, format_stack
 from moetool.report.text.page import render_page
-from moetool.report.text.styles import Style, Words, style_words
-from moetool.report.text.tables import make_table
-
-_EXPERTS_SHOWN = 3
-# In a column of numbers; a word would widen it.
-_UNKNOWN = "–"
+from moetool.report.text.styles import Style
 
 
 def render_table_text(result: Specialization, view: View = DEFAULT_VIEW) -> str:
-    """Return both tables, what to know about them, and how to read them."""
-    even = sorted({cell.even_share for cell in result.experts})
-    shares = " or ".join(f"{share:.1%}" for share in even)
-    listed = next((cells[0] for cells in result.most_lifted.values() if cells), None)
+    """Return the verdict, the tables, what to know about them, and how to read them."""
+    vocabulary, divergences = make_vocabulary(result), make_divergences(result)
+    repetition = make_repetition(result)
     legend = [
-        "MI: mutual information between expert and domain, over assignments. permuted: its mean "
-        f"over {result.num_permutations} permutations of the prompts' labels. excess: the "
-        "difference, also as a fraction of the domains' entropy. p: how often a permutation "
-        "reaches MI.",
-        f"{_explain_place(listed)}share: fraction of the domain's tokens that the expert gets; even "
-        f"routing gives {shares}. lift: that share over the expert's share of all tokens. 95%: the interval of "
-        "each single lift, if the prompts are a sample of their domains. The experts shown have "
-        "an interval above 1, and are ordered by its lower limit.",
-        "A randomly initialised model is significant too: random routers route by vocabulary, "
-        "and domains differ in vocabulary. p shows that routing differs between domains, not "
-        "that the model has learned it.",
+        _explain_information(result),
+        _explain_vocabulary(result) if vocabulary else "",
+        _explain_experts(result),
+        _explain_divergences(result) if divergences else "",
+        _explain_repetition() if repetition else "",
     ]
     blocks = (
-        [_make_layers(result)],
-        [_make_domains(result)],
+        make_paragraphs(word_verdict(result)),
+        [make_layers(result)],
+        [vocabulary] if vocabulary else [],
+        [make_domains(result)],
+        [divergences] if divergences else [],
+        [repetition] if repetition else [],
+        make_paragraphs(
+            [word_left_out(len(result.layers)), word_domains_left_out(result)], Style.MUTED
+        ),
         make_paragraphs(result.notes, Style.WARNING),
         make_paragraphs(legend, Style.MUTED),
     )
     return render_page(blocks, view)
 
 
-def _make_layers(result: Specialization) -> Table:
-    return make_table(
-        ("layer", "MI (nats)", "permuted", "excess", "of H(domain)", "p"),
-        [
-            (
-                f"{format_stack(layer.stack)}{layer.layer}",
-                _format(layer.mutual_information_nats, ".4f"),
-                _format(layer.null_nats, ".4f"),
-                style_words(_format(layer.excess_nats, ".4f"), Style.STRONG),
-                _format(layer.normalized, ".1%"),
-                _UNKNOWN
-                if layer.p_value is None
-                else format_p_value(layer.p_value, num_permutations=result.num_permutations),
-            )
-            for layer in result.layers
-        ],
-        right=(1, 2, 3, 4, 5),
+def _explain_information(result: Specialization) -> str:
+    group = name_group(result)
+    return (
+        f"MI: mutual information between expert and {group}, over assignments. permuted: its mean "
+        f"over {result.num_permutations} permutations of the prompts' labels. excess: the "
+        f"difference, also as a fraction of the entropy of {group}. p: how often a permutation "
+        "reaches MI."
     )
 
 
-def _make_domains(result: Specialization) -> Table:
-    """Return a table of each domain's most over-represented experts."""
-    rows: list[tuple[Words, ...]] = []
-    for size in result.domains:
-        domain = (printable(size.domain), f"{size.prompts:,}", f"{size.tokens:,}")
-        shown = result.most_lifted[size.domain][:_EXPERTS_SHOWN]
-        for cell in shown:
-            rows.append(
-                (
-                    *domain,
-                    format_place(cell.stack, cell.layer, cell.expert),
-                    _format(cell.share, ".0%"),
-                    style_words(_format(cell.lift, ".1f"), Style.STRONG),
-                    f"{_format(cell.lift_low, '.1f')}–{_format(cell.lift_high, '.1f')}",
-                )
-            )
-            domain = ("", "", "")
-        if not shown:
-            rows.append((*domain, "none for certain", "", "", ""))
-    headers = ("domain", "prompts", "tokens", "over-represented", "share", "lift", "95%")
-    return make_table(headers, rows, right=(1, 2, 4, 5, 6))
+def _explain_vocabulary(result: Specialization) -> str:
+    group, groups = name_group(result), name_groups(result)
+    shared = max(layer.shared_share or 0 for layer in result.layers)
+    return (
+        f"MI | token: the same given the token id, for the {shared:.0%} of tokens whose id occurs "
+        f"in several {groups}. permuted: its mean if {groups} trade places among prompts that use "
+        f"the id about as often. of H: excess as a fraction of H({group} | token id). same, other: "
+        f"experts that a token has in common with the same token in another prompt, of its {group} "
+        "and of another; a router that looks at the token alone gives both the same value. p: how "
+        "often random signs of the prompts reach the difference."
+    )
+
+
+def _explain_experts(result: Specialization) -> str:
+    even = sorted({cell.even_share for cell in result.experts})
+    shares = " or ".join(f"{share:.1%}" for share in even)
+    listed = next((cells[0] for cells in result.most_lifted.values() if cells), None)
+    return (
+        f"{_explain_place(listed)}share: fraction of the {name_group(result)}'s tokens that the "
+        f"expert gets; even routing gives {shares}. lift: that share over the expert's share of "
+        "all tokens. 95%: the interval of each single lift, if the prompts are a sample. p: how "
+        "often a permutation of labels gives any expert of any layer as large a difference. The "
+        "experts shown have an interval above 1, hold at a false discovery rate of 5%, and are "
+        "ordered by their lower limits."
+    )
+
+
+def _explain_divergences(result: Specialization) -> str:
+    return (
+        f"divergence: Jensen-Shannon divergence between two {name_groups(result)} in nats, from 0 "
+        "(the same use of experts) to 0.693 (none in common); the mean over layers, less what "
+        "permuting the labels of both gives."
+    )
+
+
+def _explain_repetition() -> str:
+    return (
+        "repeated: share of consecutive tokens with the same first choice, and with any expert in "
+        "common. shuffled: the same for tokens in random order. random: for a uniform random "
+        "router."
+    )
 
 
 def _explain_place(cell: DomainExpert | None) -> str:
@@ -98,16 +114,9 @@ def _explain_place(cell: DomainExpert | None) -> str:
     return f"{place}: expert {cell.expert} of {format_stack(cell.stack)}layer {cell.layer}. "
 
 
-def _format(value: float | None, spec: str) -> str:
-    return _UNKNOWN if value is None else format(value, spec)
-
-
-def render_json(result: Specialization, view: View = DEFAULT_VIEW) -> str:
+def render_json(result: Specialization, _: View = DEFAULT_VIEW) -> str:
     """Return everything as one JSON object, numbers unrounded and unknown values as null."""
-    payload = result.to_dict()
-    if view.source is not None:
-        payload["trace"] = view.source
-    return envelope.render_json("moetool.specialize/1", payload)
+    return envelope.render_json("moetool.specialize/1", result.to_dict())
 
 
 def render_csv(result: Specialization, _: View = DEFAULT_VIEW) -> str:

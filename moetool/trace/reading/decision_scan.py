@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.decisions import NO_DOMAIN, NO_EXPERT
+from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.reading.words import encode_words
+from moetool.trace.scanning.fault_log import FaultLog, LoggedFault, find_faulty
 from moetool.trace.scanning.last_positions import LastPositions
 from moetool.trace.scanning.layer_rows import DecisionTally, LayerRows
-from moetool.trace.scanning.places import PLACE_BITS, describe_row
+from moetool.trace.scanning.places import PLACE_BITS
 from moetool.trace.scanning.registry import Registry
 from moetool.trace.scanning.rows_of_decisions import Fault, Rows, find_fault, find_starts, join_rows
 from moetool.trace.scanning.runs import Runs, are_sound, find_runs
+from moetool.trace.scanning.values import REPAIR_HINT, check_values, keep_numbered
 
 if TYPE_CHECKING:
     from moetool.trace.reading.reader import TraceSource
@@ -29,12 +30,9 @@ if TYPE_CHECKING:
 _OPTIONAL = ("domain", "stack", "rank", "weight")
 # Rows of an unordered trace that are held at a time: about 300 MB.
 _ROWS_AT_ONCE = 4_000_000
-_LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
-_VALUES_HINT = "See docs/traces/trace-format.md for the values that a trace has."
 _TWICE_HINT = (
     "Remove the repetition; `specialize --no-validate` (validate=False in Python) counts it twice."
 )
-_REPAIR_HINT = "Trace again; `specialize --no-validate` (validate=False in Python) counts the rows as they are."
 
 
 class DecisionScan:
@@ -45,15 +43,24 @@ class DecisionScan:
     one position for each, and the rows of its latest decision. If the order is different, it reads
     the rows once more, a group of prompts at a time.
 
+    Attributes:
+        file: The file that holds the latest table.
+
     Args:
         source: The trace.
         is_checked: Refuse rows that no trace has. Otherwise, they are counted as they are.
+        log: Note faults there instead of refusing the trace; rows that can't be numbered are
+            then left out.
     """
 
-    def __init__(self, source: TraceSource, *, is_checked: bool = True) -> None:
+    def __init__(
+        self, source: TraceSource, *, is_checked: bool = True, log: FaultLog | None = None
+    ) -> None:
+        self.file: Path | None = None
         self._source = source
         self._is_checked = is_checked
-        self._registry = Registry(is_checked=is_checked)
+        self._log = log
+        self._registry = Registry(is_checked=is_checked, log=log)
         self._tally = DecisionTally(self._registry)
         self._num_rows = 0
         self._is_scattered = False
@@ -95,9 +102,12 @@ class DecisionScan:
         needed = ("prompt_id", "position", "layer", "expert", *mine)
         names = list(dict.fromkeys([*columns, *needed]))
         for path, table in self._source.iter_file_tables(names):
+            self.file = path
             if table.num_rows and not self._add_in_order(path, table):
-                self._check_values(path, table)
-                self._add(self._number(path, table))
+                check_values(path, table, is_checked=self._is_checked, log=self._log)
+                numbered = table if self._log is None else keep_numbered(table)
+                if numbered.num_rows:
+                    self._add(self._number(path, numbered))
             yield table
         if self._is_scattered:
             self._scan_again(list(needed))
@@ -105,27 +115,6 @@ class DecisionScan:
             self._close(self._carried, find_starts(self._carried.key, self._carried.position))
         if self._fault is not None and not self._is_scattered:
             raise self._fault
-
-    def _check_values(self, path: Path, table: pa.Table) -> None:
-        for name, least in _LEAST.items():
-            if name in table.column_names:
-                seen = pc.min(table.column(name)).as_py()
-                if seen < least:
-                    raise InputError(
-                        f"'{printable(path)}' can't be read as a trace.",
-                        hint=_VALUES_HINT,
-                        facts=[f"seen: {name} {seen}, below {least}"],
-                    )
-        if self._is_checked and "weight" in table.column_names:
-            weight = table.column("weight").to_numpy()
-            is_wrong = ~(np.isfinite(weight) & (weight >= 0))
-            if is_wrong.any():
-                row = int(is_wrong.argmax())
-                raise InputError(
-                    f"'{printable(path)}' has a weight of {weight[row]}.",
-                    hint=_REPAIR_HINT,
-                    facts=[f"seen: {describe_row(table, row)}"],
-                )
 
     def _number(self, path: Path, table: pa.Table) -> Rows:
         """Return the rows of a table as numbers, after noting its prompts and their domains."""
@@ -159,6 +148,8 @@ class DecisionScan:
             # Rows of a decision come after those of later ones: all are known only at the end.
             self._is_scattered = True
             self._carried = None
+            if self._log is not None:
+                self._log.forget_decisions()
             self._tally = DecisionTally(self._registry)
             return
         # The last decision of a key may continue in the next table, unless this one had no more of it.
@@ -189,7 +180,7 @@ class DecisionScan:
     def _add_in_order(self, path: Path, table: pa.Table) -> bool:
         """Count a table in moetool's own order without sorting; return whether it is one.
 
-        This does what `_check_values`, `_number` and `_add` do together. Any table for which it
+        This does what `check_values`, `_number` and `_add` do together. Any table for which it
         could do something else is left to them.
         """
         runs = None if self._is_scattered else find_runs(table)
@@ -260,8 +251,9 @@ class DecisionScan:
         for number in range(num_passes):
             parts = []
             for path, table in self._source.iter_file_tables(columns):
-                if table.num_rows:
-                    rows = self._number(path, table)
+                numbered = table if self._log is None else keep_numbered(table)
+                if numbered.num_rows:
+                    rows = self._number(path, numbered)
                     prompt = rows.key >> PLACE_BITS
                     parts.append(rows.take(prompt % num_passes == number))
             rows = join_rows(parts).sort()
@@ -270,7 +262,9 @@ class DecisionScan:
 
     def _close(self, rows: Rows, starts: NDArray[np.intp]) -> None:
         """Check and count decisions whose rows lie together and are complete."""
-        fault = find_fault(rows, starts) if self._is_checked else None
+        if self._log is not None:
+            self._log_decisions(rows, starts)
+        fault = find_fault(rows, starts) if self._is_checked and self._log is None else None
         if fault is not None:
             error = self._name_fault(fault, rows)
             # A repetition remains one; other faults may still turn out to be rows that are scattered.
@@ -284,6 +278,21 @@ class DecisionScan:
             num_ids=np.maximum.reduceat(rows.expert, starts) + 1,
         )
 
+    def _log_decisions(self, rows: Rows, starts: NDArray[np.intp]) -> None:
+        assert self._log is not None
+        for kind, found in find_faulty(rows, starts).items():
+            key = rows.key[found.row]
+            stack, layer = self._registry.find_place(key)
+            fault = LoggedFault(
+                found.words,
+                printable(self._source.files[rows.file[found.row]]),
+                prompt_id=self.prompts[int(key) >> PLACE_BITS],
+                stack=stack,
+                layer=layer,
+                position=int(rows.position[found.row]),
+            )
+            self._log.add(kind, fault, number=found.number)
+
     def _name_fault(self, fault: Fault, rows: Rows) -> InputError:
         first, second = (self._source.files[rows.file[row]] for row in (fault.other, fault.row))
         facts = [f"seen: {self._registry.describe(rows.key[fault.row], rows.position[fault.row])}"]
@@ -291,6 +300,6 @@ class DecisionScan:
             facts.append(f"first: in '{printable(first)}'")
         return InputError(
             f"'{printable(second)}' {fault.words}.",
-            hint=_TWICE_HINT if fault.is_repeated else _REPAIR_HINT,
+            hint=_TWICE_HINT if fault.is_repeated else REPAIR_HINT,
             facts=facts,
         )

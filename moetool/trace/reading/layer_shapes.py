@@ -90,7 +90,7 @@ def _take_described(
         if number > num_known or known is None:
             seen = f"expert {number - 1} in" if number else "rows of"
             raise InputError(
-                f"'{printable(source.path)}' has {seen} {_name(place)}, for which its metadata "
+                f"'{printable(source.path)}' has {seen} {name_layer(place)}, for which its metadata "
                 f"lists {num_known} experts.",
                 hint="Trace again, or remove the metadata to read the table alone.",
             )
@@ -112,7 +112,7 @@ def _compare_with_options(
             if asked is not None and asked != known:
                 raise InputError(
                     f"{option} says {asked}, but the metadata of '{printable(source.path)}' says "
-                    f"{known} in {_name((layer.stack, layer.layer))}.",
+                    f"{known} in {name_layer((layer.stack, layer.layer))}.",
                     hint="Leave out the option: it is for traces without metadata.",
                 )
 
@@ -127,7 +127,7 @@ def _check_sizes(
             amount = "up to " if largest > layer.top_k else "at most "
             raise InputError(
                 f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
-                f"{_name(place)}, but its metadata says top-{layer.top_k}.",
+                f"{name_layer(place)}, but its metadata says top-{layer.top_k}.",
                 hint=_METADATA_HINT if source.table is None else _ATTRS_HINT,
                 facts=[f"seen: {rows[place].largest}"],
             )
@@ -203,8 +203,8 @@ def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRow
         if len(set(totals.values())) > 1:
             fewest, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
             notes.append(
-                f"layers of one stack hold different numbers of tokens: {_name((stack, fewest))} "
-                f"{totals[fewest]:,}, {_name((stack, most))} {totals[most]:,}"
+                f"layers of one stack hold different numbers of tokens: {name_layer((stack, fewest))} "
+                f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}"
             )
     return notes
 
@@ -214,7 +214,7 @@ def _describe_idle(rows: Mapping[Place, LayerRows]) -> list[str]:
     if not idle:
         return []
     number = sum(rows[place].num_decisions.total() for place in idle)
-    return [f"no expert ran for any of {number:,} decisions in {_name_all(idle)}"]
+    return [f"no expert ran for any of {number:,} decisions in {name_layers(idle)}"]
 
 
 def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) -> list[str]:
@@ -225,7 +225,7 @@ def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) 
         if (layer.stack, layer.layer) not in rows
     ]
     if missing:
-        notes.append(f"the metadata lists {_name_all(missing)}, for which there are no rows")
+        notes.append(f"the metadata lists {name_layers(missing)}, for which there are no rows")
     number = sum(layer.num_decisions.total() for layer in rows.values())
     if metadata.complete and metadata.num_decisions not in (0, number):
         notes.append(
@@ -235,14 +235,16 @@ def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) 
     return notes
 
 
-def _name(place: Place) -> str:
+def name_layer(place: Place) -> str:
+    """Return a layer in words, with its stack unless that is the decoder."""
     stack, layer = place
     return f"layer {layer}" + (
         "" if stack == "decoder" else f" of {printable(stack, max_length=40)}"
     )
 
 
-def _name_all(places: list[Place]) -> str:
-    shown = ", ".join(_name(place) for place in places[:_PLACES_SHOWN])
+def name_layers(places: list[Place]) -> str:
+    """Return layers in words: the first of them, and how many more there are."""
+    shown = ", ".join(name_layer(place) for place in places[:_PLACES_SHOWN])
     more = len(places) - _PLACES_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown

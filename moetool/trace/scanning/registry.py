@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.scanning.columns import CodedWords
+from moetool.trace.scanning.fault_log import DOMAINS, FaultLog, LoggedFault
 from moetool.trace.scanning.places import (
     LAYER_BITS,
     PLACE,
@@ -34,12 +35,15 @@ class Registry:
 
     Args:
         is_checked: Refuse a prompt under two domains. Otherwise, its first one counts.
+        log: Note a prompt under two domains there instead of refusing it.
     """
 
-    def __init__(self, *, is_checked: bool) -> None:
+    def __init__(self, *, is_checked: bool, log: FaultLog | None = None) -> None:
         self.prompts: list[str] = []
         self.domains: list[str] = []
         self._is_checked = is_checked
+        self._log = log
+        self._conflicting: set[int] = set()
         self._index_of: dict[str, int] = {}
         self._stacks: dict[str, int] = {}
         self._places: set[int] = set()
@@ -99,11 +103,22 @@ class Registry:
             if index >= len(self.domains):
                 self.domains.append(word)
             elif self._is_checked and self.domains[index] != word:
-                raise InputError(
-                    f"'{printable(path)}' has prompt '{shorten(self.prompts[index])}' under two "
-                    f"domains, '{shorten(self.domains[index])}' and '{shorten(word)}'.",
-                    hint="Give each prompt its own id and one domain.",
-                )
+                self._refuse_domain(path, int(index), word)
+
+    def _refuse_domain(self, path: Path, prompt: int, domain: str) -> None:
+        name = self.prompts[prompt]
+        words = (
+            f"has prompt '{shorten(name)}' under two domains, '{shorten(self.domains[prompt])}' "
+            f"and '{shorten(domain)}'"
+        )
+        if self._log is None:
+            raise InputError(
+                f"'{printable(path)}' {words}.", hint="Give each prompt its own id and one domain."
+            )
+        if prompt not in self._conflicting:
+            self._conflicting.add(prompt)
+            fault = LoggedFault(words, printable(path), prompt_id=name)
+            self._log.add(DOMAINS, fault, number=1)
 
 
 def _too_many(path: Path) -> InputError:

@@ -20,7 +20,8 @@ def test_the_table_shows_every_layer_and_domain(run_moetool: RunMoetool, demo_tr
     assert completed.returncode == 0, completed.stderr
     for word in ("arithmetic", "german", "mathematics", "≤ 0.001", "L5.E"):
         assert word in completed.stdout
-    assert "randomly initialised model is significant too" in " ".join(completed.stdout.split())
+    text = " ".join(completed.stdout.split())
+    assert text.startswith("Experts specialize by domain in 6 of 6 layers beyond vocabulary")
 
 
 def test_json_and_csv_carry_the_same_experts(
@@ -36,22 +37,70 @@ def test_json_and_csv_carry_the_same_experts(
     assert [float(row["lift"]) for row in rows] == [cell["lift"] for cell in result["experts"]]
 
 
-def test_a_randomly_initialised_copy_is_significant_too(
-    run_moetool: RunMoetool, demo: Path, sample_prompts: Path, tmp_path: Path
+@pytest.mark.parametrize("has_attention", [True, False], ids=["whole", "without attention"])
+def test_a_randomly_initialised_copy_routes_by_vocabulary(
+    run_moetool: RunMoetool,
+    demo: Path,
+    sample_prompts: Path,
+    demo_trace: Path,
+    tmp_path: Path,
+    has_attention: bool,
 ) -> None:
-    """As the output says, p alone does not show that a model has learned to specialize."""
+    """It differs between domains as well; given the token, next to nothing of that is left.
+
+    Without attention, which lets a token see the text before it, exactly nothing is left.
+    """
     checkpoint = tmp_path / "random"
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo))
     randomize(model)
+    if not has_attention:
+        for name, weight in model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                weight.data.zero_()
     model.save_pretrained(checkpoint)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo / name, checkpoint)
     trace = tmp_path / "trace.parquet"
-    completed = run_moetool("route-trace", checkpoint, "--prompts", sample_prompts, "-o", trace)
+    few = () if has_attention else ("--limit-per-domain", "6")
+    options = ("--prompts", sample_prompts, *few, "-o", trace)
+    completed = run_moetool("route-trace", checkpoint, *options)
     assert completed.returncode == 0, completed.stderr
-    completed = run_moetool("specialize", trace, "--format", "json")
-    layers = json.loads(completed.stdout)["layers"]
-    assert [layer["p_value"] for layer in layers] == [0.001] * 6
+    random, trained = (
+        json.loads(run_moetool("specialize", path, "--format", "json").stdout)
+        for path in (trace, demo_trace)
+    )
+    assert [layer["p_value"] for layer in random["layers"]] == [0.001] * 6
+    for mine, theirs in zip(random["layers"], trained["layers"], strict=True):
+        if has_attention:
+            assert 0 < mine["conditional_normalized"] < theirs["conditional_normalized"] / 3
+        else:
+            assert mine["conditional_excess_nats"] == pytest.approx(0, abs=1e-12)
+            assert mine["conditional_p_value"] == 1
+            assert mine["same_domain_overlap"] == mine["other_domain_overlap"] == pytest.approx(1)
+    assert trained["verdict"]["num_layers_beyond_vocabulary"] == 6
+    text = " ".join(run_moetool("specialize", trace).stdout.split())
+    assert text.startswith("Experts differ between domains in 6 of 6 layers, ")
+    assert "more than vocabulary explains" in text
+
+
+def test_by_token_the_table_json_and_csv_agree(
+    run_moetool: RunMoetool, demo_trace: Path, tmp_path: Path
+) -> None:
+    completed = run_moetool("specialize", demo_trace, "--by", "token", "--layers", "2,5")
+    assert completed.returncode == 0, completed.stderr
+    for name in ("result.json", "result.csv"):
+        options = ("--by", "token", "--layers", "2,5", "-o", tmp_path / name)
+        written = run_moetool("specialize", demo_trace, *options)
+        assert (written.returncode, written.stdout) == (0, "")
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (result["schema"], result["by"]) == ("moetool.specialize/1", "token")
+    assert [layer["layer"] for layer in result["layers"]] == [2, 5]
+    for layer in result["layers"]:
+        assert f"{layer['vocabulary_specialization']:.1%}" in completed.stdout
+        assert layer["vocabulary_specialization"] > layer["popular_vocabulary_specialization"]
+    rows = list(csv.DictReader((tmp_path / "result.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["token"] for row in rows] == [token["token"] for token in result["tokens"]]
+    assert rows[0].keys() == result["tokens"][0].keys()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

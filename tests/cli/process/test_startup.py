@@ -46,6 +46,7 @@ def modules_imported_by(*arguments: str) -> set[str]:
         ["--version"],
         ["route-trace", "--help"],
         ["specialize", "--help"],
+        ["import", "--help"],
         ["inspect", "--help"],
         ["memory-estimate", "--help"],
         ["fits", "--help"],

@@ -8,6 +8,7 @@ from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.command import RunMoetool
 
 TRACE = ("route-trace", "demo", "--prompt", "x")
+QUESTION = ("specialize", "trace.parquet")
 MEMORY = ("memory-estimate", "demo")
 WRITE = (*TRACE, "--max-new-tokens", "3")
 
@@ -50,6 +51,16 @@ USELESS: dict[tuple[str, ...], Refusal] = {
     ),
     (*TRACE, "--probabilities"): Refusal(
         2, error="must go to a file.", hint="Leave out --probabilities, or add -o trace.parquet."
+    ),
+    (*QUESTION, "--by", "token", "--permutations", "9"): Refusal(
+        2,
+        error="Permutations have no effect: specialization by token has no p-values.",
+        hint="Leave out --permutations, or --by token.",
+    ),
+    (*QUESTION, "--min-count", "9"): Refusal(
+        2,
+        error="A least count has no effect: domains are compared, not tokens.",
+        hint="Leave out --min-count, or add --by token.",
     ),
     (*MEMORY, "--double-quantization"): Refusal(
         2,

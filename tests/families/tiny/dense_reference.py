@@ -60,9 +60,9 @@ def apply_decisions(
         rows = inputs[tokens] if inputs.dim() == 2 else inputs[tokens, slots]
         scale = scales[tokens, slots, None]  # (num_rows, 1)
         if scales_input(experts):
-            contribution = _run_expert(experts, expert, rows * scale)
+            contribution = run_expert(experts, expert, rows * scale)
         else:
-            contribution = _run_expert(experts, expert, rows) * scale
+            contribution = run_expert(experts, expert, rows) * scale
         output.index_add_(0, tokens, contribution)
     return output
 
@@ -86,7 +86,7 @@ def has_own_forward(experts: nn.Module) -> bool:
 # How one expert computes. Every function takes and returns float64 rows.
 
 
-def _run_expert(experts: nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:
+def run_expert(experts: nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:
     """Return one expert's output, without its routing weight. # (num_rows, hidden_size)"""
     if isinstance(experts, nn.ModuleDict | nn.ModuleList):
         # In its own code, because it may be any module; in a copy, to leave the model as it is.

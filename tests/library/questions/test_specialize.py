@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from moetool import measure_specialization, read_trace, trace_model
-from moetool.analysis.specialization.measure import Specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
 from tests.command import RunMoetool
 
@@ -30,7 +30,9 @@ def answer(run_moetool: RunMoetool, demo_trace: Path) -> dict[str, Any]:
 
 
 def measure(trace: Any, **options: Any) -> Specialization:
-    return measure_specialization(trace, num_permutations=FEW, seed=3, **options)
+    result = measure_specialization(trace, num_permutations=FEW, seed=3, **options)
+    assert isinstance(result, Specialization)
+    return result
 
 
 def test_a_path_gives_the_json_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
@@ -40,9 +42,10 @@ def test_a_path_gives_the_json_of_the_command(demo_trace: Path, answer: dict[str
 def test_a_frame_gives_the_numbers_of_the_command(demo_trace: Path, answer: dict[str, Any]) -> None:
     frame = read_trace(demo_trace)
     renamed = frame.rename(columns={"domain": "subject"})
-    for result in (measure(frame), measure(renamed, by="subject")):
-        assert result.trace is None
-        assert {**result.to_dict(), "trace": answer["trace"]} == answer
+    facts = {**answer["trace"], "trace": None}
+    for by, result in (("domain", measure(frame)), ("subject", measure(renamed, by="subject"))):
+        assert {**result.to_dict(), "by": "domain"} == {**answer, "trace": facts}
+        assert result.by == by
 
 
 def test_the_order_of_rows_changes_no_count(demo_trace: Path) -> None:
@@ -64,11 +67,13 @@ def test_a_trace_in_memory_and_one_in_a_file_give_the_same(tmp_path: Path) -> No
     kept = trace_model("demo", prompts)
     path = kept.save(tmp_path / "trace.parquet")
     expected = measure(path).to_dict()
-    assert {**measure(kept).to_dict(), "trace": str(path)} == expected
-    assert measure(kept).trace is None
+    facts = expected.pop("trace")
+    assert facts["trace"] == str(path)
+    assert {**measure(kept).to_dict(), "trace": None} == {**expected, "trace": None}
+    assert measure(kept).trace is not None
     other = tmp_path / "other.parquet"
     stored = trace_model("demo", prompts, output=other)
-    assert measure(stored).to_dict() == {**expected, "trace": str(other)}
+    assert measure(stored).to_dict() == {**expected, "trace": {**facts, "trace": str(other)}}
 
 
 def test_a_frame_of_four_columns_needs_the_shape_as_the_command_does() -> None:
@@ -109,13 +114,16 @@ def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
         ({"top_k": "2"}, "top-k can't be '2'"),
         ({"validate": 1}, "validate can't be 1"),
         ({"by": 3}, "column of the domains can't be 3"),
-        ({"by": "language"}, "'language' is not one of a stored trace"),
+        ({"layers": [7]}, "has no routed layer 7"),
+        ({"by": "phase"}, "All prompts have the same phase, 'prefill'"),
+        ({"by": "position"}, "has two values of 'position'"),
+        ({"by": "language"}, "has no column 'language' to group by"),
     ],
 )
 def test_options_out_of_range_are_refused(
     options: dict[str, Any], message: str, demo_trace: Path
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, InputError), match=message):
         measure_specialization(demo_trace, **options)
 
 

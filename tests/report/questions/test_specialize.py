@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import moetool
-from moetool.analysis.specialization.measure import Specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.report.questions.specialize import (
     RENDERERS,
     render_csv,
@@ -21,12 +21,25 @@ from moetool.report.questions.specialize import (
     render_table_text,
 )
 from moetool.report.renderer import ReportFormat, View
+from moetool.trace.facts import TraceFacts
 from tests.report.examples import TOP_K, make_counts, make_result
 
 TRACE = "runs/größe.parquet"
-VIEW = View(width=80, source=TRACE)
+VIEW = View(width=80)
 
-SMALL = make_result(make_counts(["code", "prose"]))
+FACTS = TraceFacts(
+    trace=TRACE,
+    model="demo",
+    revision=None,
+    model_type="mixtral",
+    complete=True,
+    exact=True,
+    num_prompts=6,
+    num_tokens=1_200,
+    num_assignments=4_800,
+)
+
+SMALL = replace(make_result(make_counts(["code", "prose"])), trace=FACTS)
 # As wide as results get: long names, many domains, hundreds of layers and experts, two notes.
 LARGE = make_result(
     make_counts(
@@ -70,7 +83,9 @@ def test_no_line_of_the_table_ends_in_spaces(result: Specialization) -> None:
 def test_the_table_has_a_line_for_every_layer_with_its_figures() -> None:
     text = render_table_text(SMALL, VIEW)
     for layer in SMALL.layers:
-        (line,) = (line for line in text.splitlines() if line.startswith(f"{layer.layer} "))
+        (line,) = (
+            line for line in text.splitlines() if re.match(rf"{layer.layer}  .*\d\.\d{{4}}", line)
+        )
         assert f"{layer.mutual_information_nats:.4f}" in line
         assert f"{layer.null_nats:.4f}" in line
         assert f"{layer.excess_nats:.4f}" in line
@@ -94,7 +109,11 @@ def test_the_table_has_a_line_for_every_domain_with_its_surest_expert() -> None:
         assert words[1:3] == [f"{size.prompts:,}", f"{size.tokens:,}"]
         interval = f"{most.lift_low:.1f}–{most.lift_high:.1f}"
         figures = [f"{most.share:.0%}", f"{most.lift:.1f}", interval]
-        assert words[3:] == [f"L{most.layer}.E{most.expert}", *figures]
+        assert words[3:7] == [f"L{most.layer}.E{most.expert}", *figures]
+        assert most.familywise_p_value is not None
+        smallest = 1 / (1 + result.num_permutations)
+        expected = f"≤ {smallest:.2g}" if most.familywise_p_value <= smallest else words[7]
+        assert " ".join(words[7:]) == expected
 
 
 def test_the_short_name_of_an_expert_is_explained() -> None:
@@ -164,14 +183,17 @@ def test_what_is_unknown_is_shown_as_a_dash_and_written_as_null() -> None:
     idle = replace(second, assignments=np.zeros_like(second.assignments))
     result = make_result(replace(counts, layers=(first, idle)))
     text = render_table_text(result, VIEW)
-    (line,) = (line for line in text.splitlines() if line.startswith("1 "))
-    assert line.split() == ["1", "–", "–", "–", "–", "–"]
+    lines = [line for line in text.splitlines() if line.startswith("1  ")]
+    assert [line.split() for line in lines] == [["1", "–", "–", "–", "–", "–"]]
     assert "nan" not in text
     value = json.loads(render_json(result, VIEW), parse_constant=pytest.fail)
     assert value["layers"][1] == {
         **dict.fromkeys(value["layers"][1]),
         "stack": "decoder",
         "layer": 1,
+        "num_experts": 8,
+        "top_k": TOP_K,
+        "num_tokens": int(second.decisions.sum()),
     }
     assert any("neither MI nor p" in note for note in value["notes"])
     rows = list(csv.DictReader(io.StringIO(render_csv(result, VIEW))))
@@ -189,20 +211,21 @@ def test_a_number_that_is_not_finite_is_null_because_json_has_no_word_for_it() -
 @pytest.mark.parametrize("word", ["\x1b[31m", "two\nlines", "\u202egpj", "\x9b2J", "\u2028"])
 def test_foreign_words_cannot_steer_a_terminal(word: str) -> None:
     counts = make_counts([word, "prose"], places=[(word, 0)], notes=[f"seen {word}"])
-    result = make_result(counts)
+    facts = replace(FACTS, trace=f"{word}.parquet")
+    result = replace(make_result(counts), trace=facts, by=word)
     plain = set("\n")
     for render in (render_table_text, render_json):
-        text = render(result, View(source=f"{word}.parquet"))
+        text = render(result, View())
         assert {character for character in text if not character.isprintable()} <= plain
-    value = json.loads(render_json(result, View(source=f"{word}.parquet")))
-    assert value["trace"] == f"{word}.parquet"
+    value = json.loads(render_json(result))
+    assert value["trace"]["trace"] == f"{word}.parquet"
     assert word in [size["domain"] for size in value["domains"]]
 
 
 def test_a_trace_whose_name_is_not_text_is_named_in_json() -> None:
     name = os.fsdecode(b"caf\xe9.parquet")
-    text = render_json(SMALL, View(source=name))
-    assert json.loads(text.encode())["trace"] == name
+    text = render_json(replace(SMALL, trace=replace(FACTS, trace=name)))
+    assert json.loads(text.encode())["trace"]["trace"] == name
 
 
 def test_the_table_says_what_even_routing_would_give() -> None:
@@ -236,7 +259,7 @@ def test_json_carries_schema_version_and_every_figure(result: Specialization) ->
     value = json.loads(render_json(result, VIEW))
     assert value["schema"] == "moetool.specialize/1"
     assert value["moetool"] == moetool.__version__
-    assert value["trace"] == TRACE
+    assert value["trace"] == (None if result.trace is None else asdict(FACTS))
     assert value["num_permutations"] == result.num_permutations
     assert value["seed"] == result.seed
     assert value["domains"] == [asdict(size) for size in result.domains]

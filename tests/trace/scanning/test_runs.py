@@ -24,7 +24,7 @@ from moetool.trace.scanning.runs import Runs
 from tests.trace.examples import layer_decisions, make_layers, make_tokens, traced_tokens
 from tests.trace.reading.frames import ORDERS, order
 
-# Values that some row gets instead of its own; each is a fault in some decision.
+# Values that a row gets instead of the right one; each is a fault in some decision.
 WRONG: dict[str, list[Any]] = {
     "expert": [-2, -1, 9],
     "rank": [-1, 0, 1, 7],
@@ -67,13 +67,14 @@ def spoil(frame: pd.DataFrame, what: str, *, name: str, row: int, number: int) -
         column[row] = column[row - 1]
     elif what == "swapped":
         column[row], column[row - 1] = column[row - 1], column[row]
-    elif what == "again":
-        return pd.concat([frame, frame.iloc[[row]]])
+    changed: pd.DataFrame = frame.assign(**{name: column})
+    if what == "again":
+        changed = pd.concat([frame, frame.iloc[[row]]])
     elif what == "left out" and len(others):
-        return others
+        changed = others
     elif what == "moved":
-        return pd.concat([others.iloc[:place], frame.iloc[[row]], others.iloc[place:]])
-    return frame.assign(**{name: column})
+        changed = pd.concat([others.iloc[:place], frame.iloc[[row]], others.iloc[place:]])
+    return changed
 
 
 def write_parts(folder: Path, frame: pd.DataFrame, *, num_files: int, rows: int) -> None:

@@ -70,8 +70,9 @@ class KeptRows:
         if probabilities is not None:
             self.probabilities.append(probabilities)
 
-    def finish(self, metadata: TraceMetadata) -> None:
+    def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         assert metadata.complete
+        assert saliency is None
 
 
 class KeptTexts:

@@ -18,12 +18,12 @@ from moetool.cli.options.traces import (
 from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
-from moetool.interchange.selection_files import SelectionFormat, render_selection
+from moetool.interchange.exports.selections import SelectionFormat, render_selection
 
 SUMMARY = "Choose experts to fine-tune or to prune."
 EXAMPLES = (
     "moetool select trace.parquet --domain python",
-    "moetool select trace.parquet --by gate --top-p 0.1 --export esft -o expert_cfg.json",
+    "moetool select trace.parquet --by gate --export esft -o expert_cfg.json",
     "moetool select trace.parquet --prune-ratio 0.25 --export llm-compressor",
 )
 

@@ -34,13 +34,12 @@ class SaliencySums:
     @classmethod
     def empty(cls, num_experts: int) -> SaliencySums:
         """Return the sums over no tokens."""
-        zeros = np.zeros(num_experts)
         return cls(
             num_tokens=0,
             frequency=np.zeros(num_experts, dtype=np.int64),
-            norms=zeros,
-            weighted_norms=zeros,
-            weights=zeros,
+            norms=np.zeros(num_experts),
+            weighted_norms=np.zeros(num_experts),
+            weights=np.zeros(num_experts),
             largest=np.zeros(num_experts, dtype=np.float32),
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 
 from moetool.analysis.selection.result import Selection
 from moetool.errors import UsageError
 from moetool.plain import make_plain
 
+_IDS = re.compile(r"\[\n([\d,\s]+)\]")
 # What LoRA on target_parameters takes in PEFT 0.21.
 _PEFT = {"target_modules": [], "lora_dropout": 0.0}
 
@@ -66,4 +68,6 @@ def render_selection(selection: Selection, kind: SelectionFormat) -> str:
 
 
 def _write(value: object) -> str:
-    return json.dumps(make_plain(value), allow_nan=False, indent=1) + "\n"
+    text = json.dumps(make_plain(value), allow_nan=False, indent=1)
+    # Lists of ids on a line each; a line break in JSON is never part of a string.
+    return _IDS.sub(lambda ids: f"[{' '.join(ids[1].split())}]", text) + "\n"

@@ -1,0 +1,1 @@
+"""Experts of limited capacity: what they would drop, batch by batch."""

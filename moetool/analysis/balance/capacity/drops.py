@@ -1,0 +1,209 @@
+"""Capacity: the assignments that experts of limited size would drop.
+
+An expert takes at most `C = ceil(factor * n * k / E)` assignments of a batch of `n` tokens
+(Switch Transformer, arXiv 2101.03961, 2.2; `get_capacity` of Megatron-LM). The number that is dropped
+does not depend on who comes first; who is dropped does:
+
+- `position`: tokens come in the order of the batch, as in Switch;
+- `probability`: the largest weights come first, equal ones in the order of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.analysis.balance.capacity.batches import Batches
+from moetool.analysis.balance.random_router import find_binomial
+
+Policy = Literal["position", "probability"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+FACTORS = (1.0, 1.25, 1.5, 2.0)
+NUM_DECILES = 10
+
+# Loads of experts in batches that are counted at a time.
+_MOST_CELLS = 1 << 22
+# Keeps a product that is a whole number up to rounding from being rounded up.
+_ROUNDING = 1e-9
+
+
+def find_capacity(
+    factor: float, num_tokens: NDArray[np.int64], *, top_k: int, num_experts: int
+) -> NDArray[np.int64]:
+    """Return the most assignments that an expert takes of batches of these sizes."""
+    even = factor * num_tokens * top_k / num_experts
+    capacity: NDArray[np.int64] = np.ceil(even - _ROUNDING).astype(np.int64)
+    return capacity
+
+
+def find_decile(place: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the decile of places, from 0, in batches of the given sizes."""
+    decile: NDArray[np.int64] = place * NUM_DECILES // size
+    return decile
+
+
+class DropCounter:
+    """Counts the assignments of one layer that would be dropped, batch by batch.
+
+    Attributes:
+        num_dropped: By position decile, for each policy. # (num_policies, num_factors, 10)
+        num_assignments: By position decile. # (10,)
+        num_batches: Batches so far.
+        sizes: How many batches had each number of tokens.
+        sum_of_violations: Of each batch's largest load over the mean, minus 1; of batches in which
+            an expert ran.
+        num_violations: Batches of that sum.
+        has_weights: Whether weights were given, without which nothing is counted for `probability`.
+
+    Args:
+        num_experts: Experts of the layer.
+        top_k: Of the layer.
+    """
+
+    def __init__(self, *, num_experts: int, top_k: int) -> None:
+        self.num_dropped = np.zeros((len(POLICIES), len(FACTORS), NUM_DECILES), dtype=np.int64)
+        self.num_assignments = np.zeros(NUM_DECILES, dtype=np.int64)
+        self.sizes: dict[int, int] = {}
+        self.num_batches = 0
+        self.sum_of_violations, self.num_violations = 0.0, 0
+        self.has_weights = False
+        self._num_experts, self._top_k = num_experts, top_k
+
+    def add(self, batches: Batches | None) -> None:
+        """Count batches whose columns are experts and, if they are known, weights.
+
+        Both have the shape (num_decisions, top_k); experts below 0 were not chosen.
+        """
+        if batches is not None:
+            for part in batches.split(max(1, _MOST_CELLS // self._num_experts)):
+                self._add(part)
+
+    def _add(self, batches: Batches) -> None:
+        experts, *weights = batches.columns
+        sizes, counts = np.unique(batches.sizes, return_counts=True)
+        for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            self.sizes[size] = self.sizes.get(size, 0) + count
+        self.num_batches += len(batches.sizes)
+        self.has_weights = bool(weights)
+        batch = batches.batch
+        decile = find_decile(batches.place, batches.sizes[batch])
+        key = (batch[:, None] * self._num_experts + experts).ravel()
+        decile = np.repeat(decile, experts.shape[1])
+        weight = weights[0].ravel() if weights else None
+        ran = (experts >= 0).ravel()
+        if not ran.all():
+            key, decile = key[ran], decile[ran]
+            weight = None if weight is None else weight[ran]
+        load = np.bincount(key, minlength=len(batches.sizes) * self._num_experts)
+        load = load.reshape(len(batches.sizes), self._num_experts)
+        self._add_violations(load)
+        self.num_assignments += np.bincount(decile, minlength=NUM_DECILES)
+        capacities = [
+            find_capacity(factor, batches.sizes, top_k=self._top_k, num_experts=self._num_experts)
+            for factor in FACTORS
+        ]
+        # Assignments to experts that keep all of theirs need not be put in order.
+        is_full = (load > capacities[0][:, None]).ravel()
+        kept = is_full[key]
+        key, decile = key[kept], decile[kept]
+        for index, policy in enumerate(POLICIES):
+            if policy == "position":
+                order = sort_stably(key)
+            elif weight is None:
+                continue
+            else:
+                by_weight = sort_stably(~order_floats(weight[kept]))
+                order = by_weight[sort_stably(key[by_weight])]
+            rank = _rank(key[order])
+            for number, capacity in enumerate(capacities):
+                is_dropped = rank >= capacity[key[order] // self._num_experts]
+                self.num_dropped[index, number] += np.bincount(
+                    decile[order[is_dropped]], minlength=NUM_DECILES
+                )
+
+    def _add_violations(self, load: NDArray[np.int64]) -> None:
+        total = load.sum(axis=1)
+        ran = total > 0
+        violation = load.max(axis=1)[ran] * self._num_experts / total[ran] - 1
+        self.sum_of_violations += float(violation.sum())
+        self.num_violations += int(ran.sum())
+
+
+def expect_dropped(
+    factor: float, num_tokens: int, *, top_k: int, num_experts: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the assignments of one batch that a uniform random router is expected to drop.
+
+    Args:
+        factor: Capacity factor.
+        num_tokens: Of the batch.
+        top_k: Experts that each token chooses.
+        num_experts: Experts of the layer.
+
+    Returns:
+        The number dropped, and those by position decile if tokens come in the order of the batch.
+        # (10,)
+    """
+    capacity = int(
+        find_capacity(factor, np.array([num_tokens]), top_k=top_k, num_experts=num_experts)[0]
+    )
+    start, chance = find_binomial(num_tokens, top_k / num_experts)
+    excess = np.maximum(start + np.arange(len(chance)) - capacity, 0)
+    dropped = float(num_experts * (chance * excess).sum())
+    place = np.arange(num_tokens)
+    full = _find_chance_full(capacity, num_tokens, p=top_k / num_experts)
+    by_decile = np.bincount(
+        find_decile(place, np.full(num_tokens, num_tokens)),
+        weights=top_k * full,
+        minlength=NUM_DECILES,
+    )
+    return dropped, by_decile.astype(np.float64)
+
+
+def _find_chance_full(capacity: int, num_tokens: int, *, p: float) -> NDArray[np.float64]:
+    """Return the chance that an expert is full before each token of a batch: (num_tokens,).
+
+    That is the distribution function of the token at which a negative binomial reaches `capacity`.
+    """
+    full = np.zeros(num_tokens)
+    if p >= 1 or capacity >= num_tokens:
+        full[capacity:] = 1.0
+        return full
+    # Token t (from 1) is the capacity-th of the expert: C(t - 1, capacity - 1) p^c (1 - p)^(t - c).
+    first = capacity * math.log(p)
+    t = np.arange(capacity, num_tokens - 1)
+    steps = np.log(t / (t - capacity + 1)) + math.log1p(-p)
+    log = np.concatenate([[first], first + np.cumsum(steps)])
+    full[capacity:] = np.minimum(np.cumsum(np.exp(log)), 1)[: num_tokens - capacity]
+    return full
+
+
+def order_floats(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Return whole numbers in the same order as numbers."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    top = np.uint32(0x80000000)
+    ordered: NDArray[np.uint32] = np.where(bits & top, ~bits, bits | top)
+    return ordered
+
+
+def sort_stably(key: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the order of numbers from 0 to 2**32 - 1; equal ones keep theirs.
+
+    numpy sorts 16-bit numbers by radix, several times as fast as longer ones.
+    """
+    order = np.argsort((key & 0xFFFF).astype(np.uint16), kind="stable")
+    if int(key.max(initial=0)) > 0xFFFF:
+        high = (key >> 16).astype(np.uint16)
+        order = order[np.argsort(high[order], kind="stable")]
+    return order
+
+
+def _rank(ascending: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each number's rank among those equal to it, from 0."""
+    if not len(ascending):
+        return ascending
+    starts = np.flatnonzero(np.diff(ascending, prepend=-1))
+    return np.arange(len(ascending)) - np.repeat(starts, np.diff(starts, append=len(ascending)))

@@ -1,0 +1,196 @@
+"""Measure how evenly the experts of each layer share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from moetool.analysis.balance.assembly import (
+    find_sizes,
+    make_capacity,
+    make_expert_choice,
+    make_layer,
+    make_layer_of_counts,
+    mean_batch,
+    summarize_layers,
+    summarize_parts,
+)
+from moetool.analysis.balance.layer_meter import LayerMeter
+from moetool.analysis.balance.losses import LayerLosses, summarize_losses
+from moetool.analysis.balance.probabilities import ProbabilityReading, read_probabilities
+from moetool.analysis.balance.random_router import Sizes, expect_squared_cv, make_sizes
+from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.errors import InputError
+from moetool.trace.facts import TraceFacts
+from moetool.trace.reading.counts import ExpertCounts
+from moetool.trace.reading.probabilities import ProbabilitySource
+from moetool.trace.windows.reader import DecisionReader
+from moetool.wording import number_of
+
+Place = tuple[str, int]
+
+# Columns that a reader needs for all figures.
+COLUMNS = ("weight", "phase")
+# Of all layers: 1 GiB of counts.
+_MOST_CELLS = 2**27
+
+
+def measure_balance(
+    reader: DecisionReader,
+    *,
+    by: str = "domain",
+    tokens_per_batch: int | None = None,
+    probabilities: ProbabilitySource | None = None,
+    why_no_probabilities: str = "",
+) -> Balance:
+    """Return how evenly the experts of each layer share the work.
+
+    Args:
+        reader: With `COLUMNS`, grouping by the column `by`.
+        by: As the result names it.
+        tokens_per_batch: Tokens of a batch, consecutive in the order of the trace and of whatever
+            prompts. By default each prompt is a batch: a trace doesn't record which ran together.
+        probabilities: Those of the trace; None if they were not recorded.
+        why_no_probabilities: Why there are none, if the reason is another one.
+
+    Raises:
+        InputError: A row is not one of a trace, or there are far too many groups.
+    """
+    meters: dict[Place, LayerMeter] = {
+        (shape.stack, shape.layer): LayerMeter(shape, tokens_per_batch=tokens_per_batch)
+        for shape in reader.layers
+    }
+    num_experts = sum(meter.num_experts for meter in meters.values())
+    for window in reader:
+        if len(reader.groups) * num_experts > _MOST_CELLS:
+            raise InputError(
+                f"{len(reader.groups):,} groups of '{by}' and {num_experts:,} experts are too many "
+                "to count.",
+                hint="Group by a column with fewer values, or analyse fewer layers at a time.",
+            )
+        for place, choices in window.layers.items():
+            meters[place].add(window, choices)
+    for meter in meters.values():
+        meter.finish()
+    seen = {place: meter for place, meter in meters.items() if meter.groups.num_decisions.any()}
+    reading = read_probabilities(
+        probabilities, seen, tokens_per_batch=tokens_per_batch, why_none=why_no_probabilities
+    )
+    losses = {place: _make_losses(meter, reading, place) for place, meter in seen.items()}
+    layers = tuple(
+        make_layer(
+            meter,
+            groups=reader.groups,
+            losses=losses[place],
+            choice=reading.choices.get(place),
+        )
+        for place, meter in seen.items()
+    )
+    every_meter = list(seen.values())
+    mean = tokens_per_batch or mean_batch(every_meter)
+    return Balance(
+        trace=reader.facts,
+        by=by,
+        layers=layers,
+        across_layers=summarize_layers(layers),
+        parts=summarize_parts(layers),
+        losses=summarize_losses(list(losses.values())),
+        batches="prompt" if tokens_per_batch is None else "tokens",
+        capacity=make_capacity(every_meter, tokens_per_batch=tokens_per_batch),
+        expert_choice=make_expert_choice(list(reading.choices.values()), tokens_per_batch=mean),
+        notes=(
+            *reader.notes,
+            *_explain_batches(tokens_per_batch, mean),
+            *_explain_unknown(layers, seen),
+            *reading.notes,
+        ),
+    )
+
+
+def measure_balance_of_counts(counts: ExpertCounts, *, facts: TraceFacts) -> Balance:
+    """Return the part of a balance that needs only how often each expert was chosen.
+
+    Args:
+        counts: Of all tokens; their groups are taken together.
+        facts: About the table that holds them.
+    """
+    losses = [
+        LayerLosses(
+            load=layer.assignments.sum(axis=0),
+            num_decisions=int(layer.decisions.sum()),
+            top_k=layer.top_k,
+            mean_squared_baseline=_expect_mean_squared(layer.num_experts, find_sizes(layer)),
+            mean_probability=None,
+            z_loss=None,
+        )
+        for layer in counts.layers
+    ]
+    layers = tuple(
+        make_layer_of_counts(layer, losses=each)
+        for layer, each in zip(counts.layers, losses, strict=True)
+    )
+    return Balance(
+        trace=facts,
+        by="domain",
+        layers=layers,
+        across_layers=summarize_layers(layers),
+        parts=summarize_parts(layers),
+        losses=summarize_losses(losses),
+        batches=None,
+        capacity=(),
+        expert_choice=(),
+        notes=(
+            *counts.notes,
+            "a load table has counts but no tokens: groups, phases, prompts, batches, capacity and "
+            "losses of probabilities are unknown",
+        ),
+    )
+
+
+def _make_losses(meter: LayerMeter, reading: ProbabilityReading, place: Place) -> LayerLosses:
+    sizes = make_sizes(meter.groups.num_decisions.sum(axis=0))
+    probabilities = reading.meters.get(place)
+    mean = None if probabilities is None else probabilities.find_mean()
+    if mean is not None:
+        # Identity experts may have no probability.
+        mean = np.pad(mean, (0, meter.num_experts - len(mean)))
+    return LayerLosses(
+        load=meter.groups.assignments.sum(axis=0),
+        num_decisions=int(meter.groups.num_decisions.sum()),
+        top_k=meter.shape.top_k,
+        mean_squared_baseline=_expect_mean_squared(meter.num_experts, sizes),
+        mean_probability=mean,
+        z_loss=None if probabilities is None else probabilities.find_z_loss(),
+    )
+
+
+def _expect_mean_squared(num_experts: int, sizes: Sizes) -> float | None:
+    squared_cv = expect_squared_cv(num_experts, sizes)
+    return None if squared_cv is None else squared_cv / num_experts**2
+
+
+def _explain_batches(tokens_per_batch: int | None, mean: float | None) -> Iterator[str]:
+    if tokens_per_batch is None and mean is not None:
+        yield (
+            f"each prompt is taken as a batch, of {mean:,.0f} tokens on average: a trace doesn't "
+            "record which prompts ran together; --tokens-per-batch sets a size"
+        )
+
+
+def _explain_unknown(
+    layers: Sequence[LayerBalance], meters: Mapping[Place, LayerMeter]
+) -> Iterator[str]:
+    num_idle = sum(layer.cv is None for layer in layers)
+    if num_idle:
+        yield f"{number_of(num_idle, 'layer')} ran no expert: no figure of evenness is known there"
+    if any(layer.prompt_cv is None and layer.cv is not None for layer in layers):
+        yield (
+            "there are fewer than two prompts: prompt_cv and hot experts, which need the spread "
+            "between prompts, are unknown"
+        )
+    if not all(meter.drops.has_weights for meter in meters.values()):
+        yield (
+            "which assignments are dropped in order of probability is unknown, because the trace "
+            "has no weights; how many is the same in any order"
+        )

@@ -1,0 +1,84 @@
+"""The favourite expert's share by chance: that of routers that ignore the token.
+
+The largest of several counts grows with their number and falls with the occurrences: of 10
+occurrences, even a fair router gives some expert 4. There is no simple formula, so routers are
+simulated: each run is a series of decisions, and the largest count after n of them is that of a
+token id with n occurrences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUM_RUNS = 200
+_RUNS_AT_ONCE = 25
+# Beyond these occurrences, what chance adds falls with their square root.
+_MOST_SIMULATED = 512
+
+
+class Draw:
+    """Draws decisions of a router that ignores the token.
+
+    Args:
+        decisions: Those to draw from; None for a uniform random router. # (num_decisions, top_k)
+    """
+
+    def __init__(
+        self,
+        decisions: NDArray[np.int64] | None,
+        *,
+        num_experts: int,
+        top_k: int,
+        seed: int,
+    ) -> None:
+        self._decisions, self._num_experts, self._top_k = decisions, num_experts, top_k
+        self._rng = np.random.default_rng([seed, 6])
+
+    def __call__(self, num_runs: int, length: int) -> NDArray[np.int64]:
+        """Return decisions of several runs, each `length` long.
+
+        Returns:
+            # (num_runs, length, top_k)
+        """
+        if self._decisions is not None:
+            index = self._rng.integers(0, len(self._decisions), size=(num_runs, length))
+            drawn: NDArray[np.int64] = self._decisions[index]
+            return drawn
+        scores = self._rng.random((num_runs, length, self._num_experts), dtype=np.float32)
+        if self._top_k == self._num_experts:
+            return scores.argsort(axis=2)
+        return scores.argpartition(self._top_k, axis=2)[..., : self._top_k]
+
+
+class FavouriteShares:
+    """The expected share of the favourite expert, by occurrences.
+
+    Args:
+        draw: Returns decisions of a number of runs: # (num_runs, num_occurrences, top_k).
+            Negative experts did not run.
+        num_experts: Larger than each id.
+        limit: The share for infinitely many occurrences.
+        most: The largest number of occurrences that is asked for.
+    """
+
+    def __init__(self, draw: Draw, *, num_experts: int, limit: float, most: int) -> None:
+        self._limit = limit
+        length = max(1, min(most, _MOST_SIMULATED))
+        total = np.zeros(length)
+        for start in range(0, _NUM_RUNS, _RUNS_AT_ONCE):
+            size = min(_RUNS_AT_ONCE, _NUM_RUNS - start)
+            experts = draw(size, length)
+            counts = np.zeros((size, length, num_experts + 1), dtype=np.int16)
+            # The last column takes those that did not run.
+            np.put_along_axis(counts, np.where(experts < 0, num_experts, experts), 1, axis=2)
+            largest = counts[..., :num_experts].cumsum(axis=1, dtype=np.int16).max(axis=2)
+            total += largest.sum(axis=0)
+        self._shares = total / _NUM_RUNS / np.arange(1, length + 1)
+
+    def mean(self, occurrences: NDArray[np.int64]) -> float:
+        """Return the mean over token ids with these occurrences, at least one each."""
+        length = len(self._shares)
+        shares = self._shares[np.minimum(occurrences, length) - 1]
+        beyond = np.sqrt(np.minimum(1, length / occurrences))
+        return float((self._limit + (shares - self._limit) * beyond).mean())

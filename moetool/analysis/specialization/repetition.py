@@ -1,0 +1,207 @@
+"""Repetition of experts from one token to the next (Mixtral, arXiv 2401.04088, table 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.analysis.specialization.result import Repetition
+from moetool.analysis.specialization.token_sample import LayerSample
+from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.counts import ExpertCounts, LayerCounts
+from moetool.trace.reading.layer_shapes import Place
+from moetool.trace.windows.window import DecisionWindow
+
+# Pairs of tokens that show how often a router without memory repeats itself: a standard error of
+# at most 0.4 points.
+_RANDOM_PAIRS = 20_000
+
+
+@dataclass
+class RepetitionCounter:
+    """Compares the experts of consecutive tokens, window by window.
+
+    Args:
+        label: Domain of each of the reader's prompts. # (num_prompts,)
+        num_domains: All of them.
+        has_first: Whether the first expert of a decision is the router's first choice.
+    """
+
+    label: NDArray[np.intp]
+    num_domains: int
+    has_first: bool
+    # By domain: pairs, those with the same first choice, with a common expert, and common experts.
+    _sums: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
+    # First choices by domain and expert.
+    _first: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
+
+    def add(self, window: DecisionWindow, layers: Sequence[RoutedLayer]) -> None:
+        """Count the decisions of a window."""
+        for layer in layers:
+            place = (layer.stack, layer.layer)
+            choices = window.layers.get(place)
+            if choices is None:
+                continue
+            prompt = window.prompt[choices.token]
+            domain = self.label[prompt]
+            experts = choices.experts.astype(np.int16)
+            position = window.position[choices.token]
+            follows = (prompt[1:] == prompt[:-1]) & (position[1:] == position[:-1] + 1)
+            (before,) = np.nonzero(follows)
+            common = count_common(experts[before], experts[before + 1])
+            is_same = experts[before, 0] == experts[before + 1, 0]
+            is_same &= experts[before, 0] >= 0
+            mine = np.stack(
+                [
+                    np.bincount(domain[before], weights=of_pairs, minlength=self.num_domains)
+                    for of_pairs in (np.ones(len(before)), is_same, common > 0, common)
+                ]
+            ).astype(np.int64)
+            self._sums[place] = self._sums.get(place, 0) + mine
+            if self.has_first:
+                number = layer.num_experts + layer.num_identity_experts
+                ran = experts[:, 0] >= 0
+                cell = domain[ran] * number + experts[ran, 0]
+                first = np.bincount(cell, minlength=self.num_domains * number)
+                first = first.reshape(self.num_domains, number)
+                self._first[place] = self._first.get(place, 0) + first
+
+    def measure(
+        self,
+        counts: ExpertCounts,
+        samples: Mapping[Place, LayerSample],
+        *,
+        names: Sequence[str],
+        domain_of_group: NDArray[np.intp],
+        seed: int,
+    ) -> tuple[Repetition, ...]:
+        """Return the repetition of every layer, over all domains and for each.
+
+        Args:
+            counts: Counted by prompt.
+            samples: Decisions of the sampled prompts.
+            names: Of the domains.
+            domain_of_group: Index of the domain of each group of the counts. # (num_groups,)
+            seed: Random seed of the pairs behind `popular_any`.
+        """
+        found = []
+        for layer in counts.layers:
+            place = (layer.stack, layer.layer)
+            if place not in self._sums:
+                continue
+            use = np.zeros((len(names), layer.num_experts))
+            decisions = np.zeros(len(names))
+            np.add.at(use, domain_of_group, layer.assignments)
+            np.add.at(decisions, domain_of_group, layer.decisions)
+            popular_any = self._draw_pairs(samples.get(place), decisions, seed=seed)
+            first = self._first.get(place)
+            found.append(
+                _describe(
+                    layer,
+                    None,
+                    sums=self._sums[place].sum(axis=1),
+                    first=None if first is None else first.sum(axis=0),
+                    use=use.sum(axis=0) / max(1, decisions.sum()),
+                    popular_any=popular_any[-1],
+                )
+            )
+            found += [
+                _describe(
+                    layer,
+                    name,
+                    sums=self._sums[place][:, domain],
+                    first=None if first is None else first[domain],
+                    use=use[domain] / max(1, decisions[domain]),
+                    popular_any=popular_any[domain],
+                )
+                for domain, name in enumerate(names)
+            ]
+        return tuple(found)
+
+    def _draw_pairs(
+        self, sample: LayerSample | None, decisions: NDArray[np.float64], *, seed: int
+    ) -> list[float | None]:
+        """Return how often random tokens of each domain, and of all, have an expert in common."""
+        if sample is None:
+            return [None] * (self.num_domains + 1)
+        rng = np.random.default_rng([seed, 5])
+        domain = self.label[sample.prompt]
+        tokens = [np.flatnonzero(domain == one) for one in range(self.num_domains)]
+        found: list[float | None] = []
+        for mine in tokens:
+            drawn = rng.choice(mine, size=(2, _RANDOM_PAIRS)) if len(mine) else None
+            found.append(None if drawn is None else _share_any(sample.experts, drawn))
+        # The sample may hold a domain in another proportion than the trace.
+        sizes = np.array([len(mine) for mine in tokens], dtype=np.float64)
+        weight = np.divide(decisions, sizes, out=np.zeros_like(sizes), where=sizes > 0)[domain]
+        if not weight.sum():
+            return [*found, None]
+        drawn = rng.choice(len(domain), size=(2, _RANDOM_PAIRS), p=weight / weight.sum())
+        return [*found, _share_any(sample.experts, drawn)]
+
+
+def count_common(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return how many experts each two decisions have in common.
+
+    Args:
+        one: Distinct experts; negative where fewer ran. # (num_pairs, top_k)
+        other: # The same
+    """
+    common = np.zeros(len(one), dtype=np.int64)
+    for column in range(one.shape[1]):
+        mine = one[:, column]
+        common += ((other == mine[:, None]) & (mine >= 0)[:, None]).sum(axis=1)
+    return common
+
+
+def find_random_any(num_experts: int, top_k: int) -> float:
+    """Return how often two uniform random choices have an expert in common."""
+    return 1 - comb(num_experts - top_k, top_k) / comb(num_experts, top_k)
+
+
+def _share_any(experts: NDArray[np.int16], pairs: NDArray[np.intp]) -> float | None:
+    """Return how often two tokens have an expert in common, leaving out a token and itself."""
+    one, other = pairs[:, pairs[0] != pairs[1]]
+    return float((count_common(experts[one], experts[other]) > 0).mean()) if len(one) else None
+
+
+def _describe(
+    layer: LayerCounts,
+    domain: str | None,
+    *,
+    sums: NDArray[np.int64],
+    first: NDArray[np.int64] | None,
+    use: NDArray[np.float64],
+    popular_any: float | None,
+) -> Repetition:
+    """Return the repetition of one layer in one domain, or in all.
+
+    Args:
+        sums: Pairs, those with the same first choice, with a common expert, and common experts.
+        first: First choices of each expert; None if they are unknown. # (num_experts,)
+        use: Share of decisions that choose each expert. # (num_experts,)
+        popular_any: As in the result.
+    """
+    pairs, same_first, shared, common = (int(each) for each in sums)
+    popular_first = None
+    if first is not None and first.any():
+        popular_first = float(np.square(first / first.sum()).sum())
+    return Repetition(
+        stack=layer.stack,
+        layer=layer.layer,
+        domain=domain,
+        num_pairs=pairs,
+        first=same_first / pairs if pairs and first is not None else None,
+        random_first=1 / layer.num_experts,
+        popular_first=popular_first,
+        any=shared / pairs if pairs else None,
+        random_any=find_random_any(layer.num_experts, layer.top_k),
+        popular_any=popular_any,
+        overlap=common / pairs / layer.top_k if pairs else None,
+        random_overlap=layer.top_k / layer.num_experts,
+        popular_overlap=float(np.square(use).sum() / layer.top_k) if use.any() else None,
+    )

@@ -1,0 +1,307 @@
+"""The answer of `moetool specialize`: per layer whether, per domain and expert how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from moetool.analysis.specialization.lift import DomainExpert
+from moetool.choices import choose_word
+from moetool.plain import Tabular, make_frame, make_plain
+from moetool.printable import printable
+from moetool.trace.facts import LayerFacts, TraceFacts
+from moetool.wording import number_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Lists of a result that are tables.
+TableName = Literal["experts", "layers", "domains", "divergences", "repetition"]
+
+# The share of false discoveries that counts as small.
+FALSE_DISCOVERY_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class LayerSpecialization(LayerFacts):
+    """Information that one layer's choice of expert carries about the domain.
+
+    The conditional figures take only tokens that domains share: those whose id occurs in at least
+    two domains. They are None where the trace has no token ids, or domains share too few.
+
+    Attributes:
+        mutual_information_nats: Between expert and domain over assignments:
+            `H(expert) + H(domain) - H(expert, domain)`.
+            None where no expert ever ran, like the following fields.
+        null_nats: Its mean when the prompts' labels are permuted.
+        excess_nats: The difference: the part that the domains explain.
+        normalized: `excess_nats / H(domain)`, 1 if the expert determines the domain. None also
+            where experts ran for one domain only.
+        p_value: Share of permutations that reach the observed value, the observation counted as
+            one: `(1 + #{null >= observed}) / (1 + permutations)`.
+        q_value: The same with the false discovery rate over all layers controlled (Benjamini and
+            Hochberg 1995).
+        random_nats: The mutual information of a uniform random router at this number of
+            assignments, `(num_experts - top_k) * (domains - 1) / (2 * assignments)`.
+        shared_share: Share of the sampled tokens whose id occurs in at least two domains.
+        conditional_information_nats: Between expert and domain, given the token id.
+        conditional_null_nats: Its mean when domains are permuted among the prompts that use the
+            same token id about as often.
+        conditional_excess_nats: The difference: what is left when vocabulary is known.
+        conditional_normalized: `conditional_excess_nats / H(domain | token id)`.
+        same_domain_overlap: Share of experts that a token has in common with the same token id in
+            another prompt of its domain.
+        other_domain_overlap: The same for prompts of two domains. A router that looks at the token
+            alone gives both the same value.
+        random_overlap: The same for a uniform random router, `top_k / num_experts`.
+        conditional_p_value: Share of random signs of the prompts that reach the difference of
+            these overlaps; see `vocabulary`.
+        conditional_q_value: The same with the false discovery rate over all layers controlled.
+    """
+
+    mutual_information_nats: float | None
+    null_nats: float | None
+    excess_nats: float | None
+    normalized: float | None
+    p_value: float | None
+    q_value: float | None = None
+    random_nats: float | None = None
+    shared_share: float | None = None
+    conditional_information_nats: float | None = None
+    conditional_null_nats: float | None = None
+    conditional_excess_nats: float | None = None
+    conditional_normalized: float | None = None
+    same_domain_overlap: float | None = None
+    other_domain_overlap: float | None = None
+    random_overlap: float | None = None
+    conditional_p_value: float | None = None
+    conditional_q_value: float | None = None
+
+
+@dataclass(frozen=True)
+class DomainSize:
+    """The size of the traced part of a domain."""
+
+    domain: str
+    prompts: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DomainExpertTest(DomainExpert):
+    """The use of one expert by one domain, and whether it could be chance.
+
+    The score behind the p-values is the number of assignments beyond the expert's share of all
+    tokens, over its standard deviation when the prompts' labels are permuted.
+
+    Attributes:
+        p_value: Share of permutations that reach the absolute score, the observation counted as
+            one. None where the expert was never chosen, like the following fields.
+        q_value: The same with the false discovery rate over all domains, layers and experts
+            controlled (Benjamini and Hochberg 1995).
+        familywise_p_value: Share of permutations whose largest absolute score over all domains,
+            layers and experts reaches this one (Westfall and Young 1993).
+    """
+
+    p_value: float | None
+    q_value: float | None
+    familywise_p_value: float | None
+
+    @property
+    def is_domain_expert(self) -> bool:
+        """Whether the domain uses the expert more than all tokens do, beyond chance."""
+        return (
+            self.q_value is not None
+            and self.q_value <= FALSE_DISCOVERY_RATE
+            and self.lift is not None
+            and self.lift > 1
+        )
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The Jensen-Shannon divergence between two domains' use of a layer's experts.
+
+    It is `H((a + b) / 2) - (H(a) + H(b)) / 2` in nats, for the shares a and b of assignments: 0 for
+    equal use, `ln 2` for no common expert. None where a domain has no assignment.
+
+    Attributes:
+        divergence_nats: As observed.
+        null_nats: Its mean when the labels of the prompts of both domains are permuted.
+        excess_nats: The difference, without the bias of small samples.
+        random_nats: The divergence of a uniform random router at these numbers of assignments,
+            `(num_experts - top_k) * (1 / n_a + 1 / n_b) / 8`.
+    """
+
+    stack: str
+    layer: int
+    domain: str
+    other: str
+    divergence_nats: float | None
+    null_nats: float | None
+    excess_nats: float | None
+    random_nats: float | None
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """The share of consecutive tokens that are given the same experts (Mixtral, table 5).
+
+    The `random` values are those of a uniform random router, the `popular` ones those of a router
+    that draws each decision from the domain's tokens in any order. None where there are no
+    consecutive tokens, or no first choice is known.
+
+    Attributes:
+        domain: None for all domains together.
+        num_pairs: Consecutive tokens of a prompt.
+        first: Share of pairs with the same first choice.
+        random_first: `1 / num_experts`.
+        popular_first: The sum of squared shares of the experts among first choices.
+        any: Share of pairs with at least one expert in common.
+        random_any: `1 - C(E - k, k) / C(E, k)`.
+        popular_any: Among random pairs of the domain's sampled tokens.
+        overlap: Mean share of experts in common.
+        random_overlap: `top_k / num_experts`.
+        popular_overlap: The sum of squared shares of decisions that choose the expert, over top-k.
+    """
+
+    stack: str
+    layer: int
+    domain: str | None
+    num_pairs: int
+    first: float | None
+    random_first: float
+    popular_first: float | None
+    any: float | None
+    random_any: float
+    popular_any: float | None
+    overlap: float | None
+    random_overlap: float
+    popular_overlap: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a few numbers; layers and experts count where their p-value is known.
+
+    Attributes:
+        num_tested_layers: Layers whose experts ran.
+        num_significant_layers: Layers whose use of experts differs between domains.
+        num_shared_layers: Layers in which domains share enough tokens to compare.
+        num_layers_beyond_vocabulary: Layers in which the same token is given other experts in
+            other domains.
+        least_conditional_normalized: The smallest share of `H(domain | token id)` that experts
+            explain among those layers; None if there are none.
+        most_conditional_normalized: The largest.
+        num_experts: Experts of all layers that were chosen.
+        num_domain_experts: Those that at least one domain uses more than all tokens do.
+    """
+
+    num_tested_layers: int
+    num_significant_layers: int
+    num_shared_layers: int
+    num_layers_beyond_vocabulary: int
+    least_conditional_normalized: float | None
+    most_conditional_normalized: float | None
+    num_experts: int
+    num_domain_experts: int
+
+
+@dataclass(frozen=True)
+class Specialization(Tabular):
+    """The whole answer: per layer whether, per domain and expert how.
+
+    Attributes:
+        domains: In alphabetical order.
+        layers: In the order of the trace.
+        experts: Every domain and expert of every layer.
+        most_lifted: Of these, the over-represented ones of each domain, the surest first.
+        divergences: Every pair of domains in every layer, unless there are too many domains.
+        repetition: Every layer, over all domains and for each; empty for counts alone.
+        num_permutations: Permutations of the prompts' labels behind the p-values.
+        seed: Random seed of the permutations.
+        notes: Warnings, what was inferred, and why a number is None: a sentence each.
+        trace: Facts about the trace; None for counts alone.
+        by: The column that holds the domains.
+    """
+
+    domains: tuple[DomainSize, ...]
+    layers: tuple[LayerSpecialization, ...]
+    experts: tuple[DomainExpertTest, ...]
+    most_lifted: Mapping[str, Sequence[DomainExpertTest]]
+    verdict: Verdict
+    divergences: tuple[Divergence, ...]
+    repetition: tuple[Repetition, ...]
+    num_permutations: int
+    seed: int
+    notes: tuple[str, ...]
+    trace: TraceFacts | None = None
+    by: str = "domain"
+
+    def __repr__(self) -> str:
+        name = f" of {printable(self.trace.trace)}" if self.trace and self.trace.trace else ""
+        known = [layer.p_value for layer in self.layers if layer.p_value is not None]
+        domains = number_of(len(self.domains), "domain")
+        numbers = f"{domains}, {number_of(len(self.layers), 'layer')}"
+        p_values = f", p from {min(known):.2g} to {max(known):.2g}" if known else ""
+        return f"<Specialization{name}: {numbers}{p_values}>"
+
+    @property
+    def mean_divergences(self) -> dict[tuple[str, str], float | None]:
+        """The excess divergence of each pair of domains, its mean over the layers that know it."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for each in self.divergences:
+            known = found.setdefault((each.domain, each.other), [])
+            if each.excess_nats is not None:
+                known.append(each.excess_nats)
+        return {
+            pair: sum(values) / len(values) if values else None for pair, values in found.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object of the JSON report. Values are plain; unknown ones are None."""
+        names = (
+            "trace",
+            "by",
+            "num_permutations",
+            "seed",
+            "verdict",
+            "domains",
+            "layers",
+            "experts",
+            "divergences",
+            "repetition",
+            "notes",
+        )
+        return {name: make_plain(getattr(self, name)) for name in names}
+
+    @classmethod
+    def column_types(cls) -> Mapping[str, Any]:
+        """Return the columns of the rows, in order, each with the type of its values."""
+        return get_type_hints(DomainExpertTest)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one row per domain, layer and expert. Values are plain; unknown ones are None."""
+        return [make_plain(cell) for cell in self.experts]
+
+    def to_frame(self, of: TableName = "experts") -> pd.DataFrame:
+        """Return one of the lists as a DataFrame with a column for each attribute of its items.
+
+        Args:
+            of: `experts` for the rows of the CSV report, `layers` for p-values, or `domains`,
+                `divergences` or `repetition`.
+
+        Raises:
+            UsageError: There is no such list.
+        """
+        choose_word(of, get_args(TableName), name="table of a specialization")
+        kinds = {
+            "experts": DomainExpertTest,
+            "layers": LayerSpecialization,
+            "domains": DomainSize,
+            "divergences": Divergence,
+            "repetition": Repetition,
+        }
+        rows = [make_plain(item) for item in getattr(self, of)]
+        return make_frame(rows, get_type_hints(kinds[of]))

@@ -1,0 +1,1 @@
+"""Whether a trace is sound, what it is, and what it can answer."""

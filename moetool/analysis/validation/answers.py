@@ -1,0 +1,39 @@
+"""Questions to a trace, and the columns that each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from moetool.analysis.validation.result import Answer
+
+# Question, command, and the columns of which it needs each.
+_QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("how evenly experts are loaded", "balance", ()),
+    ("the same for prompt and generated tokens", "balance --by phase", ("phase",)),
+    ("which experts are chosen together", "coactivation", ()),
+    ("whether experts specialize by domain", "specialize", ("domain",)),
+    ("whether experts specialize by token", "specialize --by token", ("token_id",)),
+    ("which tokens an expert gets", "tokens", ("token_id",)),
+    ("where to place experts on GPUs", "place", ()),
+    ("which experts to keep in GPU memory", "cache", ()),
+    ("which experts to train, by choices", "select --by token", ()),
+    ("which experts to train, by weights", "select --by gate", ("weight",)),
+    ("how another model routes the same tokens", "compare", ()),
+)
+
+
+def find_answers(columns: Collection[str], *, domains: Sequence[str]) -> tuple[Answer, ...]:
+    """Return which questions a trace can answer.
+
+    Args:
+        columns: Columns of the trace.
+        domains: Its domains, without a placeholder for prompts that have none.
+    """
+    answers = []
+    for question, command, needed in _QUESTIONS:
+        absent = [name for name in needed if name not in columns]
+        missing = f"no column {absent[0]!r}" if absent else None
+        if missing is None and "domain" in needed and len(domains) < 2:
+            missing = "all prompts are of one domain" if domains else "no prompt has a domain"
+        answers.append(Answer(question, command, missing))
+    return tuple(answers)

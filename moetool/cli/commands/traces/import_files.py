@@ -1,0 +1,123 @@
+"""Run `moetool import`: turn what other tools record of routing into a trace or a load table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetool.cli.errors import speaks_errors
+from moetool.cli.options import importing
+from moetool.cli.options.shared import ForceOption, FormatOption, QuietOption
+from moetool.cli.options.values import parse_layers, parse_optional_numbers
+from moetool.cli.output import (
+    check_report_path,
+    choose_report_format,
+    print_or_write,
+    see_output,
+    see_terminal,
+)
+from moetool.cli.progress import show_status
+from moetool.errors import UsageError
+from moetool.report.renderer import ReportFormat
+
+SUMMARY = "Import routing that other tools recorded."
+EXAMPLES = (
+    "moetool import --detect dump_0.pt",
+    "moetool import sglang dump_0.pt dump_1.pt -o trace.parquet",
+    "moetool import imatrix imatrix.gguf -o loads.parquet",
+)
+
+
+@speaks_errors
+def import_files(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FORMAT FILE...",
+            help="A format, a tool, or auto; then files or folders. With --detect, only files.",
+            show_default=False,
+        ),
+    ],
+    detect: importing.DetectOption = False,
+    model: importing.ModelOption = None,
+    layers: importing.RoutedLayersOption = None,
+    num_layers: importing.NumLayersOption = None,
+    num_experts: importing.NumExpertsOption = None,
+    top_k: importing.TopKOption = None,
+    layer_offset: importing.LayerOffsetOption = None,
+    micro_batch_size: importing.MicroBatchOption = None,
+    output_format: FormatOption = None,
+    output: importing.TargetOption = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn what other tools record of routing into a trace or a load table.
+
+    Formats with tokens become a trace, which every command reads. Formats that only count experts
+    become a load table, which balance, place and select read. What a format lacks is left out,
+    and the summary on stderr says so; --format json prints the summary to stdout.
+    """
+    if detect:
+        _detect(arguments, output_format, output, force=force, quiet=quiet)
+        return
+    name, *files = arguments
+    if not files:
+        raise UsageError(
+            f"'{name}' is followed by no file.",
+            hint="Write moetool import FORMAT FILE… -o trace.parquet, or look first with --detect.",
+        )
+    if output is None or str(output) == "-":
+        raise UsageError(
+            "What is imported needs a file.", hint="Add -o trace.parquet, or look with --detect."
+        )
+    with show_status(is_quiet=quiet) as show:
+        show("starting")
+        from moetool.interchange.imports.run import import_trace
+        from moetool.report.imports import RESULT_RENDERERS
+
+        show(f"importing {', '.join(files[:3])}")
+        result = import_trace(
+            name,
+            files,
+            output,
+            model=model,
+            layers=parse_layers(layers),
+            num_layers=num_layers,
+            num_experts=num_experts,
+            top_k=top_k,
+            layer_offsets=parse_optional_numbers(layer_offset, option="--layer-offset"),
+            micro_batch_size=micro_batch_size,
+            overwrite=force,
+        )
+    chosen = output_format or ReportFormat.TABLE
+    if chosen is ReportFormat.TABLE:
+        if not quiet:
+            sys.stderr.write(RESULT_RENDERERS[chosen](result, see_terminal(sys.stderr)))
+        return
+    sys.stdout.write(RESULT_RENDERERS[chosen](result))
+
+
+def _detect(
+    files: list[str],
+    output_format: ReportFormat | None,
+    output: Path | None,
+    *,
+    force: bool,
+    quiet: bool,
+) -> None:
+    with show_status(is_quiet=quiet) as show:
+        show("starting")
+        from moetool.interchange.imports.detect import detect_format
+        from moetool.report.imports import DETECTION_RENDERERS
+
+    chosen = choose_report_format(output_format, output)
+    check_report_path(output, force=force, inputs=[Path(file) for file in files])
+    with show_status(is_quiet=quiet) as show:
+        found = []
+        for file in files:
+            show(f"looking at {file}")
+            found.append(detect_format(file))
+    print_or_write(DETECTION_RENDERERS[chosen](found, see_output(output)), output, force=force)

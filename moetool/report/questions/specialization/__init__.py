@@ -1,0 +1,1 @@
+"""Words and tables about the specialization of experts."""

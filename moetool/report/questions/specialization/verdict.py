@@ -1,0 +1,81 @@
+"""Say in words what the numbers of a specialization support."""
+
+from __future__ import annotations
+
+from moetool.analysis.specialization.result import FALSE_DISCOVERY_RATE, Specialization
+from moetool.printable import printable
+from moetool.report.text.styles import Style, Words, style_words
+from moetool.wording import number_of
+
+# Untrained copies of the demonstration model, with four random seeds, reach 1.6 to 4.8 %.
+_LITTLE = 0.05
+
+
+def word_verdict(result: Specialization) -> list[Words]:
+    """Return the answer in a sentence, and how many experts are domain experts."""
+    verdict = result.verdict
+    lines: list[Words] = [style_words(_word_layers(result), Style.STRONG)]
+    if verdict.num_experts:
+        noun = name_groups(result)
+        lines.append(
+            f"{verdict.num_domain_experts:,} of {number_of(verdict.num_experts, 'expert')} "
+            f"{'is' if verdict.num_domain_experts == 1 else 'are'} used more by at least one of the "
+            f"{noun} than by all together (false discovery rate {FALSE_DISCOVERY_RATE:.0%})."
+        )
+    return lines
+
+
+def name_group(result: Specialization) -> str:
+    """Return the noun for what is compared: the name of the column."""
+    return printable(result.by, max_length=40)
+
+
+def name_groups(result: Specialization) -> str:
+    """Return the plural of what is compared."""
+    return "domains" if result.by == "domain" else f"values of {name_group(result)}"
+
+
+def _word_layers(result: Specialization) -> str:
+    verdict = result.verdict
+    group, groups = name_group(result), name_groups(result)
+    total = number_of(verdict.num_tested_layers, "layer")
+    if not verdict.num_tested_layers:
+        return "No expert ran in any layer: there is nothing to compare."
+    if not verdict.num_significant_layers:
+        return (
+            f"Experts do not specialize by {group}: in none of {total} do {groups} differ more "
+            "than prompts drawn at random."
+        )
+    part = f"{verdict.num_significant_layers} of {total}"
+    if not verdict.num_shared_layers:
+        return (
+            f"Experts specialize by {group} in {part}; how much of that is vocabulary is unknown."
+        )
+    if not verdict.num_layers_beyond_vocabulary:
+        return (
+            f"Experts differ between {groups} in {part}, no more than vocabulary explains: no "
+            f"layer is seen to give the same token other experts in other {groups}."
+        )
+    share = _word_shares(verdict.least_conditional_normalized, verdict.most_conditional_normalized)
+    if verdict.most_conditional_normalized is None or (
+        verdict.most_conditional_normalized < _LITTLE
+    ):
+        return (
+            f"Experts differ between {groups} in {part}, hardly more than vocabulary explains: "
+            f"once the token is known, experts tell {share} of what is left to know about its "
+            f"{group}, as in an untrained model."
+        )
+    return (
+        f"Experts specialize by {group} in {verdict.num_layers_beyond_vocabulary} of {total} "
+        f"beyond vocabulary: once the token is known, experts tell {share} of what is left to know "
+        f"about its {group}."
+    )
+
+
+def _word_shares(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return "an unknown part"
+    low, high = f"{max(0.0, least):.0%}", f"{max(0.0, most):.0%}"
+    if most < 2 * _LITTLE:
+        low, high = f"{max(0.0, least):.1%}", f"{max(0.0, most):.1%}"
+    return low if low == high else f"{low[:-1]} to {high}"

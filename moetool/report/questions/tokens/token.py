@@ -1,0 +1,92 @@
+"""Render the experts that one token gets as tables, JSON or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moetool.analysis.tokens.one_token import TokenExperts, TokenLayer
+from moetool.report import envelope
+from moetool.report.questions.tokens.words import show_layer, show_share, show_token
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import make_paragraphs
+from moetool.report.text.page import Block, render_page
+from moetool.report.text.styles import Style, Words, style_words
+from moetool.report.text.tables import make_table
+from moetool.wording import number_of
+
+_LAYERS_SHOWN = 60
+_EXPERTS_SHOWN = 4
+
+
+def render_table_text(result: TokenExperts, view: View = DEFAULT_VIEW) -> str:
+    """Return a verdict, a table of layers, and how to read it."""
+    judged = [layer for layer in result.layers if layer.usual_share is not None]
+    fixed = [layer for layer in judged if layer.usual_share == 1]
+    ids = " and ".join(map(str, result.token_ids[:4]))
+    name = show_token(result.token, result.token_ids[0])
+    verdict = (
+        f"{name} (id {ids}) occurs {number_of(result.count, 'time')} in "
+        f"{number_of(result.num_prompts, 'prompt')}"
+        + (
+            f"; its first choice never changes in {len(fixed)} of {number_of(len(judged), 'layer')}."
+            if judged
+            else "."
+        )
+    )
+    blocks: list[Block] = [make_paragraphs([style_words(verdict, Style.STRONG)])]
+    rows = [_make_row(layer) for layer in result.layers[:_LAYERS_SHOWN]]
+    headers = ("layer", "tokens", "usual", "share", "random", "loads", "experts")
+    blocks.append([make_table(headers, rows, right=(1, 3, 4, 5))])
+    blocks.append(make_paragraphs(_describe_cuts(result), Style.MUTED))
+    blocks.append(make_paragraphs(result.notes, Style.WARNING))
+    blocks.append(make_paragraphs(_make_legend(), Style.MUTED))
+    return render_page(blocks, view)
+
+
+def _make_row(layer: TokenLayer) -> tuple[Words, ...]:
+    experts = ", ".join(
+        f"E{expert.expert} {expert.share:.0%}" for expert in layer.experts[:_EXPERTS_SHOWN]
+    )
+    return (
+        show_layer(layer),
+        f"{layer.count:,}",
+        "–" if layer.usual_expert is None else f"E{layer.usual_expert}",
+        style_words(show_share(layer.usual_share), Style.STRONG),
+        show_share(layer.random_share),
+        show_share(layer.loads_share),
+        f"{experts}{', …' if len(layer.experts) > _EXPERTS_SHOWN else ''}",
+    )
+
+
+def _describe_cuts(result: TokenExperts) -> Iterator[str]:
+    if len(result.layers) > _LAYERS_SHOWN:
+        yield (
+            f"The first {_LAYERS_SHOWN} layers of {len(result.layers)} are shown; --layers chooses "
+            "others, and --format json has all."
+        )
+
+
+def _make_legend() -> Iterator[str]:
+    yield (
+        "usual: the token's most frequent first choice. share: share of its first choices. random: "
+        "the same under a uniform random router, for as many occurrences. loads: under a router "
+        "that makes first choices as often as this one, whatever the token. experts: those that "
+        "the token gets most, at any rank, with the share of its occurrences."
+    )
+
+
+def render_json(result: TokenExperts, _: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, unrounded."""
+    return envelope.render_json("moetool.tokens/1", result.to_dict())
+
+
+def render_csv(result: TokenExperts, _: View = DEFAULT_VIEW) -> str:
+    """Return one row for each layer and expert that the token gets."""
+    return envelope.render_rows([result])
+
+
+RENDERERS: Renderers[TokenExperts] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
+}

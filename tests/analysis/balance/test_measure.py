@@ -1,0 +1,246 @@
+"""The balance of traces of simulated routers, against counting decision by decision."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetool.analysis.balance.measure import COLUMNS, measure_balance, measure_balance_of_counts
+from moetool.analysis.balance.result import FIGURES, Balance, LayerBalance
+from moetool.errors import InputError
+from moetool.trace.facts import describe_trace
+from moetool.trace.reading.counts import count_experts
+from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.balance.test_evenness import measure_by_loops
+from tests.analysis.random_traces import (
+    Decision,
+    Router,
+    list_decisions,
+    make_random_trace,
+    open_rows,
+)
+
+SKEWED = Router(num_experts=6, top_k=2, num_layers=2, popularity=(5, 3, 1, 1, 1, 0.02))
+LENGTHS = (9, 4, 13, 1, 6, 20)
+
+
+def measure(
+    table: pa.Table,
+    *,
+    router: Router = SKEWED,
+    by: str = "domain",
+    tokens_per_batch: int | None = None,
+) -> Balance:
+    reader = DecisionReader(open_rows(table, router=router), by=by, columns=COLUMNS)
+    return measure_balance(reader, by=by, tokens_per_batch=tokens_per_batch)
+
+
+def count(decisions: list[Decision], num_experts: int) -> list[int]:
+    load = [0] * num_experts
+    for decision in decisions:
+        for expert in decision.experts:
+            load[expert] += 1
+    return load
+
+
+def group_by_layer(table: pa.Table) -> dict[int, list[Decision]]:
+    layers: dict[int, list[Decision]] = defaultdict(list)
+    for decision in list_decisions(table):
+        layers[decision.layer].append(decision)
+    return layers
+
+
+def test_every_layer_group_and_phase_is_counted_as_by_hand() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED, num_prompt_tokens=5)
+    result = measure(table)
+    by_hand = group_by_layer(table)
+    assert [layer.layer for layer in result.layers] == sorted(by_hand)
+    for layer in result.layers:
+        decisions = by_hand[layer.layer]
+        parts: list[tuple[object, list[Decision]]] = [(layer, decisions)]
+        parts += [
+            (part, [each for each in decisions if each.domain == part.name])
+            for part in layer.groups
+        ]
+        parts += [
+            (part, [each for each in decisions if each.phase == part.name]) for part in layer.phases
+        ]
+        assert len(parts) == 5
+        for figures, mine in parts:
+            load = count(mine, 6)
+            assert list(figures.load) == load  # type: ignore[attr-defined]
+            assert figures.num_tokens == len(mine)  # type: ignore[attr-defined]
+            for name, value in measure_by_loops(load).items():
+                assert getattr(figures, name) == pytest.approx(value), name
+            dead = [expert for expert, number in enumerate(load) if not number]
+            assert list(figures.dead) == dead  # type: ignore[attr-defined]
+
+
+def test_prompts_are_counted_as_by_hand() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    for layer, decisions in zip(measure(table).layers, group_by_layer(table).values(), strict=True):
+        used: dict[str, set[int]] = defaultdict(set)
+        for decision in decisions:
+            used[decision.prompt_id].update(decision.experts)
+        assert layer.num_prompts == len(LENGTHS)
+        assert list(layer.prompts_choosing or ()) == [
+            sum(expert in mine for mine in used.values()) for expert in range(6)
+        ]
+        assert layer.unused_per_prompt == pytest.approx(
+            np.mean([6 - len(mine) for mine in used.values()])
+        )
+        expected = np.mean([6 * (1 - 2 / 6) ** length for length in LENGTHS])
+        assert layer.baseline.unused_per_prompt == pytest.approx(expected)
+
+
+def test_the_prompt_cv_is_that_of_the_spread_between_prompts() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    layer, decisions = measure(table).layers[0], group_by_layer(table)[0]
+    total = 2 * sum(LENGTHS)
+    load = count(decisions, 6)
+    variance = 0.0
+    for expert in range(6):
+        for prompt, length in enumerate(LENGTHS):
+            mine = count([each for each in decisions if each.prompt_id == f"p{prompt}"], 6)
+            variance += (mine[expert] - load[expert] / total * 2 * length) ** 2
+    variance *= len(LENGTHS) / (len(LENGTHS) - 1) / total**2
+    assert layer.prompt_cv == pytest.approx((6 * variance) ** 0.5)
+
+
+def test_an_even_router_that_routes_whole_prompts_alike_is_not_called_uneven() -> None:
+    """Its load is far from a random router's, but only because of the prompts that were drawn."""
+    rng = np.random.default_rng(0)
+    router = Router(num_experts=8, top_k=2, num_layers=1)
+    table = make_random_trace([30] * 40, router=router)
+    favourites = np.argsort(rng.random((40, 8)), axis=1)[:, :2].ravel()
+    rows = np.repeat(favourites.reshape(40, 2), 30, axis=0).ravel().astype(np.int16)
+    table = table.set_column(table.column_names.index("expert"), "expert", pa.array(rows))
+    (layer,) = measure(table, router=router).layers
+    assert layer.cv is not None
+    assert layer.prompt_cv is not None
+    assert layer.cv > 4 * (layer.baseline.cv or 0)
+    assert layer.prompt_cv == pytest.approx(layer.cv, rel=0.5)
+    assert not layer.is_uneven
+
+
+def test_a_random_router_is_not_uneven_and_a_skewed_one_is() -> None:
+    lengths = [40] * 30
+    even = measure(make_random_trace(lengths, router=Router()), router=Router())
+    skewed = measure(make_random_trace(lengths, router=SKEWED))
+    assert [layer.is_uneven for layer in even.layers] == [False] * 3
+    assert [layer.hot for layer in even.layers] == [()] * 3
+    assert [layer.is_uneven for layer in skewed.layers] == [True] * 2
+    assert [[hot.expert for hot in layer.hot] for layer in skewed.layers] == [[0, 1]] * 2
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(6)))
+def test_permuting_experts_permutes_the_tables(order: list[int]) -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    index = table.column_names.index("expert")
+    renamed = np.array(order, dtype=np.int16)[table.column("expert").to_numpy()]
+    one = measure(table)
+    other = measure(table.set_column(index, "expert", pa.array(renamed)))
+    for before, after in zip(one.layers, other.layers, strict=True):
+        assert [after.load[order[expert]] for expert in range(6)] == list(before.load)
+        for name in (*FIGURES, "max_violation_batch", "prompt_cv", "unused_per_prompt"):
+            assert getattr(after, name) == pytest.approx(getattr(before, name)), name
+    assert [share.dropped_share for share in one.capacity] == pytest.approx(
+        [share.dropped_share for share in other.capacity]
+    )
+
+
+def list_figures(layer: LayerBalance) -> list[float]:
+    names = (*FIGURES, "max_violation_batch", "unused_per_prompt", "prompt_cv")
+    figures = [getattr(layer, name) for name in names]
+    return [*figures, *layer.load, *(layer.prompts_choosing or ())]
+
+
+def test_the_order_of_rows_does_not_matter_to_batches_of_prompts() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
+    one, other = measure(table), measure(shuffled)
+    for before, after in zip(one.layers, other.layers, strict=True):
+        assert list_figures(before) == pytest.approx(list_figures(after))
+    assert [share.dropped_share for share in one.capacity] == [
+        share.dropped_share for share in other.capacity
+    ]
+    assert one.capacity[0].by_position == other.capacity[0].by_position
+
+
+def test_choosing_every_expert_is_even_and_drops_nothing() -> None:
+    router = Router(num_experts=4, top_k=4, num_layers=1)
+    result = measure(make_random_trace(LENGTHS, router=router), router=router)
+    (layer,) = result.layers
+    for figures in (layer, layer.baseline, *layer.groups):
+        assert (figures.cv, figures.gini, figures.max_violation) == pytest.approx((0, 0, 0))
+        assert figures.num_dead == 0
+    assert [share.dropped_share for share in result.capacity] == [0] * 8
+    assert [share.baseline.dropped_share for share in result.capacity] == pytest.approx([0] * 8)
+
+
+def test_capacity_is_over_all_layers_and_batches() -> None:
+    table = make_random_trace([50] * 4, router=SKEWED)
+    result = measure(table, tokens_per_batch=40)
+    dropped = total = 0
+    for decisions in group_by_layer(table).values():
+        for start in range(0, 200, 40):
+            load = count(decisions[start : start + 40], 6)
+            dropped += sum(max(0, number - 14) for number in load)  # ceil(40 * 2 / 6)
+            total += sum(load)
+    first = result.capacity[0]
+    assert (first.factor, first.policy, first.tokens_per_batch) == (1.0, "position", 40)
+    assert first.dropped_share == pytest.approx(dropped / total)
+    assert result.batches == "tokens"
+
+
+def test_a_simulated_random_router_lands_on_every_baseline_of_batches() -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=24)
+    result = measure(make_random_trace([12] * 60, router=router), router=router)
+    for name in ("max_violation_batch", "unused_per_prompt", "cv", "max_violation"):
+        seen = np.array([getattr(layer, name) for layer in result.layers])
+        expected = getattr(result.layers[0].baseline, name)
+        error = seen.std(ddof=1) / len(seen) ** 0.5
+        assert abs(seen.mean() - expected) < 4.5 * error + 0.02 * expected, name
+    dropped = np.array([layer.dropped[0].share for layer in result.layers])
+    error = dropped.std(ddof=1) / len(dropped) ** 0.5
+    assert abs(dropped.mean() - (result.capacity[0].baseline.dropped_share or 0)) < 4.5 * error
+    # Under the other policy, drops are spread evenly over places.
+    for share in result.capacity[4:5]:
+        assert share.baseline.by_position == pytest.approx([share.baseline.dropped_share] * 10)
+
+
+def test_without_weights_who_is_dropped_by_probability_is_unknown() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED).drop_columns(["weight"])
+    result = measure(table)
+    by_probability = [share for share in result.capacity if share.policy == "probability"]
+    assert [share.by_position for share in by_probability] == [None] * 4
+    assert [share.dropped_share for share in by_probability] == [
+        share.dropped_share for share in result.capacity[:4]
+    ]
+    assert any("no weights" in note for note in result.notes)
+
+
+def test_counts_alone_give_the_same_figures_of_load() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    counts = count_experts(open_rows(table, router=SKEWED), by="domain")
+    facts = describe_trace(None, path=None, num_prompts=0, num_tokens=53, num_assignments=212)
+    whole, part = measure(table), measure_balance_of_counts(counts, facts=facts)
+    for one, other in zip(whole.layers, part.layers, strict=True):
+        for name in (*FIGURES, "load", "dead", "mean_squared"):
+            assert getattr(one, name) == getattr(other, name), name
+        for name in FIGURES:
+            assert getattr(one.baseline, name) == pytest.approx(getattr(other.baseline, name))
+    assert part.capacity == ()
+    assert part.batches is None
+
+
+def test_too_many_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_CELLS", 20)
+    with pytest.raises(InputError, match="groups of 'prompt_id'"):
+        measure(make_random_trace(LENGTHS, router=SKEWED), by="prompt_id")

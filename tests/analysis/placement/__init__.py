@@ -1,0 +1,1 @@
+"""Placements by load and by co-activation, and their scores, against plain Python."""

@@ -1,0 +1,135 @@
+"""Specialization of stored traces: columns, layers, parts in any order, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from moetool.analysis.specialization import token_sample
+from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
+from moetool.analysis.specialization.result import Specialization
+from moetool.errors import InputError, UsageError
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
+
+LENGTHS = (40, 55, 30, 45, 60, 35)
+TABLE = make_random_trace(LENGTHS, num_token_ids=9)
+
+
+def measure(table: pa.Table = TABLE, **options: Any) -> Specialization:
+    chosen = SpecializationOptions(num_permutations=19, **options)
+    return measure_trace(open_rows(table), chosen)
+
+
+def reorder(table: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    prompts = np.array(table.column("prompt_id").to_pylist())
+    return pa.concat_tables([table.filter(pa.array(prompts == name)) for name in names])
+
+
+def test_every_list_covers_every_layer() -> None:
+    result = measure()
+    places = {("decoder", 0), ("decoder", 1), ("decoder", 2)}
+    for items in (result.layers, result.experts, result.divergences, result.repetition):
+        assert {(each.stack, each.layer) for each in items} == places
+    for layer in result.layers:
+        assert (layer.num_experts, layer.top_k, layer.num_tokens) == (8, 2, sum(LENGTHS))
+        assert layer.shared_share == 1
+        assert layer.conditional_p_value is not None
+        assert layer.random_overlap == 0.25
+    assert result.trace is not None
+    assert result.trace.num_assignments == TABLE.num_rows
+    assert result.verdict.num_tested_layers == result.verdict.num_shared_layers == 3
+
+
+def test_chosen_layers_are_those_of_the_whole_trace() -> None:
+    whole, part = measure(), measure(layers=[2])
+    (layer,) = part.layers
+    known = {
+        name: value
+        for name, value in vars(whole.layers[2]).items()
+        # The rates of false discoveries depend on how many layers are looked at.
+        if not name.endswith("q_value")
+    }
+    assert {name: getattr(layer, name) for name in known} == known
+    assert part.divergences == tuple(each for each in whole.divergences if each.layer == 2)
+    assert part.repetition == tuple(each for each in whole.repetition if each.layer == 2)
+    with pytest.raises(UsageError, match="no routed layer 3"):
+        measure(layers=[3])
+
+
+def test_the_order_of_prompts_changes_no_observed_figure() -> None:
+    one = measure()
+    other = measure(reorder(TABLE, ("p4", "p1", "p5", "p0", "p3", "p2")))
+    for mine, theirs in zip(one.layers, other.layers, strict=True):
+        for name in (
+            "mutual_information_nats",
+            "conditional_information_nats",
+            "same_domain_overlap",
+            "other_domain_overlap",
+            "random_nats",
+        ):
+            assert getattr(mine, name) == pytest.approx(getattr(theirs, name)), name
+    for pair in zip(one.divergences, other.divergences, strict=True):
+        assert pair[0].divergence_nats == pytest.approx(pair[1].divergence_nats)
+    for each in zip(one.repetition, other.repetition, strict=True):
+        for name in ("num_pairs", "first", "any", "overlap", "popular_first", "popular_overlap"):
+            assert getattr(each[0], name) == pytest.approx(getattr(each[1], name)), name
+
+
+def test_another_column_may_hold_the_domain() -> None:
+    domains = TABLE.column("domain").cast(pa.string())
+    table = TABLE.append_column("language", domains.dictionary_encode()).drop_columns(["domain"])
+    result = measure(table, by="language")
+    assert result.by == "language"
+    assert result.layers == measure().layers
+    assert result.experts == measure().experts
+    with pytest.raises(UsageError, match="no column 'tongue'"):
+        measure(by="tongue")
+    with pytest.raises(InputError, match=r"Prompt 'p0' has two values of 'position', '0' and '1'"):
+        measure(by="position")
+    with pytest.raises(InputError, match="All prompts have the same stack, 'decoder'"):
+        measure(by="stack")
+
+
+def test_without_token_ids_vocabulary_is_unknown_and_the_rest_is_not() -> None:
+    whole, part = measure(), measure(TABLE.drop_columns(["token_id"]))
+    for mine, theirs in zip(whole.layers, part.layers, strict=True):
+        assert theirs.conditional_excess_nats is None
+        assert theirs.excess_nats == mine.excess_nats
+    assert part.repetition == whole.repetition
+    assert any("no column token_id" in note for note in part.notes)
+    assert part.verdict.num_shared_layers == 0
+
+
+def test_domains_without_a_common_token_say_so() -> None:
+    domain = np.array(TABLE.column("domain").to_pylist()) == "code"
+    token_id = TABLE.column("token_id").to_numpy() + 100 * domain
+    index = TABLE.column_names.index("token_id")
+    result = measure(TABLE.set_column(index, "token_id", pa.array(token_id.astype(np.int32))))
+    assert {layer.conditional_excess_nats for layer in result.layers} == {None}
+    assert any("no token id occurs in two prompts" in note for note in result.notes)
+
+
+def test_a_sample_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_sample, "_MOST_PROMPTS", 4)
+    result = measure()
+    assert any("a sample of 4 of 6 prompts" in note for note in result.notes)
+    # Counts are still those of all prompts.
+    assert result.layers[0].num_tokens == sum(LENGTHS)
+    assert result.repetition[0].num_pairs == sum(LENGTHS) - len(LENGTHS)
+
+
+def test_every_expert_for_every_token_tells_nothing() -> None:
+    router = Router(num_experts=3, top_k=3)
+    table = make_random_trace(LENGTHS, router=router, num_token_ids=9)
+    result = measure_trace(
+        open_rows(table, router=router), SpecializationOptions(num_permutations=19)
+    )
+    for layer in result.layers:
+        assert layer.excess_nats == pytest.approx(0, abs=1e-12)
+        assert layer.conditional_excess_nats == pytest.approx(0, abs=1e-12)
+        assert (layer.p_value, layer.conditional_p_value) == (1, 1)
+    assert {each.divergence_nats for each in result.divergences} == {0}
+    assert result.verdict.num_domain_experts == 0

@@ -1,0 +1,104 @@
+"""Repetition from token to token: by loops, and of routers whose rule is known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import comb
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
+from moetool.analysis.specialization.repetition import count_common, find_random_any
+from moetool.analysis.specialization.result import Repetition
+from tests.analysis.random_traces import Router, list_decisions, make_random_trace, open_rows
+
+SKEWED = Router(num_experts=8, top_k=2, num_layers=2, popularity=(8, 4, 2, 1, 1, 1, 1, 1))
+
+
+def measure(table: pa.Table, *, router: Router) -> tuple[Repetition, ...]:
+    options = SpecializationOptions(num_permutations=1)
+    return measure_trace(open_rows(table, router=router), options).repetition
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 1), (8, 2), (6, 6), (4, 3)])
+def test_the_random_share_is_that_of_mixtral(num_experts: int, top_k: int) -> None:
+    expected = 1 - comb(num_experts - top_k, top_k) / comb(num_experts, top_k)
+    assert find_random_any(num_experts, top_k) == pytest.approx(expected)
+
+
+def test_mixtrals_baselines_are_those_of_its_paper() -> None:
+    assert 1 / 8 == 0.125
+    assert round(find_random_any(8, 2), 3) == 0.464
+
+
+def test_common_experts_are_counted_without_those_that_did_not_run() -> None:
+    one = np.array([[0, 1, 2], [3, -1, -1], [-1, -1, -1]])
+    other = np.array([[2, 0, 5], [4, 3, -1], [-1, -1, -1]])
+    assert count_common(one, other).tolist() == [2, 1, 0]
+
+
+def test_shares_are_those_of_a_reading_token_by_token() -> None:
+    table = make_random_trace((9, 4, 12, 7, 1), router=SKEWED, seed=3)
+    # Two positions of a prompt are missing: their neighbours do not follow each other.
+    gone = np.isin(table.column("position").to_numpy(), [3, 4])
+    gone &= np.array(table.column("prompt_id").to_pylist()) == "p2"
+    table = table.filter(pa.array(~gone))
+    decisions = list_decisions(table)
+    for found in measure(table, router=SKEWED):
+        mine = [
+            each
+            for each in decisions
+            if each.layer == found.layer and found.domain in (None, each.domain)
+        ]
+        pairs = [
+            (one.experts, other.experts)
+            for one, other in pairwise(mine)
+            if one.prompt_id == other.prompt_id and other.position == one.position + 1
+        ]
+        assert found.num_pairs == len(pairs)
+        assert found.first == pytest.approx(np.mean([a[0] == b[0] for a, b in pairs]))
+        assert found.any == pytest.approx(np.mean([bool({*a} & {*b}) for a, b in pairs]))
+        assert found.overlap == pytest.approx(np.mean([len({*a} & {*b}) / 2 for a, b in pairs]))
+        firsts = np.bincount([each.experts[0] for each in mine]) / len(mine)
+        assert found.popular_first == pytest.approx(np.square(firsts).sum())
+        use = np.bincount([expert for each in mine for expert in each.experts]) / len(mine)
+        assert found.popular_overlap == pytest.approx(np.square(use).sum() / 2)
+
+
+@pytest.mark.parametrize("popularity", [(), SKEWED.popularity], ids=["even", "skewed"])
+def test_a_router_without_memory_lands_on_the_shares_of_shuffled_tokens(
+    popularity: tuple[float, ...],
+) -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=1, popularity=popularity)
+    found, *_ = measure(make_random_trace((800,) * 8, router=router), router=router)
+    for name in ("first", "any", "overlap"):
+        share, expected = getattr(found, name), getattr(found, f"popular_{name}")
+        # Overlaps of neighbouring pairs have a decision in common, which doubles their variance
+        # at most; those of shuffled tokens are drawn as well.
+        error = np.sqrt(0.25 * (2 / found.num_pairs + 1 / 20_000))
+        assert abs(share - expected) < 4 * error, name
+        if not popularity:
+            assert abs(share - getattr(found, f"random_{name}")) < 4 * error, name
+        else:
+            assert share > getattr(found, f"random_{name}") + 4 * error, name
+
+
+def test_every_expert_for_every_token_always_repeats() -> None:
+    router = Router(num_experts=3, top_k=3, num_layers=1)
+    found, *_ = measure(make_random_trace(router=router), router=router)
+    assert (found.any, found.random_any, found.popular_any) == (1, 1, 1)
+    assert (found.overlap, found.random_overlap, found.popular_overlap) == pytest.approx((1, 1, 1))
+
+
+def test_without_ranks_no_first_choice_is_known() -> None:
+    table = make_random_trace().drop_columns(["rank"])
+    found, *_ = measure(table, router=Router())
+    assert (found.first, found.popular_first) == (None, None)
+    assert found.any is not None
+
+
+def test_prompts_of_one_token_have_no_pairs() -> None:
+    found, *_ = measure(make_random_trace((1, 1, 1, 1)), router=Router())
+    assert (found.num_pairs, found.first, found.any, found.overlap) == (0, None, None, None)

@@ -1,0 +1,1 @@
+"""Placements, read back by the rules of the engines that load them."""

@@ -1,0 +1,116 @@
+"""`measure_balance` gives the command's answer, wherever the rows are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetool import measure_balance, read_trace, trace_model
+from moetool.analysis.balance.result import FIGURES
+from moetool.errors import InputError, UsageError
+from moetool.trace.companions import probabilities_path
+from tests.command import RunMoetool
+
+
+def test_a_path_gives_the_json_of_the_command(run_moetool: RunMoetool, demo_trace: Path) -> None:
+    completed = run_moetool("balance", demo_trace, "--format", "json")
+    assert completed.returncode == 0, completed.stderr
+    value = json.loads(completed.stdout)
+    del value["schema"], value["moetool"]
+    assert measure_balance(demo_trace).to_dict() == value
+
+
+def test_a_frame_gives_the_figures_of_the_file(demo_trace: Path) -> None:
+    stored, frame = measure_balance(demo_trace), measure_balance(read_trace(demo_trace))
+    assert frame.to_frame().equals(stored.to_frame())
+    assert frame.capacity == stored.capacity
+
+
+def test_loads_are_those_that_pandas_counts(demo_trace: Path) -> None:
+    rows = read_trace(demo_trace)
+    experts = measure_balance(demo_trace).to_frame("experts").set_index(["layer", "expert"])
+    assert experts["load"].to_dict() == rows.groupby(["layer", "expert"]).size().to_dict()
+    prompts = rows.groupby(["layer", "expert"])["prompt_id"].nunique()
+    assert experts["num_prompts"].to_dict() == prompts.to_dict()
+
+
+def test_a_frame_is_grouped_by_any_column(demo_trace: Path) -> None:
+    rows = read_trace(demo_trace)
+    rows["half"] = np.where(rows["position"] % 2, "odd", "even")
+    result = measure_balance(rows, by="half", layers=[1, 4])
+    assert [layer.layer for layer in result.layers] == [1, 4]
+    assert {part.name for part in result.parts if part.part == "group"} == {"odd", "even"}
+
+
+def test_a_load_table_gives_the_same_figures_of_load(demo_trace: Path, tmp_path: Path) -> None:
+    rows = read_trace(demo_trace)
+    loads = rows.groupby(["layer", "expert"]).size().reset_index(name="count")
+    loads.to_csv(tmp_path / "loads.csv", index=False)
+    whole = measure_balance(demo_trace)
+    part = measure_balance(tmp_path / "loads.csv", num_experts=8, top_k=2)
+    for one, other in zip(whole.layers, part.layers, strict=True):
+        for name in (*FIGURES, "load", "mean_squared"):
+            assert getattr(one, name) == getattr(other, name)
+    assert measure_balance(tmp_path / "loads.csv", layers=[2], top_k=2).layers[0].layer == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"by": "phase"}, {"tokens_per_batch": 8}, {"layers": [99]}, {"layers": []}]
+)
+def test_what_a_load_table_cannot_do_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    table = pd.DataFrame({"layer": [0, 0], "expert": [0, 1], "count": [3, 4]})
+    table.to_parquet(tmp_path / "loads.parquet")
+    with pytest.raises(UsageError):
+        measure_balance(tmp_path / "loads.parquet", top_k=1, **options)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [0, -1, 2.5, True])
+def test_a_batch_has_at_least_one_token(demo_trace: Path, tokens_per_batch: Any) -> None:
+    with pytest.raises(UsageError, match="tokens per batch"):
+        measure_balance(demo_trace, tokens_per_batch=tokens_per_batch)
+
+
+def test_probabilities_are_read_from_the_file_and_from_memory(tmp_path: Path) -> None:
+    texts = ["def f(x):\n    return x", "the quick brown fox jumps", "2 + 2 = 4"]
+    trace = trace_model("demo", texts, probabilities=True)
+    path = trace.save(tmp_path / "trace.parquet")
+    assert probabilities_path(path).exists()
+    in_memory, stored = measure_balance(trace), measure_balance(path)
+    assert in_memory.losses == stored.losses
+    assert in_memory.expert_choice == stored.expert_choice
+    found = {loss.name: loss.value for loss in stored.losses}
+    assert found["z_loss"] is None
+    assert any("only up to a constant" in note for note in stored.notes)
+    switch, olmoe = found["switch"], found["olmoe"]
+    assert switch is not None
+    assert olmoe == pytest.approx(2 * switch)
+    # The choices are the largest probabilities, so the loss is above that of an even router.
+    assert switch > 1
+
+
+def test_probabilities_of_other_decisions_give_no_losses(tmp_path: Path) -> None:
+    trace = trace_model("demo", ["one prompt", "and a second"], probabilities=True)
+    path = trace.save(tmp_path / "trace.parquet")
+    rows = pd.read_parquet(path)
+    metadata = trace.metadata
+    rows.attrs["moetool"] = metadata.to_dict()
+    rows[rows["position"] > 0].to_parquet(path)
+    result = measure_balance(path)
+    assert {loss.name: loss.value for loss in result.losses}["switch"] is None
+    assert any("doesn't have a row for each decision" in note for note in result.notes)
+
+
+def test_damaged_probabilities_are_refused_by_name(tmp_path: Path) -> None:
+    path = trace_model("demo", ["a prompt"], probabilities=True).save(tmp_path / "trace.parquet")
+    broken = probabilities_path(path)
+    content = broken.read_bytes()
+    # The footer stays, so that the file is known to belong to the trace.
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    broken.write_bytes(bytes(footer) + content[footer:])
+    with pytest.raises(InputError, match=r"trace\.probabilities\.parquet"):
+        measure_balance(path)
