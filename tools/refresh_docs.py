@@ -27,6 +27,8 @@ DOCUMENTS = (
     "docs/questions/specialize.md",
     "docs/questions/select.md",
     "docs/questions/place.md",
+    "docs/questions/compare.md",
+    "docs/questions/cache.md",
     "docs/traces/route-trace.md",
     "docs/models/inspect.md",
     "docs/models/memory-estimate.md",
