@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.library.questions.cache import simulate_caches as simulate_caches
+    from moetool.interchange.imports.detect import detect_format as detect_format
+    from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.select import select_experts as select_experts
-    from moetool.interchange.imports.detect import detect_format as detect_format
-    from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
     )
-    from moetool.library.questions.validate import validate_trace as validate_trace
     from moetool.library.questions.tokens import list_expert_tokens as list_expert_tokens
     from moetool.library.questions.tokens import list_token_experts as list_token_experts
     from moetool.library.questions.tokens import measure_tokens as measure_tokens
     from moetool.library.questions.tokens import tabulate_prompt as tabulate_prompt
+    from moetool.library.questions.validate import validate_trace as validate_trace
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -71,7 +71,6 @@ _HOME_OF = {
     "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
     "measure_tokens": "moetool.library.questions.tokens",
-    "read_trace": "moetool.trace.reading.reader",
     "tabulate_prompt": "moetool.library.questions.tokens",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
@@ -103,18 +102,17 @@ __all__ = [
     "find_fitting_models",
     "import_trace",
     "inspect_model",
-    "measure_balance",
     "list_expert_tokens",
     "list_token_experts",
+    "measure_balance",
     "measure_coactivation",
     "measure_specialization",
     "measure_tokens",
-    "read_trace",
-    "tabulate_prompt",
     "place_experts",
     "read_trace",
     "select_experts",
     "simulate_caches",
+    "tabulate_prompt",
     "to_frame",
     "trace_model",
 ]

@@ -19,6 +19,16 @@ from moetool.cli.commands.questions import coactivation, compare, place, select,
 from moetool.cli.commands.traces import route_trace
 from moetool.cli.commands.questions import specialize
 from moetool.cli.commands.traces import import_files, route_trace
+from moetool.cli.commands.questions import (
+    balance,
+    coactivation,
+    compare,
+    place,
+    select,
+    specialize,
+    tokens,
+)
+from moetool.cli.commands.traces import import_files, route_trace, validate
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -42,16 +52,16 @@ _COMMANDS = (
     ("models", models.models, models, _MODELS),
     ("gpus", gpus.gpus, gpus, _MODELS),
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
+    ("import", import_files.import_files, import_files, _TRACES),
     ("validate", validate.validate, validate, _TRACES),
     ("balance", balance.balance, balance, _QUESTIONS),
-    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
-    ("import", import_files.import_files, import_files, _TRACES),
-    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
-    ("select", select.select, select, _QUESTIONS),
+    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
+    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
     ("cache", cache.cache, cache, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
+    ("select", select.select, select, _QUESTIONS),
 )
 
 app = typer.Typer(

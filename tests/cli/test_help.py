@@ -12,29 +12,15 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import balance, specialize
-from moetool.cli.commands.questions import select, specialize
-from moetool.cli.commands.questions import place, specialize
-from moetool.cli.commands.traces import route_trace
+from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
-from moetool.cli.main import app
+from moetool.cli.main import _COMMANDS, app
 from tests.command import RunMoetool
 
-EXAMPLES = {
-    "inspect": inspect.EXAMPLES,
-    "memory-estimate": memory_estimate.EXAMPLES,
-    "route-trace": route_trace.EXAMPLES,
-    "balance": balance.EXAMPLES,
-    "specialize": specialize.EXAMPLES,
-    "select": select.EXAMPLES,
-    "place": place.EXAMPLES,
-    "fits": fits.EXAMPLES,
-    "models": models.EXAMPLES,
-    "gpus": gpus.EXAMPLES,
-}
+MODULES = {name: module for name, _, module, _ in _COMMANDS}
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
+OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
@@ -56,17 +42,24 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--saliency"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
-    "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
-    | {"--no-validate"},
-    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
-    | {"--num-experts", "--top-k", "--no-validate"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
-    "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
-    | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
-    | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
-    "place": {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed"}
+    "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
+    | {"--layer-offset", "--micro-batch-size"},
+    "validate": set(),
+    "balance": OF_TRACES | {"--by", "--tokens-per-batch"},
+    "specialize": OF_TRACES | {"--permutations", "--min-count", "--seed", "--by"},
+    "coactivation": OF_TRACES | {"--by", "--pairs"},
+    "tokens": OF_TRACES
+    | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
+    | {"--min-count"},
+    "compare": OF_TRACES | {"--by", "--common-tokens", "--min-occurrences"},
+    "place": OF_TRACES
+    | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
-    | {"--num-hidden-layers", "--by", "--layers", "--num-experts", "--top-k", "--no-validate"},
+    | {"--num-hidden-layers"},
+    "select": OF_TRACES
+    | {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
+    | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
+    | {"--domain"},
     "fits": {
         "--gpu",
         "--family",
@@ -80,23 +73,12 @@ OPTIONS = {
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},
 }
-SUMMARIES = {
-    "inspect": inspect.SUMMARY,
-    "memory-estimate": memory_estimate.SUMMARY,
-    "fits": fits.SUMMARY,
-    "models": models.SUMMARY,
-    "gpus": gpus.SUMMARY,
-    "route-trace": route_trace.SUMMARY,
-    "balance": balance.SUMMARY,
-    "specialize": specialize.SUMMARY,
-    "select": select.SUMMARY,
-    "place": place.SUMMARY,
-}
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace"],
-    "Questions to a trace": ["specialize", "select"],
-    "Questions to a trace": ["specialize", "place"],
+    "Traces": ["route-trace", "import", "validate"],
+    "Questions to a trace": [
+        *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
+    ],
 }
 
 
@@ -137,7 +119,7 @@ def test_help_ends_in_examples_on_a_line_each(command: str) -> None:
     text = read_help(command)
     _, _, end = text.partition("\n Examples:")
     lines = [line.rstrip() for line in end.rstrip().splitlines()[1:]]
-    assert lines == [f"   {example}" for example in EXAMPLES[command]]
+    assert lines == [f"   {example}" for example in MODULES[command].EXAMPLES]
     assert 2 <= len(lines) <= 3
 
 
@@ -159,7 +141,7 @@ def test_commands_stand_in_panels_in_the_order_of_a_first_hour_with_a_summary_on
     for title, commands in PANELS.items():
         assert [name for name, _ in shown[title]] == commands
         for name, summary in shown[title]:
-            assert summary.strip() == SUMMARIES[name]
+            assert summary.strip() == MODULES[name].SUMMARY
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
@@ -204,7 +186,7 @@ def test_help_without_rich_ends_in_the_same_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [example for examples in EXAMPLES.values() for example in examples]
+    "example", [example for module in MODULES.values() for example in module.EXAMPLES]
 )
 def test_an_example_names_options_and_models_that_exist(example: str) -> None:
     program, command, *arguments = shlex.split(example)

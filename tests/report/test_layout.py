@@ -17,9 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model
-from moetool.analysis.balance.measure import COLUMNS, measure_balance
 from moetool import Scenario, estimate_memory, inspect_model, select_experts
+from moetool.analysis.balance.measure import COLUMNS, measure_balance
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
@@ -31,8 +30,7 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import balance, specialize
-from moetool.report.questions import select, specialize
+from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
@@ -40,7 +38,6 @@ from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.analysis.random_traces import Router, make_random_trace
 from tests.report.examples import make_counts, make_result
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
@@ -159,6 +156,8 @@ def show_balance(view: View) -> str:
     return balance.render_table_text(
         measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
     )
+
+
 def show_selection(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
     table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))

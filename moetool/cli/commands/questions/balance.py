@@ -22,7 +22,7 @@ from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
-SUMMARY = "Measure how evenly experts share the work."
+SUMMARY = "Measure how evenly experts are used."
 EXAMPLES = (
     "moetool balance trace.parquet",
     "moetool balance trace.parquet --tokens-per-batch 512 -o balance.json",

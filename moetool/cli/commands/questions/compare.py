@@ -29,7 +29,7 @@ from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
-SUMMARY = "Compare the routing of the same tokens in two traces."
+SUMMARY = "Compare two traces of the same tokens."
 EXAMPLES = (
     "moetool compare trace.parquet bfloat16.parquet",
     "moetool compare step1000.parquet final.parquet --by phase -o saturation.json",

@@ -42,7 +42,7 @@ from moetool.cli.output import (
 )
 from moetool.cli.progress import say, show_status
 
-SUMMARY = "Place experts on GPUs by load and co-activation."
+SUMMARY = "Place experts on GPUs."
 EXAMPLES = (
     "moetool place trace.parquet --gpus 8",
     "moetool place trace.parquet --gpus 16 --nodes 2 --redundant 32 --groups 8",

@@ -20,7 +20,7 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.cli.progress import show_status
 from moetool.interchange.exports.selections import SelectionFormat, render_selection
 
-SUMMARY = "Choose experts to fine-tune or to prune."
+SUMMARY = "Choose experts to train or to prune."
 EXAMPLES = (
     "moetool select trace.parquet --domain python",
     "moetool select trace.parquet --by gate --export esft -o expert_cfg.json",

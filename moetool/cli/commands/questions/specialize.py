@@ -33,7 +33,6 @@ _MIN_COUNT = 10
 SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
     "moetool specialize trace.parquet",
-    "moetool specialize trace.parquet --permutations 9999 -o domains.json",
     "moetool specialize trace.parquet --by token --layers 0,5",
     "moetool specialize other.csv --num-experts 64 --top-k 8",
 )

@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from moetool.report.renderer import ReportFormat, View
     from moetool.trace.windows.reader import DecisionReader
 
-SUMMARY = "Show what one expert, token or prompt gets."
+SUMMARY = "Show what an expert or a token gets."
 EXAMPLES = (
-    "moetool tokens trace.parquet",
     "moetool tokens trace.parquet --layer 5 --expert 4",
     'moetool tokens trace.parquet --token " the"',
     "moetool tokens trace.parquet --prompt english-03",

@@ -23,7 +23,7 @@ from moetool.cli.progress import show_status
 from moetool.errors import UsageError
 from moetool.report.renderer import ReportFormat
 
-SUMMARY = "Import routing that other tools recorded."
+SUMMARY = "Import routing from other tools."
 EXAMPLES = (
     "moetool import --detect dump_0.pt",
     "moetool import sglang dump_0.pt dump_1.pt -o trace.parquet",

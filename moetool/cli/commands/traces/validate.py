@@ -11,7 +11,7 @@ from moetool.cli.options.traces import TraceArgument
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
-SUMMARY = "Check a trace, and show what it can answer."
+SUMMARY = "Check a trace, and say what is in it."
 EXAMPLES = (
     "moetool validate trace.parquet",
     "moetool validate trace.partial --format json",
