@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
-    from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.interchange.imports.detect import detect_format as detect_format
     from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.balance import measure_balance as measure_balance
+    from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement

@@ -10,17 +10,9 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import cache, coactivation, compare, place, select, specialize
-from moetool.cli.commands.questions import coactivation, specialize, tokens
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import route_trace, validate
-from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import route_trace
-from moetool.cli.commands.questions import specialize
-from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.commands.questions import (
     balance,
+    cache,
     coactivation,
     compare,
     place,

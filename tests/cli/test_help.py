@@ -52,6 +52,7 @@ OPTIONS = {
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
     | {"--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-occurrences"},
+    "cache": OF_TRACES | {"--budget", "--tokens-per-batch", "--model", "--expert-bytes"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
@@ -77,7 +78,7 @@ PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace", "import", "validate"],
     "Questions to a trace": [
-        *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
+        *("balance", "specialize", "coactivation", "tokens", "compare", "cache", "place", "select"),
     ],
 }
 

@@ -28,7 +28,7 @@ from moetool.cli.options.values import parse_layers
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 
-SUMMARY = "Simulate experts kept on the GPU, the others in host memory."
+SUMMARY = "Simulate caches of experts on the GPU."
 EXAMPLES = (
     "moetool cache trace.parquet",
     "moetool cache trace.parquet --budget 8,25%,12GiB --model olmoe-1b-7b",
