@@ -100,21 +100,10 @@ def _make_policies(result: Caching, phase: str) -> Table:
                 else f"{item.hit_rate_low:.0%}–{item.hit_rate_high:.0%}",
                 _share(item.random_hit_rate),
                 _size(item.bytes_per_token),
-                _size(item.random_bytes_per_token),
             )
         )
-    headers = (
-        "budget",
-        "experts",
-        "on GPU",
-        "policy",
-        "hits",
-        "95%",
-        "random",
-        "moved/token",
-        "random",
-    )
-    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7, 8))
+    headers = ("budget", "kept", "on GPU", "policy", "hits", "95%", "random", "moved")
+    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7))
 
 
 def _make_touched(touched: Sequence[Touched]) -> Table:
@@ -147,10 +136,11 @@ def _make_legend(result: Caching) -> list[str]:
     )
     return [
         f"A step needs some distinct experts of each layer: one token in decode, {batch} in "
-        "prefill. hits: share of them that are on the GPU before the step; each other one is moved "
+        "prefill. kept: experts of each layer that stay on the GPU; on GPU: their size in all layers. "
+        "hits: share of needed experts that are there before the step; each other one is moved "
         "there once. 95%: its interval, if the prompts are a sample. random: for a uniform random "
-        "router at the same number of steps, at most 2,000. moved/token: bytes of experts moved to "
-        "the GPU.",
+        "router at the same number of steps, at most 2,000. moved: bytes of experts moved to the GPU, "
+        "per token.",
         "static: the experts that the other half of the prompts used most, loaded beforehand and "
         "never changed. LRU: those used last. LFU: those used most since the beginning. Belady: "
         "those needed soonest, which takes knowing the future: the most hits of any cache that "
