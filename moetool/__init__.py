@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.merge import merge_traces as merge_traces
     from moetool.library.questions.balance import measure_balance as measure_balance
+    from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.compare import compare_traces as compare_traces
     from moetool.library.questions.place import export_placement as export_placement
@@ -76,6 +77,7 @@ _HOME_OF = {
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",
     "tabulate_prompt": "moetool.library.questions.tokens",
+    "simulate_caches": "moetool.library.questions.cache",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
     "validate_trace": "moetool.library.questions.validate",
@@ -112,6 +114,7 @@ __all__ = [
     "place_experts",
     "read_trace",
     "select_experts",
+    "simulate_caches",
     "tabulate_prompt",
     "to_frame",
     "trace_model",

@@ -43,12 +43,16 @@ from moetool.report.questions import (
     validate,
 )
 from moetool.report.questions.tokens import expert, prompt, routing, token
+from moetool.report.questions import balance, compare, select, specialize
+from moetool.report.questions import cache as cache_page
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.caching.test_policies import simulate
+from tests.analysis.comparison.two_traces import compare_rows, make_pair
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import (
     make_counts,
@@ -248,6 +252,18 @@ def placement() -> Placement:
 
 def show_placement(view: View) -> str:
     return place.render_table_text(placement(), view)
+def show_comparison(view: View) -> str:
+    router = Router(num_experts=16, top_k=2, num_layers=30)
+    first, second = make_pair(router=router, share=0.2, lengths=(9, 40, 7, 12))
+    return compare.render_table_text(compare_rows(first, second, router=router), view)
+
+
+def show_caches(view: View) -> str:
+    router = Router(num_experts=16, popularity=(8, 4, 4, *[1] * 13))
+    table = make_random_trace((9, 40, 7, 12), router=router, num_prompt_tokens=6)
+    sizes = {("decoder", layer): 12_582_912 for layer in range(router.num_layers)}
+    result = simulate(table, "25%,9", router=router, expert_bytes=sizes)
+    return cache_page.render_table_text(result, view)
 
 
 PAGES = (
@@ -274,6 +290,8 @@ PAGES = (
     show_balance,
     show_placement,
     show_selection,
+    show_comparison,
+    show_caches,
 )
 
 
