@@ -33,19 +33,18 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import balance, place, select, specialize
 from moetool.report.questions import (
     balance,
     coactivation,
+    compare,
     place,
     select,
     specialize,
     specialize_tokens,
     validate,
 )
-from moetool.report.questions.tokens import expert, prompt, routing, token
-from moetool.report.questions import balance, compare, select, specialize
 from moetool.report.questions import cache as cache_page
+from moetool.report.questions.tokens import expert, prompt, routing, token
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
@@ -55,7 +54,6 @@ from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.caching.test_policies import simulate
 from tests.analysis.comparison.two_traces import compare_rows, make_pair
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.report.examples import make_counts, make_placement, make_result
 from tests.report.examples import (
     make_counts,
     make_placement,
@@ -254,6 +252,8 @@ def placement() -> Placement:
 
 def show_placement(view: View) -> str:
     return place.render_table_text(placement(), view)
+
+
 def show_comparison(view: View) -> str:
     router = Router(num_experts=16, top_k=2, num_layers=30)
     first, second = make_pair(router=router, share=0.2, lengths=(9, 40, 7, 12))
