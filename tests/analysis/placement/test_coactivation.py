@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from moetool.analysis.placement.methods.layer_statistics import (
 )
 from moetool.analysis.placement.methods.swaps import improve_by_swaps
 from moetool.trace.decisions import NO_EXPERT
-from tests.analysis.placement import reference
+from tests.analysis.placement import reference, reference_swaps
 
 
 def draw_decisions(
@@ -136,6 +137,60 @@ def test_no_allowed_swap_is_better_at_the_end(
         if here != there and after[here] <= limit[here] and after[there] <= limit[there]:
             gain = sum_within(affinity, swapped.tolist()) - sum_within(affinity, end.tolist())
             assert gain <= 1e-8
+
+
+def sort_nodes(gpus: list[list[int]], cluster: Cluster) -> list[list[list[int]]]:
+    """Return the experts of each GPU of each node; nodes and their GPUs are interchangeable.
+
+    Where parts hold two items, exchanging the first or the second ones gives the same parts.
+    """
+    size = cluster.num_gpus // cluster.num_nodes
+    return sorted(sorted(gpus[start : start + size]) for start in range(0, len(gpus), size))
+
+
+@pytest.mark.parametrize(
+    ("gap", "swaps"), [(0.05, True), (0.2, False)], ids=["within the slack", "beyond it"]
+)
+def test_a_swap_may_not_overload_a_part(gap: float, swaps: bool) -> None:
+    """Items 1 and 3 belong together, but they are the heavy ones of two even parts."""
+    load = np.array([1, 1 + gap, 1, 1 + gap])
+    affinity = np.zeros((4, 4))
+    affinity[1, 3] = affinity[3, 1] = 1
+    end = improve_by_swaps(affinity, load, np.array([0, 0, 1, 1]), mean_load=2 + gap)
+    assert (end[1] == end[3]) == swaps
+
+
+@settings(max_examples=30)
+@given(
+    cluster=st.sampled_from(
+        [
+            Cluster(4),
+            Cluster(4, 2),
+            Cluster(4, num_redundant_experts=4),
+            Cluster(4, 2, 4, 4),
+            Cluster(3, 3, 4),
+            Cluster(2, num_redundant_experts=2),
+        ]
+    ),
+    seed=st.integers(0, 2**16),
+)
+def test_swaps_are_those_of_a_plain_search(cluster: Cluster, seed: int) -> None:
+    """Joint choices are drawn without ties, so that there is one best swap at a time."""
+    rng = np.random.default_rng(seed)
+    pairs = draw_affinity(8, seed) ** 2
+    found = count(draw_decisions(60, seed=seed))
+    statistics = replace(found, pairs=pairs, load=np.sort(rng.pareto(1.5, size=8) + 1))  # type: ignore[arg-type]
+    rating = rate_pairs(statistics, balance_weight=0.08)
+    expected = reference_swaps.place_by_coactivation(
+        statistics.load.tolist(),
+        rating.tolist(),
+        num_slots=cluster.count_slots(8),
+        num_groups=cluster.num_groups,
+        num_nodes=cluster.num_nodes,
+        num_gpus=cluster.num_gpus,
+    )
+    gpus = place_by_coactivation(statistics, cluster).reshape(cluster.num_gpus, -1).tolist()
+    assert sort_nodes(gpus, cluster) == sort_nodes(expected, cluster)
 
 
 @given(seed=st.integers(0, 2**16))
