@@ -17,8 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model, select_experts
-from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool import Scenario, estimate_memory, inspect_model
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
@@ -32,7 +31,6 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
@@ -41,6 +39,11 @@ from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
+from moetool.trace.metadata import TraceMetadata
+from tests.report.examples import (
+    make_counts,
+)
+from tests.report.questions.pages import QUESTION_PAGES
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
@@ -226,9 +229,7 @@ PAGES = (
     show_gpus,
     show_run,
     show_run_of_prompts,
-    show_specialization,
-    show_balance,
-    show_selection,
+    *QUESTION_PAGES,
 )
 
 
