@@ -40,7 +40,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
         if path.suffix not in (".parquet", ".csv"):
             raise InputError(
                 f"'{printable(path)}' is neither a .parquet nor a .csv file.",
-                hint="Name a trace file or a folder.",
+                hint="Name a trace; moetool import --detect FILE says what other files are.",
             )
         return (path,)
     try:
