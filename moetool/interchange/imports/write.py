@@ -64,6 +64,13 @@ class ImportResult(Tabular):
 
     __repr__ = show_fields
 
+    @property
+    def missing_columns(self) -> tuple[str, ...]:
+        """Columns that a trace of moetool has and this one lacks."""
+        if self.kind != "trace":
+            return ()
+        return tuple(name for name in TRACE_SCHEMA.names if name not in self.columns)
+
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the one row; unlike sizes of layers are None there."""
