@@ -81,6 +81,7 @@ PANELS = {
     "Traces": ["route-trace", "import", "validate", "merge"],
     "Questions to a trace": [
         *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
+        "cache",
     ],
 }
 
