@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
+from moetool.cli.commands.questions import specialize
+from moetool.cli.commands.traces import merge, route_trace, validate
 from moetool.cli.commands.questions import coactivation, specialize, tokens
 from moetool.cli.commands.questions import balance, specialize
 from moetool.cli.commands.questions import select, specialize
@@ -27,6 +29,9 @@ EXAMPLES = {
     "inspect": inspect.EXAMPLES,
     "memory-estimate": memory_estimate.EXAMPLES,
     "route-trace": route_trace.EXAMPLES,
+    "validate": validate.EXAMPLES,
+    "merge": merge.EXAMPLES,
+    "specialize": specialize.EXAMPLES,
     "balance": balance.EXAMPLES,
     "specialize": specialize.EXAMPLES,
     "coactivation": coactivation.EXAMPLES,
@@ -39,6 +44,8 @@ EXAMPLES = {
 }
 MODULES = {name: module for name, _, module, _ in _COMMANDS}
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
+# Its format is that of the file's name.
+WITHOUT_FORMAT = {"merge"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
@@ -62,6 +69,9 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--saliency"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
+    "validate": set(),
+    "merge": {"--prefix-prompts"},
+    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
     "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
     | {"--no-validate"},
     "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
@@ -121,6 +131,14 @@ SUMMARIES = {
     "models": models.SUMMARY,
     "gpus": gpus.SUMMARY,
     "route-trace": route_trace.SUMMARY,
+    "validate": validate.SUMMARY,
+    "merge": merge.SUMMARY,
+    "specialize": specialize.SUMMARY,
+}
+PANELS = {
+    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
+    "Traces": ["route-trace", "validate", "merge"],
+    "Questions to a trace": ["specialize"],
     "balance": balance.SUMMARY,
     "specialize": specialize.SUMMARY,
     "coactivation": coactivation.SUMMARY,
@@ -156,7 +174,8 @@ def test_help_names_exactly_the_options_there_are(command: str) -> None:
     text = read_help(command, columns=200)
     rows = [line.removeprefix("│ ").split("  ") for line in text.splitlines() if "│" in line]
     words = {word for row in rows for cell in row for word in cell.strip().split(",")}
-    assert {word for word in words if word.startswith("-")} == OPTIONS[command] | COMMON
+    common = COMMON - {"--format"} if command in WITHOUT_FORMAT else COMMON
+    assert {word for word in words if word.startswith("-")} == OPTIONS[command] | common
 
 
 @pytest.mark.parametrize("columns", [80, 120])
