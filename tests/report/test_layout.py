@@ -17,8 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model, select_experts
-from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool import Scenario, estimate_memory, inspect_model
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
@@ -30,26 +29,15 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import coactivation, specialize
-from moetool.report.questions.tokens import expert, prompt, routing, token
-from moetool.report.questions import balance, specialize
-from moetool.report.questions import select, specialize
-from moetool.report.questions import balance, select, specialize
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.report.examples import make_counts, make_result
-from tests.report.questions.answers import (
-    make_coactivation,
-    make_expert_tokens,
-    make_prompt_routing,
-    make_token_experts,
-    make_token_routing,
+from tests.report.examples import (
+    make_counts,
 )
+from tests.report.questions.pages import QUESTION_PAGES
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
@@ -156,53 +144,6 @@ def render_run(view: View, *excerpts: PromptExcerpt) -> str:
     )
 
 
-def show_specialization(view: View) -> str:
-    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
-    return specialize.render_table_text(make_result(counts), view)
-
-
-def show_coactivation(view: View) -> str:
-    return coactivation.render_table_text(make_coactivation(), view)
-
-
-def show_token_routing(view: View) -> str:
-    return routing.render_table_text(make_token_routing(), view)
-
-
-def show_expert(view: View) -> str:
-    return expert.render_table_text(make_expert_tokens(), view)
-
-
-def show_token(view: View) -> str:
-    return token.render_table_text(make_token_experts(), view)
-
-
-def show_prompt(view: View) -> str:
-    return prompt.render_table_text(make_prompt_routing(), view)
-def show_balance(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
-    table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
-    return balance.render_table_text(
-        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
-    )
-
-
-def show_selection(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
-    table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
-    selection = select_experts(
-        table.to_pandas(),
-        domain="code",
-        by="gate",
-        num_experts=64,
-        top_k=6,
-        freeze_list=True,
-        prune_ratio=0.25,
-        groups=4,
-    )
-    return select.render_table_text(selection, view)
-
-
 PAGES = (
     show_model,
     show_layers,
@@ -215,14 +156,7 @@ PAGES = (
     show_gpus,
     show_run,
     show_run_of_prompts,
-    show_specialization,
-    show_coactivation,
-    show_token_routing,
-    show_expert,
-    show_token,
-    show_prompt,
-    show_balance,
-    show_selection,
+    *QUESTION_PAGES,
 )
 
 

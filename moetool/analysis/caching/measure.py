@@ -54,13 +54,15 @@ def simulate_caches(
         UsageError: A budget can't be met.
         InputError: The trace fails a check.
     """
-    num_experts = [layer.num_experts + layer.num_identity_experts for layer in reader.layers]
+    # Identity experts have no weights to keep.
+    num_experts = [layer.num_experts for layer in reader.layers]
     places = [(layer.stack, layer.layer) for layer in reader.layers]
     sizes = None if expert_bytes is None else [expert_bytes[place] for place in places]
     capacities = [budget.find_capacities(num_experts, sizes) for budget in budgets]
     shape = CacheShape(
         places=places,
         num_experts=num_experts,
+        num_ids=[layer.num_experts + layer.num_identity_experts for layer in reader.layers],
         top_k=[layer.top_k for layer in reader.layers],
         capacities=np.array(capacities, dtype=np.int64).T,
     )

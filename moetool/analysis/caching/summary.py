@@ -69,6 +69,7 @@ class Simulated:
                 order = np.argsort(capacities, kind="stable")
                 rates[layer, phase][:, order] = _simulate(
                     self.shape.num_experts[layer],
+                    self.shape.num_ids[layer],
                     self.shape.top_k[layer],
                     size,
                     int(counts.steps[phase]),
@@ -142,7 +143,7 @@ def list_layers(result: Simulated, random: NDArray[np.float64]) -> tuple[LayerCa
         LayerCaching(
             stack=stack,
             layer=number,
-            num_experts=result.shape.num_experts[layer],
+            num_experts=result.shape.num_ids[layer],
             top_k=result.shape.top_k[layer],
             num_tokens=int(result.touched.of_one[layer].number[0]),
             expert_bytes=None if result.expert_bytes is None else result.expert_bytes[layer],
@@ -205,7 +206,7 @@ def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ..
                             _expect(
                                 np.full(
                                     result.shape.num_experts[layer],
-                                    result.shape.top_k[layer] / result.shape.num_experts[layer],
+                                    result.shape.top_k[layer] / result.shape.num_ids[layer],
                                 ),
                                 size,
                             )
@@ -244,6 +245,7 @@ def _weigh(numbers: NDArray[np.generic], expert_bytes: Sequence[int] | None) -> 
 @cache
 def _simulate(
     num_experts: int,
+    num_ids: int,
     top_k: int,
     tokens_per_step: int,
     num_steps: int,
@@ -251,6 +253,7 @@ def _simulate(
 ) -> NDArray[np.float64]:
     return simulate_random_router(
         num_experts=num_experts,
+        num_ids=num_ids,
         top_k=top_k,
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,

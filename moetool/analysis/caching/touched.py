@@ -25,6 +25,7 @@ class DistinctCounter:
     """
 
     def __init__(self, num_experts: int, num_sizes: int) -> None:
+        self._num_experts = num_experts
         self._num_words = -(-num_experts // _WORD)
         self.total = np.zeros(num_sizes, dtype=np.int64)
         self.number = np.zeros(num_sizes, dtype=np.int64)
@@ -46,7 +47,7 @@ class DistinctCounter:
         """Return a bit for each expert of each token."""
         bits = np.zeros((len(experts), self._num_words), dtype=np.uint64)
         for column in experts.T:
-            row = np.flatnonzero((column != NO_EXPERT) & (column < self._num_words * _WORD))
+            row = np.flatnonzero((column != NO_EXPERT) & (column < self._num_experts))
             word, bit = np.divmod(column[row], _WORD)
             bits[row, word] |= np.uint64(1) << bit.astype(np.uint64)
         return bits

@@ -45,13 +45,13 @@ def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
 def _say_verdict(result: Placement) -> str:
     """Return what the numbers support: the changes that are beyond chance, and those that aren't."""
     start = result.methods[CONTIGUOUS]
+    if start is None or start.fan_out is None:
+        return _say_loads(result)
     said = [
         f"{_NAMES[method]} {_say_changes(found, start)}"
         for method, found in reversed(list(result.methods.items()))
-        if found is not None and found is not start and start is not None
+        if found is not None and found is not start
     ]
-    if start is None or start.fan_out is None:
-        return _say_global(result)
     return f"Against contiguous placement, {'; '.join(said)}."
 
 
@@ -74,15 +74,17 @@ def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
     return join_words(said, last="and")
 
 
-def _say_global(result: Placement) -> str:
+def _say_loads(result: Placement) -> str:
+    """Return the imbalance of each method, where nothing else is known."""
+    has_batches = result.num_batches > 0
     shown = [
-        f"{_NAMES[method]} {found.global_imbalance:.2f}"
+        f"{_NAMES[method]} {_format(value)}"
         for method, found in result.methods.items()
-        if found is not None and found.global_imbalance is not None
+        if found is not None
+        and (value := found.batch_imbalance if has_batches else found.global_imbalance) is not None
     ]
-    return (
-        f"Over all tokens, the busiest GPU's load is this many times the mean: {', '.join(shown)}."
-    )
+    where = "In a step, on average" if has_batches else "Over all tokens"
+    return f"{where}, the busiest GPU's load is this many times the mean: {', '.join(shown)}."
 
 
 def _make_methods(result: Placement) -> Table:

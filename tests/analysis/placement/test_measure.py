@@ -201,7 +201,7 @@ def test_change_is_a_ratio_of_sums_with_an_interval_over_prompts() -> None:
     error = (3 / 2 * sum(squares)) ** 0.5 / 9
     assert found.change == pytest.approx(ratio - 1)
     assert (found.low, found.high) == pytest.approx(
-        (ratio - 1 - 1.959964 * error, ratio - 1 + 1.959964 * error)
+        (ratio - 1 - 4.302653 * error, ratio - 1 + 4.302653 * error)  # Student's t, 2 of freedom
     )
     assert estimate_change(others, others).direction == 0  # type: ignore[union-attr]
 

@@ -31,13 +31,15 @@ class CacheShape:
 
     Attributes:
         places: Stack and layer of each.
-        num_experts: Of each layer.
+        num_experts: Of each layer, without identity experts.
+        num_ids: Of each layer, with them.
         top_k: Of each layer.
         capacities: Experts that stay on the GPU. # (num_layers, num_budgets)
     """
 
     places: Sequence[Place]
     num_experts: Sequence[int]
+    num_ids: Sequence[int]
     top_k: Sequence[int]
     capacities: NDArray[np.int64]
 
@@ -205,8 +207,8 @@ class CacheRun:
         """Add the distinct experts that a random router would need: `E (1 - (1 - k/E)^B)`."""
         choices = window.layers[self._shape.places[layer]]
         sizes = np.bincount(steps.of_token[choices.token], minlength=len(steps))
-        number, top_k = self._shape.num_experts[layer], self._shape.top_k[layer]
-        expected = number * (1 - (1 - top_k / number) ** sizes)
+        share = self._shape.top_k[layer] / self._shape.num_ids[layer]
+        expected = self._shape.num_experts[layer] * (1 - (1 - share) ** sizes)
         self.counts.random_requests[layer] += np.bincount(
             steps.phase, weights=expected, minlength=len(PHASES)
         )

@@ -20,6 +20,7 @@ from moetool.analysis.specialization.by_token.result import (
     TokenSpecialization,
 )
 from moetool.analysis.specialization.from_trace import SpecializationOptions
+from moetool.analysis.specialization.notes import explain_unknown_first
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.reader import DecisionReader
@@ -70,7 +71,7 @@ def measure_token_specialization(
     show("simulating random routers")
     layers, tokens = [], []
     rng = np.random.default_rng([options.seed, 7])
-    has_first = "rank" in source.columns
+    has_first = reader.has_ranks
     for layer in reader.layers:
         counts = counter.layers.get((layer.stack, layer.layer))
         if counts is not None:
@@ -81,7 +82,11 @@ def measure_token_specialization(
         tokens=tuple(tokens),
         min_count=frequent.min_count,
         seed=options.seed,
-        notes=(*reader.notes, *_explain(layers, frequent, min_count)),
+        notes=(
+            *reader.notes,
+            *_explain(layers, frequent, min_count),
+            *explain_unknown_first(has_ranks=has_first),
+        ),
         trace=reader.facts,
     )
 
