@@ -17,9 +17,11 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
+from moetool import Scenario, estimate_memory, inspect_model, validate_trace
 from moetool import Scenario, estimate_memory, inspect_model, select_experts
 from moetool.analysis.balance.measure import COLUMNS, measure_balance
 from moetool.analysis.routing_summary import summarize_routing
+from moetool.analysis.validation.result import Validation
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.catalogue.selection import select_models
@@ -30,7 +32,10 @@ from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
+from moetool.report.questions import specialize, validate
 from moetool.report.questions import specialize, specialize_tokens
+from moetool.report.questions import coactivation, specialize
+from moetool.report.questions.tokens import expert, prompt, routing, token
 from moetool.report.questions import balance, specialize
 from moetool.report.questions import select, specialize
 from moetool.report.questions import balance, select, specialize
@@ -48,7 +53,15 @@ from tests.report.examples import (
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 from tests.report.examples import make_counts, make_result
+from tests.report.questions.answers import (
+    make_coactivation,
+    make_expert_tokens,
+    make_prompt_routing,
+    make_token_experts,
+    make_token_routing,
+)
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
+from tests.trace.reading.frames import METADATA, make_frame
 
 VIEWS = {
     **{f"{width} columns": View(width=width) for width in (60, 80, 120, 200)},
@@ -159,6 +172,17 @@ def show_specialization(view: View) -> str:
     return specialize.render_table_text(make_result(counts), view)
 
 
+@cache
+def check_trace() -> Validation:
+    frame = make_frame().astype({"domain": str})
+    frame.loc[9, "weight"] = -0.5
+    frame.loc[9, "domain"] = "elsewhere"
+    frame.attrs["moetool"] = replace(METADATA, model="org/model", num_decisions=25).to_dict()
+    return validate_trace(frame.drop(columns="token_id"))
+
+
+def show_validation(view: View) -> str:
+    return validate.render_table_text(check_trace(), view)
 def show_specialization_of_trace(view: View) -> str:
     return specialize.render_table_text(make_whole_result(), view)
 
@@ -167,6 +191,24 @@ def show_token_specialization(view: View) -> str:
     return specialize_tokens.render_table_text(make_token_result(), view)
 
 
+def show_coactivation(view: View) -> str:
+    return coactivation.render_table_text(make_coactivation(), view)
+
+
+def show_token_routing(view: View) -> str:
+    return routing.render_table_text(make_token_routing(), view)
+
+
+def show_expert(view: View) -> str:
+    return expert.render_table_text(make_expert_tokens(), view)
+
+
+def show_token(view: View) -> str:
+    return token.render_table_text(make_token_experts(), view)
+
+
+def show_prompt(view: View) -> str:
+    return prompt.render_table_text(make_prompt_routing(), view)
 def show_balance(view: View) -> str:
     router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
     table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
@@ -204,8 +246,14 @@ PAGES = (
     show_run,
     show_run_of_prompts,
     show_specialization,
+    show_validation,
     show_specialization_of_trace,
     show_token_specialization,
+    show_coactivation,
+    show_token_routing,
+    show_expert,
+    show_token,
+    show_prompt,
     show_balance,
     show_selection,
 )
