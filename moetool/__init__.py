@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
     from moetool.inspection.inspect import inspect_model as inspect_model
+    from moetool.library.merge import merge_traces as merge_traces
     from moetool.interchange.imports.detect import detect_format as detect_format
     from moetool.interchange.imports.run import import_trace as import_trace
     from moetool.library.questions.balance import measure_balance as measure_balance
@@ -69,6 +70,7 @@ _HOME_OF = {
     "list_token_experts": "moetool.library.questions.tokens",
     "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
+    "merge_traces": "moetool.library.merge",
     "measure_tokens": "moetool.library.questions.tokens",
     "tabulate_prompt": "moetool.library.questions.tokens",
     "place_experts": "moetool.library.questions.place",

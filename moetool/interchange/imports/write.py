@@ -16,11 +16,15 @@ from moetool.interchange.imports.collect import RowCollector
 from moetool.interchange.imports.runs import LoadBlock, LoadImport, TraceImport
 from moetool.interchange.imports.shapes import GivenShapes
 from moetool.plain import Tabular, make_plain, show_fields
+from moetool.printable import printable
 from moetool.trace.loads.metadata import LoadLayer, LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.metadata_fields import LARGEST_ID
+from moetool.trace.reading.decision_scan import DecisionScan
+from moetool.trace.reading.reader import open_trace
+from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.writer import TraceFile
 
 _CELLS_PER_TABLE = 250_000
@@ -120,6 +124,8 @@ def write_trace(
             raise InputError(
                 "The files hold no decisions.", hint="Record again, while the model answers."
             )
+        sink.flush()
+        _check_rows(sink.partial)
         layers = collector.describe_layers()
         if not layers:
             facts.note(
@@ -150,6 +156,32 @@ def write_trace(
         top_k=_distinct(collector.widths),
         notes=(*facts.notes, *shapes.notes),
     )
+
+
+def _check_rows(folder: Path) -> None:
+    """Check rows as every reader of the finished trace will.
+
+    Args:
+        folder: The parts.
+
+    Raises:
+        InputError: They are not those of a trace: a file holds a token twice, for example.
+    """
+    source = open_trace(folder)
+    try:
+        for _ in DecisionScan(source).iter_tables(
+            [name for name in source.columns if name in TRACE_SCHEMA.names]
+        ):
+            pass
+    except InputError as error:
+        message = error.message
+        for part in source.files:
+            message = message.replace(f"'{printable(part)}'", "What was imported")
+        raise InputError(
+            message.replace(f"'{printable(folder)}'", "What was imported"),
+            hint="Record again, and import files of one recording.",
+            facts=error.facts,
+        ) from error
 
 
 def write_load_table(

@@ -79,7 +79,7 @@ def _iter_runs(
     for response in _iter_responses(files, facts):
         numbers = response.read_numbers()
         num_layers = _find_num_layers(response, len(numbers), num_layers, top_k=top_k)
-        array = numbers.reshape(-1, num_layers, top_k).astype(np.int64)
+        array = numbers.reshape(-1, num_layers, top_k)
         num_rows = len(array)
         start = 0
         if response.num_tokens is not None:

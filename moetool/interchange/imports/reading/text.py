@@ -135,11 +135,11 @@ def take_array(value: Any, *, num_dimensions: int, name: str, source: str) -> ND
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError, TypeError, RecursionError):
-        array = np.zeros(0)
+        array = np.zeros(())
     if array.size == 0 and array.ndim <= num_dimensions:
         array = np.zeros((0,) * num_dimensions, dtype=np.int64)
     if array.dtype.kind not in "iu" or array.ndim != num_dimensions:
-        shape = {1: "a list", 2: "a list of lists", 3: "lists of lists of lists"}[num_dimensions]
+        shape = "list" + " of lists" * (num_dimensions - 1)
         raise damaged(source, f"holds no {shape} of whole numbers as {name!r}")
     return array.astype(np.int64)
 

@@ -171,7 +171,9 @@ def _group(
     experts = np.full((len(starts), int(width.max())), NO_EXPERT, dtype=np.int64)
     experts[decision, column] = rows["expert"]
     weights = np.zeros(experts.shape, dtype=np.float32)
-    weights[decision, column] = rows["weight"]
+    # Weights beyond the range of float32 become infinite, and are refused later.
+    with np.errstate(over="ignore"):
+        weights[decision, column] = rows["weight"]
     turn, layer = rows["turn"][starts], rows["layer"][starts]
     order = np.lexsort((np.arange(len(starts)), layer, turn))
     changes = (np.diff(turn[order], prepend=-1) != 0) | (np.diff(layer[order], prepend=-1) != 0)
@@ -186,6 +188,7 @@ def _group(
                     int(layer[own[0]]),
                     experts[own],
                     weights[own] if has_weights else None,
+                    is_padded=True,
                 )
             ],
             phase=rows["phase"][starts][own],

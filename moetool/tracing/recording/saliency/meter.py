@@ -34,7 +34,7 @@ FindCall = Callable[[MoeLayer], tuple[torch.Tensor, Decision]]
 
 
 def check_saliency(name: str, layers: Sequence[MoeLayer]) -> None:
-    """Check that the experts' own outputs can be had exactly.
+    """Check that the experts' own outputs can be recomputed exactly.
 
     Args:
         name: The model's class.
