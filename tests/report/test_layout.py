@@ -36,10 +36,6 @@ from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
-from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.report.examples import make_counts, make_result
-from moetool.trace.metadata import TraceMetadata
 from tests.report.examples import (
     make_counts,
 )
@@ -150,35 +146,6 @@ def render_run(view: View, *excerpts: PromptExcerpt) -> str:
     )
 
 
-def show_specialization(view: View) -> str:
-    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
-    return specialize.render_table_text(make_result(counts), view)
-
-
-def show_balance(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
-    table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
-    return balance.render_table_text(
-        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
-    )
-
-
-def show_selection(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
-    table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
-    selection = select_experts(
-        table.to_pandas(),
-        domain="code",
-        by="gate",
-        num_experts=64,
-        top_k=6,
-        freeze_list=True,
-        prune_ratio=0.25,
-        groups=4,
-    )
-    return select.render_table_text(selection, view)
-
-
 def show_import(view: View) -> str:
     result = ImportResult(
         path=Path("trace.parquet"),
@@ -216,8 +183,6 @@ def show_detection(view: View) -> str:
 
 
 PAGES = (
-    show_import,
-    show_detection,
     show_model,
     show_layers,
     show_models,
@@ -229,6 +194,8 @@ PAGES = (
     show_gpus,
     show_run,
     show_run_of_prompts,
+    show_import,
+    show_detection,
     *QUESTION_PAGES,
 )
 
