@@ -116,7 +116,7 @@ def write_trace(
         imported_from=facts.format,
         model=shapes.model or facts.model,
         model_type=shapes.model_type,
-        rank_order="rank" in opened.columns,
+        rank_order="rank" in opened.columns and facts.has_weight_order,
     )
     with TraceFile(
         target,
