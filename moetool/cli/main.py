@@ -12,6 +12,7 @@ import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import (
     balance,
+    cache,
     coactivation,
     compare,
     place,
@@ -53,6 +54,7 @@ _COMMANDS = (
     ("compare", compare.compare, compare, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
+    ("cache", cache.cache, cache, _QUESTIONS),
 )
 
 app = typer.Typer(
