@@ -97,6 +97,8 @@ def _make_methods(result: Placement) -> Table:
         ("sent per token", "all_to_all_bytes_per_token", _format_size),
         ("between nodes", "cross_node_bytes_per_token", _format_size),
     ]
+    if result.split.unit != "prompt":
+        shown = shown[:2]  # Counts without tokens know nothing of traffic.
     if result.cluster.num_nodes == 1:
         shown = [item for item in shown if "node" not in item[1]]
     rows: list[Sequence[Words]] = []

@@ -244,6 +244,8 @@ def test_a_load_table_is_placed_by_load(run_moetool: RunMoetool, tmp_path: Path)
     )
     assert completed.returncode == 0, completed.stderr
     assert "a load table has no tokens" in " ".join(completed.stdout.split())
+    assert "\nall max/mean " in completed.stdout
+    assert "\nGPUs per token " not in completed.stdout
     # The heaviest goes to the lightest GPU that has room: 9 and 2 against 7 and 4.
     assert read_tensorrt_llm(target.read_bytes(), moe_layers=(0, 3), ep_size=2) == {
         0: [[0, 2], [1, 3]],
