@@ -27,7 +27,7 @@ from moetool.analysis.specialization.token_sample import (
     choose_prompts,
 )
 from moetool.analysis.specialization.vocabulary import ConditionalSpecialization, SharedTokens
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, count_experts
 from moetool.trace.reading.layer_shapes import Place
@@ -79,6 +79,7 @@ def measure_trace(
             of two.
         UsageError: There is no such column or layer.
     """
+    _check_column(options.by)
     reader = DecisionReader(
         source,
         by=options.by,
@@ -127,6 +128,14 @@ def measure_trace(
         ),
         trace=reader.facts,
     )
+
+
+def _check_column(by: str) -> None:
+    if by == "prompt_id":
+        raise UsageError(
+            "Each prompt has its own prompt_id: there is nothing to compare.",
+            hint="Choose a column whose values several prompts share, such as domain.",
+        )
 
 
 def _count(
