@@ -29,6 +29,8 @@ DOCUMENTS = (
     "docs/questions/tokens.md",
     "docs/questions/select.md",
     "docs/questions/place.md",
+    "docs/questions/compare.md",
+    "docs/questions/cache.md",
     "docs/traces/route-trace.md",
     "docs/traces/validate.md",
     "docs/traces/merge.md",

@@ -10,19 +10,9 @@ import typer
 
 import moetool
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import merge, route_trace, validate
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize, tokens
-from moetool.cli.commands.questions import coactivation, specialize, tokens
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import route_trace, validate
-from moetool.cli.commands.questions import balance, coactivation, compare, place, select, specialize
-from moetool.cli.commands.questions import coactivation, compare, place, select, specialize
-from moetool.cli.commands.traces import route_trace
-from moetool.cli.commands.questions import specialize
-from moetool.cli.commands.traces import import_files, route_trace
 from moetool.cli.commands.questions import (
     balance,
+    cache,
     coactivation,
     compare,
     place,
@@ -30,7 +20,7 @@ from moetool.cli.commands.questions import (
     specialize,
     tokens,
 )
-from moetool.cli.commands.traces import import_files, route_trace, validate
+from moetool.cli.commands.traces import import_files, merge, route_trace, validate
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -57,16 +47,14 @@ _COMMANDS = (
     ("import", import_files.import_files, import_files, _TRACES),
     ("validate", validate.validate, validate, _TRACES),
     ("merge", merge.merge, merge, _TRACES),
-    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("balance", balance.balance, balance, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
-    ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
-    ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
+    ("cache", cache.cache, cache, _QUESTIONS),
 )
 
 app = typer.Typer(

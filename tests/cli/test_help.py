@@ -12,39 +12,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
-from moetool.cli.commands.questions import specialize
-from moetool.cli.commands.traces import merge, route_trace, validate
-from moetool.cli.commands.questions import coactivation, specialize, tokens
-from moetool.cli.commands.questions import balance, specialize
-from moetool.cli.commands.questions import select, specialize
-from moetool.cli.commands.questions import place, specialize
-from moetool.cli.commands.traces import route_trace
 from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import _COMMANDS, app
 from tests.command import RunMoetool
 
-EXAMPLES = {
-    "inspect": inspect.EXAMPLES,
-    "memory-estimate": memory_estimate.EXAMPLES,
-    "route-trace": route_trace.EXAMPLES,
-    "validate": validate.EXAMPLES,
-    "merge": merge.EXAMPLES,
-    "specialize": specialize.EXAMPLES,
-    "balance": balance.EXAMPLES,
-    "specialize": specialize.EXAMPLES,
-    "coactivation": coactivation.EXAMPLES,
-    "tokens": tokens.EXAMPLES,
-    "select": select.EXAMPLES,
-    "place": place.EXAMPLES,
-    "fits": fits.EXAMPLES,
-    "models": models.EXAMPLES,
-    "gpus": gpus.EXAMPLES,
-}
 MODULES = {name: module for name, _, module, _ in _COMMANDS}
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
-# Its format is that of the file's name.
+# Their format is that of the file's name.
 WITHOUT_FORMAT = {"merge"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
@@ -69,33 +44,10 @@ OPTIONS = {
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
     | {"--saliency"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
-    "validate": set(),
-    "merge": {"--prefix-prompts"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
-    "balance": {"--by", "--tokens-per-batch", "--layers", "--num-experts", "--top-k"}
-    | {"--no-validate"},
-    "specialize": {"--permutations", "--min-count", "--seed", "--by", "--layers"}
-    | {"--num-experts", "--top-k", "--no-validate"},
-    "specialize": {"--permutations", "--seed", "--num-experts", "--top-k", "--no-validate"},
-    "coactivation": OF_TRACES | {"--pairs", "--by"},
-    "tokens": OF_TRACES
-    | {
-        "--layer",
-        "--expert",
-        "--stack",
-        "--token",
-        "--token-id",
-        "--prompt",
-        "--min-count",
-        "--top",
-    },
-    "select": {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
-    | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
-    | {"--domain", "--layers", "--num-experts", "--top-k", "--no-validate"},
-    "place": {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed"}
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
     | {"--layer-offset", "--micro-batch-size"},
     "validate": set(),
+    "merge": {"--prefix-prompts"},
     "balance": OF_TRACES | {"--by", "--tokens-per-batch"},
     "specialize": OF_TRACES | {"--permutations", "--min-count", "--seed", "--by"},
     "coactivation": OF_TRACES | {"--by", "--pairs"},
@@ -124,39 +76,12 @@ OPTIONS = {
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},
 }
-SUMMARIES = {
-    "inspect": inspect.SUMMARY,
-    "memory-estimate": memory_estimate.SUMMARY,
-    "fits": fits.SUMMARY,
-    "models": models.SUMMARY,
-    "gpus": gpus.SUMMARY,
-    "route-trace": route_trace.SUMMARY,
-    "validate": validate.SUMMARY,
-    "merge": merge.SUMMARY,
-    "specialize": specialize.SUMMARY,
-}
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace", "validate", "merge"],
-    "Questions to a trace": ["specialize"],
-    "balance": balance.SUMMARY,
-    "specialize": specialize.SUMMARY,
-    "coactivation": coactivation.SUMMARY,
-    "tokens": tokens.SUMMARY,
-    "select": select.SUMMARY,
-    "place": place.SUMMARY,
-}
-PANELS = {
-    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace"],
-    "Questions to a trace": ["specialize", "coactivation", "tokens"],
-    "Questions to a trace": ["specialize", "select"],
-    "Questions to a trace": ["specialize", "place"],
-PANELS = {
-    "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace", "import", "validate"],
+    "Traces": ["route-trace", "import", "validate", "merge"],
     "Questions to a trace": [
         *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
+        "cache",
     ],
 }
 

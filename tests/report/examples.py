@@ -8,6 +8,10 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
+from moetool.analysis.placement.measure import PlacementOptions, measure_placement
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.result import Placement
+from moetool.analysis.placement.summary import SentBytes
 from moetool.analysis.specialization.by_token.measure import measure_token_specialization
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
@@ -83,3 +87,18 @@ def _make_source() -> TraceSource:
     index = table.column_names.index("expert")
     table = table.set_column(index, "expert", pa.array(moved.astype(np.int16)))
     return open_rows(table, router=_ROUTER)
+
+
+def make_placement(
+    cluster: Cluster, *, tokens_per_batch: int = 20, hidden_size: int | None = 2048
+) -> Placement:
+    """Return a comparison of placements of 20 layers of a router with popular experts."""
+    router = Router(num_experts=16, top_k=4, num_layers=20, popularity=range(17, 1, -1))
+    source = open_rows(make_random_trace([40] * 12, router=router), router=router)
+    sent = (
+        SentBytes(hidden_size, 2)
+        if hidden_size
+        else SentBytes(None, None, "bytes are unknown: no hidden size")
+    )
+    options = PlacementOptions(tokens_per_batch=tokens_per_batch, sent=sent, advises_vllm=True)
+    return measure_placement(source, cluster, options)

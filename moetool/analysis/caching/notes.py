@@ -29,8 +29,6 @@ def explain_caching(
             "The trace has no generated tokens: decode takes the tokens of the prompts one by one, "
             "in a separate simulation."
         )
-    if result.expert_bytes is None:
-        notes.append("Bytes are unknown, because the size of an expert is.")
     notes += given
     if not result.is_fitted:
         notes.append(

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
+from moetool.analysis.caching.simulation.policies import Policy
 from moetool.choices import choose_word
 from moetool.plain import Tabular, make_frame, make_plain
 from moetool.printable import printable
+from moetool.trace.decisions import PHASES
 from moetool.trace.facts import LayerFacts, TraceFacts
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PREFILL, DECODE = PHASES
 
 # Lists of a result that are tables.
 TableName = Literal["policies", "layer_policies", "touched", "layer_touched"]
@@ -72,8 +76,8 @@ class Touched:
 
     Attributes:
         batch_size: Tokens.
-        of: `one text` for consecutive tokens of a prompt, `several texts` for tokens of as many
-            prompts at the same position.
+        of: `one text` for consecutive tokens of a prompt, `several texts` for the n-th tokens of
+            as many prompts.
         num_batches: Batches in all layers.
         experts: Distinct experts per layer.
         random: Of a uniform random router, `E (1 - (1 - k/E)^B)`.
@@ -110,7 +114,6 @@ class PhaseSize:
 
     Attributes:
         phase: `prefill` or `decode`.
-        num_tokens: Tokens.
         num_steps: Passes through the model, one for each batch.
         requests_per_token: Distinct experts of all layers that a step needs, per token.
         uncached_bytes_per_token: Bytes that are moved per token if no expert stays on the GPU.
@@ -147,13 +150,37 @@ class Caching(Tabular):
 
     def __repr__(self) -> str:
         name = printable(self.trace.trace or self.trace.model or "a frame")
-        best = [item for item in self.policies if item.phase == "decode" and item.hit_rate]
+        best = [item for item in self.policies if item.phase == DECODE and item.hit_rate]
         words = ", ".join(
             f"{item.policy} {item.budget}: {item.hit_rate:.0%}"
             for item in best[:4]
             if item.hit_rate
         )
         return f"<Caching of {name}: {words or 'no decoded tokens'}>"
+
+    @property
+    def verdict(self) -> tuple[PolicyResult, PolicyResult | None] | None:
+        """The best policy that can be run in decoding, at the middle budget, and the optimum there.
+
+        None if no token needs an expert.
+        """
+        known = [
+            item for item in self.policies if item.phase == DECODE and item.hit_rate is not None
+        ]
+        kept = sorted({item.experts_per_layer for item in known})
+        if not kept:
+            return None
+        middle = kept[(len(kept) - 1) // 2]
+        known = [item for item in known if item.experts_per_layer == middle]
+        bound = next((item for item in known if item.policy == Policy.BELADY), None)
+        online = [item for item in known if item is not bound and item.policy != Policy.BELADY]
+        return max(online, key=lambda item: item.hit_rate or 0.0), bound
+
+    def list_by_budget(self, phase: str) -> list[PolicyResult]:
+        """Return the policies of a phase, those of one budget together, the smallest first."""
+        mine = [item for item in self.policies if item.phase == phase]
+        first = {item.budget: index for index, item in reversed(list(enumerate(mine)))}
+        return sorted(mine, key=lambda item: (item.experts_per_layer, first[item.budget]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,6 +39,7 @@ class Simulated:
         counts: Of each phase, the counts of the simulation that is reported for it.
         touched: Distinct experts by batch size.
         first: The load of the trace.
+        policies: Those that were simulated.
     """
 
     shape: CacheShape
@@ -47,6 +48,7 @@ class Simulated:
     counts: Sequence[CacheCounts]
     touched: TouchedCounts
     first: FirstPass
+    policies: Collection[Policy] = POLICIES
 
     @property
     def is_fitted(self) -> bool:
@@ -69,6 +71,7 @@ class Simulated:
                 order = np.argsort(capacities, kind="stable")
                 rates[layer, phase][:, order] = _simulate(
                     self.shape.num_experts[layer],
+                    self.shape.num_ids[layer],
                     self.shape.top_k[layer],
                     size,
                     int(counts.steps[phase]),
@@ -87,6 +90,8 @@ def list_policies(result: Simulated, random: NDArray[np.float64]) -> tuple[Polic
         requests = counts.requests[:, phase]
         weights = counts.random_requests[:, phase]
         for index, policy in enumerate(POLICIES):
+            if policy not in result.policies:
+                continue
             is_known = policy is not Policy.STATIC or result.is_fitted
             for place, budget in enumerate(result.budgets):
                 capacities = result.shape.capacities[:, place]
@@ -142,7 +147,7 @@ def list_layers(result: Simulated, random: NDArray[np.float64]) -> tuple[LayerCa
         LayerCaching(
             stack=stack,
             layer=number,
-            num_experts=result.shape.num_experts[layer],
+            num_experts=result.shape.num_ids[layer],
             top_k=result.shape.top_k[layer],
             num_tokens=int(result.touched.of_one[layer].number[0]),
             expert_bytes=None if result.expert_bytes is None else result.expert_bytes[layer],
@@ -167,6 +172,8 @@ def _list_layer_policies(
         if not requests:
             continue
         for index, policy in enumerate(POLICIES):
+            if policy not in result.policies:
+                continue
             is_known = policy is not Policy.STATIC or result.is_fitted
             for place, budget in enumerate(result.budgets):
                 hits = int(counts.hits[layer, phase, index, place])
@@ -205,7 +212,7 @@ def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ..
                             _expect(
                                 np.full(
                                     result.shape.num_experts[layer],
-                                    result.shape.top_k[layer] / result.shape.num_experts[layer],
+                                    result.shape.top_k[layer] / result.shape.num_ids[layer],
                                 ),
                                 size,
                             )
@@ -244,6 +251,7 @@ def _weigh(numbers: NDArray[np.generic], expert_bytes: Sequence[int] | None) -> 
 @cache
 def _simulate(
     num_experts: int,
+    num_ids: int,
     top_k: int,
     tokens_per_step: int,
     num_steps: int,
@@ -251,6 +259,7 @@ def _simulate(
 ) -> NDArray[np.float64]:
     return simulate_random_router(
         num_experts=num_experts,
+        num_ids=num_ids,
         top_k=top_k,
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,

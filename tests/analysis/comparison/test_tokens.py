@@ -54,6 +54,18 @@ def test_tokens_of_one_trace_alone_are_refused_with_their_place() -> None:
         compare_rows(first, drop(second, prompt="p4", position=2))
 
 
+def test_the_first_difference_is_named_whatever_its_kind() -> None:
+    first, second = make_pair()
+    early_id = replace_id(
+        drop(second, prompt="p2", position=6), prompt="p2", position=3, token_id=9
+    )
+    with pytest.raises(InputError, match="at position 3 of prompt 'p2', the token id is"):
+        compare_rows(first, early_id)
+    late_id = replace_id(drop(second, prompt="p2", position=1), prompt="p2", position=3, token_id=9)
+    with pytest.raises(InputError, match="has position 1 of prompt 'p2'"):
+        compare_rows(first, late_id)
+
+
 def test_common_tokens_are_those_before_the_first_difference() -> None:
     first, second = make_pair()
     expected = compare_rows(

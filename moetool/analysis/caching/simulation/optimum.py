@@ -117,9 +117,9 @@ def _shrink(
     largest = max(
         int(values[values != NEVER].max(initial=begin)) for values in (state.ravel(), key)
     )
-    kind = np.dtype(np.int32 if largest - begin < np.iinfo(np.int32).max else np.int64)
-    never = int(np.iinfo(kind).max)
-    return _shift(state, begin=begin, never=never, kind=kind), never
+    limits = [(kind, int(np.iinfo(kind).max)) for kind in (np.int32, np.int64)]
+    kind, never = next(limit for limit in limits if largest - begin < limit[1])
+    return _shift(state, begin=begin, never=never, kind=np.dtype(kind)), never
 
 
 def _shift(

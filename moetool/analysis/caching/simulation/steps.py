@@ -62,7 +62,7 @@ def make_steps(
 ) -> Steps:
     """Return the steps of a window's tokens.
 
-    A generated token takes a step of its own; the tokens of a prompt share steps of a batch each.
+    A generated token takes one step; the tokens of a prompt share steps of a batch each.
     Tokens whose phase is unknown are taken to be of a prompt.
 
     Args:

@@ -74,17 +74,15 @@ def match_tokens(first: TokenList, second: TokenList, *, is_common: bool) -> Mat
         InputError: The tokens differ, unless `is_common`.
     """
     mine, others = _align(first, second)
-    if not is_common:
-        _refuse_single(mine, has=first, lacks=second)
-        _refuse_single(others, has=second, lacks=first)
     one, other = np.flatnonzero(mine >= 0), np.flatnonzero(others >= 0)
+    differs = np.zeros(len(one), dtype=bool)
     if first.token_id is not None and second.token_id is not None:
         differs = first.token_id[one] != second.token_id[other]
-        if differs.any() and not is_common:
-            _refuse_ids(first, second, int(one[differs][0]), int(other[differs][0]))
-        if differs.any():
-            kept = ~_find_cut(first, one, differs)
-            one, other = one[kept], other[kept]
+    if not is_common:
+        _refuse_differences(first, second, mine, others, (one[differs], other[differs]))
+    if differs.any():
+        kept = ~_find_cut(first, one, differs)
+        one, other = one[kept], other[kept]
     return MatchedTokens(one, other, (len(first) - len(one), len(second) - len(other)))
 
 
@@ -135,15 +133,45 @@ def _find_cut(
     return after
 
 
-def _refuse_single(index: NDArray[np.int64], *, has: TokenList, lacks: TokenList) -> None:
-    if (index < 0).any():
-        token = int(np.argmax(index < 0))
-        raise InputError(
-            f"The traces are of different tokens: '{printable(has.path)}' has "
-            f"{_name_place(has, token)}{_name_id(has, token)}, which '{printable(lacks.path)}' "
-            "lacks.",
-            hint=_HINT,
-        )
+def _refuse_differences(
+    first: TokenList,
+    second: TokenList,
+    mine: NDArray[np.int64],
+    others: NDArray[np.int64],
+    changed: tuple[NDArray[np.intp], NDArray[np.intp]],
+) -> None:
+    """Raise the error for the first place where two lists differ, if there is one.
+
+    Args:
+        first: One list.
+        second: The other.
+        mine: Index in the second of each token of the first; -1 for none.
+        others: Index in the first of each token of the second; -1 for none.
+        changed: Indices of the tokens with different ids in both.
+    """
+    one, other = (np.flatnonzero(index < 0)[:1] for index in (mine, others))
+    keys = [
+        *(_key(first, second)[one].tolist() or [np.inf]),
+        *(_key(second, first)[other].tolist() or [np.inf]),
+        *(_key(first, second)[changed[0][:1]].tolist() or [np.inf]),
+    ]
+    earliest = min(keys)
+    if earliest == np.inf:
+        return
+    kind = keys.index(earliest)
+    if kind == 0:
+        _refuse_single(int(one[0]), has=first, lacks=second)
+    if kind == 1:
+        _refuse_single(int(other[0]), has=second, lacks=first)
+    _refuse_ids(first, second, int(changed[0][0]), int(changed[1][0]))
+
+
+def _refuse_single(token: int, *, has: TokenList, lacks: TokenList) -> NoReturn:
+    raise InputError(
+        f"The traces are of different tokens: '{printable(has.path)}' has "
+        f"{_name_place(has, token)}{_name_id(has, token)}, which '{printable(lacks.path)}' lacks.",
+        hint=_HINT,
+    )
 
 
 def _refuse_ids(first: TokenList, second: TokenList, one: int, other: int) -> NoReturn:

@@ -1,0 +1,177 @@
+"""Render the worth of experts kept on the GPU as tables, JSON or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from moetool.analysis.caching.result import Caching, PhaseSize, PolicyResult, Touched
+from moetool.report import envelope
+from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.lines import make_paragraphs
+from moetool.report.text.page import Block, render_page
+from moetool.report.text.styles import Style, Words, style_words
+from moetool.report.text.tables import Cell, make_table
+from moetool.report.text.words import word_share, word_size
+from moetool.wording import format_bytes, number_of
+
+# In a column of numbers; a word would widen it.
+_UNKNOWN = "–"
+_NAMES = {"static": "static", "lru": "LRU", "lfu": "LFU", "belady": "Belady"}
+
+
+def render_table_text(result: Caching, view: View = DEFAULT_VIEW) -> str:
+    """Return the verdict, a table for each phase, the batch sizes, and how to read them."""
+    blocks: tuple[Block, ...] = (
+        make_paragraphs(_word_verdict(result)),
+        *(_make_phase(result, size) for size in reversed(result.phases)),
+        [_make_touched(result.touched)],
+        make_paragraphs(result.notes, Style.WARNING),
+        make_paragraphs(_make_legend(result), Style.MUTED),
+    )
+    return render_page(blocks, view)
+
+
+def _word_verdict(result: Caching) -> list[Words]:
+    verdict = result.verdict
+    if verdict is None:
+        return [style_words("No token needs an expert: there is nothing to cache.", Style.STRONG)]
+    best, bound = verdict
+    assert best.hit_rate is not None
+    words = (
+        f"With {_word_kept(best)} on the GPU, the best policy that can be run, "
+        f"{_NAMES[best.policy]}, finds {word_share(best.hit_rate)} of the experts there when a token "
+        f"is generated"
+    )
+    facts = []
+    if best.random_hit_rate is not None:
+        facts.append(f"with a random router, it would find {word_share(best.random_hit_rate)}")
+    if bound is not None and bound.hit_rate is not None:
+        facts.append(f"no policy without preloading finds more than {word_share(bound.hit_rate)}")
+    moved = []
+    if best.bytes_per_token is not None:
+        moved.append(f"{format_bytes(round(best.bytes_per_token))} are moved per token.")
+    sentence = f"{'; '.join(facts)}."
+    return [
+        style_words(f"{words}.", Style.STRONG),
+        " ".join([sentence[0].upper() + sentence[1:], *moved]),
+    ]
+
+
+def _word_kept(item: PolicyResult) -> str:
+    number = f"{item.experts_per_layer:.4g} experts of each layer"
+    return number if item.budget.isdecimal() else f"{item.budget} of the experts ({number})"
+
+
+def _make_phase(result: Caching, size: PhaseSize) -> Block:
+    return (*make_paragraphs([_word_phase(size)]), _make_policies(result, size.phase))
+
+
+def _word_phase(size: PhaseSize) -> str:
+    per_step = "one at a time" if size.num_steps == size.num_tokens else "together by batch"
+    cost = (
+        ""
+        if size.uncached_bytes_per_token is None
+        else f", {format_bytes(round(size.uncached_bytes_per_token))} if none is on the GPU"
+    )
+    return (
+        f"{size.phase}: {number_of(size.num_tokens, 'token')} in "
+        f"{number_of(size.num_steps, 'step')}, {per_step}. Each token needs "
+        f"{size.requests_per_token:.3g} experts, over all layers{cost}."
+    )
+
+
+def _make_policies(result: Caching, phase: str) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    shown = ""
+    for item in result.list_by_budget(phase):
+        is_first, shown = item.budget != shown, item.budget
+        kept = f"{item.experts_per_layer:.4g}"
+        rows.append(
+            (
+                item.budget if is_first else "",
+                kept if is_first else "",
+                word_size(item.gpu_bytes) if is_first and item.gpu_bytes is not None else "",
+                _NAMES[item.policy],
+                style_words(_share(item.hit_rate), Style.STRONG),
+                _UNKNOWN
+                if item.hit_rate_low is None or item.hit_rate_high is None
+                else f"{item.hit_rate_low:.0%}–{item.hit_rate_high:.0%}",
+                _share(item.random_hit_rate),
+                _size(item.bytes_per_token),
+            )
+        )
+    headers = ("budget", "kept", "on GPU", "policy", "hits", "95%", "random", "moved")
+    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7))
+
+
+def _make_touched(touched: Sequence[Touched]) -> Table:
+    by_size: dict[int, dict[str, Touched]] = {}
+    for item in touched:
+        by_size.setdefault(item.batch_size, {})[item.of] = item
+    rows = []
+    for size, items in by_size.items():
+        any_item = next(iter(items.values()))
+        rows.append(
+            (
+                f"{size:,}",
+                *(
+                    f"{items[name].experts:.1f}" if name in items else _UNKNOWN
+                    for name in ("one text", "several texts")
+                ),
+                f"{any_item.by_load:.1f}",
+                f"{any_item.random:.1f}",
+            )
+        )
+    headers = ("tokens at once", "of one text", "of several", "independent", "random")
+    return make_table(headers, rows, right=range(5))
+
+
+def _make_legend(result: Caching) -> list[str]:
+    batch = (
+        "all tokens of a prompt"
+        if result.tokens_per_batch is None
+        else f"{result.tokens_per_batch:,} tokens of a prompt"
+    )
+    return [
+        f"A step needs some distinct experts of each layer: one token in decode, {batch} in "
+        "prefill. kept: experts of each layer that stay on the GPU; on GPU: their size in all layers. "
+        "hits: share of needed experts that are there before the step; each other one is moved "
+        "there once. 95%: its interval, if the prompts are a sample. random: for a uniform random "
+        "router at the same number of steps, at most 2,000. moved: bytes of experts moved to the GPU, "
+        "per token.",
+        "static: the experts that the other half of the prompts used most, loaded beforehand and "
+        "never changed. LRU: those used last. LFU: those used most since the beginning. Belady: "
+        "those needed soonest, which takes knowing the future: the most hits of any cache that "
+        "starts empty. Caches stay warm from prompt to prompt. Experts at work that do not stay "
+        "have room apart from the budget.",
+        "tokens at once: distinct experts that a layer needs for a batch of them. of one text: "
+        "consecutive tokens; of several: the n-th tokens of as many prompts. independent: tokens "
+        "that choose independently with the same load. random: E·(1−(1−k/E)^B).",
+    ]
+
+
+def _share(share: float | None) -> str:
+    return _UNKNOWN if share is None else word_share(share)
+
+
+def _size(num_bytes: float | None) -> str:
+    return _UNKNOWN if num_bytes is None else format_bytes(round(num_bytes))
+
+
+def render_json(result: Caching, _: View = DEFAULT_VIEW) -> str:
+    """Return everything as one JSON object, numbers unrounded and unknown values as null."""
+    return envelope.render_json("moetool.cache/1", result.to_dict())
+
+
+def render_csv(result: Caching, _: View = DEFAULT_VIEW) -> str:
+    """Return one row per policy, budget and phase."""
+    return envelope.render_rows([result])
+
+
+RENDERERS: Renderers[Caching] = {
+    ReportFormat.TABLE: render_table_text,
+    ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
+}

@@ -1,0 +1,210 @@
+"""Hit rates of the policies, next to caches that are simulated step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetool.analysis.caching.budgets import parse_budgets
+from moetool.analysis.caching.measure import COLUMNS, simulate_caches
+from moetool.analysis.caching.result import Caching, PolicyResult
+from moetool.analysis.caching.simulation import replacement
+from moetool.trace.windows import reader as window_reader
+from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.caching.plain_caches import (
+    POLICIES,
+    count_hits,
+    find_most_hits,
+    find_static_sets,
+    list_steps,
+)
+from tests.analysis.comparison.two_traces import find_ratio
+from tests.analysis.random_traces import Router, make_random_trace, open_rows
+
+LENGTHS = (9, 4, 13, 6, 8, 1, 11)
+SKEWED = Router(num_experts=12, top_k=3, popularity=(9, 7, 5, 3, 3, 2, 1, 1, 1, 1, 1, 1))
+
+
+def simulate(table: pa.Table, budget: str, *, router: Router, **options: Any) -> Caching:
+    reader = DecisionReader(open_rows(table, router=router), columns=COLUMNS)
+    return simulate_caches(reader, budgets=parse_budgets(budget), **options)
+
+
+def find(result: Caching, policy: str, budget: str, phase: str) -> PolicyResult:
+    (item,) = (
+        item
+        for item in result.policies
+        if (item.policy, item.budget, item.phase) == (policy, budget, phase)
+    )
+    return item
+
+
+@pytest.mark.parametrize("tokens_per_batch", [None, 1, 3])
+@pytest.mark.parametrize("router", [SKEWED, Router(top_k=1), Router(num_experts=70, top_k=8)])
+@pytest.mark.parametrize("seed", range(2))
+def test_hits_are_those_of_caches_step_by_step(
+    router: Router, tokens_per_batch: int | None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window_reader, "_ROWS_PER_WINDOW", 60)
+    monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 50)
+    monkeypatch.setattr(replacement, "_CELLS_AT_ONCE", 200)
+    table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=5, seed=seed)
+    result = simulate(table, "1,2,5", router=router, tokens_per_batch=tokens_per_batch)
+    assert {item.phase for item in result.policies} == {"prefill", "decode"}
+    total: dict[tuple[str, int, str], int] = {}
+    requests: dict[str, int] = {"prefill": 0, "decode": 0}
+    for layer in result.layers:
+        steps = list_steps(table, layer=layer.layer, tokens_per_batch=tokens_per_batch)
+        for step in steps:
+            requests[step.phase] += len(step.needed)
+        for capacity in (1, 2, 5):
+            static = find_static_sets(table, layer=layer.layer, capacity=capacity)
+            for policy in POLICIES:
+                hits = count_hits(steps, policy, capacity=capacity, static=static)
+                for item in layer.policies:
+                    if (item.policy, item.num_kept) == (policy, capacity):
+                        own = sum(len(s.needed) for s in steps if s.phase == item.phase)
+                        assert item.hit_rate == pytest.approx(hits[item.phase] / own)
+                        key = (policy, capacity, item.phase)
+                        total[key] = total.get(key, 0) + hits[item.phase]
+    assert len(total) == len(POLICIES) * 3 * 2
+    for (policy, capacity, phase), number in total.items():
+        over_all = find(result, policy, str(capacity), phase)
+        assert over_all.hit_rate == pytest.approx(number / requests[phase])
+
+
+def test_a_trace_of_prompts_is_decoded_in_a_separate_simulation() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    result = simulate(table, "4", router=SKEWED)
+    hits = sum(
+        count_hits(list_steps(table, layer=layer, decodes_all=True), "lru", capacity=4, static={})[
+            "decode"
+        ]
+        for layer in range(SKEWED.num_layers)
+    )
+    num_requests = sum(LENGTHS) * SKEWED.top_k * SKEWED.num_layers
+    assert find(result, "lru", "4", "decode").hit_rate == pytest.approx(hits / num_requests)
+    assert any("decode takes the tokens of the prompts" in note for note in result.notes)
+    without = simulate(table.drop_columns(["phase"]), "4", router=SKEWED)
+    assert without.policies == result.policies
+    assert any("has no phases" in note for note in without.notes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tokens_per_batch", [1, 2])
+def test_no_cache_has_more_hits_than_the_optimum(seed: int, tokens_per_batch: int) -> None:
+    router = Router(num_experts=5, top_k=2, num_layers=1)
+    table = make_random_trace((6, 5), router=router, seed=seed)
+    for capacity in (1, 2, 3):
+        result = simulate(table, str(capacity), router=router, tokens_per_batch=tokens_per_batch)
+        steps = list_steps(table, layer=0, tokens_per_batch=tokens_per_batch)
+        most = find_most_hits(steps, capacity=capacity)
+        item = find(result, "belady", str(capacity), "prefill")
+        assert item.hit_rate == pytest.approx(most / sum(len(step.needed) for step in steps))
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 1_000))
+def test_other_names_for_the_experts_change_no_hit(seed: int) -> None:
+    table = make_random_trace((5, 7, 6), router=SKEWED, seed=seed, num_prompt_tokens=3)
+    name = np.random.default_rng(seed).permutation(SKEWED.num_experts)
+    index = table.column_names.index("expert")
+    renamed = name[table.column("expert").to_numpy()].astype(np.int16)
+    other = table.set_column(index, "expert", pa.array(renamed))
+    for one, two in zip(
+        simulate(table, "2,6", router=SKEWED).policies,
+        simulate(other, "2,6", router=SKEWED).policies,
+        strict=True,
+    ):
+        # Experts of equal load are put into static sets in the order of their ids.
+        if one.policy != "static":
+            assert one == two
+
+
+def test_a_cache_of_all_experts_misses_each_once() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED, num_prompt_tokens=0)
+    result = simulate(table, "100%", router=SKEWED)
+    num_requests = sum(LENGTHS) * SKEWED.top_k * SKEWED.num_layers
+    used = len({(row["layer"], row["expert"]) for row in table.to_pylist()})
+    for policy in ("lru", "lfu", "belady"):
+        item = find(result, policy, "100%", "decode")
+        assert item.hit_rate == pytest.approx(1 - used / num_requests)
+    assert find(result, "static", "100%", "decode").hit_rate == 1
+
+
+@pytest.mark.parametrize("capacity", [3, 8])
+def test_a_random_router_lands_on_the_baseline(capacity: int) -> None:
+    router = Router(num_experts=16, top_k=4, num_layers=2)
+    lengths = (40,) * 50
+    table = make_random_trace(lengths, router=router, num_prompt_tokens=0)
+    result = simulate(table, str(capacity), router=router)
+    for policy in POLICIES:
+        item = find(result, policy, str(capacity), "decode")
+        num_requests = sum(lengths) * router.top_k * router.num_layers
+        assert item.hit_rate is not None
+        assert item.random_hit_rate is not None
+        # The baseline is simulated, too, with half as many requests.
+        error = np.sqrt(0.25 * 3 / num_requests)
+        assert abs(item.hit_rate - item.random_hit_rate) < 5 * error, policy
+        if policy != "belady":
+            assert item.random_hit_rate == pytest.approx(capacity / 16, abs=5 * error)
+
+
+def test_bytes_follow_from_misses_and_sizes() -> None:
+    router = Router(num_layers=2)
+    table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=4)
+    sizes = {("decoder", 0): 1000, ("decoder", 1): 300}
+    result = simulate(table, "2,2.6kB", router=router, expert_bytes=sizes)
+    of_bytes = find(result, "lru", "2.6kB", "decode")
+    of_number = find(result, "lru", "2", "decode")
+    assert of_bytes.experts_per_layer == 2
+    assert of_bytes.gpu_bytes == of_number.gpu_bytes == 2600
+    assert of_bytes.bytes_per_token == of_number.bytes_per_token
+    moved = 0.0
+    for layer in result.layers:
+        steps = [step for step in list_steps(table, layer=layer.layer) if step.phase == "decode"]
+        requests = sum(len(step.needed) for step in steps)
+        rate = next(
+            item.hit_rate
+            for item in layer.policies
+            if (item.policy, item.budget, item.phase) == ("lru", "2", "decode")
+        )
+        assert rate is not None
+        moved += requests * (1 - rate) * sizes["decoder", layer.layer]
+    (decode,) = (size for size in result.phases if size.phase == "decode")
+    assert decode.num_tokens == sum(max(0, length - 4) for length in LENGTHS)
+    assert of_number.bytes_per_token == pytest.approx(moved / decode.num_tokens)
+    assert decode.uncached_bytes_per_token == 2 * 1300
+    unknown = simulate(table, "2", router=router)
+    assert unknown.policies[0].bytes_per_token is None
+    assert unknown.policies[0].hit_rate == find(result, "static", "2", "prefill").hit_rate
+
+
+def test_intervals_are_over_prompts() -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=1)
+    table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=0)
+    item = find(simulate(table, "3", router=router), "lru", "3", "decode")
+    by_prompt: dict[str, list[float]] = {}
+    kept: list[int] = []
+    for step in list_steps(table, layer=0):
+        found = by_prompt.setdefault(step.prompt_id, [])
+        found += [float(expert in kept) for expert in step.needed]
+        for expert in step.uses:
+            kept = [expert, *(other for other in kept if other != expert)]
+        del kept[3:]
+    expected = find_ratio(by_prompt.values())
+    assert (item.hit_rate, item.hit_rate_low, item.hit_rate_high) == pytest.approx(expected)
+
+
+def test_static_sets_are_unknown_with_a_single_prompt() -> None:
+    router = Router()
+    result = simulate(make_random_trace((9,), router=router), "2", router=router)
+    item = find(result, "static", "2", "decode")
+    assert (item.hit_rate, item.bytes_per_token) == (None, None)
+    assert any("Static sets are unknown" in note for note in result.notes)
+    assert find(result, "lru", "2", "decode").hit_rate is not None
