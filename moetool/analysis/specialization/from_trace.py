@@ -9,6 +9,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.given_token.token_sample import (
+    LayerSample,
+    TokenSampler,
+    choose_prompts,
+)
+from moetool.analysis.specialization.given_token.vocabulary import (
+    ConditionalSpecialization,
+    SharedTokens,
+)
 from moetool.analysis.specialization.measure import (
     check_domains,
     find_labels,
@@ -21,12 +30,6 @@ from moetool.analysis.specialization.notes import (
 )
 from moetool.analysis.specialization.repetition import RepetitionCounter
 from moetool.analysis.specialization.result import Specialization
-from moetool.analysis.specialization.token_sample import (
-    LayerSample,
-    TokenSampler,
-    choose_prompts,
-)
-from moetool.analysis.specialization.vocabulary import ConditionalSpecialization, SharedTokens
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, count_experts

@@ -82,7 +82,8 @@ def _explain_experts(result: Specialization) -> str:
     listed = next((cells[0] for cells in result.most_lifted.values() if cells), None)
     return (
         f"{_explain_place(listed)}share: fraction of the {name_group(result)}'s tokens that the "
-        f"expert gets; even routing gives {shares}. lift: that share over the expert's share of "
+        f"expert gets; even routing gives {shares}. elsewhere: the share that the same token ids give "
+        f"it in other {name_groups(result)}. lift: that share over the expert's share of "
         "all tokens. 95%: the interval of each single lift, if the prompts are a sample. q: the "
         "rate of false discoveries among all experts of all layers that are at least as sure. The "
         "experts shown have q ≤ 5% and an interval above 1, and are ordered by its lower limit."

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moetool.analysis.specialization import token_sample
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
+from moetool.analysis.specialization.given_token import token_sample
 from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
 from tests.analysis.random_traces import Router, make_random_trace, open_rows

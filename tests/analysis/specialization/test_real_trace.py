@@ -13,8 +13,8 @@ import pytest
 
 from moetool import measure_specialization, read_trace
 from moetool.analysis.specialization.result import Specialization
+from tests.analysis.specialization.given_token.test_vocabulary import by_loops
 from tests.analysis.specialization.simulated import Text
-from tests.analysis.specialization.test_vocabulary import by_loops
 
 LAYERS = [0, 4]
 PROMPTS_OF_DOMAIN = 5
