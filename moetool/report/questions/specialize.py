@@ -68,7 +68,7 @@ def _explain_vocabulary(result: Specialization) -> str:
     shared = max(layer.shared_share or 0 for layer in result.layers)
     return (
         f"MI | token: the same given the token id, for the {shared:.0%} of tokens whose id occurs "
-        f"in several {groups}. permuted: its mean if {groups} trade places among prompts that use "
+        f"in several {groups}. chance: its mean if {groups} trade places among prompts that use "
         f"the id about as often. of H: excess as a fraction of H({group} | token id). same, other: "
         f"experts that a token has in common with the same token in another prompt, of its {group} "
         "and of another; a router that looks at the token alone gives both the same value. p: how "

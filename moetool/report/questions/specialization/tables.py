@@ -70,7 +70,7 @@ def make_vocabulary(result: Specialization) -> Table | None:
         return None
     rows = [_list_conditional(layer, result) for layer in choose_layers(known)]
     return make_table(
-        ("layer", "MI | token", "permuted", "excess", "of H", "same", "other", "random", "p"),
+        ("layer", "MI | token", "chance", "excess", "of H", "same", "other", "random", "p"),
         rows,
         right=range(1, 9),
     )
