@@ -105,7 +105,7 @@ def measure_trace(
         sampler.add(window)
         repetition.add(window, reader.layers)
     samples = sampler.collect()
-    conditional = _compare_tokens(samples, label, counts, options)
+    conditional = _compare_tokens(sampler.collect_with_ids(), label, counts, options)
     show("permuting labels")
     result = measure_specialization(
         counts,
@@ -218,7 +218,7 @@ def _compare_tokens(
     seen: Sequence[NDArray[np.int64]] = ()
     for layer in counts.layers:
         sample = samples.get((layer.stack, layer.layer))
-        if sample is None or sample.token_id is None or not len(sample.token_id):
+        if sample is None or sample.token_id is None:
             continue
         # Prompts are numbered anew, because most may not be in the sample.
         prompts, prompt = np.unique(sample.prompt, return_inverse=True)
