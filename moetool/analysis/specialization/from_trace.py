@@ -9,6 +9,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.given_token.token_sample import (
+    LayerSample,
+    TokenSampler,
+    choose_prompts,
+)
+from moetool.analysis.specialization.given_token.vocabulary import (
+    ConditionalSpecialization,
+    SharedTokens,
+)
 from moetool.analysis.specialization.measure import (
     check_domains,
     find_labels,
@@ -21,13 +30,7 @@ from moetool.analysis.specialization.notes import (
 )
 from moetool.analysis.specialization.repetition import RepetitionCounter
 from moetool.analysis.specialization.result import Specialization
-from moetool.analysis.specialization.token_sample import (
-    LayerSample,
-    TokenSampler,
-    choose_prompts,
-)
-from moetool.analysis.specialization.vocabulary import ConditionalSpecialization, SharedTokens
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, count_experts
 from moetool.trace.reading.layer_shapes import Place
@@ -79,6 +82,7 @@ def measure_trace(
             of two.
         UsageError: There is no such column or layer.
     """
+    _check_column(options.by)
     reader = DecisionReader(
         source,
         by=options.by,
@@ -101,7 +105,7 @@ def measure_trace(
         sampler.add(window)
         repetition.add(window, reader.layers)
     samples = sampler.collect()
-    conditional = _compare_tokens(samples, label, counts, options)
+    conditional = _compare_tokens(sampler.collect_with_ids(), label, counts, options)
     show("permuting labels")
     result = measure_specialization(
         counts,
@@ -127,6 +131,14 @@ def measure_trace(
         ),
         trace=reader.facts,
     )
+
+
+def _check_column(by: str) -> None:
+    if by == "prompt_id":
+        raise UsageError(
+            "Each prompt has its own prompt_id: there is nothing to compare.",
+            hint="Choose a column whose values several prompts share, such as domain.",
+        )
 
 
 def _count(
@@ -206,7 +218,7 @@ def _compare_tokens(
     seen: Sequence[NDArray[np.int64]] = ()
     for layer in counts.layers:
         sample = samples.get((layer.stack, layer.layer))
-        if sample is None or sample.token_id is None or not len(sample.token_id):
+        if sample is None or sample.token_id is None:
             continue
         # Prompts are numbered anew, because most may not be in the sample.
         prompts, prompt = np.unique(sample.prompt, return_inverse=True)

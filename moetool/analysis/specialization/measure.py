@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.specialization.divergence import measure_divergences
+from moetool.analysis.specialization.given_token.elsewhere import find_familywise_p_values
+from moetool.analysis.specialization.given_token.vocabulary import ConditionalSpecialization
 from moetool.analysis.specialization.lift import DomainExpert, find_most_lifted, measure_lift
 from moetool.analysis.specialization.notes import (
     explain_unknown,
@@ -29,7 +31,6 @@ from moetool.analysis.specialization.significance import (
     find_entropy,
     permute_labels,
 )
-from moetool.analysis.specialization.vocabulary import ConditionalSpecialization
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
@@ -71,6 +72,9 @@ def measure_specialization(
     )
     layers = _describe_layers(counts, label, len(names), test, conditional or {})
     experts = _describe_experts(measure_lift(counts), counts, names, test)
+    experts = _add_elsewhere(
+        experts, names, conditional or {}, num_permutations=num_permutations, seed=seed
+    )
     domains = _domain_sizes(counts, label, names)
     return Specialization(
         domains=domains,
@@ -236,6 +240,36 @@ def _describe_experts(
     )
 
 
+def _add_elsewhere(
+    experts: tuple[DomainExpertTest, ...],
+    names: Sequence[str],
+    conditional: Mapping[Place, ConditionalSpecialization],
+    *,
+    num_permutations: int,
+    seed: int,
+) -> tuple[DomainExpertTest, ...]:
+    """Return the cells with the use of the same token ids in other domains."""
+    p_values = find_familywise_p_values(
+        [given.use for given in conditional.values()], num_permutations=num_permutations, seed=seed
+    )
+    found = dict(zip(conditional, p_values, strict=True))
+    row_of = {name: index for index, name in enumerate(names)}
+    added = []
+    for cell in experts:
+        place, row = (cell.stack, cell.layer), row_of[cell.domain]
+        if place in found and row < len(found[place]):
+            use = conditional[place].use
+            if not np.isnan(use.share[row, cell.expert]):
+                cell = replace(
+                    cell,
+                    shared_share=float(use.share[row, cell.expert]),
+                    share_elsewhere=float(use.share_elsewhere[row, cell.expert]),
+                    elsewhere_p_value=float(found[place][row, cell.expert]),
+                )
+        added.append(cell)
+    return tuple(added)
+
+
 def _reach_verdict(
     layers: Sequence[LayerSpecialization], experts: Sequence[DomainExpertTest]
 ) -> Verdict:
@@ -258,6 +292,9 @@ def _reach_verdict(
         ),
         num_certain_experts=len(
             {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_certain_expert}
+        ),
+        num_experts_beyond_vocabulary=len(
+            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_beyond_vocabulary}
         ),
     )
 

@@ -9,8 +9,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.given_token.token_sample import LayerSample
 from moetool.analysis.specialization.result import Repetition
-from moetool.analysis.specialization.token_sample import LayerSample
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 from moetool.trace.reading.layer_shapes import Place

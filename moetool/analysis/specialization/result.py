@@ -102,11 +102,20 @@ class DomainExpertTest(DomainExpert):
             controlled (Benjamini and Hochberg 1995).
         familywise_p_value: Share of permutations whose largest absolute score over all domains,
             layers and experts reaches this one (Westfall and Young 1993).
+        shared_share: Share of the domain's tokens that choose the expert, among sampled tokens whose
+            id occurs in other domains as well. None where there are none, like the following.
+        share_elsewhere: The same if each of these tokens chose as its id does in other domains:
+            the share that vocabulary explains.
+        elsewhere_p_value: Share of random signs of the prompts with a difference, anywhere, as many
+            standard errors from zero.
     """
 
     p_value: float | None
     q_value: float | None
     familywise_p_value: float | None
+    shared_share: float | None = None
+    share_elsewhere: float | None = None
+    elsewhere_p_value: float | None = None
 
     @property
     def is_domain_expert(self) -> bool:
@@ -117,6 +126,15 @@ class DomainExpertTest(DomainExpert):
     def is_certain_expert(self) -> bool:
         """Whether it does so by more than any domain and expert would by chance."""
         return is_small(self.familywise_p_value) and self.lift is not None and self.lift > 1
+
+    @property
+    def is_beyond_vocabulary(self) -> bool:
+        """Whether the domain uses the expert more than its token ids do elsewhere."""
+        return (
+            self.is_certain_expert
+            and is_small(self.elsewhere_p_value)
+            and (self.shared_share or 0) > (self.share_elsewhere or 0)
+        )
 
 
 def is_small(value: float | None) -> bool:
@@ -203,6 +221,8 @@ class Verdict:
         num_domain_experts: Those that at least one domain uses more than all tokens do, with a
             q-value of at most 5 %.
         num_certain_experts: Those with a family-wise p-value of at most 5 %.
+        num_experts_beyond_vocabulary: Of these, those that its tokens use more than the same token
+            ids do in other domains.
     """
 
     num_tested_layers: int
@@ -214,6 +234,7 @@ class Verdict:
     num_experts: int
     num_domain_experts: int
     num_certain_experts: int
+    num_experts_beyond_vocabulary: int
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _explain_vocabulary(result: Specialization) -> str:
     shared = max(layer.shared_share or 0 for layer in result.layers)
     return (
         f"MI | token: the same given the token id, for the {shared:.0%} of tokens whose id occurs "
-        f"in several {groups}. permuted: its mean if {groups} trade places among prompts that use "
+        f"in several {groups}. chance: its mean if {groups} trade places among prompts that use "
         f"the id about as often. of H: excess as a fraction of H({group} | token id). same, other: "
         f"experts that a token has in common with the same token in another prompt, of its {group} "
         "and of another; a router that looks at the token alone gives both the same value. p: how "
@@ -82,7 +82,8 @@ def _explain_experts(result: Specialization) -> str:
     listed = next((cells[0] for cells in result.most_lifted.values() if cells), None)
     return (
         f"{_explain_place(listed)}share: fraction of the {name_group(result)}'s tokens that the "
-        f"expert gets; even routing gives {shares}. lift: that share over the expert's share of "
+        f"expert gets; even routing gives {shares}. elsewhere: the share that the same token ids give "
+        f"it in other {name_groups(result)}. lift: that share over the expert's share of "
         "all tokens. 95%: the interval of each single lift, if the prompts are a sample. q: the "
         "rate of false discoveries among all experts of all layers that are at least as sure. The "
         "experts shown have q ≤ 5% and an interval above 1, and are ordered by its lower limit."

@@ -57,8 +57,8 @@ def _word_verdict(result: TokenSpecialization) -> str:
     observed = _word_range([layer.vocabulary_specialization for layer in known])
     popular = _word_range([layer.popular_vocabulary_specialization for layer in known])
     return (
-        f"The favourite expert of a token id gets {observed} of its occurrences, depending on the "
-        f"layer; with a router that ignores the token it would get {popular}."
+        f"The favourite expert of a token id gets {observed} of its occurrences"
+        f"{', depending on the layer' if len(known) > 1 else ''}; with a router that ignores the token it would get {popular}."
     )
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moetool.analysis.specialization import token_sample
+from moetool.analysis.specialization.by_token.measure import measure_token_specialization
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
+from moetool.analysis.specialization.given_token import token_sample
 from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
@@ -101,6 +102,22 @@ def test_without_token_ids_vocabulary_is_unknown_and_the_rest_is_not() -> None:
     assert part.repetition == whole.repetition
     assert any("no column token_id" in note for note in part.notes)
     assert part.verdict.num_shared_layers == 0
+
+
+def test_tokens_without_an_id_do_not_count_as_the_same_token() -> None:
+    index = TABLE.column_names.index("token_id")
+    position = TABLE.column("position").to_numpy()
+    token_id = np.where(position % 3 == 0, -1, TABLE.column("token_id").to_numpy())
+    unknown = TABLE.set_column(index, "token_id", pa.array(token_id.astype(np.int32)))
+    found = measure(unknown)
+    without = measure(TABLE.filter(pa.array(position % 3 != 0)))
+    for mine, theirs in zip(found.layers, without.layers, strict=True):
+        assert mine.conditional_information_nats == theirs.conditional_information_nats
+        assert mine.same_domain_overlap == theirs.same_domain_overlap
+    assert found.repetition == measure().repetition
+    source = open_rows(unknown)
+    listed = measure_token_specialization(source, SpecializationOptions(), min_count=2).tokens
+    assert min(token.token_id for token in listed) >= 0
 
 
 def test_domains_without_a_common_token_say_so() -> None:

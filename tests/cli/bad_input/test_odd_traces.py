@@ -39,7 +39,7 @@ def test_a_name_that_is_not_text_is_read(
     completed = specialize(path, "--format", output_format)
     assert completed.returncode == 0, completed.stderr
     if output_format == "json":
-        assert json.loads(completed.stdout)["trace"] == str(path)
+        assert json.loads(completed.stdout)["trace"]["trace"] == str(path)
 
 
 def test_a_name_that_is_not_text_is_named_in_a_refusal(odd_name: Callable[[str], Path]) -> None:

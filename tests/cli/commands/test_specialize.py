@@ -78,6 +78,8 @@ def test_a_randomly_initialised_copy_routes_by_vocabulary(
             assert mine["conditional_p_value"] == 1
             assert mine["same_domain_overlap"] == mine["other_domain_overlap"] == pytest.approx(1)
     assert trained["verdict"]["num_layers_beyond_vocabulary"] == 6
+    beyond = [each["verdict"]["num_experts_beyond_vocabulary"] for each in (random, trained)]
+    assert beyond[0] < beyond[1] / 2 if has_attention else beyond[0] == 0
     text = " ".join(run_moetool("specialize", trace).stdout.split())
     assert text.startswith("Experts differ between domains in 6 of 6 layers, ")
     assert "more than vocabulary explains" in text

@@ -116,6 +116,7 @@ def test_an_empty_frame_is_refused_as_a_frame(demo_trace: Path) -> None:
         ({"by": 3}, "column of the domains can't be 3"),
         ({"layers": [7]}, "has no routed layer 7"),
         ({"by": "phase"}, "All prompts have the same phase, 'prefill'"),
+        ({"by": "prompt_id"}, "Each prompt has its own prompt_id"),
         ({"by": "position"}, "has two values of 'position'"),
         ({"by": "language"}, "has no column 'language' to group by"),
     ],

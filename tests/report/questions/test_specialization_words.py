@@ -12,8 +12,14 @@ from moetool.analysis.specialization.result import Specialization
 from moetool.report.questions.specialization.tables import choose_layers
 from moetool.report.questions.specialization.verdict import word_verdict
 from moetool.report.questions.specialize import render_table_text
+from moetool.report.questions.specialize_tokens import render_table_text as render_by_token
 from moetool.report.renderer import View
-from tests.report.examples import make_counts, make_result, make_whole_result
+from tests.report.examples import (
+    make_counts,
+    make_result,
+    make_token_result,
+    make_whole_result,
+)
 
 KNOWN: dict[str, Any] = {
     "num_tested_layers": 12,
@@ -110,3 +116,26 @@ def test_a_table_of_many_domains_has_at_most_thirty_lines() -> None:
     text = render_table_text(result, View(width=80))
     assert len(re.findall(r"^domain \d\d +3 ", text, re.M)) == 30
     assert "30 of 41 values are shown" in text
+
+
+def test_by_token_the_range_over_layers_is_that_of_the_table() -> None:
+    result = make_token_result()
+    known = [layer.vocabulary_specialization or 0 for layer in result.layers]
+    text = " ".join(render_by_token(result, View(width=80)).split())
+    low, high = f"{min(known):.0%}", f"{max(known):.0%}"
+    assert text.startswith(
+        f"The favourite expert of a token id gets {low[:-1]} to {high} of its occurrences, "
+        "depending on the layer; with a router that ignores the token it would get "
+    )
+    one = replace(result, layers=result.layers[:1])
+    assert "depending on the layer" not in render_by_token(one, View(width=80))
+
+
+def test_by_token_the_experts_shown_are_those_of_the_layer_where_the_token_decides_most() -> None:
+    result = make_token_result()
+    most = max(result.layers, key=lambda layer: layer.vocabulary_specialization or 0)
+    text = render_by_token(result, View(width=80))
+    for token in result.tokens:
+        row = rf"^L{token.layer}\.E{token.expert} .* {token.token} {token.shrunken_lift:.1f}\b"
+        assert bool(re.search(row, text, re.M)) == (token.layer == most.layer)
+    assert f"Experts are those of layer {most.layer};" in " ".join(text.split())

@@ -56,8 +56,11 @@ def find_frequent(reader: DecisionReader, *, min_count: int, num_cells: int) -> 
                 f"'{printable(reader.facts.trace or 'The frame')}' has no column 'token_id'.",
                 hint="Specialization by token needs the ids: trace again, or leave out --by token.",
             )
-        width = int(window.token_id.max(initial=0)) + 1
-        pairs, number = np.unique(window.prompt * width + window.token_id, return_counts=True)
+        # Tokens without an id have a negative one.
+        known = window.token_id >= 0
+        prompt, token_id = window.prompt[known], window.token_id[known]
+        width = int(token_id.max(initial=0)) + 1
+        pairs, number = np.unique(prompt * width + token_id, return_counts=True)
         mine, index = np.unique(pairs % width, return_inverse=True)
         merged = np.union1d(ids, mine)
         wider = np.zeros((2, len(merged)), dtype=np.int64)

@@ -34,7 +34,7 @@ TOKENS_OF_EXPERT = 5
 # Occurrences added to each token id, which choose experts as all tokens do.
 _PSEUDO_COUNT = 10
 # Simulated routers behind the largest lift by chance.
-_NUM_SIMULATED = 20
+_NUM_SIMULATED = 8
 # An id of one prompt may be that prompt's subject.
 _LEAST_PROMPTS = 2
 

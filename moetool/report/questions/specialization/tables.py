@@ -70,7 +70,7 @@ def make_vocabulary(result: Specialization) -> Table | None:
         return None
     rows = [_list_conditional(layer, result) for layer in choose_layers(known)]
     return make_table(
-        ("layer", "MI | token", "permuted", "excess", "of H", "same", "other", "random", "p"),
+        ("layer", "MI | token", "chance", "excess", "of H", "same", "other", "random", "p"),
         rows,
         right=range(1, 9),
     )
@@ -95,7 +95,7 @@ def make_domains(result: Specialization) -> Table:
     rows: list[tuple[Words, ...]] = []
     shown_of_each = max(1, min(_EXPERTS_SHOWN, _LINES_OF_DOMAINS // len(result.domains)))
     for size in result.domains[:_LINES_OF_DOMAINS]:
-        domain = (printable(size.domain), f"{size.prompts:,}", f"{size.tokens:,}")
+        domain = (printable(size.domain), f"{size.prompts:,}")
         shown = [cell for cell in result.most_lifted[size.domain] if cell.is_domain_expert]
         for cell in shown[:shown_of_each]:
             rows.append(
@@ -103,16 +103,17 @@ def make_domains(result: Specialization) -> Table:
                     *domain,
                     format_place(cell.stack, cell.layer, cell.expert),
                     format_known(cell.share, ".0%"),
+                    format_known(cell.share_elsewhere, ".0%"),
                     style_words(format_known(cell.lift, ".1f"), Style.STRONG),
                     f"{format_known(cell.lift_low, '.1f')}–{format_known(cell.lift_high, '.1f')}",
                     _format_q(cell.q_value),
                 )
             )
-            domain = ("", "", "")
+            domain = ("", "")
         if not shown:
-            rows.append((*domain, "none for certain", "", "", "", ""))
-    headers = (_name(result), "prompts", "tokens", "expert", "share", "lift", "95%", "q")
-    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7))
+            rows.append((*domain, "none for certain", "", "", "", "", ""))
+    headers = (_name(result), "prompts", "expert", "share", "elsewhere", "lift", "95%", "q")
+    return make_table(headers, rows, right=(1, 3, 4, 5, 6, 7))
 
 
 def word_domains_left_out(result: Specialization) -> str:
@@ -177,7 +178,11 @@ def name_layer(stack: str, layer: int) -> str:
 
 def format_known(value: float | None, spec: str) -> str:
     """Return a number, or a dash if it is unknown."""
-    return UNKNOWN if value is None else format(value, spec)
+    if value is None:
+        return UNKNOWN
+    text = format(value, spec)
+    # What rounds to zero has no sign.
+    return text.removeprefix("-") if not text.strip("-0.%") else text
 
 
 def _format_p(value: float | None, result: Specialization) -> str:

@@ -22,9 +22,18 @@ def word_verdict(result: Specialization) -> list[Words]:
             f"{'is' if verdict.num_domain_experts == 1 else 'are'} used more by at least one of the "
             f"{noun} than by all together, at a false discovery rate of "
             f"{FALSE_DISCOVERY_RATE:.0%}; {verdict.num_certain_experts:,} at a family-wise error "
-            f"rate of {FALSE_DISCOVERY_RATE:.0%}."
+            f"rate of {FALSE_DISCOVERY_RATE:.0%}{_word_beyond(result)}."
         )
     return lines
+
+
+def _word_beyond(result: Specialization) -> str:
+    if not result.verdict.num_shared_layers:
+        return ""
+    return (
+        f", {result.verdict.num_experts_beyond_vocabulary:,} of them by more than the same tokens "
+        "do elsewhere"
+    )
 
 
 def name_group(result: Specialization) -> str:

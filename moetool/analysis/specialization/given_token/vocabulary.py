@@ -32,6 +32,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.given_token.elsewhere import (
+    SharedCells,
+    SharedUse,
+    measure_shared_use,
+)
+
 # Permutations behind the mean of the information: fewer where each averages over more cells.
 _MOST_DRAWS, _LEAST_DRAWS = 16, 4
 _CELLS_DRAWN = 2**18
@@ -52,6 +58,7 @@ class ConditionalSpecialization:
             prompts of each of two domains, like the following fields.
         other_domain_overlap: The same for prompts of two domains.
         p_value: Of the difference.
+        use: Use of experts by each domain's shared tokens.
     """
 
     shared_share: float
@@ -61,6 +68,7 @@ class ConditionalSpecialization:
     same_domain_overlap: float | None
     other_domain_overlap: float | None
     p_value: float | None
+    use: SharedUse
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,8 @@ class SharedTokens:
         domain = label[self._prompt]
         # Occurrences in each cell.
         self._size = np.bincount(self._cell_of_token, minlength=len(keys)).astype(np.float64)
-        present = np.zeros((len(ids), int(label.max(initial=0)) + 1), dtype=np.int64)
+        self._num_domains = int(label.max(initial=0)) + 1
+        present = np.zeros((len(ids), self._num_domains), dtype=np.int64)
         np.add.at(present, (token, domain), 1)
         # Cells of token ids that at least two domains use.
         (self._shared,) = np.nonzero(((present > 0).sum(axis=1) > 1)[token])
@@ -169,6 +178,17 @@ class SharedTokens:
             same_domain_overlap=same,
             other_domain_overlap=other,
             p_value=p_value,
+            use=measure_shared_use(
+                shared,
+                SharedCells(
+                    token=self._token,
+                    domain=self._domain,
+                    prompt=self._prompt[self._shared],
+                    size=self._size[self._shared],
+                ),
+                num_domains=self._num_domains,
+                num_prompts=self._num_prompts,
+            ),
         )
 
     def _find_information(self, shared: NDArray[np.float64]) -> list[float]:

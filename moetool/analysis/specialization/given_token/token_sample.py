@@ -25,7 +25,7 @@ class LayerSample:
     """The decisions of one layer for the tokens of the sampled prompts.
 
     Attributes:
-        token_id: None if the trace has no ids. # (num_tokens,)
+        token_id: Negative for a token without one; None if the trace has no ids. # (num_tokens,)
         prompt: Index of each token's prompt. # (num_tokens,)
         experts: Negative where fewer ran. # (num_tokens, top_k)
     """
@@ -100,6 +100,19 @@ class TokenSampler:
                     experts=choices.experts[mine].astype(np.int16),
                 )
             )
+
+    def collect_with_ids(self) -> dict[Place, LayerSample]:
+        """Return the decisions for tokens whose id is known; layers without any are left out."""
+        samples = {}
+        for place, sample in self.collect().items():
+            if sample.token_id is None:
+                continue
+            known = sample.token_id >= 0
+            if known.any():
+                samples[place] = LayerSample(
+                    sample.token_id[known], sample.prompt[known], sample.experts[known]
+                )
+        return samples
 
     def collect(self) -> dict[Place, LayerSample]:
         """Return the decisions of each layer; layers without any are left out."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization import token_sample
-from moetool.analysis.specialization.token_sample import TokenSampler, choose_prompts
+from moetool.analysis.specialization.given_token import token_sample
+from moetool.analysis.specialization.given_token.token_sample import TokenSampler, choose_prompts
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import (
     Router,

@@ -12,7 +12,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.analysis.specialization.vocabulary import ConditionalSpecialization, SharedTokens
+from moetool.analysis.specialization.given_token.vocabulary import (
+    ConditionalSpecialization,
+    SharedTokens,
+)
 from tests.analysis.specialization.simulated import Router, Text, write_text
 
 # Repetitions of a control, with fixed seeds; a bound of four standard errors is left by chance once

@@ -1,0 +1,1 @@
+"""Specialization that is left when the token id is known, in a sample of prompts."""
