@@ -96,7 +96,7 @@ def test_other_tokens_are_refused_with_their_place_and_nothing_is_written(
     output = tmp_path / "result.json"
     completed = run_moetool("compare", pair[0], tmp_path / "longer.parquet", "-o", output)
     assert completed.returncode == 3
-    assert "longer.parquet' has position 7 of prompt 'p6' (token id " in completed.stderr
+    assert "longer.parquet' has position 6 of prompt 'p6' (token id " in completed.stderr
     assert "--common-tokens" in completed.stderr
     assert not output.exists()
 
