@@ -2,10 +2,13 @@
 
     python benchmarks/placement.py speed
     python benchmarks/placement.py scores TRACE
+    python benchmarks/placement.py transfer TRACE
 
 `speed` makes a trace of a simulated router with popular experts and topics, 58 layers of 256
 experts, and times `place` on it in one process. `scores` fits on half of a trace's prompts and
-scores on the other half, over five seeds, for 8 and 16 GPUs and several weights of balance.
+scores on the other half, over five seeds, for 8 and 16 GPUs, several weights of balance, and
+replicas.
+`transfer` fits on the domains of the first half of the alphabet and scores on the others.
 """
 
 from __future__ import annotations
@@ -19,11 +22,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from moetool.analysis.placement.measure import PlacementOptions, measure_placement
+from moetool.analysis.placement.halves import read_groups
+from moetool.analysis.placement.measure import (
+    PlacementOptions,
+    measure_placement,
+    place_by_every_method,
+)
 from moetool.analysis.placement.methods.cluster import Cluster
-from moetool.analysis.placement.result import MethodPlacement
+from moetool.analysis.placement.methods.layer_statistics import StatisticsCounter
+from moetool.analysis.placement.result import COACTIVATION, METHODS, MethodPlacement
+from moetool.analysis.placement.scoring import LayerScorer
 from moetool.trace.reading.reader import open_trace
+from moetool.trace.windows.reader import DecisionReader
 
 _LAYERS, _EXPERTS, _TOP_K = 58, 256, 8
 _PROMPTS, _TOKENS_PER_PROMPT = 100, 200
@@ -50,7 +62,7 @@ def write_simulated_trace(path: Path) -> int:
     for layer in range(_LAYERS):
         topic = rng.normal(scale=0.7, size=(_PROMPTS, _EXPERTS))[prompt]
         # Tokens belong to one of 64 kinds, which share experts within a topic.
-        kind = rng.normal(size=(64, _EXPERTS))[rng.integers(64, size=num_tokens)]
+        kind = rng.normal(scale=2, size=(64, _EXPERTS))[rng.integers(64, size=num_tokens)]
         noise = rng.gumbel(size=(num_tokens, _EXPERTS))
         scores = popular[layer] + topic + kind + noise
         chosen = np.argpartition(-scores, _TOP_K, axis=1)[:, :_TOP_K]
@@ -87,17 +99,18 @@ def time_placement() -> None:
 
 def score_trace(path: Path) -> None:
     """Print held-out scores, as means over seeds."""
-    for num_gpus in (8, 16):
-        for weight in (0.0, 0.05, 0.08, 0.12):
+    for cluster in (Cluster(8), Cluster(16), Cluster(8, num_redundant_experts=16)):
+        weights = (0.08,) if cluster.num_redundant_experts else (0.0, 0.05, 0.08, 0.12)
+        for weight in weights:
             results = [
                 measure_placement(
                     open_trace(path),
-                    Cluster(num_gpus),
+                    cluster,
                     PlacementOptions(seed=seed, balance_weight=weight),
                 )
                 for seed in _SEEDS
             ]
-            names = ("coactivation",) if weight else ("contiguous", "eplb", "coactivation")
+            names = METHODS if weight == weights[0] else (COACTIVATION,)
             for name in names:
                 scores = [result.methods[name] for result in results]
                 known = [score for score in scores if score is not None]
@@ -112,11 +125,41 @@ def score_trace(path: Path) -> None:
                     for score in known
                 ]
                 everything, batch, fan_out, change, better = np.mean(rows, axis=0)
-                label = f"{name} {weight}" if name == "coactivation" else name
+                label = f"{name} {weight}" if name == COACTIVATION else name
                 print(
-                    f"G={num_gpus:<3} {label:18} all {everything:.3f}  batch {batch:.3f}  "
+                    f"G={cluster.num_gpus} R={cluster.num_redundant_experts:<3} {label:18} all {everything:.3f}  batch {batch:.3f}  "
                     f"GPUs {fan_out:.2f} ({change:+.1%})  layers better than EPLB {better:.0%}"
                 )
+
+
+def score_transfer(path: Path) -> None:
+    """Print scores on domains other than those that placements were fitted on."""
+    reader = DecisionReader(open_trace(path))
+    counters: dict[tuple[str, int], StatisticsCounter] = {}
+    others: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+    domains = sorted(set(read_groups(open_trace(path), reader.prompts, by="domain")))
+    fitted = set(domains[: len(domains) // 2])
+    sizes = {(layer.stack, layer.layer): layer.num_experts for layer in reader.layers}
+    for window in reader:
+        is_fitted = np.array([domain in fitted for domain in reader.domains])[window.prompt]
+        for place, choices in window.layers.items():
+            mine = is_fitted[choices.token]
+            counter = counters.setdefault(place, StatisticsCounter(sizes[place], 512))
+            counter.add(choices.experts[mine])
+            others.setdefault(place, []).append(choices.experts[~mine])
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for place, counter in counters.items():
+        placements = place_by_every_method(counter.statistics, Cluster(8))
+        scorer = LayerScorer(
+            placements, num_experts=sizes[place], cluster=Cluster(8), tokens_per_batch=512
+        )
+        scorer.add(np.concatenate(others[place]))
+        for name, score in scorer.scores().items():
+            rows.setdefault(name, []).append((score.batch_imbalance or 0, score.fan_out or 0))
+    print(f"fitted on {', '.join(sorted(fitted))}; scored on the other domains")
+    for name, scores in rows.items():
+        batch, fan_out = np.mean(scores, axis=0)
+        print(f"G=8 {name:13} batch {batch:.3f}  GPUs {fan_out:.2f}")
 
 
 def print_methods(methods: object) -> None:
@@ -137,6 +180,8 @@ def main(arguments: list[str]) -> None:
             time_placement()
         case ["scores", path]:
             score_trace(Path(path))
+        case ["transfer", path]:
+            score_transfer(Path(path))
         case _:
             print(__doc__)
 

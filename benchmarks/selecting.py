@@ -150,7 +150,8 @@ def check_peft() -> None:
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
     from moetool import trace_model
-    from moetool.interchange.exports.selections import SelectionFormat, render_selection
+    from moetool.interchange.exports.selection_formats import SelectionFormat
+    from moetool.interchange.exports.selections import render_selection
 
     peft: Any = import_module("peft")
     rank = 4

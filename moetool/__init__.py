@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moetool.inspection.inspect import inspect_model as inspect_model
     from moetool.interchange.imports.detect import detect_format as detect_format
     from moetool.interchange.imports.run import import_trace as import_trace
+    from moetool.library.merge import merge_traces as merge_traces
     from moetool.library.questions.balance import measure_balance as measure_balance
     from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
@@ -65,17 +66,18 @@ _HOME_OF = {
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
     "import_trace": "moetool.interchange.imports.run",
     "inspect_model": "moetool.inspection.inspect",
-    "measure_balance": "moetool.library.questions.balance",
     "list_expert_tokens": "moetool.library.questions.tokens",
     "list_token_experts": "moetool.library.questions.tokens",
+    "measure_balance": "moetool.library.questions.balance",
     "measure_coactivation": "moetool.library.questions.coactivation",
     "measure_specialization": "moetool.library.questions.specialize",
     "measure_tokens": "moetool.library.questions.tokens",
-    "tabulate_prompt": "moetool.library.questions.tokens",
+    "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
     "select_experts": "moetool.library.questions.select",
     "simulate_caches": "moetool.library.questions.cache",
+    "tabulate_prompt": "moetool.library.questions.tokens",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
     "validate_trace": "moetool.library.questions.validate",
@@ -108,6 +110,7 @@ __all__ = [
     "measure_coactivation",
     "measure_specialization",
     "measure_tokens",
+    "merge_traces",
     "place_experts",
     "read_trace",
     "select_experts",
@@ -115,6 +118,7 @@ __all__ = [
     "tabulate_prompt",
     "to_frame",
     "trace_model",
+    "validate_trace",
 ]
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
-# Tokens that are kept to score predictions on: their hit rate is then known to a quarter of a
-# percentage point, and all layers of a large model take 60 MB.
-MOST_TOKENS = 32_768
+# Tokens that are kept to score predictions on: their hit rate is then known to half a
+# percentage point, and all layers of a large model take 30 MB.
+MOST_TOKENS = 16_384
 
 
 def hash_prompts(prompts: Sequence[str]) -> NDArray[np.uint64]:

@@ -20,7 +20,7 @@ from moetool.cli.commands.questions import (
     specialize,
     tokens,
 )
-from moetool.cli.commands.traces import import_files, route_trace, validate
+from moetool.cli.commands.traces import import_files, merge, route_trace, validate
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import (
     ExampleCommand,
@@ -46,14 +46,15 @@ _COMMANDS = (
     ("route-trace", route_trace.route_trace, route_trace, _TRACES),
     ("import", import_files.import_files, import_files, _TRACES),
     ("validate", validate.validate, validate, _TRACES),
+    ("merge", merge.merge, merge, _TRACES),
     ("balance", balance.balance, balance, _QUESTIONS),
     ("specialize", specialize.specialize, specialize, _QUESTIONS),
     ("coactivation", coactivation.coactivation, coactivation, _QUESTIONS),
     ("tokens", tokens.tokens, tokens, _QUESTIONS),
     ("compare", compare.compare, compare, _QUESTIONS),
-    ("cache", cache.cache, cache, _QUESTIONS),
     ("place", place.place, place, _QUESTIONS),
     ("select", select.select, select, _QUESTIONS),
+    ("cache", cache.cache, cache, _QUESTIONS),
 )
 
 app = typer.Typer(

@@ -58,7 +58,7 @@ def check_companions(
 ) -> None:
     """Check that no foreign file lies where a trace's other files would go.
 
-    Probabilities and saliency of another trace are only in the way of their own kind.
+    Those of another trace are only in the way if the run writes files of the same kind.
 
     Raises:
         UsageError: A file is in the way.

@@ -19,6 +19,8 @@ from tests.command import RunMoetool
 
 MODULES = {name: module for name, _, module, _ in _COMMANDS}
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
+# Their format is that of the file's name.
+WITHOUT_FORMAT = {"merge"}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
@@ -45,6 +47,7 @@ OPTIONS = {
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
     | {"--layer-offset", "--micro-batch-size"},
     "validate": set(),
+    "merge": {"--prefix-prompts"},
     "balance": OF_TRACES | {"--by", "--tokens-per-batch"},
     "specialize": OF_TRACES | {"--permutations", "--min-count", "--seed", "--by"},
     "coactivation": OF_TRACES | {"--by", "--pairs"},
@@ -52,7 +55,6 @@ OPTIONS = {
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
     | {"--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-occurrences"},
-    "cache": OF_TRACES | {"--budget", "--tokens-per-batch", "--model", "--expert-bytes"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
@@ -76,9 +78,10 @@ OPTIONS = {
 }
 PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
-    "Traces": ["route-trace", "import", "validate"],
+    "Traces": ["route-trace", "import", "validate", "merge"],
     "Questions to a trace": [
-        *("balance", "specialize", "coactivation", "tokens", "compare", "cache", "place", "select"),
+        *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
+        "cache",
     ],
 }
 
@@ -96,7 +99,8 @@ def test_help_names_exactly_the_options_there_are(command: str) -> None:
     text = read_help(command, columns=200)
     rows = [line.removeprefix("│ ").split("  ") for line in text.splitlines() if "│" in line]
     words = {word for row in rows for cell in row for word in cell.strip().split(",")}
-    assert {word for word in words if word.startswith("-")} == OPTIONS[command] | COMMON
+    common = COMMON - {"--format"} if command in WITHOUT_FORMAT else COMMON
+    assert {word for word in words if word.startswith("-")} == OPTIONS[command] | common
 
 
 @pytest.mark.parametrize("columns", [80, 120])

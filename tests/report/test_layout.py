@@ -17,31 +17,29 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from syrupy.assertion import SnapshotAssertion
 
-from moetool import Scenario, estimate_memory, inspect_model, select_experts
-from moetool.analysis.balance.measure import COLUMNS, measure_balance
+from moetool import Scenario, estimate_memory, inspect_model
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.catalogue.selection import select_models
 from moetool.inspection.result import Inspection
+from moetool.interchange.imports.detect import Detection
+from moetool.interchange.imports.write import ImportResult
 from moetool.memory.result import Estimate
-from moetool.report import gpus
+from moetool.report import gpus, imports
 from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
 from moetool.report.memory import data as memory
-from moetool.report.questions import balance, compare, select, specialize
-from moetool.report.questions import cache as cache_page
 from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
-from moetool.trace.metadata import TraceMetadata
-from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.caching.test_policies import simulate
-from tests.analysis.comparison.two_traces import compare_rows, make_pair
-from tests.analysis.random_traces import Router, make_random_trace, open_rows
-from tests.report.examples import make_counts, make_result
+from moetool.trace.metadata import NOT_EXACT, TraceMetadata
+from tests.report.examples import (
+    make_counts,
+)
+from tests.report.questions.pages import QUESTION_PAGES
 from tests.report.trace.excerpts import describe_layers, make_prompt, make_wide_stack
 
 VIEWS = {
@@ -148,47 +146,40 @@ def render_run(view: View, *excerpts: PromptExcerpt) -> str:
     )
 
 
-def show_specialization(view: View) -> str:
-    counts = make_counts(["code", "prose"], prompts_per_domain=12, notes=["top-2 is a guess"])
-    return specialize.render_table_text(make_result(counts), view)
-
-
-def show_balance(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=4, popularity=(9, 5, *[1] * 62))
-    table = make_random_trace([30] * 24, router=router, num_prompt_tokens=20)
-    return balance.render_table_text(
-        measure_balance(DecisionReader(open_rows(table, router=router), columns=COLUMNS)), view
+def show_import(view: View) -> str:
+    result = ImportResult(
+        path=Path("trace.parquet"),
+        format="moe-policylang",
+        kind="trace",
+        columns=("prompt_id", "domain", "phase", "position", "stack", "layer", "rank", "expert"),
+        num_rows=12_288,
+        num_bytes=40_000,
+        num_layers=24,
+        num_prompts=16,
+        num_tokens=512,
+        num_experts=None,
+        top_k=(2,),
+        notes=(
+            f"{NOT_EXACT} the routing was computed again.",
+            "The number of experts is not in the files: --num-experts or --model states it.",
+        ),
     )
+    return imports.render_result_text(result, view)
 
 
-def show_selection(view: View) -> str:
-    router = Router(num_experts=64, top_k=6, num_layers=32, popularity=[1.0] * 60 + [40.0] * 4)
-    table = make_random_trace([12] * 5, router=router, domains=("code", "prose"))
-    selection = select_experts(
-        table.to_pandas(),
-        domain="code",
-        by="gate",
-        num_experts=64,
-        top_k=6,
-        freeze_list=True,
-        prune_ratio=0.25,
-        groups=4,
+def show_detection(view: View) -> str:
+    known = Detection(
+        path="recordings/imatrix.gguf",
+        format="imatrix",
+        title="llama.cpp's importance matrix (.gguf)",
+        kind="load table",
+        gives="counts",
+        lacks="tokens, steps",
+        command="moetool import imatrix recordings/imatrix.gguf -o loads.parquet",
     )
-    return select.render_table_text(selection, view)
-
-
-def show_comparison(view: View) -> str:
-    router = Router(num_experts=16, top_k=2, num_layers=30)
-    first, second = make_pair(router=router, share=0.2, lengths=(9, 40, 7, 12))
-    return compare.render_table_text(compare_rows(first, second, router=router), view)
-
-
-def show_caches(view: View) -> str:
-    router = Router(num_experts=16, popularity=(8, 4, 4, *[1] * 13))
-    table = make_random_trace((9, 40, 7, 12), router=router, num_prompt_tokens=6)
-    sizes = {("decoder", layer): 12_582_912 for layer in range(router.num_layers)}
-    result = simulate(table, "25%,9", router=router, expert_bytes=sizes)
-    return cache_page.render_table_text(result, view)
+    return imports.render_detections_text(
+        [known, Detection("moe.yaml", None, "a file of no known format")], view
+    )
 
 
 PAGES = (
@@ -203,11 +194,9 @@ PAGES = (
     show_gpus,
     show_run,
     show_run_of_prompts,
-    show_specialization,
-    show_balance,
-    show_selection,
-    show_comparison,
-    show_caches,
+    show_import,
+    show_detection,
+    *QUESTION_PAGES,
 )
 
 

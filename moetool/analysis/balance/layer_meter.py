@@ -89,9 +89,9 @@ class LayerMeter:
                 self.phases = PartCounter(num_experts=self.num_experts, top_k=self.shape.top_k)
             self.phases.add(window.phase[choices.token].astype(np.int64), choices.experts)
         self._add_prompts(prompt, choices.experts)
-        columns = (
-            (choices.experts,) if choices.weights is None else (choices.experts, choices.weights)
-        )
+        # In 16 bits, as a trace stores them: a batch may hold many.
+        experts = choices.experts.astype(np.int16)
+        columns = (experts,) if choices.weights is None else (experts, choices.weights)
         self.drops.add(self._cutter.cut(prompt, columns))
 
     def finish(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moetool.analysis.balance.evenness import measure_evenness
 from moetool.trace.reading.counts import ExpertCounts
 
 
@@ -38,27 +39,24 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
     loads = []
     for layer in counts.layers:
         per_expert = layer.assignments.sum(axis=0)  # (num_experts,)
-        num_assignments = int(per_expert.sum())
-        num_experts = layer.num_experts
-        if not num_assignments:
-            loads.append(LayerLoad(layer.stack, layer.layer, None, None, None, num_experts))
-            continue
-        share = per_expert / num_assignments
-        used = share[share > 0]
+        evenness = measure_evenness(per_expert)
+        num_assignments, num_experts = int(per_expert.sum()), layer.num_experts
         # A single expert is evenly loaded by definition.
         log_experts = np.log(max(2, num_experts))
         loads.append(
             LayerLoad(
                 stack=layer.stack,
                 layer=layer.layer,
-                entropy=float(-(used * np.log(used)).sum() / log_experts)
-                if num_experts > 1
-                else 1.0,
+                entropy=evenness.entropy,
                 random_entropy=float(
                     1 - (num_experts - layer.top_k) / (2 * num_assignments * log_experts)
-                ),
-                max_over_mean=float(share.max() * num_experts),
-                num_idle_experts=int((per_expert == 0).sum()),
+                )
+                if num_assignments
+                else None,
+                max_over_mean=None
+                if evenness.max_violation is None
+                else 1 + evenness.max_violation,
+                num_idle_experts=int(evenness.num_dead),
             )
         )
     return loads

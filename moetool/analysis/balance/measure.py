@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moetool.analysis.balance.assembly import (
     find_sizes,
-    make_capacity,
-    make_expert_choice,
     make_layer,
     make_layer_of_counts,
-    mean_batch,
     summarize_layers,
     summarize_parts,
+)
+from moetool.analysis.balance.capacity.drops import DropCounter
+from moetool.analysis.balance.capacity.shares import (
+    make_capacity,
+    make_expert_choice,
+    mean_batch,
 )
 from moetool.analysis.balance.layer_meter import LayerMeter
 from moetool.analysis.balance.losses import LayerLosses, summarize_losses
@@ -22,6 +26,7 @@ from moetool.analysis.balance.probabilities import ProbabilityReading, read_prob
 from moetool.analysis.balance.random_router import Sizes, expect_squared_cv, make_sizes
 from moetool.analysis.balance.result import Balance, LayerBalance
 from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.facts import TraceFacts
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.probabilities import ProbabilitySource
@@ -32,8 +37,8 @@ Place = tuple[str, int]
 
 # Columns that a reader needs for all figures.
 COLUMNS = ("weight", "phase")
-# Of all layers: 1 GiB of counts.
-_MOST_CELLS = 2**27
+# Loads of all layers and groups, each of which becomes a number of the result.
+_MOST_CELLS = 2**23
 
 
 def measure_balance(
@@ -65,8 +70,8 @@ def measure_balance(
     for window in reader:
         if len(reader.groups) * num_experts > _MOST_CELLS:
             raise InputError(
-                f"{len(reader.groups):,} groups of '{by}' and {num_experts:,} experts are too many "
-                "to count.",
+                f"{len(reader.groups):,} groups of '{printable(by, max_length=60)}' and "
+                f"{num_experts:,} experts are too many to count.",
                 hint="Group by a column with fewer values, or analyse fewer layers at a time.",
             )
         for place, choices in window.layers.items():
@@ -87,8 +92,8 @@ def measure_balance(
         )
         for place, meter in seen.items()
     )
-    every_meter = list(seen.values())
-    mean = tokens_per_batch or mean_batch(every_meter)
+    drops = [meter.drops for meter in seen.values()]
+    mean = tokens_per_batch or mean_batch(drops)
     return Balance(
         trace=reader.facts,
         by=by,
@@ -97,7 +102,7 @@ def measure_balance(
         parts=summarize_parts(layers),
         losses=summarize_losses(list(losses.values())),
         batches="prompt" if tokens_per_batch is None else "tokens",
-        capacity=make_capacity(every_meter, tokens_per_batch=tokens_per_batch),
+        capacity=make_capacity(drops, tokens_per_batch=tokens_per_batch),
         expert_choice=make_expert_choice(list(reading.choices.values()), tokens_per_batch=mean),
         notes=(
             *reader.notes,
@@ -108,12 +113,19 @@ def measure_balance(
     )
 
 
-def measure_balance_of_counts(counts: ExpertCounts, *, facts: TraceFacts) -> Balance:
+def measure_balance_of_counts(
+    counts: ExpertCounts,
+    *,
+    facts: TraceFacts,
+    steps: Mapping[Place, NDArray[np.int64]] | None = None,
+) -> Balance:
     """Return the part of a balance that needs only how often each expert was chosen.
 
     Args:
         counts: Of all tokens; their groups are taken together.
         facts: About the table that holds them.
+        steps: By stack and layer, the load of each expert in every step, each of which is a batch:
+            (num_steps, num_experts). None if steps are unknown.
     """
     losses = [
         LayerLosses(
@@ -126,24 +138,36 @@ def measure_balance_of_counts(counts: ExpertCounts, *, facts: TraceFacts) -> Bal
         )
         for layer in counts.layers
     ]
+    drops: dict[Place, DropCounter] = {}
+    for layer in counts.layers:
+        place = (layer.stack, layer.layer)
+        if steps is not None and place in steps:
+            drops[place] = DropCounter(num_experts=layer.num_experts, top_k=layer.top_k)
+            drops[place].add_loads(steps[place])
     layers = tuple(
-        make_layer_of_counts(layer, losses=each)
+        make_layer_of_counts(layer, losses=each, drops=drops.get((layer.stack, layer.layer)))
         for layer, each in zip(counts.layers, losses, strict=True)
     )
+    unknown = ["groups", "phases", "prompts", *([] if drops else ["batches", "capacity"])]
     return Balance(
         trace=facts,
         by="domain",
         layers=layers,
         across_layers=summarize_layers(layers),
-        parts=summarize_parts(layers),
+        parts=(),
         losses=summarize_losses(losses),
-        batches=None,
-        capacity=(),
+        batches="step" if drops else None,
+        capacity=make_capacity(list(drops.values()), tokens_per_batch=None) if drops else (),
         expert_choice=(),
         notes=(
             *counts.notes,
-            "a load table has counts but no tokens: groups, phases, prompts, batches, capacity and "
-            "losses of probabilities are unknown",
+            f"a load table has counts but no tokens: {', '.join(unknown)} and losses of "
+            "probabilities are unknown",
+            *(
+                ["each step is taken as a batch; which places in it are dropped is unknown"]
+                if drops
+                else []
+            ),
         ),
     )
 

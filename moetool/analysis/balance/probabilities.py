@@ -10,6 +10,7 @@ from moetool.analysis.balance.capacity.expert_choice import ExpertChoiceCounter
 from moetool.analysis.balance.layer_meter import LayerMeter
 from moetool.analysis.balance.losses import ProbabilityMeter
 from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.reading.probabilities import ProbabilitySource
 from moetool.wording import number_of
 
@@ -71,7 +72,7 @@ def read_probabilities(
         width = part.probabilities.shape[1]
         if width not in (layer.num_experts, layer.shape.num_experts):
             raise InputError(
-                f"'{source.path}' has {width} probabilities in layer {part.layer}, which has "
+                f"'{printable(source.path)}' has {width} probabilities in layer {part.layer}, which has "
                 f"{number_of(layer.num_experts, 'expert')}.",
                 hint="Trace again with --probabilities, or move the file away to go on without it.",
             )
@@ -103,7 +104,7 @@ def _keep_complete(
     if num_missing:
         notes.append(
             f"losses of probabilities are unknown in {number_of(num_missing, 'layer')}, where "
-            f"'{source.path}' doesn't have a row for each decision of the trace"
+            f"'{printable(source.path)}' doesn't have a row for each decision of the trace"
         )
     kept = {place: meters[place] for place in complete}
     if source.score_function is None:

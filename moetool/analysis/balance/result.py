@@ -110,6 +110,7 @@ class LayerBalance(Evenness, LayerFacts):
         prompt_cv: The cv that an even router would show because it routes whole prompts alike:
             square root of `E sum(variance of an expert's share over samples of prompts)`. None for
             fewer than two prompts.
+        is_uneven: Whether cv is more than twice `prompt_cv` and twice that of a random router.
         num_prompts: Prompts in which an expert ran.
         prompts_choosing: Of these, how many chose each expert.
         unused_per_prompt: Mean number of experts that a prompt never chose.
@@ -128,6 +129,7 @@ class LayerBalance(Evenness, LayerFacts):
     hot: tuple[HotExpert, ...]
     max_violation_batch: float | None
     prompt_cv: float | None
+    is_uneven: bool | None
     num_prompts: int | None
     prompts_choosing: tuple[int, ...] | None
     unused_per_prompt: float | None
@@ -139,13 +141,6 @@ class LayerBalance(Evenness, LayerFacts):
     groups: tuple[PartBalance, ...]
     phases: tuple[PartBalance, ...]
     baseline: Baseline
-
-    @property
-    def is_uneven(self) -> bool:
-        """Whether cv is twice that of a random router, and of an even one on these prompts."""
-        if self.cv is None or self.prompt_cv is None:
-            return False
-        return self.cv > 2 * max(self.prompt_cv, self.baseline.cv or 0.0)
 
 
 @dataclass(frozen=True)
@@ -214,9 +209,9 @@ class Balance(Tabular):
         across_layers: Percentiles of the figures over layers.
         parts: Groups, then phases, each over all layers.
         losses: Auxiliary losses over all layers.
-        batches: `prompt` if each prompt is a batch, `tokens` for a number of consecutive tokens;
-            None for counts without tokens.
-        capacity: Shares of dropped assignments over all layers; empty for counts without tokens.
+        batches: `prompt` if each prompt is a batch, `tokens` for a number of consecutive tokens,
+            `step` for the steps of a load table; None for counts without them.
+        capacity: Shares of dropped assignments over all layers; empty without batches.
         expert_choice: Empty where no probabilities were recorded.
         notes: What was inferred, and why something is unknown: a sentence each.
     """
@@ -227,7 +222,7 @@ class Balance(Tabular):
     across_layers: tuple[AcrossLayers, ...]
     parts: tuple[PartSummary, ...]
     losses: tuple[Loss, ...]
-    batches: Literal["prompt", "tokens"] | None
+    batches: Literal["prompt", "tokens", "step"] | None
     capacity: tuple[CapacityShare, ...]
     expert_choice: tuple[ExpertChoice, ...]
     notes: tuple[str, ...]

@@ -45,7 +45,7 @@ def measure_coactivation(
 
     The trace is read once. Intervals and p-values take prompts as the sample. The predictor of the
     next layer's experts is fitted on half of the prompts, chosen by a hash of their ids, and scored
-    on the others, of which the first 32,768 tokens in the order of the hash suffice.
+    on the others, of which the first 16,384 tokens in the order of the hash suffice.
 
     Args:
         reader: The trace.
@@ -84,7 +84,6 @@ def measure_coactivation(
                 layers,
                 has_groups=tally.has_groups,
                 num_prompts=reader.facts.num_prompts,
-                most_pairs=most_pairs,
             ),
         ),
     )
@@ -201,7 +200,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _make_notes(
-    layers: Sequence[LayerCoactivation], *, has_groups: bool, num_prompts: int, most_pairs: int
+    layers: Sequence[LayerCoactivation], *, has_groups: bool, num_prompts: int
 ) -> Iterator[str]:
     """Yield warnings, and why numbers are None."""
     if all(layer.top_k == 1 for layer in layers):
@@ -224,8 +223,3 @@ def _make_notes(
             if num_prompts > 1
             else "the next layer's experts are not predicted: that takes two prompts"
         )
-    longest = max(
-        [len(layer.matrix) for layer in layers] + [len(each.matrix) for each in following]
-    )
-    if longest > most_pairs:
-        yield f"lists hold the {most_pairs} strongest pairs; CSV holds all"

@@ -19,7 +19,9 @@ Floats = NDArray[np.float64]
 _RIDGE = 1.0
 # Multiples of the next layer's top-k that are fetched.
 _MULTIPLES = (1, 2, 4)
-_TOKENS_AT_ONCE = 4_096
+_TOKENS_AT_ONCE = 1_024
+# Of scores, which are between 0 and 1: above what rounding adds to them.
+_TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,18 @@ def score_predictor(
     by_prompt = np.zeros((2, int(prompt.max(initial=-1)) + 1))
     num_chosen = np.zeros(by_prompt.shape[1])
     hits = np.zeros((2, len(sizes)), dtype=np.int64)
-    # A row of zeros for the padding, which has the index -1.
-    padded = np.vstack([weights, np.zeros(num_next)])
+    # The most popular first, and a row of zeros for the padding, which has the index -1.
+    padded = np.vstack([weights[:, popular], np.zeros(num_next)])
+    # Of equal scores, that of the more popular expert is the larger.
+    padded -= _TIE * np.arange(num_next)
     for start in range(0, len(experts), _TOKENS_AT_ONCE):
         part = slice(start, start + _TOKENS_AT_ONCE)
         scores = padded[experts[part, 0]]
         for column in range(1, experts.shape[1]):
             scores += padded[experts[part, column]]
         ran = following[part] != NO_EXPERT
-        # Popularity decides between equal scores.
-        ranks = np.empty(scores.shape, dtype=np.int64)
-        order = popular[np.argsort(-scores[:, popular], axis=1, kind="stable")]
-        np.put_along_axis(ranks, order, np.arange(num_next), axis=1)
-        chosen = np.where(ran, following[part], 0)
-        places = np.stack([np.take_along_axis(ranks, chosen, axis=1), place[chosen]])
+        popularity = place[np.where(ran, following[part], 0)]
+        places = np.stack([_find_places(scores, popularity), popularity])
         places[:, ~ran] = num_next  # (2, num_tokens, top_k)
         for column, size in enumerate(sizes):
             hits[:, column] += (places < size).sum(axis=(1, 2))
@@ -146,6 +146,20 @@ def score_predictor(
         num_tokens_fitted=across.num_tokens,
         prefetch=_list_prefetch(sizes, rates, num_next),
     )
+
+
+def _find_places(scores: Floats, wanted: Ints) -> Ints:
+    """Return the place of columns in the order of their rows' scores, the largest first.
+
+    Args:
+        scores: # (num_tokens, num_experts)
+        wanted: Columns. # (num_tokens, top_k)
+    """
+    places = np.empty_like(wanted)
+    for rank in range(wanted.shape[1]):
+        own = np.take_along_axis(scores, wanted[:, rank, None], axis=1)
+        places[:, rank] = np.count_nonzero(scores > own, axis=1)
+    return places
 
 
 def _list_prefetch(sizes: Sequence[int], rates: Floats, num_next: int) -> tuple[Prefetch, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +21,12 @@ from moetool.analysis.placement.result import (
     name_layer,
 )
 from moetool.analysis.placement.scoring import LayerScorer, PlacementScore, share_out
+from moetool.analysis.specialization.lift_interval import find_quantile
 from moetool.trace.metadata import RoutedLayer
 
 Place = tuple[str, int]
 Slots = NDArray[np.int64]
 
-_CONFIDENCE = 0.95
 # Bytes of all layers add up; other scores are averaged.
 _ADDED = ("all_to_all_bytes_per_token", "cross_node_bytes_per_token")
 
@@ -179,7 +178,8 @@ def estimate_change(mine: NDArray[np.float64], others: NDArray[np.float64]) -> C
     """Return the relative change of a sum over prompts, and its 95 % interval.
 
     The change is a ratio of sums over sampled prompts, with the variance that Cochran (Sampling
-    Techniques, 6.3) gives for it: `n / (n - 1) * sum (mine - ratio * others)^2 / (sum others)^2`.
+    Techniques, 6.3) gives for it, `n / (n - 1) * sum (mine - ratio * others)^2 / (sum others)^2`,
+    and Student's t with n - 1 degrees of freedom.
 
     Args:
         mine: # (num_prompts,)
@@ -196,7 +196,7 @@ def estimate_change(mine: NDArray[np.float64], others: NDArray[np.float64]) -> C
     if number < 2:
         return Change(ratio - 1, None, None)
     variance = number / (number - 1) * float(((mine - ratio * others) ** 2).sum()) / total**2
-    margin = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) * variance**0.5
+    margin = find_quantile(number - 1) * variance**0.5
     return Change(ratio - 1, ratio - 1 - margin, ratio - 1 + margin)
 
 

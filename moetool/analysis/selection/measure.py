@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.freezing import list_trainable
 from moetool.analysis.selection.names import LayerNames, check_names, guess_names
 from moetool.analysis.selection.prune import SaliencyOfLayer, prune_layers
 from moetool.analysis.selection.reading import LayerSums, list_halves
 from moetool.analysis.selection.result import LayerSelection, Selection, SelectionBaseline
 from moetool.analysis.selection.scores import (
-    Average,
-    Score,
     choose_experts,
     round_scores,
     score_experts,
@@ -284,7 +283,7 @@ def _explain(
     needs_names = request.has_freeze_list or request.prune_ratio is not None
     if needs_names and is_guessed and any(not layer.shape.module for layer in layers):
         yield (
-            "no metadata name the modules: they are named as in most models of transformers, "
+            "the trace doesn't name its modules: they are named as in most models of transformers, "
             "model.layers.N.mlp; --model gives a model's own names"
         )
     elif request.has_freeze_list and is_guessed:

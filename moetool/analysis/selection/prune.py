@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.names import LayerNames
 from moetool.analysis.selection.pruning import Drops, count_drops, keep_experts
 from moetool.analysis.selection.reading import LayerSums, list_halves
 from moetool.analysis.selection.result import LayerPruning, Pruning
-from moetool.analysis.selection.scores import Average, Score, score_experts
+from moetool.analysis.selection.scores import score_experts
 from moetool.analysis.selection.stability import expect_dropped_share
 from moetool.analysis.selection.sums import ALL
 from moetool.errors import InputError, UsageError

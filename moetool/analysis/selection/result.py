@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.freezing import FreezeList
-from moetool.analysis.selection.scores import Average, Score
 from moetool.plain import Tabular, make_frame, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts

@@ -9,41 +9,15 @@ best experts are taken until their scores add up to p. The published scores are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.sums import PartSums
 
 # The published scores have these decimals, and the published choice is made from rounded scores.
 DECIMALS = 4
-
-
-class Score(StrEnum):
-    """Scores of an expert.
-
-    Attributes:
-        TOKEN: Share of the assignments that it gets.
-        GATE: Its mean routing weight, over all tokens.
-        SALIENCY: Mean of weight times norm of its output, over its tokens (REAP).
-    """
-
-    TOKEN = "token"
-    GATE = "gate"
-    SALIENCY = "saliency"
-
-
-class Average(StrEnum):
-    """Averages of a score.
-
-    Attributes:
-        MICRO: Over tokens.
-        MACRO: Over prompts, of each prompt's mean over tokens.
-    """
-
-    MICRO = "micro"
-    MACRO = "macro"
 
 
 def score_experts(

@@ -14,7 +14,11 @@ from moetool.analysis.specialization.measure import (
     find_labels,
     measure_specialization,
 )
-from moetool.analysis.specialization.notes import describe_sample, explain_missing_vocabulary
+from moetool.analysis.specialization.notes import (
+    describe_sample,
+    explain_missing_vocabulary,
+    explain_unknown_first,
+)
 from moetool.analysis.specialization.repetition import RepetitionCounter
 from moetool.analysis.specialization.result import Specialization
 from moetool.analysis.specialization.token_sample import (
@@ -92,9 +96,7 @@ def measure_trace(
     domain_of = dict(zip(counts.groups, find_labels(counts, names).tolist(), strict=True))
     label = np.array([domain_of[name] for name in reader.prompts], dtype=np.intp)
     sampler = TokenSampler(_choose(counts, reader, label, seed=options.seed))
-    repetition = RepetitionCounter(
-        label=label, num_domains=len(names), has_first="rank" in source.columns
-    )
+    repetition = RepetitionCounter(label=label, num_domains=len(names), has_first=reader.has_ranks)
     for window in reader:
         sampler.add(window)
         repetition.add(window, reader.layers)
@@ -121,6 +123,7 @@ def measure_trace(
             *result.notes,
             *describe_sample(int(sampler.is_chosen.sum()), len(label)),
             *explain_missing_vocabulary(result.layers, has_token_ids="token_id" in source.columns),
+            *explain_unknown_first(has_ranks=reader.has_ranks),
         ),
         trace=reader.facts,
     )

@@ -16,12 +16,12 @@ from moetool.analysis.specialization.notes import (
     warn_of_many_domains,
 )
 from moetool.analysis.specialization.result import (
-    FALSE_DISCOVERY_RATE,
     DomainExpertTest,
     DomainSize,
     LayerSpecialization,
     Specialization,
     Verdict,
+    is_small,
 )
 from moetool.analysis.specialization.significance import (
     PermutationTest,
@@ -239,13 +239,13 @@ def _describe_experts(
 def _reach_verdict(
     layers: Sequence[LayerSpecialization], experts: Sequence[DomainExpertTest]
 ) -> Verdict:
-    beyond = [layer for layer in layers if _is_small(layer.conditional_q_value)]
+    beyond = [layer for layer in layers if is_small(layer.conditional_q_value)]
     shares = [
         layer.conditional_normalized for layer in beyond if layer.conditional_normalized is not None
     ]
     return Verdict(
         num_tested_layers=sum(layer.p_value is not None for layer in layers),
-        num_significant_layers=sum(_is_small(layer.q_value) for layer in layers),
+        num_significant_layers=sum(is_small(layer.q_value) for layer in layers),
         num_shared_layers=sum(layer.conditional_p_value is not None for layer in layers),
         num_layers_beyond_vocabulary=len(beyond),
         least_conditional_normalized=min(shares) if shares else None,
@@ -256,11 +256,10 @@ def _reach_verdict(
         num_domain_experts=len(
             {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_domain_expert}
         ),
+        num_certain_experts=len(
+            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_certain_expert}
+        ),
     )
-
-
-def _is_small(q_value: float | None) -> bool:
-    return q_value is not None and q_value <= FALSE_DISCOVERY_RATE
 
 
 def _or_nan(value: float | None) -> float:

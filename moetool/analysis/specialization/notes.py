@@ -88,3 +88,10 @@ def describe_sample(num_sampled: int, num_prompts: int) -> list[str]:
         f"figures given the token id are from a sample of {num_sampled:,} of {num_prompts:,} "
         "prompts, about as many of each domain"
     ]
+
+
+def explain_unknown_first(*, has_ranks: bool) -> list[str]:
+    """Return why first choices are unknown, if they are."""
+    if has_ranks:
+        return []
+    return ["the trace has no ranks by weight, so first choices are unknown"]

@@ -17,8 +17,8 @@ from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.window import DecisionWindow
 
 # Pairs of tokens that show how often a router without memory repeats itself: a standard error of
-# at most 0.4 points.
-_RANDOM_PAIRS = 20_000
+# at most half a point.
+_RANDOM_PAIRS = 10_000
 
 
 @dataclass

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Lists of a result that are tables.
 TableName = Literal["experts", "layers", "domains", "divergences", "repetition"]
 
-# The share of false discoveries that counts as small.
+# The rate of false discoveries, or of any false one, that counts as small.
 FALSE_DISCOVERY_RATE = 0.05
 
 
@@ -111,12 +111,17 @@ class DomainExpertTest(DomainExpert):
     @property
     def is_domain_expert(self) -> bool:
         """Whether the domain uses the expert more than all tokens do, beyond chance."""
-        return (
-            self.q_value is not None
-            and self.q_value <= FALSE_DISCOVERY_RATE
-            and self.lift is not None
-            and self.lift > 1
-        )
+        return is_small(self.q_value) and self.lift is not None and self.lift > 1
+
+    @property
+    def is_certain_expert(self) -> bool:
+        """Whether it does so by more than any domain and expert would by chance."""
+        return is_small(self.familywise_p_value) and self.lift is not None and self.lift > 1
+
+
+def is_small(value: float | None) -> bool:
+    """Return whether a p-value or q-value is known and small."""
+    return value is not None and value <= FALSE_DISCOVERY_RATE
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,9 @@ class Verdict:
             explain among those layers; None if there are none.
         most_conditional_normalized: The largest.
         num_experts: Experts of all layers that were chosen.
-        num_domain_experts: Those that at least one domain uses more than all tokens do.
+        num_domain_experts: Those that at least one domain uses more than all tokens do, with a
+            q-value of at most 5 %.
+        num_certain_experts: Those with a family-wise p-value of at most 5 %.
     """
 
     num_tested_layers: int
@@ -206,6 +213,7 @@ class Verdict:
     most_conditional_normalized: float | None
     num_experts: int
     num_domain_experts: int
+    num_certain_experts: int
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moetool.trace.windows.window import DecisionWindow
 # Prompts are compared in pairs, tokens in cells of one number for each expert: all fit into a few
 # hundred megabytes and seconds.
 _MOST_PROMPTS = 512
-_MOST_ASSIGNMENTS = 2**25
+_MOST_ASSIGNMENTS = 2**23
 _MOST_EXPERT_CELLS = 2**24
 
 

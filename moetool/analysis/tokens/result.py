@@ -158,9 +158,15 @@ class TokenRouting(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
-        return {
+        value = {
             item.name: make_plain(getattr(self, item.name)) for item in fields(self) if item.repr
         }
+        # The names of an object in JSON are texts.
+        for token in value["tokens"]:
+            token["usual_experts"] = {
+                str(layer): expert for layer, expert in token["usual_experts"].items()
+            }
+        return value
 
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:

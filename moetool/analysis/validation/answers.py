@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from moetool.analysis.validation.result import Answer
+from moetool.printable import printable
 
 # Question, command, and the columns of which it needs each.
 _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -22,12 +23,15 @@ _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def find_answers(columns: Collection[str], *, domains: Sequence[str]) -> tuple[Answer, ...]:
+def find_answers(
+    columns: Collection[str], *, domains: Collection[str], phases: Collection[str]
+) -> tuple[Answer, ...]:
     """Return which questions a trace can answer.
 
     Args:
         columns: Columns of the trace.
         domains: Its domains, without a placeholder for prompts that have none.
+        phases: Its phases.
     """
     answers = []
     for question, command, needed in _QUESTIONS:
@@ -35,5 +39,7 @@ def find_answers(columns: Collection[str], *, domains: Sequence[str]) -> tuple[A
         missing = f"no column {absent[0]!r}" if absent else None
         if missing is None and "domain" in needed and len(domains) < 2:
             missing = "all prompts are of one domain" if domains else "no prompt has a domain"
+        if missing is None and "phase" in needed and len(phases) == 1:
+            missing = f"all tokens are of the phase {printable(next(iter(phases)), max_length=40)}"
         answers.append(Answer(question, command, missing))
     return tuple(answers)

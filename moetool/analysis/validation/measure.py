@@ -76,7 +76,9 @@ def validate_source(source: TraceSource) -> Validation:
         checks=tuple(checks),
         layers=layers,
         answers=find_answers(
-            source.columns, domains=[domain for domain in domains if domain != NO_DOMAIN]
+            source.columns,
+            domains=[domain for domain in domains if domain != NO_DOMAIN],
+            phases=rows.phases,
         ),
         notes=(*source.notes, *_describe_inferred(described)),
     )

@@ -22,6 +22,7 @@ class RowChecks:
 
     Attributes:
         last_position: The largest position of each stack and prompt.
+        phases: Those that occur; empty without the column.
 
     Args:
         layers: The layers that the metadata describes; None if there is no metadata.
@@ -30,6 +31,7 @@ class RowChecks:
 
     def __init__(self, layers: Iterable[RoutedLayer] | None, log: FaultLog) -> None:
         self.last_position: dict[tuple[str, str], int] = {}
+        self.phases: set[str] = set()
         self._num_ids: Mapping[tuple[str, int], int] | None = None
         if layers is not None:
             self._num_ids = {
@@ -52,6 +54,8 @@ class RowChecks:
         for one, other in np.argwhere(largest >= 0):
             key = (stacks[one], prompts[other])
             self.last_position[key] = max(self.last_position.get(key, -1), int(largest[one, other]))
+        if "phase" in table.column_names:
+            self.phases.update(table.column("phase").unique().drop_null().to_pylist())
         weight = take_numbers(table, "weight")
         if weight is not None and expert.min() < 0:
             is_wrong = (expert < 0) & (weight != 0)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from moetool.analysis.selection.scores import Average, Score
+from moetool.analysis.selection.choices import Average, Score
 from moetool.cli.options.completion import complete_models
 from moetool.cli.options.shared import FLAG, OUTPUT_PANEL
 from moetool.cli.options.traces import TRACE_PANEL
-from moetool.interchange.exports.selections import SelectionFormat
+from moetool.interchange.exports.selection_formats import SelectionFormat
 from moetool.trace.metadata_fields import MOST_IDS
 
 _TRAINING_PANEL = "Experts to train"

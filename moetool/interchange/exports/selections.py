@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from enum import StrEnum
+import shlex
 
 from moetool.analysis.selection.result import Selection
 from moetool.errors import UsageError
+from moetool.interchange.exports.selection_formats import SelectionFormat
 from moetool.plain import make_plain
 
 _IDS = re.compile(r"\[\n([\d,\s]+)\]")
 # What LoRA on target_parameters takes in PEFT 0.21.
 _PEFT = {"target_modules": [], "lora_dropout": 0.0}
-
-
-class SelectionFormat(StrEnum):
-    """Files of other tools that a selection can be written as.
-
-    Attributes:
-        ESFT: `expert_cfg.json` of ESFT.
-        LLM_COMPRESSOR: Retained experts, as llm-compressor's REAPPruningModifier reports them.
-        FREEZE_LIST: Names of parameters to train, and the rows of fused ones.
-        PEFT: The keys of a LoraConfig that name what it adapts.
-    """
-
-    ESFT = "esft"
-    LLM_COMPRESSOR = "llm-compressor"
-    FREEZE_LIST = "freeze-list"
-    PEFT = "peft"
 
 
 def render_selection(selection: Selection, kind: SelectionFormat) -> str:
@@ -65,6 +50,18 @@ def render_selection(selection: Selection, kind: SelectionFormat) -> str:
             hint="Name the modules of --export freeze-list in target_modules.",
         )
     return _write({"target_parameters": names.target_parameters, **_PEFT})
+
+
+def explain_selection(kind: SelectionFormat, name: str) -> str:
+    """Return what uses the file of this name."""
+    if kind is SelectionFormat.ESFT:
+        return f"python train.py --expert_config={shlex.quote(name)} (ESFT)"
+    load = f"json.load(open({name!r}))"
+    if kind is SelectionFormat.PEFT:
+        return f"LoraConfig(r=…, **{load}) (PEFT)"
+    if kind is SelectionFormat.FREEZE_LIST:
+        return f"names = {load} and the loop in docs/questions/select.md"
+    return f"{load}, the experts that stay in each block: no tool takes such a list as its input"
 
 
 def _write(value: object) -> str:

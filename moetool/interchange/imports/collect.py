@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,24 +67,29 @@ class RowCollector:
         return tuple(self._widths.values())
 
     def iter_tables(self) -> Iterator[pa.Table]:
-        """Yield all rows, some hundred thousand at a time.
+        """Yield all rows, about 250,000 at a time.
 
         Raises:
             InputError: A file can't be read, or holds decisions that no model makes.
         """
-        runs: list[TokenRun] = []
+        waiting: list[tuple[TokenRun, LayerChoices]] = []
         num_waiting = 0
         for run in self._imported.runs:
-            self._check_run(run)
             if not len(run.position):
                 continue
-            runs.append(run)
-            num_waiting += sum(choices.experts.size for choices in run.layers)
-            if num_waiting >= _ROWS_PER_TABLE:
-                yield self._make_table(runs)
-                runs, num_waiting = [], 0
-        if runs:
-            yield self._make_table(runs)
+            self._check_tokens(run)
+            self._count_tokens(run)
+            # Layer by layer: those of a long prompt make many tables.
+            for choices in run.layers:
+                experts = choices.experts.astype(np.int64, copy=False)
+                waiting.append((run, replace(choices, experts=experts)))
+                self._check_choices(*waiting[-1])
+                num_waiting += experts.size
+                if num_waiting >= _ROWS_PER_TABLE:
+                    yield self._make_table(waiting)
+                    waiting, num_waiting = [], 0
+        if waiting:
+            yield self._make_table(waiting)
 
     def describe_layers(self) -> tuple[RoutedLayer, ...]:
         """Return the layers that had rows; none if the number of experts of one is unknown.
@@ -93,7 +99,7 @@ class RowCollector:
         """
         facts, shapes = self._imported.facts, self._shapes
         for (stack, layer), width in sorted(self._widths.items()):
-            stated = shapes.find_top_k(facts) if stack == DECODER else facts.top_k
+            stated = shapes.state_top_k(facts, layer) if stack == DECODER else facts.top_k
             if stated is not None and width != stated:
                 raise InputError(
                     f"Decisions in layer {layer} have at most {width} experts, but the stated "
@@ -115,16 +121,14 @@ class RowCollector:
             for (stack, layer), width in sorted(self._widths.items())
         )
 
-    def _check_run(self, run: TokenRun) -> None:
+    def _check_tokens(self, run: TokenRun) -> None:
         position = run.position
-        if len(position) and not 0 <= position.min() <= position.max() <= _LARGEST_POSITION:
+        if not 0 <= position.min() <= position.max() <= _LARGEST_POSITION:
             raise InputError(f"{run.source} holds a position out of range.", hint=_DAMAGED_HINT)
-        if run.token_id is not None and len(position):
+        if run.token_id is not None:
             ids = run.token_id
             if not 0 <= ids.min() <= ids.max() <= _LARGEST_POSITION:
                 raise InputError(f"{run.source} holds a token id out of range.", hint=_DAMAGED_HINT)
-        for choices in run.layers:
-            self._check_choices(run, choices)
 
     def _check_choices(self, run: TokenRun, choices: LayerChoices) -> None:
         place = (choices.stack, choices.layer)
@@ -135,13 +139,13 @@ class RowCollector:
                 self._shapes.check_routed(choices.layer)
                 size = self._shapes.find_num_experts(self._imported.facts, choices.layer)
             else:
-                size = self._imported.facts.num_experts or self._shapes.num_experts
+                size = self._imported.facts.num_experts or self._shapes.any_num_experts
             self._sizes[place] = size
         experts = choices.experts
         if not experts.size:
             return
         most = self._sizes[place] or LARGEST_ID + 1
-        wrong = (experts < NO_EXPERT) | (experts >= most)
+        wrong = (experts < (NO_EXPERT if choices.is_padded else 0)) | (experts >= most)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise InputError(
@@ -170,37 +174,34 @@ class RowCollector:
                     hint=_DAMAGED_HINT,
                 )
 
-    def _make_table(self, runs: Sequence[TokenRun]) -> pa.Table:
-        """Return the rows of some runs, and count them."""
+    def _make_table(self, waiting: Sequence[tuple[TokenRun, LayerChoices]]) -> pa.Table:
+        """Return the rows of some layers of runs, and count them."""
         words: dict[str, dict[str, int]] = {"prompt_id": {}, "domain": {}, "stack": {}}
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in self.schema.names}
-        for run in runs:
-            self._count_tokens(run)
-            for choices in run.layers:
-                token, expert, rank, weight = _flatten(choices)
-                place = (choices.stack, choices.layer)
-                if not len(token):
-                    continue
-                widest = int(rank.max()) + 1
-                self._widths[place] = max(self._widths.get(place, 0), widest)
-                self.num_decisions += int((rank == 0).sum())
-                self.num_rows += len(token)
-                columns = {
-                    "prompt_id": _code(words["prompt_id"], run.prompt_id, len(token)),
-                    "domain": _code(words["domain"], run.domain or NO_DOMAIN, len(token)),
-                    "stack": _code(words["stack"], choices.stack, len(token)),
-                    "phase": None if run.phase is None else run.phase[token],
-                    "position": run.position[token],
-                    "token_id": None if run.token_id is None else run.token_id[token],
-                    "layer": np.full(len(token), choices.layer),
-                    "rank": rank,
-                    "expert": expert,
-                    "weight": weight,
-                }
-                for name, part in parts.items():
-                    column = columns[name]
-                    assert column is not None, f"{run.source} has no {name}"
-                    part.append(column)
+        for run, choices in waiting:
+            token, expert, rank, weight = _flatten(choices)
+            if not len(token):
+                continue
+            place = (choices.stack, choices.layer)
+            self._widths[place] = max(self._widths.get(place, 0), int(rank.max()) + 1)
+            self.num_decisions += int((rank == 0).sum())
+            self.num_rows += len(token)
+            columns = {
+                "prompt_id": _code(words["prompt_id"], run.prompt_id, len(token)),
+                "domain": _code(words["domain"], run.domain or NO_DOMAIN, len(token)),
+                "stack": _code(words["stack"], choices.stack, len(token)),
+                "phase": None if run.phase is None else run.phase[token],
+                "position": run.position[token],
+                "token_id": None if run.token_id is None else run.token_id[token],
+                "layer": np.full(len(token), choices.layer),
+                "rank": rank,
+                "expert": expert,
+                "weight": weight,
+            }
+            for name, part in parts.items():
+                column = columns[name]
+                assert column is not None, f"{run.source} has no {name}"
+                part.append(column)
         arrays: dict[str, Any] = {}
         for field in self.schema:
             values = np.concatenate(parts[field.name]) if parts[field.name] else np.zeros(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,17 @@ class LayerChoices:
     Attributes:
         stack: As in the trace's column.
         layer: As in the trace's column.
-        experts: Logical ids, in the order of the format; `NO_EXPERT` pads. # (num_tokens, top_k)
+        experts: Logical ids of any integer type, in the order of the format; `NO_EXPERT` pads.
+            # (num_tokens, top_k)
         weights: Of the same shape; None if the format has none.
+        is_padded: Whether there may be `NO_EXPERT`, which is damage otherwise.
     """
 
     stack: str
     layer: int
-    experts: NDArray[np.int64]
+    experts: NDArray[Any]
     weights: NDArray[np.float32] | None = None
+    is_padded: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,15 @@ from moetool.interchange.imports.collect import RowCollector
 from moetool.interchange.imports.runs import LoadBlock, LoadImport, TraceImport
 from moetool.interchange.imports.shapes import GivenShapes
 from moetool.plain import Tabular, make_plain, show_fields
+from moetool.printable import printable
 from moetool.trace.loads.metadata import LoadLayer, LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.metadata_fields import LARGEST_ID
+from moetool.trace.reading.decision_scan import DecisionScan
+from moetool.trace.reading.reader import open_trace
+from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.writer import TraceFile
 
 _CELLS_PER_TABLE = 250_000
@@ -120,6 +124,8 @@ def write_trace(
             raise InputError(
                 "The files hold no decisions.", hint="Record again, while the model answers."
             )
+        sink.flush()
+        _check_rows(sink.partial)
         layers = collector.describe_layers()
         if not layers:
             facts.note(
@@ -152,6 +158,32 @@ def write_trace(
     )
 
 
+def _check_rows(folder: Path) -> None:
+    """Check rows as every reader of the finished trace will.
+
+    Args:
+        folder: The parts.
+
+    Raises:
+        InputError: They are not those of a trace: a file holds a token twice, for example.
+    """
+    source = open_trace(folder)
+    try:
+        for _ in DecisionScan(source).iter_tables(
+            [name for name in source.columns if name in TRACE_SCHEMA.names]
+        ):
+            pass
+    except InputError as error:
+        message = error.message
+        for part in source.files:
+            message = message.replace(f"'{printable(part)}'", "What was imported")
+        raise InputError(
+            message.replace(f"'{printable(folder)}'", "What was imported"),
+            hint="Record again, and import files of one recording.",
+            facts=error.facts,
+        ) from error
+
+
 def write_load_table(
     opened: LoadImport, shapes: GivenShapes, target: Path, *, overwrite: bool
 ) -> ImportResult:
@@ -165,14 +197,15 @@ def write_load_table(
     names = ("layer", "expert", "count", *(("step",) if opened.has_steps else ()))
     columns = tuple(name for name in LOAD_SCHEMA.names if name in names)
     sizes: dict[tuple[str, int], int] = {}
-    top_k = shapes.find_top_k(facts)
+    top_k: dict[tuple[str, int], int | None] = {}
 
     def describe() -> LoadMetadata:
         if not sizes:
             raise InputError(
                 "The files hold no counts.", hint="Record again, while the model answers."
             )
-        if top_k is None:
+        top_k.update({place: shapes.state_top_k(facts, place[1]) for place in sizes})
+        if None in top_k.values():
             facts.note("The number of experts per token is unknown: --top-k or --model states it.")
         return LoadMetadata(
             moetool=__version__,
@@ -180,7 +213,7 @@ def write_load_table(
             model=shapes.model or facts.model,
             precision=facts.precision,
             layers=tuple(
-                LoadLayer(stack, layer, num_experts=size, top_k=top_k)
+                LoadLayer(stack, layer, num_experts=size, top_k=top_k[stack, layer])
                 for (stack, layer), size in sorted(sizes.items())
             ),
             notes=(*facts.notes, *shapes.notes),
@@ -204,7 +237,7 @@ def write_load_table(
         num_prompts=None,
         num_tokens=None,
         num_experts=_distinct(sizes.values()),
-        top_k=None if top_k is None else (top_k,),
+        top_k=_distinct(k for k in top_k.values() if k is not None),
         notes=(*facts.notes, *shapes.notes),
     )
 

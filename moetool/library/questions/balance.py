@@ -15,6 +15,7 @@ from moetool.library.opening import open_any, open_reader, take_layers, take_sha
 from moetool.library.trace import Trace
 from moetool.printable import printable
 from moetool.trace.facts import TraceFacts
+from moetool.trace.loads.steps import read_step_loads
 from moetool.trace.loads.table import LoadTable, is_load_table, open_loads
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.probabilities import ProbabilitySource, find_probabilities
@@ -102,7 +103,10 @@ def _find_probabilities(trace: object) -> tuple[ProbabilitySource | None, str]:
         function = trace.metadata.score_function
         return ProbabilitySource(Path("trace"), function, trace.probabilities), ""
     if isinstance(trace, Trace | str | PathLike):
-        return find_probabilities(open_any(trace)), ""
+        source = open_any(trace)
+        if source.path.is_dir():
+            return None, "those of a folder of parts are not read"
+        return find_probabilities(source), ""
     return None, "a DataFrame has no file of probabilities next to it; give the trace's path"
 
 
@@ -127,7 +131,10 @@ def _measure_loads(
         num_tokens=num_tokens,
         num_assignments=sum(int(layer.assignments.sum()) for layer in counts.layers),
     )
-    return balance.measure_balance_of_counts(counts, facts=facts)
+    steps = read_step_loads(
+        table, {(layer.stack, layer.layer): layer.num_experts for layer in counts.layers}
+    )
+    return balance.measure_balance_of_counts(counts, facts=facts, steps=steps)
 
 
 def _choose_layers(

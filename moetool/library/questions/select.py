@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.measure import SelectionRequest, select_from_sums
 from moetool.analysis.selection.names import LayerNames
 from moetool.analysis.selection.reading import check_weights, sum_loads, sum_trace
 from moetool.analysis.selection.result import Selection
-from moetool.analysis.selection.scores import Average, Score
 from moetool.choices import choose, take_count, take_flag, take_number, take_path
 from moetool.errors import UsageError
 from moetool.library.opening import open_any, take_layers, take_shape

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.analysis.balance.result import Balance, LayerBalance, PartSummary
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -53,36 +53,19 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
     if not known:
         yield from make_paragraphs([style_words("No expert ran in any layer.", Style.STRONG)])
         return
-    uneven = [layer for layer in known if layer.is_uneven]
-    num_layers = number_of(len(known), "layer")
-    if any(layer.prompt_cv is None for layer in known):
-        words = "Whether the load is uneven beyond these prompts is unknown"
-        words += ": counts without prompts, or a single prompt, don't show how much prompts differ."
-    elif uneven:
-        words = (
-            f"The load is uneven in {len(uneven):,} of {num_layers}, beyond what a random router "
-            "and the choice of prompts give."
-        )
-    else:
-        words = (
-            f"In none of {num_layers} is the load surely more uneven than a random router and the "
-            "choice of prompts make it."
-        )
-    least = min(known, key=lambda layer: layer.max_violation or 0.0)
-    most = max(known, key=lambda layer: layer.max_violation or 0.0)
-    random = max(layer.baseline.max_violation or 0.0 for layer in known)
+    violations = [layer.max_violation or 0.0 for layer in known]
+    expected = [layer.baseline.max_violation or 0.0 for layer in known]
     busiest = (
-        f"The busiest expert gets {_times(least.max_violation)} ({_name(least)}) to "
-        f"{_times(most.max_violation)} ({_name(most)}) times the mean load; a random router's gets "
-        f"at most {_times(random)}."
+        f"The busiest expert of a layer gets {_times_range(violations)} times the mean load; a "
+        f"random router's gets at most {_times(max(expected))}."
     )
     if result.batches is not None:
         violations = [layer.max_violation_batch or 0.0 for layer in known]
         expected = [layer.baseline.max_violation_batch or 0.0 for layer in known]
-        batch = "one prompt" if result.batches == "prompt" else "one batch"
+        batch = {"prompt": "one prompt", "step": "one step"}.get(result.batches, "one batch")
         busiest += (
-            f" Within {batch} it gets {_times(min(violations))} to {_times(max(violations))} times "
-            f"the mean; at random, at most {_times(max(expected))}."
+            f" Within {batch} it gets {_times_range(violations)} times the mean, on average; at "
+            f"random, at most {_times(max(expected))}."
         )
     dead = sum(len(layer.dead) for layer in known)
     random_dead = sum(layer.baseline.num_dead for layer in known)
@@ -93,7 +76,31 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
         if dead
         else f"All {number_of(experts, 'expert')} are chosen."
     )
-    yield from make_paragraphs([style_words(words, Style.STRONG), busiest, never])
+    yield from make_paragraphs([style_words(_judge(known), Style.STRONG), busiest, never])
+
+
+def _judge(known: Sequence[LayerBalance]) -> str:
+    """Return whether the load is uneven beyond chance, in words."""
+    uneven = [layer for layer in known if layer.is_uneven]
+    if any(layer.is_uneven is None for layer in known):
+        return (
+            "Whether the load is uneven beyond these prompts is unknown: counts without prompts, or "
+            "a single prompt, don't show how much prompts differ."
+        )
+    chance = "a random router and the choice of prompts"
+    if len(known) == 1:
+        name = _name(known[0])
+        return (
+            f"The load of {name} is uneven, beyond what {chance} give."
+            if uneven
+            else f"The load of {name} is not surely more uneven than {chance} make it."
+        )
+    layers = number_of(len(known), "layer")
+    return (
+        f"The load is uneven in {len(uneven):,} of {layers}, beyond what {chance} give."
+        if uneven
+        else f"In none of {layers} is the load surely more uneven than {chance} make it."
+    )
 
 
 def _make_layers(result: Balance) -> Iterator[RenderableType]:
@@ -130,6 +137,9 @@ def _make_layers(result: Balance) -> Iterator[RenderableType]:
 def _make_parts(result: Balance) -> Iterator[RenderableType]:
     if not result.parts:
         return
+    shown: Sequence[PartSummary] = result.parts
+    if len(shown) > _PARTS_SHOWN:
+        shown = sorted(shown, key=lambda part: -(part.cv or 0.0))[:_PARTS_SHOWN]
     rows = [
         (
             printable(part.name, max_length=40),
@@ -141,7 +151,7 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
             f"{part.num_dead:,}",
             f"{part.random_num_dead:,.1f}",
         )
-        for part in result.parts[:_PARTS_SHOWN]
+        for part in shown
     ]
     headers = (
         f"{printable(result.by, max_length=20)} or phase"
@@ -152,7 +162,9 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
     yield make_table(headers, rows, right=range(1, 8))
     num_more = len(result.parts) - len(rows)
     if num_more:
-        yield from make_paragraphs([f"… and {num_more:,} more: --format csv lists all"])
+        yield from make_paragraphs(
+            [f"… and {num_more:,} with a smaller cv: --format csv lists all"]
+        )
 
 
 def _make_capacity(result: Balance) -> Iterator[Table]:
@@ -240,6 +252,11 @@ def _name_hot(layer: LayerBalance) -> str:
     shown = " ".join(f"E{hot.expert}" for hot in layer.hot[:_HOT_SHOWN])
     num_more = len(layer.hot) - _HOT_SHOWN
     return f"{shown} +{num_more}" if num_more > 0 else shown or _UNKNOWN
+
+
+def _times_range(violations: Sequence[float]) -> str:
+    least, most = _times(min(violations)), _times(max(violations))
+    return least if least == most else f"{least} to {most}"
 
 
 def _times(violation: float | None) -> str:

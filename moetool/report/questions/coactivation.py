@@ -53,24 +53,26 @@ def _make_verdict(result: Coactivation) -> Iterator[Text]:
     pairs = sum(layer.num_pairs for layer in result.layers)
     above = sum(layer.num_above for layer in result.layers)
     below = sum(layer.num_below for layer in result.layers)
-    if pairs:
-        tested = [layer for layer in result.layers if layer.matrix.is_significant is not None]
-        if tested and any(pair.p_value is not None for layer in tested for pair in layer.pairs):
-            yield style_words(
-                f"Of {number_of(pairs, 'pair')} of experts, {above:,} are chosen together more "
-                f"often than the experts' loads explain, and {below:,} less often.",
-                Style.STRONG,
-            )
-        else:
-            yield style_words(
-                "Whether pairs of experts go together is unknown: no pair could be tested.",
-                Style.STRONG,
-            )
+    is_tested = any(pair.p_value is not None for layer in result.layers for pair in layer.pairs)
+    if not pairs:
+        verdict = "No decision chooses two experts: there are no pairs."
+    elif not is_tested:
+        verdict = "Whether pairs of experts go together is unknown: no pair could be tested."
+    elif not above and not below:
+        verdict = (
+            f"None of {number_of(pairs, 'pair')} of experts differs for certain from what the "
+            "experts' loads explain."
+        )
     else:
-        yield style_words("No decision chooses two experts: there are no pairs.", Style.STRONG)
+        verdict = (
+            f"Of {number_of(pairs, 'pair')} of experts, {above:,} are chosen together more often "
+            f"than the experts' loads explain, and {below:,} less often."
+        )
+    yield style_words(verdict, Style.STRONG)
     if result.hit_rate is not None and result.popularity is not None:
+        helps = "predict" if result.hit_rate > result.popularity else "don't help to predict"
         yield style_words(
-            f"A layer's experts predict {result.hit_rate:.0%} of the next layer's; "
+            f"A layer's experts {helps} the next layer's: they find {result.hit_rate:.0%} of them; "
             f"the most popular experts are {result.popularity:.0%}, random ones {result.random:.0%}.",
             Style.STRONG,
         )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
+from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.result import LayerSelection, Selection
-from moetool.analysis.selection.scores import Average, Score
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -51,11 +51,11 @@ def _word_verdict(result: Selection) -> str:
     if not known:
         return "No layer has a decision: no expert is selected."
     domains = "" if result.domains is None else f" for {_word_domains(result.domains)}"
+    random = sum(layer.baseline.num_selected for layer in known if layer.baseline)
     return (
         f"{number_of(num_selected, 'expert')} of {num_experts:,} "
         f"({num_selected / num_experts:.1%}) reach a {_by(result)} score of {result.top_p:g} in their "
-        f"layers{domains}; a random router would need "
-        f"{sum(layer.baseline.num_selected for layer in known if layer.baseline):,.0f}."
+        f"layers{domains}; a random router would need {random:,.0f}."
     )
 
 

@@ -83,10 +83,9 @@ def _explain_experts(result: Specialization) -> str:
     return (
         f"{_explain_place(listed)}share: fraction of the {name_group(result)}'s tokens that the "
         f"expert gets; even routing gives {shares}. lift: that share over the expert's share of "
-        "all tokens. 95%: the interval of each single lift, if the prompts are a sample. p: how "
-        "often a permutation of labels gives any expert of any layer as large a difference. The "
-        "experts shown have an interval above 1, hold at a false discovery rate of 5%, and are "
-        "ordered by their lower limits."
+        "all tokens. 95%: the interval of each single lift, if the prompts are a sample. q: the "
+        "rate of false discoveries among all experts of all layers that are at least as sure. The "
+        "experts shown have q ≤ 5% and an interval above 1, and are ordered by its lower limit."
     )
 
 

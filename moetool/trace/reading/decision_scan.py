@@ -31,7 +31,8 @@ _OPTIONAL = ("domain", "stack", "rank", "weight")
 # Rows of an unordered trace that are held at a time: about 300 MB.
 _ROWS_AT_ONCE = 4_000_000
 _TWICE_HINT = (
-    "Remove the repetition; `specialize --no-validate` (validate=False in Python) counts it twice."
+    "Remove the repetition; `moetool validate` lists all faults, and --no-validate (validate=False "
+    "in Python) counts it twice."
 )
 
 

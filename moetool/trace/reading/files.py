@@ -13,6 +13,8 @@ from moetool.git_lfs import POINTER_START, refuse_pointer
 from moetool.printable import printable
 from moetool.trace.companions import PROBABILITIES_SUFFIX
 
+# The end of a hint, for files of other tools.
+IMPORT_HINT = "`moetool import --detect` shows what a file of another tool is."
 # Opening one of these can wait forever; only files and folders are ever opened.
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -40,7 +42,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
         if path.suffix not in (".parquet", ".csv"):
             raise InputError(
                 f"'{printable(path)}' is neither a .parquet nor a .csv file.",
-                hint="Name a trace file or a folder.",
+                hint=f"Name a trace file or a folder; {IMPORT_HINT}",
             )
         return (path,)
     try:
@@ -58,7 +60,7 @@ def find_files(path: Path) -> tuple[Path, ...]:
     if not files:
         raise InputError(
             f"'{printable(path)}' holds no Parquet files.",
-            hint="Name a trace, or a folder of its parts.",
+            hint=f"Name a trace, or a folder of its parts; {IMPORT_HINT}",
         )
     for file in files:
         _check_is_file(file, find_mode(file), hint="Remove it from the folder of parts.")

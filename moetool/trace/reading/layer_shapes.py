@@ -10,13 +10,13 @@ from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.scanning.layer_rows import LayerRows
+from moetool.trace.scanning.values import REPAIR_HINT
 
 if TYPE_CHECKING:
     from moetool.trace.reading.reader import TraceSource
 
 Place = tuple[str, int]
 
-_METADATA_HINT = "Trace again; `specialize --no-validate` (validate=False in Python) counts the rows as they are."
 _ATTRS_HINT = "Clear frame.attrs to have top-k inferred from the rows that are left."
 _PLACES_SHOWN = 4
 
@@ -128,7 +128,7 @@ def _check_sizes(
             raise InputError(
                 f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
                 f"{name_layer(place)}, but its metadata says top-{layer.top_k}.",
-                hint=_METADATA_HINT if source.table is None else _ATTRS_HINT,
+                hint=REPAIR_HINT if source.table is None else _ATTRS_HINT,
                 facts=[f"seen: {rows[place].largest}"],
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moetool.errors import InputError
 from moetool.printable import printable
@@ -19,6 +19,9 @@ _OF_THE_RUN = (
     *("dtype", "auto_class", "attention_implementation", "experts_implementation"),
     *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
 )
+# Of one file; several files together have none.
+_OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
+_NEVER_UNKNOWN = ("max_new_tokens",)
 _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
 _OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")
 _ONE_TRACE_HINT = "Keep the parts of each trace in a separate folder."
@@ -34,14 +37,18 @@ class Part:
     metadata: TraceMetadata | None
 
 
-def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
+def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> TraceMetadata | None:
     """Return the metadata of all parts together; None if one of them has none.
+
+    Args:
+        parts: At least one.
+        hint: Advice if they come from different models.
 
     Raises:
         InputError: The parts come from different models.
     """
     known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
-    _refuse_two_models(known)
+    _refuse_two_models(known, hint=hint)
     if len(known) < len(parts):
         return None
     each = [metadata for _, metadata in known]
@@ -50,9 +57,35 @@ def merge_metadata(parts: Sequence[Part]) -> TraceMetadata | None:
         complete=all(metadata.complete for metadata in each),
         exact=all(metadata.exact for metadata in each),
         rank_order=all(metadata.rank_order for metadata in each),
-        layers=_merge_layers(known),
+        layers=_merge_layers(known, hint=hint),
         notes=_unique(note for metadata in each for note in metadata.notes),
         **{name: sum(getattr(metadata, name) for metadata in each) for name in _COUNTS},
+    )
+
+
+def keep_common(merged: TraceMetadata, parts: Sequence[Part]) -> TraceMetadata:
+    """Return merged metadata without what only some of the parts say.
+
+    Args:
+        merged: From `merge_metadata`.
+        parts: Those that were merged; each has metadata.
+    """
+    each = [part.metadata for part in parts if part.metadata is not None]
+    unknown = [
+        name
+        for name in (*_OF_THE_RUN, "device", "device_map", "seed", *_OF_A_FILE)
+        if name not in _NEVER_UNKNOWN and len({getattr(one, name) for one in each}) > 1
+    ]
+    changes: dict[str, Any] = dict.fromkeys(unknown)
+    return replace(
+        merged,
+        max_new_tokens=max(one.max_new_tokens for one in each),
+        versions={
+            name: version
+            for name, version in merged.versions.items()
+            if all(one.versions.get(name) == version for one in each)
+        },
+        **changes,
     )
 
 
@@ -85,16 +118,18 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]]) -> None:
+def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]], *, hint: str) -> None:
     for (first, one), (second, other) in pairwise(known):
         for name in _OF_THE_MODEL:
             values = getattr(one, name), getattr(other, name)
             if values[0] != values[1]:
                 seen = " and ".join(printable(value, max_length=60) for value in values)
-                raise _two_models(first, second, fact=f"{name} {seen}")
+                raise _two_models(first, second, fact=f"{name} {seen}", hint=hint)
 
 
-def _merge_layers(known: Sequence[tuple[Path, TraceMetadata]]) -> tuple[RoutedLayer, ...]:
+def _merge_layers(
+    known: Sequence[tuple[Path, TraceMetadata]], *, hint: str
+) -> tuple[RoutedLayer, ...]:
     """Return all layers that the parts describe: each may hold other layers of the model."""
     layers: dict[tuple[str, int], tuple[Path, RoutedLayer]] = {}
     for path, metadata in known:
@@ -105,14 +140,14 @@ def _merge_layers(known: Sequence[tuple[Path, TraceMetadata]]) -> tuple[RoutedLa
                 if values[0] != values[1]:
                     place = f"layer {layer.layer} of {printable(layer.stack, max_length=40)}"
                     fact = f"{name} {values[0]} and {values[1]} in {place}"
-                    raise _two_models(first, path, fact=fact)
+                    raise _two_models(first, path, fact=fact, hint=hint)
     return tuple(layer for _, layer in layers.values())
 
 
-def _two_models(first: Path, second: Path, *, fact: str) -> InputError:
+def _two_models(first: Path, second: Path, *, fact: str, hint: str) -> InputError:
     return InputError(
         f"'{printable(first)}' and '{printable(second.name)}' come from different models.",
-        hint=_ONE_TRACE_HINT,
+        hint=hint,
         facts=[f"seen: {fact}"],
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -16,16 +15,15 @@ from moetool.choices import take_flag, take_path
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
-from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.loads.metadata import has_load_columns, refuse_loads
 from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
 from moetool.trace.metadata_fields import MOST_BYTES
 from moetool.trace.reading.decision_scan import DecisionScan
-from moetool.trace.reading.files import find_files, open_file, read_small_file
+from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file, read_small_file
 from moetool.trace.reading.layer_shapes import check_described
 from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
+from moetool.trace.reading.typed_tables import TYPES_HINT, check_kind, encode_columns, type_table
 from moetool.trace.schema import (
-    KEY_COLUMNS,
     REQUIRED_COLUMNS,
     TRACE_SCHEMA,
     field_of,
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_TABLE = 1_000_000
-_TYPES_HINT = "See docs/traces/trace-format.md for the types that a trace has."
 _DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
 # Raised by pyarrow for damaged files and for values that do not fit.
 _READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
@@ -87,8 +84,10 @@ class TraceSource:
         schema = pa.schema([field_of(name) for name in columns])
         for path in self.files:
             try:
+                num_rows = 0
                 for table in self._read(path, columns):
-                    typed = _fill(path, table.select(columns).cast(schema))
+                    typed = type_table(path, table.select(columns), schema, first_row=num_rows)
+                    num_rows += table.num_rows
                     # Parquet holds texts as bytes, which have not been checked so far.
                     typed.validate(full=True)
                     yield path, typed
@@ -124,10 +123,15 @@ def open_trace(path: Path) -> TraceSource:
     columns = [name for name in headers[0][0] if all(name in names for names, _ in headers)]
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
+        lacking, seen = next(
+            (file, names)
+            for file, (names, _) in zip(files, headers, strict=True)
+            if missing[0] not in names
+        )
         raise InputError(
-            f"'{printable(path)}' is not a trace: it lacks the column {missing[0]!r}.",
-            hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}.",
-            facts=[f"seen: {printable(', '.join(columns[:12]))}"],
+            f"'{printable(lacking)}' is not a trace: it lacks the column {missing[0]!r}.",
+            hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}; {IMPORT_HINT}",
+            facts=[f"seen: {printable(', '.join(seen[:12]))}"],
         )
     parts = [Part(file, meta) for file, (_, meta) in zip(files, headers, strict=True)]
     return TraceSource(
@@ -213,7 +217,7 @@ def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
 def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
         f"'{printable(path)}' can't be read as a trace.",
-        hint=_DAMAGED_HINT if _is_damage(error) else _TYPES_HINT,
+        hint=_DAMAGED_HINT if _is_damage(error) else TYPES_HINT,
         facts=[f"seen: {printable(str(error).strip().partition(chr(10))[0])}"],
     )
 
@@ -238,81 +242,19 @@ def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         pa.csv.open_csv(file, parse_options=_CSV_PARSING, convert_options=options) as reader,
     ):
         for batch in reader:
-            yield _encode_words(pa.Table.from_batches([batch]))
+            yield encode_columns(pa.Table.from_batches([batch]))
 
 
 def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     with open_file(path) as file, pq.ParquetFile(file) as parquet:
         for name in columns:
-            _check_kind(path, name, parquet.schema_arrow.field(name).type)
+            check_kind(path, name, parquet.schema_arrow.field(name).type)
         for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
-            yield _encode_words(pa.Table.from_batches([batch]))
+            yield encode_columns(pa.Table.from_batches([batch]))
 
 
 def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:
     for field in table.schema:
-        _check_kind(path, field.name, field.type)
+        check_kind(path, field.name, field.type)
     for start in range(0, table.num_rows, _ROWS_PER_TABLE):
-        yield _encode_words(table.slice(start, _ROWS_PER_TABLE))
-
-
-def _check_kind(path: Path, name: str, kind: pa.DataType) -> None:
-    """Check that a column can be read as numbers or words, whatever its width."""
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = [pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, _is_string_view]
-    if name not in TRACE_SCHEMA.names:
-        tests += [pa.types.is_floating, pa.types.is_boolean, pa.types.is_null]
-    elif not pa.types.is_dictionary(TRACE_SCHEMA.field(name).type):
-        tests += [pa.types.is_floating, pa.types.is_decimal]
-    elif name not in KEY_COLUMNS:
-        tests.append(pa.types.is_null)
-    if not any(test(value) for test in tests):
-        raise InputError(
-            f"'{printable(path)}' can't be read as a trace.",
-            hint=_TYPES_HINT,
-            facts=[f"seen: {name!r} of type {printable(kind, max_length=60)}"],
-        )
-
-
-def _is_string_view(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string_view(kind))
-
-
-def _fill(path: Path, table: pa.Table) -> pa.Table:
-    """Return the table with `(none)` for missing words that group; no counted value may be missing."""
-    for name in table.column_names:
-        column = table.column(name)
-        if not column.null_count:
-            continue
-        if name in KEY_COLUMNS:
-            raise InputError(
-                f"'{printable(path)}' can't be read as a trace.",
-                hint=_TYPES_HINT,
-                facts=[f"seen: a row without {name!r}"],
-            )
-        if name in ("domain", "phase") or name not in TRACE_SCHEMA.names:
-            filled = column.cast(pa.string()).fill_null(NO_DOMAIN).dictionary_encode()
-            table = table.set_column(table.column_names.index(name), name, filled)
-    return table
-
-
-def _encode_words(table: pa.Table) -> pa.Table:
-    """Return the table with the word columns of the schema dictionary-encoded, each word once."""
-    for index, name in enumerate(table.column_names):
-        column = table.column(index)
-        if not pa.types.is_dictionary(field_of(name).type):
-            if pa.types.is_dictionary(column.type):
-                table = table.set_column(index, name, column.cast(column.type.value_type))
-        elif not _has_each_word_once(column):
-            words = column.cast(pa.string()).dictionary_encode()
-            table = table.set_column(index, name, words)
-    return table
-
-
-def _has_each_word_once(column: pa.ChunkedArray) -> bool:
-    """Return whether a column is encoded with a dictionary without repeated words and nulls."""
-    return pa.types.is_dictionary(column.type) and all(
-        not chunk.dictionary.null_count
-        and pc.count_distinct(chunk.dictionary).as_py() == len(chunk.dictionary)
-        for chunk in column.chunks
-    )
+        yield encode_columns(table.slice(start, _ROWS_PER_TABLE))

@@ -17,7 +17,10 @@ from moetool.trace.scanning.places import describe_row
 
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
 _VALUES_HINT = "See docs/traces/trace-format.md for the values that a trace has."
-REPAIR_HINT = "Trace again; `specialize --no-validate` (validate=False in Python) counts the rows as they are."
+REPAIR_HINT = (
+    "Trace again; `moetool validate` lists all faults, and --no-validate (validate=False in Python) "
+    "counts the rows as they are."
+)
 
 
 def check_values(path: Path, table: pa.Table, *, is_checked: bool, log: FaultLog | None) -> None:

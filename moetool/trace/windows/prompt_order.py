@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.trace.reading.reader import TraceSource
-from moetool.trace.reading.words import encode_words
+from moetool.trace.scanning.columns import find_changes, take_words
 
 # Rows of prompts that have begun, held at a time: about 200 MB.
 _ROWS_AT_ONCE = 4_000_000
@@ -48,15 +49,8 @@ def find_prompt_order(source: TraceSource) -> PromptOrder:
     seen: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     for table in source.iter_tables(["prompt_id"]):
         if table.num_rows:
-            words, prompt = encode_words(table, "prompt_id", default="")
-            number = np.bincount(prompt, minlength=len(words))
-            # A dictionary may hold words that don't occur, in any order.
-            first_row = np.empty(len(words), dtype=np.int64)
-            first_row[prompt[::-1]] = np.arange(len(prompt))[::-1]
-            used = np.flatnonzero(number)
-            used = used[np.argsort(first_row[used])]
-            mine = [index_of.setdefault(words[code], len(index_of)) for code in used]
-            seen.append((np.array(mine, dtype=np.int64), number[used]))
+            index, number = _count_rows(table, index_of)
+            seen.append((index, number))
     num_rows = np.zeros(len(index_of), dtype=np.int64)
     for index, number in seen:
         num_rows[index] += number
@@ -71,6 +65,24 @@ def find_prompt_order(source: TraceSource) -> PromptOrder:
         pass_of=before * num_passes // max(1, int(num_rows.sum())),
         _index=index_of,
     )
+
+
+def _count_rows(
+    table: pa.Table, index_of: dict[str, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the prompts of a table, as numbers that are given to new ones, and rows of each."""
+    column = take_words(table, "prompt_id")
+    starts = np.zeros(1, dtype=np.intp)
+    if column.codes is not None:
+        starts = np.flatnonzero(find_changes(column.codes))
+    words, prompt = column.find(starts)
+    number = np.zeros(len(words), dtype=np.int64)
+    np.add.at(number, prompt, np.diff(starts, append=table.num_rows))
+    # A dictionary may hold its words in any order.
+    _, first = np.unique(prompt, return_index=True)
+    order = np.argsort(first)
+    index = [index_of.setdefault(words[code], len(index_of)) for code in order]
+    return np.array(index, dtype=np.int64), number[order]
 
 
 def _count_most_held(

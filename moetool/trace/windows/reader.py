@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
-from moetool.trace.decisions import NO_DOMAIN, PHASES
 from moetool.trace.facts import TraceFacts, describe_trace
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import find_shapes
 from moetool.trace.reading.reader import TraceSource
-from moetool.trace.reading.words import encode_words
 from moetool.trace.windows.prompt_order import PromptOrder, find_prompt_order
-from moetool.trace.windows.window import (
-    DecisionWindow,
-    WindowRows,
-    build_window,
-    join_window_rows,
-)
+from moetool.trace.windows.table_rows import TableRows, drop_runs
+from moetool.trace.windows.window import DecisionWindow, build_window
+from moetool.trace.windows.window_rows import WindowRows, list_runs, take_runs
 
 # Rows of complete prompts that make a window.
 _ROWS_PER_WINDOW = 1_000_000
@@ -43,8 +36,6 @@ class DecisionReader:
     Attributes:
         layers: Those asked for that have rows, in the order of stack and layer.
         prompts: In order of first occurrence; known from the start.
-        domains: Domain of each prompt seen so far.
-        groups: Values of the grouping column seen so far.
 
     Args:
         source: The trace.
@@ -89,9 +80,7 @@ class DecisionReader:
                 else "Give a frame with the rows of at least one prompt.",
             )
         self.prompts = list(self._order.prompts)
-        self.domains: list[str] = [NO_DOMAIN] * len(self.prompts)
-        self.groups: list[str] = []
-        self._group_index: dict[str, int] = {}
+        self._rows = TableRows(self._order, by=by, columns=self._columns)
         self._notes: tuple[str, ...] = ()
         self._num_experts, self._top_k = num_experts, top_k
         # The scan that checks the rows: finished, unless it comes with the first pass.
@@ -108,6 +97,16 @@ class DecisionReader:
         self.layers = _choose_layers(described, layers, source=source)
         self._num_tokens = self._num_assignments = 0
         self._seen = np.zeros(len(self.prompts), dtype=bool)
+
+    @property
+    def domains(self) -> list[str]:
+        """The domain of each prompt seen so far."""
+        return self._rows.domains
+
+    @property
+    def groups(self) -> list[str]:
+        """The values of the grouping column seen so far."""
+        return self._rows.groups
 
     @property
     def path(self) -> str:
@@ -183,34 +182,50 @@ class DecisionReader:
         for table in tables:
             if not table.num_rows:
                 continue
-            words, prompt = encode_words(table, "prompt_id", default="")
-            index = self._order.index_of(words)
-            counts = np.bincount(prompt, minlength=len(words))
-            left[index] -= counts
-            num_complete += int(self._order.num_rows[index[left[index] == 0]].sum())
-            rows = self._take_rows(table, index[prompt], of_pass=number)
+            rows = self._rows.take(table, self.layers)
+            prompts = np.unique(rows.prompt)
+            np.subtract.at(left, rows.prompt, rows.size)
+            num_complete += int(self._order.num_rows[prompts[left[prompts] == 0]].sum())
+            is_kept = rows.place >= 0
+            if self._order.num_passes > 1:
+                is_kept &= self._order.pass_of[rows.prompt] == number
+            rows = drop_runs(rows, is_kept)
             if len(rows):
                 held.append(rows)
             if num_complete >= _ROWS_PER_WINDOW and held:
-                joined = join_window_rows(held)
-                is_complete = left[joined.prompt] == 0
-                held, num_complete = [joined.take(~is_complete)], 0
-                if is_complete.any():
-                    yield self._make_window(joined.take(is_complete))
+                prompt, place = list_runs(held)
+                is_complete = left[prompt] == 0
+                window = self._make_window(held, is_complete, prompt, place)
+                rest = take_runs(held, np.flatnonzero(~is_complete))
+                held, num_complete = [rest] if len(rest) else [], 0
+                if window is not None:
+                    yield window
         if scan is not None:
             self._find_shapes(scan)
             # Rows that were checked once are not checked again.
             self._scan = scan
-        if sum(map(len, held)):
-            yield self._make_window(join_window_rows(held))
+        if held:
+            prompt, place = list_runs(held)
+            window = self._make_window(held, np.ones(len(prompt), dtype=bool), prompt, place)
+            if window is not None:
+                yield window
 
-    def _make_window(self, rows: WindowRows) -> DecisionWindow:
-        window = build_window(rows, self.layers, has_rank=self.has_ranks)
+    def _make_window(
+        self,
+        parts: list[WindowRows],
+        is_complete: NDArray[np.bool_],
+        prompt: NDArray[np.int64],
+        place: NDArray[np.int64],
+    ) -> DecisionWindow | None:
+        """Return the window of the complete runs of several parts; None if there are none."""
+        (runs,) = np.nonzero(is_complete)
+        if not len(runs):
+            return None
+        rows = take_runs(parts, runs[np.lexsort((prompt[runs], place[runs]))])
+        window = build_window(rows, self.layers, has_rank=self.has_ranks, pieces=self._rows.pieces)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
-        self._num_assignments += sum(
-            int((choices.experts >= 0).sum()) for choices in window.layers.values()
-        )
+        self._num_assignments += int((rows.expert >= 0).sum())
         return window
 
     def _find_shapes(self, scan: DecisionScan) -> tuple[RoutedLayer, ...]:
@@ -232,61 +247,6 @@ class DecisionReader:
             dict.fromkeys(("prompt_id", "position", "layer", "expert", *optional, *self._columns))
         )
 
-    def _take_rows(self, table: pa.Table, prompt: NDArray[np.int64], *, of_pass: int) -> WindowRows:
-        """Return the rows of the layers asked for whose prompts belong to a pass."""
-        place = self._find_places(table)
-        keep = place >= 0
-        if self._order.num_passes > 1:
-            keep &= self._order.pass_of[prompt] == of_pass
-        if not keep.all():
-            table, prompt, place = table.filter(pa.array(keep)), prompt[keep], place[keep]
-        if table.num_rows:
-            domains, domain = encode_words(table, _DOMAIN, default=NO_DOMAIN)
-            for one, code in zip(*_find_pairs(prompt, domain), strict=True):
-                self.domains[one] = domains[code]
-        return WindowRows(
-            prompt=prompt,
-            place=place,
-            group=self._find_groups(table),
-            position=table.column("position").to_numpy().astype(np.int64),
-            expert=table.column("expert").to_numpy().astype(np.int64),
-            rank=_take_column(table, "rank", np.int64),
-            weight=_take_column(table, "weight", np.float32) if "weight" in self._columns else None,
-            token_id=_take_column(table, "token_id", np.int64)
-            if "token_id" in self._columns
-            else None,
-            phase=_find_phases(table) if "phase" in self._columns else None,
-            pieces=_find_pieces(table) if "token" in self._columns else {},
-        )
-
-    def _find_places(self, table: pa.Table) -> NDArray[np.int16]:
-        """Return the index of each row's layer among those asked for; -1 for others."""
-        stacks, stack = encode_words(table, "stack", default="decoder")
-        layer = table.column("layer").to_numpy().astype(np.int64)
-        width = int(layer.max(initial=0)) + 1
-        of_place = np.full((len(stacks), width), -1, dtype=np.int16)
-        for index, known in enumerate(self.layers):
-            if known.stack in stacks and known.layer < width:
-                of_place[stacks.index(known.stack), known.layer] = index
-        places: NDArray[np.int16] = of_place[stack, layer]
-        return places
-
-    def _find_groups(self, table: pa.Table) -> NDArray[np.int64]:
-        if not table.num_rows:
-            return np.zeros(0, dtype=np.int64)
-        if self._by in table.column_names:
-            column = table.column(self._by)
-            if not pa.types.is_dictionary(column.type):
-                index = table.column_names.index(self._by)
-                words = column.cast(pa.string()).dictionary_encode()
-                table = table.set_column(index, self._by, words)
-        words, group = encode_words(table, self._by, default=NO_DOMAIN)
-        for word in words:
-            if word not in self._group_index:
-                self._group_index[word] = len(self.groups)
-                self.groups.append(word)
-        return np.array([self._group_index[word] for word in words], dtype=np.int64)[group]
-
 
 def _choose_layers(
     described: Collection[RoutedLayer], asked: Collection[int] | None, *, source: TraceSource
@@ -304,36 +264,3 @@ def _choose_layers(
             hint=f"Its routed layers are {shown}{more}.",
         )
     return tuple(layer for layer in ordered if layer.layer in asked)
-
-
-def _take_column(table: pa.Table, name: str, kind: Any) -> NDArray[Any] | None:
-    if name not in table.column_names:
-        return None
-    values: NDArray[Any] = table.column(name).to_numpy().astype(kind)
-    return values
-
-
-def _find_phases(table: pa.Table) -> NDArray[np.int8]:
-    if not table.num_rows:
-        return np.zeros(0, dtype=np.int8)
-    words, phase = encode_words(table, "phase", default="")
-    codes = [PHASES.index(word) if word in PHASES else -1 for word in words]
-    return np.array(codes, dtype=np.int8)[phase]
-
-
-def _find_pieces(table: pa.Table) -> dict[int, str]:
-    """Return the piece of each token id of a table that has both columns."""
-    if not table.num_rows or "token_id" not in table.column_names:
-        return {}
-    words, piece = encode_words(table, "token", default="")
-    ids = table.column("token_id").to_numpy().astype(np.int64)
-    return {int(one): words[code] for one, code in zip(*_find_pairs(ids, piece), strict=True)}
-
-
-def _find_pairs(
-    one: NDArray[np.int64], other: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct pairs of two arrays of non-negative numbers."""
-    width = int(other.max(initial=0)) + 1
-    first, second = np.divmod(np.unique(one * width + other), width)
-    return first, second

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from moetool.trace.decisions import NO_EXPERT
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.layer_shapes import Place
+from moetool.trace.scanning.columns import find_changes
+from moetool.trace.windows.window_rows import WindowRows
 
 
 @dataclass(frozen=True)
@@ -53,149 +55,106 @@ class DecisionWindow:
     pieces: Mapping[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class WindowRows:
-    """Rows of a trace as numbers; each array has one entry for each row.
-
-    Attributes:
-        prompt: Index of the prompt.
-        place: Index of the layer among those that are read.
-        group: Index of the group.
-        position: As in the trace's column; expert, rank, weight and token id, too.
-        phase: Index into `PHASES`, or -1.
-        pieces: The piece of each token id.
-    """
-
-    prompt: NDArray[np.int64]
-    place: NDArray[np.int16]
-    group: NDArray[np.int64]
-    position: NDArray[np.int64]
-    expert: NDArray[np.int64]
-    rank: NDArray[np.int64] | None
-    weight: NDArray[np.float32] | None
-    token_id: NDArray[np.int64] | None
-    phase: NDArray[np.int8] | None
-    pieces: Mapping[int, str]
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def take(self, index: NDArray[Any]) -> WindowRows:
-        """Return the rows at an index, or where a mask is true."""
-        taken: dict[str, Any] = {"pieces": self.pieces}
-        for name in _ARRAYS:
-            column = getattr(self, name)
-            taken[name] = None if column is None else column[index]
-        return WindowRows(**taken)
-
-
-_ARRAYS = tuple(item.name for item in fields(WindowRows) if item.name != "pieces")
-
-
-def join_window_rows(parts: Sequence[WindowRows]) -> WindowRows:
-    """Return the rows of several parts, one after the other; at least one part."""
-    if len(parts) == 1:
-        return parts[0]
-    joined: dict[str, Any] = {"pieces": {}}
-    for part in parts:
-        joined["pieces"].update(part.pieces)
-    for name in _ARRAYS:
-        columns = [getattr(part, name) for part in parts]
-        joined[name] = None if columns[0] is None else np.concatenate(columns)
-    return WindowRows(**joined)
-
-
 def build_window(
-    rows: WindowRows, layers: Sequence[RoutedLayer], *, has_rank: bool
+    rows: WindowRows,
+    layers: Sequence[RoutedLayer],
+    *,
+    has_rank: bool,
+    pieces: Sequence[str] = (),
 ) -> DecisionWindow:
     """Return the decisions in rows that hold whole prompts.
 
     Args:
-        rows: At least one, in any order.
+        rows: At least one; runs in the order of layer and prompt, rows in any order within those
+            of one layer and prompt.
         layers: The layers that `rows.place` indexes.
         has_rank: Order the experts of a decision by rank.
+        pieces: The words that `rows.piece` indexes.
     """
-    rows = _sort(rows, has_rank=has_rank)
-    starts = _find_changes(rows.place, rows.prompt, rows.position)
-    place = rows.place[starts]
-    places = np.unique(place)
-    of_place = {int(one): np.flatnonzero(place == one) for one in places}
-    stacks = sorted({layers[one].stack for one in of_place})
-    first_rows: list[NDArray[np.intp]] = []  # One row for each token, stack by stack.
+    starts = _find_decisions(rows, has_rank=has_rank)
+    if starts is None:
+        rows = rows.sort(has_rank=has_rank)
+        starts = _find_decisions(rows, has_rank=False)
+        assert starts is not None
+    run = np.repeat(np.arange(len(rows.size), dtype=np.int32), rows.size)[starts]
+    keys = Keys(rows.prompt[run], rows.position[starts])  # (num_decisions,)
+    sizes = np.diff(starts, append=len(rows))
+    place = rows.place[run]
+    bounds = np.append(np.flatnonzero(find_changes(place)), len(place))
+    spans = {int(place[start]): slice(int(start), int(end)) for start, end in pairwise(bounds)}
+    token_rows: list[NDArray[np.intp]] = []  # One row for each token, stack by stack.
     choices: dict[Place, LayerChoices] = {}
     num_tokens = 0
-    sizes = np.diff(starts, append=len(rows))
-    for stack in stacks:
-        mine = [one for one in of_place if layers[one].stack == stack]
-        tokens, indices = _align([starts[of_place[one]] for one in mine], rows)
-        first_rows.append(tokens)
+    for stack in sorted({layers[one].stack for one in spans}):
+        mine = [one for one in spans if layers[one].stack == stack]
+        first, indices = _align([spans[one] for one in mine], keys)
+        token_rows.append(starts[first])
         for one, index in zip(mine, indices, strict=True):
-            decisions = of_place[one]
             choices[stack, layers[one].layer] = _gather(
                 rows,
-                starts[decisions],
-                sizes[decisions],
-                token=index + num_tokens,
+                starts[spans[one]],
+                sizes[spans[one]],
+                token=index + num_tokens if num_tokens else index,
                 top_k=layers[one].top_k,
             )
-        num_tokens += len(tokens)
-    token_rows = np.concatenate(first_rows)
+        num_tokens += len(first)
+    token_row = np.concatenate(token_rows)
+    of_token = np.searchsorted(np.cumsum(rows.size), token_row, side="right")
     return DecisionWindow(
-        prompt=rows.prompt[token_rows],
-        group=rows.group[token_rows],
-        position=rows.position[token_rows],
-        token_id=None if rows.token_id is None else rows.token_id[token_rows],
-        phase=None if rows.phase is None else rows.phase[token_rows],
+        prompt=rows.prompt[of_token],
+        group=rows.group[of_token],
+        position=rows.position[token_row].astype(np.int64),
+        token_id=None if rows.token_id is None else rows.token_id[token_row].astype(np.int64),
+        phase=None if rows.phase is None else rows.phase[token_row],
         layers=choices,
-        pieces=rows.pieces,
+        pieces=_find_pieces(rows, token_row, pieces),
     )
 
 
-def _sort(rows: WindowRows, *, has_rank: bool) -> WindowRows:
-    """Return rows in the order of layer, prompt, position and rank."""
-    # Rows of a trace are ordered by prompt, layer, position and rank: sorting by layer suffices.
-    rows = rows.take(np.argsort(rows.place, kind="stable"))
-    keys: list[NDArray[Any]] = [rows.position, rows.prompt, rows.place]
+def _find_decisions(rows: WindowRows, *, has_rank: bool) -> NDArray[np.intp] | None:
+    """Return the first row of each decision; None if rows are not in order."""
+    position = rows.position
+    # Runs of other groups go on with the same prompt and layer.
+    begins = find_changes(rows.place, rows.prompt)
+    goes_on = np.ones(len(rows), dtype=bool)
+    goes_on[(np.cumsum(rows.size) - rows.size)[begins]] = False
+    falls = goes_on[1:] & (position[1:] < position[:-1])
+    goes_on[1:] &= position[1:] == position[:-1]
     if has_rank and rows.rank is not None:
-        keys.insert(0, rows.rank)
-    if _is_sorted(keys):
-        return rows
-    return rows.take(np.lexsort(keys))
+        falls |= goes_on[1:] & (rows.rank[1:] < rows.rank[:-1])
+    return None if falls.any() else np.flatnonzero(~goes_on)
 
 
-def _is_sorted(keys: Sequence[NDArray[Any]]) -> bool:
-    """Return whether rows ascend by the last key, then the one before it, and so on."""
-    falls = np.zeros(len(keys[0]) - 1, dtype=bool)
-    equal = np.ones(len(keys[0]) - 1, dtype=bool)
-    for key in reversed(keys):
-        falls |= equal & (key[1:] < key[:-1])
-        equal &= key[1:] == key[:-1]
-    return not falls.any()
+@dataclass(frozen=True)
+class Keys:
+    """Prompt and position of each decision."""
+
+    prompt: NDArray[np.int64]
+    position: NDArray[np.int32]
+
+    def match(self, one: slice, other: slice) -> bool:
+        """Return whether two layers decide for the same tokens."""
+        return np.array_equal(self.position[one], self.position[other]) and np.array_equal(
+            self.prompt[one], self.prompt[other]
+        )
 
 
-def _find_changes(*values: NDArray[Any]) -> NDArray[np.intp]:
-    changes = np.zeros(len(values[0]), dtype=bool)
-    changes[:1] = True
-    for value in values:
-        changes[1:] |= value[1:] != value[:-1]
-    return np.flatnonzero(changes)
-
-
-def _align(
-    decisions: Sequence[NDArray[np.intp]], rows: WindowRows
-) -> tuple[NDArray[np.intp], list[NDArray[np.int64]]]:
-    """Return a row of each token of a stack, and the tokens of each layer's decisions.
+def _align(spans: Sequence[slice], keys: Keys) -> tuple[NDArray[np.intp], list[NDArray[np.int64]]]:
+    """Return a decision of each token of a stack, and the tokens of each layer's decisions.
 
     Args:
-        decisions: For each layer, the first row of each decision, by prompt and position.
-        rows: In the order of layer, prompt, position and rank.
+        spans: The decisions of each layer, by prompt and position.
+        keys: Of all decisions.
     """
-    width = int(rows.position.max()) + 1
-    keys = [rows.prompt[first] * width + rows.position[first] for first in decisions]
-    if all(np.array_equal(key, keys[0]) for key in keys[1:]):
-        return decisions[0], [np.arange(len(keys[0]), dtype=np.int64)] * len(keys)
-    distinct, index = np.unique(np.concatenate(keys), return_index=True)
-    return np.concatenate(decisions)[index], [np.searchsorted(distinct, key) for key in keys]
+    first = spans[0]
+    if all(keys.match(first, span) for span in spans[1:]):
+        token = np.arange(first.stop - first.start, dtype=np.int64)
+        return token + first.start, [token] * len(spans)
+    width = int(keys.position.max()) + 1
+    numbers = keys.prompt * width + keys.position
+    order = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    distinct, index = np.unique(numbers[order], return_index=True)
+    return order[index], [np.searchsorted(distinct, numbers[span]) for span in spans]
 
 
 def _gather(
@@ -213,7 +172,8 @@ def _gather(
     begin, end = int(starts[0]), int(starts[-1] + sizes[-1])
     if (sizes == width).all():
         weights = None if rows.weight is None else rows.weight[begin:end].reshape(shape)
-        return LayerChoices(token, rows.expert[begin:end].reshape(shape), weights)
+        experts = rows.expert[begin:end].astype(np.int64).reshape(shape)
+        return LayerChoices(token, experts, weights)
     slot = np.arange(end - begin) - np.repeat(starts - begin, sizes)
     decision = np.repeat(np.arange(len(starts)), sizes)
     experts = np.full(shape, NO_EXPERT, dtype=np.int64)
@@ -223,3 +183,14 @@ def _gather(
     weights = np.zeros(shape, dtype=np.float32)
     weights[decision, slot] = rows.weight[begin:end]
     return LayerChoices(token, experts, weights)
+
+
+def _find_pieces(
+    rows: WindowRows, token_row: NDArray[np.intp], pieces: Sequence[str]
+) -> dict[int, str]:
+    """Return the piece of each token id, if the rows have both."""
+    if rows.piece is None or rows.token_id is None:
+        return {}
+    ids, piece = rows.token_id[token_row], rows.piece[token_row]
+    _, index = np.unique(ids, return_index=True)
+    return {int(ids[one]): pieces[piece[one]] for one in index}

@@ -154,6 +154,11 @@ class TraceFile:
                     self._probabilities.folder.mkdir(exist_ok=True)
                 self._probabilities.append(probabilities)
 
+    def flush(self) -> None:
+        """Close the rows collected so far as a part."""
+        with saying_what_failed(self.target):
+            self._rows.flush()
+
     def describe(self, metadata: TraceMetadata) -> None:
         """Give later parts this metadata, still with `complete: false`."""
         self._metadata = replace(metadata, complete=False)

@@ -173,6 +173,35 @@ def test_the_order_of_rows_does_not_matter_to_batches_of_prompts() -> None:
     assert one.capacity[0].by_position == other.capacity[0].by_position
 
 
+@pytest.mark.parametrize("tokens_per_batch", [None, 7])
+def test_small_windows_give_the_same(
+    tokens_per_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED, num_prompt_tokens=5)
+    whole = measure(table, tokens_per_batch=tokens_per_batch)
+    monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 30)
+    monkeypatch.setattr("moetool.trace.windows.reader._ROWS_PER_WINDOW", 40)
+    parts = measure(table, tokens_per_batch=tokens_per_batch)
+    for before, after in zip(whole.layers, parts.layers, strict=True):
+        assert list_figures(before) == pytest.approx(list_figures(after))
+        assert (before.groups, before.phases) == (after.groups, after.phases)
+    assert whole.capacity == parts.capacity
+
+
+def test_parts_in_another_order_give_the_same() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    prompt = np.array(table.column("prompt_id").to_pylist())
+    backwards = pa.concat_tables(
+        [table.filter(pa.array(prompt == f"p{number}")) for number in (3, 5, 0, 1, 4, 2)]
+    )
+    one, other = measure(table), measure(backwards)
+    for before, after in zip(one.layers, other.layers, strict=True):
+        assert list_figures(before) == pytest.approx(list_figures(after))
+    assert [share.by_position for share in one.capacity] == [
+        share.by_position for share in other.capacity
+    ]
+
+
 def test_choosing_every_expert_is_even_and_drops_nothing() -> None:
     router = Router(num_experts=4, top_k=4, num_layers=1)
     result = measure(make_random_trace(LENGTHS, router=router), router=router)

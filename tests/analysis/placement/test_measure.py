@@ -201,7 +201,7 @@ def test_change_is_a_ratio_of_sums_with_an_interval_over_prompts() -> None:
     error = (3 / 2 * sum(squares)) ** 0.5 / 9
     assert found.change == pytest.approx(ratio - 1)
     assert (found.low, found.high) == pytest.approx(
-        (ratio - 1 - 1.959964 * error, ratio - 1 + 1.959964 * error)
+        (ratio - 1 - 4.302653 * error, ratio - 1 + 4.302653 * error)  # Student's t, 2 of freedom
     )
     assert estimate_change(others, others).direction == 0  # type: ignore[union-attr]
 
@@ -256,6 +256,13 @@ def test_a_single_prompt_is_refused() -> None:
     table = make_random_trace((9,), router=ROUTER)
     with pytest.raises(InputError, match="has a single prompt"):
         measure(table)
+
+
+def test_pairs_that_would_fill_the_memory_are_refused() -> None:
+    router = Router(num_experts=30_000, top_k=1, num_layers=1, popularity=(1.0,) * 2)
+    table = make_random_trace((2, 2), router=Router(num_experts=2, top_k=1, num_layers=1))
+    with pytest.raises(InputError, match=r"takes more than 3\.0 GiB of memory"):
+        measure_placement(open_rows(table, router=router), CLUSTERS[0])
 
 
 def test_uneven_layers_are_refused_by_name() -> None:

@@ -129,7 +129,8 @@ def test_a_domain_expert_among_many_cells_is_found() -> None:
     in_layer_0 = [cell for cell in result.experts if cell.layer == 0]
     assert not any(cell.is_domain_expert for cell in in_layer_0)
     assert result.verdict.num_experts == 12
-    assert 1 <= result.verdict.num_domain_experts <= 6
+    # What expert 3 gets more of, the others get less of: some are experts of the other domain.
+    assert 1 <= result.verdict.num_certain_experts <= result.verdict.num_domain_experts <= 6
 
 
 def test_equal_prompts_are_not_significant() -> None:

@@ -14,7 +14,7 @@ from moetool.analysis.tokens import measure as measuring
 from moetool.analysis.tokens.measure import is_sampled, measure_tokens
 from moetool.analysis.tokens.result import TokenRouting
 from moetool.analysis.tokens.sparse_counts import SparseCounts
-from moetool.analysis.tokens.usual_share import expect_fixed, expect_usual_share
+from moetool.analysis.tokens.usual_share import count_times, expect_fixed, expect_usual_share
 from moetool.errors import InputError
 from moetool.trace.reading.reader import TraceSource, open_trace
 from moetool.trace.windows import reader as windows
@@ -126,7 +126,7 @@ def test_a_random_router_lands_on_the_baselines() -> None:
         assert layer.fixed_share == pytest.approx(
             chance, abs=5 * math.sqrt(chance / layer.num_frequent)
         )
-        # Each of some thousand draws adds at most one to the occurrences of the usual choice.
+        # Each of 4,000 draws adds at most one to the occurrences of the usual choice.
         assert layer.usual_share == pytest.approx(layer.loads.usual_share, abs=5 * 0.5 / 4_000**0.5)
         prediction = layer.prediction
         assert prediction is not None
@@ -233,17 +233,17 @@ def test_half_of_the_ids_are_sampled() -> None:
 def test_the_expected_shares_are_those_of_draws() -> None:
     chance = np.array([0.5, 0.3, 0.1, 0.1])
     rng = np.random.default_rng(9)
-    numbers = np.repeat([2, 5, 40], 3_000)
+    numbers = np.repeat([2, 5, 40, 2_000], 3_000)
     draws = np.stack([rng.multinomial(number, chance) for number in numbers])
     most = draws.max(axis=1) / numbers
     for found, wanted in (
         (expect_usual_share(numbers, chance), most),
         (expect_fixed(numbers, chance), most == 1),
     ):
-        for number in (2, 5, 40):
+        for number in (2, 5, 40, 2_000):
             mine = numbers == number
-            # The usual share is itself the mean of 500 draws.
-            error = wanted[mine].std() * (1 / 3_000 + 1 / 500) ** 0.5
+            # The usual share is itself a mean of simulations.
+            error = wanted[mine].std() * (1 / 3_000 + 1 / count_times(number)) ** 0.5
             assert found[mine][0] == pytest.approx(wanted[mine].mean(), abs=5 * error + 1e-6)
 
 
@@ -251,8 +251,9 @@ def test_many_numbers_of_draws_are_interpolated() -> None:
     numbers = np.arange(2, 400)
     found = expect_usual_share(numbers, np.full(8, 1 / 8))
     exact = np.array([expect_usual_share(np.array([one]), np.full(8, 1 / 8))[0] for one in numbers])
-    # Both are means of 500 draws, whose standard deviation is below that of a single choice.
-    error = 0.5 / np.sqrt(numbers) * (2 / 500) ** 0.5
+    # Both are means of simulations, whose standard deviation is below that of a single choice.
+    times = np.array([count_times(int(number)) for number in numbers])
+    error = 0.5 / np.sqrt(numbers) * np.sqrt(2 / times)
     assert (np.abs(found - exact) < 5 * error).all()
 
 

@@ -32,6 +32,9 @@ def test_json_is_esft_s_configuration_with_the_figures_around_it(
     exported = run_moetool(*options, "--export", "esft")
     config = json.loads(exported.stdout)
     assert config["shared_experts"] is True
+    named = run_moetool(*options, "--export", "esft", "-o", tmp_path / "cfg.json")
+    assert json.loads((tmp_path / "cfg.json").read_text(encoding="utf-8")) == config
+    assert f"--expert_config={tmp_path / 'cfg.json'}" in named.stderr
     written = run_moetool(*options, "-o", tmp_path / "expert_cfg.json")
     assert (written.returncode, written.stdout) == (0, "")
     result = json.loads((tmp_path / "expert_cfg.json").read_text(encoding="utf-8"))

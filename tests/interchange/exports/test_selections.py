@@ -14,7 +14,8 @@ from torch import nn
 from moetool import select_experts
 from moetool.analysis.selection.result import Selection
 from moetool.errors import UsageError
-from moetool.interchange.exports.selections import SelectionFormat, render_selection
+from moetool.interchange.exports.selection_formats import SelectionFormat
+from moetool.interchange.exports.selections import render_selection
 from moetool.library.expert_names import read_expert_names
 from tests.families.tiny.models import build_family
 

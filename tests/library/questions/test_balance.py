@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from moetool import measure_balance, read_trace, trace_model
@@ -57,6 +59,42 @@ def test_a_load_table_gives_the_same_figures_of_load(demo_trace: Path, tmp_path:
         for name in (*FIGURES, "load", "mean_squared"):
             assert getattr(one, name) == getattr(other, name)
     assert measure_balance(tmp_path / "loads.csv", layers=[2], top_k=2).layers[0].layer == 2
+
+
+def test_the_steps_of_a_load_table_are_batches(demo_trace: Path, tmp_path: Path) -> None:
+    """Where each step counts a prompt, they drop as many as the prompts do."""
+    rows = read_trace(demo_trace)
+    rows["step"] = rows["prompt_id"].cat.codes
+    loads = rows.groupby(["step", "layer", "expert"]).size().reset_index(name="count")
+    shuffled = loads.sample(frac=1, random_state=0)
+    whole = measure_balance(demo_trace)
+    for number, table in enumerate((loads, shuffled)):
+        path = tmp_path / f"loads{number}.parquet"
+        table.to_parquet(path, index=False)
+        part = measure_balance(path, num_experts=8, top_k=2)
+        assert part.batches == "step"
+        for one, other in zip(whole.capacity, part.capacity, strict=True):
+            assert other.dropped_share == pytest.approx(one.dropped_share)
+            assert other.baseline.dropped_share == pytest.approx(one.baseline.dropped_share)
+            assert other.by_position is None
+        for before, after in zip(whole.layers, part.layers, strict=True):
+            assert after.max_violation_batch == pytest.approx(before.max_violation_batch)
+            shares = [share.share for share in before.dropped]
+            assert [share.share for share in after.dropped] == pytest.approx(shares)
+
+
+def test_a_load_table_of_too_many_steps_has_no_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame({"step": [0, 1], "layer": [0, 0], "expert": [0, 1], "count": [3, 4]})
+    table.to_parquet(tmp_path / "loads.parquet")
+    assert len(measure_balance(tmp_path / "loads.parquet", top_k=1).capacity) == 8
+    for name in ("_MOST_ROWS", "_MOST_CELLS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"moetool.trace.loads.steps.{name}", 1)
+            result = measure_balance(tmp_path / "loads.parquet", top_k=1)
+        assert (result.capacity, result.batches) == ((), None)
+        assert any("capacity" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -113,4 +151,16 @@ def test_damaged_probabilities_are_refused_by_name(tmp_path: Path) -> None:
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     broken.write_bytes(bytes(footer) + content[footer:])
     with pytest.raises(InputError, match=r"trace\.probabilities\.parquet"):
+        measure_balance(path)
+
+
+def test_probabilities_of_a_model_of_another_size_are_refused(tmp_path: Path) -> None:
+    path = trace_model("demo", ["a prompt"], probabilities=True).save(tmp_path / "trace.parquet")
+    found = probabilities_path(path)
+    table = pq.read_table(found)
+    lists = [values[:5] for values in table.column("probabilities").to_pylist()]
+    index = table.column_names.index("probabilities")
+    shorter = pa.array(lists, type=table.schema.field("probabilities").type)
+    pq.write_table(table.set_column(index, "probabilities", shorter), found)
+    with pytest.raises(InputError, match="has 5 probabilities in layer 0, which has 8 experts"):
         measure_balance(path)

@@ -88,6 +88,16 @@ def test_groups_and_phases_have_a_line_each() -> None:
         assert f"\n{name} " in text
 
 
+def test_of_many_groups_the_least_even_are_listed_and_the_rest_is_counted() -> None:
+    parts = [
+        replace(UNEVEN_RESULT.parts[0], name=f"g{number}", cv=number / 10) for number in range(30)
+    ]
+    text = render_table_text(replace(UNEVEN_RESULT, parts=tuple(parts)), View(width=80))
+    shown = [line.split()[0] for line in text.splitlines() if line.startswith("g")]
+    assert shown == [f"g{number}" for number in range(29, 17, -1)]
+    assert "… and 18 with a smaller cv: --format csv lists all" in text
+
+
 def test_the_legend_explains_every_column() -> None:
     text = unwrap(render_table_text(UNEVEN_RESULT, View(width=80)))
     legend = text[text.index("entropy: of the experts") :]
@@ -129,7 +139,11 @@ def test_a_layer_that_ran_no_expert_is_shown_with_dashes() -> None:
     idle = replace(
         UNEVEN_RESULT.layers[0],
         layer=7,
-        **dict.fromkeys(("entropy", "cv", "gini", "max_violation", "jain", "prompt_cv")),
+        entropy=None,
+        cv=None,
+        max_violation=None,
+        prompt_cv=None,
+        is_uneven=None,
     )
     text = render_table_text(replace(UNEVEN_RESULT, layers=(idle,)), View(width=80))
     assert text.startswith("No expert ran in any layer.")

@@ -110,10 +110,8 @@ def test_the_table_has_a_line_for_every_domain_with_its_surest_expert() -> None:
         interval = f"{most.lift_low:.1f}–{most.lift_high:.1f}"
         figures = [f"{most.share:.0%}", f"{most.lift:.1f}", interval]
         assert words[3:7] == [f"L{most.layer}.E{most.expert}", *figures]
-        assert most.familywise_p_value is not None
-        smallest = 1 / (1 + result.num_permutations)
-        expected = f"≤ {smallest:.2g}" if most.familywise_p_value <= smallest else words[7]
-        assert " ".join(words[7:]) == expected
+        assert most.q_value is not None
+        assert words[7:] == [f"{most.q_value:.3f}"]
 
 
 def test_the_short_name_of_an_expert_is_explained() -> None:

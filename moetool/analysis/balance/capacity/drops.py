@@ -56,6 +56,7 @@ class DropCounter:
         sum_of_violations: Of each batch's largest load over the mean, minus 1; of batches in which
             an expert ran.
         num_violations: Batches of that sum.
+        has_places: Whether it is known which places of a batch the dropped assignments have.
         has_weights: Whether weights were given, without which nothing is counted for `probability`.
 
     Args:
@@ -69,8 +70,8 @@ class DropCounter:
         self.sizes: dict[int, int] = {}
         self.num_batches = 0
         self.sum_of_violations, self.num_violations = 0.0, 0
-        self.has_weights = False
-        self._num_experts, self._top_k = num_experts, top_k
+        self.has_places, self.has_weights = True, False
+        self.num_experts, self.top_k = num_experts, top_k
 
     def add(self, batches: Batches | None) -> None:
         """Count batches whose columns are experts and, if they are known, weights.
@@ -78,7 +79,7 @@ class DropCounter:
         Both have the shape (num_decisions, top_k); experts below 0 were not chosen.
         """
         if batches is not None:
-            for part in batches.split(max(1, _MOST_CELLS // self._num_experts)):
+            for part in batches.split(max(1, _MOST_CELLS // self.num_experts)):
                 self._add(part)
 
     def _add(self, batches: Batches) -> None:
@@ -90,19 +91,19 @@ class DropCounter:
         self.has_weights = bool(weights)
         batch = batches.batch
         decile = find_decile(batches.place, batches.sizes[batch])
-        key = (batch[:, None] * self._num_experts + experts).ravel()
+        key = (batch[:, None] * self.num_experts + experts).ravel()
         decile = np.repeat(decile, experts.shape[1])
         weight = weights[0].ravel() if weights else None
         ran = (experts >= 0).ravel()
         if not ran.all():
             key, decile = key[ran], decile[ran]
             weight = None if weight is None else weight[ran]
-        load = np.bincount(key, minlength=len(batches.sizes) * self._num_experts)
-        load = load.reshape(len(batches.sizes), self._num_experts)
+        load = np.bincount(key, minlength=len(batches.sizes) * self.num_experts)
+        load = load.reshape(len(batches.sizes), self.num_experts)
         self._add_violations(load)
         self.num_assignments += np.bincount(decile, minlength=NUM_DECILES)
         capacities = [
-            find_capacity(factor, batches.sizes, top_k=self._top_k, num_experts=self._num_experts)
+            find_capacity(factor, batches.sizes, top_k=self.top_k, num_experts=self.num_experts)
             for factor in FACTORS
         ]
         # Assignments to experts that keep all of theirs need not be put in order.
@@ -117,17 +118,41 @@ class DropCounter:
             else:
                 by_weight = sort_stably(~order_floats(weight[kept]))
                 order = by_weight[sort_stably(key[by_weight])]
-            rank = _rank(key[order])
+            ordered = key[order]
+            rank, of, place = _rank(ordered), ordered // self.num_experts, decile[order]
+            # A larger capacity drops a part of what a smaller one drops.
             for number, capacity in enumerate(capacities):
-                is_dropped = rank >= capacity[key[order] // self._num_experts]
-                self.num_dropped[index, number] += np.bincount(
-                    decile[order[is_dropped]], minlength=NUM_DECILES
-                )
+                is_dropped = rank >= capacity[of]
+                rank, of, place = rank[is_dropped], of[is_dropped], place[is_dropped]
+                self.num_dropped[index, number] += np.bincount(place, minlength=NUM_DECILES)
+
+    def add_loads(self, loads: NDArray[np.int64]) -> None:
+        """Count batches of which only the load of each expert is known.
+
+        Their dropped assignments count as of the first decile, and `has_places` becomes false.
+
+        Args:
+            loads: # (num_batches, num_experts)
+        """
+        self.has_places = False
+        total = loads.sum(axis=1)
+        num_tokens = total // self.top_k
+        for size, count in zip(*np.unique(num_tokens, return_counts=True), strict=True):
+            self.sizes[int(size)] = self.sizes.get(int(size), 0) + int(count)
+        self.num_batches += len(loads)
+        self._add_violations(loads)
+        self.num_assignments[0] += int(total.sum())
+        for number, factor in enumerate(FACTORS):
+            capacity = find_capacity(
+                factor, num_tokens, top_k=self.top_k, num_experts=self.num_experts
+            )
+            excess = np.maximum(loads - capacity[:, None], 0)
+            self.num_dropped[:, number, 0] += int(excess.sum())
 
     def _add_violations(self, load: NDArray[np.int64]) -> None:
         total = load.sum(axis=1)
         ran = total > 0
-        violation = load.max(axis=1)[ran] * self._num_experts / total[ran] - 1
+        violation = load.max(axis=1)[ran] * self.num_experts / total[ran] - 1
         self.sum_of_violations += float(violation.sum())
         self.num_violations += int(ran.sum())
 

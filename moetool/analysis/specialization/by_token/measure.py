@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization.by_token.baseline import Draw, FavouriteShares
+from moetool.analysis.specialization.by_token.baseline import (
+    Draw,
+    FavouriteShares,
+    simulate_uniform,
+)
 from moetool.analysis.specialization.by_token.counting import (
     FrequentTokens,
     LayerTokenCounts,
@@ -20,6 +24,7 @@ from moetool.analysis.specialization.by_token.result import (
     TokenSpecialization,
 )
 from moetool.analysis.specialization.from_trace import SpecializationOptions
+from moetool.analysis.specialization.notes import explain_unknown_first
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.reader import DecisionReader
@@ -70,7 +75,7 @@ def measure_token_specialization(
     show("simulating random routers")
     layers, tokens = [], []
     rng = np.random.default_rng([options.seed, 7])
-    has_first = "rank" in source.columns
+    has_first = reader.has_ranks
     for layer in reader.layers:
         counts = counter.layers.get((layer.stack, layer.layer))
         if counts is not None:
@@ -81,7 +86,11 @@ def measure_token_specialization(
         tokens=tuple(tokens),
         min_count=frequent.min_count,
         seed=options.seed,
-        notes=(*reader.notes, *_explain(layers, frequent, min_count)),
+        notes=(
+            *reader.notes,
+            *_explain(layers, frequent, min_count),
+            *explain_unknown_first(has_ranks=has_first),
+        ),
         trace=reader.facts,
     )
 
@@ -153,13 +162,15 @@ def _compare(
     top_k = decisions.shape[1]
     most = int(occurrences.max())
     use = np.bincount(decisions[decisions >= 0], minlength=num_experts) / len(decisions)
-    shares = []
-    for drawn_from, limit in ((None, top_k / num_experts), (decisions, float(use.max()))):
-        draw = Draw(drawn_from, num_experts=num_experts, top_k=top_k, seed=seed)
-        expected = FavouriteShares(draw, num_experts=num_experts, limit=limit, most=most)
-        shares.append(expected.mean(occurrences))
+    popular = FavouriteShares(
+        Draw(decisions, num_experts=num_experts, top_k=top_k, seed=seed),
+        num_experts=num_experts,
+        limit=float(use.max()),
+        most=most,
+    )
     observed = float((by_token.max(axis=1) / occurrences).mean())
-    return observed, shares[0], shares[1]
+    uniform = simulate_uniform(num_experts, top_k, seed)
+    return observed, uniform.mean(occurrences), popular.mean(occurrences)
 
 
 def _find_characteristic(

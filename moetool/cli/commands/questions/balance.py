@@ -38,7 +38,6 @@ def balance(
         int | None,
         typer.Option(
             min=1,
-            max=1 << 40,
             metavar="N",
             help="Consecutive tokens that make a batch. Default: each prompt is a batch.",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moetool.analysis.selection.scores import Average, Score
+from moetool.analysis.selection.choices import Average, Score
 from moetool.choices import without_effect
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
@@ -16,9 +16,15 @@ from moetool.cli.options.traces import (
     TraceArgument,
 )
 from moetool.cli.options.values import parse_layers
-from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
-from moetool.cli.progress import show_status
-from moetool.interchange.exports.selections import SelectionFormat, render_selection
+from moetool.cli.output import (
+    check_report_path,
+    choose_report_format,
+    is_file,
+    print_or_write,
+    see_output,
+)
+from moetool.cli.progress import say, show_status
+from moetool.interchange.exports.selection_formats import SelectionFormat
 
 SUMMARY = "Choose experts to train or to prune."
 EXAMPLES = (
@@ -63,6 +69,7 @@ def select(
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
+        from moetool.interchange.exports.selections import explain_selection, render_selection
         from moetool.library.questions.select import select_experts
         from moetool.report.questions.select import RENDERERS
 
@@ -102,3 +109,5 @@ def select(
         else render_selection(result, export)
     )
     print_or_write(text, output, force=force)
+    if export is not None and is_file(output) and not quiet:
+        say(f"wrote {output}; use it with: {explain_selection(export, str(output))}")

@@ -34,7 +34,6 @@ SUMMARY = "Test if experts specialize by domain."
 EXAMPLES = (
     "moetool specialize trace.parquet",
     "moetool specialize trace.parquet --by token --layers 0,5",
-    "moetool specialize other.csv --num-experts 64 --top-k 8",
 )
 
 

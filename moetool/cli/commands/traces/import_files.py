@@ -33,14 +33,20 @@ EXAMPLES = (
 
 @speaks_errors
 def import_files(
-    arguments: Annotated[
-        list[str],
+    name: Annotated[
+        str,
         typer.Argument(
-            metavar="FORMAT FILE...",
-            help="A format, a tool, or auto; then files or folders. With --detect, only files.",
+            metavar="FORMAT",
+            help="A format, a tool with several, or auto. With --detect, a file instead.",
             show_default=False,
         ),
     ],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE", help="Files or folders of one recording.", show_default=False
+        ),
+    ] = None,
     detect: importing.DetectOption = False,
     model: importing.ModelOption = None,
     layers: importing.RoutedLayersOption = None,
@@ -61,9 +67,8 @@ def import_files(
     and the summary on stderr says so; --format json prints the summary to stdout.
     """
     if detect:
-        _detect(arguments, output_format, output, force=force, quiet=quiet)
+        _detect([name, *(files or [])], output_format, output, force=force, quiet=quiet)
         return
-    name, *files = arguments
     if not files:
         raise UsageError(
             f"'{name}' is followed by no file.",

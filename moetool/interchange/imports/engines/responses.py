@@ -83,7 +83,7 @@ class LayerRows:
     _dense: frozenset[int] | None = None
 
     def choose(
-        self, array: NDArray[np.int64], *, source: str, only_routed: bool = False
+        self, array: NDArray[Any], *, source: str, only_routed: bool = False
     ) -> list[LayerChoices]:
         """Return the choices of the routed layers.
 
@@ -130,7 +130,7 @@ class LayerRows:
             hint="Name the model that was recorded, or correct --layers.",
         )
 
-    def _find_by_content(self, array: NDArray[np.int64], *, source: str) -> list[tuple[int, int]]:
+    def _find_by_content(self, array: NDArray[Any], *, source: str) -> list[tuple[int, int]]:
         """Return the rows that aren't all zeros: no decision chooses expert 0 more than once."""
         num_tokens, num_layers, top_k = array.shape
         if top_k < 2:

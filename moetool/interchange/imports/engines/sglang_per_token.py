@@ -147,7 +147,10 @@ def _split(
             source=source,
             prompt_id=f"rank{rank}/pass{forward_pass}/seq{number}",
             position=position[chosen][is_real],
-            layers=[LayerChoices(DECODER, layer, logical[layer][chosen][is_real]) for layer in ran],
+            layers=[
+                LayerChoices(DECODER, layer, logical[layer][chosen][is_real], is_padded=True)
+                for layer in ran
+            ],
             phase=np.full(int(is_real.sum()), phase),
             token_id=tokens[chosen][is_real],
         )

@@ -54,12 +54,12 @@ class _Choice:
     num_tokens: int | None = None
     ids: NDArray[np.int64] | None = None
 
-    def read(self) -> NDArray[np.int64]:
+    def read(self) -> NDArray[Any]:
         """Return the expert ids by token, layer and rank."""
         arrays = [_read_array(each, source=self.source) for each in self.arrays]
         if len({array.shape[1:] for array in arrays}) > 1:
             raise damaged(self.source, f"has other layers in {_OLD!r} than in {_NEW!r}")
-        return np.concatenate(arrays)
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def has_routed_experts(response: dict[str, Any]) -> bool:
@@ -197,7 +197,7 @@ def _read_choice(
     )
 
 
-def _read_array(value: Any, *, source: str) -> NDArray[np.int64]:
+def _read_array(value: Any, *, source: str) -> NDArray[Any]:
     if isinstance(value, list):
         return take_array(value, num_dimensions=3, name=_NEW, source=source)
     data = value if isinstance(value, bytes) else decode_base64(value, name=_NEW, source=source)

@@ -31,8 +31,8 @@ def decode_base64(value: Any, *, name: str, source: str) -> bytes:
     raise damaged(source, f"holds no base64 as {name!r}")
 
 
-def parse_npy(content: bytes, *, source: str) -> NDArray[np.int64]:
-    """Return the integers in the bytes of an `.npy` file, whatever their type.
+def parse_npy(content: bytes, *, source: str) -> NDArray[Any]:
+    """Return the array in the bytes of an `.npy` file, which holds integers of any type.
 
     Nothing is allocated from the header alone, and nothing is unpickled.
 
@@ -52,5 +52,5 @@ def parse_npy(content: bytes, *, source: str) -> NDArray[np.int64]:
     data = content[stream.tell() :]
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise damaged(source, f"breaks off, or is too long for an array of shape {shape}")
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if is_fortran else "C")
-    return array.astype(np.int64)
+    array = np.frombuffer(data, dtype=dtype)
+    return array.reshape(shape, order="F" if is_fortran else "C")

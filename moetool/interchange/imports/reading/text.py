@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -135,11 +135,11 @@ def take_array(value: Any, *, num_dimensions: int, name: str, source: str) -> ND
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError, TypeError, RecursionError):
-        array = np.zeros(0)
+        array = np.zeros(())
     if array.size == 0 and array.ndim <= num_dimensions:
         array = np.zeros((0,) * num_dimensions, dtype=np.int64)
     if array.dtype.kind not in "iu" or array.ndim != num_dimensions:
-        shape = {1: "a list", 2: "a list of lists", 3: "lists of lists of lists"}[num_dimensions]
+        shape = "list" + " of lists" * (num_dimensions - 1)
         raise damaged(source, f"holds no {shape} of whole numbers as {name!r}")
     return array.astype(np.int64)
 
@@ -155,6 +155,17 @@ def damaged(source: str, what: str, *, seen: object = None, hint: str = _FORMAT_
     """
     facts = [] if seen is None else [f"seen: {printable(str(seen).strip().partition(chr(10))[0])}"]
     return InputError(f"{source} {what}.", hint=hint, facts=facts)
+
+
+def make_prefixes(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return, for each of several files, what begins the ids of its prompts: nothing for one file."""
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    stems = [path.stem for path in paths]
+    return {
+        path: f"{path.stem}/" if stems.count(path.stem) == 1 else f"{path.stem}#{number}/"
+        for number, path in enumerate(paths)
+    }
 
 
 def quote(path: Path) -> str:

@@ -89,8 +89,8 @@ def _read_counts(gguf: GgufFile) -> dict[int, list[NDArray[np.int64]]]:
 
 def _read_whole(gguf: GgufFile, name: str) -> NDArray[np.int64]:
     numbers = gguf.read(name).ravel()
-    is_count = np.isfinite(numbers) & (numbers >= 0) & (numbers == np.round(numbers))
-    if not is_count.all() or (numbers >= 2**62).any():
+    is_small = np.isfinite(numbers).all() and bool((np.abs(numbers) < 2**62).all())
+    if not is_small or (numbers < 0).any() or (numbers != np.round(numbers)).any():
         raise damaged(quote(gguf.path), f"holds {name!r} with something other than counts")
     return numbers.astype(np.int64)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.interchange.imports.reading.text import damaged, open_input, quote
+from moetool.interchange.imports.reading.text import damaged, make_prefixes, open_input, quote
 from moetool.interchange.imports.runs import (
     DECODER,
     Column,
@@ -95,6 +95,8 @@ def _iter_tables(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     try:
         with open_input(path) as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
+                # Parquet holds texts as bytes, which have not been checked so far.
+                batch.validate(full=True)
                 yield pa.Table.from_batches([batch])
     except _ERRORS as error:
         raise damaged(quote(path), "can't be read", seen=error) from error
@@ -108,8 +110,7 @@ def _iter_runs(
     wanted += [name for name in ("phase", "token_id") if name in columns]
     wanted += [domain] if domain is not None else []
     domains: dict[str, str] = {}
-    for path in paths:
-        prefix = "" if len(paths) == 1 else f"{path.stem}/"
+    for path, prefix in make_prefixes(paths).items():
         for table in _iter_tables(path, wanted):
             yield from _group(table, path, prefix, domains, domain=domain)
 
@@ -123,6 +124,8 @@ def _group(
         _take_integers(table, name, source=source) for name in ("token_idx", "layer_idx")
     )
     experts, width = _take_lists(table, _EXPERTS, source=source)
+    if not width.all() or (experts >= 0).sum() < width.sum():
+        raise damaged(source, "has a decision of no experts, or an expert below 0")
     weights = None
     if _SCORES in table.column_names:
         weights, num_scores = _take_lists(table, _SCORES, source=source)
@@ -161,13 +164,20 @@ def _group(
                     DECODER,
                     int(layer[own[0]]),
                     experts[own].astype(np.int64),
-                    None if weights is None else weights[own].astype(np.float32),
+                    None if weights is None else _narrow(weights[own]),
+                    is_padded=True,
                 )
             ],
             domain=tag,
             phase=None if phase is None else phase[own],
             token_id=None if token is None else token[own],
         )
+
+
+def _narrow(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return weights as float32; those beyond its range become infinite, and are refused later."""
+    with np.errstate(over="ignore"):
+        return weights.astype(np.float32)
 
 
 def _has(table: pa.Table, name: str) -> bool:

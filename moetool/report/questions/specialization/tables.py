@@ -105,13 +105,13 @@ def make_domains(result: Specialization) -> Table:
                     format_known(cell.share, ".0%"),
                     style_words(format_known(cell.lift, ".1f"), Style.STRONG),
                     f"{format_known(cell.lift_low, '.1f')}–{format_known(cell.lift_high, '.1f')}",
-                    _format_p(cell.familywise_p_value, result),
+                    _format_q(cell.q_value),
                 )
             )
             domain = ("", "", "")
         if not shown:
             rows.append((*domain, "none for certain", "", "", "", ""))
-    headers = (_name(result), "prompts", "tokens", "expert", "share", "lift", "95%", "p")
+    headers = (_name(result), "prompts", "tokens", "expert", "share", "lift", "95%", "q")
     return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7))
 
 
@@ -184,6 +184,12 @@ def _format_p(value: float | None, result: Specialization) -> str:
     if value is None:
         return UNKNOWN
     return format_p_value(value, num_permutations=result.num_permutations)
+
+
+def _format_q(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def _name(result: Specialization) -> str:

@@ -20,7 +20,9 @@ def word_verdict(result: Specialization) -> list[Words]:
         lines.append(
             f"{verdict.num_domain_experts:,} of {number_of(verdict.num_experts, 'expert')} "
             f"{'is' if verdict.num_domain_experts == 1 else 'are'} used more by at least one of the "
-            f"{noun} than by all together (false discovery rate {FALSE_DISCOVERY_RATE:.0%})."
+            f"{noun} than by all together, at a false discovery rate of "
+            f"{FALSE_DISCOVERY_RATE:.0%}; {verdict.num_certain_experts:,} at a family-wise error "
+            f"rate of {FALSE_DISCOVERY_RATE:.0%}."
         )
     return lines
 
@@ -63,7 +65,7 @@ def _word_layers(result: Specialization) -> str:
         return (
             f"Experts differ between {groups} in {part}, hardly more than vocabulary explains: "
             f"once the token is known, experts tell {share} of what is left to know about its "
-            f"{group}, as in an untrained model."
+            f"{group}, no more than untrained models reach."
         )
     return (
         f"Experts specialize by {group} in {verdict.num_layers_beyond_vocabulary} of {total} "

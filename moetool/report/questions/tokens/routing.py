@@ -19,7 +19,7 @@ from moetool.wording import number_of
 
 _LAYERS_SHOWN = 30
 _TOKENS_SHOWN = 20
-_EXPERTS_SHOWN = 6
+_EXPERTS_SHOWN = 3
 
 
 def render_table_text(result: TokenRouting, view: View = DEFAULT_VIEW) -> str:
@@ -51,9 +51,14 @@ def _make_verdict(result: TokenRouting) -> Iterator[Text]:
         if least is not most:
             rates = f"{least.prediction.hit_rate:.0%} (layer {show_layer(least)}) to {rates}"
             popular = f"{least.prediction.popularity:.0%} and {popular}"
+        helps = (
+            "predicts"
+            if any(layer.prediction and (layer.prediction.gain_low or 0) > 0 for layer in ordered)
+            else "doesn't help to predict"
+        )
         yield style_words(
-            "On prompts that were not used for it, a token's id alone predicts "
-            f"{rates} of first choices; the layer's most popular expert is {popular}.",
+            f"A token's id alone {helps} first choices: on prompts that were not used for it, it "
+            f"finds {rates} of them; the layer's most popular expert is {popular}.",
             Style.STRONG,
         )
     judged = [layer for layer in result.layers if layer.fixed_share is not None]

@@ -15,7 +15,7 @@ from moetool.report.text.tables import make_table
 from moetool.wording import number_of
 
 _LAYERS_SHOWN = 60
-_EXPERTS_SHOWN = 4
+_EXPERTS_SHOWN = 3
 
 
 def render_table_text(result: TokenExperts, view: View = DEFAULT_VIEW) -> str:

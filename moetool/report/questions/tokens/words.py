@@ -14,7 +14,7 @@ from moetool.trace.facts import LayerFacts
 
 _LONGEST_TOKEN = 24
 # Of a context, on each side of the token.
-_LONGEST_SIDE = 30
+_LONGEST_SIDE = 24
 # In a column of numbers; a word would widen it.
 _UNKNOWN = "–"
 
