@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.exporting import (
+from moetool.cli.options.questions.exporting import (
     ExportOption,
     ExportTarget,
     HiddenLayersOption,
     MethodOption,
     check_export_options,
 )
-from moetool.cli.options.placement import (
+from moetool.cli.options.questions.placement import (
     BalanceWeightOption,
     GpusOption,
     GroupsOption,
