@@ -29,6 +29,8 @@ def explain_caching(
             "The trace has no generated tokens: decode takes the tokens of the prompts one by one, "
             "in a separate simulation."
         )
+    if not reader.has_ranks:
+        notes.append("The trace has no ranks: LRU takes the first row of a token for its last use.")
     notes += given
     if not result.is_fitted:
         notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moetool.analysis.caching import measure as caching
@@ -11,8 +11,13 @@ from moetool.analysis.caching.result import Caching
 from moetool.choices import take_count, take_text
 from moetool.errors import InputError, UsageError
 from moetool.library.opening import open_reader
-from moetool.library.questions.expert_sizes import find_expert_bytes, read_expert_bytes
+from moetool.library.questions.expert_sizes import (
+    ExpertSize,
+    find_expert_sizes,
+    read_expert_sizes,
+)
 from moetool.printable import printable
+from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
 
@@ -95,19 +100,17 @@ def _find_sizes(
     if expert_bytes is not None:
         return dict.fromkeys(places, expert_bytes), []
     if model is not None:
-        sizes = read_expert_bytes(take_text(model, name="model"))
-        missing = [place for place in places if place not in sizes]
-        if missing:
-            stack, layer = missing[0]
+        sizes = read_expert_sizes(take_text(model, name="model"))
+        fault = _find_fault(reader.layers, sizes)
+        if fault is not None:
             raise InputError(
-                f"'{printable(model)}' has no routed layer {layer} ({printable(stack)}), as "
-                f"'{printable(reader.path)}' has.",
+                f"'{printable(reader.path)}' is not a trace of '{printable(model)}': {fault}.",
                 hint="Name the model of the trace, or give --expert-bytes.",
             )
-        return sizes, []
+        return {place: sizes[place].num_bytes for place in places}, []
     named = None if reader.metadata is None else reader.metadata.model
-    found = find_expert_bytes(named)
-    if found is None or any(place not in found for place in places):
+    found = find_expert_sizes(named)
+    if found is None or _find_fault(reader.layers, found) is not None:
         reason = (
             "the trace names no model"
             if named is None
@@ -116,4 +119,19 @@ def _find_sizes(
         return None, [
             f"Bytes are unknown: {reason}. Name one with --model, or give --expert-bytes."
         ]
-    return found, []
+    return {place: found[place].num_bytes for place in places}, []
+
+
+def _find_fault(layers: Sequence[RoutedLayer], sizes: Mapping[Place, ExpertSize]) -> str | None:
+    """Return what of a trace's layers a model doesn't have; None if it has all."""
+    for layer in layers:
+        place = f"layer {layer.layer} ({printable(layer.stack, max_length=40)})"
+        size = sizes.get((layer.stack, layer.layer))
+        if size is None:
+            return f"the model has no routed {place}"
+        if size.num_experts != layer.num_experts:
+            return (
+                f"{place} has {size.num_experts} experts in the model, {layer.num_experts} in the "
+                "trace"
+            )
+    return None

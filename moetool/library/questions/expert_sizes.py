@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from moetool.catalogue.gpus import read_gpus
-from moetool.catalogue.names import DEMO, find_published_name
+from moetool.catalogue.names import find_published_name
 from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_model
 from moetool.checkpoint.subject import AskedSource, find_subject
 from moetool.errors import InputError, MoetoolError
@@ -15,16 +16,35 @@ from moetool.trace.reading.layer_shapes import Place
 _LOCAL = (ModelKind.FOLDER, ModelKind.CONFIG, ModelKind.PUBLISHED)
 
 
-def read_expert_bytes(model: str) -> Mapping[Place, int]:
-    """Return the bytes of an expert of each routed layer, in the dtype that the model is loaded in.
+@dataclass(frozen=True)
+class ExpertSize:
+    """An expert of a routed layer.
+
+    Attributes:
+        num_bytes: In the dtype that the model is loaded in.
+        num_experts: Experts of the layer, without identity experts.
+    """
+
+    num_bytes: int
+    num_experts: int
+
+
+def read_expert_sizes(model: str) -> Mapping[Place, ExpertSize]:
+    """Return the size of an expert of each routed layer.
 
     Raises:
         InputError: There is no such model, it can't be built, or the size of its weights is unknown.
     """
-    return _measure(resolve_model(model))
+    reference = resolve_model(model)
+    if reference.kind is ModelKind.REPORTED:
+        raise InputError(
+            f"'{model}' is known from reports alone: the size of its experts is unknown.",
+            hint="Give the size with --expert-bytes.",
+        )
+    return _measure(reference)
 
 
-def find_expert_bytes(model: str | None) -> Mapping[Place, int] | None:
+def find_expert_sizes(model: str | None) -> Mapping[Place, ExpertSize] | None:
     """Return the sizes of the model that a trace names, if they are known offline; None else.
 
     A Hub id has those of the catalogue's model, if it is in there.
@@ -36,14 +56,14 @@ def find_expert_bytes(model: str | None) -> Mapping[Place, int] | None:
         if reference.kind is ModelKind.HUB and reference.hub_id is not None:
             name = find_published_name(reference.hub_id)
             reference = reference if name is None else resolve_model(name)
-        if reference.kind not in _LOCAL and reference.text != DEMO:
+        if reference.kind not in _LOCAL:
             return None
         return _measure(reference)
     except (MoetoolError, OSError):
         return None
 
 
-def _measure(reference: ModelReference) -> Mapping[Place, int]:
+def _measure(reference: ModelReference) -> Mapping[Place, ExpertSize]:
     # Imported late because they import torch.
     from moetool.memory.estimate_scenario import CALIBRATED_GPU
     from moetool.memory.loaded.loaded_model import ModelLoader
@@ -62,7 +82,9 @@ def _measure(reference: ModelReference) -> Mapping[Place, int]:
             hint="Give the size with --expert-bytes.",
         )
     sizes = {
-        (experts.layer.stack, experts.layer.layer): experts.num_bytes // experts.layer.num_experts
+        (experts.layer.stack, experts.layer.layer): ExpertSize(
+            experts.count_read_bytes(num_experts=1), experts.layer.num_experts
+        )
         for experts in list_layer_experts(held)
     }
     if not sizes:

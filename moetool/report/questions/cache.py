@@ -60,8 +60,11 @@ def _word_verdict(result: Caching) -> list[Words]:
 
 
 def _word_kept(item: PolicyResult) -> str:
-    number = f"{item.experts_per_layer:.4g} experts of each layer"
-    return number if item.budget.isdecimal() else f"{item.budget} of the experts ({number})"
+    number = f"{item.experts_per_layer:.4g}"
+    if item.budget.isdecimal():
+        return f"{number} experts of each layer"
+    whole = "the experts" if item.budget.endswith("%") else "experts"
+    return f"{item.budget} of {whole} ({number} of each layer)"
 
 
 def _make_phase(result: Caching, size: PhaseSize) -> Block:

@@ -54,7 +54,9 @@ def test_hits_are_those_of_caches_step_by_step(
     monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 50)
     monkeypatch.setattr(replacement, "_CELLS_AT_ONCE", 200)
     table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=5, seed=seed)
-    result = simulate(table, "1,2,5", router=router, tokens_per_batch=tokens_per_batch)
+    capacities = (1, 2, router.num_experts // 2)
+    budget = ",".join(map(str, capacities))
+    result = simulate(table, budget, router=router, tokens_per_batch=tokens_per_batch)
     assert {item.phase for item in result.policies} == {"prefill", "decode"}
     total: dict[tuple[str, int, str], int] = {}
     requests: dict[str, int] = {"prefill": 0, "decode": 0}
@@ -62,7 +64,7 @@ def test_hits_are_those_of_caches_step_by_step(
         steps = list_steps(table, layer=layer.layer, tokens_per_batch=tokens_per_batch)
         for step in steps:
             requests[step.phase] += len(step.needed)
-        for capacity in (1, 2, 5):
+        for capacity in capacities:
             static = find_static_sets(table, layer=layer.layer, capacity=capacity)
             for policy in POLICIES:
                 hits = count_hits(steps, policy, capacity=capacity, static=static)

@@ -43,8 +43,8 @@ def compare(
     other: Annotated[
         Path,
         typer.Argument(
-            metavar="OTHER",
-            help="A trace of the same tokens: the reference, if one of the two is.",
+            metavar="TRACE",
+            help="Another trace of the same tokens: the reference, if one of them is.",
             show_default=False,
         ),
     ],

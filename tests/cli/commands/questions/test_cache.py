@@ -32,7 +32,7 @@ def test_the_page_begins_with_what_the_numbers_say(run_moetool: RunMoetool, trac
     completed = run_moetool("cache", trace, "--budget", "25%,6")
     assert completed.returncode == 0, completed.stderr
     text = " ".join(completed.stdout.split())
-    assert text.startswith("With 25% of the experts (2 experts of each layer) on the GPU, the best")
+    assert text.startswith("With 25% of the experts (2 of each layer) on the GPU, the best")
     assert "Bytes are unknown: the trace names no model." in text
     sized = run_moetool("cache", trace, "--budget", "6", "--expert-bytes", "1048576")
     assert "12.0 MiB" in sized.stdout
@@ -87,10 +87,13 @@ def test_the_model_gives_the_size_of_an_expert(demo_trace: Path, trace: Path) ->
     named = simulate_caches(trace, model="demo", budget="1")
     assert named.layers[1].expert_bytes == 196_608
     assert named.policies[0].gpu_bytes == 2 * 196_608
-    with pytest.raises(InputError, match="'mixtral-8x7b' has no routed layer"):
-        simulate_caches(
-            read_trace(trace).assign(layer=lambda rows: rows["layer"] + 40), model="mixtral-8x7b"
-        )
+    higher = read_trace(trace).assign(layer=lambda rows: rows["layer"] + 40)
+    with pytest.raises(InputError, match=r"the model has no routed layer 40 \(decoder\)"):
+        simulate_caches(higher, model="demo")
+    with pytest.raises(InputError, match="has 8 experts in the model, 16 in the trace"):
+        simulate_caches(trace, model="demo", num_experts=16)
+    with pytest.raises(InputError, match="'gpt-4' is known from reports alone"):
+        simulate_caches(trace, model="gpt-4")
 
 
 @pytest.mark.parametrize(

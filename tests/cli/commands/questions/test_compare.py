@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,6 +89,20 @@ def test_a_real_trace_and_a_changed_copy_differ_as_a_plain_reading_says(demo_tra
         check(group, of_domains[group.group])
 
 
+def test_parts_in_any_order_give_the_same(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    expected = compare_traces(*pair)
+    table = pq.read_table(pair[1])
+    prompts = np.array([int(name[1:]) for name in table.column("prompt_id").to_pylist()])
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for number, index in enumerate(([6, 1, 3], [5, 0], [4, 2])):
+        part = pa.concat_tables([table.filter(pa.array(prompts == one)) for one in index])
+        pq.write_table(part, parts / f"{number}.parquet")
+    result = compare_traces(pair[0], parts)
+    assert (result.layers, result.cells) == (expected.layers, expected.cells)
+    assert (result.token_ids, result.tokens) == (expected.token_ids, expected.tokens)
+
+
 def test_other_tokens_are_refused_with_their_place_and_nothing_is_written(
     run_moetool: RunMoetool, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -96,7 +111,7 @@ def test_other_tokens_are_refused_with_their_place_and_nothing_is_written(
     output = tmp_path / "result.json"
     completed = run_moetool("compare", pair[0], tmp_path / "longer.parquet", "-o", output)
     assert completed.returncode == 3
-    assert "longer.parquet' has position 7 of prompt 'p6' (token id " in completed.stderr
+    assert "longer.parquet' has position 6 of prompt 'p6' (token id " in completed.stderr
     assert "--common-tokens" in completed.stderr
     assert not output.exists()
 
