@@ -6,7 +6,8 @@
 
 `speed` makes a trace of a simulated router with popular experts and topics, 58 layers of 256
 experts, and times `place` on it in one process. `scores` fits on half of a trace's prompts and
-scores on the other half, over five seeds, for 8 and 16 GPUs and several weights of balance.
+scores on the other half, over five seeds, for 8 and 16 GPUs, several weights of balance, and
+replicas.
 `transfer` fits on the domains of the first half of the alphabet and scores on the others.
 """
 
@@ -31,7 +32,7 @@ from moetool.analysis.placement.measure import (
 )
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.layer_statistics import StatisticsCounter
-from moetool.analysis.placement.result import MethodPlacement
+from moetool.analysis.placement.result import COACTIVATION, METHODS, MethodPlacement
 from moetool.analysis.placement.scoring import LayerScorer
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.windows.reader import DecisionReader
@@ -98,17 +99,18 @@ def time_placement() -> None:
 
 def score_trace(path: Path) -> None:
     """Print held-out scores, as means over seeds."""
-    for num_gpus in (8, 16):
-        for weight in (0.0, 0.05, 0.08, 0.12):
+    for cluster in (Cluster(8), Cluster(16), Cluster(8, num_redundant_experts=16)):
+        weights = (0.08,) if cluster.num_redundant_experts else (0.0, 0.05, 0.08, 0.12)
+        for weight in weights:
             results = [
                 measure_placement(
                     open_trace(path),
-                    Cluster(num_gpus),
+                    cluster,
                     PlacementOptions(seed=seed, balance_weight=weight),
                 )
                 for seed in _SEEDS
             ]
-            names = ("coactivation",) if weight else ("contiguous", "eplb", "coactivation")
+            names = METHODS if weight == weights[0] else (COACTIVATION,)
             for name in names:
                 scores = [result.methods[name] for result in results]
                 known = [score for score in scores if score is not None]
@@ -123,9 +125,9 @@ def score_trace(path: Path) -> None:
                     for score in known
                 ]
                 everything, batch, fan_out, change, better = np.mean(rows, axis=0)
-                label = f"{name} {weight}" if name == "coactivation" else name
+                label = f"{name} {weight}" if name == COACTIVATION else name
                 print(
-                    f"G={num_gpus:<3} {label:18} all {everything:.3f}  batch {batch:.3f}  "
+                    f"G={cluster.num_gpus} R={cluster.num_redundant_experts:<3} {label:18} all {everything:.3f}  batch {batch:.3f}  "
                     f"GPUs {fan_out:.2f} ({change:+.1%})  layers better than EPLB {better:.0%}"
                 )
 

@@ -2,13 +2,15 @@
 
     python benchmarks/placement_peers.py agreement FILE...
     python benchmarks/placement_peers.py sglang FOLDER PLACEMENT.json --experts N --redundant R --gpus G
+    python benchmarks/placement_peers.py vllm-ascend eplb_utils.py PLACEMENT.json
 
 `agreement` takes files with a `rebalance_experts`: eplb.py of github.com/deepseek-ai/EPLB,
 srt/eplb/eplb_algorithms/deepseek.py of SGLang, or distributed/eplb/policy/default.py of vLLM. They
 run as they are; what they import from their own packages is replaced by an empty module.
 
 `sglang` gives an exported file to the loader in an unpacked sglang wheel (FOLDER holds `sglang/`),
-which needs neither a GPU nor the rest of SGLang.
+which needs neither a GPU nor the rest of SGLang. `vllm-ascend` does the same with
+vllm_ascend/eplb/core/eplb_utils.py of github.com/vllm-project/vllm-ascend.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +175,28 @@ def load_by_sglang(
         print(f"  last layer, GPU {gpu}: {last[gpu * size : (gpu + 1) * size]}")
 
 
+def load_by_vllm_ascend(path: Path, placement: Path) -> None:
+    """Give a file to vllm-ascend's own reader and print what it finds."""
+    for name in ("vllm", "vllm.model_executor", "vllm.model_executor.layers"):
+        package: Any = ModuleType(name)
+        package.__path__ = []
+        sys.modules[name] = package
+    fused: Any = ModuleType("vllm.model_executor.layers.fused_moe")
+    fused.__path__ = []
+    manager: Any = ModuleType("vllm.model_executor.layers.fused_moe.expert_map_manager")
+    manager.determine_expert_map = None
+    logger: Any = ModuleType("vllm.logger")
+    logger.logger = logging.getLogger("vllm")
+    sys.modules |= {module.__name__: module for module in (fused, manager, logger)}
+    module: Any = load_module(path, package="ascend")
+    layers = json.loads(placement.read_text(encoding="utf-8"))["layer_list"]
+    for layer in layers:
+        loaded, number = module.expert_file_to_tensor(str(placement), layer["layer_id"])
+        assert loaded.tolist() == [device["device_expert"] for device in layer["device_list"]]
+        assert number == loaded.numel()
+    print(f"loaded {len(layers)} layers; the last one has {tuple(loaded.shape)} devices and slots")
+
+
 def main() -> None:
     """Run the part that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -183,7 +208,13 @@ def main() -> None:
     sglang.add_argument("placement", type=Path)
     for name in ("experts", "redundant", "gpus"):
         sglang.add_argument(f"--{name}", type=int, required=True)
+    ascend = parts.add_parser("vllm-ascend")
+    ascend.add_argument("file", type=Path)
+    ascend.add_argument("placement", type=Path)
     asked = parser.parse_args()
+    if asked.part == "vllm-ascend":
+        load_by_vllm_ascend(asked.file, asked.placement)
+        return
     if asked.part == "agreement":
         for path in asked.files:
             show_agreement(path)

@@ -10,6 +10,7 @@ from moetool.memory.fitting.limits import find_limits, refuse_search
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
+from moetool.memory.offload.expert_cache import plan_expert_cache
 from moetool.memory.offload.plan import plan_offload
 from moetool.memory.on_gpus import Limits
 from moetool.memory.result import Estimate
@@ -17,7 +18,7 @@ from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
-from moetool.memory.speed.experts_touched import find_choices, read_routing
+from moetool.memory.speed.experts_touched import UNIFORM, find_choices, read_routing
 
 
 def add_answers(
@@ -70,13 +71,27 @@ def add_answers(
         choices=choices,
         quantization=scenario.quantization,
     )
+    # Read first, because it refuses traces of other models.
+    routing = None if trace is None or choices is None else read_routing(trace, choices)
+    if offload is not None and choices is not None and scenario.batch_size == 1:
+        cache = gaps.unless_refused(
+            "The single experts that would stay on the GPU are",
+            plan_expert_cache,
+            model.held,
+            gpu_memory_bytes=gpu.memory_bytes,
+            total_bytes=run.figures.total_device_bytes,
+            choices=choices,
+            routing=UNIFORM if trace is None else trace.name,
+            trace=trace,
+        )
+        offload = replace(offload, expert_cache=cache)
     speed = bound_speed(
         model.held,
         scenario,
         gpu,
         cache_bytes=run.prompt_cache_bytes,
         choices=choices,
-        routing=None if trace is None or choices is None else read_routing(trace, choices),
+        routing=routing,
         unquantized=plain,
     )
     return replace(

@@ -77,6 +77,36 @@ class RankBytes:
 
 
 @dataclass(frozen=True)
+class ExpertCache:
+    """Single experts of each layer on the GPU, in an engine that moves the others one by one.
+
+    Figures are of decoding one sequence, one token at a time.
+
+    Attributes:
+        routing: `uniform`, or the name of the trace that the figures are from.
+        experts_per_layer: Experts of each layer that fit next to everything else.
+        gpu_bytes: Their size in all layers.
+        uniform_hit_rate: Share of needed experts that are there with a uniform random router.
+        uniform_transfer_bytes_per_token: Experts moved to the GPU for each token, then.
+        static_hit_rate: The share in the trace, with the experts that other prompts used most; None
+            without a trace, or with a single prompt.
+        static_transfer_bytes_per_token: Experts moved to the GPU for each token, then.
+        lru_hit_rate: The share in the trace, with the experts that were used last.
+        lru_transfer_bytes_per_token: Experts moved to the GPU for each token, then.
+    """
+
+    routing: str
+    experts_per_layer: int
+    gpu_bytes: int
+    uniform_hit_rate: float
+    uniform_transfer_bytes_per_token: int
+    static_hit_rate: float | None = None
+    static_transfer_bytes_per_token: int | None = None
+    lru_hit_rate: float | None = None
+    lru_transfer_bytes_per_token: int | None = None
+
+
+@dataclass(frozen=True)
 class Offload:
     """Routed experts in the host's memory, everything else on the GPU.
 
@@ -100,6 +130,8 @@ class Offload:
             for everything else.
         fits_computed_on_host: Whether the run fits with those engines.
         gpu: The GPU's id, once it is part of an estimate.
+        expert_cache: Single experts that stay on the GPU; None if all or none fit, if several
+            sequences are decoded, or if the number of experts that a token chooses is unknown.
     """
 
     num_offloaded_layers: int
@@ -113,6 +145,7 @@ class Offload:
     num_host_computed_layers: int
     fits_computed_on_host: bool
     gpu: str | None = None
+    expert_cache: ExpertCache | None = None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ OPTIONS = {
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
     | {"--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-occurrences"},
+    "cache": OF_TRACES | {"--budget", "--expert-bytes", "--model", "--tokens-per-batch"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}

@@ -23,8 +23,10 @@ from moetool.catalogue.gpus import read_gpus
 from moetool.catalogue.published import read_published_models, read_reported_systems
 from moetool.catalogue.selection import select_models
 from moetool.inspection.result import Inspection
+from moetool.interchange.imports.detect import Detection
+from moetool.interchange.imports.write import ImportResult
 from moetool.memory.result import Estimate
-from moetool.report import gpus
+from moetool.report import gpus, imports
 from moetool.report import models as catalogue
 from moetool.report.inspect import data as inspect
 from moetool.report.inspect import summary
@@ -33,7 +35,7 @@ from moetool.report.renderer import View
 from moetool.report.text.lines import WholeLine
 from moetool.report.trace_summary import render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt
-from moetool.trace.metadata import TraceMetadata
+from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 from tests.report.examples import (
     make_counts,
 )
@@ -144,6 +146,42 @@ def render_run(view: View, *excerpts: PromptExcerpt) -> str:
     )
 
 
+def show_import(view: View) -> str:
+    result = ImportResult(
+        path=Path("trace.parquet"),
+        format="moe-policylang",
+        kind="trace",
+        columns=("prompt_id", "domain", "phase", "position", "stack", "layer", "rank", "expert"),
+        num_rows=12_288,
+        num_bytes=40_000,
+        num_layers=24,
+        num_prompts=16,
+        num_tokens=512,
+        num_experts=None,
+        top_k=(2,),
+        notes=(
+            f"{NOT_EXACT} the routing was computed again.",
+            "The number of experts is not in the files: --num-experts or --model states it.",
+        ),
+    )
+    return imports.render_result_text(result, view)
+
+
+def show_detection(view: View) -> str:
+    known = Detection(
+        path="recordings/imatrix.gguf",
+        format="imatrix",
+        title="llama.cpp's importance matrix (.gguf)",
+        kind="load table",
+        gives="counts",
+        lacks="tokens, steps",
+        command="moetool import imatrix recordings/imatrix.gguf -o loads.parquet",
+    )
+    return imports.render_detections_text(
+        [known, Detection("moe.yaml", None, "a file of no known format")], view
+    )
+
+
 PAGES = (
     show_model,
     show_layers,
@@ -156,6 +194,8 @@ PAGES = (
     show_gpus,
     show_run,
     show_run_of_prompts,
+    show_import,
+    show_detection,
     *QUESTION_PAGES,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from moetool.analysis.caching.budgets import Budget
 from moetool.analysis.caching.first_pass import read_first_pass
 from moetool.analysis.caching.notes import explain_caching
 from moetool.analysis.caching.result import Caching
+from moetool.analysis.caching.simulation.policies import POLICIES, Policy
 from moetool.analysis.caching.simulation.run import CacheRun, CacheShape
 from moetool.analysis.caching.summary import (
     Simulated,
@@ -31,6 +32,7 @@ def simulate_caches(
     budgets: Sequence[Budget],
     expert_bytes: Mapping[Place, int] | None = None,
     tokens_per_batch: int | None = None,
+    policies: Collection[Policy] = POLICIES,
     notes: Sequence[str] = (),
 ) -> Caching:
     """Return what keeping some experts of each layer on the GPU is worth.
@@ -48,6 +50,7 @@ def simulate_caches(
         budgets: At least one.
         expert_bytes: Size of an expert of each layer; None if unknown.
         tokens_per_batch: Consecutive tokens of a prompt that share a step; None for all.
+        policies: Those to simulate; the optimum takes longest.
         notes: Sentences on the arguments, for the result.
 
     Raises:
@@ -76,6 +79,7 @@ def simulate_caches(
             halves=first.halves,
             tokens_per_batch=tokens_per_batch,
             decodes_all=decodes_all,
+            policies=policies,
         )
         # Without generated tokens, those of prompts stand for them in a separate simulation.
         for decodes_all in ((False,) if is_generated else (False, True))
@@ -94,6 +98,7 @@ def simulate_caches(
         counts=(runs[0].counts, runs[-1].counts),
         touched=touched,
         first=first,
+        policies=policies,
     )
     random = simulated.find_random_rates()
     return Caching(

@@ -16,7 +16,7 @@ from moetool.trace.facts import LayerFacts, TraceFacts
 if TYPE_CHECKING:
     import pandas as pd
 
-_, DECODE = PHASES
+PREFILL, DECODE = PHASES
 
 # Lists of a result that are tables.
 TableName = Literal["policies", "layer_policies", "touched", "layer_touched"]
@@ -76,8 +76,8 @@ class Touched:
 
     Attributes:
         batch_size: Tokens.
-        of: `one text` for consecutive tokens of a prompt, `several texts` for tokens of as many
-            prompts at the same position.
+        of: `one text` for consecutive tokens of a prompt, `several texts` for the n-th tokens of
+            as many prompts.
         num_batches: Batches in all layers.
         experts: Distinct experts per layer.
         random: Of a uniform random router, `E (1 - (1 - k/E)^B)`.

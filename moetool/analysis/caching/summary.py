@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,6 +39,7 @@ class Simulated:
         counts: Of each phase, the counts of the simulation that is reported for it.
         touched: Distinct experts by batch size.
         first: The load of the trace.
+        policies: Those that were simulated.
     """
 
     shape: CacheShape
@@ -47,6 +48,7 @@ class Simulated:
     counts: Sequence[CacheCounts]
     touched: TouchedCounts
     first: FirstPass
+    policies: Collection[Policy] = POLICIES
 
     @property
     def is_fitted(self) -> bool:
@@ -88,6 +90,8 @@ def list_policies(result: Simulated, random: NDArray[np.float64]) -> tuple[Polic
         requests = counts.requests[:, phase]
         weights = counts.random_requests[:, phase]
         for index, policy in enumerate(POLICIES):
+            if policy not in result.policies:
+                continue
             is_known = policy is not Policy.STATIC or result.is_fitted
             for place, budget in enumerate(result.budgets):
                 capacities = result.shape.capacities[:, place]
@@ -168,6 +172,8 @@ def _list_layer_policies(
         if not requests:
             continue
         for index, policy in enumerate(POLICIES):
+            if policy not in result.policies:
+                continue
             is_known = policy is not Policy.STATIC or result.is_fitted
             for place, budget in enumerate(result.budgets):
                 hits = int(counts.hits[layer, phase, index, place])

@@ -57,12 +57,17 @@ def _join_neighbours(
     bits: NDArray[np.uint64], group: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return the first and second, third and fourth, … of each group joined; odd ones are left out."""
+    second = np.flatnonzero(_count_within(group) % 2 == 1)
+    return bits[second - 1] | bits[second], group[second]
+
+
+def _count_within(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each token in its group, from 0."""
     number = np.arange(len(group))
     starts = np.ones(len(group), dtype=bool)
     starts[1:] = group[1:] != group[:-1]
-    within = number - np.maximum.accumulate(np.where(starts, number, 0))
-    second = np.flatnonzero(within % 2 == 1)
-    return bits[second - 1] | bits[second], group[second]
+    within: NDArray[np.int64] = number - np.maximum.accumulate(np.where(starts, number, 0))
+    return within
 
 
 class TouchedCounts:
@@ -70,7 +75,7 @@ class TouchedCounts:
 
     Attributes:
         of_one: By layer, batches of consecutive tokens of a prompt.
-        of_several: By layer, batches of tokens of as many prompts at one position.
+        of_several: By layer, batches of the n-th tokens of as many prompts.
     """
 
     def __init__(self, places: Sequence[Place], num_experts: Sequence[int]) -> None:
@@ -94,5 +99,6 @@ class TouchedCounts:
             if only_decoded and window.phase is not None:
                 is_decoded = window.phase[token] == DECODE
                 experts, token = experts[is_decoded], token[is_decoded]
-            order = np.argsort(window.position[token], kind="stable")
-            self.of_several[index].add(experts[order], window.position[token][order])
+            within = _count_within(window.prompt[token])
+            order = np.argsort(within, kind="stable")
+            self.of_several[index].add(experts[order], within[order])

@@ -26,6 +26,9 @@ class PairMatrix:
         expert_j: The larger id; across layers, the expert of the next layer. # (num_pairs,)
         count: Decisions that choose both. # (num_pairs,)
         probability: Their share of all decisions. # (num_pairs,)
+        given_i: Probability of the second expert if the first is chosen; NaN if it never is.
+            # (num_pairs,)
+        given_j: Probability of the first expert if the second is chosen. # (num_pairs,)
         lift: NaN if one of the experts is never chosen. # (num_pairs,)
         expected_lift: Lift of a router with the same loads. # (num_pairs,)
         lift_low: # (num_pairs,)
@@ -40,6 +43,8 @@ class PairMatrix:
     expert_j: NDArray[np.int16]
     count: Ints
     probability: Floats
+    given_i: Floats
+    given_j: Floats
     lift: Floats
     expected_lift: Floats
     lift_low: Floats
@@ -95,7 +100,10 @@ class PairMatrix:
         return ordered
 
 
-FLOAT_COLUMNS = ("probability", "lift", "expected_lift", "lift_low", "lift_high", "p_value")
+FLOAT_COLUMNS = (
+    *("probability", "given_i", "given_j", "lift", "expected_lift"),
+    *("lift_low", "lift_high", "p_value"),
+)
 _ENOUGH = 10
 
 
@@ -155,6 +163,7 @@ def _make_untested(
     expected = one * (other / max(1, total))
     with np.errstate(divide="ignore", invalid="ignore"):
         lift = np.where(expected > 0, count / expected, np.nan)
+        given_i, given_j = (np.where(each > 0, count / each, np.nan) for each in (one, other))
     # An array of one value, without memory for each pair.
     unknown = np.broadcast_to(np.float64(np.nan), len(count))
     return PairMatrix(
@@ -162,6 +171,8 @@ def _make_untested(
         expert_j=j,
         count=count,
         probability=count / max(1, total),
+        given_i=given_i,
+        given_j=given_j,
         lift=lift,
         expected_lift=unknown,
         lift_low=unknown,

@@ -23,6 +23,8 @@ class ExpertPair:
         experts: The smaller id first; across layers, that of the layer, then that of the next.
         count: Decisions, or tokens across layers, that choose both.
         probability: Their share of all decisions.
+        given_i: Probability of the second expert if the first is chosen.
+        given_j: Probability of the first expert if the second is chosen.
         lift: `count * decisions / (count of one * count of the other)`.
         expected_lift: Lift under a router with the same loads that chooses at random otherwise;
             1 across layers. None if it was not computed.
@@ -36,6 +38,8 @@ class ExpertPair:
     experts: tuple[int, int]
     count: int
     probability: float
+    given_i: float
+    given_j: float
     lift: float
     expected_lift: float | None = None
     lift_low: float | None = None
@@ -139,6 +143,8 @@ class _Row:
     expert_j: int
     count: int
     probability: float | None
+    given_i: float | None
+    given_j: float | None
     lift: float | None
     expected_lift: float | None
     lift_low: float | None

@@ -37,8 +37,14 @@ from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.reader import DecisionReader
+from moetool.wording import format_bytes, number_of
 
 Place = tuple[str, int]
+
+# Pairs of experts of all layers: half a hundred layers of a thousand experts.
+_MOST_CELLS = 2**26
+# Joint choices and products of loads, of both halves and of all prompts.
+_CELL_BYTES = 6 * 8
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,14 @@ def measure_placement(
     )
     for layer in reader.layers:
         cluster.check_layer(say_layer(layer.stack, layer.layer), layer.num_experts)
+    num_cells = sum(layer.num_experts**2 for layer in reader.layers)
+    if num_cells > _MOST_CELLS:
+        raise InputError(
+            f"Counting all pairs of experts in {number_of(len(reader.layers), 'layer')} of "
+            f"'{printable(source.path)}' takes more than {format_bytes(_MOST_CELLS * _CELL_BYTES)} of "
+            "memory.",
+            hint="Place fewer layers at a time with --layers (layers= in Python).",
+        )
     if len(reader.prompts) < 2:
         raise InputError(
             f"'{printable(source.path)}' has a single prompt: none can be held out.",

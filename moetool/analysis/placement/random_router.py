@@ -14,7 +14,7 @@ from moetool.analysis.placement.scoring import PlacementScore, measure_imbalance
 _NUM_DRAWS = 128
 # Random numbers drawn for one mean; loads of more tokens are drawn from the normal distribution
 # with their covariance, from which they can't be distinguished.
-_MOST_NUMBERS = 2**24
+_MOST_NUMBERS = 2**22
 _NUMBERS_AT_ONCE = 2**20
 _SEED = 20_240
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moetool.errors import UsageError
 from moetool.interchange.exports import json_files, tensor_files, tensorrt_llm
-from moetool.interchange.exports.slots import SlotPlan
+from moetool.interchange.exports.slots import SlotPlan, say_layers
 from moetool.wording import join_words
 
 
@@ -30,25 +30,49 @@ class Format:
     Attributes:
         suffixes: Of the file's name; the engine, or people, tell the format by it.
         render: Returns its bytes.
-        explain: Returns the options that use the file, given its name; several lines if need be.
+        explain: Returns the options that use the file, given its name.
+        has_every_layer: Whether it has a row for each hidden layer, dense ones included.
     """
 
     suffixes: tuple[str, ...]
     render: Callable[[SlotPlan], bytes]
     explain: Callable[[SlotPlan, str], str]
+    has_every_layer: bool = False
 
 
 FORMATS: Mapping[Engine, Format] = {
-    Engine.SGLANG: Format((".json",), json_files.render_sglang, json_files.explain_sglang),
+    Engine.SGLANG: Format(
+        (".json",), json_files.render_sglang, json_files.explain_sglang, has_every_layer=True
+    ),
     Engine.TENSORRT_LLM: Format((".yaml", ".yml"), tensorrt_llm.render, tensorrt_llm.explain),
     Engine.VLLM_ASCEND: Format(
         (".json",), json_files.render_vllm_ascend, json_files.explain_vllm_ascend
     ),
     Engine.EPLB: Format((".pt",), tensor_files.render_eplb, tensor_files.explain_eplb),
     Engine.KTRANSFORMERS: Format(
-        (".pt",), tensor_files.render_ktransformers, tensor_files.explain_ktransformers
+        (".pt",),
+        tensor_files.render_ktransformers,
+        tensor_files.explain_ktransformers,
+        has_every_layer=True,
     ),
 }
+
+
+def list_remarks(engine: Engine, plan: SlotPlan) -> tuple[str, ...]:
+    """Return what a reader of the file should know, as sentences."""
+    if FORMATS[engine].has_every_layer:
+        unrouted = plan.list_unrouted()
+        if not unrouted:
+            return ()
+        return (
+            f"the trace has no routing in {say_layers(unrouted)}, so the file treats "
+            f"{'it' if len(unrouted) == 1 else 'them'} as dense",
+        )
+    if engine is Engine.EPLB:
+        return ()
+    return (
+        f"{engine} needs every routed layer of the model; the file has {say_layers(plan.layers)}",
+    )
 
 
 def check_suffix(engine: Engine, path: Path) -> None:

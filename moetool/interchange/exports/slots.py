@@ -60,11 +60,7 @@ class SlotPlan:
             UsageError: It is unknown, or the trace has a later layer.
         """
         if self.num_hidden_layers is None:
-            raise UsageError(
-                f"A file for {engine} has a row for every hidden layer, and the number of those of "
-                "this model is unknown.",
-                hint="Give --model or --num-hidden-layers (num_hidden_layers in config.json).",
-            )
+            raise unknown_hidden_layers(engine)
         if self.layers[-1] >= self.num_hidden_layers:
             raise UsageError(
                 f"The trace has layer {self.layers[-1]}, but the model has only "
@@ -73,9 +69,9 @@ class SlotPlan:
             )
         return self.num_hidden_layers
 
-    def list_unrouted(self, num_hidden_layers: int) -> list[int]:
-        """Return the hidden layers that the trace has no routing of."""
-        return sorted(set(range(num_hidden_layers)) - set(self.layers))
+    def list_unrouted(self) -> list[int]:
+        """Return the hidden layers that the trace has no routing of, if their number is known."""
+        return sorted(set(range(self.num_hidden_layers or 0)) - set(self.layers))
 
 
 def make_slot_plan(result: Placement, *, method: Method, num_hidden_layers: int | None) -> SlotPlan:
@@ -124,3 +120,24 @@ def fill_rows(plan: SlotPlan, num_hidden_layers: int) -> list[list[int]]:
     rows = dict(zip(plan.layers, plan.slots, strict=True))
     plain = [slot % plan.num_experts for slot in range(plan.num_slots)]
     return [list(rows.get(layer, plain)) for layer in range(num_hidden_layers)]
+
+
+def say_layers(layers: Sequence[int]) -> str:
+    """Return layers in words, such as `layer 0` or `layers 1-26, 28`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"layer{'' if len(layers) == 1 else 's'} {', '.join(parts)}"
+
+
+def unknown_hidden_layers(engine: str) -> UsageError:
+    """Return the error for a file with a row for each of an unknown number of layers."""
+    return UsageError(
+        f"A file for {engine} has a row for every hidden layer, and the number of those of this "
+        "model is unknown.",
+        hint="Give --model or --num-hidden-layers (num_hidden_layers in config.json).",
+    )

@@ -67,7 +67,7 @@ class RowCollector:
         return tuple(self._widths.values())
 
     def iter_tables(self) -> Iterator[pa.Table]:
-        """Yield all rows, some hundred thousand at a time.
+        """Yield all rows, about 250,000 at a time.
 
         Raises:
             InputError: A file can't be read, or holds decisions that no model makes.
@@ -99,7 +99,7 @@ class RowCollector:
         """
         facts, shapes = self._imported.facts, self._shapes
         for (stack, layer), width in sorted(self._widths.items()):
-            stated = shapes.find_top_k(facts) if stack == DECODER else facts.top_k
+            stated = shapes.state_top_k(facts, layer) if stack == DECODER else facts.top_k
             if stated is not None and width != stated:
                 raise InputError(
                     f"Decisions in layer {layer} have at most {width} experts, but the stated "
@@ -139,7 +139,7 @@ class RowCollector:
                 self._shapes.check_routed(choices.layer)
                 size = self._shapes.find_num_experts(self._imported.facts, choices.layer)
             else:
-                size = self._imported.facts.num_experts or self._shapes.num_experts
+                size = self._imported.facts.num_experts or self._shapes.any_num_experts
             self._sizes[place] = size
         experts = choices.experts
         if not experts.size:

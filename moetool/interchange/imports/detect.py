@@ -158,7 +158,7 @@ def _detect_file(path: Path) -> str:
         return "a pickle, which may run code when it is loaded, so it isn't read"
     if head.lstrip()[:1] in (b"{", b"["):
         return _detect_json(path)
-    if _ESFT_LINE.match(head) or (b"\t\t" in head and set(head) <= set(b"0123456789\t.\n\r")):
+    if _ESFT_LINE.match(head) or (b"\t" in head and set(head) <= set(b"0123456789\t.\n\r")):
         return esft.FORMAT
     if _is_safetensors(head):
         return tensorrt_llm.find_kind(path) or "safetensors, but not TensorRT-LLM's statistic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from os import PathLike
 
@@ -10,6 +11,7 @@ from moetool.errors import UsageError
 from moetool.interchange.imports.detect import choose_format
 from moetool.interchange.imports.formats import find_format
 from moetool.interchange.imports.model_shapes import read_model_shapes
+from moetool.interchange.imports.reading.text import quote
 from moetool.interchange.imports.runs import ImportFiles, LoadImport
 from moetool.interchange.imports.shapes import make_shapes
 from moetool.interchange.imports.write import ImportResult, write_load_table, write_trace
@@ -63,6 +65,12 @@ def import_trace(
     paths = tuple(take_path(file, name="file") for file in given)
     if not paths:
         raise UsageError("There are no files to import.", hint="Name at least one file.")
+    places = [os.path.realpath(path) for path in paths]
+    repeated = next(
+        (path for path, own in zip(paths, places, strict=True) if places.count(own) > 1), None
+    )
+    if repeated is not None:
+        raise UsageError(f"{quote(repeated)} was given twice.", hint="Name each file once.")
     target = take_path(output, name="output")
     overwrite = take_flag(overwrite, name="overwrite")
     numbers = take_numbers(layers, name="layer", largest=LARGEST_ID)

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from moetool.errors import InputError, UsageError
 from moetool.interchange.imports.runs import Facts
 from moetool.printable import printable
-from moetool.wording import number_of
 
 MODEL_HINT = "Name the model with --model, or give {options} by hand."
 
 
 @dataclass(frozen=True)
 class GivenShapes:
-    """What the user says about the model that was recorded; None where nothing is said.
+    """Facts that the user states about the model that was recorded; None means not stated.
 
     Attributes:
         routed: Number of experts and top-k by the layer's number, for the routed layers; None if
@@ -40,16 +39,15 @@ class GivenShapes:
         """Numbers of the routed layers, in order."""
         return None if self.routed is None else tuple(sorted(self.routed))
 
-    def find_top_k(self, facts: Facts, *, needed_for: str | None = None) -> int | None:
-        """Return the top-k of the decoder's layers: as given, or as the files state it.
+    def find_top_k(self, *, because: str) -> int:
+        """Return the one top-k of all layers, for a format that can't be read without it.
 
         Args:
-            facts: About the files.
-            needed_for: Why the top-k is needed, as the end of a sentence; None if it isn't.
+            because: Why it is needed, as a relative clause.
 
         Raises:
-            InputError: The files and the user contradict each other.
-            UsageError: It is needed and unknown.
+            InputError: The layers of the model have different ones.
+            UsageError: It isn't given.
         """
         known = {k for _, k in (self.routed or {}).values() if k is not None}
         if len(known) > 1:
@@ -59,14 +57,31 @@ class GivenShapes:
                 hint="Give --layers and --top-k instead of --model, for one of them at a time.",
             )
         given = self.top_k or next(iter(known), None)
-        if given is not None and facts.top_k is not None and given != facts.top_k:
-            raise contradiction("top-k", given, facts.top_k)
-        if given is None and facts.top_k is None and needed_for is not None:
+        if given is None:
             raise UsageError(
-                f"Experts per token, which {needed_for}, are not in files of this format.",
+                f"The number of experts per token, which {because}, is not in files of this format.",
                 hint=MODEL_HINT.format(options="--top-k"),
             )
+        return given
+
+    def state_top_k(self, facts: Facts, layer: int) -> int | None:
+        """Return the top-k of a decoder layer: as given, or as the files state it.
+
+        Raises:
+            InputError: The files and the user contradict each other.
+        """
+        given = self.top_k
+        if given is None and self.routed is not None and layer in self.routed:
+            given = self.routed[layer][1]
+        if given is not None and facts.top_k is not None and given != facts.top_k:
+            raise contradiction("top-k", given, facts.top_k)
         return given if given is not None else facts.top_k
+
+    @property
+    def any_num_experts(self) -> int | None:
+        """The number of experts that all routed layers have; None if unknown, or if they differ."""
+        sizes = {size for size, _ in (self.routed or {}).values()}
+        return self.num_experts or (sizes.pop() if len(sizes) == 1 else None)
 
     def find_num_experts(self, facts: Facts, layer: int) -> int | None:
         """Return the number of experts of a decoder layer: as given, or as the files state it.
@@ -147,9 +162,3 @@ def contradiction(what: str, given: int, found: int) -> InputError:
         f"The files state a {noun} of {found}, but {given} was given.",
         hint="Name the model that was recorded, or leave the option out.",
     )
-
-
-def describe_shapes(shapes: GivenShapes) -> str:
-    """Return the routed layers in words: `26 routed layers of 27`."""
-    layers = number_of(len(shapes.routed or {}), "routed layer")
-    return layers if shapes.num_layers is None else f"{layers} of {shapes.num_layers}"

@@ -197,14 +197,15 @@ def write_load_table(
     names = ("layer", "expert", "count", *(("step",) if opened.has_steps else ()))
     columns = tuple(name for name in LOAD_SCHEMA.names if name in names)
     sizes: dict[tuple[str, int], int] = {}
-    top_k = shapes.find_top_k(facts)
+    top_k: dict[tuple[str, int], int | None] = {}
 
     def describe() -> LoadMetadata:
         if not sizes:
             raise InputError(
                 "The files hold no counts.", hint="Record again, while the model answers."
             )
-        if top_k is None:
+        top_k.update({place: shapes.state_top_k(facts, place[1]) for place in sizes})
+        if None in top_k.values():
             facts.note("The number of experts per token is unknown: --top-k or --model states it.")
         return LoadMetadata(
             moetool=__version__,
@@ -212,7 +213,7 @@ def write_load_table(
             model=shapes.model or facts.model,
             precision=facts.precision,
             layers=tuple(
-                LoadLayer(stack, layer, num_experts=size, top_k=top_k)
+                LoadLayer(stack, layer, num_experts=size, top_k=top_k[stack, layer])
                 for (stack, layer), size in sorted(sizes.items())
             ),
             notes=(*facts.notes, *shapes.notes),
@@ -236,7 +237,7 @@ def write_load_table(
         num_prompts=None,
         num_tokens=None,
         num_experts=_distinct(sizes.values()),
-        top_k=None if top_k is None else (top_k,),
+        top_k=_distinct(k for k in top_k.values() if k is not None),
         notes=(*facts.notes, *shapes.notes),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from moetool.choices import (
     take_path,
     take_text,
 )
-from moetool.interchange.exports.files import FORMATS, Engine, check_suffix
-from moetool.interchange.exports.slots import make_slot_plan
+from moetool.interchange.exports.files import FORMATS, Engine, check_suffix, list_remarks
+from moetool.interchange.exports.slots import make_slot_plan, unknown_hidden_layers
 from moetool.library.opening import open_any, take_layers, take_shape
 from moetool.library.questions.model_sizes import ModelSizes, find_model_sizes, read_model_sizes
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
@@ -152,38 +152,116 @@ def export_placement(
     Raises:
         UsageError: The file exists or can't be written, or the engine can't load such a placement.
     """
+    return write_export(
+        placement,
+        engine,
+        path,
+        method=method,
+        num_hidden_layers=_find_hidden_layers(
+            placement.trace.model, model=model, stated=num_hidden_layers
+        ),
+        overwrite=overwrite,
+    ).options
+
+
+@dataclass(frozen=True)
+class Export:
+    """A placement that was written for an engine.
+
+    Attributes:
+        options: Of the engine; they use the file.
+        remarks: What a reader should know, as sentences.
+    """
+
+    options: str
+    remarks: tuple[str, ...]
+
+
+def write_export(
+    placement: Placement,
+    engine: str,
+    path: str | PathLike[str],
+    *,
+    method: str | None,
+    num_hidden_layers: int | None,
+    overwrite: bool,
+) -> Export:
+    """Write a placement as an engine loads it. Arguments are those of `export_placement`.
+
+    Raises:
+        UsageError: The file exists or can't be written, or the engine can't load such a placement.
+    """
     overwrite = take_flag(overwrite, name="overwrite")
-    chosen_engine, target = check_export(engine, path, overwrite=overwrite)
-    number = take_count(
-        num_hidden_layers,
-        name="number of hidden layers",
-        smallest=1,
-        largest=_MOST_LAYERS,
-        is_optional=True,
-    )
-    if number is None:
-        sizes = read_model_sizes(model) if model else find_model_sizes(placement.trace.model)
-        number = sizes.num_hidden_layers
+    chosen, target = _check_target(engine, path, overwrite=overwrite)
     default = EPLB if placement.methods[COACTIVATION] is None else COACTIVATION
     word = choose_word(method, METHODS, name="method") if method is not None else default
     plan = make_slot_plan(
         placement,
         method=next(each for each in METHODS if each == word),
-        num_hidden_layers=number,
+        num_hidden_layers=num_hidden_layers,
     )
-    content = FORMATS[chosen_engine].render(plan)
+    content = FORMATS[chosen].render(plan)
     with saying_what_failed(target):
         write_file(content, target, replace_existing=overwrite)
-    return FORMATS[chosen_engine].explain(plan, str(target))
+    return Export(FORMATS[chosen].explain(plan, str(target)), list_remarks(chosen, plan))
 
 
-def check_export(engine: str, path: str | PathLike[str], *, overwrite: bool) -> tuple[Engine, Path]:
-    """Return the engine and the file of an export, after checking them before any work is done.
+def prepare_export(
+    trace: Path,
+    engine: str,
+    path: Path,
+    *,
+    model: str | None,
+    num_hidden_layers: int | None,
+    overwrite: bool,
+) -> int | None:
+    """Return the number of hidden layers, after checking an export before any work is done for it.
+
+    Args:
+        trace: Trace or load table.
+        engine: As in `export_placement`, like the arguments that follow.
+        path: File to write.
+        model: Named by the user; None to take the one that the trace names.
+        num_hidden_layers: Stated by the user; None to look it up.
+        overwrite: Replace an existing file.
 
     Raises:
-        UsageError: There is no such engine, or the file has a wrong suffix, exists or can't be
-            written.
+        InputError: There is no such trace or model.
+        UsageError: There is no such engine, the file has a wrong suffix, exists or can't be written,
+            or the number of layers is needed and unknown.
     """
+    chosen, _ = _check_target(engine, path, overwrite=overwrite)
+    source = _open_any(trace, by="domain")
+    named = None if source.metadata is None else source.metadata.model
+    number = _find_hidden_layers(named, model=model, stated=num_hidden_layers)
+    if FORMATS[chosen].has_every_layer and number is None:
+        raise unknown_hidden_layers(chosen)
+    return number
+
+
+def _find_hidden_layers(named: str | None, *, model: str | None, stated: object) -> int | None:
+    """Return how many layers a model has: as stated, or as its configuration says.
+
+    Args:
+        named: The model that the trace names.
+        model: The model that the user names.
+        stated: The number that the user states.
+    """
+    number = take_count(
+        stated,
+        name="number of hidden layers",
+        smallest=1,
+        largest=_MOST_LAYERS,
+        is_optional=True,
+    )
+    if number is not None:
+        return number
+    return (read_model_sizes(model) if model else find_model_sizes(named)).num_hidden_layers
+
+
+def _check_target(
+    engine: str, path: str | PathLike[str], *, overwrite: bool
+) -> tuple[Engine, Path]:
     chosen = choose(engine, Engine, name="engine")
     target = take_path(path, name="file")
     check_suffix(chosen, target)

@@ -13,11 +13,11 @@ from moetool.report.text.lines import make_fact, make_paragraphs, make_whole_lin
 from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, make_printable
 from moetool.report.text.tables import make_table
-from moetool.report.text.words import UNKNOWN, word_count, word_range, word_size
+from moetool.report.text.words import UNKNOWN, word_count, word_range, word_share, word_size
 from moetool.wording import format_bytes, join_words
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import Offload, RankBytes, SpeedBound
+    from moetool.memory.on_gpus import ExpertCache, Offload, RankBytes, SpeedBound
 
 _TRANSFORMERS = "transformers"
 _YES_OR_NO = {True: "yes", False: "no"}
@@ -71,7 +71,32 @@ def list_offload(offload: Offload, gpu: str) -> Block:
     ]
     headers = (f"experts on the CPU with 1 × {make_printable(gpu)}",)
     table = make_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))
-    return [table, *_list_flags(offload.flags)]
+    cache = [] if offload.expert_cache is None else _list_expert_cache(offload.expert_cache)
+    return [table, *_list_flags(offload.flags), *cache]
+
+
+def _list_expert_cache(cache: ExpertCache) -> list[RenderableType]:
+    """Return what single experts on the GPU are worth, in engines that can keep them."""
+    kept = (
+        f"Engines that move single experts can keep {cache.experts_per_layer:,} of each layer on the "
+        f"GPU, {format_bytes(cache.gpu_bytes)}. With a uniform router, "
+        f"{word_share(cache.uniform_hit_rate)} of the experts that a token needs are there, and "
+        f"{format_bytes(cache.uniform_transfer_bytes_per_token)} per token cross the bus."
+    )
+    seen = [
+        f"{word_share(rate)} with {policy}, {format_bytes(moved)} per token"
+        for policy, rate, moved in (
+            (
+                "the experts that other prompts used most",
+                cache.static_hit_rate,
+                cache.static_transfer_bytes_per_token,
+            ),
+            ("those used last", cache.lru_hit_rate, cache.lru_transfer_bytes_per_token),
+        )
+        if rate is not None and moved is not None
+    ]
+    measured = f"According to {cache.routing}: {'; '.join(seen)}." if seen else ""
+    return [*make_paragraphs([kept, measured])]
 
 
 def _list_flags(flags_of_engines: Mapping[str, str]) -> Iterator[RenderableType]:

@@ -147,7 +147,7 @@ def _make_legend(result: Caching) -> list[str]:
         "starts empty. Caches stay warm from prompt to prompt. Experts at work that do not stay "
         "have room apart from the budget.",
         "tokens at once: distinct experts that a layer needs for a batch of them. of one text: "
-        "consecutive tokens; of several: at one position of as many prompts. independent: tokens "
+        "consecutive tokens; of several: the n-th tokens of as many prompts. independent: tokens "
         "that choose independently with the same load. random: E·(1−(1−k/E)^B).",
     ]
 

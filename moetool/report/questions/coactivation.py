@@ -70,7 +70,14 @@ def _make_verdict(result: Coactivation) -> Iterator[Text]:
         )
     yield style_words(verdict, Style.STRONG)
     if result.hit_rate is not None and result.popularity is not None:
-        helps = "predict" if result.hit_rate > result.popularity else "don't help to predict"
+        gains = [
+            layer.next_layer.prediction.gain_low or 0
+            for layer in result.layers
+            if layer.next_layer and layer.next_layer.prediction
+        ]
+        # A few of many layers are above popularity by chance.
+        is_sure = 2 * sum(gain > 0 for gain in gains) > len(gains)
+        helps = "predict" if is_sure else "don't help to predict"
         yield style_words(
             f"A layer's experts {helps} the next layer's: they find {result.hit_rate:.0%} of them; "
             f"the most popular experts are {result.popularity:.0%}, random ones {result.random:.0%}.",

@@ -88,32 +88,36 @@ def _say_loads(result: Placement) -> str:
 
 
 def _make_methods(result: Placement) -> Table:
-    has_nodes = result.cluster.num_nodes > 1
-    headers = ["method", "batch", "random", "all", "random", "GPUs", "random"]
-    headers += ["nodes", "random"] if has_nodes else []
-    headers += ["sent", "random"]
+    """Return a row for each score, and one below it for what a random router has."""
+    shown = [
+        ("batch max/mean", "batch_imbalance", _format),
+        ("all max/mean", "global_imbalance", _format),
+        ("GPUs per token", "fan_out", _format),
+        ("nodes per token", "node_fan_out", _format),
+        ("sent per token", "all_to_all_bytes_per_token", _format_size),
+        ("between nodes", "cross_node_bytes_per_token", _format_size),
+    ]
+    if result.cluster.num_nodes == 1:
+        shown = [item for item in shown if "node" not in item[1]]
     rows: list[Sequence[Words]] = []
-    for method, found in result.methods.items():
-        if found is None:
-            rows.append((_NAMES[method], *[_UNKNOWN] * (len(headers) - 1)))
-            continue
-        random = found.baseline
-        row: list[Words] = [
-            _NAMES[method],
-            style_words(_format(found.batch_imbalance), Style.STRONG),
-            _format(random.batch_imbalance),
-            _format(found.global_imbalance),
-            _format(random.global_imbalance),
-            style_words(_format(found.fan_out), Style.STRONG),
-            _format(random.fan_out),
-        ]
-        if has_nodes:
-            row += [_format(found.node_fan_out), _format(random.node_fan_out)]
-        row += [
-            _format_size(found.all_to_all_bytes_per_token),
-            _format_size(random.all_to_all_bytes_per_token),
-        ]
-        rows.append(row)
+    for label, name, write in shown:
+        scores = result.methods.values()
+        rows.append(
+            (
+                label,
+                *(style_words(write(getattr(found, name, None)), Style.STRONG) for found in scores),
+            )
+        )
+        rows.append(
+            (
+                style_words("random router", Style.MUTED),
+                *(
+                    style_words(write(getattr(found and found.baseline, name, None)), Style.MUTED)
+                    for found in scores
+                ),
+            )
+        )
+    headers = ["", *(_NAMES[method] for method in result.methods)]
     return make_table(headers, rows, right=range(1, len(headers)))
 
 
@@ -169,15 +173,16 @@ def _explain(result: Placement) -> list[str]:
     )
     shown = [
         scored,
-        f"batch: load of the busiest GPU over the mean of all, averaged over {batch}; 1 is even, "
-        "and a layer waits for its busiest GPU. all: the same of all tokens together, which hides "
-        "that batches differ. random: the same placement under a router that chooses at random.",
+        f"batch max/mean: load of the busiest GPU over the mean of all, averaged over {batch}; 1 is "
+        "even, and a layer waits for its busiest GPU. all max/mean: the same of all tokens "
+        "together, which hides that batches differ. random router: the same placement under a "
+        "router that chooses at random.",
     ]
     if has_fan_out:
         shown.append(
-            "GPUs: those that a token's experts are on, a mean over layers; in the lower table "
-            "after batch. sent: bytes of a token to GPUs other than its own and back, over all "
-            "layers: 2 × other GPUs × hidden size × bytes of a value."
+            "GPUs per token: those that its experts are on, a mean over layers; in the lower table "
+            "after batch max/mean. sent per token: bytes to GPUs other than its own and back, over "
+            "all layers: 2 × other GPUs × hidden size × bytes of a value."
         )
     if cluster.num_redundant_experts:
         shown.append("An expert with replicas serves each token from one of them at random.")

@@ -23,6 +23,7 @@ from moetool.trace.reading.reader import TraceSource, open_trace
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.coactivation.reference import (
+    count_experts,
     count_pairs,
     find_deviation,
     find_lift,
@@ -57,7 +58,7 @@ def test_every_pair_has_the_counts_and_lift_of_plain_python(
     result = measure(open_rows(table, router=SKEWED))
     for layer in result.layers:
         decisions = select_layer(table, layer.layer)
-        counts = count_pairs(decisions)
+        counts, loads = count_pairs(decisions), count_experts(decisions)
         assert layer.num_tokens == len(decisions)
         assert layer.num_pairs == 15
         rows = list(layer.matrix.iter_rows())
@@ -69,6 +70,8 @@ def test_every_pair_has_the_counts_and_lift_of_plain_python(
             assert row["count"] == counts[pair]
             assert row["probability"] == pytest.approx(counts[pair] / len(decisions))
             assert row["lift"] == pytest.approx(find_lift(decisions, *pair))
+            assert row["given_i"] == pytest.approx(counts[pair] / loads[pair[0]])
+            assert row["given_j"] == pytest.approx(counts[pair] / loads[pair[1]])
 
 
 @pytest.mark.parametrize("dense_cost", [0, 1_000])

@@ -258,6 +258,13 @@ def test_a_single_prompt_is_refused() -> None:
         measure(table)
 
 
+def test_pairs_that_would_fill_the_memory_are_refused() -> None:
+    router = Router(num_experts=30_000, top_k=1, num_layers=1, popularity=(1.0,) * 2)
+    table = make_random_trace((2, 2), router=Router(num_experts=2, top_k=1, num_layers=1))
+    with pytest.raises(InputError, match=r"takes more than 3\.0 GiB of memory"):
+        measure_placement(open_rows(table, router=router), CLUSTERS[0])
+
+
 def test_uneven_layers_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="Layer 0 has 8 experts"):
         measure(make_trace(), Cluster(3))

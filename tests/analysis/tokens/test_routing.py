@@ -126,7 +126,7 @@ def test_a_random_router_lands_on_the_baselines() -> None:
         assert layer.fixed_share == pytest.approx(
             chance, abs=5 * math.sqrt(chance / layer.num_frequent)
         )
-        # Each of some thousand draws adds at most one to the occurrences of the usual choice.
+        # Each of 4,000 draws adds at most one to the occurrences of the usual choice.
         assert layer.usual_share == pytest.approx(layer.loads.usual_share, abs=5 * 0.5 / 4_000**0.5)
         prediction = layer.prediction
         assert prediction is not None

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetool.errors import UsageError
-from moetool.interchange.exports.files import FORMATS, Engine, check_suffix
-from moetool.interchange.exports.slots import SlotPlan
+from moetool.interchange.exports.files import FORMATS, Engine, check_suffix, list_remarks
+from moetool.interchange.exports.slots import SlotPlan, say_layers
 from tests.interchange.exports.reading_rules import (
     read_eplb,
     read_ktransformers,
@@ -163,3 +163,22 @@ def test_without_replicas_no_option_asks_for_them() -> None:
     assert FORMATS[Engine.SGLANG].explain(plan, "map.json") == (
         "--ep-size 2 --init-expert-location map.json"
     )
+
+
+def test_layers_without_routing_are_named() -> None:
+    assert list_remarks(Engine.SGLANG, TOY) == (
+        "the trace has no routing in layer 0, so the file treats it as dense",
+    )
+    assert list_remarks(Engine.SGLANG, replace(TOY, layers=(0, 1), num_hidden_layers=2)) == ()
+    assert list_remarks(Engine.TENSORRT_LLM, TOY) == (
+        "tensorrt-llm needs every routed layer of the model; the file has layers 1-2",
+    )
+    assert list_remarks(Engine.EPLB, TOY) == ()
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [((3,), "layer 3"), ((0, 1, 2, 5), "layers 0-2, 5"), ((1, 3, 4), "layers 1, 3-4")],
+)
+def test_layers_in_words(layers: tuple[int, ...], words: str) -> None:
+    assert say_layers(layers) == words

@@ -113,7 +113,7 @@ def test_esft_round_trip_with_tasks_as_domains(tmp_path: Path) -> None:
         assert found[key][0] == experts
     assert {str(each) for each in frame["domain"]} == {"law", "intent"}
     assert [each["layer"] for each in metadata["layers"]] == [1, 2, 3]
-    with pytest.raises(UsageError, match="which take ESFT's lines apart"):
+    with pytest.raises(UsageError, match="which takes ESFT's lines apart"):
         import_trace("esft", folders, tmp_path / "u.parquet")
     with pytest.raises(InputError, match="experts, which are not 7 for each token"):
         import_trace("esft", folders, tmp_path / "u.parquet", top_k=7)
@@ -196,3 +196,15 @@ def test_policylang_prompts_with_two_domains_are_refused(tmp_path: Path) -> None
     pq.write_table(make_policylang(make_known(), prompt_id=0), tmp_path / "trace.parquet")
     with pytest.raises(InputError, match="has the prompt 0 under several domains"):
         import_trace("moe-policylang", tmp_path / "trace.parquet", tmp_path / "t.parquet")
+
+
+def test_files_of_one_name_have_distinct_prompts_and_none_is_given_twice(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(write_mbolt(tmp_path / folder / "route.bin", make_known(1)))
+    frame, _ = read_imported(import_trace("mbolt", paths, tmp_path / "t.parquet").path)
+    assert {name.partition("/")[0] for name in frame["prompt_id"]} == {"route#0", "route#1"}
+    assert frame["prompt_id"].nunique() == 6
+    with pytest.raises(UsageError, match="was given twice"):
+        import_trace("mbolt", [paths[0], paths[0]], tmp_path / "u.parquet")

@@ -10,12 +10,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.on_gpus import Limits
+from moetool.memory.on_gpus import ExpertCache, Limits
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (
     GIB,
+    MIB,
     OFFLOAD,
     RANKS,
     SPEED,
@@ -99,6 +100,31 @@ def test_limits_of_nothing_are_said() -> None:
     words = " ".join(text.split())
     assert "prompts of 1 token at this batch size on 1 × small, to within 1 % or 64 tokens" in words
     assert "batches of 1 sequence at this length" in text
+
+
+def test_single_experts_on_the_gpu_are_worth_what_the_trace_says() -> None:
+    cache = ExpertCache(
+        routing="trace.parquet",
+        experts_per_layer=24,
+        gpu_bytes=5 * GIB,
+        uniform_hit_rate=0.375,
+        uniform_transfer_bytes_per_token=10 * MIB,
+    )
+    text = " ".join(render(offload=replace(OFFLOAD, expert_cache=cache)).split())
+    assert "can keep 24 of each layer on the GPU, 5.0 GiB. With a uniform router, 37.5%" in text
+    assert "According to" not in text
+    traced = replace(
+        cache,
+        static_hit_rate=0.5,
+        static_transfer_bytes_per_token=8 * MIB,
+        lru_hit_rate=0.75,
+        lru_transfer_bytes_per_token=4 * MIB,
+    )
+    text = " ".join(render(offload=replace(OFFLOAD, expert_cache=traced)).split())
+    assert (
+        "According to trace.parquet: 50.0% with the experts that other prompts used most, "
+        "8.0 MiB per token; 75.0% with those used last, 4.0 MiB per token."
+    ) in text
 
 
 def test_offloading_that_is_not_needed_or_not_enough_is_said_to_be() -> None:

@@ -74,14 +74,16 @@ def test_layers_that_are_left_out_are_counted() -> None:
     assert "\n16 " not in text
 
 
-def test_nodes_have_columns_if_there_are_several() -> None:
+def test_nodes_have_rows_if_there_are_several() -> None:
     assert "nodes" not in render_table_text(RESULTS["one node"], View()).split("\n\n")[1]
-    assert "nodes" in render_table_text(RESULTS["nodes and replicas"], View()).split("\n\n")[1]
+    table = render_table_text(RESULTS["nodes and replicas"], View()).split("\n\n")[1]
+    assert "\nnodes per token " in table
+    assert "\nbetween nodes " in table
 
 
 def test_unknown_numbers_are_dashes_with_a_reason() -> None:
     text = render_table_text(RESULTS["unknown"], View())
-    assert text.split("\n\n")[1].count("–") == 3 * 4
+    assert text.split("\n\n")[1].count("–") == 4 * 3
     assert "batch imbalance is unknown" in text
     assert "bytes are unknown" in text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,7 @@ class CacheRun:
         halves: The half of each prompt. # (num_prompts,)
         tokens_per_batch: Consecutive tokens of a prompt that share a step; None for all.
         decodes_all: Take a step for each token, whatever its phase.
+        policies: Those to simulate; the others have no hits.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class CacheRun:
         halves: NDArray[np.int64],
         tokens_per_batch: int | None,
         decodes_all: bool,
+        policies: Collection[Policy] = POLICIES,
     ) -> None:
+        self._policies = policies
         self.counts = CacheCounts.empty(shape)
         self._shape = shape
         self._static_rank, self._halves = static_rank, halves
@@ -147,7 +150,11 @@ class CacheRun:
             else None
             for index, place in enumerate(self._shape.places)
         ]
-        optimal = self._optimal.count_hits(layers, first_token=first_token, num_steps=len(steps))
+        optimal: list[NDArray[np.int64]] = []
+        if Policy.BELADY in self._policies:
+            optimal = self._optimal.count_hits(
+                layers, first_token=first_token, num_steps=len(steps)
+            )
         prompts, prompt = np.unique(steps.prompt, return_inverse=True)
         num_cells = len(prompts) * len(PHASES)
         # (num_prompts * num_phases, num_policies, num_budgets), and without the last two
@@ -156,19 +163,16 @@ class CacheRun:
         for index, mine in enumerate(layers):
             if mine is None:
                 continue
-            lru, lfu = self._online[index].count_hits(mine, len(steps))
-            half = self._halves[steps.prompt[mine.step]]
-            rank = self._static_rank[half, index, mine.expert]
-            static = (rank[:, None] < self._ascending[index]).sum(axis=1)
-            numbers = {
-                Policy.STATIC: static,
-                Policy.LRU: lru,
-                Policy.LFU: lfu,
-                Policy.BELADY: optimal[index],
-            }
+            numbers = self._find_numbers(mine, steps, index)
+            if optimal:
+                numbers[Policy.BELADY] = optimal[index]
+            none = np.zeros(len(mine.step), dtype=np.int64)
             cell = (prompt * len(PHASES) + steps.phase)[mine.step]
             own = np.stack(
-                [self._count(cell, numbers[policy], num_cells, index) for policy in POLICIES],
+                [
+                    self._count(cell, numbers.get(policy, none), num_cells, index)
+                    for policy in POLICIES
+                ],
                 axis=1,
             )
             number = np.bincount(cell, minlength=num_cells)
@@ -184,6 +188,18 @@ class CacheRun:
         self.counts.sums[:] += sum_prompts(x.astype(np.float64), n.astype(np.float64))
         self.counts.tokens[:] += np.bincount(steps.phase[steps.of_token], minlength=len(PHASES))
         self.counts.steps[:] += np.bincount(steps.phase, minlength=len(PHASES))
+
+    def _find_numbers(
+        self, requests: Requests, steps: Steps, layer: int
+    ) -> dict[Policy, NDArray[np.int64]]:
+        """Return in how many caches a layer's requests find their expert, except for the optimum."""
+        half = self._halves[steps.prompt[requests.step]]
+        rank = self._static_rank[half, layer, requests.expert]
+        numbers = {Policy.STATIC: (rank[:, None] < self._ascending[layer]).sum(axis=1)}
+        if Policy.LRU in self._policies or Policy.LFU in self._policies:
+            lru, lfu = self._online[layer].count_hits(requests, len(steps))
+            numbers |= {Policy.LRU: lru, Policy.LFU: lfu}
+        return numbers
 
     def _count(
         self, cell: NDArray[np.int64], number: NDArray[np.int64], num_cells: int, layer: int

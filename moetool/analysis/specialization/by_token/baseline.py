@@ -8,11 +8,12 @@ token id with n occurrences.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 _NUM_RUNS = 200
-_RUNS_AT_ONCE = 25
 # Beyond these occurrences, what chance adds falls with their square root.
 _MOST_SIMULATED = 512
 
@@ -65,16 +66,20 @@ class FavouriteShares:
     def __init__(self, draw: Draw, *, num_experts: int, limit: float, most: int) -> None:
         self._limit = limit
         length = max(1, min(most, _MOST_SIMULATED))
-        total = np.zeros(length)
-        for start in range(0, _NUM_RUNS, _RUNS_AT_ONCE):
-            size = min(_RUNS_AT_ONCE, _NUM_RUNS - start)
-            experts = draw(size, length)
-            counts = np.zeros((size, length, num_experts + 1), dtype=np.int16)
-            # The last column takes those that did not run.
-            np.put_along_axis(counts, np.where(experts < 0, num_experts, experts), 1, axis=2)
-            largest = counts[..., :num_experts].cumsum(axis=1, dtype=np.int16).max(axis=2)
-            total += largest.sum(axis=0)
-        self._shares = total / _NUM_RUNS / np.arange(1, length + 1)
+        experts = draw(_NUM_RUNS, length)
+        run = np.arange(_NUM_RUNS)[:, None]
+        # The last column takes those that did not run.
+        column = np.where(experts < 0, num_experts, experts)
+        counts = np.zeros((_NUM_RUNS, num_experts + 1), dtype=np.int64)
+        largest = np.zeros((_NUM_RUNS, length), dtype=np.int64)
+        for step in range(length):
+            counts[run, column[:, step]] += 1
+            counts[:, num_experts] = 0
+            # Counts only grow, so the largest is a new one or the one before.
+            largest[:, step] = np.maximum(
+                largest[:, step - 1], counts[run, column[:, step]].max(axis=1)
+            )
+        self._shares = largest.mean(axis=0) / np.arange(1, length + 1)
 
     def mean(self, occurrences: NDArray[np.int64]) -> float:
         """Return the mean over token ids with these occurrences, at least one each."""
@@ -82,3 +87,14 @@ class FavouriteShares:
         shares = self._shares[np.minimum(occurrences, length) - 1]
         beyond = np.sqrt(np.minimum(1, length / occurrences))
         return float((self._limit + (shares - self._limit) * beyond).mean())
+
+
+@cache
+def simulate_uniform(num_experts: int, top_k: int, seed: int) -> FavouriteShares:
+    """Return the shares for a uniform random router, simulated once for all layers alike."""
+    return FavouriteShares(
+        Draw(None, num_experts=num_experts, top_k=top_k, seed=seed),
+        num_experts=num_experts,
+        limit=top_k / num_experts,
+        most=_MOST_SIMULATED,
+    )

@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization.by_token.baseline import Draw, FavouriteShares
+from moetool.analysis.specialization.by_token.baseline import (
+    Draw,
+    FavouriteShares,
+    simulate_uniform,
+)
 from moetool.analysis.specialization.by_token.counting import (
     FrequentTokens,
     LayerTokenCounts,
@@ -158,13 +162,15 @@ def _compare(
     top_k = decisions.shape[1]
     most = int(occurrences.max())
     use = np.bincount(decisions[decisions >= 0], minlength=num_experts) / len(decisions)
-    shares = []
-    for drawn_from, limit in ((None, top_k / num_experts), (decisions, float(use.max()))):
-        draw = Draw(drawn_from, num_experts=num_experts, top_k=top_k, seed=seed)
-        expected = FavouriteShares(draw, num_experts=num_experts, limit=limit, most=most)
-        shares.append(expected.mean(occurrences))
+    popular = FavouriteShares(
+        Draw(decisions, num_experts=num_experts, top_k=top_k, seed=seed),
+        num_experts=num_experts,
+        limit=float(use.max()),
+        most=most,
+    )
     observed = float((by_token.max(axis=1) / occurrences).mean())
-    return observed, shares[0], shares[1]
+    uniform = simulate_uniform(num_experts, top_k, seed)
+    return observed, uniform.mean(occurrences), popular.mean(occurrences)
 
 
 def _find_characteristic(

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.exporting import (
+from moetool.cli.options.questions.exporting import (
     ExportOption,
     ExportTarget,
     HiddenLayersOption,
     MethodOption,
     check_export_options,
 )
-from moetool.cli.options.placement import (
+from moetool.cli.options.questions.placement import (
     BalanceWeightOption,
     GpusOption,
     GroupsOption,
@@ -85,9 +85,9 @@ def place(
     with show_status(is_quiet=quiet) as show:
         show("starting")
         from moetool.library.questions.place import (
-            check_export,
-            export_placement,
             place_experts,
+            prepare_export,
+            write_export,
         )
         from moetool.report.questions.place import RENDERERS, render_vllm_advice
 
@@ -96,7 +96,14 @@ def place(
     check_report_path(output, force=force, inputs=list_trace_files(trace))
     engine = None if export in (None, ExportTarget.VLLM) else str(export)
     if engine is not None and output is not None:
-        check_export(engine, output, overwrite=force)
+        num_hidden_layers = prepare_export(
+            trace,
+            engine,
+            output,
+            model=model,
+            num_hidden_layers=num_hidden_layers,
+            overwrite=force,
+        )
     with show_status(is_quiet=quiet) as show:
         show(f"reading {trace}")
         result = place_experts(
@@ -117,20 +124,21 @@ def place(
             hidden_size=hidden_size,
             advises_vllm=export is ExportTarget.VLLM,
         )
-    usage = None
+    export_file = None
     if engine is not None and output is not None:
-        usage = export_placement(
+        export_file = write_export(
             result,
             engine,
             output,
             method=method and str(method),
-            model=model,
             num_hidden_layers=num_hidden_layers,
             overwrite=force,
         )
     view = replace(see_output(report), source=str(trace))
     print_or_write(RENDERERS[chosen](result, view), report, force=force)
-    if usage is not None:
-        say(f"wrote {output}; use it with: {usage}")
+    if export_file is not None:
+        say(f"wrote {output}; use it with: {export_file.options}")
+        for remark in export_file.remarks:
+            say(f"note: {remark}")
     if export is ExportTarget.VLLM:
         say(render_vllm_advice(result))

@@ -6,7 +6,7 @@ from moetool.analysis.selection.choices import Average, Score
 from moetool.choices import without_effect
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options import select as options
+from moetool.cli.options.questions import selection as options
 from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
 from moetool.cli.options.traces import (
     LayersOption,

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.shared import (
-    ForceOption,
-    FormatOption,
-    OutputOption,
-    QuietOption,
-)
-from moetool.cli.options.tokens import (
+from moetool.cli.options.questions.tokens import (
     ExpertOption,
     LayerOption,
     MinCountOption,
@@ -23,6 +17,12 @@ from moetool.cli.options.tokens import (
     TokenPage,
     TokenQuestion,
     TopOption,
+)
+from moetool.cli.options.shared import (
+    ForceOption,
+    FormatOption,
+    OutputOption,
+    QuietOption,
 )
 from moetool.cli.options.traces import (
     LayersOption,

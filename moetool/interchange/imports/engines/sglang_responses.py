@@ -55,8 +55,7 @@ def open_sglang_responses(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
         UsageError: The shape of the numbers is not known.
     """
     facts = Facts(FORMAT)
-    top_k = shapes.find_top_k(facts, needed_for="are needed to read its raw numbers")
-    assert top_k is not None
+    top_k = shapes.find_top_k(because="the shape of its raw numbers depends on")
     columns: set[Column] = {"rank", "phase", "token_id"}
     for response in _iter_responses(files, facts):
         if response.num_prompt_tokens is None:
@@ -78,6 +77,11 @@ def _iter_runs(
     num_layers = shapes.num_layers
     for response in _iter_responses(files, facts):
         numbers = response.read_numbers()
+        if num_layers is None:
+            facts.note(
+                "The number of layers is that of tokens in the response; if routed_experts_start_len "
+                "was given, --num-layers or --model has to state it."
+            )
         num_layers = _find_num_layers(response, len(numbers), num_layers, top_k=top_k)
         array = numbers.reshape(-1, num_layers, top_k)
         num_rows = len(array)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -155,6 +155,17 @@ def damaged(source: str, what: str, *, seen: object = None, hint: str = _FORMAT_
     """
     facts = [] if seen is None else [f"seen: {printable(str(seen).strip().partition(chr(10))[0])}"]
     return InputError(f"{source} {what}.", hint=hint, facts=facts)
+
+
+def make_prefixes(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return, for each of several files, what begins the ids of its prompts: nothing for one file."""
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    stems = [path.stem for path in paths]
+    return {
+        path: f"{path.stem}/" if stems.count(path.stem) == 1 else f"{path.stem}#{number}/"
+        for number, path in enumerate(paths)
+    }
 
 
 def quote(path: Path) -> str:

@@ -13,7 +13,13 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.interchange.imports.reading.text import damaged, iter_lines, open_input, quote
+from moetool.interchange.imports.reading.text import (
+    damaged,
+    iter_lines,
+    make_prefixes,
+    open_input,
+    quote,
+)
 from moetool.interchange.imports.runs import (
     DECODER,
     Column,
@@ -65,7 +71,7 @@ def open_bigmoeonedge(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
         "Of a prompt, llama.cpp routes only the last token in its last layer, so that layer has "
         "fewer tokens."
     )
-    runs = _iter_runs(heads, has_weights=not num_unknown, is_one=len(heads) == 1)
+    runs = _iter_runs(heads, has_weights=not num_unknown)
     return TraceImport(runs, frozenset(columns_given), facts)
 
 
@@ -126,11 +132,11 @@ def _iter_batches(
 
 
 def _iter_runs(
-    heads: dict[Path, tuple[int, list[str]]], *, has_weights: bool, is_one: bool
+    heads: dict[Path, tuple[int, list[str]]], *, has_weights: bool
 ) -> Iterator[TokenRun]:
-    for path, (num_lines, columns) in heads.items():
+    for path, prefix in make_prefixes(list(heads)).items():
+        num_lines, columns = heads[path]
         kept: dict[str, NDArray[Any]] | None = None
-        prefix = "" if is_one else f"{path.stem}/"
         for batch in _iter_batches(path, num_lines, columns):
             rows = batch if kept is None else _join(kept, batch)
             # The last decision may go on in the next batch.

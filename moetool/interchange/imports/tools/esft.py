@@ -46,8 +46,7 @@ def open_esft(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
         UsageError: The number of experts per token is not known.
     """
     facts = Facts(FORMAT)
-    top_k = shapes.find_top_k(facts, needed_for="take ESFT's lines apart")
-    assert top_k is not None
+    top_k = shapes.find_top_k(because="takes ESFT's lines apart")
     recordings = _find_recordings(files.paths)
     facts.note("Weights have the four decimals that ESFT writes.")
     facts.note("Token ids are not in ESFT's files.")

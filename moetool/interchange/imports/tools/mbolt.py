@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.interchange.imports.reading.text import damaged, open_input, quote
+from moetool.interchange.imports.reading.text import damaged, make_prefixes, open_input, quote
 from moetool.interchange.imports.runs import (
     DECODER,
     Column,
@@ -52,8 +52,7 @@ def open_mbolt(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
 
 
 def _iter_runs(paths: tuple[Path, ...], facts: Facts) -> Iterator[TokenRun]:
-    for path in paths:
-        prefix = "" if len(paths) == 1 else f"{path.stem}/"
+    for path, prefix in make_prefixes(paths).items():
         for number, records in enumerate(_iter_passes(path, facts)):
             num_tokens = max(len(experts) for _, experts in records)
             for layer, experts in records:
@@ -96,7 +95,7 @@ def _iter_records(path: Path, facts: Facts) -> Iterator[tuple[int, NDArray[np.in
             ):
                 raise InputError(
                     f"{quote(path)} has layer {layer}, top-{top_k} and {num_tokens} tokens at byte "
-                    f"{4 * at:,}, which is no beginning of a record.",
+                    f"{4 * at:,}, where a record should begin.",
                     hint="Record again: the file is damaged.",
                 )
             end = at + _FIELDS + top_k * num_tokens

@@ -10,6 +10,7 @@ from moetool.interchange.imports.reading.text import (
     damaged,
     iter_lines,
     load_json,
+    make_prefixes,
     take_array,
     take_object,
 )
@@ -41,8 +42,7 @@ def open_olmoe(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
 
 
 def _iter_runs(files: ImportFiles, shapes: GivenShapes) -> Iterator[TokenRun]:
-    for path in files.paths:
-        prefix = "" if len(files.paths) == 1 else f"{path.stem}/"
+    for path, prefix in make_prefixes(files.paths).items():
         for line in iter_lines(path):
             source = line.source
             content = take_object(load_json(line.text, source=source), source=source)

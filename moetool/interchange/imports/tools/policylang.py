@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
-from moetool.interchange.imports.reading.text import damaged, open_input, quote
+from moetool.interchange.imports.reading.text import damaged, make_prefixes, open_input, quote
 from moetool.interchange.imports.runs import (
     DECODER,
     Column,
@@ -110,8 +110,7 @@ def _iter_runs(
     wanted += [name for name in ("phase", "token_id") if name in columns]
     wanted += [domain] if domain is not None else []
     domains: dict[str, str] = {}
-    for path in paths:
-        prefix = "" if len(paths) == 1 else f"{path.stem}/"
+    for path, prefix in make_prefixes(paths).items():
         for table in _iter_tables(path, wanted):
             yield from _group(table, path, prefix, domains, domain=domain)
 

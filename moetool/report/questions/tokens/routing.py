@@ -53,7 +53,7 @@ def _make_verdict(result: TokenRouting) -> Iterator[Text]:
             popular = f"{least.prediction.popularity:.0%} and {popular}"
         helps = (
             "predicts"
-            if any(layer.prediction and (layer.prediction.gain_low or 0) > 0 for layer in ordered)
+            if 2 * sum(_is_above(layer) for layer in ordered) > len(ordered)
             else "doesn't help to predict"
         )
         yield style_words(
@@ -78,6 +78,11 @@ def _make_verdict(result: TokenRouting) -> Iterator[Text]:
         f"{show_share(random)}.",
         Style.STRONG,
     )
+
+
+def _is_above(layer: LayerTokens) -> bool:
+    """Return whether a layer's prediction is better than the popular expert for certain."""
+    return layer.prediction is not None and (layer.prediction.gain_low or 0) > 0
 
 
 def _make_layers(layers: Sequence[LayerTokens]) -> Table:

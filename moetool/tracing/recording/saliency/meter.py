@@ -67,7 +67,7 @@ def list_measured(layers: Iterable[MoeLayer]) -> list[MoeLayer]:
 class SaliencyMeter:
     """Runs each layer's chosen experts once more after each call, and adds up the norms.
 
-    The model's own result stays as it is. The cost is one more pass of the experts, in top-k calls.
+    The model's own result stays as it is. The cost is one more pass of the experts.
 
     Attributes:
         sums: By layer, those over the calls so far.

@@ -1,10 +1,10 @@
 """Each chosen expert's own output, recomputed by the model's own code.
 
 Implementations of fused experts differ in how they group rows, and none returns a single expert's
-output. So after a call the experts run again, once for each of the decision's top-k places, with
-that place's expert alone and a weight of 1: what comes out is the output of that expert, by the
-code that made the sum. The results are added up by weight and compared with what the call
-returned; experts that do anything else with their weights are refused.
+output. So after a call the experts run again, on a row for each assignment, with its expert alone
+and a weight of 1: what comes out is the output of that expert, by the code that made the sum. The
+results are added up by weight and compared with what the call returned; experts that do anything
+else with their weights are refused.
 """
 
 from __future__ import annotations
@@ -55,30 +55,60 @@ class ExpertsCall:
             UntraceableError: Their sum by weight is not what the call returned.
         """
         weights = self.weights[slots]  # (num_tokens, top_k)
+        outputs = self._run_apart(slots)  # (num_tokens, top_k, hidden_size)
         total: torch.Tensor | float = 0.0
         size: torch.Tensor | float = 0.0
         for place in range(self.ids.shape[1]):
-            output = _widen(self._run(slots, place))  # (num_tokens, hidden_size)
+            output = _widen(outputs[:, place])  # (num_tokens, hidden_size)
             scale = weights[:, place, None].to(output.dtype)
             total = total + scale * output
             size = size + scale.abs().squeeze(1) * torch.linalg.vector_norm(output, dim=1)
             yield output
         self._check_sum(total, size, slots)
 
-    def _run(self, slots: torch.Tensor, place: int) -> torch.Tensor:
-        """Return the outputs of the experts at one place of the decision."""
-        try:
-            return self._run_places(slots, [place])
-        except (IndexError, ValueError):
-            # LongCat-Flash's experts squeeze away a single place. The second one has weight 0.
-            top_k = self.ids.shape[1]
-            if top_k == 1:
-                raise
-            return self._run_places(slots, [place, (place + 1) % top_k])
+    def _run_apart(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return every chosen expert's output.
 
-    def _run_places(self, slots: torch.Tensor, places: list[int]) -> torch.Tensor:
-        """Return the outputs of the experts at the first of some places; the others weigh 0."""
-        swap = self._swap(slots, places)
+        Returns:
+            # (num_tokens, top_k, hidden_size)
+        """
+        ids = self.ids[slots]  # (num_tokens, top_k)
+        alone = ids.reshape(-1, 1)
+        try:
+            rows = self._run(slots, alone)
+        except (IndexError, ValueError):
+            # LongCat-Flash's experts squeeze away a single place. The second one gets weight 0.
+            if ids.shape[1] == 1:
+                raise
+            other = ids.roll(1, dims=1).reshape(-1, 1)
+            rows = self._run(slots, torch.cat([alone, other], dim=1))
+        if rows is None or rows.shape[0] != ids.numel():
+            raise self._refuse("running one expert at a time does not give one row for each")
+        return rows.view(*ids.shape, -1)
+
+    def _run(self, slots: torch.Tensor, ids: torch.Tensor) -> torch.Tensor | None:
+        """Return what the experts make of a row for each assignment of some slots.
+
+        Args:
+            slots: # (num_tokens,)
+            ids: Experts of each row, of which the first has weight 1, and others weight 0.
+                # (num_tokens * top_k, 1 or 2)
+        """
+        num_slots, top_k = self.ids.shape
+        weights = torch.zeros_like(ids, dtype=self.weights.dtype)
+        weights[:, 0] = 1
+
+        def swap(value: Any) -> Any:
+            if value is self.ids:
+                return ids
+            if value is self.weights:
+                return weights
+            if isinstance(value, torch.Tensor) and value.dim() >= 2:
+                rows = value.flatten(0, -2)
+                if rows.shape[0] == num_slots:
+                    return rows[slots.repeat_interleave(top_k)]
+            return value
+
         # `forward` runs no hooks, but what accelerate puts around it to bring weights.
         forward: Callable[..., Any] = self.module.forward
         with torch.no_grad():
@@ -86,28 +116,7 @@ class ExpertsCall:
                 *(swap(value) for value in self.args),
                 **{name: swap(value) for name, value in self.kwargs.items()},
             )
-        rows = _take_rows(output)
-        if rows is None or rows.shape[0] != len(slots):
-            raise self._refuse("running one expert at a time does not give one row for each token")
-        return rows
-
-    def _swap(self, slots: torch.Tensor, places: list[int]) -> Callable[[Any], Any]:
-        """Return a function that turns arguments into those of a few places and some slots."""
-        num_slots = self.ids.shape[0]
-
-        def swap(value: Any) -> Any:
-            if value is self.ids:
-                return value[slots][:, places]
-            if value is self.weights:
-                alone = torch.zeros_like(value[slots][:, places])
-                alone[:, 0] = 1
-                return alone
-            if isinstance(value, torch.Tensor) and value.dim() >= 2:
-                rows = value.flatten(0, -2)
-                return rows[slots] if rows.shape[0] == num_slots else value
-            return value
-
-        return swap
+        return _take_rows(output)
 
     def _check_sum(
         self, total: torch.Tensor | float, size: torch.Tensor | float, slots: torch.Tensor
@@ -118,7 +127,8 @@ class ExpertsCall:
         precision = torch.finfo(rows.dtype).eps
         tolerance = max(_LEAST_TOLERANCE, _ROUNDINGS * precision)
         error = torch.linalg.vector_norm(_widen(rows[slots]) - total, dim=1)
-        if bool((error > tolerance * size).any()):
+        # Written so that NaN, which compares as False, is refused.
+        if not bool((error <= tolerance * size).all()):
             raise self._refuse(
                 "what its experts return one at a time, added up by weight, is not what it returns"
             )

@@ -35,7 +35,7 @@ def test_two_experts_are_those_of_a_coin(occurrences: int) -> None:
 
 
 def test_many_occurrences_are_extrapolated() -> None:
-    """Of 10,000 occurrences the largest of 8 counts is 1.42 standard deviations above the mean."""
+    """The largest of 8 counts of 10,000 occurrences is 1.42 standard deviations above the mean."""
     most = 10_000
     found = find_shares(8, 1, most=most).mean(np.array([most]))
     spread = np.sqrt(1 / 8 * 7 / 8 / most)

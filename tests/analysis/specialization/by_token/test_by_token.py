@@ -111,7 +111,7 @@ def test_a_router_that_ignores_the_token_lands_on_its_baseline(
         assert abs(np.mean(difference)) < 4 * error
         even = [getattr(layer, name) - getattr(layer, f"random_{name}") for layer in layers]
         assert (abs(np.mean(even)) < 4 * error) == (not popularity)
-    # Its experts' best tokens are no better than chance, which the list says.
+    # The best tokens of its experts are those of chance, and the list shows that.
     result = measure(table, router=router, min_count=10)
     best = {(each.layer, each.expert): each for each in reversed(result.tokens)}.values()
     ratio = [each.shrunken_lift / each.random_shrunken_lift for each in best]

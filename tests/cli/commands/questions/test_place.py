@@ -112,6 +112,8 @@ def test_exports_hold_the_placement_of_the_report(
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith("Against contiguous placement")
     assert completed.stderr.startswith(f"wrote {target}; use it with: ")
+    needs_all = engine in ("tensorrt-llm", "vllm-ascend")
+    assert ("note: " in completed.stderr) == needs_all
     methods: dict[str, dict[str, dict[str, list[int]]]] = report["methods"]  # type: ignore[assignment]
     held = find_held(methods[method or "coactivation"]["physical_to_logical"], num_gpus=4)
     content = target.read_bytes()
@@ -205,6 +207,24 @@ def test_refusals_are_named_and_leave_nothing(
     assert completed.stderr.count("\nhint: ") == 1
     assert completed.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_number_of_layers_is_refused_before_any_row_is_read(
+    run_moetool: RunMoetool, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("prompt_id,position,layer,expert\nthese,are,not,numbers\n")
+    target = tmp_path / "map.json"
+    completed = run_moetool("place", trace, "--gpus", "2", "--export", "sglang", "-o", target)
+    assert completed.returncode == 2
+    assert "the number of those of this model is unknown" in completed.stderr
+    completed = run_moetool(
+        *("place", trace, "--gpus", "2", "--export", "sglang", "-o", target),
+        *("--num-hidden-layers", "4"),
+    )
+    assert completed.returncode == 3
+    assert "can't be read as a trace" in completed.stderr
+    assert list(tmp_path.iterdir()) == [trace]
 
 
 def test_a_load_table_is_placed_by_load(run_moetool: RunMoetool, tmp_path: Path) -> None:

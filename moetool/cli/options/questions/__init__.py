@@ -1,0 +1,1 @@
+"""Options of the questions to a trace, by command."""
