@@ -247,7 +247,8 @@ def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with open_file(path) as file, pq.ParquetFile(file) as parquet:
+    # Buffers that are read ahead stay in memory until the end of the file.
+    with open_file(path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
         for name in columns:
             check_kind(path, name, parquet.schema_arrow.field(name).type)
         words = find_constant_words(parquet.metadata, columns)
