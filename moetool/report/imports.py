@@ -31,7 +31,14 @@ def render_result_text(result: ImportResult, view: View = DEFAULT_VIEW) -> str:
     return render_page(
         (
             make_paragraphs([*_describe_size(result), *_warn(inexact)]),
-            [make_fact("columns", ", ".join(result.columns))],
+            [
+                make_fact("columns", ", ".join(result.columns)),
+                *(
+                    [make_fact("lacking", ", ".join(result.missing_columns))]
+                    if result.missing_columns
+                    else []
+                ),
+            ],
             make_notes(note for note in result.notes if note not in inexact),
             make_whole_lines(
                 [

@@ -76,7 +76,7 @@ class TraceMetadata:
         complete: Whether the run finished.
         exact: Whether every decision is the one that the experts carried out.
         rank_order: Whether rank orders a decision's assignments by weight. Otherwise there is no
-            rank, and what needs a first choice is unknown.
+            rank, or it is the order of an engine's kernel, and first choices are unknown.
         imported_from: Foreign format that the trace was imported from, as `moetool import` names
             it.
         model: As the user named it.

@@ -27,7 +27,7 @@ from moetool.interchange.imports.engines.responses import iter_responses
 from moetool.interchange.imports.formats import FORMATS, Format
 from moetool.interchange.imports.reading.arrays import NPY_START
 from moetool.interchange.imports.reading.gguf import GGUF_START, read_gguf
-from moetool.interchange.imports.reading.text import open_input, quote
+from moetool.interchange.imports.reading.text import PICKLE_STARTS, open_input, quote
 from moetool.interchange.imports.reading.torch_files import ZIP_START
 from moetool.interchange.imports.tools import (
     bigmoeonedge,
@@ -45,8 +45,6 @@ from moetool.trace.schema import REQUIRED_COLUMNS
 _HEAD_BYTES = 65_536
 _ESFT_LINE = re.compile(rb"\d+(?:\t\d+)*\t\t[\d.]+(?:\t[\d.]+)*\s*(?:\n|$)")
 _LEGACY_NAME = re.compile(rb"[\x20-\x7e]{4,200}")
-# Beginnings of pickles, by protocol.
-_PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _PARQUET_START = b"PAR1"
 _TRACE, _LOADS = "moetool trace", "moetool load table"
 
@@ -154,7 +152,7 @@ def _detect_file(path: Path) -> str:
     for start, detect in _STARTS.items():
         if head.startswith(start):
             return detect(path)
-    if head.startswith(_PICKLE_STARTS):
+    if head.startswith(PICKLE_STARTS):
         return "a pickle, which may run code when it is loaded, so it isn't read"
     if head.lstrip()[:1] in (b"{", b"["):
         return _detect_json(path)

@@ -72,6 +72,7 @@ class Facts:
         top_k: As the files state it, for all layers.
         is_complete: False if a file breaks off.
         is_exact: False if the decisions may not be those that the experts carried out.
+        has_weight_order: False if ranks need not be in the order of weights.
         precision: Of the counts of a load table.
         notes: Sentences that a reader should know.
     """
@@ -82,6 +83,7 @@ class Facts:
     top_k: int | None = None
     is_complete: bool = True
     is_exact: bool = True
+    has_weight_order: bool = True
     precision: Precision = "exact"
     notes: list[str] = field(default_factory=list)
 

@@ -64,6 +64,13 @@ class ImportResult(Tabular):
 
     __repr__ = show_fields
 
+    @property
+    def missing_columns(self) -> tuple[str, ...]:
+        """Columns that a trace of moetool has and this one lacks."""
+        if self.kind != "trace":
+            return ()
+        return tuple(name for name in TRACE_SCHEMA.names if name not in self.columns)
+
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the one row; unlike sizes of layers are None there."""
@@ -109,7 +116,7 @@ def write_trace(
         imported_from=facts.format,
         model=shapes.model or facts.model,
         model_type=shapes.model_type,
-        rank_order="rank" in opened.columns,
+        rank_order="rank" in opened.columns and facts.has_weight_order,
     )
     with TraceFile(
         target,

@@ -44,9 +44,10 @@ def open_sglang_per_token(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
         "Requests are not in SGLang's dumps: each prompt is a sequence of one forward pass, and "
         "what was written is not joined to its prompt."
     )
+    facts.has_weight_order = False
     facts.note(
         "Weights are not in SGLang's dumps; ranks are in the order of its kernel, "
-        "which need not be that of weights."
+        "which need not be that of weights: first choices are unknown."
     )
     identity = np.arange(dumps[0].logical_of.shape[1]) % dumps[0].num_experts
     if (dumps[0].logical_of != identity).any():

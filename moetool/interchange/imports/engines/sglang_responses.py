@@ -62,9 +62,10 @@ def open_sglang_responses(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
             columns.discard("phase")
         if response.token_id is None:
             columns.discard("token_id")
+    facts.has_weight_order = False
     facts.note(
         "Weights are not in responses of SGLang; ranks are in the order of its kernel, "
-        "which need not be that of weights."
+        "which need not be that of weights: first choices are unknown."
     )
     runs = _iter_runs(files, facts, shapes, top_k=top_k, has_ids="token_id" in columns)
     return TraceImport(runs, frozenset(columns), facts)

@@ -94,10 +94,7 @@ def open_tensorrt_llm_raw(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
         "Requests are not in TensorRT-LLM's files: each prompt is the batch of one iteration, and "
         "positions count its tokens."
     )
-    facts.note(
-        "Weights are not in TensorRT-LLM's files; ranks are in the order of its kernel, "
-        "which need not be that of weights."
-    )
+    facts.note("Weights are not in TensorRT-LLM's files; ranks are in the order of its top-k.")
     columns = frozenset[Column](("rank",))
     return TraceImport(_iter_runs(ranks, facts), columns, facts)
 

@@ -90,9 +90,10 @@ def open_vllm(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
             "No response holds routed experts: each of them is null.",
             hint="Start vLLM with --enable-return-routed-experts.",
         )
+    facts.has_weight_order = False
     facts.note(
         "Weights are not in responses of vLLM; ranks are in the order of its kernel, "
-        "which need not be that of weights."
+        "which need not be that of weights: first choices are unknown."
     )
     return TraceImport(
         _iter_runs(files, facts, shapes, has_ids="token_id" in columns), frozenset(columns), facts

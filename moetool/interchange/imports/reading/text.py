@@ -18,6 +18,8 @@ from moetool.wording import format_bytes
 
 # A response of 100,000 tokens of a large model takes a few hundred mebibytes.
 _MOST_BYTES = 2**30
+# Beginnings of pickles, by protocol.
+PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 _FORMAT_HINT = "Let moetool import --detect FILE say what the file is."
 
 
@@ -67,6 +69,8 @@ def read_whole(path: Path) -> bytes:
     """
     with open_input(path) as file:
         content = file.read(_MOST_BYTES + 1)
+    if content.startswith(PICKLE_STARTS):
+        raise refuse_pickle(path)
     if len(content) > _MOST_BYTES:
         raise damaged(quote(path), f"is longer than {format_bytes(_MOST_BYTES)}")
     return content
@@ -82,6 +86,8 @@ def iter_lines(path: Path) -> Iterator[Line]:
     with open_input(path) as file:
         while text := file.readline(_MOST_BYTES + 1):
             number += 1
+            if number == 1 and text.startswith(PICKLE_STARTS):
+                raise refuse_pickle(path)
             source = f"{quote(path)}, line {number}"
             if len(text) > _MOST_BYTES:
                 raise damaged(source, f"is longer than {format_bytes(_MOST_BYTES)}")
@@ -155,6 +161,14 @@ def damaged(source: str, what: str, *, seen: object = None, hint: str = _FORMAT_
     """
     facts = [] if seen is None else [f"seen: {printable(str(seen).strip().partition(chr(10))[0])}"]
     return InputError(f"{source} {what}.", hint=hint, facts=facts)
+
+
+def refuse_pickle(path: Path) -> InputError:
+    """Return the error for a pickle, which runs code when it is read."""
+    return InputError(
+        f"{quote(path)} is a pickle that may run code when it is loaded, so it isn't read.",
+        hint="Name a file that torch.load reads with weights_only=True, or the tool's other output.",
+    )
 
 
 def make_prefixes(paths: Sequence[Path]) -> dict[Path, str]:

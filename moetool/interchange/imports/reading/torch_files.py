@@ -8,8 +8,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moetool.errors import InputError
-from moetool.interchange.imports.reading.text import damaged, open_input, quote
+from moetool.interchange.imports.reading.text import (
+    damaged,
+    open_input,
+    quote,
+    refuse_pickle,
+)
 
 ZIP_START = b"PK\x03\x04"
 
@@ -37,14 +41,6 @@ def load_torch(path: Path) -> Any:
         if "Unsupported" in str(error) or "weights_only" in str(error).lower():
             raise refuse_pickle(path) from error
         raise damaged(quote(path), "can't be read by torch", seen=error) from error
-
-
-def refuse_pickle(path: Path) -> InputError:
-    """Return the error for a pickle, which runs code when it is read."""
-    return InputError(
-        f"{quote(path)} is a pickle that may run code when it is loaded, so it isn't read.",
-        hint="Name a file that torch.load reads with weights_only=True, or the tool's other output.",
-    )
 
 
 def take_tensor(value: Any, *, num_dimensions: int, name: str, source: str) -> NDArray[Any]:
