@@ -20,19 +20,22 @@ from moetool.wording import join_words, number_of
 
 _LAYERS_SHOWN = 20
 _DOMAINS_NAMED = 8
+# In the order in which a reader wants to see them.
 _STYLES = {
-    "passed": Style.GOOD,
     "failed": Style.BAD,
     "noted": Style.WARNING,
     "skipped": Style.MUTED,
+    "passed": Style.GOOD,
 }
-# Columns that no command needs by that name.
 _WEIGHTS = {True: "weights", False: "no weights"}
 _RANKS = {True: "experts in order of their weights", False: "no order of a decision's experts"}
 
 
 def render_table_text(result: Validation, view: View = DEFAULT_VIEW) -> str:
-    """Return a verdict, what the trace is, all checks, its layers, and what it can answer."""
+    """Return a verdict, what the trace is, all checks, its layers, and what it can answer.
+
+    Checks that failed come first.
+    """
     blocks: list[Block] = [
         make_paragraphs([_make_verdict(result)]),
         list(_make_facts(result)),
@@ -89,7 +92,7 @@ def _make_facts(result: Validation) -> Iterator[Paragraph]:
 
 def _make_checks(checks: Sequence[Check]) -> Table:
     rows: list[tuple[Words, ...]] = []
-    for check in checks:
+    for check in sorted(checks, key=lambda check: list(_STYLES).index(check.result)):
         place = _find_place(check)
         message = check.message and (
             f"{check.message}; first at {place}" if place else check.message

@@ -81,7 +81,7 @@ class ProbabilitySource:
             for table in self.tables:
                 yield from _slice(table.select(names))
             return
-        with open_file(self.path) as file, pq.ParquetFile(file) as parquet:
+        with open_file(self.path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
             rows = _MOST_ROWS
             for batch in parquet.iter_batches(batch_size=rows, columns=names):
                 yield from _slice(pa.Table.from_batches([batch]).cast(PROBABILITIES_SCHEMA))

@@ -23,6 +23,7 @@ from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file, read
 from moetool.trace.reading.layer_shapes import check_described
 from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
 from moetool.trace.reading.typed_tables import TYPES_HINT, check_kind, encode_columns, type_table
+from moetool.trace.scanning.constant_words import find_constant_words, repeat_word
 from moetool.trace.schema import (
     REQUIRED_COLUMNS,
     TRACE_SCHEMA,
@@ -246,11 +247,17 @@ def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with open_file(path) as file, pq.ParquetFile(file) as parquet:
+    # Buffers that are read ahead stay in memory until the end of the file.
+    with open_file(path) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
         for name in columns:
             check_kind(path, name, parquet.schema_arrow.field(name).type)
-        for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=list(columns)):
-            yield encode_columns(pa.Table.from_batches([batch]))
+        words = find_constant_words(parquet.metadata, columns)
+        read = [name for name in columns if name not in words]
+        for batch in parquet.iter_batches(batch_size=_ROWS_PER_TABLE, columns=read):
+            table = encode_columns(pa.Table.from_batches([batch]))
+            for name, word in words.items():
+                table = table.append_column(name, repeat_word(word, table.num_rows))
+            yield table
 
 
 def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:

@@ -34,6 +34,11 @@ class LayerRows:
         """The most rows of a decision."""
         return max(self.num_decisions)
 
+    def holds(self, sizes: Counter[int], *, num_ids: int) -> bool:
+        """Return whether decisions of these sizes would change nothing but their number."""
+        mine = self.num_decisions
+        return num_ids <= self.num_ids and min(mine) <= min(sizes) and max(sizes) <= max(mine)
+
     def join(self, later: LayerRows) -> LayerRows:
         """Return the summary of these and later rows together."""
         mine, others = self.num_decisions, later.num_decisions
@@ -87,12 +92,18 @@ class DecisionTally:
                 total = np.pad(total, (0, 2 * len(registry.prompts) - len(total)))
                 self.num_decisions[layer] = total
             np.add.at(total, key[mine] >> PLACE_BITS, number[mine])
-            largest, smallest = mine[size[mine].argmax()], mine[size[mine].argmin()]
             of_size = np.bincount(size[mine], weights=number[mine]).astype(np.int64)
+            sizes = np.flatnonzero(of_size)
+            counted = Counter(dict(zip(sizes.tolist(), of_size[sizes].tolist(), strict=True)))
+            most_ids, known = int(num_ids[mine].max()), self.layers.get(layer)
+            if known is not None and known.holds(counted, num_ids=most_ids):
+                known.num_decisions.update(counted)
+                continue
+            largest, smallest = mine[size[mine].argmax()], mine[size[mine].argmin()]
             seen = LayerRows(
-                Counter({int(rows): int(of_size[rows]) for rows in np.flatnonzero(of_size)}),
+                counted,
                 largest=registry.describe(key[largest], position[largest]),
                 smallest=registry.describe(key[smallest], position[smallest]),
-                num_ids=int(num_ids[mine].max()),
+                num_ids=most_ids,
             )
-            self.layers[layer] = self.layers[layer].join(seen) if layer in self.layers else seen
+            self.layers[layer] = seen if known is None else known.join(seen)

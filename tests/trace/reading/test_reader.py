@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,6 +81,22 @@ def test_a_csv_of_several_blocks_is_read_whole(tmp_path: Path) -> None:
     path = write_trace(tmp_path / "trace.csv", rows)
     assert path.stat().st_size > 1_000_000, "one block only"
     assert columns_of(read_trace(path)) == rows.to_pydict()
+
+
+def test_memory_does_not_grow_with_the_tables_that_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 80_000)
+    path = tmp_path / "trace.parquet"
+    rows = make_rows((20_000,))  # A float of full precision is not compressed.
+    weight = np.random.default_rng(0).random(rows.num_rows).astype(np.float32)
+    rows = rows.set_column(rows.column_names.index("weight"), "weight", pa.array(weight))
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        for _ in range(20):
+            writer.write_table(rows)
+    tables = open_trace(path).iter_tables(["prompt_id", "weight"])
+    held = [pa.total_allocated_bytes() for _ in tables]
+    assert max(held) - min(held) < path.stat().st_size / 4
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
