@@ -16,7 +16,7 @@ from moetool.report.text.numbers import format_stack
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
-from moetool.wording import join_words, number_of
+from moetool.wording import number_of
 
 _LAYERS_SHOWN = 20
 _DOMAINS_NAMED = 8
@@ -180,7 +180,7 @@ def _make_legend(result: Validation) -> list[str]:
         if kind in kinds
     ]
     faults = "faults: rows, decisions, layers or prompts that fail the check."
-    return [f"{join_words(meanings, last='and')}. {faults}"] if meanings else []
+    return [f"{'. '.join(meanings)}. {faults}"] if meanings else []
 
 
 def render_json(result: Validation, _: View = DEFAULT_VIEW) -> str:
