@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.memory_accuracy import build_as_measured, prepare_case
+from benchmarks.memory.accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.figures import MemoryFigures, Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
@@ -19,7 +19,7 @@ from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
 from moetool.quantized.kinds import Quantization
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "memory"
 MIB, GIB = 2**20, 2**30
 
 # Model, then batch size, prompt tokens, new tokens and what else was chosen.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.memory_accuracy import prepare_case
+from benchmarks.memory.accuracy import prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
@@ -17,7 +17,7 @@ from moetool.memory.simulated.simulated_run import SimulatedRun
 
 MEASURED = [
     json.loads(line)
-    for line in (Path(__file__).parents[2] / "benchmarks" / "mechanisms.jsonl")
+    for line in (Path(__file__).parents[2] / "benchmarks" / "memory" / "mechanisms.jsonl")
     .read_text(encoding="utf-8")
     .splitlines()
 ]

@@ -19,7 +19,11 @@ TINY = Scenario(num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
 
 
 def test_every_measured_run_is_counted_as_a_confirmation() -> None:
-    lines = (ROOT / "benchmarks" / "memory_h200.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "benchmarks" / "memory" / "memory_h200.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     measured = [json.loads(line) for line in lines]
     rows = [row for row in read_confirmations() if row.source.endswith("memory_h200.jsonl")]
     assert sum(row.num_runs for row in rows) == len(measured)
@@ -37,7 +41,11 @@ def test_every_measured_run_is_counted_as_a_confirmation() -> None:
 
 
 def test_every_run_of_a_mechanism_is_counted_as_a_confirmation() -> None:
-    lines = (ROOT / "benchmarks" / "mechanisms.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "benchmarks" / "memory" / "mechanisms.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     measured = Counter((line["model"], line["gpu"]) for line in map(json.loads, lines))
     rows = [row for row in read_confirmations() if row.source.endswith("mechanisms.jsonl")]
     assert sum(row.num_runs for row in rows) == measured.total()

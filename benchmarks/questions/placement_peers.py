@@ -1,8 +1,8 @@
 """Compare EPLB with its published implementations, and have engines load what is exported.
 
-    python benchmarks/placement_peers.py agreement FILE...
-    python benchmarks/placement_peers.py sglang FOLDER PLACEMENT.json --experts N --redundant R --gpus G
-    python benchmarks/placement_peers.py vllm-ascend eplb_utils.py PLACEMENT.json
+    python benchmarks/questions/placement_peers.py agreement FILE...
+    python benchmarks/questions/placement_peers.py sglang FOLDER PLACEMENT.json --experts N --redundant R --gpus G
+    python benchmarks/questions/placement_peers.py vllm-ascend eplb_utils.py PLACEMENT.json
 
 `agreement` takes files with a `rebalance_experts`: eplb.py of github.com/deepseek-ai/EPLB,
 srt/eplb/eplb_algorithms/deepseek.py of SGLang, or distributed/eplb/policy/default.py of vLLM. They

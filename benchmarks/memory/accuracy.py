@@ -1,8 +1,8 @@
 """Measure memory of published geometries on a GPU, and compare the estimates with it.
 
-    python -m benchmarks.memory_accuracy measure measured.jsonl [MODEL ...]     # on a GPU
-    python -m benchmarks.memory_accuracy mechanisms measured.jsonl [MODEL ...]  # on a GPU
-    python -m benchmarks.memory_accuracy compare benchmarks/memory_h200.jsonl   # anywhere
+    python -m benchmarks.memory.accuracy measure measured.jsonl [MODEL ...]     # on a GPU
+    python -m benchmarks.memory.accuracy mechanisms measured.jsonl [MODEL ...]  # on a GPU
+    python -m benchmarks.memory.accuracy compare benchmarks/memory/memory_h200.jsonl   # anywhere
 
 `mechanisms` takes published geometries that are too large for one GPU, cut to their first layers.
 
@@ -127,7 +127,7 @@ def main() -> None:
             list_all = list_cases if arguments.action == "measure" else list_mechanisms
             for model, options in list_all(arguments.models):
                 case = json.dumps([model, options])
-                script = [sys.executable, "-m", "benchmarks.memory_accuracy"]
+                script = [sys.executable, "-m", "benchmarks.memory.accuracy"]
                 subprocess.run([*script, "measure-one", str(arguments.file), case], check=False)
         case "measure-one":
             model, options = json.loads(arguments.models[0])

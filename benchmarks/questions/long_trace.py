@@ -1,6 +1,6 @@
 """Write a long trace of a simulated router, as moetool writes traces.
 
-python benchmarks/long_trace.py trace.parquet NUM_TOKENS
+python benchmarks/questions/long_trace.py trace.parquet NUM_TOKENS
 """
 
 from __future__ import annotations

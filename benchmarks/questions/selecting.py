@@ -1,7 +1,7 @@
 """Check `moetool select` against what ESFT published, and against PEFT.
 
-    python -m benchmarks.selecting esft PATH    scores and choices of ESFT's own tasks
-    python -m benchmarks.selecting peft         rows that LoRA changes on a tiny Qwen3-MoE
+    python -m benchmarks.questions.selecting esft PATH    scores and choices of ESFT's own tasks
+    python -m benchmarks.questions.selecting peft         rows that LoRA changes on a tiny Qwen3-MoE
 
 PATH is the folder `results` of github.com/deepseek-ai/ESFT, or an .npz with `expert_ids`,
 `weights_e4` and `seq_lens` next to its `.summary.json` and `.expert_config.json`. The data is not

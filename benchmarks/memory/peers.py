@@ -1,6 +1,6 @@
 """Compare other estimators, and moetool, with the runs that were measured on a GPU.
 
-    python -m benchmarks.memory_peers OUT.jsonl [MODEL ...] [--hf-mem PYTHON]
+    python -m benchmarks.memory.peers OUT.jsonl [MODEL ...] [--hf-mem PYTHON]
         [--aiconfigurator PYTHON]
 
 Each PYTHON is the interpreter of an environment with that package; without it, its answers are left
@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inspecting import REPOSITORY, serve
-from benchmarks.memory_accuracy import prepare_case
+from benchmarks.memory.accuracy import prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.catalogue.published import read_published_config
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 
-MEASURED = REPOSITORY / "benchmarks" / "memory_h200.jsonl"
+MEASURED = REPOSITORY / "benchmarks" / "memory" / "memory_h200.jsonl"
 # Batch size, prompt tokens, new tokens.
 SCENARIOS = ((1, 128, 32), (8, 2048, 16), (32, 512, 16))
 SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")

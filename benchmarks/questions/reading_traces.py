@@ -1,7 +1,7 @@
 """Measure time and memory of reading a long trace, in one run, and print them as Markdown.
 
     pip install --target site polars duckdb
-    PYTHONPATH=site python benchmarks/reading_traces.py 100_000_000 --folder /tmp/traces
+    PYTHONPATH=site python benchmarks/questions/reading_traces.py 100_000_000 --folder /tmp/traces
 
 The trace is made first: 64 experts, top-8, 16 layers, four domains, written as moetool writes traces,
 0.5 GB for 100 million assignments. Each line is a separate process, so that peak memory is its own.

@@ -1,8 +1,8 @@
 """Time the placement of a large model's experts, and score placements of a trace.
 
-    python benchmarks/placement.py speed
-    python benchmarks/placement.py scores TRACE
-    python benchmarks/placement.py transfer TRACE
+    python benchmarks/questions/placement.py speed
+    python benchmarks/questions/placement.py scores TRACE
+    python benchmarks/questions/placement.py transfer TRACE
 
 `speed` makes a trace of a simulated router with popular experts and topics, 58 layers of 256
 experts, and times `place` on it in one process. `scores` fits on half of a trace's prompts and

@@ -1,0 +1,1 @@
+"""Estimates of memory against measurements and other tools."""

@@ -1,0 +1,1 @@
+"""Speed and figures of the questions to a trace."""
