@@ -45,7 +45,7 @@ def frames(draw: st.DrawFn) -> pd.DataFrame:
         rows = assignment_rows(tokens, [replace(layer, stack=stack) for layer in layers])
         parts.append(pd.DataFrame(rows.to_pydict()))
     frame = pd.concat(parts, ignore_index=True)
-    if draw(st.booleans()):
+    if len(frame) > 1 and draw(st.booleans()):
         frame = frame.drop(index=draw(st.integers(0, len(frame) - 1)))
         frame["rank"] = frame.groupby(["prompt_id", "stack", "layer", "position"]).cumcount()
     columns = draw(st.sampled_from([["prompt_id"], *ORDERS.values()]))
