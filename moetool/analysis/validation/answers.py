@@ -31,7 +31,7 @@ def find_answers(
     Args:
         columns: Columns of the trace.
         domains: Its domains, without a placeholder for prompts that have none.
-        phases: Its phases.
+        phases: Those of its tokens.
     """
     answers = []
     for question, command, needed in _QUESTIONS:

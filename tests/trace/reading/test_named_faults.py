@@ -1,4 +1,4 @@
-"""What can't be read is named: the file, the column, the row and the value."""
+"""Faults of files are named: the file, the column, the row and the value."""
 
 from __future__ import annotations
 
