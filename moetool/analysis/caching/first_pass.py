@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moetool.analysis.caching.simulation.steps import DECODE, NEVER
 from moetool.analysis.held_out import hash_prompts
+from moetool.trace.decisions import PHASES
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
 
@@ -20,7 +21,8 @@ class FirstPass:
 
     Attributes:
         halves: The half of each prompt, 0 or 1. # (num_prompts,)
-        load: Of each half, layer and expert, the tokens that chose it. # (2, num_layers, num_ids)
+        load: Of each half, phase, layer and expert, the tokens that chose it.
+            # (2, num_phases, num_layers, num_ids)
         next_uses: For each window, the first token after it that needs each expert of each layer,
             counted from the beginning of the trace. # (num_layers, num_ids) each
         num_decoded: Tokens of the phase `decode`.
@@ -34,12 +36,17 @@ class FirstPass:
     def rank_experts(self) -> NDArray[np.int64]:
         """Return the rank of each expert by the load of the other half, 0 for the largest.
 
+        Each phase has its own ranks; one without tokens has those of both phases together.
+
         Returns:
-            # (2, num_layers, num_ids)
+            # (2, num_phases, num_layers, num_ids)
         """
-        order = np.argsort(-self.load[::-1], axis=-1, kind="stable")
+        other = self.load[::-1]
+        is_empty = ~other.any(axis=-1, keepdims=True)
+        other = np.where(is_empty, other.sum(axis=1, keepdims=True), other)
+        order = np.argsort(-other, axis=-1, kind="stable")
         rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(order.shape[-1])[None, None, :], axis=-1)
+        np.put_along_axis(rank, order, np.arange(order.shape[-1])[None, None, None], axis=-1)
         return rank
 
 
@@ -53,13 +60,17 @@ def read_first_pass(reader: DecisionReader, num_experts: Sequence[int]) -> First
     places: list[Place] = [(layer.stack, layer.layer) for layer in reader.layers]
     shape = (len(places), max(num_experts))
     halves = split_prompts(reader.prompts)
-    load = np.zeros((2, *shape), dtype=np.int64)
+    load = np.zeros((2, len(PHASES), *shape), dtype=np.int64)
     first_uses: list[NDArray[np.int64]] = []
     num_tokens = num_decoded = 0
     for window in reader:
         if window.phase is not None:
             num_decoded += int((window.phase == DECODE).sum())
-        half = halves[window.prompt]
+        is_decoded = np.zeros(len(window.prompt), dtype=np.int64)
+        if window.phase is not None:
+            is_decoded[window.phase == DECODE] = 1
+        # One number for each half and phase.
+        part = halves[window.prompt] * len(PHASES) + is_decoded
         first = np.full(shape, NEVER, dtype=np.int64)
         for index, place in enumerate(places):
             if place not in window.layers:
@@ -67,9 +78,10 @@ def read_first_pass(reader: DecisionReader, num_experts: Sequence[int]) -> First
             choices, size = window.layers[place], num_experts[index]
             experts, token = choices.experts, choices.token
             valid = (experts >= 0) & (experts < size)
-            which = np.broadcast_to(half[token][:, None], experts.shape)
+            which = np.broadcast_to(part[token][:, None], experts.shape)
             cell = which[valid] * size + experts[valid]
-            load[:, index, :size] += np.bincount(cell, minlength=2 * size).reshape(2, size)
+            counted = np.bincount(cell, minlength=2 * len(PHASES) * size)
+            load[:, :, index, :size] += counted.reshape(2, len(PHASES), size)
             # Written from the last token to the first, so that the first stays.
             late_first = experts[::-1][valid[::-1]]
             tokens = np.broadcast_to(token[:, None], experts.shape)[::-1][valid[::-1]]

@@ -96,6 +96,7 @@ def simulate_caches(
         budgets=budgets,
         expert_bytes=sizes,
         counts=(runs[0].counts, runs[-1].counts),
+        first_steps=(runs[0].first_steps, runs[-1].first_steps),
         touched=touched,
         first=first,
         policies=policies,
@@ -104,6 +105,7 @@ def simulate_caches(
     return Caching(
         trace=reader.facts,
         tokens_per_batch=tokens_per_batch,
+        has_generated_tokens=is_generated,
         phases=list_phases(simulated),
         policies=list_policies(simulated, random),
         touched=list_touched(simulated),

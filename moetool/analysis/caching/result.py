@@ -133,6 +133,8 @@ class Caching(Tabular):
     Attributes:
         trace: Facts about the trace.
         tokens_per_batch: Tokens of a prompt that pass together; None for all of them.
+        has_generated_tokens: Whether the trace has tokens that the model wrote. Otherwise those of
+            prompts, one by one, stand for them in decode.
         phases: Of the trace, or simulated.
         policies: One for each policy, budget and phase.
         touched: One for each batch size and kind of batch.
@@ -142,6 +144,7 @@ class Caching(Tabular):
 
     trace: TraceFacts
     tokens_per_batch: int | None
+    has_generated_tokens: bool
     phases: tuple[PhaseSize, ...]
     policies: tuple[PolicyResult, ...]
     touched: tuple[Touched, ...]
@@ -162,7 +165,8 @@ class Caching(Tabular):
     def verdict(self) -> tuple[PolicyResult, PolicyResult | None] | None:
         """The best policy that can be run in decoding, at the middle budget, and the optimum there.
 
-        None if no token needs an expert.
+        The optimum is None where prefill is in the same simulation: it has the most hits of both
+        phases together. None if no token needs an expert.
         """
         known = [
             item for item in self.policies if item.phase == DECODE and item.hit_rate is not None
@@ -172,9 +176,11 @@ class Caching(Tabular):
             return None
         middle = kept[(len(kept) - 1) // 2]
         known = [item for item in known if item.experts_per_layer == middle]
+        # With both phases in one simulation, the optimum of both is not one of decode alone.
         bound = next((item for item in known if item.policy == Policy.BELADY), None)
         online = [item for item in known if item is not bound and item.policy != Policy.BELADY]
-        return max(online, key=lambda item: item.hit_rate or 0.0), bound
+        best = max(online, key=lambda item: item.hit_rate or 0.0)
+        return best, None if self.has_generated_tokens else bound
 
     def list_by_budget(self, phase: str) -> list[PolicyResult]:
         """Return the policies of a phase, those of one budget together, the smallest first."""

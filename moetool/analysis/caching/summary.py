@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from moetool.analysis.caching.result import (
 from moetool.analysis.caching.simulation.policies import POLICIES, Policy
 from moetool.analysis.caching.simulation.random_router import simulate_random_router
 from moetool.analysis.caching.simulation.run import CacheCounts, CacheShape
+from moetool.analysis.caching.simulation.steps import FirstSteps
 from moetool.analysis.caching.touched import BATCH_SIZES, DistinctCounter, TouchedCounts
 from moetool.analysis.comparison.ratios import find_ratios
 from moetool.trace.decisions import PHASES
@@ -37,6 +38,7 @@ class Simulated:
         budgets: As they were asked for.
         expert_bytes: Of each layer; None if unknown.
         counts: Of each phase, the counts of the simulation that is reported for it.
+        first_steps: Of each phase, the first steps of that simulation.
         touched: Distinct experts by batch size.
         first: The load of the trace.
         policies: Those that were simulated.
@@ -46,6 +48,7 @@ class Simulated:
     budgets: Sequence[Budget]
     expert_bytes: Sequence[int] | None
     counts: Sequence[CacheCounts]
+    first_steps: Sequence[FirstSteps]
     touched: TouchedCounts
     first: FirstPass
     policies: Collection[Policy] = POLICIES
@@ -63,20 +66,26 @@ class Simulated:
         """
         num_layers, num_budgets = self.shape.capacities.shape
         rates = np.full((num_layers, len(PHASES), len(POLICIES), num_budgets), np.nan)
-        for phase, counts in enumerate(self.counts):
-            if not counts.steps[phase]:
-                continue
-            size = max(1, round(int(counts.tokens[phase]) / int(counts.steps[phase])))
+        for phase, steps in enumerate(self.first_steps):
+            known: dict[tuple[Any, ...], NDArray[np.float64]] = {}
             for layer, capacities in enumerate(self.shape.capacities):
                 order = np.argsort(capacities, kind="stable")
-                rates[layer, phase][:, order] = _simulate(
+                ascending = tuple(int(number) for number in capacities[order])
+                kind = (
                     self.shape.num_experts[layer],
                     self.shape.num_ids[layer],
                     self.shape.top_k[layer],
-                    size,
-                    int(counts.steps[phase]),
-                    tuple(int(number) for number in capacities[order]),
                 )
+                # Layers of one shape have the same baseline.
+                if (kind, ascending) not in known:
+                    known[kind, ascending] = simulate_random_router(
+                        steps,
+                        num_experts=kind[0],
+                        num_ids=kind[1],
+                        top_k=kind[2],
+                        capacities=ascending,
+                    )
+                rates[layer, phase][:, order] = known[kind, ascending][phase]
         return rates
 
 
@@ -191,7 +200,7 @@ def _list_layer_policies(
 
 
 def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ...]:
-    load = result.first.load.sum(axis=0)  # (num_layers, num_ids)
+    load = result.first.load.sum(axis=(0, 1))  # (num_layers, num_ids)
     listed = []
     for name, counters in (
         (ONE_TEXT, result.touched.of_one),
@@ -246,22 +255,3 @@ def _mean(values: Sequence[float]) -> float:
 def _weigh(numbers: NDArray[np.generic], expert_bytes: Sequence[int] | None) -> float | None:
     """Return the bytes of a number of experts of each layer; None if their size is unknown."""
     return None if expert_bytes is None else float(numbers @ np.array(expert_bytes))
-
-
-@cache
-def _simulate(
-    num_experts: int,
-    num_ids: int,
-    top_k: int,
-    tokens_per_step: int,
-    num_steps: int,
-    capacities: tuple[int, ...],
-) -> NDArray[np.float64]:
-    return simulate_random_router(
-        num_experts=num_experts,
-        num_ids=num_ids,
-        top_k=top_k,
-        tokens_per_step=tokens_per_step,
-        num_steps=num_steps,
-        capacities=capacities,
-    )

@@ -41,8 +41,8 @@ def _word_verdict(result: Caching) -> list[Words]:
     assert best.hit_rate is not None
     words = (
         f"With {_word_kept(best)} on the GPU, the best policy that can be run, "
-        f"{_NAMES[best.policy]}, finds {word_share(best.hit_rate)} of the experts there when a token "
-        f"is generated"
+        f"{_NAMES[best.policy]}, finds {word_share(best.hit_rate)} of the experts there when a "
+        f"{_word_tokens(result)}"
     )
     facts = []
     if best.random_hit_rate is not None:
@@ -59,10 +59,16 @@ def _word_verdict(result: Caching) -> list[Words]:
     ]
 
 
+def _word_tokens(result: Caching) -> str:
+    if result.has_generated_tokens:
+        return "token is generated"
+    return "token of a prompt passes alone, as if it was generated"
+
+
 def _word_kept(item: PolicyResult) -> str:
     number = f"{item.experts_per_layer:.4g}"
     if item.budget.isdecimal():
-        return f"{number} experts of each layer"
+        return f"{number_of(int(item.experts_per_layer), 'expert')} of each layer"
     whole = "the experts" if item.budget.endswith("%") else "experts"
     return f"{item.budget} of {whole} ({number} of each layer)"
 
@@ -142,12 +148,12 @@ def _make_legend(result: Caching) -> list[str]:
         "prefill. kept: experts of each layer that stay on the GPU; on GPU: their size in all layers. "
         "hits: share of needed experts that are there before the step; each other one is moved "
         "there once. 95%: its interval, if the prompts are a sample. random: for a uniform random "
-        "router at the same number of steps, at most 2,000. moved: bytes of experts moved to the GPU, "
+        "router in the same steps, at most 2,000. moved: bytes of experts moved to the GPU, "
         "per token.",
         "static: the experts that the other half of the prompts used most, loaded beforehand and "
         "never changed. LRU: those used last. LFU: those used most since the beginning. Belady: "
         "those needed soonest, which takes knowing the future: the most hits of any cache that "
-        "starts empty. Caches stay warm from prompt to prompt. Experts at work that do not stay "
+        "starts empty, in prefill and decode together if both pass through it. Caches stay warm from prompt to prompt. Experts at work that do not stay "
         "have room apart from the budget.",
         "tokens at once: distinct experts that a layer needs for a batch of them. of one text: "
         "consecutive tokens; of several: the n-th tokens of as many prompts. independent: tokens "

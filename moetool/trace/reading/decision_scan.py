@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ class DecisionScan:
         self.file: Path | None = None
         self._source = source
         self._is_checked = is_checked
+        metadata = source.metadata
+        self._has_weight_order = metadata is None or metadata.rank_order
         self._log = log
         self._registry = Registry(is_checked=is_checked, log=log)
         self._tally = DecisionTally(self._registry)
@@ -185,7 +188,9 @@ class DecisionScan:
         could do something else is left to them.
         """
         runs = None if self._is_scattered else find_runs(table)
-        if runs is None or not are_sound(runs, is_checked=self._is_checked):
+        if runs is None or not are_sound(
+            runs, is_checked=self._is_checked, has_weight_order=self._has_weight_order
+        ):
             return False
         prompts, domains, stacks = (
             column.find(runs.starts) for column in (runs.prompt, runs.domain, runs.stack)
@@ -263,6 +268,8 @@ class DecisionScan:
 
     def _close(self, rows: Rows, starts: NDArray[np.intp]) -> None:
         """Check and count decisions whose rows lie together and are complete."""
+        if not self._has_weight_order:
+            rows = replace(rows, weight=None)  # Rank 0 need not have the largest.
         if self._log is not None:
             self._log_decisions(rows, starts)
         fault = find_fault(rows, starts) if self._is_checked and self._log is None else None

@@ -144,10 +144,14 @@ def _infer(
     most_ids, most_rows = max(1, *(layer.num_ids for layer in rows.values())), max(largest.values())
     notes = []
     if num_experts is None:
-        num_experts = most_ids
+        # The experts of a decision are distinct, so there are at least top-k.
+        num_experts = max(most_ids, top_k or most_rows)
+        source_of_number = (
+            "the largest id seen plus one" if num_experts == most_ids else "as many as top-k"
+        )
         notes.append(
-            f"{num_experts} experts are assumed, the largest id seen plus one; give --num-experts if "
-            "there are more"
+            f"{num_experts} experts are assumed, {source_of_number}; give --num-experts if there "
+            "are more"
         )
     elif most_ids > num_experts:
         raise InputError(
@@ -165,6 +169,12 @@ def _infer(
         raise InputError(
             f"'{printable(source.path)}' has decisions of {most_rows} rows, but --top-k says "
             f"{top_k}.",
+            hint="Leave out the option to have the number inferred.",
+        )
+    if (top_k or most_rows) > num_experts:
+        raise InputError(
+            f"A decision can't choose {top_k or most_rows} of {num_experts} experts, which "
+            f"'{printable(source.path)}' would have by --num-experts.",
             hint="Leave out the option to have the number inferred.",
         )
     layers = [

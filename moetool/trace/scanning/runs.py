@@ -113,7 +113,7 @@ def find_runs(table: pa.Table) -> Runs:
     )
 
 
-def are_sound(runs: Runs, *, is_checked: bool) -> bool:
+def are_sound(runs: Runs, *, is_checked: bool, has_weight_order: bool = True) -> bool:
     """Return whether no check of a row or of a decision can fail, except of the outermost decisions.
 
     The first and the last decision of a table may continue in others, so their experts, ranks and
@@ -123,6 +123,7 @@ def are_sound(runs: Runs, *, is_checked: bool) -> bool:
     Args:
         runs: The table.
         is_checked: Look at more than what the numbers mean: at weights and repetitions.
+        has_weight_order: Look at whether rank 0 has the largest weight.
     """
     position = runs.position[runs.decisions]
     ascends = np.ones(len(position), dtype=bool)
@@ -137,7 +138,10 @@ def are_sound(runs: Runs, *, is_checked: bool) -> bool:
     stretches = _find_stretches(runs)
     if stretches is None:
         return False
-    return not is_checked or all(_is_faultless(runs, start, end, k) for start, end, k in stretches)
+    return not is_checked or all(
+        _is_faultless(runs, start, end, k, has_weight_order=has_weight_order)
+        for start, end, k in stretches
+    )
 
 
 def _is_finite(weight: NDArray[np.float32]) -> bool:
@@ -166,7 +170,7 @@ def _find_stretches(runs: Runs) -> list[tuple[int, int, int]] | None:
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), kinds.tolist(), strict=True))
 
 
-def _is_faultless(runs: Runs, start: int, end: int, top_k: int) -> bool:
+def _is_faultless(runs: Runs, start: int, end: int, top_k: int, *, has_weight_order: bool) -> bool:
     """Return whether decisions of `top_k` rows each have no fault."""
     rank = _count_ranks(top_k, _round_up(end - start))[: end - start]
     expert = runs.expert[start:end]
@@ -176,7 +180,9 @@ def _is_faultless(runs: Runs, start: int, end: int, top_k: int) -> bool:
         return True
     if not np.array_equal(runs.rank[start:end], rank):
         return False
-    return runs.weight is None or _has_largest_first(runs.weight[start:end], rank, top_k)
+    if runs.weight is None or not has_weight_order:
+        return True
+    return _has_largest_first(runs.weight[start:end], rank, top_k)
 
 
 def _repeats_expert(expert: NDArray[np.int16], rank: NDArray[np.int16], top_k: int) -> bool:

@@ -56,12 +56,12 @@ def list_steps(
 
 
 def count_hits(
-    steps: Sequence[Step], policy: str, *, capacity: int, static: dict[str, set[int]]
+    steps: Sequence[Step], policy: str, *, capacity: int, static: dict[tuple[str, str], set[int]]
 ) -> dict[str, int]:
     """Return the hits of each phase.
 
     Args:
-        static: The set that is kept for each prompt.
+        static: The set that is kept for each prompt and phase.
     """
     hits: Counter[str] = Counter()
     kept: set[int] = set()
@@ -70,7 +70,7 @@ def count_hits(
     clock = 0
     for index, step in enumerate(steps):
         hits[step.phase] += len(
-            step.needed & (static[step.prompt_id] if policy == "static" else kept)
+            step.needed & (static[step.prompt_id, step.phase] if policy == "static" else kept)
         )
         for expert in step.uses:
             clock += 1
@@ -93,24 +93,31 @@ def _rank_need(steps: Sequence[Step], index: int, expert: int) -> tuple[int, ...
     return (-next(later, len(steps)),)
 
 
-def find_static_sets(table: pa.Table, *, layer: int, capacity: int) -> dict[str, set[int]]:
-    """Return, for each prompt, the experts that the other half of the prompts chose most."""
+def find_static_sets(
+    table: pa.Table, *, layer: int, capacity: int
+) -> dict[tuple[str, str], set[int]]:
+    """Return, for each prompt and phase, the experts that the other half chose most in it."""
     decisions = list_decisions(table)
     prompts = list(dict.fromkeys(decision.prompt_id for decision in decisions))
     half = dict(zip(prompts, split_prompts(prompts).tolist(), strict=True))
-    load: dict[int, Counter[int]] = defaultdict(Counter)
+    load: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
     num_experts = 1 + max(max(decision.experts) for decision in decisions)
     for decision in decisions:
         if decision.layer == layer:
-            load[half[decision.prompt_id]].update(decision.experts)
-    return {
-        prompt: set(
-            sorted(
-                range(num_experts), key=lambda expert: (-load[1 - half[prompt]][expert], expert)
-            )[:capacity]
-        )
-        for prompt in prompts
-    }
+            load[half[decision.prompt_id], decision.phase].update(decision.experts)
+    sets = {}
+    for prompt in prompts:
+        for phase in ("prefill", "decode"):
+            counted = load[1 - half[prompt], phase]
+            if not counted.total():
+                counted = load[1 - half[prompt], "prefill"] + load[1 - half[prompt], "decode"]
+            ranked = sorted(range(num_experts), key=partial(_rank_load, counted))
+            sets[prompt, phase] = set(ranked[:capacity])
+    return sets
+
+
+def _rank_load(counted: Counter[int], expert: int) -> tuple[int, int]:
+    return (-counted[expert], expert)
 
 
 def find_most_hits(steps: Sequence[Step], *, capacity: int) -> int:

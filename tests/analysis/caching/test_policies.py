@@ -157,6 +157,45 @@ def test_a_random_router_lands_on_the_baseline(capacity: int) -> None:
             assert item.random_hit_rate == pytest.approx(capacity / 16, abs=5 * error)
 
 
+def test_a_random_router_that_reads_and_writes_lands_on_the_baseline() -> None:
+    router = Router(num_experts=16, top_k=4, num_layers=2)
+    # Prompts of one token and of many, each followed by a few generated tokens.
+    lengths = (6, 45) * 120
+    table = make_random_trace(lengths, router=router, num_prompt_tokens=5, seed=3)
+    result = simulate(table, "4", router=router, tokens_per_batch=3)
+    for phase in ("prefill", "decode"):
+        for policy in POLICIES:
+            item = find(result, policy, "4", phase)
+            assert item.hit_rate is not None
+            assert item.random_hit_rate is not None
+            (size,) = (each for each in result.phases if each.phase == phase)
+            # The baseline has at least 2,000 steps of both phases together.
+            num_requests = min(size.num_steps, 400) * router.top_k
+            error = np.sqrt(0.25 * 2 / num_requests)
+            assert abs(item.hit_rate - item.random_hit_rate) < 5 * error, (phase, policy)
+
+
+def test_static_sets_suit_their_phase_and_no_bound_mixes_phases() -> None:
+    router = Router(num_experts=16, top_k=2, num_layers=1)
+    table = make_random_trace((30,) * 12, router=router, num_prompt_tokens=10)
+    # Prompts choose among experts 0 to 7, generated tokens among 8 to 15.
+    expert = table.column("expert").to_numpy() % 8
+    is_decoded = table.column("position").to_numpy() >= 10
+    moved = expert + 8 * is_decoded
+    # A decision may have got an expert twice.
+    moved[1::2] = np.where(
+        moved[1::2] == moved[::2], moved[1::2] // 8 * 8 + (moved[1::2] + 1) % 8, moved[1::2]
+    )
+    index = table.column_names.index("expert")
+    table = table.set_column(index, "expert", pa.array(moved.astype(np.int16)))
+    result = simulate(table, "8", router=router, tokens_per_batch=1)
+    for phase in ("prefill", "decode"):
+        assert find(result, "static", "8", phase).hit_rate == 1
+    assert result.has_generated_tokens
+    assert result.verdict is not None
+    assert result.verdict[1] is None
+
+
 def test_bytes_follow_from_misses_and_sizes() -> None:
     router = Router(num_layers=2)
     table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=4)

@@ -12,6 +12,7 @@ from moetool.analysis.caching.simulation.optimum import OptimalCaches
 from moetool.analysis.caching.simulation.policies import POLICIES, Policy
 from moetool.analysis.caching.simulation.replacement import OnlineCaches
 from moetool.analysis.caching.simulation.steps import (
+    FirstSteps,
     Requests,
     Steps,
     find_requests,
@@ -85,11 +86,12 @@ class CacheRun:
 
     Attributes:
         counts: Of the windows so far.
+        first_steps: The first steps, for the baseline.
 
     Args:
         shape: Layers and capacities.
         static_rank: Rank of each expert in the load of the other half of the prompts.
-            # (2, num_layers, num_ids)
+            # (2, num_phases, num_layers, num_ids)
         halves: The half of each prompt. # (num_prompts,)
         tokens_per_batch: Consecutive tokens of a prompt that share a step; None for all.
         decodes_all: Take a step for each token, whatever its phase.
@@ -119,6 +121,7 @@ class CacheRun:
             for number, sizes in zip(shape.num_experts, self._ascending, strict=True)
         ]
         self._optimal = OptimalCaches(shape.num_experts, self._ascending.tolist())
+        self.first_steps = FirstSteps()
 
     def add(
         self,
@@ -139,6 +142,7 @@ class CacheRun:
             tokens_per_batch=self._tokens_per_batch,
             decodes_all=self._decodes_all,
         )
+        self.first_steps.add(steps)
         layers: list[Requests | None] = [
             find_requests(
                 window.layers[place],
@@ -194,7 +198,8 @@ class CacheRun:
     ) -> dict[Policy, NDArray[np.int64]]:
         """Return in how many caches a layer's requests find their expert, except for the optimum."""
         half = self._halves[steps.prompt[requests.step]]
-        rank = self._static_rank[half, layer, requests.expert]
+        phase = steps.phase[requests.step]
+        rank = self._static_rank[half, phase, layer, requests.expert]
         numbers = {Policy.STATIC: (rank[:, None] < self._ascending[layer]).sum(axis=1)}
         if Policy.LRU in self._policies or Policy.LFU in self._policies:
             lru, lfu = self._online[layer].count_hits(requests, len(steps))

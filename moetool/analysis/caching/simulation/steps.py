@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,35 @@ class Steps:
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+
+# Steps and tokens of a simulated router: more change its rates by less than they vary by chance.
+_MOST_STEPS, _MOST_TOKENS = 2_000, 20_000
+
+
+@dataclass
+class FirstSteps:
+    """The sizes and phases of the first steps of a trace, in which a simulated router follows it.
+
+    Attributes:
+        sizes: Tokens of each step, at most 20,000. # (num_steps,)
+        phases: `PREFILL` or `DECODE`. # (num_steps,)
+    """
+
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    phases: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def add(self, steps: Steps) -> None:
+        """Append the steps of a window, until there are enough."""
+        if len(self.sizes) >= _MOST_STEPS or self.sizes.sum() >= _MOST_TOKENS:
+            return
+        sizes = np.minimum(np.bincount(steps.of_token, minlength=len(steps)), _MOST_TOKENS)
+        self.sizes = np.concatenate([self.sizes, sizes])
+        self.phases = np.concatenate([self.phases, steps.phase])
+        # The step that reaches the limit is included, so that there is at least one.
+        enough = int(np.searchsorted(np.cumsum(self.sizes), _MOST_TOKENS)) + 1
+        kept = slice(min(enough, _MOST_STEPS))
+        self.sizes, self.phases = self.sizes[kept], self.phases[kept]
 
 
 @dataclass(frozen=True)
