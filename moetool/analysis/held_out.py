@@ -6,15 +6,15 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.lift_interval import find_quantile
+
 Ints = NDArray[np.int64]
 
-CONFIDENCE = 0.95
 # Tokens that are kept to score predictions on: their hit rate is then known to half a
 # percentage point, and all layers of a large model take 30 MB.
 MOST_TOKENS = 16_384
@@ -42,7 +42,8 @@ def find_fit_half(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def find_reach(gained: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | None:
     """Return half the 95% interval of `sum(gained) / sum(chosen)`, a ratio of sums over prompts.
 
-    To first order (Woodruff 1971, JASA 66:411); None for a single prompt.
+    To first order (Woodruff 1971, JASA 66:411), with Student's quantile, because a few prompts may
+    agree by chance. None for a single prompt.
 
     Args:
         gained: # (num_prompts,)
@@ -53,7 +54,7 @@ def find_reach(gained: NDArray[np.float64], chosen: NDArray[np.float64]) -> floa
         return None
     residual = gained - gained.sum() / chosen.sum() * chosen
     variance = num_prompts / (num_prompts - 1) * float(residual @ residual) / chosen.sum() ** 2
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(variance**0.5)
+    return find_quantile(num_prompts - 1) * float(variance**0.5)
 
 
 @dataclass

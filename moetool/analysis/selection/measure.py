@@ -144,9 +144,19 @@ def select_from_sums(
         else None,
         notes=(
             *notes,
+            *_explain_gate(request),
             *_explain(layers, selected, request, is_guessed=names is None, num_known=len(chosen)),
         ),
     )
+
+
+def _explain_gate(request: SelectionRequest) -> list[str]:
+    if request.by is not Score.GATE:
+        return []
+    return [
+        "A random router has no weights, so its figures are those of token scores: with weights as "
+        "uneven as these, a random selection by gate would be a little smaller."
+    ]
 
 
 def _select_layer(layer: LayerSums, request: SelectionRequest) -> LayerSelection:

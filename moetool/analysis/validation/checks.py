@@ -159,13 +159,12 @@ def _check_total(found: _Found) -> Check:
             at = place
             message = (
                 f"{number_of(short, 'decision')} of {name_layer(place)} have fewer than {top_k} "
-                f"rows, first at {seen.smallest}: rows are missing, or tokens choose different "
-                "numbers of experts"
+                f"rows, first at {seen.smallest}: rows are missing"
             )
     if at is None:
         return passed
     return replace(
-        passed, result="noted", num_faults=num_short, message=message, stack=at[0], layer=at[1]
+        passed, result="failed", num_faults=num_short, message=message, stack=at[0], layer=at[1]
     )
 
 

@@ -57,7 +57,7 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
     expected = [layer.baseline.max_violation or 0.0 for layer in known]
     busiest = (
         f"The busiest expert of a layer gets {_times_range(violations)} times the mean load; a "
-        f"random router's gets at most {_times(max(expected))}."
+        f"random router's gets {_times(max(expected))} on average."
     )
     if result.batches is not None:
         violations = [layer.max_violation_batch or 0.0 for layer in known]
@@ -65,7 +65,7 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
         batch = {"prompt": "one prompt", "step": "one step"}.get(result.batches, "one batch")
         busiest += (
             f" Within {batch} it gets {_times_range(violations)} times the mean, on average; at "
-            f"random, at most {_times(max(expected))}."
+            f"random, {_times(max(expected))} on average."
         )
     dead = sum(len(layer.dead) for layer in known)
     random_dead = sum(layer.baseline.num_dead for layer in known)

@@ -181,7 +181,7 @@ def _word_random_share(result: Selection) -> str:
     shares = [
         layer.random_share for layer in result.pruning.layers if layer.random_share is not None
     ]
-    return f"up to {max(shares):.1%}" if shares else "unknown"
+    return f"{max(shares):.1%} on average" if shares else "unknown"
 
 
 def _word_missed(result: Selection) -> str:
@@ -189,7 +189,7 @@ def _word_missed(result: Selection) -> str:
     if not expected:
         return "as many"
     most = max(expected)
-    return "none" if most < 0.05 else f"up to {most:.1f} in a layer"
+    return "none" if most < 0.05 else f"{most:.1f} in a layer on average"
 
 
 def _format(value: float | None, spec: str) -> str:

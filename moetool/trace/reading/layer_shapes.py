@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Place = tuple[str, int]
 
 _ATTRS_HINT = "Clear frame.attrs to have top-k inferred from the rows that are left."
+_FEW_ROWS_HINT = (
+    "Give a choice that ran no expert a row with expert -1; --no-validate (validate=False in "
+    "Python) reads the rows as they are."
+)
 _PLACES_SHOWN = 4
 
 
@@ -65,6 +69,7 @@ def find_shapes(
     else:
         layers, notes = _infer(source, rows, num_experts=num_experts, top_k=top_k)
     if is_checked:
+        _check_equal_sizes(source, layers, rows)
         notes += _describe_sizes(layers, rows)
         notes += _describe_idle(rows)
     return LayerShapes(tuple(layers), tuple(notes))
@@ -193,22 +198,12 @@ def _infer(
 
 
 def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]) -> list[str]:
-    """Return notes on decisions with too few rows, and on layers with different numbers of them."""
+    """Return notes on layers with different numbers of decisions."""
     notes = []
-    num_short, num_all, example = 0, 0, ""
     per_stack: dict[str, dict[int, int]] = {}
     for layer in layers:
         seen = rows[layer.stack, layer.layer]
-        short = sum(number for size, number in seen.num_decisions.items() if size < layer.top_k)
-        example = example or (seen.smallest if short else "")
-        num_short, num_all = num_short + short, num_all + seen.num_decisions.total()
         per_stack.setdefault(layer.stack, {})[layer.layer] = seen.num_decisions.total()
-    if num_short:
-        notes.append(
-            f"{num_short:,} of {num_all:,} decisions have fewer rows than their layer's top-k, "
-            f"the first at {example}: rows are missing, or tokens choose different numbers of "
-            "experts"
-        )
     for stack, totals in per_stack.items():
         if len(set(totals.values())) > 1:
             fewest, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
@@ -217,6 +212,23 @@ def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRow
                 f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}"
             )
     return notes
+
+
+def _check_equal_sizes(
+    source: TraceSource, layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRows]
+) -> None:
+    """Check that every decision of a layer has top-k rows."""
+    for layer in layers:
+        place = (layer.stack, layer.layer)
+        seen = rows[place]
+        short = sum(number for size, number in seen.num_decisions.items() if size < layer.top_k)
+        if short:
+            raise InputError(
+                f"'{printable(source.path)}' has {short:,} of {seen.num_decisions.total():,} "
+                f"decisions with fewer than {layer.top_k} rows in {name_layer(place)}.",
+                hint=_FEW_ROWS_HINT,
+                facts=[f"first: {seen.smallest}"],
+            )
 
 
 def _describe_idle(rows: Mapping[Place, LayerRows]) -> list[str]:

@@ -38,18 +38,25 @@ class Part:
 
 
 def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> TraceMetadata | None:
-    """Return the metadata of all parts together; None if one of them has none.
+    """Return the metadata of all parts together; None if none of them has any.
 
     Args:
         parts: At least one.
         hint: Advice if they come from different models.
 
     Raises:
-        InputError: The parts come from different models.
+        InputError: The parts come from different models, or only some of them have metadata.
     """
     known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
     _refuse_two_models(known, hint=hint)
-    if len(known) < len(parts):
+    if known and len(known) < len(parts):
+        silent = next(part.path for part in parts if part.metadata is None)
+        raise InputError(
+            f"'{printable(silent)}' has no metadata, but '{printable(known[0][0].name)}' next to it "
+            "has: they may be of different models.",
+            hint=hint,
+        )
+    if not known:
         return None
     each = [metadata for _, metadata in known]
     return replace(

@@ -188,6 +188,10 @@ def make_trace_frame(
         notes: Sentences that a reader should know.
     """
     frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    for name in frame.columns:
+        # A file may list words, such as phases, that none of its rows has.
+        if hasattr(frame[name], "cat"):
+            frame[name] = frame[name].cat.remove_unused_categories()
     if metadata is not None:
         frame.attrs[ATTRS_KEY] = metadata.to_dict()
     frame.attrs["notes"] = list(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import pyarrow as pa
@@ -13,7 +14,12 @@ from tests.analysis.random_traces import Decision, list_decisions
 
 
 def select_layer(table: pa.Table, layer: int) -> list[Decision]:
-    return [one for one in list_decisions(table) if one.layer == layer]
+    """Return the decisions of a layer with the experts that ran."""
+    return [
+        replace(one, experts=tuple(expert for expert in one.experts if expert >= 0))
+        for one in list_decisions(table)
+        if one.layer == layer
+    ]
 
 
 def count_pairs(decisions: Sequence[Decision]) -> Counter[tuple[int, int]]:

@@ -47,7 +47,11 @@ def table() -> pa.Table:
     kept |= whole.column("rank").to_numpy() == 0
     ranks = whole.column("rank").to_numpy()
     kept &= ~((ranks == 2) & ~np.roll(kept, 1))
-    return whole.filter(pa.array(kept))
+    expert = np.where(kept, whole.column("expert").to_numpy(), -1).astype(np.int16)
+    weight = np.where(kept, whole.column("weight").to_numpy(), 0).astype(np.float32)
+    for name, values in (("expert", expert), ("weight", weight)):
+        whole = whole.set_column(whole.column_names.index(name), name, pa.array(values))
+    return whole
 
 
 @pytest.mark.parametrize("dense_cost", [0, 1_000])

@@ -150,16 +150,17 @@ def test_the_sample_is_the_same_in_any_order(monkeypatch: pytest.MonkeyPatch) ->
             np.testing.assert_array_equal(one, two)
 
 
-def test_the_interval_of_a_ratio_covers_it() -> None:
+@pytest.mark.parametrize("num_prompts", [2, 3, 5, 10, 40])
+def test_the_interval_of_a_ratio_covers_it(num_prompts: int) -> None:
     rng = np.random.default_rng(3)
     covered = 0
     for _ in range(400):
-        chosen = rng.integers(5, 50, size=40)
+        chosen = rng.integers(20, 50, size=num_prompts)
         # Prompts differ in their chance, which is 0.3 on average.
-        gained = rng.binomial(chosen, rng.beta(3, 7, size=40))
+        gained = rng.binomial(chosen, rng.beta(3, 7, size=num_prompts))
         reach = find_reach(gained.astype(float), chosen.astype(float))
         assert reach is not None
         covered += abs(gained.sum() / chosen.sum() - 0.3) <= reach
-    # 95 %, less what a normal quantile misses with 40 prompts.
-    assert covered / 400 == pytest.approx(0.945, abs=5 * (0.05 * 0.95 / 400) ** 0.5)
+    # The spread of few skewed values is a little too small now and then.
+    assert covered / 400 > 0.93 - 4 * (0.05 * 0.95 / 400) ** 0.5
     assert find_reach(np.ones(1), np.ones(1)) is None

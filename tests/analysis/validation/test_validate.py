@@ -183,7 +183,7 @@ def test_what_is_legal_is_noted(tmp_path: Path) -> None:
     )
     fewer = frame[~((frame["rank"] == 1) & (frame["position"] == 0) & (frame["layer"] == 1))]
     check = find(validate(fewer, tmp_path), "assignments are tokens x top-k")
-    assert (check.result, check.num_faults) == ("noted", 3)
+    assert (check.result, check.num_faults) == ("failed", 3)
     one_less = frame[~((frame["layer"] == 1) & (frame["prompt_id"] == "p1"))]
     check = find(validate(one_less, tmp_path, num_decisions=21), "tokens of each layer")
     assert check.message == "prompt 'p1' has 3 tokens in layer 0, but 0 in layer 1"

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from moetool import read_trace
 from moetool.errors import InputError
+from moetool.trace.metadata import TraceMetadata
 from tests.trace.examples import (
     make_rows,
     traces,
@@ -80,14 +81,20 @@ def test_scattered_rows_are_read_some_prompts_at_a_time(
     assert as_lists(count(path)) == expected
 
 
-def test_a_varying_number_of_experts_is_legal_and_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metadata", [METADATA, None])
+def test_decisions_of_different_numbers_of_rows_are_refused(
+    metadata: TraceMetadata | None, tmp_path: Path
+) -> None:
     frame = make_frame()
     short = frame[~((frame["rank"] == 1) & (frame["position"] == 0) & (frame["layer"] == 1))]
-    counts = count(write(tmp_path / "trace.parquet", short, metadata=METADATA))
+    path = write(tmp_path / "trace.parquet", short, metadata=metadata)
+    with pytest.raises(
+        InputError, match="3 of 12 decisions with fewer than 2 rows in layer 1"
+    ) as caught:
+        count(path)
+    assert caught.value.facts == ("first: prompt 'p0', layer 1, position 0",)
+    counts = count(path, validate=False)
     assert [layer.decisions.tolist() for layer in counts.layers] == [[4, 3, 5]] * 2
-    (note,) = counts.notes
-    assert "3 of 24 decisions have fewer rows than their layer's top-k" in note
-    assert "prompt 'p0', layer 1, position 0" in note
 
 
 def test_experts_that_did_not_run_and_identity_experts_are_legal(tmp_path: Path) -> None:

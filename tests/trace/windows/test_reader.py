@@ -85,8 +85,8 @@ def test_the_order_of_rows_and_the_size_of_windows_change_nothing(
 def test_decisions_with_fewer_experts_are_padded() -> None:
     table = make_random_trace((5, 3))
     kept = table.filter(pa.array(np.arange(table.num_rows) != 3))
-    assert read_decisions(open_rows(kept)) == list_decisions(kept)
-    (window,) = DecisionReader(open_rows(kept))
+    assert read_decisions(open_rows(kept), is_checked=False) == list_decisions(kept)
+    (window,) = DecisionReader(open_rows(kept), is_checked=False)
     assert [int((item.experts < 0).sum()) for item in window.layers.values()] == [1, 0, 0]
 
 
