@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import InputError
+from moetool.trace.decisions import NO_EXPERT
 from moetool.trace.windows.reader import DecisionReader
 from moetool.trace.windows.window import DecisionWindow, LayerChoices
 
@@ -24,13 +25,15 @@ def has_first_choices(reader: DecisionReader) -> bool:
 def find_first_choices(choices: LayerChoices, *, has_ranks: bool) -> Ints:
     """Return the expert of each decision's largest weight, -1 where none ran.
 
-    Without ranks, the first of equal weights is taken.
+    Without ranks, it is unknown which of several equally large weights came first: -1 as well.
     """
     if has_ranks or choices.weights is None or not len(choices.experts):
         return choices.experts[:, 0]
     weights = np.where(choices.experts >= 0, choices.weights, -np.inf)
     best = weights.argmax(axis=1)[:, None]
-    return np.take_along_axis(choices.experts, best, axis=1)[:, 0]
+    first = np.take_along_axis(choices.experts, best, axis=1)[:, 0]
+    is_tied = (weights == weights.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return np.where(is_tied, NO_EXPERT, first)
 
 
 def take_token_ids(window: DecisionWindow) -> Ints:

@@ -1,4 +1,4 @@
-"""Ranks that the metadata says are not in the order of weights are no fault."""
+"""Order of ranks that the metadata says is not that of weights: no fault."""
 
 from __future__ import annotations
 
