@@ -26,7 +26,16 @@ def list_notes(result: Placement, *, has_groups: bool, sent: SentBytes) -> tuple
         sent: The source of the size of a token.
     """
     reasons = (sent.reason,) if sent.reason else ()
-    return (*_warn_of_domains(result, has_groups=has_groups), *_warn_of_sizes(result), *reasons)
+    fitted = (
+        (
+            f"Scores are of placements that are fitted on half of the {result.split.unit}s and scored "
+            "on the others; physical_to_logical and exports are fitted on all.",
+        )
+        if result.split.unit is not None
+        else ()
+    )
+    warnings = (*_warn_of_domains(result, has_groups=has_groups), *_warn_of_sizes(result))
+    return (*warnings, *fitted, *reasons)
 
 
 def _warn_of_domains(result: Placement, *, has_groups: bool) -> Iterator[str]:

@@ -160,12 +160,10 @@ def _explain(result: Placement) -> list[str]:
         "Scores are those of the counts that the placements were fitted on."
         if split.unit is None
         else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
-        f"{number_of(split.num_held_out, 'other')}: half of each domain. The slots in JSON and "
-        "in exports are fitted on all."
+        f"{number_of(split.num_held_out, 'other')}: half of each domain."
         if split.unit == "prompt"
         else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
-        f"{number_of(split.num_held_out, 'other')}. The slots in JSON and in exports are fitted "
-        "on all."
+        f"{number_of(split.num_held_out, 'other')}."
     )
     has_fan_out = any(found and found.fan_out is not None for found in result.methods.values())
     batch = (

@@ -99,12 +99,7 @@ def keep_common(merged: TraceMetadata, parts: Sequence[Part]) -> TraceMetadata:
 def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
     """Return notes on the parts that a reader of the trace should know, as sentences."""
     known = [(part.path, part.metadata) for part in parts if part.metadata is not None]
-    silent = [part.path for part in parts if part.metadata is None]
     notes = []
-    if known and silent:
-        notes.append(
-            f"{_name(silent)} without metadata, so the metadata of the other parts is not used"
-        )
     unfinished = [path for path, metadata in known if not metadata.complete]
     if unfinished:
         notes.append(f"{_name(unfinished)} unfinished: its run has not ended")

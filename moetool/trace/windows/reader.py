@@ -95,7 +95,7 @@ class DecisionReader:
         else:
             described = metadata.layers
         self.layers = _choose_layers(described, layers, source=source)
-        self._num_tokens = self._num_assignments = 0
+        self._num_tokens = self._num_assignments = self._num_dropped = 0
         self._seen = np.zeros(len(self.prompts), dtype=bool)
 
     @property
@@ -145,7 +145,15 @@ class DecisionReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
-        return (*self._source.notes, *self._notes)
+        dropped = (
+            (
+                f"{self._num_dropped:,} of {self._num_assignments + self._num_dropped:,} choices "
+                "ran no expert: baselines that assume top-k experts for each token are too high.",
+            )
+            if self._num_dropped
+            else ()
+        )
+        return (*self._source.notes, *self._notes, *dropped)
 
     @property
     def facts(self) -> TraceFacts:
@@ -164,7 +172,7 @@ class DecisionReader:
         Raises:
             InputError: A row is not one of a trace.
         """
-        self._num_tokens = self._num_assignments = 0
+        self._num_tokens = self._num_assignments = self._num_dropped = 0
         for number in range(self._order.num_passes):
             yield from self._read_pass(number)
 
@@ -225,7 +233,9 @@ class DecisionReader:
         window = build_window(rows, self.layers, has_rank=self.has_ranks, pieces=self._rows.pieces)
         self._seen[window.prompt] = True
         self._num_tokens += len(window.prompt)
-        self._num_assignments += int((rows.expert >= 0).sum())
+        num_chosen = int((rows.expert >= 0).sum())
+        self._num_assignments += num_chosen
+        self._num_dropped += len(rows) - num_chosen
         return window
 
     def _find_shapes(self, scan: DecisionScan) -> tuple[RoutedLayer, ...]:

@@ -52,7 +52,7 @@ def read(result: Specialization) -> str:
             {"least_conditional_normalized": 0.0161, "most_conditional_normalized": 0.0352},
             "Experts differ between domains in 11 of 12 layers, hardly more than vocabulary "
             "explains: once the token is known, experts tell 1.6 to 3.5% of what is left to know "
-            "about its domain, no more than untrained models reach.",
+            "about its domain, no more than untrained copies of the demonstration model reach.",
         ),
         (
             {"num_layers_beyond_vocabulary": 0, "most_conditional_normalized": None},

@@ -74,7 +74,7 @@ def _word_layers(result: Specialization) -> str:
         return (
             f"Experts differ between {groups} in {part}, hardly more than vocabulary explains: "
             f"once the token is known, experts tell {share} of what is left to know about its "
-            f"{group}, no more than untrained models reach."
+            f"{group}, no more than untrained copies of the demonstration model reach."
         )
     return (
         f"Experts specialize by {group} in {verdict.num_layers_beyond_vocabulary} of {total} "
