@@ -106,6 +106,11 @@ def check_domains(counts: ExpertCounts, names: Sequence[str], *, by: str) -> Non
     """
     if len(names) < 2:
         only = printable(names[0], max_length=60)
+        if by == "domain" and only == "(none)":
+            raise InputError(
+                "No prompt has a domain (column 'domain'): there is nothing to compare.",
+                hint="Label each prompt in a column 'domain', or name another column with --by.",
+            )
         raise InputError(
             f"All prompts are of one domain, '{only}': there is nothing to compare."
             if by == "domain"

@@ -209,13 +209,16 @@ def list_token_experts(
 def _not_found(pieces: Mapping[int, str], token: str | None, token_id: int | None) -> UsageError:
     if token is None:
         return UsageError(
-            f"No token of the trace has the id {token_id}.", hint="Give the id of one that it has."
+            f"No token of the trace has the id {token_id}.",
+            hint="List its tokens with --format csv and no --token.",
         )
     similar = find_similar_pieces(pieces.values(), token)
     shown = ", ".join(f"'{printable(piece, max_length=40)}'" for piece in similar)
     return UsageError(
         f"No token of the trace is spelled '{printable(token, max_length=60)}'.",
-        hint=f"Similar ones are {shown}." if similar else "Give the id of one that it has.",
+        hint=f"Similar ones are {shown}."
+        if similar
+        else "List its tokens with --format csv and no --token.",
     )
 
 

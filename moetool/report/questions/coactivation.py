@@ -88,12 +88,14 @@ def _make_verdict(result: Coactivation) -> Iterator[Text]:
 def _make_layers(layers: Sequence[LayerCoactivation]) -> Table:
     rows: list[tuple[Words, ...]] = []
     for layer in layers:
-        pair = next((pair for pair in layer.pairs if _is_above(pair)), None)
+        above = [pair for pair in layer.pairs if _is_above(pair)]
+        pair = max(above, key=lambda pair: (pair.lift_low or 0, pair.lift), default=None)
         baseline = layer.baseline
-        strongest: tuple[Words, ...] = ("none", "", "", "")
+        strongest: tuple[Words, ...] = ("none", "", "", "", "")
         if pair is not None:
             strongest = (
                 _name_pair(pair),
+                f"{pair.count:,}",
                 style_words(f"{pair.lift:.2f}", Style.STRONG),
                 f"{_format(pair.lift_low)}–{_format(pair.lift_high)}",
                 _format(pair.expected_lift),
@@ -108,8 +110,19 @@ def _make_layers(layers: Sequence[LayerCoactivation]) -> Table:
                 _format(baseline.strongest_lift if baseline else None),
             )
         )
-    headers = ("layer", "above", "below", "strongest", "lift", "95%", "loads", "random", "max")
-    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7, 8))
+    headers = (
+        "layer",
+        "above",
+        "below",
+        "strongest",
+        "count",
+        "lift",
+        "95%",
+        "loads",
+        "random",
+        "max",
+    )
+    return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7, 8, 9))
 
 
 def _make_expert_groups(layers: Sequence[LayerCoactivation]) -> Table:
@@ -179,12 +192,12 @@ def _make_groups(result: Coactivation, layers: Sequence[LayerCoactivation]) -> T
         )
         strongest = sorted(found, key=lambda item: -item[0].lift)[:_STRONGEST_SHOWN]
         shown = ", ".join(
-            f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} {pair.lift:.1f}"
+            f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} {pair.lift:.1f} ({pair.count:,})"
             for pair, layer in strongest
         )
         rows.append((printable(name, max_length=40), f"{tokens:,}", shown or "none"))
     return make_table(
-        (printable(result.by), "tokens", "strongest pairs and their lift"), rows, right=(1,)
+        (printable(result.by), "tokens", "strongest pairs, their lift and count"), rows, right=(1,)
     )
 
 
@@ -207,7 +220,9 @@ def _make_legend(
     if with_pairs:
         yield (
             "above, below: pairs whose lift differs from that of a router with the same loads, at "
-            "a false discovery rate of 5%, with the prompts as the sample. lift: decisions that "
+            "a false discovery rate of 5%, with the prompts as the sample. strongest: of the pairs "
+            "above in the JSON list, that whose interval begins highest. count: decisions that "
+            "choose both. lift: decisions that "
             "choose both, over those expected if each expert were chosen independently. 95%: its "
             "interval. loads: the lift of a router with the same loads that chooses at random "
             "otherwise. random: that of a uniform random router, which is below 1 because experts "

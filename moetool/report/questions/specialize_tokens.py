@@ -9,7 +9,6 @@ from moetool.analysis.specialization.by_token.result import (
     LayerTokenUse,
     TokenSpecialization,
 )
-from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.questions.specialization.tables import (
     choose_layers,
@@ -17,6 +16,7 @@ from moetool.report.questions.specialization.tables import (
     name_layer,
     word_left_out,
 )
+from moetool.report.questions.tokens.words import show_token
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_place
@@ -134,8 +134,7 @@ def _make_experts(result: TokenSpecialization, shown: LayerTokenUse) -> Table:
 
 
 def _word_token(token: ExpertToken) -> str:
-    name = f"id {token.token_id}" if token.token is None else printable(token.token, max_length=16)
-    return f"{name} {token.shrunken_lift:.1f}"
+    return f"{show_token(token.token, token.token_id)} {token.shrunken_lift:.1f}"
 
 
 def _word_experts_left_out(result: TokenSpecialization, shown: LayerTokenUse | None) -> str:

@@ -46,7 +46,7 @@ BAD_CSV: dict[str, tuple[str, Refusal]] = {
     ),
     "no domain": (
         "prompt_id,position,layer,expert\na,0,0,1\nb,0,0,2\n",
-        Refusal(3, error="'(none)'", hint="domain"),
+        Refusal(3, error="No prompt has a domain (column 'domain')", hint="--by"),
     ),
 }
 

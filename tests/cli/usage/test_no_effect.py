@@ -59,7 +59,7 @@ USELESS: dict[tuple[str, ...], Refusal] = {
     ),
     (*QUESTION, "--min-count", "9"): Refusal(
         2,
-        error="A least count has no effect: domains are compared, not tokens.",
+        error="--min-count has no effect: domains are compared, not tokens.",
         hint="Leave out --min-count, or add --by token.",
     ),
     (*MEMORY, "--double-quantization"): Refusal(

@@ -136,6 +136,6 @@ def _refuse_useless(is_by_token: bool, *, permutations: int | None, min_count: i
         )
     if not is_by_token and min_count is not None:
         raise UsageError(
-            "A least count has no effect: domains are compared, not tokens.",
+            "--min-count has no effect: domains are compared, not tokens.",
             hint="Leave out --min-count, or add --by token.",
         )
