@@ -136,6 +136,6 @@ def test_by_token_the_experts_shown_are_those_of_the_layer_where_the_token_decid
     most = max(result.layers, key=lambda layer: layer.vocabulary_specialization or 0)
     text = render_by_token(result, View(width=80))
     for token in result.tokens:
-        row = rf"^L{token.layer}\.E{token.expert} .* {token.token} {token.shrunken_lift:.1f}\b"
+        row = rf"^L{token.layer}\.E{token.expert} .* '{token.token}' {token.shrunken_lift:.1f}\b"
         assert bool(re.search(row, text, re.M)) == (token.layer == most.layer)
     assert f"Experts are those of layer {most.layer};" in " ".join(text.split())
