@@ -1,1 +1,1 @@
-"""Results from a trace: one file for each question."""
+"""Results from a trace: a package for each question."""

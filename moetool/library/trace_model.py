@@ -14,8 +14,9 @@ from moetool.choices import take_count, take_flag, take_path
 from moetool.errors import UsageError
 from moetool.library.trace import Trace
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.writing.fileless import KeptTrace
 from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
-from moetool.trace.writing.writer import KeptTrace, TraceSink
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing import trace_model as tracing
 from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
 from moetool.tracing.prompts.files import PromptFields

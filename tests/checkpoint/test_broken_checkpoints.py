@@ -15,7 +15,7 @@ import pytest
 from moetool.checkpoint.reference import resolve_model
 from moetool.cli.observer import TerminalObserver
 from moetool.errors import InputError
-from moetool.trace.writing.writer import NoTrace
+from moetool.trace.writing.fileless import NoTrace
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.trace_model import trace_model

@@ -170,7 +170,8 @@ def summarize_layers(layers: Sequence[LayerBalance]) -> tuple[AcrossLayers, ...]
 
 
 def summarize_parts(layers: Sequence[LayerBalance]) -> tuple[PartSummary, ...]:
-    """Return every group, then every phase, over all layers."""
+    """Return every group, then every phase, over the layers in which an expert ran."""
+    layers = [layer for layer in layers if layer.max_violation is not None]
     summaries = []
     for part in _PARTS:
         found: dict[str, list[PartBalance]] = {}

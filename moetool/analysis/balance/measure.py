@@ -38,7 +38,7 @@ Place = tuple[str, int]
 # Columns that a reader needs for all figures.
 COLUMNS = ("weight", "phase")
 # Loads of all layers and groups, each of which becomes a number of the result.
-_MOST_CELLS = 2**23
+_MOST_CELLS = 2**20
 
 
 def measure_balance(

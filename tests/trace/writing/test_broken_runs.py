@@ -20,9 +20,7 @@ from moetool.trace.companions import probabilities_path, sidecar_path
 from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.rows import probability_rows
 from moetool.trace.writing.partial import partial_folder
-from moetool.trace.writing.writer import (
-    TraceFile,
-)
+from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import (
     BEFORE,
     columns_of,

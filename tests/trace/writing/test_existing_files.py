@@ -18,10 +18,7 @@ from moetool.errors import UsageError
 from moetool.trace.companions import probabilities_path, sidecar_path
 from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.writing.partial import partial_folder
-from moetool.trace.writing.writer import (
-    TraceFile,
-    check_target,
-)
+from moetool.trace.writing.writer import TraceFile, check_target
 from tests.trace.examples import (
     BEFORE,
     columns_of,

@@ -10,8 +10,9 @@ import pytest
 
 from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.writing.fileless import NoTrace, TraceStream
 from moetool.trace.writing.sink_choice import choose_sink
-from moetool.trace.writing.writer import NoTrace, TraceFile, TraceStream
+from moetool.trace.writing.writer import TraceFile
 
 
 class Stdout(io.TextIOWrapper):

@@ -18,12 +18,9 @@ from moetool.trace.companions import probabilities_path, sidecar_path
 from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.rows import assignment_rows, probability_rows
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
+from moetool.trace.writing.fileless import NoTrace, TraceStream
 from moetool.trace.writing.partial import partial_folder
-from moetool.trace.writing.writer import (
-    NoTrace,
-    TraceFile,
-    TraceStream,
-)
+from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import (
     BEFORE,
     HOSTILE_WORDS,
