@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,13 +167,24 @@ def measure_placement(
         trace=reader.facts,
         cluster=cluster,
         tokens_per_batch=options.tokens_per_batch,
-        split=Split("prompt", int((~held_out).sum()), int(held_out.sum()), options.seed),
+        split=Split(
+            "prompt",
+            int((~held_out).sum()),
+            int(held_out.sum()),
+            options.seed,
+            tuple(compress(reader.prompts, held_out.tolist())),
+        ),
         num_batches=min((scorer.num_batches for scorer in scorers.values()), default=0),
         domains=halves.domains,
         hidden_size=options.sent.hidden_size,
         bytes_per_value=options.sent.bytes_per_value,
         layers=described,
-        methods=describe_methods(described, final, by_prompt=by_prompt),
+        methods=describe_methods(
+            described,
+            final,
+            scored={name_layer(*place): found for place, found in placements.items()},
+            by_prompt=by_prompt,
+        ),
         notes=reader.notes,
         vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )

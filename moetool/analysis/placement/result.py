@@ -83,6 +83,8 @@ class MethodPlacement(PlacementScore):
         layers_better_than_eplb: Share of layers with a lower batch imbalance than under EPLB.
         physical_to_logical: Expert of each slot of each layer, fitted on all prompts; slots of a
             GPU follow each other.
+        scored_physical_to_logical: The same, fitted on half of the prompts: the placement that the
+            scores are of. None where scores are those of `physical_to_logical`.
     """
 
     baseline: PlacementScore = field(kw_only=True)
@@ -90,6 +92,9 @@ class MethodPlacement(PlacementScore):
     batch_imbalance_change: Change | None = field(kw_only=True, default=None)
     layers_better_than_eplb: float | None = field(kw_only=True, default=None)
     physical_to_logical: Mapping[str, tuple[int, ...]] = field(kw_only=True)
+    scored_physical_to_logical: Mapping[str, tuple[int, ...]] | None = field(
+        kw_only=True, default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,14 @@ class Split:
         num_fitted: Prompts or steps that the scored placements were fitted on.
         num_held_out: Prompts or steps that they were scored on.
         seed: Decides which are held out.
+        held_out_prompts: Their ids, in the order of the trace; empty for a load table.
     """
 
     unit: str | None
     num_fitted: int
     num_held_out: int
     seed: int
+    held_out_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

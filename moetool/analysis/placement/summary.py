@@ -18,7 +18,6 @@ from moetool.analysis.placement.result import (
     Change,
     LayerPlacement,
     MethodPlacement,
-    name_layer,
 )
 from moetool.analysis.placement.scoring import LayerScorer, PlacementScore, share_out
 from moetool.analysis.specialization.lift_interval import find_quantile
@@ -132,13 +131,15 @@ def describe_methods(
     layers: Sequence[LayerPlacement],
     final: Mapping[str, Mapping[str, Slots]],
     *,
+    scored: Mapping[str, Mapping[str, Slots]],
     by_prompt: Mapping[str, PromptSums],
 ) -> dict[str, MethodPlacement | None]:
     """Return each method's scores over all layers, and its slots.
 
     Args:
         layers: With the scores of each.
-        final: Expert of each slot, by layer and method.
+        final: Expert of each slot, by layer and method, fitted on all prompts.
+        scored: The same, fitted on half of the prompts: those that the scores are of.
         by_prompt: Sums for each held-out prompt, by method.
     """
     methods: dict[str, MethodPlacement | None] = {}
@@ -152,14 +153,16 @@ def describe_methods(
             layers_better_than_eplb=None
             if method == EPLB
             else share_of_better([(layer.scores[method], layer.scores[EPLB]) for layer in layers]),
-            physical_to_logical={
-                name_layer(layer.stack, layer.layer): tuple(
-                    final[name_layer(layer.stack, layer.layer)][method].tolist()
-                )
-                for layer in layers
-            },
+            physical_to_logical=_list_slots(layers, final, method),
+            scored_physical_to_logical=_list_slots(layers, scored, method),
         )
     return methods
+
+
+def _list_slots(
+    layers: Sequence[LayerPlacement], slots: Mapping[str, Mapping[str, Slots]], method: str
+) -> dict[str, tuple[int, ...]]:
+    return {layer.name: tuple(slots[layer.name][method].tolist()) for layer in layers}
 
 
 def average_scores(scores: Sequence[PlacementScore]) -> PlacementScore:

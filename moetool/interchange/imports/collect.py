@@ -160,8 +160,8 @@ class RowCollector:
             raise InputError(
                 f"{run.source} has expert {ordered[row, column]} twice in one decision: layer "
                 f"{choices.layer}, position {run.position[row]}.",
-                hint="Check that this layer routes: dense layers are left out with --model or "
-                "--layers.",
+                hint="Check --top-k, and that this layer routes: dense layers are left out with "
+                "--model or --layers.",
             )
         weights = choices.weights
         if weights is not None:

@@ -125,7 +125,7 @@ FORMATS: Mapping[str, Format] = {
             olmoe.open_olmoe,
             "prompts, token ids, ranks",
             "weights",
-            "--num-experts 64",
+            "--num-experts N",
         ),
         Format(
             esft.FORMAT,
@@ -134,7 +134,7 @@ FORMATS: Mapping[str, Format] = {
             esft.open_esft,
             "tasks as domains, prompts, ranks, weights of four decimals",
             "token ids",
-            "--top-k 6 --num-experts 64",
+            "--top-k K --num-experts N",
         ),
         Format(
             policylang.FORMAT,
