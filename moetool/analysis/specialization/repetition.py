@@ -19,6 +19,8 @@ from moetool.trace.windows.window import DecisionWindow
 # Pairs of tokens that show how often a router without memory repeats itself: a standard error of
 # at most half a point.
 _RANDOM_PAIRS = 10_000
+# Decisions of more experts are compared by sorting, in tables of at most as many cells.
+_FEW_EXPERTS, _CELLS_AT_ONCE = 64, 2**24
 
 
 @dataclass
@@ -151,10 +153,23 @@ def count_common(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArra
         one: Distinct experts; negative where fewer ran. # (num_pairs, top_k)
         other: # The same
     """
+    if one.shape[1] > _FEW_EXPERTS:
+        return _count_repeated(one, other)
     common = np.zeros(len(one), dtype=np.int64)
     for column in range(one.shape[1]):
         mine = one[:, column]
         common += ((other == mine[:, None]) & (mine >= 0)[:, None]).sum(axis=1)
+    return common
+
+
+def _count_repeated(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the same by sorting both decisions together, some pairs at a time."""
+    common = np.empty(len(one), dtype=np.int64)
+    step = max(1, _CELLS_AT_ONCE // (2 * one.shape[1]))
+    for start in range(0, len(one), step):
+        part = slice(start, start + step)
+        both = np.sort(np.concatenate([one[part], other[part]], axis=1), axis=1, kind="stable")
+        common[part] = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(axis=1)
     return common
 
 
@@ -165,8 +180,12 @@ def find_random_any(num_experts: int, top_k: int) -> float:
 
 def _share_any(experts: NDArray[np.int16], pairs: NDArray[np.intp]) -> float | None:
     """Return how often two tokens have an expert in common, leaving out a token and itself."""
-    one, other = pairs[:, pairs[0] != pairs[1]]
-    return float((count_common(experts[one], experts[other]) > 0).mean()) if len(one) else None
+    # Of few tokens, most pairs are drawn many times.
+    distinct, number = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1, return_counts=True)
+    if not len(number):
+        return None
+    is_any = count_common(experts[distinct[0]], experts[distinct[1]]) > 0
+    return float(number[is_any].sum() / number.sum())
 
 
 def _describe(

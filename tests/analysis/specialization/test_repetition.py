@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from moetool.analysis.specialization import repetition
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
 from moetool.analysis.specialization.repetition import count_common, find_random_any
 from moetool.analysis.specialization.result import Repetition
@@ -33,7 +34,12 @@ def test_mixtrals_baselines_are_those_of_its_paper() -> None:
     assert round(find_random_any(8, 2), 3) == 0.464
 
 
-def test_common_experts_are_counted_without_those_that_did_not_run() -> None:
+@pytest.mark.parametrize("few_experts", [0, 64])
+def test_common_experts_are_counted_without_those_that_did_not_run(
+    few_experts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repetition, "_FEW_EXPERTS", few_experts)
+    monkeypatch.setattr(repetition, "_CELLS_AT_ONCE", 8)
     one = np.array([[0, 1, 2], [3, -1, -1], [-1, -1, -1]])
     other = np.array([[2, 0, 5], [4, 3, -1], [-1, -1, -1]])
     assert count_common(one, other).tolist() == [2, 1, 0]
