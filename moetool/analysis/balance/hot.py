@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization.lift_interval import find_quantile
+from moetool.analysis.statistics.students_t import find_quantile
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from moetool.analysis.caching.simulation.random_router import simulate_random_ro
 from moetool.analysis.caching.simulation.run import CacheCounts, CacheShape
 from moetool.analysis.caching.simulation.steps import FirstSteps
 from moetool.analysis.caching.touched import BATCH_SIZES, DistinctCounter, TouchedCounts
-from moetool.analysis.comparison.ratios import find_ratios
+from moetool.analysis.statistics.ratios import find_ratios
 from moetool.trace.decisions import PHASES
 
 ONE_TEXT, SEVERAL_TEXTS = "one text", "several texts"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
-from moetool.analysis.held_out import find_reach
+from moetool.analysis.statistics.held_out import find_reach
 from moetool.trace.decisions import NO_EXPERT
 
 Ints = NDArray[np.int64]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
-from moetool.analysis.held_out import HeldOutSample, find_fit_half, hash_prompts
+from moetool.analysis.statistics.held_out import HeldOutSample, find_fit_half, hash_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer

@@ -15,7 +15,6 @@ from moetool.analysis.comparison.decisions import DecisionChanges, compare_decis
 from moetool.analysis.comparison.notes import explain_comparison
 from moetool.analysis.comparison.pairs.layers import LayerPair, pair_layers
 from moetool.analysis.comparison.pairs.reader import PairedWindow, PairReader
-from moetool.analysis.comparison.ratios import Ratio, RatioSums
 from moetool.analysis.comparison.result import (
     Agreement,
     CellAgreement,
@@ -31,6 +30,7 @@ from moetool.analysis.comparison.token_changes import (
     TokenIdSums,
     WindowChanges,
 )
+from moetool.analysis.statistics.ratios import Ratio, RatioSums
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.comparison.decisions import DecisionChanges
-from moetool.analysis.comparison.ratios import UNKNOWN_RATIO, Ratio, find_ratios, sum_prompts
+from moetool.analysis.statistics.ratios import UNKNOWN_RATIO, Ratio, find_ratios, sum_prompts
 
 # In the order of the sums.
 MEASURES = (

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.comparison.pairs.reader import PairedWindow
-from moetool.analysis.comparison.ratios import find_ratios, sum_prompts
+from moetool.analysis.statistics.ratios import find_ratios, sum_prompts
 
 # Tokens shown before and after one that changed.
 _CONTEXT = 6

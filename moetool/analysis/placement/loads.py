@@ -24,12 +24,12 @@ from moetool.analysis.placement.result import (
 )
 from moetool.analysis.placement.scoring import PlacementScore, measure_imbalance, share_out
 from moetool.analysis.placement.summary import average_scores, share_of_better
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.table import LoadTable
 from moetool.trace.reading.counts import LayerCounts
-from moetool.wording import number_of
+from moetool.trace.reading.layer_shapes import check_layers
 
 Place = tuple[str, int]
 
@@ -225,12 +225,7 @@ def _choose_layers(
     layers: tuple[LayerCounts, ...], options: PlacementOptions, *, loads: LoadTable
 ) -> list[LayerCounts]:
     chosen = [layer for layer in layers if options.layers is None or layer.layer in options.layers]
-    missing = sorted(set(options.layers or ()) - {layer.layer for layer in chosen})
-    if missing:
-        raise UsageError(
-            f"'{printable(loads.path)}' has no routed layer {missing[0]}.",
-            hint=f"It has {number_of(len(layers), 'layer')}; see its column 'layer'.",
-        )
+    check_layers(loads.path, (layer.layer for layer in layers), options.layers)
     idle = [layer for layer in chosen if not layer.assignments.any()]
     if len(idle) == len(chosen):
         raise InputError(

@@ -20,7 +20,7 @@ from moetool.analysis.placement.result import (
     MethodPlacement,
 )
 from moetool.analysis.placement.scoring import LayerScorer, PlacementScore, share_out
-from moetool.analysis.specialization.lift_interval import find_quantile
+from moetool.analysis.statistics.students_t import find_quantile
 from moetool.trace.metadata import RoutedLayer
 
 Place = tuple[str, int]

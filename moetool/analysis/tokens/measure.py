@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.held_out import HeldOutSample, find_fit_half, find_reach, hash_prompts
+from moetool.analysis.statistics.held_out import (
+    HeldOutSample,
+    find_fit_half,
+    find_reach,
+    hash_prompts,
+)
+from moetool.analysis.statistics.mixing import mix_bits
 from moetool.analysis.tokens.first_choices import (
     NO_FIRST_CHOICE,
     find_first_choices,
@@ -133,12 +139,7 @@ def is_sampled(ids: Ints, num_halvings: int) -> NDArray[np.bool_]:
     """Return which ids are counted after leaving out half of them a number of times."""
     if not num_halvings:
         return np.ones(len(ids), dtype=bool)
-    # The finalizer of splitmix64 (Steele, Lea and Flood 2014).
-    mixed = ids.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed < np.uint64(1 << (64 - num_halvings))
+    return mix_bits(ids.astype(np.uint64)) < np.uint64(1 << (64 - num_halvings))
 
 
 def measure_tokens(

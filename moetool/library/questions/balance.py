@@ -18,6 +18,7 @@ from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.steps import read_step_loads
 from moetool.trace.loads.table import LoadTable, is_load_table, open_loads
 from moetool.trace.reading.counts import ExpertCounts
+from moetool.trace.reading.layer_shapes import check_layers
 from moetool.trace.reading.probabilities import ProbabilitySource, find_probabilities
 
 if TYPE_CHECKING:
@@ -142,14 +143,7 @@ def _choose_layers(
 ) -> ExpertCounts:
     if asked is None:
         return counts
-    known = sorted({layer.layer for layer in counts.layers})
-    missing = sorted(set(asked) - set(known))
-    if missing:
-        raise UsageError(
-            f"'{printable(path)}' has no routed layer {missing[0]}.",
-            hint=f"Its routed layers are {', '.join(map(str, known[:12]))}"
-            f"{f' and {len(known) - 12} more' if len(known) > 12 else ''}.",
-        )
+    check_layers(path, (layer.layer for layer in counts.layers), asked)
     return ExpertCounts(
         groups=counts.groups,
         domains=counts.domains,

@@ -19,7 +19,7 @@ from moetool.library.trace import Trace
 from moetool.trace.facts import describe_trace
 from moetool.trace.loads.table import is_load_table, open_loads
 from moetool.trace.metadata_fields import MOST_IDS
-from moetool.trace.reading.layer_shapes import Place
+from moetool.trace.reading.layer_shapes import Place, check_layers
 from moetool.trace.windows.reader import DecisionReader
 
 if TYPE_CHECKING:
@@ -218,12 +218,7 @@ def _select_from_loads(
     sums = sum_loads(counts)
     known = [layer.shape for layer in sums]
     if layers is not None:
-        missing = sorted(layers - {layer.layer for layer in known})
-        if missing:
-            raise UsageError(
-                f"'{path}' has no routed layer {missing[0]}.",
-                hint=f"Its routed layers are {', '.join(str(each.layer) for each in known[:12])}.",
-            )
+        check_layers(path, (layer.layer for layer in known), layers)
         sums = [layer for layer in sums if layer.shape.layer in layers]
     facts = describe_trace(
         None,

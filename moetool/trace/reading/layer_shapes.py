@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moetool.errors import InputError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.scanning.layer_rows import LayerRows
@@ -23,6 +24,7 @@ _FEW_ROWS_HINT = (
     "Python) reads the rows as they are."
 )
 _PLACES_SHOWN = 4
+_LAYERS_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,29 @@ def find_shapes(
         notes += _describe_sizes(layers, rows)
         notes += _describe_idle(rows)
     return LayerShapes(tuple(layers), tuple(notes))
+
+
+def check_layers(path: str | Path, known: Iterable[int], asked: Collection[int] | None) -> None:
+    """Check that there are the layers that a user asks for.
+
+    Args:
+        path: The trace or load table.
+        known: Numbers of its routed layers.
+        asked: None for all.
+
+    Raises:
+        UsageError: There is no such layer.
+    """
+    numbers = sorted(set(known))
+    missing = sorted(set(asked or ()) - set(numbers))
+    if missing:
+        shown = ", ".join(map(str, numbers[:_LAYERS_NAMED]))
+        num_more = len(numbers) - _LAYERS_NAMED
+        more = f" and {num_more} more" if num_more > 0 else ""
+        raise UsageError(
+            f"'{printable(path)}' has no routed layer {missing[0]}.",
+            hint=f"Its routed layers are {shown}{more}.",
+        )
 
 
 def check_described(source: TraceSource, rows: Mapping[Place, LayerRows]) -> None:

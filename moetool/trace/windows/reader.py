@@ -13,7 +13,7 @@ from moetool.printable import printable
 from moetool.trace.facts import TraceFacts, describe_trace
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
-from moetool.trace.reading.layer_shapes import find_shapes
+from moetool.trace.reading.layer_shapes import check_layers, find_shapes
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.prompt_order import PromptOrder, find_prompt_order
 from moetool.trace.windows.table_rows import TableRows, drop_runs
@@ -23,7 +23,6 @@ from moetool.trace.windows.window_rows import WindowRows, list_runs, take_runs
 # Rows of complete prompts that make a window.
 _ROWS_PER_WINDOW = 1_000_000
 _DOMAIN = "domain"
-_LAYERS_NAMED = 12
 
 
 class DecisionReader:
@@ -262,15 +261,5 @@ def _choose_layers(
     described: Collection[RoutedLayer], asked: Collection[int] | None, *, source: TraceSource
 ) -> tuple[RoutedLayer, ...]:
     ordered = tuple(sorted(described, key=lambda layer: (layer.stack, layer.layer)))
-    if asked is None:
-        return ordered
-    missing = sorted(set(asked) - {layer.layer for layer in ordered})
-    if missing:
-        known = sorted({layer.layer for layer in ordered})
-        shown = ", ".join(map(str, known[:_LAYERS_NAMED]))
-        more = f" and {len(known) - _LAYERS_NAMED} more" if len(known) > _LAYERS_NAMED else ""
-        raise UsageError(
-            f"'{printable(source.path)}' has no routed layer {missing[0]}.",
-            hint=f"Its routed layers are {shown}{more}.",
-        )
-    return tuple(layer for layer in ordered if layer.layer in asked)
+    check_layers(source.path, (layer.layer for layer in ordered), asked)
+    return tuple(layer for layer in ordered if asked is None or layer.layer in asked)

@@ -8,10 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moetool.analysis import held_out
 from moetool.analysis.coactivation.measure import measure_coactivation
 from moetool.analysis.coactivation.prediction import Prediction
-from moetool.analysis.held_out import HeldOutSample, find_fit_half, find_reach, hash_prompts
+from moetool.analysis.statistics import held_out
+from moetool.analysis.statistics.held_out import (
+    HeldOutSample,
+    find_fit_half,
+    find_reach,
+    hash_prompts,
+)
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.coactivation.reference import select_layer
 from tests.analysis.halves import choose_fitted

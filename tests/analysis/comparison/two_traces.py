@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from moetool.analysis.comparison.measure import COLUMNS, compare_traces
 from moetool.analysis.comparison.result import Comparison
-from moetool.analysis.specialization.lift_interval import find_quantile
+from moetool.analysis.statistics.students_t import find_quantile
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.random_traces import (
     Decision,

@@ -10,7 +10,7 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from moetool.analysis.specialization.lift import DomainExpert, measure_lift
-from moetool.analysis.specialization.lift_interval import CONFIDENCE, find_quantile
+from moetool.analysis.statistics.students_t import CONFIDENCE, find_quantile
 from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, LayerCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
 from tests.trace.examples import describe_layers, make_rows

@@ -18,7 +18,7 @@ from moetool.analysis.caching.simulation.steps import (
     find_requests,
     make_steps,
 )
-from moetool.analysis.comparison.ratios import sum_prompts
+from moetool.analysis.statistics.ratios import sum_prompts
 from moetool.trace.decisions import PHASES
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.window import DecisionWindow

@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.statistics.mixing import mix_bits
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
@@ -179,11 +180,7 @@ class TokenCounter:
             )
         key = self._hashes[window.prompt] << np.uint64(32)
         key += window.position.astype(np.uint64)
-        # The finalizer of splitmix64 (Steele et al. 2014): neighbours get unrelated numbers.
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
-        mixed: NDArray[np.uint64] = key ^ (key >> np.uint64(31))
-        return mixed
+        return mix_bits(key)
 
 
 def _keep(total: LayerTokenCounts, experts: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization.lift_interval import find_quantile
+from moetool.analysis.statistics.students_t import find_quantile
 
 Ints = NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""Arithmetic that several questions share: samples, held-out halves, intervals over prompts."""
