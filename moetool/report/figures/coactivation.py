@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moetool.analysis.coactivation.result import Coactivation, ExpertPair, LayerCoactivation
+from moetool.analysis.coactivation.result import Coactivation, LayerCoactivation
 from moetool.errors import InputError, UsageError
 from moetool.report.figures.style import (
     BLUE,
@@ -94,10 +94,15 @@ def _draw_map(axes: Axes, shown: LayerCoactivation) -> None:
 def _draw_strongest(axes: Axes, layers: Sequence[LayerCoactivation]) -> None:
     strongest = [each.pairs[0] if each.pairs else None for each in layers]
     known = [(place, pair) for place, pair in enumerate(strongest) if pair is not None]
+    intervals = [
+        (place, pair.lift_low, pair.lift_high)
+        for place, pair in known
+        if pair.lift_low is not None and pair.lift_high is not None
+    ]
     axes.vlines(
-        [place for place, pair in known if _has_interval(pair)],
-        [pair.lift_low for _, pair in known if _has_interval(pair)],
-        [pair.lift_high for _, pair in known if _has_interval(pair)],
+        [place for place, _, _ in intervals],
+        [low for _, low, _ in intervals],
+        [high for _, _, high in intervals],
         color=BLUE,
         linewidth=1.0,
         label="95 % interval",
@@ -130,7 +135,3 @@ def _draw_strongest(axes: Axes, layers: Sequence[LayerCoactivation]) -> None:
     name_layers(axes.xaxis, layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("lift")
-
-
-def _has_interval(pair: ExpertPair) -> bool:
-    return pair.lift_low is not None and pair.lift_high is not None

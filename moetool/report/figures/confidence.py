@@ -48,6 +48,7 @@ def draw_confidence(result: Confidence, *, width_in: float = COLUMN_WIDTH_IN) ->
             panels[-1],
             [layer.share for layer in layers],
             [None if each is None else each.share for each in equal],
+            width_in=width_in,
         )
         panels[-1].set_ylabel("first choice's share\nof a decision's weights")
         if not is_one_panel:
@@ -55,6 +56,7 @@ def draw_confidence(result: Confidence, *, width_in: float = COLUMN_WIDTH_IN) ->
                 panels[0],
                 [layer.weight for layer in layers],
                 [None if each is None else each.weight for each in equal],
+                width_in=width_in,
             )
             panels[0].set_ylabel("weight of the\nfirst choice")
         for axes in panels:
@@ -67,12 +69,17 @@ def draw_confidence(result: Confidence, *, width_in: float = COLUMN_WIDTH_IN) ->
 
 
 def _draw(
-    axes: Axes, spreads: Sequence[Distribution | None], equal: Sequence[float | None]
+    axes: Axes,
+    spreads: Sequence[Distribution | None],
+    equal: Sequence[float | None],
+    *,
+    width_in: float,
 ) -> None:
     draw_spreads(
         axes,
         [None if each is None else asdict(each) for each in spreads],
         ends=("p5", "p95"),
+        width_in=width_in,
     )
     known = [(place, value) for place, value in enumerate(equal) if value is not None]
     axes.plot(

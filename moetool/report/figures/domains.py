@@ -37,6 +37,9 @@ _ROW_IN, _LEAST_IN = 0.125, 0.9
 # Axes, labels and the legend.
 _MAP_EXTRA_IN, _LIST_EXTRA_IN = 0.5, 0.75
 _FADED = 0.3
+# Letters of a domain, and numbers of the axis next to it.
+_LONGEST_NAME = 14
+_MOST_TICKS, _THREE_DIGITS = 4, 100
 
 
 def draw_domains(
@@ -74,7 +77,7 @@ def draw_domains(
     ):
         _draw_map(above, result, shown, sorted(domains))
         if len(domains) < len(result.domains):
-            above.set_title(f"{len(domains)} of {len(result.domains)} domains, the largest")
+            above.set_title(f"{len(domains)} of {len(result.domains)} domains")
         _draw_surest(below, cells, result)
         put_legend(figure, [above, below])
     return figure
@@ -94,9 +97,10 @@ def _draw_map(
             lift[place] = np.nan if cell.lift is None else cell.lift
             alpha[place] = 1.0 if is_small(cell.q_value) else _FADED
     draw_ratios(axes, lift, label="lift", alpha=alpha)
-    axes.set_yticks(range(len(domains)), [say(domain) for domain in domains])
+    axes.set_yticks(range(len(domains)), [say(domain, most=_LONGEST_NAME) for domain in domains])
     axes.set_xlabel(f"expert of layer {shown.layer} (faded: q > 5 %)")
-    thin_out(axes.xaxis, [str(expert) for expert in range(shown.num_experts)])
+    names = [str(expert) for expert in range(shown.num_experts)]
+    thin_out(axes.xaxis, names, most=_MOST_TICKS if len(names) > _THREE_DIGITS else 2 * _MOST_TICKS)
 
 
 def _choose_surest(result: Specialization) -> list[DomainExpertTest]:
@@ -112,23 +116,24 @@ def _choose_surest(result: Specialization) -> list[DomainExpertTest]:
 
 def _draw_surest(axes: Axes, cells: Sequence[DomainExpertTest], result: Specialization) -> None:
     names = [
-        f"{say(cell.domain, most=16)}  {format_place(cell.stack, cell.layer, cell.expert)}"
+        f"{say(cell.domain, most=_LONGEST_NAME)}  {format_place(cell.stack, cell.layer, cell.expert)}"
         for cell in cells
     ]
     lifts = [cell.lift or 0.0 for cell in cells]
-    for place, cell in enumerate(cells):
+    for place, (cell, lift) in enumerate(zip(cells, lifts, strict=True)):
         axes.plot(
-            [cell.lift_low, cell.lift_high if cell.lift_high is not None else cell.lift],
+            [cell.lift_low or lift, cell.lift_high or lift],
             [place, place],
             color=BLUE,
             linewidth=1.0,
             label=None if place else "95 % interval",
         )
-    axes.plot(lifts, range(len(cells)), "o", color=BLUE, label="lift")
+    if cells:
+        axes.plot(lifts, range(len(cells)), "o", color=BLUE, label="lift")
     axes.axvline(1, **RANDOM, label="random router")
     axes.set_xscale("log")
     highest = max([2.0, *(cell.lift_high or cell.lift or 1.0 for cell in cells)])
-    scale_ratios(axes.xaxis, least=1, most=highest, most_ticks=6)
+    scale_ratios(axes.xaxis, least=1, most=highest, most_ticks=_MOST_TICKS)
     axes.set_xlim(0.8, highest * 1.1)
     axes.set_ylim(max(0.5, len(cells) - 0.5), -0.5)
     axes.set_yticks(range(len(cells)), names)

@@ -20,7 +20,7 @@ _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
-_SAVING = {"svg.hashsalt": "moetool", "svg.fonttype": "path", "pdf.fonttype": 42}
+_SAVING: Any = {"svg.hashsalt": "moetool", "svg.fonttype": "path", "pdf.fonttype": 42}
 
 
 def render_figure(figure: Figure, kind: str) -> bytes:

@@ -54,6 +54,7 @@ def draw_load(result: Balance, *, width_in: float = COLUMN_WIDTH_IN) -> Figure:
             [layer.percentiles for layer in layers],
             [layer.baseline.percentiles for layer in layers],
             ends=("p0", "p100"),
+            width_in=width_in,
         )
         axes.set_ylim(bottom=0)
         axes.set_ylabel("load / mean load")

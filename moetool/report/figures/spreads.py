@@ -23,6 +23,7 @@ def draw_spreads(
     randoms: Sequence[Percentiles] = (),
     *,
     ends: tuple[str, str],
+    width_in: float,
 ) -> None:
     """Draw a bar for each place of an axis: half of the values thick, all of them thin.
 
@@ -31,6 +32,7 @@ def draw_spreads(
         spreads: Percentiles by name, for each place; None where they are unknown.
         randoms: Those of a random router in the same form, drawn as a band behind.
         ends: The names of the percentiles where a thin bar ends.
+        width_in: Of the figure.
     """
     low, high = ends
     known = [place for place, spread in enumerate(spreads) if spread is not None]
@@ -50,7 +52,6 @@ def draw_spreads(
         axes.fill_between(
             at, lows, highs, color=GREY, alpha=0.35, linewidth=0, label="random router: all experts"
         )
-    width_in = axes.figure.get_size_inches()[0]
     room_pt = _PT_PER_IN * 0.7 * width_in / max(1, len(spreads))
     thick = min(_THICKEST_PT, _SHARE_OF_PLACE * room_pt)
     axes.vlines(

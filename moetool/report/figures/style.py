@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 # A column of a page with two columns, in inches.
 COLUMN_WIDTH_IN = 3.3
-NARROWEST_IN, WIDEST_IN = 2.0, 20.0
+NARROWEST_IN, WIDEST_IN = 3.0, 20.0
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 SKY, AMBER, PINK, YELLOW = "#56B4E9", "#E69F00", "#CC79A7", "#F0E442"
 GREY, INK = "#8C8C8C", "#1A1A1A"
 # A random router is the same in every figure.
-RANDOM = {"color": GREY, "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
+RANDOM: dict[str, Any] = {"color": GREY, "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
 _RATIOS = ("#003A5C", BLUE, "#8FC1DE", "#F7F7F7", "#F3B38A", ORANGE, "#6E2F00")
 
+# With more, matplotlib would store the bar of the scale as pixels.
+_NUM_SHADES = 48
+
 _TEXT_PT, _TITLE_PT = 7, 8
-_LOOK: dict[str, Any] = {
+_LOOK: Any = {
     "font.family": "DejaVu Sans",
     "font.size": _TEXT_PT,
     "axes.titlesize": _TITLE_PT,
@@ -276,4 +279,4 @@ def _choose_reach(over_center: Any) -> float:
 def _make_ratio_map() -> Colormap:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("moetool_ratios", _RATIOS)
+    return LinearSegmentedColormap.from_list("moetool_ratios", _RATIOS, N=_NUM_SHADES)

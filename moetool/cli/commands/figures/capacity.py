@@ -12,6 +12,7 @@ from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
 from moetool.cli.options.shared import ForceOption, QuietOption
 from moetool.cli.options.traces import (
+    ByOption,
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
@@ -32,6 +33,7 @@ EXAMPLES = (
 def capacity(
     trace: TraceArgument,
     output: FigureOption,
+    by: ByOption = "domain",
     tokens_per_batch: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +65,7 @@ def capacity(
         show(f"reading {trace}")
         result = measure_balance(
             trace,
+            by=by,
             tokens_per_batch=tokens_per_batch,
             layers=parse_layers(layers),
             num_experts=num_experts,

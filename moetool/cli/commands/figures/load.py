@@ -8,6 +8,7 @@ from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
 from moetool.cli.options.shared import ForceOption, QuietOption
 from moetool.cli.options.traces import (
+    ByOption,
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
@@ -28,6 +29,7 @@ EXAMPLES = (
 def load(
     trace: TraceArgument,
     output: FigureOption,
+    by: ByOption = "domain",
     layers: LayersOption = None,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
@@ -51,6 +53,7 @@ def load(
         show(f"reading {trace}")
         result = measure_balance(
             trace,
+            by=by,
             layers=parse_layers(layers),
             num_experts=num_experts,
             top_k=top_k,
