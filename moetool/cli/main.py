@@ -74,7 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 add_commands(app, _COMMANDS)
-app.add_typer(plots, short_help="Draw a figure for a paper.", rich_help_panel=_FIGURES)
+app.add_typer(plots, rich_help_panel=_FIGURES)
 
 
 def main() -> None:

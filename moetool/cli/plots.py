@@ -16,6 +16,12 @@ from moetool.cli.commands.figures import (
 )
 from moetool.cli.help import ExampleGroup, add_commands, list_examples
 
+SUMMARY = "Draw a figure for a paper."
+EXAMPLES = (
+    "moetool plot load trace.parquet -o load.svg",
+    "moetool plot memory olmoe-1b-7b --gpu 24GiB -o memory.pdf",
+)
+
 _OF_A_TRACE, _OF_A_MODEL = "Of a trace", "Of a model"
 
 COMMANDS = (
@@ -33,12 +39,8 @@ plots = typer.Typer(
     name="plot",
     cls=ExampleGroup,
     help="Draws a figure for a paper: .svg, .pdf or .png, as wide as a column.",
-    epilog=list_examples(
-        (
-            "moetool plot load trace.parquet -o load.svg",
-            "moetool plot memory olmoe-1b-7b --gpu 24GiB -o memory.pdf",
-        )
-    ),
+    short_help=SUMMARY,
+    epilog=list_examples(EXAMPLES),
     rich_markup_mode="rich",
     subcommand_metavar="FIGURE [ARGS]...",
 )

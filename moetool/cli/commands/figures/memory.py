@@ -21,7 +21,7 @@ from moetool.quantized.kinds import Quantization
 SUMMARY = "Draw memory over batch and prompt."
 EXAMPLES = (
     "moetool plot memory olmoe-1b-7b --gpu 24GiB -o memory.svg",
-    "moetool plot memory mixtral-8x7b --gpu h200 --batch-size 1,4,16 -o memory.pdf",
+    "moetool plot memory mixtral-8x7b --batch-size 1,4,16 -o h200.pdf",
 )
 
 
