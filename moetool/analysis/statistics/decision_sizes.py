@@ -1,4 +1,4 @@
-"""How many experts decisions ran: a choice that ran none leaves a decision with fewer."""
+"""Numbers of experts that decisions ran: a choice that ran none leaves a decision with fewer."""
 
 from __future__ import annotations
 
