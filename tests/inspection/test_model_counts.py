@@ -19,7 +19,7 @@ from moetool.inspection.from_skeleton import count_checkpoint, count_model
 from moetool.inspection.result import Inspection
 from moetool.simulation.flops.flops import CantSimulate, OperationBudget, count_flops
 from moetool.trace.model_counts import ModelCounts
-from tests.families.tiny.models import build_config as build_family_config
+from tests.families.tiny.configs import build_config as build_family_config
 from tests.tiny_models import DENSE_FAMILY, FAMILIES, build_config, build_model
 
 
@@ -96,7 +96,12 @@ def test_hooks_and_replaced_forwards_of_a_model_are_not_run() -> None:
     assert count_module(model) == expected
 
     forward = model.lm_head.forward
-    model.lm_head.forward = lambda *args: seen.append(args) or forward(*args)
+
+    def replaced(*args: Any) -> Any:
+        seen.append(args)
+        return forward(*args)
+
+    model.lm_head.forward = replaced
     assert count_module(model) == expected
     assert seen == []
     assert len(model.lm_head._forward_hooks) == 1
