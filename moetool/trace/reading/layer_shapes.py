@@ -203,7 +203,7 @@ def _infer(
         )
         notes.append(
             f"{num_experts} experts are assumed, {source_of_number}; give --num-experts if there "
-            "are more"
+            "are more."
         )
     elif most_ids > num_experts:
         found = find_expert(source, None, least=num_experts)
@@ -216,10 +216,10 @@ def _infer(
             ],
         )
     if top_k is None:
-        seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
+        seen = " or ".join(f"Top-{k}" for k in sorted(set(largest.values())))
         notes.append(
             f"{seen} is assumed, the largest number of rows of one decision; give --top-k if it is "
-            "different"
+            "different."
         )
     elif most_rows > top_k:
         raise InputError(
@@ -259,8 +259,8 @@ def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRow
         if len(set(totals.values())) > 1:
             fewest, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
             notes.append(
-                f"layers of one stack hold different numbers of tokens: {name_layer((stack, fewest))} "
-                f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}"
+                f"Layers of one stack hold different numbers of tokens: {name_layer((stack, fewest))} "
+                f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}."
             )
     return notes
 
@@ -287,7 +287,7 @@ def _describe_idle(rows: Mapping[Place, LayerRows]) -> list[str]:
     if not idle:
         return []
     number = sum(rows[place].num_decisions.total() for place in idle)
-    return [f"no expert ran for any of {number:,} decisions in {name_layers(idle)}"]
+    return [f"No expert ran for any of {number:,} decisions in {name_layers(idle)}."]
 
 
 def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) -> list[str]:
@@ -298,12 +298,12 @@ def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) 
         if (layer.stack, layer.layer) not in rows
     ]
     if missing:
-        notes.append(f"the metadata lists {name_layers(missing)}, for which there are no rows")
+        notes.append(f"The metadata lists {name_layers(missing)}, for which there are no rows.")
     number = sum(layer.num_decisions.total() for layer in rows.values())
     if metadata.complete and metadata.num_decisions not in (0, number):
         notes.append(
-            f"the metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
-            f"{number:,}: rows were removed or added afterwards"
+            f"The metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
+            f"{number:,}: rows were removed or added afterwards."
         )
     return notes
 

@@ -258,7 +258,7 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:
-    for field in table.schema:
-        check_kind(path, field.name, field.type)
+    for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+        check_kind(path, name, kind)
     for start in range(0, table.num_rows, _ROWS_PER_TABLE):
         yield encode_columns(table.slice(start, _ROWS_PER_TABLE))

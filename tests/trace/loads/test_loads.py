@@ -97,7 +97,7 @@ def test_metadata_gives_shapes_and_notes(suffix: str, tmp_path: Path) -> None:
     counts = table.to_counts()
     assert [each.num_experts for each in counts.layers] == [4, 4]
     assert [each.decisions.tolist() for each in counts.layers] == [[4], [4]]
-    assert counts.notes == ("counts are lower bounds: a counter of their source ran full",)
+    assert counts.notes == ("Counts are lower bounds: a counter of their source ran full.",)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -137,7 +137,7 @@ def test_a_foreign_table_has_its_size_assumed_and_its_top_k_asked_for(tmp_path: 
     ]
     unasked = table.to_counts(needs_top_k=False)
     assert [each.decisions.tolist() for each in unasked.layers] == [[8], [8]]
-    assert "top-k is unknown: each assignment is counted as one decision" in unasked.notes
+    assert "Top-k is unknown: each assignment is counted as one decision." in unasked.notes
 
 
 @pytest.mark.parametrize(
