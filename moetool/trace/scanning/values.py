@@ -59,14 +59,17 @@ def check_values(
                 hint=_HINTS[name],
                 facts=[f"seen: {describe_row(table, row)}"],
             )
-        fault = describe_logged(path, table, is_wrong, f"has {name} {{{name}}}, below {least}")
+        where = name_row(path, first_row + int(is_wrong.argmax()))
+        words = f"has {name} {{{name}}}, below {least}, in {where}"
+        fault = describe_logged(path, table, is_wrong, words)
         log.add(VALUES, fault, number=int(is_wrong.sum()))
     if not is_checked or "weight" not in table.column_names:
         return
     weight = table.column("weight").to_numpy()
     is_wrong = ~(np.isfinite(weight) & (weight >= 0))
     if is_wrong.any() and log is not None:
-        fault = describe_logged(path, table, is_wrong, "has a weight of {weight:g}")
+        where = name_row(path, first_row + int(is_wrong.argmax()))
+        fault = describe_logged(path, table, is_wrong, f"has a weight of {{weight:g}} in {where}")
         log.add(WEIGHTS, fault, number=int(is_wrong.sum()))
     elif is_wrong.any():
         row = int(is_wrong.argmax())
