@@ -62,9 +62,9 @@ class DecisionReader:
         is_checked: bool = True,
     ) -> None:
         if by not in source.columns and by != _DOMAIN:
+            file = source.lacking.get(by, source.path)
             raise UsageError(
-                f"'{printable(source.path)}' has no column '{printable(by, max_length=60)}' to "
-                "group by.",
+                f"'{printable(file)}' has no column '{printable(by, max_length=60)}' to group by.",
                 hint=f"Its columns are {printable(', '.join(source.columns[:20]))}.",
             )
         self._source, self._by = source, by
