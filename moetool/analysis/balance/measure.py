@@ -40,8 +40,10 @@ Place = tuple[str, int]
 
 # Columns that a reader needs for all figures.
 COLUMNS = ("weight", "phase")
-# Loads of all layers and groups, each of which becomes a number of the result.
-_MOST_CELLS = 2**20
+# Values of a result's groups, of 250 bytes each while JSON is written: half a gibibyte. Every group
+# of a layer has its loads, and as many other values.
+_MOST_VALUES = 2**21
+_OTHER_VALUES = 60
 
 
 def measure_balance(
@@ -70,11 +72,13 @@ def measure_balance(
         for shape in reader.layers
     }
     num_experts = sum(meter.num_experts for meter in meters.values())
+    num_values = num_experts + _OTHER_VALUES * len(meters)
     for window in reader:
-        if len(reader.groups) * num_experts > _MOST_CELLS:
+        if len(reader.groups) * num_values > _MOST_VALUES:
             raise InputError(
                 f"{len(reader.groups):,} groups of '{printable(by, max_length=60)}' and "
-                f"{num_experts:,} experts are too many to count.",
+                f"{number_of(len(meters), 'layer')} of {num_experts:,} experts together are too many "
+                "to count.",
                 hint="Group by a column with fewer values, or analyse fewer layers at a time.",
             )
         for place, choices in window.layers.items():

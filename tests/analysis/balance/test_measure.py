@@ -311,6 +311,10 @@ def test_counts_alone_give_the_same_figures_of_load() -> None:
 
 
 def test_too_many_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_CELLS", 20)
-    with pytest.raises(InputError, match="groups of 'prompt_id'"):
-        measure(make_random_trace(LENGTHS, router=SKEWED), by="prompt_id")
+    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_VALUES", 790)
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    # Six groups of two layers, each with six loads and sixty other values.
+    with pytest.raises(InputError, match="6 groups of 'prompt_id' and 2 layers of 12 experts"):
+        measure(table, by="prompt_id")
+    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_VALUES", 792)
+    assert len(measure(table, by="prompt_id").layers[0].groups) == 6
