@@ -25,6 +25,7 @@ from tests.analysis.random_traces import (
     make_random_trace,
     open_rows,
 )
+from tests.analysis.short_decisions import shorten_decisions
 
 SKEWED = Router(num_experts=6, top_k=2, num_layers=2, popularity=(5, 3, 1, 1, 1, 0.02))
 LENGTHS = (9, 4, 13, 1, 6, 20)
@@ -235,7 +236,7 @@ def test_capacity_is_over_all_layers_and_batches() -> None:
 def test_a_simulated_random_router_lands_on_every_baseline(share_short: float) -> None:
     router = Router(num_experts=8, top_k=2, num_layers=24)
     table = make_random_trace([12] * 60, router=router, num_prompt_tokens=8)
-    table = leave_out_second_choices(table, share=share_short)
+    table = shorten_decisions(table, share=share_short)
     result = measure(table, router=router)
     parts: list[list[LayerBalance | PartBalance]] = [list(result.layers)]
     parts += [[layer.groups[index] for layer in result.layers] for index in range(2)]
@@ -261,24 +262,9 @@ def test_a_simulated_random_router_lands_on_every_baseline(share_short: float) -
     assert sum(layer.is_uneven or False for layer in result.layers) <= 1
 
 
-def leave_out_second_choices(table: pa.Table, *, share: float) -> pa.Table:
-    """Return a trace in which a share of each layer's second choices ran no expert."""
-    rng = np.random.default_rng(0)
-    layer, rank = table.column("layer").to_numpy(), table.column("rank").to_numpy()
-    expert, weight = (table.column(name).to_numpy().copy() for name in ("expert", "weight"))
-    for number in np.unique(layer):
-        (second,) = np.nonzero((layer == number) & (rank == 1))
-        dropped = rng.choice(second, size=round(share * len(second)), replace=False)
-        expert[dropped], weight[dropped] = -1, 0
-    for name, values in (("expert", expert), ("weight", weight)):
-        index = table.column_names.index(name)
-        table = table.set_column(index, table.schema.field(name), pa.array(values))
-    return table
-
-
 def test_an_even_load_of_short_decisions_has_the_losses_of_the_baseline() -> None:
     router = Router(num_experts=8, top_k=2, num_layers=1)
-    table = leave_out_second_choices(make_random_trace([40] * 10, router=router), share=0.6)
+    table = shorten_decisions(make_random_trace([40] * 10, router=router), share=0.6)
     (layer,) = measure(table, router=router).layers
     assert layer.baseline.aux_loss == pytest.approx(1.4 / 2)
     assert layer.num_tokens == 400

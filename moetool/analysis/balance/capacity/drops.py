@@ -78,7 +78,7 @@ class DropCounter:
     def _add(self, batches: Batches) -> None:
         experts, *weights = batches.columns
         assert self.top_k is not None
-        self.kinds.add(batches.sizes, (experts >= 0).sum(axis=1))
+        self.kinds.add(batches.sizes, np.minimum((experts >= 0).sum(axis=1), self.num_experts))
         self.num_batches += len(batches.sizes)
         self.num_tokens += int(batches.sizes.sum())
         self.has_weights = bool(weights)
