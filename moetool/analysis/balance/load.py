@@ -57,7 +57,7 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
                 max_over_mean=None
                 if evenness.max_violation is None
                 else 1 + evenness.max_violation,
-                num_idle_experts=int(evenness.num_dead),
+                num_idle_experts=int((per_expert == 0).sum()),
             )
         )
     return loads

@@ -21,7 +21,7 @@ from moetool.analysis.balance.capacity.result import (
     LayerShare,
 )
 from moetool.analysis.balance.random_router import expect_evenness
-from moetool.analysis.statistics.decision_sizes import make_sizes
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 
 # Distinct sizes of batches for which an expectation is computed; more are represented by as many.
 _MOST_SIZES_OF_LOADS = 48
@@ -187,7 +187,9 @@ def expect_batch_violation(drops: DropCounter) -> float | None:
     if drops.top_k is None:
         return None
     full = _thin(drops.kinds.full, _MOST_SIZES_OF_LOADS)
-    kinds = [(((drops.top_k, size),), float(number)) for size, number in full.items()]
+    kinds: list[tuple[Sizes, float]] = [
+        (((drops.top_k, size),), float(number)) for size, number in full.items()
+    ]
     others, weight = drops.kinds.list_others(_MOST_OTHERS_OF_LOADS)
     kinds += [(make_sizes(each), weight) for each in others.sum(axis=1)]
     found = [
