@@ -77,8 +77,8 @@ def _make_facts(result: Validation) -> Iterator[Paragraph]:
     files = f" in {number_of(result.num_files, 'file')}" if result.num_files > 1 else ""
     yield make_fact(
         "holds",
-        f"{number_of(result.num_rows, 'row')}{files}: {number_of(trace.num_prompts, 'prompt')}, "
-        f"{number_of(trace.num_tokens, 'token')}, {number_of(result.num_decisions, 'decision')}, "
+        f"{number_of(result.num_rows, 'row')}{files}: {number_of(trace.num_prompts or 0, 'prompt')}, "
+        f"{number_of(trace.num_tokens or 0, 'token')}, {number_of(result.num_decisions, 'decision')}, "
         f"{number_of(trace.num_assignments, 'assignment')}",
     )
     if "domain" in result.columns:

@@ -72,7 +72,7 @@ def make_touched(caching: Caching | None) -> list[dict[str, Any]]:
             "batch_size": each.batch_size,
             "of": each.of,
             "experts": shorten(each.experts),
-            "random": shorten(each.random),
+            "random": shorten(each.baseline.experts),
         }
         for each in caching.touched
     ]
