@@ -83,7 +83,7 @@ def measure_coactivation(
             *_make_notes(
                 layers,
                 has_groups=tally.has_groups,
-                num_prompts=reader.facts.num_prompts,
+                num_prompts=reader.facts.num_prompts or 0,
             ),
         ),
     )
