@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moetool.analysis.balance.result import Balance, CapacityShare
+from moetool.analysis.balance.capacity.result import CapacityShare
+from moetool.analysis.balance.result import Balance
 from moetool.errors import InputError
 from moetool.report.figures.style import (
     AMBER,
