@@ -94,7 +94,7 @@ def read_bars(axes: Axes, label: str) -> list[tuple[float, float, float]]:
 def read_map(axes: Axes) -> NDArray[np.float64]:
     """Return the cells of a panel's map, NaN where there is nothing, 0 for never."""
     meshes = [each for each in axes.collections if isinstance(each, QuadMesh)]
-    cells = np.ma.filled(np.ma.asarray(meshes[0].get_array()), np.nan)
+    cells: NDArray[np.float64] = np.ma.filled(np.ma.asarray(meshes[0].get_array()), np.nan)
     for zeros in meshes[1:]:
         mask = np.ma.getmaskarray(np.ma.asarray(zeros.get_array()))
         cells = np.where(mask, cells, 0.0)
