@@ -19,8 +19,8 @@ PERCENTILES = (5, 25, 50, 75, 95)
 class Distribution:
     """The distribution of a figure over the decisions of a layer.
 
-    A percentile is the smallest value that at least so many decisions do not exceed, rounded down
-    to 12 significant bits, so at most 0.05 % too low.
+    A percentile is the smallest value that at least this share of decisions does not exceed,
+    rounded down to 12 significant bits, so at most 0.05 % too low.
 
     Attributes:
         mean: Of the unrounded values.

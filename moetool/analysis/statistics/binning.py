@@ -11,7 +11,7 @@ Cells = Sequence[float | None]
 
 
 def split_evenly(number: int, most: int) -> list[slice]:
-    """Return at most so many slices of a range, of equal size except for a smaller last one."""
+    """Return slices of a range, at most `most` of them, equal in size except for the last."""
     size = max(1, -(-number // max(1, most)))
     return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 

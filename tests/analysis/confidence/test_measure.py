@@ -36,7 +36,7 @@ def scale_weights(table: pa.Table, factor: float) -> pa.Table:
 
 
 def find_percentile(values: list[float], percent: int) -> float:
-    """Return the smallest value that at least so many per cent of the values do not exceed."""
+    """Return the smallest value that at least this percentage of the values does not exceed."""
     return sorted(values)[max(1, math.ceil(percent * len(values) / 100)) - 1]
 
 
