@@ -251,7 +251,7 @@ _KINDS: Mapping[str, Any] = {
     "tokens": TokenChange,
 }
 _NOT_IN_FRAMES = ("baseline", "popularity", "before", "after")
-# Of a baseline's values, in columns of their own.
+# Prefix of the columns with a baseline's values.
 _RANDOM = "random_"
 
 

@@ -60,7 +60,7 @@ def test_a_choice_that_ran_no_expert_lowers_the_baseline() -> None:
 
 
 def test_real_agreement_of_few_experts_is_not_called_unrelated() -> None:
-    """Of most decisions only the first choice ran: the same one in both traces."""
+    """Most decisions ran only the first choice: often the same one in both traces."""
     router = Router(num_layers=1, popularity=(9, 9, 9, 1, 1, 1, 1, 1))
     first, drawn = make_pair(router=router, share=0.6, lengths=LENGTHS)
     first, second = (
@@ -92,7 +92,7 @@ def test_two_routers_with_one_skew_land_on_the_baseline_of_popularity() -> None:
 
 
 def test_weight_that_moves_where_sets_agree_by_chance() -> None:
-    """Of 3 experts and top-2, a third of random sets agree, with weights in any order."""
+    """A third of random pairs of 3 experts agree, with weights in any order."""
     router = Router(num_experts=3, top_k=2, num_layers=1)
     first, second = make_pair(router=router, share=1, lengths=(100,) * 60)
     (layer,) = compare_rows(first, second, router=router).layers
