@@ -188,7 +188,7 @@ def test_change_is_a_ratio_of_sums_with_an_interval_over_prompts() -> None:
         (ratio - 1 - 4.302653 * error, ratio - 1 + 4.302653 * error)  # Student's t, 2 of freedom
     )
     assert found.verdict is Direction.DOWN
-    assert estimate_change(others, mine).verdict is Direction.UP  # type: ignore[union-attr]
+    assert estimate_change(others * 1.1 + [0, 0, 0.1, 0], others).verdict is Direction.UP  # type: ignore[union-attr]
     assert estimate_change(others, others).verdict is Direction.NONE  # type: ignore[union-attr]
     alone = estimate_change(mine[:1], others[:1])
     assert alone is not None
