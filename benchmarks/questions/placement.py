@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.halves import read_groups
+from moetool.analysis.placement.groups import read_groups
 from moetool.analysis.placement.measure import (
     PlacementOptions,
     measure_placement,

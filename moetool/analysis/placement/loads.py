@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moetool.analysis.placement.measure import PlacementOptions, say_layer
 from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
 from moetool.analysis.placement.methods.eplb import place_by_load
-from moetool.analysis.placement.random_router import RouterShape, simulate_loads
+from moetool.analysis.placement.random_router import RouterShape, draw_loads
 from moetool.analysis.placement.result import (
     CONTIGUOUS,
     EPLB,
@@ -147,7 +147,7 @@ def _describe_layer(
             node_fan_out=None,
         )
         means = [
-            float(measure_imbalance(simulate_loads(shape, num_tokens=size) @ share).mean())
+            float(measure_imbalance(draw_loads(shape, num_tokens=size) @ share).mean())
             for size in (*sizes.tolist(), max(1, int(total.sum()) // layer.top_k))
         ]
         baseline[method] = PlacementScore(

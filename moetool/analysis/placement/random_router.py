@@ -14,15 +14,10 @@ from numpy.typing import NDArray
 
 from moetool.analysis.placement.scoring import PlacementScore, measure_imbalance
 from moetool.analysis.statistics.decision_sizes import Sizes
-from moetool.analysis.statistics.random_choices import draw_choices
+from moetool.analysis.statistics.random_loads import list_sizes, simulate_loads
 
 # Draws behind a mean: its standard error is below 0.5 % of the value for 2 GPUs or more.
 _NUM_DRAWS = 128
-# Random numbers drawn for one mean; loads of more tokens are drawn from the normal distribution
-# with their covariance, from which they can't be distinguished.
-_MOST_NUMBERS = 2**22
-_NUMBERS_AT_ONCE = 2**20
-_SEED = 20_240
 
 
 @dataclass(frozen=True)
@@ -110,55 +105,21 @@ def _mean_imbalance(
 ) -> float | None:
     if not num_tokens or not shape.sizes:
         return None
-    loads = simulate_loads(shape, num_tokens=num_tokens)
+    loads = draw_loads(shape, num_tokens=num_tokens)
     return float(measure_imbalance(loads @ share).mean())
 
 
 @lru_cache(maxsize=64)
-def simulate_loads(shape: RouterShape, *, num_tokens: int) -> NDArray[np.float64]:
-    """Return loads of experts after some tokens, drawn several times with a fixed seed.
+def draw_loads(shape: RouterShape, *, num_tokens: int) -> NDArray[np.float64]:
+    """Return loads of the experts that GPUs hold after some tokens, drawn several times.
 
     Returns:
         # (num_draws, num_experts)
     """
-    rng = np.random.default_rng(_SEED)
-    num_ids = shape.num_ids
-    size, number = np.array(shape.sizes).T
-    chance = number / shape.num_decisions
-    expected = float((chance * size).sum()) * num_tokens / num_ids
-    if num_tokens * num_ids * _NUM_DRAWS > _MOST_NUMBERS and expected > 20:
-        noise = rng.standard_normal((_NUM_DRAWS, num_ids))
-        noise -= noise.mean(axis=1, keepdims=True)  # Loads add up to a constant.
-        share = size / num_ids
-        variance = num_tokens * float((chance * share * (1 - share)).sum())
-        variance *= num_ids / max(1, num_ids - 1)
-        drawn: NDArray[np.float64] = expected + np.sqrt(variance) * noise
-        return drawn[:, : shape.num_experts]
-    experts = _draw_experts(num_ids, int(size.max()), num_tokens)
-    sizes = rng.choice(
-        np.append(size, 0), p=np.append(chance, max(0.0, 1 - chance.sum())), size=experts.shape[:2]
+    (loads,) = simulate_loads(
+        shape.num_ids,
+        *list_sizes(shape.sizes, shape.num_decisions),
+        num_tokens=num_tokens,
+        num_draws=_NUM_DRAWS,
     )
-    # The first few of distinct experts in random order are distinct experts in random order.
-    rank = np.arange(experts.shape[2])
-    loads = [
-        np.bincount(chosen[rank < number[:, None]], minlength=num_ids)
-        for chosen, number in zip(experts, sizes, strict=True)
-    ]
-    return np.array(loads, dtype=np.float64)[:, : shape.num_experts]
-
-
-@lru_cache(maxsize=4)
-def _draw_experts(num_ids: int, size: int, num_tokens: int) -> NDArray[np.int32]:
-    """Return distinct experts of each token, in random order.
-
-    Returns:
-        # (num_draws, num_tokens, size)
-    """
-    rng = np.random.default_rng((_SEED, num_ids, size, num_tokens))
-    step = max(1, _NUMBERS_AT_ONCE // num_ids)
-    total = _NUM_DRAWS * num_tokens
-    parts = [
-        draw_choices(rng, num_ids, np.full(min(step, total - start), size)).astype(np.int32)
-        for start in range(0, total, step)
-    ]
-    return np.concatenate(parts).reshape(_NUM_DRAWS, num_tokens, size)
+    return loads[:, : shape.num_experts]

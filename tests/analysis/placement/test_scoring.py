@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.analysis.placement import random_router
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.eplb import place_by_load
 from moetool.analysis.placement.random_router import (
     RouterShape,
+    draw_loads,
     expect_reached,
     score_random_router,
-    simulate_loads,
 )
 from moetool.analysis.placement.scoring import LayerScorer, measure_imbalance, share_out
 from moetool.analysis.statistics.decision_sizes import make_sizes
@@ -170,33 +169,9 @@ def test_random_router_lands_on_the_baseline(shape: RouterShape, cluster: Cluste
     assert expected.batch_imbalance is not None
     error = scored.reached.std() / len(decisions) ** 0.5
     assert abs(found.fan_out - expected.fan_out) <= 4 * error + 1e-9  # type: ignore[operator]
-    drawn = measure_imbalance(simulate_loads(shape, num_tokens=size) @ gpus)
+    drawn = measure_imbalance(draw_loads(shape, num_tokens=size) @ gpus)
     error = (drawn.var() / len(drawn) + scored.imbalance.var() / num_batches) ** 0.5
     assert abs(found.batch_imbalance - expected.batch_imbalance) <= 4 * error  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("shape", [make_shape(4, 0, 1), make_shape(3, 1, 0, 1, 2, 2)])
-def test_loads_of_many_tokens_have_the_moments_of_exact_ones(
-    shape: RouterShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The normal approximation has the moments of draws of choices, within four standard errors."""
-    monkeypatch.setattr(random_router, "_NUM_DRAWS", 4_000)
-    simulate_loads.cache_clear()
-    many = simulate_loads(shape, num_tokens=100_000)
-    simulate_loads.cache_clear()
-    mean = variance = 0.0
-    for size, number in shape.sizes:
-        chance = size / shape.num_ids
-        tokens = 100_000 * number / shape.num_decisions
-        mean += tokens * chance
-        variance += tokens * chance * (1 - chance)
-    for load in many.T:
-        assert abs(load.mean() - mean) <= 4 * (variance / 4_000) ** 0.5
-        # A variance estimated from n normal draws has a standard error of variance * sqrt(2 / n).
-        assert abs(load.var() / variance - 1) <= 4 * (2 / 4_000) ** 0.5
-    # All loads add up to a constant, which leaves this correlation of two.
-    correlation = np.asarray(np.corrcoef(many[:, 0], many[:, 1]))[0, 1]
-    assert abs(correlation + 1 / (shape.num_ids - 1)) <= 4 / 4_000**0.5
 
 
 @given(seed=st.integers(0, 2**16), top_k=st.integers(1, 4))
