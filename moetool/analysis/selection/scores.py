@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.selection.choices import Average, Score
-from moetool.analysis.selection.sums import PartSums
+from moetool.analysis.selection.sums.parts import PartSums
 
 # The published scores have these decimals, and the published choice is made from rounded scores.
 DECIMALS = 4
