@@ -8,9 +8,8 @@ weights are those of the trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,11 @@ from moetool.analysis.selection.sums.reading import LayerSums, list_halves
 from moetool.analysis.statistics.decision_sizes import make_sizes
 from moetool.analysis.statistics.random_loads import list_sizes, simulate_loads
 
-NUM_ROUTERS = 32
+NUM_ROUTERS = 128
 
 Floats = NDArray[np.float64]
-Choose = Callable[[Sequence[float]], Collection[int]]
+# Returns which experts are chosen, of several routers. # (num_routers, num_experts)
+Choose = Callable[[Floats], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -45,33 +45,28 @@ class RandomRouters:
 
     def count_chosen(self, choose: Choose) -> float:
         """Return how many experts are chosen from all prompts, on average."""
-        return float(np.mean([len(choose(scores)) for scores in self.scores.tolist()]))
+        return float(choose(self.scores).sum(axis=1).mean())
 
     def measure_overlap(self, choose: Choose) -> float | None:
         """Return the mean overlap of choices from two halves, which are independent of each other."""
-        if self.half_scores is None:
-            return None
-        return average_overlap([choose(scores) for scores in self.half_scores.tolist()])
+        return None if self.half_scores is None else average_overlap(choose(self.half_scores))
 
     def share_of(self, choose: Choose) -> float:
         """Return the share of the assignments that the experts chosen from all prompts get."""
-        shares = [
-            loads[sorted(choose(scores))].sum()
-            for scores, loads in zip(self.scores.tolist(), self.loads, strict=True)
-        ]
-        return float(np.mean(shares))
+        return float((choose(self.scores) * self.loads).sum(axis=1).mean())
 
 
-def measure_overlap(first: Collection[int], second: Collection[int]) -> float:
-    """Return the share of two choices that is common to both: `2 |A ∩ B| / (|A| + |B|)`."""
-    total = len(first) + len(second)
-    return 2 * len(set(first) & set(second)) / total if total else 1.0
+def average_overlap(is_chosen: NDArray[np.bool_]) -> float:
+    """Return the mean over all pairs of choices of `2 |A ∩ B| / (|A| + |B|)`.
 
-
-def average_overlap(choices: Iterable[Collection[int]]) -> float:
-    """Return the mean overlap of all pairs of choices."""
-    sets = [frozenset(choice) for choice in choices]
-    return float(np.mean([measure_overlap(*pair) for pair in combinations(sets, 2)]))
+    Args:
+        is_chosen: Several choices, at least two. # (num_choices, num_experts)
+    """
+    chosen = is_chosen.astype(np.float64)
+    number = chosen.sum(axis=1)
+    total = number[:, None] + number
+    overlap = np.divide(2 * chosen @ chosen.T, total, out=np.ones_like(total), where=total > 0)
+    return float((overlap.sum() - overlap.trace()) / (overlap.size - len(overlap)))
 
 
 def simulate_routers(layer: LayerSums, *, by: Score, average: Average) -> RandomRouters | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.selection.baseline import expect_missed, measure_overlap, simulate_routers
+from moetool.analysis.selection.baseline import expect_missed, simulate_routers
 from moetool.analysis.selection.freezing import list_trainable
 from moetool.analysis.selection.names import LayerNames, check_names, guess_names
 from moetool.analysis.selection.notes import explain_selection
@@ -21,7 +21,13 @@ from moetool.analysis.selection.result import (
     Selection,
     SelectionBaseline,
 )
-from moetool.analysis.selection.scores import choose_experts, round_scores, score_experts
+from moetool.analysis.selection.scores import (
+    choose_experts,
+    choose_of_each,
+    measure_overlap,
+    round_scores,
+    score_experts,
+)
 from moetool.analysis.selection.sums.parts import ALL
 from moetool.analysis.selection.sums.reading import LayerSums, list_halves
 from moetool.trace.facts import TraceFacts
@@ -134,6 +140,7 @@ def _select_layer(layer: LayerSums, request: SelectionRequest) -> LayerSelection
     missed = np.flatnonzero(sums.assignments[ALL] == 0).tolist()
     overlap = _compare_halves(layer, request)
     total = float(scores.sum())
+    choose = partial(choose_of_each, top_p=request.top_p)
     routers = simulate_routers(layer, by=request.selects_by, average=request.average)
     return LayerSelection(
         stack=shape.stack,
@@ -155,17 +162,11 @@ def _select_layer(layer: LayerSums, request: SelectionRequest) -> LayerSelection
         if routers is None
         else SelectionBaseline(
             score=total / num_experts,
-            num_selected=routers.count_chosen(partial(_choose_rounded, top_p=request.top_p)),
+            num_selected=routers.count_chosen(choose),
             num_missed=expect_missed(layer),
-            overlap=None
-            if overlap is None
-            else routers.measure_overlap(partial(_choose_rounded, top_p=request.top_p)),
+            overlap=None if overlap is None else routers.measure_overlap(choose),
         ),
     )
-
-
-def _choose_rounded(scores: Sequence[float], *, top_p: float) -> list[int]:
-    return choose_experts(round_scores(scores), top_p=top_p)
 
 
 def _sum_up(selected: Sequence[LayerSelection]) -> dict[str, Any]:
@@ -195,8 +196,8 @@ def _compare_halves(layer: LayerSums, request: SelectionRequest) -> float | None
         for part in halves:
             scores = _score(layer, part, request)
             assert scores is not None
-            mine = scores[: layer.shape.num_experts].tolist()
-            chosen.append(_choose_rounded(mine, top_p=request.top_p))
+            rounded = round_scores(scores[: layer.shape.num_experts])
+            chosen.append(choose_experts(rounded, top_p=request.top_p))
         overlaps.append(measure_overlap(*chosen))
     return float(np.mean(overlaps)) if overlaps else None
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moetool import select_experts
-from moetool.analysis.selection.baseline import NUM_ROUTERS, average_overlap, measure_overlap
+from moetool.analysis.selection.baseline import NUM_ROUTERS, average_overlap
+from moetool.analysis.selection.pruning.drops import count_drops, drop_of_each, keep_experts
+from moetool.analysis.selection.scores import choose_experts, choose_of_each, measure_overlap
 from moetool.analysis.selection.sums.parts import NUM_SPLITS, divide_prompts
 from tests.analysis.dropped_choices import drop_choices
 from tests.analysis.random_traces import Router, make_random_trace
@@ -131,7 +135,26 @@ def test_overlap_is_the_common_share_of_two_choices() -> None:
     assert measure_overlap([1, 2], [2, 3]) == 0.5
     assert measure_overlap([1], [1, 2, 3]) == 0.5
     assert measure_overlap([], []) == 1.0
-    assert average_overlap([[1, 2], [2, 3], [1, 2]]) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    choices = np.array([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=bool)
+    assert average_overlap(choices) == pytest.approx((0.5 + 1 + 0.5 + 3 * 0) / 6)
+    assert average_overlap(choices[[3, 3]]) == 1.0
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 9), min_size=6, max_size=6), min_size=1, max_size=4),
+    top_p=st.sampled_from([0.1, 0.2, 0.5, 1.0]),
+    num_groups=st.sampled_from([1, 2, 3]),
+)
+def test_choices_of_several_routers_are_those_of_each(
+    rows: list[list[int]], top_p: float, num_groups: int
+) -> None:
+    scores = np.array(rows) / 32  # exact, so that sums are in any order
+    chosen = choose_of_each(scores, top_p=top_p)
+    drops = count_drops(6, ratio=0.5, top_k=1, num_groups=num_groups)
+    dropped = drop_of_each(scores, drops)
+    for row, mine, left in zip(scores.round(4).tolist(), chosen, dropped, strict=True):
+        assert np.flatnonzero(mine).tolist() == sorted(choose_experts(row, top_p=top_p))
+        assert np.flatnonzero(~left).tolist() == keep_experts(row, drops)
 
 
 def test_one_prompt_has_no_halves() -> None:

@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from moetool.analysis.selection.baseline import measure_overlap, simulate_routers
+from moetool.analysis.selection.baseline import simulate_routers
 from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.names import LayerNames
-from moetool.analysis.selection.pruning.drops import Drops, count_drops, keep_experts
+from moetool.analysis.selection.pruning.drops import Drops, count_drops, drop_of_each, keep_experts
 from moetool.analysis.selection.result import LayerPruning, Pruning, PruningBaseline
-from moetool.analysis.selection.scores import score_experts
+from moetool.analysis.selection.scores import measure_overlap, score_experts
 from moetool.analysis.selection.sums.parts import ALL
 from moetool.analysis.selection.sums.reading import LayerSums, list_halves
 from moetool.errors import InputError, UsageError
@@ -139,7 +139,7 @@ def _expect_random(
     routers = simulate_routers(layer, by=by, average=average)
     if routers is None:
         return None
-    choose = partial(_choose_dropped, drops=drops)
+    choose = partial(drop_of_each, drops=drops)
     return PruningBaseline(
         dropped_share=routers.share_of(choose), overlap=routers.measure_overlap(choose)
     )
