@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.placement.advice import add_candidates, choose_settings
-from moetool.analysis.placement.groups import read_groups
 from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
 from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT, place_by_coactivation
 from moetool.analysis.placement.methods.eplb import place_by_load
@@ -37,6 +36,7 @@ from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.reader import DecisionReader
 from moetool.wording import format_bytes, number_of
@@ -123,7 +123,7 @@ def measure_placement(
             "memory.",
             hint="Place fewer layers at a time with --layers (layers= in Python).",
         )
-    groups = read_groups(source, reader.prompts, by=options.by)
+    groups = read_prompt_groups(source, reader.prompts, by=options.by)
     held_out = split_prompts(reader.prompts, groups=groups, seed=options.seed)
     has_held_out = not held_out.all()
     halves = _count_halves(reader, held_out, options)
