@@ -19,7 +19,7 @@ from moetool.analysis.balance.capacity.shares import (
 from moetool.analysis.balance.evenness import Evenness, measure_evenness
 from moetool.analysis.balance.layer_meter import LayerMeter, PartCounter, name_phases
 from moetool.analysis.balance.losses import LayerLosses
-from moetool.analysis.balance.random_router import Sizes, expect_evenness, make_sizes
+from moetool.analysis.balance.random_router import expect_evenness
 from moetool.analysis.balance.result import (
     FIGURES,
     AcrossLayers,
@@ -29,6 +29,7 @@ from moetool.analysis.balance.result import (
     PartBalance,
     PartSummary,
 )
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 from moetool.trace.reading.counts import LayerCounts
 
 # A cv is beyond chance if it is this many times that of chance: its square is a ratio of variances,

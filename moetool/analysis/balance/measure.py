@@ -23,8 +23,9 @@ from moetool.analysis.balance.capacity.shares import (
 from moetool.analysis.balance.layer_meter import LayerMeter
 from moetool.analysis.balance.losses import LayerLosses, summarize_losses
 from moetool.analysis.balance.probabilities import ProbabilityReading, read_probabilities
-from moetool.analysis.balance.random_router import Sizes, expect_squared_cv, make_sizes
+from moetool.analysis.balance.random_router import expect_squared_cv
 from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.facts import TraceFacts

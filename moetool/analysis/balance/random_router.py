@@ -15,16 +15,13 @@ Simulated routers agree within 1 % where experts have two assignments or more, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.balance.evenness import Evenness, find_percentiles
-
-# Pairs of the number of experts that a decision chose, and how many decisions did.
-Sizes = tuple[tuple[int, int], ...]
+from moetool.analysis.statistics.decision_sizes import Sizes
 
 # Standard deviations around the mean beyond which no probability is left in a float.
 _REACH = 12
@@ -32,14 +29,6 @@ _REACH = 12
 _MOST_POINTS = 2001
 _MOST_CELLS = 4_000_000
 _LAGUERRE_POINTS = 48
-
-
-def make_sizes(num_decisions: NDArray[np.int64] | Mapping[int, int]) -> Sizes:
-    """Return the sizes of decisions from how many chose 0, 1, 2, … experts."""
-    pairs = (
-        num_decisions.items() if isinstance(num_decisions, Mapping) else enumerate(num_decisions)
-    )
-    return tuple((int(size), int(number)) for size, number in pairs if size and number)
 
 
 @lru_cache(maxsize=4096)

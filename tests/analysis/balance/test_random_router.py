@@ -17,8 +17,8 @@ from moetool.analysis.balance.random_router import (
     expect_squared_cv,
     find_binomial,
     find_load_distribution,
-    make_sizes,
 )
+from moetool.analysis.statistics.decision_sizes import make_sizes
 
 NUM_RUNS = 240
 
