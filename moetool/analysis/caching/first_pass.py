@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.caching.simulation.steps import DECODE, NEVER
-from moetool.analysis.statistics.held_out import hash_prompts
+from moetool.analysis.statistics.halves import hash_prompts
 from moetool.trace.decisions import PHASES
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader

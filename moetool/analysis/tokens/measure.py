@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.statistics.held_out import (
-    HeldOutSample,
-    find_fit_half,
-    find_reach,
-    hash_prompts,
-)
+from moetool.analysis.statistics.halves import hash_prompts, split_prompts
+from moetool.analysis.statistics.held_out import HeldOutSample
 from moetool.analysis.statistics.mixing import mix_bits
+from moetool.analysis.statistics.prediction import Prediction, ScoredTokens, rate_prediction
 from moetool.analysis.tokens.first_choices import (
     NO_FIRST_CHOICE,
     find_first_choices,
@@ -26,7 +23,6 @@ from moetool.analysis.tokens.result import (
     LayerTokens,
     TokenBaseline,
     TokenInLayer,
-    TokenPrediction,
     TokenRouting,
 )
 from moetool.analysis.tokens.sparse_counts import SparseCounts
@@ -74,7 +70,7 @@ class _Tally:
     def __init__(self, reader: DecisionReader) -> None:
         self._reader = reader
         self._hashes = hash_prompts(reader.prompts)
-        self._is_fitted = find_fit_half(self._hashes)
+        self._is_fitted = ~split_prompts(reader.prompts)
         self.sample = HeldOutSample()
         self.num_halvings = 0
         self.pieces: dict[int, str] = {}
@@ -260,7 +256,7 @@ def _share(ids: Ints, expert: Ints, counts: Ints, popularity: Floats) -> _Shares
 
 def _predict(
     tally: _Tally, index: int, owner: Ints, expert: Ints, counts: Ints
-) -> TokenPrediction | None:
+) -> Prediction | None:
     """Return how well the first half's usual experts predict the second half's first choices."""
     width = tally.widths[index]
     is_fitted = owner % 2 == 0
@@ -276,22 +272,14 @@ def _predict(
     popular = int(popularity.argmax())
     place = np.minimum(np.searchsorted(shares.ids, ids), len(shares.ids) - 1)
     predicted = np.where(shares.ids[place] == ids, shares.usual[place], popular)
-    hits = np.stack([predicted == wanted, np.full(len(ids), popular) == wanted]).astype(float)
-    by_prompt = np.stack([np.bincount(prompt, weights=row) for row in hits])
-    number = np.bincount(prompt).astype(np.float64)
-    is_there = number > 0
-    hit_rate, popular_rate = (float(value) for value in hits.mean(axis=1))
-    gain = hit_rate - popular_rate
-    reach = find_reach((by_prompt[0] - by_prompt[1])[is_there], number[is_there])
-    return TokenPrediction(
-        hit_rate=hit_rate,
-        popularity=popular_rate,
-        random=1 / width,
-        gain=gain,
-        gain_low=None if reach is None else gain - reach,
-        gain_high=None if reach is None else gain + reach,
-        num_prompts_scored=int(is_there.sum()),
-        num_tokens_scored=len(ids),
+    return rate_prediction(
+        ScoredTokens(
+            hits=(predicted == wanted).astype(np.int64),
+            popular_hits=(wanted == popular).astype(np.int64),
+            num_chosen=np.ones(len(ids), dtype=np.int64),
+            prompt=prompt,
+        ),
+        chance=1 / width,
         num_tokens_fitted=int(popularity.sum()),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.statistics.held_out import hash_prompts
+from moetool.analysis.statistics.halves import hash_prompts
 from moetool.analysis.tokens.expert_tokens import ExpertToken, ExpertTokens, TokenContext
 from moetool.analysis.tokens.first_choices import (
     NO_FIRST_CHOICE,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from moetool.analysis.statistics.prediction import Prediction
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
@@ -26,34 +27,6 @@ class TokenBaseline:
 
 
 @dataclass(frozen=True)
-class TokenPrediction:
-    """Success in predicting a token's first choice by its id, on prompts not used for it.
-
-    Attributes:
-        hit_rate: Share of first choices that are the usual one of the token's id in the other half
-            of the prompts. An id that does not occur there is predicted the layer's usual one.
-        popularity: Share of first choices that are the layer's usual one there.
-        random: `1 / num_experts`.
-        gain: `hit_rate - popularity`.
-        gain_low: Lower limit of the gain's 95% interval over prompts; None for a single prompt.
-        gain_high: The upper limit.
-        num_prompts_scored: Prompts of the half that is predicted.
-        num_tokens_scored: Their tokens.
-        num_tokens_fitted: Tokens of the other half.
-    """
-
-    hit_rate: float
-    popularity: float
-    random: float
-    gain: float
-    gain_low: float | None
-    gain_high: float | None
-    num_prompts_scored: int
-    num_tokens_scored: int
-    num_tokens_fitted: int
-
-
-@dataclass(frozen=True)
 class LayerTokens(LayerFacts):
     """Dependence of one layer's first choices on the token alone.
 
@@ -65,7 +38,8 @@ class LayerTokens(LayerFacts):
             the id.
         baseline: Under a uniform random router; None where the shares are None.
         loads: Under a router that makes first choices as often, whatever the token.
-        prediction: None if prompts are too few.
+        prediction: Of first choices by the token's id: the usual one of the id in the other half of
+            the prompts, or the layer's if the id does not occur there. None if prompts are too few.
     """
 
     num_token_ids: int
@@ -74,7 +48,7 @@ class LayerTokens(LayerFacts):
     usual_share: float | None
     baseline: TokenBaseline | None
     loads: TokenBaseline | None
-    prediction: TokenPrediction | None
+    prediction: Prediction | None
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,13 @@ class DecisionReader:
         self._order = replace(self._order, num_passes=int(pass_of.max()) + 1, pass_of=pass_of)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes_on_rows(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
+        return (*self._source.notes, *self._notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The same, with one on choices that ran no expert, which not every baseline counts."""
         dropped = (
             (
                 f"{self._num_dropped:,} of {self._num_assignments + self._num_dropped:,} choices "
@@ -152,7 +157,7 @@ class DecisionReader:
             if self._num_dropped
             else ()
         )
-        return (*self._source.notes, *self._notes, *dropped)
+        return (*self.notes_on_rows, *dropped)
 
     @property
     def facts(self) -> TraceFacts:

@@ -107,7 +107,7 @@ def test_the_prediction_is_that_of_plain_python(table: pa.Table) -> None:
         assert prediction.popularity == pytest.approx(
             sum(first == popular for _, _, first in scored) / len(scored)
         )
-        assert prediction.random == 1 / 4
+        assert prediction.baseline.hit_rate == 1 / 4
         assert prediction.num_tokens_scored == len(scored)
         assert prediction.num_tokens_fitted == len(fitted)
         assert prediction.num_prompts_scored == len({prompt for prompt, _, _ in scored})

@@ -76,5 +76,5 @@ def coactivation(
             top_k=top_k,
             is_checked=not no_validate,
         )
-        result = measure_coactivation(reader, by=by, most_pairs=pairs, show=show)
+        result = measure_coactivation(reader, by=by, num_listed=pairs, show=show)
     print_or_write(RENDERERS[chosen](result, see_output(output)), output, force=force)
