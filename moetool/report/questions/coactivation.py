@@ -261,7 +261,12 @@ def render_json(result: Coactivation, _: View = DEFAULT_VIEW) -> str:
 
 def render_csv(result: Coactivation, _: View = DEFAULT_VIEW) -> str:
     """Return one row for each pair of a layer, then one for each pair with the next layer."""
-    return envelope.render_csv(result.iter_rows(), list(result.column_types()))
+    return "".join(iter_csv(result))
+
+
+def iter_csv(result: Coactivation) -> Iterator[str]:
+    """Yield the same CSV in parts: whole, that of a large model would take gigabytes of memory."""
+    return envelope.iter_csv(result.iter_rows(), list(result.column_types()))
 
 
 RENDERERS: Renderers[Coactivation] = {
