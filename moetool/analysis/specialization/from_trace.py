@@ -112,6 +112,9 @@ def measure_trace(
         num_permutations=options.num_permutations,
         seed=options.seed,
         conditional=conditional,
+        sizes={
+            place: counter.list_sizes(len(names)) for place, counter in repetition.sizes.items()
+        },
         by=options.by,
     )
     return replace(
