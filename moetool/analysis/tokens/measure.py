@@ -24,6 +24,8 @@ from moetool.analysis.tokens.result import (
     TokenBaseline,
     TokenInLayer,
     TokenRouting,
+    UsualShare,
+    reach_verdict,
 )
 from moetool.analysis.tokens.sparse_counts import SparseCounts
 from moetool.analysis.tokens.usual_share import expect_fixed, expect_usual_share
@@ -139,14 +141,14 @@ def is_sampled(ids: Ints, num_halvings: int) -> NDArray[np.bool_]:
 
 
 def measure_tokens(
-    reader: DecisionReader, *, min_count: int = 10, most_tokens: int = 20
+    reader: DecisionReader, *, min_count: int = 10, num_listed: int = 20
 ) -> TokenRouting:
     """Return how far a token's first choice of expert is decided by the token alone.
 
     Args:
         reader: The trace, with the columns `token_id` and, if it has them, `token` and `weight`.
         min_count: Occurrences that an id needs in a layer to be judged there.
-        most_tokens: Frequent ids that are listed for each stack.
+        num_listed: Frequent ids that are listed for each stack.
 
     Raises:
         InputError: The trace has no token ids, or a row is not one of a trace.
@@ -163,9 +165,10 @@ def measure_tokens(
         trace=reader.facts,
         min_count=min_count,
         layers=tuple(layers),
-        tokens=tuple(_list_frequent(cells, most_tokens)),
+        verdict=reach_verdict(layers),
+        tokens=tuple(_list_frequent(cells, num_listed)),
         id_sample=0.5**tally.num_halvings,
-        notes=(*reader.notes, *_make_notes(reader, layers, tally, min_count=min_count)),
+        notes=(*reader.notes_on_rows, *_make_notes(reader, layers, tally, min_count=min_count)),
         cells=tuple(cells),
     )
 
@@ -217,8 +220,8 @@ def _describe(
             num_experts_seen=seen,
             usual_expert=usual,
             usual_share=largest / number,
-            random_share=random,
-            loads_share=loads,
+            baseline_usual_share=random,
+            loads_usual_share=loads,
         )
         for one, number, seen, usual, largest, random, loads in zip(
             shares.ids[frequent].tolist(),
@@ -304,7 +307,8 @@ def _list_frequent(cells: Sequence[TokenInLayer], most: int) -> Iterator[Frequen
                 num_layers=len(mine),
                 num_fixed=sum(cell.num_experts_seen == 1 for cell in mine),
                 usual_share=sum(cell.usual_share for cell in mine) / len(mine),
-                random_share=sum(cell.random_share for cell in mine) / len(mine),
+                baseline=UsualShare(sum(one.baseline_usual_share for one in mine) / len(mine)),
+                loads=UsualShare(sum(one.loads_usual_share for one in mine) / len(mine)),
                 usual_experts={cell.layer: cell.usual_expert for cell in mine},
             )
 
@@ -316,16 +320,16 @@ def _make_notes(
         yield NO_FIRST_CHOICE
         return
     if any(layer.fixed_share is None for layer in layers):
-        yield f"no token id occurs {min_count} times in some layers: no id is judged there"
+        yield f"No token id occurs {min_count} times in some layers: no id is judged there."
     if tally.num_halvings:
         yield (
-            f"token ids are too many for the memory: 1 of {2**tally.num_halvings} was counted, "
-            "chosen by a hash"
+            f"Token ids are too many for the memory: 1 of {2**tally.num_halvings} was counted, "
+            "chosen by a hash."
         )
     if any(layer.prediction is None for layer in layers):
         yield (
-            "first choices of some layers are not predicted by the token id: half of the prompts "
-            "have none there"
+            "First choices of some layers are not predicted by the token id: half of the prompts "
+            "have none there."
             if len(reader.prompts) > 1
-            else "first choices are not predicted by the token id: that takes two prompts"
+            else "First choices are not predicted by the token id: that takes two prompts."
         )
