@@ -80,7 +80,7 @@ def measure_coactivation(
         trace=reader.facts,
         by=by,
         layers=layers,
-        verdict=_reach_verdict(layers),
+        verdict=reach_verdict(layers),
         hit_rate=_mean([item.hit_rate for item in predictions]),
         popularity=_mean([item.popularity for item in predictions]),
         baseline=None if chance is None else HitRate(chance),
@@ -215,7 +215,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _reach_verdict(layers: Sequence[LayerCoactivation]) -> Verdict:
+def reach_verdict(layers: Sequence[LayerCoactivation]) -> Verdict:
+    """Return what the figures of all layers support."""
     predictions = [
         layer.next_layer.prediction
         for layer in layers

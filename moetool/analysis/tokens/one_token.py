@@ -97,6 +97,16 @@ class TokenExperts(Tabular):
             f"{number_of(len(self.layers), 'layer')}>"
         )
 
+    @property
+    def num_judged_layers(self) -> int:
+        """Layers in which first choices are known."""
+        return sum(layer.usual_share is not None for layer in self.layers)
+
+    @property
+    def num_fixed_layers(self) -> int:
+        """Layers in which the first choice never changes."""
+        return sum(layer.usual_share == 1 for layer in self.layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         return {item.name: make_plain(getattr(self, item.name)) for item in fields(self)}

@@ -20,16 +20,15 @@ _EXPERTS_SHOWN = 3
 
 def render_table_text(result: TokenExperts, view: View = DEFAULT_VIEW) -> str:
     """Return a verdict, a table of layers, and how to read it."""
-    judged = [layer for layer in result.layers if layer.usual_share is not None]
-    fixed = [layer for layer in judged if layer.usual_share == 1]
     ids = " and ".join(map(str, result.token_ids[:4]))
     name = show_token(result.token, result.token_ids[0])
     verdict = (
         f"{name} (id {ids}) occurs {number_of(result.count, 'time')} in "
         f"{number_of(result.num_prompts, 'prompt')}"
         + (
-            f"; its first choice never changes in {len(fixed)} of {number_of(len(judged), 'layer')}."
-            if judged
+            f"; its first choice never changes in {result.num_fixed_layers} of "
+            f"{number_of(result.num_judged_layers, 'layer')}."
+            if result.num_judged_layers
             else "."
         )
     )
