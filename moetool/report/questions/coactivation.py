@@ -241,8 +241,8 @@ def _make_legend(
         )
     if with_pairs and has_groups:
         yield (
-            "strongest pairs: with the lift among the group's tokens, and its 95% interval; those "
-            "above within the group, or, where a group is not tested, with the count instead."
+            "strongest pairs: those above within the group, with their lift there and its 95% "
+            "interval; where groups are not tested, those of the largest lift, with their count."
         )
 
 
