@@ -98,6 +98,15 @@ class DecisionReader:
         self._seen = np.zeros(len(self.prompts), dtype=bool)
 
     @property
+    def num_rows_of_prompts(self) -> NDArray[np.int64]:
+        """Rows of each prompt in all layers of the trace; known from the start.
+
+        Returns:
+            # (num_prompts,)
+        """
+        return self._order.num_rows
+
+    @property
     def domains(self) -> list[str]:
         """The domain of each prompt seen so far."""
         return self._rows.domains

@@ -1,0 +1,1 @@
+"""Whole prompts of a trace, few enough to look at each token."""

@@ -1,0 +1,190 @@
+"""Read a sample of a trace's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetool.analysis.sampling.choosing import choose_prompts
+from moetool.analysis.sampling.result import PromptSample, SampledLayer, SampledPrompt
+from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.layer_shapes import Place
+from moetool.trace.windows.reader import DecisionReader
+from moetool.trace.windows.window import DecisionWindow
+
+# Columns of a trace that a sample keeps.
+COLUMNS = ("weight", "token_id", "token", "phase")
+
+
+@dataclass
+class _Kept:
+    """Tokens that were kept so far, in lists with one item for each window."""
+
+    prompt: list[NDArray[np.int64]] = field(default_factory=list)
+    stack: list[NDArray[np.int64]] = field(default_factory=list)
+    position: list[NDArray[np.int64]] = field(default_factory=list)
+    token_id: list[NDArray[np.int64]] = field(default_factory=list)
+    phase: list[NDArray[np.int8]] = field(default_factory=list)
+    pieces: dict[int, str] = field(default_factory=dict)
+    layers: dict[Place, list[tuple[NDArray[np.int64], ...]]] = field(default_factory=dict)
+    weights: dict[Place, list[NDArray[np.float32]]] = field(default_factory=dict)
+    num_tokens: int = 0
+
+
+def sample_prompts(
+    reader: DecisionReader,
+    groups: Sequence[str],
+    *,
+    by: str,
+    most_assignments: int,
+    only: Collection[str] | None = None,
+) -> PromptSample:
+    """Return whole prompts of a trace with all their decisions, of all groups alike.
+
+    If even the shortest prompt is too long, its first tokens are the sample.
+
+    Args:
+        reader: Reads `COLUMNS`.
+        groups: Of each of the reader's prompts.
+        by: Column that the groups are from.
+        most_assignments: Experts of all tokens in all layers; at least one token is kept.
+        only: Ids of the prompts to take, whole; None to choose.
+    """
+    per_token = {
+        stack: sum(layer.top_k for layer in reader.layers if layer.stack == stack)
+        for stack in {layer.stack for layer in reader.layers}
+    }
+    num_rows = reader.num_rows_of_prompts
+    if only is not None:
+        wanted = set(only)
+        chosen = [index for index, prompt in enumerate(reader.prompts) if prompt in wanted]
+    else:
+        chosen = choose_prompts(
+            reader.prompts, groups, num_rows.tolist(), most_rows=most_assignments
+        )
+    most_tokens = None
+    if not chosen:
+        chosen = [int(np.argmin(num_rows))]
+        most_tokens = max(1, most_assignments // max(1, sum(per_token.values())))
+    is_chosen = np.zeros(len(reader.prompts), dtype=bool)
+    is_chosen[chosen] = True
+    stacks = sorted(per_token)
+    kept = _Kept()
+    num_of_prompt = np.zeros(len(reader.prompts), dtype=np.int64)
+    for window in reader:
+        num_of_prompt += np.bincount(window.prompt, minlength=len(num_of_prompt))
+        stack_of = _find_stacks(window, stacks)
+        is_kept = is_chosen[window.prompt]
+        if most_tokens is not None:
+            is_kept &= _count_within(window.prompt, stack_of) < most_tokens
+        if is_kept.any():
+            _keep(kept, window, stack_of, is_kept)
+    return _assemble(
+        kept, reader, groups, by=by, stacks=stacks, chosen=is_chosen, num_of_prompt=num_of_prompt
+    )
+
+
+def _find_stacks(window: DecisionWindow, stacks: Sequence[str]) -> NDArray[np.int64]:
+    """Return the index of each token's stack."""
+    stack_of = np.zeros(len(window.prompt), dtype=np.int64)
+    for (stack, _), choices in window.layers.items():
+        stack_of[choices.token] = stacks.index(stack)
+    return stack_of
+
+
+def _count_within(prompt: NDArray[np.int64], stack: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many earlier tokens each token's prompt has in its stack."""
+    begins = np.flatnonzero(np.diff(prompt, prepend=-1) | np.diff(stack, prepend=-1))
+    size = np.diff(begins, append=len(prompt))
+    within: NDArray[np.int64] = np.arange(len(prompt)) - np.repeat(begins, size)
+    return within
+
+
+def _keep(
+    kept: _Kept, window: DecisionWindow, stack_of: NDArray[np.int64], is_kept: NDArray[np.bool_]
+) -> None:
+    # Index among all kept tokens, for those that are.
+    new_index = np.cumsum(is_kept) - 1 + kept.num_tokens
+    kept.prompt.append(window.prompt[is_kept])
+    kept.stack.append(stack_of[is_kept])
+    kept.position.append(window.position[is_kept])
+    if window.token_id is not None:
+        token_id = window.token_id[is_kept]
+        kept.token_id.append(token_id)
+        wanted = set(token_id.tolist())
+        kept.pieces.update((one, piece) for one, piece in window.pieces.items() if one in wanted)
+    if window.phase is not None:
+        kept.phase.append(window.phase[is_kept])
+    for place, choices in window.layers.items():
+        mine = is_kept[choices.token]
+        kept.layers.setdefault(place, []).append(
+            (new_index[choices.token[mine]], choices.experts[mine])
+        )
+        if choices.weights is not None:
+            kept.weights.setdefault(place, []).append(choices.weights[mine])
+    kept.num_tokens += int(is_kept.sum())
+
+
+def _assemble(
+    kept: _Kept,
+    reader: DecisionReader,
+    groups: Sequence[str],
+    *,
+    by: str,
+    stacks: Sequence[str],
+    chosen: NDArray[np.bool_],
+    num_of_prompt: NDArray[np.int64],
+) -> PromptSample:
+    prompt, stack = np.concatenate(kept.prompt), np.concatenate(kept.stack)
+    position = np.concatenate(kept.position)
+    # By group, then as in the trace.
+    ordered = sorted(np.flatnonzero(chosen).tolist(), key=lambda one: (groups[one], one))
+    rank = np.zeros(len(chosen), dtype=np.int64)
+    rank[ordered] = np.arange(len(ordered))
+    order = np.lexsort((position, stack, rank[prompt]))
+    new_place = np.empty(len(order), dtype=np.int64)
+    new_place[order] = np.arange(len(order))
+    num_kept = np.bincount(prompt, minlength=len(chosen))
+    return PromptSample(
+        trace=reader.facts,
+        by=by,
+        prompts=tuple(
+            SampledPrompt(
+                prompt_id=reader.prompts[one],
+                domain=groups[one],
+                num_tokens=int(num_kept[one]),
+                num_left_out=int(num_of_prompt[one] - num_kept[one]),
+            )
+            for one in ordered
+        ),
+        prompt=rank[prompt][order],
+        stack=[stacks[one] for one in stack[order].tolist()],
+        position=position[order],
+        token_id=np.concatenate(kept.token_id)[order] if kept.token_id else None,
+        phase=np.concatenate(kept.phase)[order] if kept.phase else None,
+        pieces=kept.pieces,
+        layers=tuple(
+            _assemble_layer(layer, kept, new_place)
+            for layer in reader.layers
+            if (layer.stack, layer.layer) in kept.layers
+        ),
+        is_complete=kept.num_tokens == reader.facts.num_tokens,
+        has_ranks=reader.has_ranks,
+    )
+
+
+def _assemble_layer(layer: RoutedLayer, kept: _Kept, new_place: NDArray[np.int64]) -> SampledLayer:
+    place = (layer.stack, layer.layer)
+    token = new_place[np.concatenate([part[0] for part in kept.layers[place]])]
+    order = np.argsort(token)
+    experts = np.concatenate([part[1] for part in kept.layers[place]])
+    weights = kept.weights.get(place)
+    return SampledLayer(
+        layer=layer,
+        token=token[order],
+        experts=experts[order].astype(np.int16),
+        weights=None if weights is None else np.concatenate(weights)[order],
+    )

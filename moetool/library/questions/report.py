@@ -1,0 +1,261 @@
+"""A page about a trace: all questions asked, and the answers in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from moetool.analysis.balance.result import Balance
+from moetool.analysis.caching import measure as caching
+from moetool.analysis.caching.budgets import parse_budgets
+from moetool.analysis.caching.result import Caching
+from moetool.analysis.placement.result import Placement
+from moetool.analysis.sampling.measure import COLUMNS, sample_prompts
+from moetool.analysis.sampling.result import PromptSample
+from moetool.choices import take_flag, take_path, take_text
+from moetool.errors import InputError, MoetoolError
+from moetool.library.opening import open_any, open_reader, take_layers
+from moetool.library.questions.balance import measure_balance
+from moetool.library.questions.cache import DEFAULT_BUDGETS
+from moetool.library.questions.coactivation import measure_coactivation
+from moetool.library.questions.compare import compare_traces
+from moetool.library.questions.place import place_experts
+from moetool.library.questions.specialize import measure_specialization
+from moetool.output.targets import check_target_file, saying_what_failed, write_file
+from moetool.report.page.contents import PageContents
+from moetool.report.page.rendering import render_page
+from moetool.trace.loads.table import is_load_table
+from moetool.trace.metadata import TraceMetadata
+from moetool.trace.reading.prompt_groups import read_prompt_groups
+
+if TYPE_CHECKING:
+    from moetool.library.opening import GivenTrace
+
+# Experts of all tokens that can be read one by one, in a page of few tokens and in others.
+_MOST_ASSIGNMENTS_OF_FEW, _MOST_ASSIGNMENTS = 350_000, 700_000
+# Numbers of GPUs that share the experts, where they can be shared out evenly.
+_NUMS_GPUS = (2, 4, 8, 16, 32, 64)
+
+# What is being done for each result that may be missing.
+_STEPS = {
+    "specialization": "testing specialization",
+    "token_specialization": "finding characteristic tokens",
+    "coactivation": "counting pairs",
+    "placements": "placing experts on GPUs",
+    "caching": "filling batches",
+    "sample": "choosing prompts to read",
+}
+
+Result = TypeVar("Result")
+
+
+def render_report(
+    trace: GivenTrace,
+    *,
+    compare: GivenTrace | None = None,
+    by: str = "domain",
+    layers: Collection[int] | None = None,
+    redact_text: bool = False,
+    num_experts: int | None = None,
+    top_k: int | None = None,
+    validate: bool = True,
+    show: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Return a self-contained HTML page about a trace, as `moetool report` writes it.
+
+    What the trace does not tell is missing on the page, with the reason.
+
+    Args:
+        trace: A DataFrame, a `Trace`, or the path of a trace.
+        compare: A trace of the same tokens, to compare with.
+        by: The column that groups prompts.
+        layers: Layer numbers to read; None for all.
+        redact_text: Leave prompts' and tokens' texts out.
+        num_experts: Experts per layer, for rows without metadata.
+        top_k: Experts per decision, for rows without metadata.
+        validate: Refuse rows that no trace has.
+        show: Called with what is being done.
+
+    Raises:
+        InputError: There is no trace, or it fails a check.
+        UsageError: An argument is out of range, or there is no such column or layer.
+    """
+    redacts_text = take_flag(redact_text, name="redact_text")
+    asking = _Asking(
+        trace,
+        by=take_text(by, name="column to group by"),
+        layers=take_layers(layers),
+        num_experts=num_experts,
+        top_k=top_k,
+        validate=validate,
+        show=show,
+    )
+    return render_page(asking.collect(compare, redacts_text=redacts_text))
+
+
+def write_report(
+    trace: GivenTrace,
+    path: str | PathLike[str],
+    *,
+    compare: GivenTrace | None = None,
+    by: str = "domain",
+    layers: Collection[int] | None = None,
+    redact_text: bool = False,
+    num_experts: int | None = None,
+    top_k: int | None = None,
+    validate: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Write the page that `render_report` returns; arguments are the same.
+
+    Args:
+        trace: A DataFrame, a `Trace`, or the path of a trace.
+        path: File to write.
+        compare: A trace of the same tokens, to compare with.
+        by: The column that groups prompts.
+        layers: Layer numbers to read; None for all.
+        redact_text: Leave prompts' and tokens' texts out.
+        num_experts: Experts per layer, for rows without metadata.
+        top_k: Experts per decision, for rows without metadata.
+        validate: Refuse rows that no trace has.
+        overwrite: Replace an existing file.
+
+    Raises:
+        InputError: There is no trace, or it fails a check.
+        UsageError: The file exists or can't be written, an argument is out of range, or there is no
+            such column or layer.
+    """
+    target = Path(take_path(path, name="file"))
+    replaces = take_flag(overwrite, name="overwrite")
+    check_target_file(target, replace_existing=replaces)
+    page = render_report(
+        trace,
+        compare=compare,
+        by=by,
+        layers=layers,
+        redact_text=redact_text,
+        num_experts=num_experts,
+        top_k=top_k,
+        validate=validate,
+    )
+    with saying_what_failed(target):
+        write_file(page.encode(errors="backslashreplace"), target, replace_existing=replaces)
+
+
+class _Asking:
+    """The questions that a page answers, asked of one trace."""
+
+    def __init__(
+        self,
+        trace: GivenTrace,
+        *,
+        by: str,
+        layers: frozenset[int] | None,
+        num_experts: int | None,
+        top_k: int | None,
+        validate: bool,
+        show: Callable[[str], None],
+    ) -> None:
+        self._trace, self._by, self._show = trace, by, show
+        self._options: dict[str, Any] = {
+            "layers": layers,
+            "num_experts": num_experts,
+            "top_k": top_k,
+            "validate": validate,
+        }
+        self._missing: dict[str, str] = {}
+
+    def collect(self, compare: GivenTrace | None, *, redacts_text: bool) -> PageContents:
+        """Return all answers; only what every page needs, and what was asked for, may fail."""
+        trace, by, options = self._trace, self._by, self._options
+        self._show("measuring the load")
+        # Refuses what is not a trace.
+        balance = measure_balance(trace, by=by, **options)
+        comparison = None
+        if compare is not None:
+            self._show("comparing the traces")
+            comparison = compare_traces(trace, compare, by=by, **options)
+        specialization: Any = self._ask(
+            "specialization", lambda: measure_specialization(trace, by=by, **options)
+        )
+        tokens: Any = self._ask(
+            "token_specialization", lambda: measure_specialization(trace, by="token", **options)
+        )
+        sample = self._ask("sample", lambda: self._read_sample(trace))
+        return PageContents(
+            facts=balance.trace,
+            metadata=_read_metadata(trace),
+            by=by,
+            balance=balance,
+            specialization=specialization,
+            token_specialization=tokens,
+            coactivation=self._ask(
+                "coactivation", lambda: measure_coactivation(trace, by=by, **options)
+            ),
+            placements=self._ask("placements", lambda: self._place(balance)) or (),
+            caching=self._ask("caching", self._fill_batches),
+            comparison=comparison,
+            sample=sample,
+            other_sample=self._read_other(compare, sample),
+            missing=self._missing,
+            redacts_text=redacts_text,
+        )
+
+    def _ask(self, name: str, question: Callable[[], Result]) -> Result | None:
+        self._show(_STEPS[name])
+        try:
+            return question()
+        except MoetoolError as error:
+            self._missing[name] = self._hide_folder(error.message)
+            return None
+
+    def _hide_folder(self, sentence: str) -> str:
+        """Return a sentence that names the trace without its folder."""
+        if not isinstance(self._trace, str | PathLike):
+            return sentence
+        return sentence.replace(str(self._trace), Path(self._trace).name)
+
+    def _place(self, balance: Balance) -> tuple[Placement, ...]:
+        sizes = {layer.num_experts for layer in balance.layers}
+        numbers = [gpus for gpus in _NUMS_GPUS if all(size % gpus == 0 for size in sizes)]
+        if not numbers:
+            raise InputError(
+                f"The experts of a layer can't be shared out evenly among {_NUMS_GPUS[0]} GPUs.",
+                hint="Name a number of GPUs: moetool place.",
+            )
+        return tuple(
+            place_experts(self._trace, num_gpus=gpus, by=self._by, **self._options)
+            for gpus in numbers
+        )
+
+    def _fill_batches(self) -> Caching:
+        """Return the experts that batches touch, which takes no size of an expert."""
+        reader = open_reader(self._trace, columns=caching.COLUMNS, **self._options)
+        budgets = parse_budgets(DEFAULT_BUDGETS)
+        return caching.simulate_caches(
+            reader, budgets=budgets, expert_bytes=None, tokens_per_batch=None, notes=()
+        )
+
+    def _read_sample(self, trace: GivenTrace, only: Collection[str] | None = None) -> PromptSample:
+        reader = open_reader(trace, by=self._by, columns=COLUMNS, **self._options)
+        groups = read_prompt_groups(open_any(trace, by=self._by), reader.prompts, by=self._by)
+        is_small = int(reader.num_rows_of_prompts.sum()) <= _MOST_ASSIGNMENTS_OF_FEW
+        most = _MOST_ASSIGNMENTS_OF_FEW if is_small else _MOST_ASSIGNMENTS
+        return sample_prompts(reader, groups, by=self._by, most_assignments=most, only=only)
+
+    def _read_other(
+        self, compare: GivenTrace | None, sample: PromptSample | None
+    ) -> PromptSample | None:
+        """Return the sample's prompts in the other trace; None if their tokens differ."""
+        if compare is None or sample is None:
+            return None
+        other = self._read_sample(compare, [prompt.prompt_id for prompt in sample.prompts])
+        return other if other.has_tokens_of(sample) else None
+
+
+def _read_metadata(trace: GivenTrace) -> TraceMetadata | None:
+    if isinstance(trace, str | PathLike) and is_load_table(Path(trace)):
+        return None
+    return open_any(trace).metadata

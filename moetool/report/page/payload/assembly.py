@@ -1,0 +1,117 @@
+"""The whole payload of a page, with as much detail as its size allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from moetool.analysis.sampling.changes import find_changed_tokens
+from moetool.report.page.contents import PageContents
+from moetool.report.page.payload.capacity import (
+    make_capacity,
+    make_counts,
+    make_placements,
+    make_touched,
+)
+from moetool.report.page.payload.comparison import make_comparison
+from moetool.report.page.payload.domains import make_domains, make_specialization
+from moetool.report.page.payload.experts import make_togetherness, make_tokens
+from moetool.report.page.payload.layers import list_layers, make_layers, make_load
+from moetool.report.page.payload.names import show_model, show_path
+from moetool.report.page.payload.provenance import make_notes, make_provenance
+from moetool.report.page.payload.reading import make_sample
+from moetool.report.page.payload.verdict import make_tiles, make_verdict
+
+SCHEMA = "moetool.page/1"
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Limits of the lists of a page.
+
+    Attributes:
+        most_tokens: Characteristic tokens of an expert.
+        most_partners: Partners of an expert.
+        most_pairs: Pairs of a layer.
+        has_all_intervals: Lifts that may be chance have intervals, too.
+    """
+
+    most_tokens: int
+    most_partners: int
+    most_pairs: int
+    has_all_intervals: bool
+
+
+# From the most to the least.
+DETAILS = (
+    Detail(10, 5, 20, True),
+    Detail(6, 5, 20, False),
+    Detail(3, 3, 10, False),
+    Detail(1, 1, 10, False),
+)
+
+
+def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
+    """Return the values that the page's scripts read, all plain."""
+    layers = list_layers(contents)
+    sample, tokens = contents.sample, contents.token_specialization
+    return {
+        "schema": SCHEMA,
+        "title": make_title(contents),
+        "by": contents.by,
+        "verdict": make_verdict(contents),
+        "tiles": make_tiles(contents, layers),
+        "layers": make_layers(layers),
+        "domains": make_domains(contents.specialization),
+        "load": make_load(contents.balance),
+        "specialization": make_specialization(
+            contents.specialization, has_all_intervals=detail.has_all_intervals
+        ),
+        "tokens": make_tokens(
+            None if contents.redacts_text else tokens, layers, most_tokens=detail.most_tokens
+        ),
+        "togetherness": make_togetherness(
+            contents.coactivation,
+            most_partners=detail.most_partners,
+            most_pairs=detail.most_pairs,
+        ),
+        "capacity": make_capacity(contents.balance),
+        "placements": make_placements(contents.placements),
+        "touched": make_touched(contents.caching),
+        "counts": make_counts(contents.metadata),
+        "comparison": make_comparison(contents.comparison),
+        "sample": make_sample(sample, redacts_text=contents.redacts_text) if sample else None,
+        "changed": find_changed_tokens(sample, contents.other_sample) if sample else [],
+        "provenance": make_provenance(contents),
+        "notes": make_notes(contents),
+        "missing": dict(contents.missing),
+        "left_out": list_left_out(contents, detail),
+    }
+
+
+def make_title(contents: PageContents) -> str:
+    """Return what the page is about: the model, else the file."""
+    facts = contents.facts
+    return show_model(facts.model) or show_path(facts.trace) or "a trace"
+
+
+def list_left_out(contents: PageContents, detail: Detail) -> list[str]:
+    """Return what the page does not show for want of room, or as asked, as sentences."""
+    sentences = []
+    sample = contents.sample
+    if sample is not None and not sample.is_complete:
+        sentences.append(
+            f"Single tokens are those of {len(sample.prompts):,} of {sample.trace.num_prompts:,} "
+            f"prompts ({sample.num_tokens:,} of {sample.trace.num_tokens:,} tokens), chosen by "
+            f"their ids alike from every {contents.by}; all other figures are of the whole trace."
+        )
+    if contents.redacts_text:
+        sentences.append("Texts of prompts and tokens were left out, as asked for.")
+    if not detail.has_all_intervals:
+        sentences.append("Lifts that may be chance are shown without their intervals.")
+    if detail != DETAILS[0]:
+        sentences.append(
+            f"Experts have at most {detail.most_tokens} characteristic tokens and "
+            f"{detail.most_partners} partners here."
+        )
+    return sentences

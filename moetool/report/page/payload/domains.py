@@ -1,0 +1,88 @@
+"""Domains: how much the choice of experts tells about them, and the experts that each uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moetool.analysis.specialization.result import DomainExpertTest, Specialization, is_small
+from moetool.report.page.payload.names import show_name
+from moetool.report.page.payload.numbers import shorten, shorten_all
+
+# Codes of a cell's certainty.
+_UNSURE, _DISCOVERY, _CERTAIN, _BEYOND_VOCABULARY = range(4)
+
+
+def make_domains(result: Specialization | None) -> list[dict[str, Any]]:
+    """Return the domains and their sizes, in the order that other values index."""
+    if result is None:
+        return []
+    return [
+        {"name": show_name(size.domain), "prompts": size.prompts, "tokens": size.tokens}
+        for size in result.domains
+    ]
+
+
+def make_specialization(
+    result: Specialization | None, *, has_all_intervals: bool
+) -> dict[str, Any] | None:
+    """Return the lift of every domain and expert, and the information of each layer.
+
+    Args:
+        result: None if there is none.
+        has_all_intervals: Otherwise, only lifts that are beyond chance have intervals.
+    """
+    if result is None:
+        return None
+    index_of = {size.domain: index for index, size in enumerate(result.domains)}
+    cells: dict[tuple[str, int], list[list[DomainExpertTest | None]]] = {}
+    for layer in result.layers:
+        cells[layer.stack, layer.layer] = [[None] * layer.num_experts for _ in result.domains]
+    for cell in result.experts:
+        cells[cell.stack, cell.layer][index_of[cell.domain]][cell.expert] = cell
+    return {
+        "num_permutations": result.num_permutations,
+        "information": [
+            {
+                "normalized": shorten(layer.normalized),
+                "p_value": shorten(layer.p_value),
+                "q_value": shorten(layer.q_value),
+                "excess_nats": shorten(layer.excess_nats),
+                "null_nats": shorten(layer.null_nats),
+                "random_nats": shorten(layer.random_nats),
+                "conditional_normalized": shorten(layer.conditional_normalized),
+                "conditional_p_value": shorten(layer.conditional_p_value),
+            }
+            for layer in result.layers
+        ],
+        "lifts": [
+            [_make_cells(row, has_all_intervals=has_all_intervals) for row in rows]
+            for rows in cells.values()
+        ],
+    }
+
+
+def _make_cells(
+    row: list[DomainExpertTest | None], *, has_all_intervals: bool
+) -> dict[str, list[Any]]:
+    """Return the columns of one layer's lifts in one domain, with an entry for each expert."""
+    certainty = [_find_certainty(cell) for cell in row]
+    shown = [
+        cell if has_all_intervals or sure > _UNSURE else None
+        for cell, sure in zip(row, certainty, strict=True)
+    ]
+    return {
+        "lift": shorten_all(None if cell is None else cell.lift for cell in row),
+        "low": shorten_all(None if cell is None else cell.lift_low for cell in shown),
+        "high": shorten_all(None if cell is None else cell.lift_high for cell in shown),
+        "certainty": certainty,
+    }
+
+
+def _find_certainty(cell: DomainExpertTest | None) -> int:
+    if cell is None:
+        return _UNSURE
+    if cell.is_beyond_vocabulary:
+        return _BEYOND_VOCABULARY
+    if is_small(cell.familywise_p_value):
+        return _CERTAIN
+    return _DISCOVERY if is_small(cell.q_value) else _UNSURE

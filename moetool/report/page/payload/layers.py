@@ -1,0 +1,69 @@
+"""Layers, and the load of their experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.report.page.contents import PageContents
+from moetool.report.page.payload.numbers import shorten
+from moetool.trace.facts import LayerFacts
+
+Place = tuple[str, int]
+
+
+def list_layers(contents: PageContents) -> list[LayerFacts]:
+    """Return the layers that the page shows, in the order of stack and layer."""
+    for result in (contents.balance, contents.specialization, contents.coactivation):
+        if result is not None:
+            return list(result.layers)
+    return []
+
+
+def make_layers(layers: Sequence[LayerFacts]) -> list[dict[str, Any]]:
+    """Return what identifies each layer, and its size."""
+    has_stacks = len({layer.stack for layer in layers}) > 1
+    return [
+        {
+            "stack": layer.stack,
+            "layer": layer.layer,
+            "name": f"{layer.stack} {layer.layer}" if has_stacks else str(layer.layer),
+            "num_experts": layer.num_experts,
+            "top_k": layer.top_k,
+            "num_tokens": layer.num_tokens,
+        }
+        for layer in layers
+    ]
+
+
+def make_load(balance: Balance | None) -> dict[str, Any] | None:
+    """Return the load of every expert and what a random router's would be; None if unknown."""
+    if balance is None:
+        return None
+    return {
+        "layers": [_make_layer(layer) for layer in balance.layers],
+        "num_dead": sum(len(layer.dead) for layer in balance.layers),
+    }
+
+
+def _make_layer(layer: LayerBalance) -> dict[str, Any]:
+    prompts = layer.prompts_choosing
+    return {
+        "load": list(layer.load),
+        "prompts_choosing": None if prompts is None else list(prompts),
+        "num_prompts": layer.num_prompts,
+        "max_over_mean": _over_mean(layer.max_violation),
+        "random_max_over_mean": _over_mean(layer.baseline.max_violation),
+        "batch_max_over_mean": _over_mean(layer.max_violation_batch),
+        "random_batch_max_over_mean": _over_mean(layer.baseline.max_violation_batch),
+        "entropy": shorten(layer.entropy),
+        "random_entropy": shorten(layer.baseline.entropy),
+        "num_dead": len(layer.dead),
+        "random_num_dead": shorten(layer.baseline.num_dead),
+    }
+
+
+def _over_mean(violation: float | None) -> float | int | None:
+    """Return the largest load over the mean one, from its excess."""
+    return None if violation is None else shorten(1 + violation)

@@ -1,0 +1,62 @@
+"""Names and texts as the page shows them: without what would reveal a machine or steer a browser."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import PurePath, PureWindowsPath
+
+from moetool.analysis.tokens.pieces import read_piece
+from moetool.printable import printable
+
+# A longer piece or prompt id is cut.
+_LONGEST_PIECE = 120
+_LONGEST_NAME = 80
+_LOOKS_LOCAL = re.compile(r"^([~./\\]|[A-Za-z]:[\\/])")
+# Symbols for characters that have no shape.
+_SYMBOLS = {"\n": "⏎\n", "\r": "␍", "\t": "⇥\t", "\x1b": "␛", "\x00": "␀"}
+
+
+def show_path(path: str | None) -> str | None:
+    """Return the last part of a path, which reveals no folder of the machine."""
+    if path is None:
+        return None
+    name = PureWindowsPath(path).name if "\\" in path else PurePath(path).name
+    return printable(name, max_length=_LONGEST_NAME)
+
+
+def show_model(model: str | None) -> str | None:
+    """Return the name of a model; of a local folder, its last part."""
+    if model is None:
+        return None
+    if _LOOKS_LOCAL.match(model) or model.count("/") > 1:
+        return show_path(model.rstrip("/\\"))
+    return printable(model, max_length=_LONGEST_NAME)
+
+
+def show_name(name: str) -> str:
+    """Return a prompt's id or a domain's name."""
+    return printable(name, max_length=_LONGEST_NAME)
+
+
+def show_piece(piece: str | None) -> str | None:
+    """Return the text that a token stands for; invisible characters become visible.
+
+    Line breaks and tabs are kept after their symbols.
+    """
+    if piece is None:
+        return None
+    text = read_piece(piece)
+    if len(text) > _LONGEST_PIECE:
+        text = f"{text[:_LONGEST_PIECE]}…"
+    return "".join(_show_character(letter) for letter in text)
+
+
+def _show_character(letter: str) -> str:
+    if letter in _SYMBOLS:
+        return _SYMBOLS[letter]
+    kind = unicodedata.category(letter)
+    # Joiners inside of words are needed to read Indic and Arabic scripts and emoji.
+    if letter in "\u200c\u200d" or kind not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return letter
+    return f"⟨U+{ord(letter):04X}⟩"

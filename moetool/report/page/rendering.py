@@ -1,0 +1,113 @@
+"""The page as one file: template, styles, scripts and data, without anything from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from moetool.analysis.sampling.shrinking import choose_fewer, keep_prompts
+from moetool.report.page.contents import PageContents
+from moetool.report.page.payload.assembly import DETAILS, make_payload, make_title
+from moetool.report.page.payload.reading import pack_decisions
+from moetool.report.page.scripts import join_scripts, read_asset
+from moetool.report.page.tables import make_tables
+
+# In bytes; a page of few tokens has no reason to be large.
+MOST_BYTES, MOST_BYTES_OF_FEW_TOKENS = 2_000_000, 1_000_000
+FEW_TOKENS = 10_000
+# The rest is for the figures of all tokens.
+_SHARE_OF_DECISIONS = 0.6
+# Fewer prompts than would fit if all were alike, so that a second try is rare.
+_LESS = 0.95
+_STYLES = ("base.css", "layout.css", "panels.css", "print.css")
+
+
+def render_page(contents: PageContents) -> str:
+    """Return the page as HTML, with as much detail as its size allows.
+
+    Raises:
+        ValueError: Even with the least detail, the page is too large.
+    """
+    limit = MOST_BYTES_OF_FEW_TOKENS if contents.facts.num_tokens <= FEW_TOKENS else MOST_BYTES
+    contents, packed = _fit_sample(contents, limit=int(_SHARE_OF_DECISIONS * limit))
+    for detail in DETAILS:
+        payload = make_payload(contents, detail)
+        page = _fill(contents, payload, packed)
+        if len(page.encode()) <= limit:
+            return page
+    raise ValueError(f"The page has {len(page.encode()):,} bytes, more than {limit:,}.")
+
+
+def _fit_sample(contents: PageContents, *, limit: int) -> tuple[PageContents, str]:
+    """Return the contents with as many of the sample's prompts as fit, and these packed."""
+    sample, other = contents.sample, contents.other_sample
+    if sample is None:
+        return contents, ""
+    packed = _pack(pack_decisions(sample))
+    while len(packed) > limit and len(sample.prompts) > 1:
+        prompts = choose_fewer(sample, share=_LESS * limit / len(packed))
+        sample = keep_prompts(sample, prompts)
+        other = None if other is None else keep_prompts(other, prompts)
+        packed = _pack(pack_decisions(sample))
+    return replace(contents, sample=sample, other_sample=other), packed
+
+
+def _fill(contents: PageContents, payload: dict[str, Any], decisions: str) -> str:
+    style, script = _join_styles(), join_scripts()
+    text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return (
+        _make_environment()
+        .get_template("page.html.j2")
+        .render(
+            title=make_title(contents),
+            payload=payload,
+            tables=make_tables(payload),
+            style=style,
+            script=script,
+            policy=_make_policy(style, script),
+            data=_pack(text.encode(errors="backslashreplace")),
+            decisions=decisions,
+        )
+    )
+
+
+def _make_policy(style: str, script: str) -> str:
+    """Return a content security policy that lets this page's own style and script run alone."""
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _pack(content: bytes) -> str:
+    """Return bytes in raw deflate and base64, whose letters HTML has no use for."""
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return base64.b64encode(packer.compress(content) + packer.flush()).decode()
+
+
+@cache
+def _join_styles() -> str:
+    return "".join(read_asset("styles", name) for name in _STYLES)
+
+
+@cache
+def _make_environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(lambda name: read_asset("templates", name)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

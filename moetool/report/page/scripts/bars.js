@@ -1,0 +1,91 @@
+// Bar charts that are tables: each row has its numbers, and a bar that shows one of them.
+
+import { make, makeButton } from "./elements.js";
+
+/**
+ * @typedef {object} Bar
+ * @property {string} label
+ * @property {number | null} value Length of the bar.
+ * @property {number | null} [baseline] What a random router would have: a mark across the bar.
+ * @property {number | null} [low] Lower limit of an interval: a line over the bar.
+ * @property {number | null} [high]
+ * @property {string[]} texts What the columns after the bar say.
+ * @property {boolean} [isFaint] Whether it is not significant.
+ * @property {boolean} [isSelected]
+ * @property {(() => void) | null} [select]
+ */
+
+/**
+ * Returns a chart.
+ * @param {string} caption
+ * @param {string[]} header Name of the label, of the bar, and of each further column.
+ * @param {Bar[]} bars
+ * @param {{ most?: number, origin?: number }} [scale] Value of a full bar, and of an empty one.
+ */
+export function makeBars(caption, header, bars, scale = {}) {
+  const origin = scale.origin ?? 0;
+  const values = bars.flatMap((bar) => [bar.value, bar.baseline, bar.high]);
+  const known = values.filter((value) => value !== null && value !== undefined);
+  const most = scale.most ?? Math.max(origin + 1e-9, ...known);
+  /** @param {number} value */
+  const percent = (value) =>
+    `${Math.min(100, Math.max(0, (100 * (value - origin)) / (most - origin)))}%`;
+  const rows = bars.map((bar) =>
+    make("tr", { class: bar.isSelected ? "selected" : null }, [
+      make("th", { scope: "row" }, [
+        bar.select
+          ? makeButton(bar.label, bar.select, { class: "plain", "aria-pressed": Boolean(bar.isSelected) })
+          : bar.label,
+      ]),
+      make("td", { class: "bar-cell", "aria-hidden": "true" }, [makeBar(bar, percent)]),
+      ...bar.texts.map((text) => make("td", { class: "number" }, [text])),
+    ]),
+  );
+  const names = header.map((name, index) =>
+    index === 1
+      ? make("td", { class: "bar-head", "aria-hidden": "true" }, [name])
+      : make("th", { scope: "col", class: index > 1 ? "number" : null }, [name]),
+  );
+  return make("table", { class: "bars" }, [
+    make("caption", {}, [caption]),
+    make("thead", {}, [make("tr", {}, names)]),
+    make("tbody", {}, rows),
+  ]);
+}
+
+/**
+ * @param {Bar} bar
+ * @param {(value: number) => string} percent
+ */
+function makeBar(bar, percent) {
+  const track = make("div", { class: "track" });
+  if (bar.value !== null) {
+    const fill = make("div", { class: bar.isFaint ? "fill faint" : "fill" });
+    fill.style.width = percent(bar.value);
+    track.append(fill);
+  }
+  if (bar.low != null && bar.high != null) {
+    const line = make("div", { class: "interval" });
+    line.style.left = percent(bar.low);
+    line.style.right = `calc(100% - ${percent(bar.high)})`;
+    track.append(line);
+  }
+  if (bar.baseline != null) {
+    const mark = make("div", { class: "baseline" });
+    mark.style.left = percent(bar.baseline);
+    track.append(mark);
+  }
+  return track;
+}
+
+/** Returns the key to the marks of all bar charts. */
+export function makeBarKey() {
+  return make("p", { class: "key" }, [
+    make("span", { class: "key-baseline", "aria-hidden": "true" }),
+    " a random router",
+    make("span", { class: "key-interval", "aria-hidden": "true" }),
+    " 95% interval over prompts",
+    make("span", { class: "key-faint", "aria-hidden": "true" }),
+    " not significant",
+  ]);
+}

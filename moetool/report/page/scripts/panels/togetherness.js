@@ -1,0 +1,229 @@
+// Experts that are chosen together in a layer, and the flow to the next.
+
+import { makeBars } from "../bars.js";
+import { liftColor } from "../colors.js";
+import { make, makeEmptyPanel, makeSection } from "../elements.js";
+import { makeGrid } from "../grid.js";
+import { showCount, showInterval, showShare, showTimes } from "../numbers.js";
+import { makeTable, makeTwin } from "../tables.js";
+
+/** @typedef {import("../types").Page} Page */
+/** @typedef {import("../types").Panel} Panel */
+/** @typedef {import("../types").State} State */
+/** @typedef {import("../types").LayerTogetherness} LayerTogetherness */
+
+const ID = "togetherness";
+const TITLE = "Experts together";
+
+/**
+ * Returns the panel.
+ * @param {Page} page
+ * @returns {Panel}
+ */
+export function makeTogetherness({ payload, store }) {
+  const { togetherness, layers } = payload;
+  if (!togetherness) {
+    return makeEmptyPanel(ID, TITLE, payload.missing.coactivation ?? "Pairs are unknown.");
+  }
+  const summary = make("p", {});
+  const groups = make("div", {});
+  const flow = make("div", {});
+  const prediction = make("div", {});
+  /** Expert of each row and column. @type {number[]} */
+  let order = [];
+  const grid = makeGrid({
+    label: "A grid with a row and a column for each expert of the layer. The table below has its strongest pairs.",
+    isSquare: true,
+    describe(row, column) {
+      const layer = store.get().layer;
+      const lift = liftOf(togetherness.layers[layer], layers[layer].num_experts, order[row], order[column]);
+      return row === column
+        ? `Expert ${order[row]} with itself`
+        : `Experts ${order[row]} and ${order[column]}: lift ${showTimes(lift)}`;
+    },
+    choose: (row) => store.set({ expert: order[row] }),
+  });
+  const matrix = make("div", {}, [
+    make("h3", {}, ["Lift of each pair"]),
+    grid.element,
+    make("p", { class: "key" }, [
+      "Orange: chosen together more than their loads explain. Blue: less. Rows and columns begin with the strongest groups.",
+    ]),
+  ]);
+  const twin = makeTwin("The strongest pairs of the layer", () => ({
+    columns: [
+      { name: "expert" },
+      { name: "other expert" },
+      { name: "decisions", show: showCount },
+      { name: "lift", show: showTimes },
+      { name: "expected", show: showTimes },
+      { name: "95% interval" },
+    ],
+    rows: togetherness.layers[store.get().layer].pairs.map(
+      ([one, other, count, lift, expected, low, high]) => [
+        one,
+        other,
+        count,
+        lift,
+        expected,
+        showInterval(low, high) || "unknown",
+      ],
+    ),
+  }));
+
+  /** @param {State} state */
+  function draw(state) {
+    const mine = togetherness?.layers[state.layer];
+    if (!mine) {
+      return;
+    }
+    const numExperts = layers[state.layer].num_experts;
+    summary.textContent = mine.num_pairs
+      ? `Layer ${layers[state.layer].name}: ${showCount(mine.num_above)} of ${showCount(mine.num_pairs)} pairs are chosen together more than their loads explain, ${showCount(mine.num_below)} less.`
+      : `Layer ${layers[state.layer].name} chooses one expert for each token: it has no pairs.`;
+    groups.replaceChildren(
+      mine.groups.length
+        ? makeTable(
+            "Experts of which every two are chosen together more than their loads explain",
+            [
+              { name: "experts" },
+              { name: "share of all pairs", show: showShare },
+              { name: "same loads", show: showShare },
+              { name: "random router", show: showShare },
+            ],
+            mine.groups.map((group) => [
+              group.experts.join(", "),
+              group.share,
+              group.expected_share,
+              group.random_share,
+            ]),
+          )
+        : make("p", { class: "missing" }, ["No group of experts stands out in this layer."]),
+    );
+    matrix.hidden = !mine.matrix;
+    if (mine.matrix) {
+      order = orderByGroups(mine, numExperts);
+      grid.draw(
+        order.map((one) =>
+          order.map((other) => {
+            const lift = one === other ? null : liftOf(mine, numExperts, one, other);
+            return lift === null
+              ? { color: null }
+              : { color: liftColor(lift), text: lift.toFixed(lift < 10 ? 2 : 0) };
+          }),
+        ),
+        order.map(String),
+        order.map(String),
+      );
+      mark(state);
+    }
+    twin.update();
+    drawFlow(state, mine);
+  }
+
+  /** @param {State} state */
+  function mark(state) {
+    const place = state.expert === null ? -1 : order.indexOf(state.expert);
+    grid.select(place < 0 ? null : place, place < 0 ? null : place);
+  }
+
+  /**
+   * @param {State} state
+   * @param {LayerTogetherness} mine
+   */
+  function drawFlow(state, mine) {
+    const next = mine.next;
+    if (!next) {
+      flow.replaceChildren(
+        make("p", { class: "missing" }, ["No routed layer of the same stack follows this one."]),
+      );
+      return;
+    }
+    flow.replaceChildren(
+      makeBars(
+        `From layer ${layers[state.layer].name} to layer ${next.layer}: pairs that follow each other more than chance`,
+        ["experts", "", "lift", "times", "if the first is chosen"],
+        next.pairs.map(([from, to, count, lift, given]) => ({
+          label: `${from} → ${to}`,
+          value: lift,
+          baseline: 1,
+          select: () => store.set({ expert: from }),
+          texts: [showTimes(lift), showCount(count), showShare(given)],
+        })),
+      ),
+    );
+  }
+
+  /** @param {State} state */
+  function drawPrediction(state) {
+    const known = togetherness?.layers.flatMap((layer, index) =>
+      layer.next?.hit_rate == null ? [] : [{ index, next: layer.next }],
+    );
+    prediction.replaceChildren(
+      known?.length
+        ? makeBars(
+            "Share of the next layer's experts that a layer's experts predict, on prompts held out",
+            ["layer", "", "predicted", "the most popular ones", "random ones"],
+            known.map(({ index, next }) => ({
+              label: layers[index].name,
+              value: next.hit_rate,
+              baseline: next.random,
+              isSelected: index === state.layer,
+              select: () => store.set({ layer: index }),
+              texts: [showShare(next.hit_rate), showShare(next.popularity), showShare(next.random)],
+            })),
+            { most: 1 },
+          )
+        : make("p", { class: "missing" }, ["Prompts are too few to predict the next layer's experts."]),
+    );
+  }
+
+  const element = makeSection(
+    ID,
+    TITLE,
+    "Pairs within one decision, and from one layer to the next.",
+    [
+      summary,
+      groups,
+      matrix,
+      twin.element,
+      make("h3", {}, ["To the next layer"]),
+      flow,
+      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Prediction of the next layer" }, [prediction]),
+    ],
+  );
+  return {
+    element,
+    update(state, changed) {
+      if (changed.has("layer") || changed.has("theme")) {
+        draw(state);
+        drawPrediction(state);
+      } else if (changed.has("expert")) {
+        mark(state);
+      }
+    },
+  };
+}
+
+/**
+ * Returns the lift of a pair from the rows above the diagonal.
+ * @param {LayerTogetherness} layer
+ * @param {number} numExperts
+ * @param {number} one
+ * @param {number} other
+ */
+function liftOf(layer, numExperts, one, other) {
+  const [i, j] = one < other ? [one, other] : [other, one];
+  return layer.matrix?.[i * numExperts - (i * (i + 1)) / 2 + j - i - 1] ?? null;
+}
+
+/**
+ * Returns the experts, those of the strongest groups first.
+ * @param {LayerTogetherness} layer
+ * @param {number} numExperts
+ */
+function orderByGroups(layer, numExperts) {
+  const grouped = layer.groups.flatMap((group) => group.experts);
+  const ids = Array.from({ length: numExperts }, (_, id) => id);
+  return [...new Set([...grouped, ...ids])];
+}
