@@ -112,7 +112,7 @@ def select_experts(
         facts=reader.facts,
         known=() if source.metadata is None else source.metadata.layers,
         names=names,
-        notes=reader.notes_on_rows,
+        notes=reader.notes,
     )
 
 
