@@ -114,9 +114,11 @@ def test_figures_over_all_layers_are_sums_and_means_of_layers() -> None:
     baselines = [layer.baseline for layer in found.layers if layer.baseline is not None]
     assert found.baseline is not None
     assert found.baseline.num_selected == pytest.approx(sum(one.num_selected for one in baselines))
-    assert found.baseline.overlap == pytest.approx(np.mean([one.overlap for one in baselines]))
+    overlaps = [one.overlap for one in baselines if one.overlap is not None]
+    assert found.baseline.overlap == pytest.approx(np.mean(overlaps))
+    assert len(overlaps) == 24
     assert found.pruning is not None
-    shares = [layer.dropped_share for layer in found.pruning.layers]
+    shares = [layer.dropped_share or 0.0 for layer in found.pruning.layers]
     assert found.pruning.dropped_share == pytest.approx(np.mean(shares))
 
 
