@@ -31,9 +31,7 @@ def explain_comparison(
         has_weights: Whether any weights could be compared.
     """
     readers = (first, second)
-    notes = [
-        f"'{printable(reader.path)}': {note}" for reader in readers for note in reader.notes_on_rows
-    ]
+    notes = [f"'{printable(reader.path)}': {note}" for reader in readers for note in reader.notes]
     notes += of_layers
     for reader, number in zip(readers, num_left_out, strict=True):
         if number:

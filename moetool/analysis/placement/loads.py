@@ -26,7 +26,6 @@ from moetool.analysis.placement.summary import average_scores, share_of_better
 from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.table import LoadTable
 from moetool.trace.reading.counts import LayerCounts
 from moetool.trace.reading.layer_shapes import check_layers
@@ -94,17 +93,7 @@ def measure_load_placement(
         for layer in layers
     )
     return Placement(
-        trace=TraceFacts(
-            trace=str(loads.path),
-            model=None if loads.metadata is None else loads.metadata.model,
-            revision=None,
-            model_type=None,
-            complete=None,
-            exact=loads.metadata is None or loads.metadata.precision == "exact",
-            num_prompts=0,
-            num_tokens=max(int(layer.decisions.sum()) for layer in layers),
-            num_assignments=sum(int(layer.assignments.sum()) for layer in layers),
-        ),
+        trace=loads.describe(layers),
         by=None,
         cluster=cluster,
         tokens_per_batch=None,

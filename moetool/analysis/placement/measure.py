@@ -196,7 +196,7 @@ def measure_placement(
         vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )
     notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
-    return replace(result, notes=(*notes, *reader.notes_on_rows))
+    return replace(result, notes=(*notes, *reader.notes))
 
 
 def place_by_every_method(

@@ -17,7 +17,6 @@ from moetool.choices import choose, take_count, take_flag, take_number, take_pat
 from moetool.errors import UsageError
 from moetool.library.opening import open_any, take_layers, take_shape
 from moetool.library.trace import Trace
-from moetool.trace.facts import describe_trace
 from moetool.trace.loads.table import is_load_table, open_loads
 from moetool.trace.metadata_fields import MOST_IDS
 from moetool.trace.reading.layer_shapes import Place, check_layers
@@ -113,7 +112,7 @@ def select_experts(
         facts=reader.facts,
         known=() if source.metadata is None else source.metadata.layers,
         names=names,
-        notes=reader.notes_on_rows,
+        notes=reader.notes,
     )
 
 
@@ -225,13 +224,11 @@ def _select_from_loads(
     if layers is not None:
         check_layers(path, (layer.layer for layer in known), layers)
         sums = [layer for layer in sums if layer.shape.layer in layers]
-    facts = describe_trace(
-        None,
-        path=str(path),
-        num_prompts=0,
-        num_tokens=0,
-        num_assignments=sum(int(layer.assignments.sum()) for layer in counts.layers),
-    )
     return select_from_sums(
-        sums, request, facts=facts, known=known, names=names, notes=counts.notes
+        sums,
+        request,
+        facts=loads.describe(counts.layers),
+        known=known,
+        names=names,
+        notes=counts.notes,
     )
