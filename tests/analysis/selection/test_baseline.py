@@ -67,8 +67,8 @@ def test_a_random_router_lands_on_the_baselines(
     assert expected.dropped_share is not None
     error = 4 * shares.std(ddof=1) * np.sqrt(1 / 16 + 1 / NUM_ROUTERS)
     assert abs(shares.mean() - expected.dropped_share) < error
-    dropped = [note for note in found.notes if note.endswith("choices ran no expert.")]
-    assert len(dropped) == (drops[0] > 0)
+    stated = [note for note in found.notes if note.endswith("choices ran no expert.")]
+    assert len(stated) == (drops[0] > 0)
 
 
 def test_uneven_weights_of_a_random_router_select_fewer_experts() -> None:
