@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PRECISION_NOTES = {
-    "lower bound": ("counts are lower bounds: a counter of their source ran full",),
-    "approximate": ("counts are approximate, as their source says",),
+    "lower bound": ("Counts are lower bounds: a counter of their source ran full.",),
+    "approximate": ("Counts are approximate, as their source says.",),
 }
 
 
@@ -123,8 +123,8 @@ class LoadTable:
         num_uneven = sum(bool(each.assignments.sum() % each.top_k) for each in layers)
         if num_uneven:
             notes.append(
-                f"the assignments of {number_of(num_uneven, 'layer')} are not a multiple of top-k: "
-                "decisions are rounded down"
+                f"The assignments of {number_of(num_uneven, 'layer')} are not a multiple of top-k: "
+                "decisions are rounded down."
             )
         return ExpertCounts(
             groups=(NO_DOMAIN,), domains=(NO_DOMAIN,), layers=tuple(layers), notes=tuple(notes)
@@ -182,7 +182,7 @@ class LoadTable:
         if is_assumed:
             notes.append(
                 f"{most_ids} experts are assumed, the largest id seen plus one; give --num-experts "
-                "if there are more"
+                "if there are more."
             )
         check_num_cells(self.path, len(shapes), max(size for size, _ in shapes.values()))
         return shapes
