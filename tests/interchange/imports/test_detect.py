@@ -116,6 +116,13 @@ def test_files_of_several_formats_are_refused(tmp_path: Path) -> None:
         import_trace("auto", [first, second], tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"is llama\.cpp's importance matrix"):
         import_trace("sglang", second, tmp_path / "t.parquet")
+    with pytest.raises(InputError) as wrong:
+        import_trace("mbolt", second, tmp_path / "t.parquet")
+    assert wrong.value.hint.startswith(f"Import '{second}' as imatrix: it looks like llama.cpp's")
+    trace = write_trace(tmp_path / "trace.csv", make_rows((1,)))
+    with pytest.raises(InputError, match=r"not a file of torch\.save") as wrong:
+        import_trace("sglang-stat", trace, tmp_path / "t.parquet")
+    assert wrong.value.hint == f"Leave out '{trace}', which is a trace of moetool already."
     with pytest.raises(UsageError, match="are Megatron-LM's"):
         import_trace("imatrix", second, tmp_path / "t.parquet", layer_offsets=[1])
     third = tmp_path / "c.parquet"
