@@ -153,15 +153,9 @@ class DecisionReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
-        dropped = (
-            (
-                f"{self._num_dropped:,} of {self._num_assignments + self._num_dropped:,} choices "
-                "ran no expert: baselines that assume top-k experts for each token are too high.",
-            )
-            if self._num_dropped
-            else ()
-        )
-        return (*self._source.notes, *self._notes, *dropped)
+        num_choices = self._num_assignments + self._num_dropped
+        dropped = f"{self._num_dropped:,} of {num_choices:,} choices ran no expert."
+        return (*self._source.notes, *self._notes, *([dropped] if self._num_dropped else []))
 
     @property
     def facts(self) -> TraceFacts:

@@ -137,7 +137,13 @@ def test_a_foreign_table_has_its_size_assumed_and_its_top_k_asked_for(tmp_path: 
     ]
     unasked = table.to_counts(needs_top_k=False)
     assert [each.decisions.tolist() for each in unasked.layers] == [[8], [8]]
-    assert "Top-k is unknown: each assignment is counted as one decision." in unasked.notes
+    assert [each.knows_top_k for each in (*counts.layers, *unasked.layers)] == [True] * 2 + [
+        False
+    ] * 2
+    assert any("doesn't state how many experts" in note for note in unasked.notes)
+    asked, unknown = table.describe(counts.layers), table.describe(unasked.layers)
+    assert (asked.num_tokens, unknown.num_tokens) == (2, None)
+    assert (asked.num_prompts, asked.exact, asked.num_assignments) == (None, None, 16)
 
 
 @pytest.mark.parametrize(
