@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 
 from moetool import detect_format, import_trace
+from moetool.cli.commands.traces.import_files import FORMAT_NAMES
 from moetool.errors import InputError, UsageError
 from moetool.interchange.imports.formats import FORMATS, find_format
 from moetool.trace.schema import PROBABILITIES_SCHEMA
@@ -104,6 +105,8 @@ def test_names_of_formats_have_other_spellings_and_tools_stand_for_all_of_theirs
     assert find_format("llama.cpp") == ("imatrix",)
     assert set(find_format("sglang")) == {name for name in FORMATS if name.startswith("sglang-")}
     assert find_format("auto") == tuple(FORMATS)
+    shown = [name for word in FORMAT_NAMES.split(", ") for name in find_format(word)]
+    assert sorted(shown) == sorted(FORMATS)
     with pytest.raises(UsageError, match="No format 'olmo'"):
         find_format("olmo")
 
