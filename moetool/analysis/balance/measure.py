@@ -114,7 +114,7 @@ def measure_balance(
         capacity=make_capacity(drops, tokens_per_batch=tokens_per_batch),
         expert_choice=make_expert_choice(list(reading.choices.values()), tokens_per_batch=mean),
         notes=(
-            *reader.notes_on_rows,
+            *reader.notes,
             *_explain_batches(tokens_per_batch, mean),
             *_explain_unknown(layers, seen),
             *reading.notes,

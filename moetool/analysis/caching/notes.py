@@ -19,7 +19,7 @@ def explain_caching(
     Args:
         given: Sentences on the arguments.
     """
-    notes = [*reader.notes_on_rows]
+    notes = [*reader.notes]
     if "phase" not in reader.columns:
         notes.append(
             "The trace has no phases: prefill takes all of its tokens for prompts, and decode for "

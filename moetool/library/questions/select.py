@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.analysis.selection.choices import Average, Score
-from moetool.analysis.selection.measure import SelectionRequest, select_from_sums
+from moetool.analysis.selection.measure import select_from_sums
 from moetool.analysis.selection.names import LayerNames
-from moetool.analysis.selection.reading import check_weights, sum_loads, sum_trace
+from moetool.analysis.selection.request import SelectionRequest
 from moetool.analysis.selection.result import Selection
+from moetool.analysis.selection.sums.reading import check_weights, sum_loads, sum_trace
 from moetool.choices import choose, take_count, take_flag, take_number, take_path
 from moetool.errors import UsageError
 from moetool.library.opening import open_any, take_layers, take_shape
@@ -98,7 +99,11 @@ def select_experts(
         columns=("weight",),
         is_checked=validate,
     )
-    sums = sum_trace(reader, domains=request.domains)
+    sums = sum_trace(
+        reader,
+        domains=request.domains,
+        keeps_sample=request.selects_by is Score.GATE or request.average is Average.MACRO,
+    )
     if Score.GATE in (request.by, request.selects_by):
         check_weights(sums, path=reader.facts.trace)
     return select_from_sums(

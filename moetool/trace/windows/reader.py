@@ -153,18 +153,8 @@ class DecisionReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
-        return self._list_notes(
-            "ran no expert: baselines that assume top-k experts for each token are too high."
-        )
-
-    @property
-    def notes_on_rows(self) -> tuple[str, ...]:
-        """The notes for results whose baselines choose as many experts as each decision did."""
-        return self._list_notes("ran no expert.")
-
-    def _list_notes(self, says: str) -> tuple[str, ...]:
         num_choices = self._num_assignments + self._num_dropped
-        dropped = f"{self._num_dropped:,} of {num_choices:,} choices {says}"
+        dropped = f"{self._num_dropped:,} of {num_choices:,} choices ran no expert."
         return (*self._source.notes, *self._notes, *([dropped] if self._num_dropped else []))
 
     @property

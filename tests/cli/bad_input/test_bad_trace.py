@@ -76,6 +76,10 @@ BAD_CSV: dict[str, tuple[str, Refusal]] = {
     ),
     "no domain": (
         "prompt_id,position,layer,expert\na,0,0,1\nb,0,0,2\n",
+        Refusal(3, error="'{}' has no column 'domain'", hint="--by token"),
+    ),
+    "domains without a name": (
+        f"{HEADER}a,(none),0,0,1\nb,(none),0,0,2\n",
         Refusal(3, error="No prompt has a domain (column 'domain')", hint="--by"),
     ),
 }
