@@ -63,7 +63,12 @@ def draw_specialization(
             label="labels permuted",
         )
         above.plot(
-            *_know([layer.random_nats for layer in layers]),
+            *_know(
+                [
+                    layer.baseline.mutual_information_nats if layer.baseline else None
+                    for layer in layers
+                ]
+            ),
             **RANDOM,
             marker="_",
             label="random router",

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 
 from moetool.analysis.specialization.lift import DomainExpert
 from moetool.analysis.specialization.result import Specialization
-from moetool.analysis.specialization.strongest import find_strongest_lifts
+from moetool.analysis.specialization.verdict import find_strongest_lifts
 from moetool.report import envelope
 from moetool.report.questions.specialization.tables import (
     make_divergences,

@@ -15,7 +15,7 @@ from typing import Literal
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from moetool.analysis.statistics.binning import Cells, merge_cells, split_evenly
+from moetool.analysis.binning import Cells, merge_cells, split_evenly
 from moetool.report.renderer import View
 from moetool.report.text.lines import Paragraph
 from moetool.report.text.numbers import format_stack

@@ -100,7 +100,7 @@ REFUSALS: dict[str, tuple[Sequence[str], Refusal]] = {
     ),
     "no domains": (
         ("domains", "{bare}", "-o", "{target}.svg"),
-        Refusal(3, error="no column 'domain'", hint="Add one"),
+        Refusal(3, error="no column 'domain'", hint="Label the prompt"),
     ),
     "loads without tokens": (
         ("coactivation", "{loads}", "-o", "{target}.svg"),
