@@ -125,10 +125,10 @@ class HeatMap:
             cells = merge_cells([row.cells for row in rows], columns, by=self.by)
             blocks = [self.scale.draw(cell, width) for cell in cells]
             yield Text.assemble(f"{name:>{label}} ", *blocks, no_wrap=True)
-        last = str(num_experts - 1)
+        last = f"E{num_experts - 1}"
         span = width * len(columns) - (width > _TOUCHING)
         if span > len(last) + 2:
-            yield Text(f"{'':>{label}} 0{last:>{span - 1}}", style=Style.MUTED)
+            yield Text(f"{'':>{label}} E0{last:>{span - 2}}", style=Style.MUTED)
         yield Paragraph(self.scale.explain())
         words = self._explain_merging(max(len(rows) for _, rows in lines), columns)
         if words:

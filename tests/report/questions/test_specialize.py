@@ -166,7 +166,7 @@ def test_the_map_shows_the_strongest_sure_lift_of_each_expert() -> None:
     for layer in layers:
         for expert, strongest in enumerate(layer.lifts):
             sure = [
-                cell.lift
+                cell.lift or 0
                 for cell in result.experts
                 if (cell.layer, cell.expert) == (layer.layer, expert)
                 and (cell.lift or 0) > 1

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moetool.analysis.binning import Cells
 from moetool.report.renderer import View
 from moetool.report.text.heat_map import (
     ABOVE_ONE,
@@ -25,7 +26,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def make_map(
-    *rows: list[float | None], scale: Scale = AROUND_ONE, by: str = "mean", stack: str = "decoder"
+    *rows: Cells, scale: Scale = AROUND_ONE, by: str = "mean", stack: str = "decoder"
 ) -> HeatMap:
     layers = [MapLayer(stack, number, row) for number, row in enumerate(rows)]
     return HeatMap("title", layers, scale, by="max" if by == "max" else "mean")
@@ -64,7 +65,8 @@ def test_a_line_shows_each_expert_and_what_was_never_chosen() -> None:
     title, line, axis, legend = show(make_map([1.0, 0.0, 4.0, 0.1, None, 2.0, 0.5, 1.2]))
     assert title == "title"
     assert read_cells(line) == ["▅", "·", "█", "▁", "·", "▇", "▃", "▆"]
-    assert axis.split() == ["0", "7"]
+    assert axis.split() == ["E0", "E7"]
+    assert axis.index("E0") == line.index("▅")
     assert "▅ 1×" in legend
     assert legend.endswith("· never")
 
