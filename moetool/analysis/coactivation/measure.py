@@ -85,8 +85,8 @@ def measure_coactivation(
         popularity=_mean([item.popularity for item in predictions]),
         baseline=None if chance is None else HitRate(chance),
         notes=(
-            *reader.notes_on_rows,
-            *_make_notes(layers, tally, num_prompts=reader.facts.num_prompts),
+            *reader.notes,
+            *_make_notes(layers, tally, num_prompts=reader.facts.num_prompts or 0),
         ),
     )
 

@@ -160,7 +160,7 @@ def list_expert_tokens(
         num_layer_ids=whole.num_layer_ids,
         tokens=tokens[:num_listed],
         contexts=contexts[:num_contexts],
-        notes=(*reader.notes_on_rows, *(() if has_first else (NO_FIRST_CHOICE,))),
+        notes=(*reader.notes, *(() if has_first else (NO_FIRST_CHOICE,))),
         by=by,
         by_group=_list_groups(reader, tally, num_experts=num_experts, has_first=has_first),
         all_tokens=tokens,

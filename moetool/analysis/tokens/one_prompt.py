@@ -209,7 +209,7 @@ def tabulate_prompt(reader: DecisionReader, prompt_id: str) -> PromptRouting:
             for layer in reader.layers
         ),
         tokens=tuple(found),
-        notes=reader.notes_on_rows,
+        notes=reader.notes,
         routed_layers=reader.layers,
     )
 

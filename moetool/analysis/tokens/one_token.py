@@ -213,7 +213,7 @@ def list_token_experts(
             _describe(layer, tally, has_first=has_first)
             for layer, tally in zip(reader.layers, tallies, strict=True)
         ),
-        notes=(*reader.notes_on_rows, *(() if has_first else (NO_FIRST_CHOICE,))),
+        notes=(*reader.notes, *(() if has_first else (NO_FIRST_CHOICE,))),
     )
 
 

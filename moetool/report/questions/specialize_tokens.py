@@ -16,11 +16,11 @@ from moetool.report.questions.specialization.tables import (
     name_layer,
     word_left_out,
 )
-from moetool.report.questions.tokens.words import show_token
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_place
 from moetool.report.text.page import render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import make_table
 

@@ -62,9 +62,9 @@ class DecisionReader:
         is_checked: bool = True,
     ) -> None:
         if by not in source.columns and by != _DOMAIN:
+            file = source.lacking.get(by, source.path)
             raise UsageError(
-                f"'{printable(source.path)}' has no column '{printable(by, max_length=60)}' to "
-                "group by.",
+                f"'{printable(file)}' has no column '{printable(by, max_length=60)}' to group by.",
                 hint=f"Its columns are {printable(', '.join(source.columns[:20]))}.",
             )
         self._source, self._by = source, by
@@ -151,22 +151,11 @@ class DecisionReader:
         self._order = replace(self._order, num_passes=int(pass_of.max()) + 1, pass_of=pass_of)
 
     @property
-    def notes_on_rows(self) -> tuple[str, ...]:
-        """Sentences that a reader of any result should know; complete after the last window."""
-        return (*self._source.notes, *self._notes)
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        """The same, with one on choices that ran no expert, which not every baseline counts."""
-        dropped = (
-            (
-                f"{self._num_dropped:,} of {self._num_assignments + self._num_dropped:,} choices "
-                "ran no expert: baselines that assume top-k experts for each token are too high.",
-            )
-            if self._num_dropped
-            else ()
-        )
-        return (*self.notes_on_rows, *dropped)
+        """Sentences that a reader of any result should know; complete after the last window."""
+        num_choices = self._num_assignments + self._num_dropped
+        dropped = f"{self._num_dropped:,} of {num_choices:,} choices ran no expert."
+        return (*self._source.notes, *self._notes, *([dropped] if self._num_dropped else []))
 
     @property
     def facts(self) -> TraceFacts:

@@ -14,7 +14,7 @@ from moetool.analysis.coactivation.measure import measure_coactivation
 from moetool.analysis.coactivation.result import Coactivation
 from moetool.analysis.statistics.decision_sizes import Sizes
 from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.dropped_choices import drop_choices
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 
 LENGTHS = [50] * 60
@@ -104,7 +104,7 @@ def test_the_next_layer_is_not_predicted_better_than_at_random(even: Coactivatio
 
 def test_decisions_with_fewer_experts_land_on_the_baseline_of_as_few() -> None:
     router = Router(num_experts=8, top_k=3, num_layers=3)
-    table = drop_choices(make_random_trace(LENGTHS, router=router), (0.1, 0.3, 0.6))
+    table = drop_choices_by_rank(make_random_trace(LENGTHS, router=router), (0.1, 0.3, 0.6))
     # A token that is dropped in one layer is dropped in the next.
     experts = table.column("expert").to_numpy().reshape(len(LENGTHS), 3, 50, 3).copy()
     experts[:, 1][experts[:, 0] < 0] = -1

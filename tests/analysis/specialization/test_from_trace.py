@@ -14,7 +14,7 @@ from moetool.analysis.specialization.from_trace import SpecializationOptions, me
 from moetool.analysis.specialization.given_token import token_sample
 from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
-from tests.analysis.dropped_choices import drop_choices
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 
 LENGTHS = (40, 55, 30, 45, 60, 35)
@@ -166,7 +166,9 @@ def test_decisions_with_fewer_experts_are_held_against_a_router_of_as_few() -> N
     excess, divergence, same, other = [], [], [], []
     for seed in range(6):
         table = make_random_trace(lengths, seed=seed, num_token_ids=9)
-        few, many = (drop_choices(table, chances, seed=seed) for chances in ((0.1, 0.8), (0, 0.3)))
+        few, many = (
+            drop_choices_by_rank(table, chances, seed=seed) for chances in ((0.1, 0.8), (0, 0.3))
+        )
         is_code = np.array(table.column("domain").to_pylist()) == "code"
         expert = np.where(is_code, *(one.column("expert").to_numpy() for one in (few, many)))
         mixed = table.set_column(

@@ -14,7 +14,7 @@ from moetool.analysis.specialization.decision_sizes import find_any_chance
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
 from moetool.analysis.specialization.repetition import count_common
 from moetool.analysis.specialization.result import Repetition
-from tests.analysis.dropped_choices import drop_choices
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, list_decisions, make_random_trace, open_rows
 
 SKEWED = Router(num_experts=8, top_k=2, num_layers=2, popularity=(8, 4, 2, 1, 1, 1, 1, 1))
@@ -87,7 +87,7 @@ def test_a_router_without_memory_lands_on_its_baselines(
     popularity: tuple[float, ...], chances: tuple[float, float]
 ) -> None:
     router = Router(num_experts=8, top_k=2, num_layers=1, popularity=popularity)
-    table = drop_choices(make_random_trace((800,) * 8, router=router), chances)
+    table = drop_choices_by_rank(make_random_trace((800,) * 8, router=router), chances)
     found, *_ = measure(table, router=router)
     for name in ("first", "any", "overlap"):
         share, shuffled = getattr(found, name), getattr(found.shuffled, name)
@@ -109,7 +109,7 @@ def test_a_router_without_memory_lands_on_its_baselines(
 
 def test_baselines_are_those_of_a_reading_pair_by_pair() -> None:
     router = Router(num_experts=8, top_k=3, num_layers=1)
-    table = drop_choices(make_random_trace((9, 14, 12, 7), router=router), (0.2, 0.3, 0.5))
+    table = drop_choices_by_rank(make_random_trace((9, 14, 12, 7), router=router), (0.2, 0.3, 0.5))
     decisions = list_decisions(table)
     for found in measure(table, router=router):
         pairs = [

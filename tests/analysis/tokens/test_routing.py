@@ -19,8 +19,8 @@ from moetool.errors import InputError
 from moetool.trace.reading.reader import TraceSource, open_trace
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.halves import choose_fitted
-from tests.analysis.dropped_choices import drop_choices
 from tests.analysis.random_traces import Router, list_decisions, make_random_trace, open_rows
 
 COLUMNS = ("token_id", "token", "weight")
@@ -119,7 +119,7 @@ def test_the_prediction_is_that_of_plain_python(table: pa.Table) -> None:
 
 @pytest.mark.parametrize("chances", [(0, 0), (0.3, 0.6)], ids=str)
 def test_a_random_router_lands_on_the_baselines(chances: tuple[float, float]) -> None:
-    table = drop_choices(
+    table = drop_choices_by_rank(
         make_random_trace([100] * 40, router=ROUTER, num_token_ids=600, seed=1), chances
     )
     for layer in measure(open_rows(table, router=ROUTER), min_count=4).layers:
@@ -141,7 +141,7 @@ def test_a_random_router_lands_on_the_baselines(chances: tuple[float, float]) ->
 
 def test_an_even_router_lands_on_the_uniform_baseline() -> None:
     router = Router(num_experts=4, top_k=2, num_layers=2)
-    table = drop_choices(
+    table = drop_choices_by_rank(
         make_random_trace([100] * 40, router=router, num_token_ids=600, seed=2), (0.3, 0.6)
     )
     for layer in measure(open_rows(table, router=router), min_count=4).layers:

@@ -20,7 +20,7 @@ from moetool.analysis.tokens.pieces import (
 from moetool.errors import InputError, UsageError
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
-from tests.analysis.dropped_choices import drop_choices
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import (
     Decision,
     Router,
@@ -76,7 +76,7 @@ def test_the_tokens_of_an_expert_are_those_of_plain_python(
 
 @pytest.mark.parametrize("by", ["domain", "phase", "prompt_id"])
 def test_the_tokens_of_each_group_are_those_of_its_rows_alone(table: pa.Table, by: str) -> None:
-    table = drop_choices(table, (0.1, 0.4))
+    table = drop_choices_by_rank(table, (0.1, 0.4))
     whole = list_expert_tokens(read_by(table, by), layer=1, expert=2, by=by)
     names = np.array(table.column(by).to_pylist())
     assert [group.group for group in whole.by_group] == sorted(set(names.tolist()))
@@ -98,7 +98,7 @@ def read_by(table: pa.Table, by: str, *, router: Router = ROUTER) -> DecisionRea
 
 def test_a_random_router_lands_on_the_share_of_as_many_experts() -> None:
     router = Router(num_experts=8, top_k=2, num_layers=1)
-    table = drop_choices(make_random_trace([400] * 8, router=router), (0.1, 0.6))
+    table = drop_choices_by_rank(make_random_trace([400] * 8, router=router), (0.1, 0.6))
     shares = []
     for expert in range(8):
         result = list_expert_tokens(read_by(table, "domain", router=router), layer=0, expert=expert)

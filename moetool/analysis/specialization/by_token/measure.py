@@ -90,7 +90,7 @@ def measure_token_specialization(
         min_count=frequent.min_count,
         seed=options.seed,
         notes=(
-            *reader.notes_on_rows,
+            *reader.notes,
             *_explain(layers, frequent, min_count),
             *explain_unknown_first(has_ranks=has_first),
         ),

@@ -9,10 +9,11 @@ from rich.text import Text
 
 from moetool.analysis.tokens.result import FrequentToken, LayerTokens, TokenRouting
 from moetool.report import envelope
-from moetool.report.questions.tokens.words import show_layer, show_share, show_token
+from moetool.report.questions.tokens.words import show_layer, show_share
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
 from moetool.wording import number_of

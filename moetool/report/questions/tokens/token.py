@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from moetool.analysis.tokens.one_token import TokenExperts, TokenLayer
 from moetool.report import envelope
-from moetool.report.questions.tokens.words import show_layer, show_share, show_token
+from moetool.report.questions.tokens.words import show_layer, show_share
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
 from moetool.wording import number_of

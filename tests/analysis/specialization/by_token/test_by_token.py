@@ -16,7 +16,7 @@ from moetool.analysis.specialization.by_token.measure import measure_token_speci
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
 from moetool.analysis.specialization.from_trace import SpecializationOptions
 from moetool.errors import InputError
-from tests.analysis.dropped_choices import drop_choices
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import (
     Decision,
     Router,
@@ -104,7 +104,7 @@ def test_a_router_that_ignores_the_token_lands_on_its_baseline(
     popularity: tuple[float, ...], chances: tuple[float, float]
 ) -> None:
     router = Router(num_experts=6, top_k=2, num_layers=6, popularity=popularity)
-    table = drop_choices(
+    table = drop_choices_by_rank(
         make_random_trace((500, 600, 700), router=router, num_token_ids=60), chances
     )
     layers = measure(table, router=router, min_count=10).layers
