@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["MOETOOL_CACHE"] = os.path.join(os.environ["HF_HOME"], "moetool")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
+# Nothing of what is imported and collected is garbage: looking for it would take a third of that.
+gc.disable()
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -53,6 +56,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
