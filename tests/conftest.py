@@ -23,9 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["MOETOOL_CACHE"] = os.path.join(os.environ["HF_HOME"], "moetool")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-# Nothing of what is imported and collected is garbage: looking for it would take a third of that.
-gc.disable()
-
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -37,6 +34,9 @@ from tests.command import RunMoetool, run_main, run_process
 # Time is never asserted: a busy machine would fail tests.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# Nothing of what is imported and collected is garbage: looking for it takes a third of the time.
+gc.disable()
 
 # Where the tests run in the background a shell may have them ignore interrupts; what they start is
 # interrupted all the same.
