@@ -23,6 +23,12 @@ _OF_THE_RUN = (
 _OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
 _NEVER_UNKNOWN = ("max_new_tokens",)
 _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
+# Each group holds what means nothing without the others: FLOPs, the prompt that they hold for.
+_OF_THE_SIZE = (
+    ("total_parameters",),
+    ("active_parameters",),
+    ("flops_per_token", "flops_prompt_tokens", "dense_flops_per_token"),
+)
 _OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")
 _ONE_TRACE_HINT = "Keep the parts of each trace in a separate folder."
 
@@ -59,6 +65,7 @@ def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> Tra
     if not known:
         return None
     each = [metadata for _, metadata in known]
+    unknown: dict[str, Any] = dict.fromkeys(_find_unequal_sizes(each))
     return replace(
         each[-1],
         complete=all(metadata.complete for metadata in each),
@@ -67,6 +74,7 @@ def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> Tra
         layers=_merge_layers(known, hint=hint),
         notes=_unique(note for metadata in each for note in metadata.notes),
         **{name: sum(getattr(metadata, name) for metadata in each) for name in _COUNTS},
+        **unknown,
     )
 
 
@@ -102,7 +110,7 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
     notes = []
     unfinished = [path for path, metadata in known if not metadata.complete]
     if unfinished:
-        notes.append(f"{_name(unfinished)} unfinished: its run has not ended")
+        notes.append(f"{_name(unfinished)} unfinished: its run has not ended.")
     inexact = [(path, metadata) for path, metadata in known if not metadata.exact]
     if inexact:
         reasons = _unique(
@@ -111,12 +119,13 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
             for note in metadata.notes
             if note.startswith(NOT_EXACT)
         )
-        notes.append(": ".join([f"{_name([path for path, _ in inexact])} not exact", *reasons]))
+        words = ": ".join([f"{_name([path for path, _ in inexact])} not exact", *reasons])
+        notes.append(f"{words.rstrip('.')}.")
     for name in _OF_THE_RUN:
         values = _unique(getattr(metadata, name) for _, metadata in known)
         if len(values) > 1:
             shown = ", ".join(printable(value, max_length=40) for value in values[:4])
-            notes.append(f"the parts differ in {name}: {shown}")
+            notes.append(f"The parts differ in {name}: {shown}.")
     return tuple(notes)
 
 
@@ -127,6 +136,16 @@ def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]], *, hint: str
             if values[0] != values[1]:
                 seen = " and ".join(printable(value, max_length=60) for value in values)
                 raise _two_models(first, second, fact=f"{name} {seen}", hint=hint)
+
+
+def _find_unequal_sizes(each: Sequence[TraceMetadata]) -> list[str]:
+    """Return the counts of the model that parts state differently, or that only some state."""
+    return [
+        name
+        for names in _OF_THE_SIZE
+        if len({tuple(getattr(metadata, name) for name in names) for metadata in each}) > 1
+        for name in names
+    ]
 
 
 def _merge_layers(
@@ -156,7 +175,7 @@ def _two_models(first: Path, second: Path, *, fact: str, hint: str) -> InputErro
 
 def _name(paths: Sequence[Path]) -> str:
     """Return the names of files as the beginning of a sentence, with its verb."""
-    first = printable(paths[0].name, max_length=60)
+    first = f"'{printable(paths[0].name, max_length=60)}'"
     if len(paths) == 1:
         return f"{first} is"
     return f"{first} and {len(paths) - 1} more are"

@@ -39,7 +39,7 @@ export function makeExpertCard(page) {
       return;
     }
     title.textContent = `Expert ${state.expert} of layer ${layer.name}`;
-    content.replaceChildren(
+    const parts = [
       showSizes(page, state.layer, state.expert),
       make("div", { class: "card" }, [
         showLifts(page, state),
@@ -48,7 +48,8 @@ export function makeExpertCard(page) {
         showWeights(page, state.layer, state.expert),
       ]),
       showContexts(page, state.layer, state.expert, (token) => store.set({ token })),
-    );
+    ];
+    content.replaceChildren(...parts.filter((part) => part !== null));
   }
 
   return {
@@ -107,7 +108,7 @@ function showLifts({ payload, store }, state) {
       texts: [
         showTimes(cells.lift[expert]),
         showInterval(cells.low[expert], cells.high[expert]) || "–",
-        ["may be chance", "discovery", "certain", "beyond vocabulary"][cells.certainty[expert]],
+        ["not significant", "significant", "certain", "beyond vocabulary"][cells.certainty[expert]],
       ],
     };
   });
@@ -116,7 +117,7 @@ function showLifts({ payload, store }, state) {
     make("h3", {}, [`By ${payload.by}`]),
     makeBars(
       "Its share of the tokens, over its share of all tokens",
-      [payload.by, "lift", "lift", "95% interval", "certainty"],
+      [payload.by, "", "lift", "95% interval", "certainty"],
       bars,
     ),
     makeBarKey(),
@@ -151,7 +152,9 @@ function showTokens({ payload }, layer, expert) {
         make(
           "tr",
           {},
-          ["token", "times", "lift"].map((name) => make("th", { scope: "col" }, [name])),
+          ["token", "times", "lift"].map((name, index) =>
+            make("th", { scope: "col", class: index ? "number" : null }, [name]),
+          ),
         ),
       ]),
       make("tbody", {}, rows),
@@ -176,14 +179,14 @@ function showPartners({ payload }, layer, expert, choose) {
   return make("div", { class: "block" }, [
     make("h3", {}, ["Partners"]),
     makeBars(
-      "Experts chosen together with it, over what their loads explain",
-      ["expert", "lift", "lift"],
-      partners.map(([other, lift]) => ({
+      "Decisions with both, over those of independent choices; the mark: what their loads explain",
+      ["expert", "", "lift", "expected"],
+      partners.map(([other, lift, expected]) => ({
         label: `expert ${other}`,
         value: lift,
-        baseline: 1,
+        baseline: expected,
         select: () => choose(other),
-        texts: [showTimes(lift)],
+        texts: [showTimes(lift), showTimes(expected)],
       })),
     ),
   ]);
@@ -202,17 +205,19 @@ function showWeights({ payload, decisions }, layer, expert) {
   if (!weights.length) {
     return null;
   }
+  // The first is the largest.
+  const width = Math.max(0.01, Math.ceil(weights[0] * 10) / 10) / NUM_BINS;
   const bins = Array.from({ length: NUM_BINS }, () => 0);
   for (const weight of weights) {
-    bins[Math.min(NUM_BINS - 1, Math.floor(weight * NUM_BINS))] += 1;
+    bins[Math.min(NUM_BINS - 1, Math.floor(weight / width))] += 1;
   }
   return make("div", { class: "block" }, [
     make("h3", {}, ["Weights"]),
     makeBars(
       `Its weight in ${showCount(weights.length)} decisions of the prompts shown here`,
-      ["weight", "decisions", "decisions"],
+      ["weight", "", "decisions"],
       bins.map((count, index) => ({
-        label: `${showNumber(index / NUM_BINS)} to ${showNumber((index + 1) / NUM_BINS)}`,
+        label: `${showNumber(index * width)} to ${showNumber((index + 1) * width)}`,
         value: count,
         texts: [showCount(count)],
       })),

@@ -3,6 +3,7 @@
 import { hueOf, inkOn, liftColor, NUM_HUES, shareColor } from "../colors.js";
 import { make, makeButton, makeEmptyPanel, makeSection, makeSelect } from "../elements.js";
 import { showShare } from "../numbers.js";
+import { findPrompt } from "../store.js";
 import { makeTokenStrip } from "./token_strip.js";
 
 /** @typedef {import("../types").Page} Page */
@@ -68,7 +69,9 @@ export function makeReader({ payload, decisions, store }) {
 
   /** @param {number} token */
   function textOf(token) {
-    return sample?.text_of ? sample.texts[sample.text_of[token]] : `·${token} `;
+    return sample?.text_of
+      ? (sample.texts[sample.text_of[token]] ?? "?")
+      : `${token - starts[findPrompt(token, payload)]} `;
   }
 
   /** @param {number} index */
@@ -100,7 +103,10 @@ export function makeReader({ payload, decisions, store }) {
       });
       button.append(
         make("span", { class: "prompt-text", dir: "auto" }, [
-          wholeText(index).slice(0, 80).replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
+          wholeText(index)
+            .replace(/^<[^>]*>/, "")
+            .slice(0, 80)
+            .replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
         ]),
         make("span", { class: "muted" }, [`${prompt.domain} · ${prompt.id} · ${prompt.num_tokens}`]),
       );
@@ -110,6 +116,10 @@ export function makeReader({ payload, decisions, store }) {
     list.replaceChildren(
       ...(shown.length ? shown : [make("li", { class: "muted" }, ["No prompt has these words."])]),
     );
+    const current = list.querySelector("[aria-current]");
+    if (current instanceof HTMLElement) {
+      list.scrollTop = current.offsetTop - list.offsetTop - list.clientHeight / 3;
+    }
   }
 
   /** @param {State} state */
@@ -181,6 +191,7 @@ export function makeReader({ payload, decisions, store }) {
     const domain = state.domain ?? own;
     const lifts = domain < 0 ? null : (specialization?.lifts[state.layer][domain] ?? null);
     const changed = changedIn[state.layer];
+    let before = "";
     for (const span of spans) {
       const token = Number(span.dataset.token);
       const choices = decisions?.choices(state.layer, token) ?? [];
@@ -188,11 +199,13 @@ export function makeReader({ payload, decisions, store }) {
       span.style.backgroundColor = color ?? "";
       span.style.color = color ? inkOn(color) : "";
       span.classList.toggle("changed", Boolean(changed?.has(token)));
-      if (mark) {
+      // The number stands at the first of several tokens in a row.
+      if (mark && mark !== before) {
         span.dataset.mark = mark;
       } else {
         delete span.dataset.mark;
       }
+      before = mark;
     }
     showPins(state, colored);
   }
@@ -248,7 +261,7 @@ export function makeReader({ payload, decisions, store }) {
     });
     const words = state.pins.length
       ? "Press an expert to take its colour away."
-      : `Layer ${layers[state.layer].name}. Press an expert to keep its colour alone; grey tokens went elsewhere.`;
+      : `Layer ${layers[state.layer].name}. Press an expert to keep its colour alone; tokens without a colour went elsewhere.`;
     pins.replaceChildren(...chips, make("span", { class: "muted" }, [words]));
   }
 
@@ -333,6 +346,11 @@ export function makeReader({ payload, decisions, store }) {
     TITLE,
     "Each token of a prompt, tinted by the expert that it went to. Point at a token, or move to it with the arrow keys, for its experts in every layer; [ and ] change the layer.",
     [
+      sample.text_of
+        ? null
+        : make("p", { class: "muted" }, [
+            "The texts of tokens are not on this page: numbers stand for them.",
+          ]),
       sample.is_complete
         ? null
         : make("p", { class: "muted" }, [
