@@ -79,7 +79,12 @@ export function makeGrid(options) {
       if (isLabelled(y)) {
         context.fillStyle = style.color;
         context.textAlign = "right";
-        context.fillText(rowLabels[y], LABEL_WIDTH - 6, LABEL_HEIGHT + (y + 0.5) * size, LABEL_WIDTH - 8);
+        context.fillText(
+          rowLabels[y],
+          LABEL_WIDTH - 6,
+          LABEL_HEIGHT + (y + 0.5) * size,
+          LABEL_WIDTH - 8,
+        );
       }
       line.forEach((cell, x) => {
         if (!cell.color) {

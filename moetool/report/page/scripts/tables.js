@@ -61,7 +61,12 @@ function makeCell(value, column) {
  * @param {() => { columns: Column[], rows: Row[] }} read Called when the table is opened.
  */
 export function makeTwin(caption, read) {
-  const place = make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption });
+  const place = make("div", {
+    class: "scroll",
+    tabindex: 0,
+    role: "region",
+    "aria-label": caption,
+  });
   const status = make("span", { role: "status" });
   const copy = makeButton("Copy as CSV", async () => {
     const { columns, rows } = read();

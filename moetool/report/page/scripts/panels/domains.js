@@ -60,7 +60,7 @@ export function makeDomains({ payload, store }) {
   }));
 
   /** @param {State} state */
-  function draw(state) {
+  const draw = (state) => {
     information.replaceChildren(
       makeBars(
         `What the choice of experts tells about the ${by}, as a share of all there is to know`,
@@ -92,7 +92,7 @@ export function makeDomains({ payload, store }) {
     );
     grid.select(state.domain, state.expert);
     twin.update();
-  }
+  };
 
   const element = makeSection(
     ID,
@@ -101,7 +101,11 @@ export function makeDomains({ payload, store }) {
       .map((domain) => `${domain.name} (${domain.prompts} prompts)`)
       .join(", ")}.`,
     [
-      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" }, [information]),
+      make(
+        "div",
+        { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" },
+        [information],
+      ),
       makeBarKey(),
       make("p", { class: "hint" }, [
         `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,

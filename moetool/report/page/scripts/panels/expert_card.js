@@ -39,7 +39,7 @@ export function makeExpertCard(page) {
       return;
     }
     title.textContent = `Expert ${state.expert} of layer ${layer.name}`;
-    content.replaceChildren(
+    const parts = [
       showSizes(page, state.layer, state.expert),
       make("div", { class: "card" }, [
         showLifts(page, state),
@@ -48,7 +48,8 @@ export function makeExpertCard(page) {
         showWeights(page, state.layer, state.expert),
       ]),
       showContexts(page, state.layer, state.expert, (token) => store.set({ token })),
-    );
+    ];
+    content.replaceChildren(...parts.filter((part) => part !== null));
   }
 
   return {
