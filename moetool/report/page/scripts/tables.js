@@ -93,7 +93,7 @@ export function makeTwin(caption, read) {
  * @param {Column[]} columns
  * @param {Row[]} rows
  */
-export function toCsv(columns, rows) {
+function toCsv(columns, rows) {
   const lines = [columns.map((column) => column.name), ...rows];
   return lines.map((line) => `${line.map(quote).join(",")}\n`).join("");
 }
