@@ -27,7 +27,7 @@ SCHEMA = "moetool.page/1"
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of each list a page holds.
+    """Limits of the lists of a page.
 
     Attributes:
         most_tokens: Characteristic tokens of an expert.

@@ -1,4 +1,4 @@
-"""What a limited capacity would drop, what GPUs would carry, and what a batch touches."""
+"""Assignments that a limited capacity drops, loads of GPUs, and experts that a batch touches."""
 
 from __future__ import annotations
 

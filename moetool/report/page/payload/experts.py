@@ -104,14 +104,15 @@ def _make_layer(layer: LayerCoactivation, *, most_partners: int, most_pairs: int
 
 
 def _list_partners(matrix: PairMatrix, num_experts: int, *, most: int) -> list[list[Any]]:
-    """Return, for each expert, pairs of a partner and their lift, the strongest first."""
+    """Return each expert's partners, their lift and the expected one, the strongest first."""
     partners: list[list[Any]] = [[] for _ in range(num_experts)]
     order = matrix.choose_strongest(len(matrix))
-    columns = (matrix.expert_i[order], matrix.expert_j[order], matrix.lift[order])
-    for i, j, lift in zip(*(column.tolist() for column in columns), strict=True):
+    names = ("expert_i", "expert_j", "lift", "expected_lift")
+    columns = (getattr(matrix, name)[order].tolist() for name in names)
+    for i, j, lift, expected in zip(*columns, strict=True):
         for one, other in ((i, j), (j, i)):
             if len(partners[one]) < most:
-                partners[one].append([other, shorten(lift)])
+                partners[one].append([other, shorten(lift), shorten(expected)])
     return partners
 
 

@@ -13,7 +13,7 @@ from moetool.printable import printable
 _LONGEST_PIECE = 120
 _LONGEST_NAME = 80
 _LOOKS_LOCAL = re.compile(r"^([~./\\]|[A-Za-z]:[\\/])")
-# Characters that have a look of their own, and what stands for them.
+# Symbols for characters that have no shape.
 _SYMBOLS = {"\n": "⏎\n", "\r": "␍", "\t": "⇥\t", "\x1b": "␛", "\x00": "␀"}
 
 

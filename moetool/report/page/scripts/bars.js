@@ -10,7 +10,7 @@ import { make, makeButton } from "./elements.js";
  * @property {number | null} [low] Lower limit of an interval: a line over the bar.
  * @property {number | null} [high]
  * @property {string[]} texts What the columns after the bar say.
- * @property {boolean} [isFaint] Whether it may be chance.
+ * @property {boolean} [isFaint] Whether it is not significant.
  * @property {boolean} [isSelected]
  * @property {(() => void) | null} [select]
  */
@@ -47,7 +47,7 @@ export function makeBars(caption, header, bars, scale = {}) {
   const names = header.map((name, index) =>
     index === 1
       ? make("td", { class: "bar-head", "aria-hidden": "true" }, [name])
-      : make("th", { scope: "col" }, [name]),
+      : make("th", { scope: "col", class: index > 1 ? "number" : null }, [name]),
   );
   return make("table", { class: "bars" }, [
     make("caption", {}, [caption]),
@@ -89,6 +89,6 @@ export function makeBarKey() {
     make("span", { class: "key-interval", "aria-hidden": "true" }),
     " 95% interval over prompts",
     make("span", { class: "key-faint", "aria-hidden": "true" }),
-    " may be chance",
+    " not significant",
   ]);
 }

@@ -1,25 +1,29 @@
 // A grid of coloured cells on a canvas that pointer and keyboard read cell by cell.
 
+import { inkOn } from "./colors.js";
 import { make } from "./elements.js";
 
-const LABEL_WIDTH = 44;
+const LABEL_WIDTH = 64;
 const LABEL_HEIGHT = 18;
 const LEAST_CELL = 4;
-const MOST_CELL = 26;
-// Cells of this size have room for a line across those that may be chance.
+const MOST_HEIGHT = 36;
+const MOST_WIDTH = 76;
+const LINE_HEIGHT = 13;
+// Cells of this width have room for a line across those that may be chance, and for a number.
 const HATCHED_CELL = 7;
+const NUMBERED_CELL = 34;
 
 /**
  * @typedef {object} Cell
  * @property {string | null} color None for a cell without a value.
  * @property {boolean} [isFaint] Whether it may be chance.
+ * @property {string} [text] Lines that are shown where the cell is large enough.
  */
 
 /**
  * @typedef {object} GridOptions
  * @property {string} label What the grid shows.
- * @property {string} rowName
- * @property {string} columnName
+ * @property {boolean} [isSquare]
  * @property {(row: number, column: number) => string} describe
  * @property {(row: number, column: number) => void} choose
  */
@@ -39,21 +43,27 @@ export function makeGrid(options) {
   let cells = [];
   /** @type {string[]} */
   let rowLabels = [];
-  let size = MOST_CELL;
+  /** @type {string[] | null} */
+  let columnLabels = null;
+  let [cellWidth, cellHeight] = [MOST_WIDTH, MOST_HEIGHT];
   let [row, column] = [0, 0];
   let isMoving = false;
   /** @type {[number, number] | null} */
   let selected = null;
 
-  /** @param {number} index */
-  const isLabelled = (index) => index % Math.max(1, Math.ceil(22 / size)) === 0;
+  /**
+   * @param {number} index
+   * @param {number} size
+   */
+  const isLabelled = (index, size) => index % Math.max(1, Math.ceil(22 / size)) === 0;
 
   function paint() {
     const numColumns = Math.max(1, ...cells.map((line) => line.length));
-    const room = (scroll.clientWidth || 600) - LABEL_WIDTH;
-    size = Math.max(LEAST_CELL, Math.min(MOST_CELL, Math.floor(room / numColumns)));
-    const width = LABEL_WIDTH + numColumns * size;
-    const height = LABEL_HEIGHT + cells.length * size;
+    const room = Math.floor(((scroll.clientWidth || 600) - LABEL_WIDTH - 2) / numColumns);
+    cellWidth = Math.max(LEAST_CELL, Math.min(options.isSquare ? MOST_HEIGHT : MOST_WIDTH, room));
+    cellHeight = Math.min(MOST_HEIGHT, Math.max(cellWidth, options.isSquare ? 0 : 12));
+    const width = LABEL_WIDTH + numColumns * cellWidth + 2;
+    const height = LABEL_HEIGHT + cells.length * cellHeight + 2;
     const density = window.devicePixelRatio || 1;
     canvas.width = width * density;
     canvas.height = height * density;
@@ -66,44 +76,13 @@ export function makeGrid(options) {
     const style = getComputedStyle(canvas);
     context.scale(density, density);
     context.font = "11px system-ui, sans-serif";
-    context.fillStyle = style.color;
     context.textBaseline = "middle";
-    for (let index = 0; index < numColumns; index += 1) {
-      if (isLabelled(index)) {
-        context.textAlign = "left";
-        context.fillText(String(index), LABEL_WIDTH + index * size + 1, LABEL_HEIGHT / 2);
-      }
-    }
-    const gap = size >= HATCHED_CELL ? 1 : 0;
+    paintLabels(context, style.color, numColumns);
     cells.forEach((line, y) => {
-      if (isLabelled(y)) {
-        context.fillStyle = style.color;
-        context.textAlign = "right";
-        context.fillText(
-          rowLabels[y],
-          LABEL_WIDTH - 6,
-          LABEL_HEIGHT + (y + 0.5) * size,
-          LABEL_WIDTH - 8,
-        );
-      }
       line.forEach((cell, x) => {
-        if (!cell.color) {
-          return;
+        if (cell.color) {
+          paintCell(context, cell, cell.color, [y, x], style.color);
         }
-        const [left, top] = [LABEL_WIDTH + x * size, LABEL_HEIGHT + y * size];
-        context.globalAlpha = cell.isFaint ? 0.45 : 1;
-        context.fillStyle = cell.color;
-        context.fillRect(left, top, size - gap, size - gap);
-        if (cell.isFaint && size >= HATCHED_CELL) {
-          context.globalAlpha = 0.5;
-          context.strokeStyle = style.color;
-          context.lineWidth = 0.7;
-          context.beginPath();
-          context.moveTo(left + 1, top + size - 2);
-          context.lineTo(left + size - 2, top + 1);
-          context.stroke();
-        }
-        context.globalAlpha = 1;
       });
     });
     if (selected) {
@@ -116,6 +95,65 @@ export function makeGrid(options) {
 
   /**
    * @param {CanvasRenderingContext2D} context
+   * @param {string} color
+   * @param {number} numColumns
+   */
+  function paintLabels(context, color, numColumns) {
+    context.fillStyle = color;
+    context.textAlign = "center";
+    for (let index = 0; index < numColumns; index += 1) {
+      if (isLabelled(index, cellWidth)) {
+        const text = columnLabels ? columnLabels[index] : String(index);
+        context.fillText(text, LABEL_WIDTH + (index + 0.5) * cellWidth, LABEL_HEIGHT / 2);
+      }
+    }
+    context.textAlign = "right";
+    rowLabels.forEach((label, index) => {
+      if (isLabelled(index, cellHeight)) {
+        const top = LABEL_HEIGHT + (index + 0.5) * cellHeight;
+        context.fillText(label, LABEL_WIDTH - 6, top, LABEL_WIDTH - 8);
+      }
+    });
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {Cell} cell
+   * @param {string} color
+   * @param {[number, number]} place
+   * @param {string} ink
+   */
+  function paintCell(context, cell, color, [y, x], ink) {
+    const gap = cellWidth >= HATCHED_CELL ? 1 : 0;
+    const [left, top] = [LABEL_WIDTH + x * cellWidth, LABEL_HEIGHT + y * cellHeight];
+    context.globalAlpha = cell.isFaint ? 0.45 : 1;
+    context.fillStyle = color;
+    context.fillRect(left, top, cellWidth - gap, cellHeight - gap);
+    if (cell.isFaint && cellWidth >= HATCHED_CELL) {
+      context.globalAlpha = 0.5;
+      context.strokeStyle = ink;
+      context.lineWidth = 0.7;
+      context.beginPath();
+      context.moveTo(left + 1, top + cellHeight - 2);
+      context.lineTo(left + cellWidth - 2, top + 1);
+      context.stroke();
+    }
+    context.globalAlpha = 1;
+    if (cell.text && cellWidth >= NUMBERED_CELL && cellHeight >= 16) {
+      context.fillStyle = cell.isFaint ? ink : inkOn(color);
+      context.textAlign = "center";
+      const fitting = Math.max(1, Math.floor(cellHeight / LINE_HEIGHT));
+      const lines = cell.text.split("\n").slice(0, fitting);
+      const middle = top + cellHeight / 2 - ((lines.length - 1) * LINE_HEIGHT) / 2;
+      lines.forEach((line, index) => {
+        const height = middle + index * LINE_HEIGHT;
+        context.fillText(line, left + cellWidth / 2, height, cellWidth - 4);
+      });
+    }
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
    * @param {[number, number]} place
    * @param {string} color
    * @param {number} width
@@ -123,14 +161,19 @@ export function makeGrid(options) {
   function outline(context, [y, x], color, width) {
     context.strokeStyle = color;
     context.lineWidth = width;
-    context.strokeRect(LABEL_WIDTH + x * size - 1, LABEL_HEIGHT + y * size - 1, size + 1, size + 1);
+    context.strokeRect(
+      LABEL_WIDTH + x * cellWidth - 1,
+      LABEL_HEIGHT + y * cellHeight - 1,
+      cellWidth + 1,
+      cellHeight + 1,
+    );
   }
 
   /** @param {MouseEvent} event */
   function find(event) {
     const box = canvas.getBoundingClientRect();
-    const x = Math.floor((event.clientX - box.left - LABEL_WIDTH) / size);
-    const y = Math.floor((event.clientY - box.top - LABEL_HEIGHT) / size);
+    const x = Math.floor((event.clientX - box.left - LABEL_WIDTH) / cellWidth);
+    const y = Math.floor((event.clientY - box.top - LABEL_HEIGHT) / cellHeight);
     return x >= 0 && y >= 0 && x < (cells[y]?.length ?? 0) ? { y, x } : null;
   }
 
@@ -189,10 +232,12 @@ export function makeGrid(options) {
     /**
      * @param {Cell[][]} next
      * @param {string[]} labels Of the rows.
+     * @param {string[] | null} [tops] Of the columns; numbers by default.
      */
-    draw(next, labels) {
+    draw(next, labels, tops = null) {
       cells = next;
       rowLabels = labels;
+      columnLabels = tops;
       row = Math.min(row, Math.max(0, cells.length - 1));
       column = Math.min(column, Math.max(0, (cells[row]?.length ?? 1) - 1));
       paint();

@@ -29,7 +29,10 @@ export function makeTable(caption, columns, rows) {
       make(
         "tr",
         {},
-        columns.map((column) => make("th", { scope: "col" }, [column.name])),
+        columns.map((column, index) => {
+          const isNumber = typeof rows[0]?.[index] === "number";
+          return make("th", { scope: "col", class: isNumber ? "number" : null }, [column.name]);
+        }),
       ),
     ]),
     make(

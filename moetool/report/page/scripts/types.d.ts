@@ -81,7 +81,8 @@ export interface LayerTogetherness {
   num_below: number;
   pairs: Pair[];
   groups: Group[];
-  partners: [number, Known][][];
+  /** Of each expert: a partner, its lift, and the lift that their loads explain. */
+  partners: [number, Known, Known][][];
   /** Lifts of pairs i < j, row by row. */
   matrix: Known[] | null;
   next: Transition | null;

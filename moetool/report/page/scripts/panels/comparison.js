@@ -33,7 +33,7 @@ export function makeComparison({ payload, store }) {
       makeBarKey(),
       makeBars(
         "Changed decisions by group",
-        ["group", "changed", "changed", "95% interval", "first choice flips"],
+        ["group", "", "changed", "95% interval", "first choice flips"],
         comparison.groups.map((group) => ({
           label: group.group,
           value: group.changed_decisions,
@@ -54,7 +54,7 @@ export function makeComparison({ payload, store }) {
     byLayer.replaceChildren(
       makeBars(
         "Experts in common, as a share of the larger set",
-        ["layer", "overlap", "overlap", "at random", "first choice flips"],
+        ["layer", "", "overlap", "at random", "first choice flips"],
         (comparison?.layers ?? []).map((layer, index) => ({
           label: layers[index].name,
           value: layer.overlap,

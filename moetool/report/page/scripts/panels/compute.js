@@ -33,7 +33,7 @@ function makeCounts({ counts, missing }) {
   const tables = [
     makeBars(
       "Parameters",
-      ["", "parameters", "parameters", "share"],
+      ["", "", "parameters", "share"],
       [
         { label: "all", value: total, texts: [showLarge(total), showShare(1)] },
         {
@@ -49,7 +49,7 @@ function makeCounts({ counts, missing }) {
     tables.push(
       makeBars(
         `FLOPs per token in a prompt${counts.flops_prompt_tokens === null ? "" : ` of ${showCount(counts.flops_prompt_tokens)} tokens`}`,
-        ["", "FLOPs", "FLOPs", "share"],
+        ["", "", "FLOPs", "share"],
         [
           { label: "if all experts ran", value: dense, texts: [showLarge(dense), showShare(1)] },
           { label: "as routed", value: flops, texts: [showLarge(flops), showShare(flops / dense)] },
@@ -78,7 +78,7 @@ function makeTouched({ touched, missing }) {
       kinds.map((kind) =>
         makeBars(
           `Tokens of ${kind}`,
-          ["tokens", "experts", "experts", "at random"],
+          ["tokens", "", "experts", "at random"],
           touched
             .filter((each) => each.of === kind)
             .map((each) => ({

@@ -12,6 +12,8 @@ import { makeTwin } from "../tables.js";
 /** @typedef {import("../types").State} State */
 
 const ID = "domains";
+// Of more domains, the lead names these.
+const MOST_NAMED = 12;
 
 /**
  * Returns the panel.
@@ -28,14 +30,12 @@ export function makeDomains({ payload, store }) {
   const heading = make("h3", {});
   const grid = makeGrid({
     label: `A grid with a row for each ${by} and a column for each expert of the layer. The table below has its numbers.`,
-    rowName: by,
-    columnName: "expert",
     describe(row, column) {
       const cells = specialization.lifts[store.get().layer][row];
       const interval = showInterval(cells.low[column], cells.high[column]);
       return `${domains[row].name}, expert ${column}: lift ${showTimes(cells.lift[column])}${
         interval ? ` (${interval})` : ""
-      }${cells.certainty[column] ? "" : ", which may be chance"}`;
+      }${cells.certainty[column] ? "" : ", not significant"}`;
     },
     choose: (row, column) => store.set({ domain: row, expert: column }),
   });
@@ -64,11 +64,10 @@ export function makeDomains({ payload, store }) {
     information.replaceChildren(
       makeBars(
         `What the choice of experts tells about the ${by}, as a share of all there is to know`,
-        ["layer", "share", "share", "p", "once the token is known"],
+        ["layer", "", "share", "p", "once the token is known"],
         specialization.information.map((each, index) => ({
           label: layers[index].name,
           value: each.normalized,
-          baseline: 0,
           isFaint: each.p_value === null || each.p_value > 0.05,
           isSelected: index === state.layer,
           select: () => store.set({ layer: index }),
@@ -86,6 +85,7 @@ export function makeDomains({ payload, store }) {
         cells.lift.map((lift, expert) => ({
           color: lift === null ? null : liftColor(lift),
           isFaint: cells.certainty[expert] === 0,
+          text: lift === null ? "" : lift.toFixed(lift < 10 ? 2 : 0),
         })),
       ),
       domains.map((domain) => domain.name),
@@ -94,30 +94,23 @@ export function makeDomains({ payload, store }) {
     twin.update();
   };
 
-  const element = makeSection(
-    ID,
-    title,
-    `${domains.length} ${by === "domain" ? "domains" : "values"}: ${domains
-      .map((domain) => `${domain.name} (${domain.prompts} prompts)`)
-      .join(", ")}.`,
-    [
-      make(
-        "div",
-        { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" },
-        [information],
-      ),
-      makeBarKey(),
-      make("p", { class: "hint" }, [
-        `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,
-      ]),
-      heading,
-      grid.element,
-      make("p", { class: "key" }, [
-        "Orange: used more than by all tokens. Blue: less. Struck out and pale: may be chance.",
-      ]),
-      twin.element,
-    ],
-  );
+  const element = makeSection(ID, title, listDomains(payload), [
+    make(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" },
+      [information],
+    ),
+    makeBarKey(),
+    make("p", { class: "hint" }, [
+      `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,
+    ]),
+    heading,
+    grid.element,
+    make("p", { class: "key" }, [
+      "Orange: used more than by all tokens. Blue: less. Pale and struck out: not significant.",
+    ]),
+    twin.element,
+  ]);
   return {
     element,
     update(state, changed) {
@@ -128,4 +121,14 @@ export function makeDomains({ payload, store }) {
       }
     },
   };
+}
+
+/** @param {import("../types").Payload} payload */
+function listDomains({ domains, by }) {
+  const named = domains
+    .slice(0, MOST_NAMED)
+    .map((domain) => `${domain.name} (${domain.prompts} prompts)`);
+  const rest = domains.length - named.length;
+  const kind = by === "domain" ? "domains" : "values";
+  return `${domains.length} ${kind}: ${named.join(", ")}${rest ? ` and ${rest} more` : ""}.`;
 }

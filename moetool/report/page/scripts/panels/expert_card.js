@@ -108,7 +108,7 @@ function showLifts({ payload, store }, state) {
       texts: [
         showTimes(cells.lift[expert]),
         showInterval(cells.low[expert], cells.high[expert]) || "–",
-        ["may be chance", "discovery", "certain", "beyond vocabulary"][cells.certainty[expert]],
+        ["not significant", "significant", "certain", "beyond vocabulary"][cells.certainty[expert]],
       ],
     };
   });
@@ -117,7 +117,7 @@ function showLifts({ payload, store }, state) {
     make("h3", {}, [`By ${payload.by}`]),
     makeBars(
       "Its share of the tokens, over its share of all tokens",
-      [payload.by, "lift", "lift", "95% interval", "certainty"],
+      [payload.by, "", "lift", "95% interval", "certainty"],
       bars,
     ),
     makeBarKey(),
@@ -152,7 +152,9 @@ function showTokens({ payload }, layer, expert) {
         make(
           "tr",
           {},
-          ["token", "times", "lift"].map((name) => make("th", { scope: "col" }, [name])),
+          ["token", "times", "lift"].map((name, index) =>
+            make("th", { scope: "col", class: index ? "number" : null }, [name]),
+          ),
         ),
       ]),
       make("tbody", {}, rows),
@@ -177,14 +179,14 @@ function showPartners({ payload }, layer, expert, choose) {
   return make("div", { class: "block" }, [
     make("h3", {}, ["Partners"]),
     makeBars(
-      "Experts chosen together with it, over what their loads explain",
-      ["expert", "lift", "lift"],
-      partners.map(([other, lift]) => ({
+      "Decisions with both, over those of independent choices; the mark: what their loads explain",
+      ["expert", "", "lift", "expected"],
+      partners.map(([other, lift, expected]) => ({
         label: `expert ${other}`,
         value: lift,
-        baseline: 1,
+        baseline: expected,
         select: () => choose(other),
-        texts: [showTimes(lift)],
+        texts: [showTimes(lift), showTimes(expected)],
       })),
     ),
   ]);
@@ -211,7 +213,7 @@ function showWeights({ payload, decisions }, layer, expert) {
     make("h3", {}, ["Weights"]),
     makeBars(
       `Its weight in ${showCount(weights.length)} decisions of the prompts shown here`,
-      ["weight", "decisions", "decisions"],
+      ["weight", "", "decisions"],
       bins.map((count, index) => ({
         label: `${showNumber(index / NUM_BINS)} to ${showNumber((index + 1) / NUM_BINS)}`,
         value: count,

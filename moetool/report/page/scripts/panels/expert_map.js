@@ -55,8 +55,6 @@ export function makeExpertMap({ payload, store }) {
   const grid = makeGrid({
     label:
       "A grid with a row for each layer and a column for each expert. The table below has its numbers.",
-    rowName: "layer",
-    columnName: "expert",
     describe: (row, column) => describe(row, columns[row][column]),
     choose: (row, column) => store.set({ layer: row, expert: columns[row][column] }),
   });
@@ -130,7 +128,7 @@ export function makeExpertMap({ payload, store }) {
       words.push(
         `; ${domains[domain].name} ${showTimes(cells.lift[expert])}`,
         interval ? `(${interval})` : "",
-        cells.certainty[expert] ? "" : ", which may be chance",
+        cells.certainty[expert] ? "" : ", not significant",
       );
     }
     return words.filter(Boolean).join(" ").replaceAll(" ;", ";").replaceAll(" ,", ",");
@@ -150,22 +148,28 @@ export function makeExpertMap({ payload, store }) {
           return { color: null };
         }
         if (mode === "load" || !specialization) {
-          return { color: shareColor(value / STRONGEST_LOAD) };
+          return { color: shareColor(value / STRONGEST_LOAD), text: value.toFixed(2) };
         }
-        const { certainty } = specialization.lifts[row][findDomain(row, expert)];
-        return { color: liftColor(value), isFaint: certainty[expert] === 0 };
+        const domain = findDomain(row, expert);
+        const lift = value.toFixed(value < 10 ? 2 : 0);
+        return {
+          color: liftColor(value),
+          isFaint: specialization.lifts[row][domain].certainty[expert] === 0,
+          text: store.get().domain === null ? `${lift}\n${domains[domain].name}` : lift,
+        };
       }),
     );
     grid.draw(
       cells,
       layers.map((layer) => layer.name),
+      order === "id" ? null : cells[0].map((_, rank) => `#${rank + 1}`),
     );
     mark();
     const domain = store.get().domain;
     scale.textContent =
       mode === "load"
         ? "Dark violet: never chosen. Green: twice the mean load. Yellow: three times or more."
-        : `Orange: used more by ${domain === null ? `the ${payload.by} that uses it most` : domains[domain].name} than by all. Blue: less. Struck out and pale: may be chance.`;
+        : `Orange: used more by ${domain === null ? `the ${payload.by} that uses it most` : domains[domain].name} than by all. Blue: less. Pale and struck out: not significant.`;
     twin.update();
   }
 

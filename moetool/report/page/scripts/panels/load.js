@@ -44,7 +44,7 @@ export function makeLoad(page) {
     busiest.replaceChildren(
       makeBars(
         "Load of the busiest expert over the mean load",
-        ["layer", "busiest", "busiest", "at random", "in a batch", "never chosen"],
+        ["layer", "", "busiest", "at random", "in a batch", "never chosen"],
         (load?.layers ?? []).map((each, index) => ({
           label: layers[index].name,
           value: each.max_over_mean,
@@ -121,7 +121,7 @@ function makeCapacity({ payload }) {
       share.by_position
         ? makeBars(
             "Dropped by place in the batch",
-            ["tenth of the batch", "dropped", "dropped", "at random"],
+            ["tenth of the batch", "", "dropped", "at random"],
             share.by_position.map((dropped, tenth) => ({
               label: `${tenth * 10} to ${tenth * 10 + 10}%`,
               value: dropped,

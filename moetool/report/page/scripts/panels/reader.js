@@ -104,7 +104,10 @@ export function makeReader({ payload, decisions, store }) {
       });
       button.append(
         make("span", { class: "prompt-text", dir: "auto" }, [
-          wholeText(index).slice(0, 80).replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
+          wholeText(index)
+            .replace(/^<[^>]*>/, "")
+            .slice(0, 80)
+            .replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
         ]),
         make("span", { class: "muted" }, [
           `${prompt.domain} · ${prompt.id} · ${prompt.num_tokens}`,
@@ -116,6 +119,10 @@ export function makeReader({ payload, decisions, store }) {
     list.replaceChildren(
       ...(shown.length ? shown : [make("li", { class: "muted" }, ["No prompt has these words."])]),
     );
+    const current = list.querySelector("[aria-current]");
+    if (current instanceof HTMLElement) {
+      list.scrollTop = current.offsetTop - list.offsetTop - list.clientHeight / 3;
+    }
   }
 
   /** @param {State} state */
@@ -187,6 +194,7 @@ export function makeReader({ payload, decisions, store }) {
     const domain = state.domain ?? own;
     const lifts = domain < 0 ? null : (specialization?.lifts[state.layer][domain] ?? null);
     const changed = changedIn[state.layer];
+    let before = "";
     for (const span of spans) {
       const token = Number(span.dataset.token);
       const choices = decisions?.choices(state.layer, token) ?? [];
@@ -194,11 +202,13 @@ export function makeReader({ payload, decisions, store }) {
       span.style.backgroundColor = color ?? "";
       span.style.color = color ? inkOn(color) : "";
       span.classList.toggle("changed", Boolean(changed?.has(token)));
-      if (mark) {
+      // The number stands at the first of several tokens in a row.
+      if (mark && mark !== before) {
         span.dataset.mark = mark;
       } else {
         delete span.dataset.mark;
       }
+      before = mark;
     }
     showPins(state, colored);
   }
@@ -254,7 +264,7 @@ export function makeReader({ payload, decisions, store }) {
     });
     const words = state.pins.length
       ? "Press an expert to take its colour away."
-      : `Layer ${layers[state.layer].name}. Press an expert to keep its colour alone; grey tokens went elsewhere.`;
+      : `Layer ${layers[state.layer].name}. Press an expert to keep its colour alone; tokens without a colour went elsewhere.`;
     pins.replaceChildren(...chips, make("span", { class: "muted" }, [words]));
   }
 

@@ -34,8 +34,7 @@ export function makeTogetherness({ payload, store }) {
   const grid = makeGrid({
     label:
       "A grid with a row and a column for each expert of the layer. The table below has its strongest pairs.",
-    rowName: "expert",
-    columnName: "expert",
+    isSquare: true,
     describe(row, column) {
       const layer = store.get().layer;
       const lift = liftOf(
@@ -114,9 +113,12 @@ export function makeTogetherness({ payload, store }) {
         order.map((one) =>
           order.map((other) => {
             const lift = one === other ? null : liftOf(mine, numExperts, one, other);
-            return { color: lift === null ? null : liftColor(lift) };
+            return lift === null
+              ? { color: null }
+              : { color: liftColor(lift), text: lift.toFixed(lift < 10 ? 2 : 0) };
           }),
         ),
+        order.map(String),
         order.map(String),
       );
       mark(state);
@@ -146,7 +148,7 @@ export function makeTogetherness({ payload, store }) {
     flow.replaceChildren(
       makeBars(
         `From layer ${layers[state.layer].name} to layer ${next.layer}: pairs that follow each other more than chance`,
-        ["experts", "lift", "lift", "times", "if the first is chosen"],
+        ["experts", "", "lift", "times", "if the first is chosen"],
         next.pairs.map(([from, to, count, lift, given]) => ({
           label: `${from} → ${to}`,
           value: lift,
@@ -167,7 +169,7 @@ export function makeTogetherness({ payload, store }) {
       known?.length
         ? makeBars(
             "Share of the next layer's experts that a layer's experts predict, on prompts held out",
-            ["layer", "predicted", "predicted", "the most popular ones", "random ones"],
+            ["layer", "", "predicted", "the most popular ones", "random ones"],
             known.map(({ index, next }) => ({
               label: layers[index].name,
               value: next.hit_rate,
