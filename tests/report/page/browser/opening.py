@@ -83,8 +83,7 @@ def read_twin(page: Page, section: str) -> Rows:
     return read_rows(table)
 
 
-def choose(page: Page, label: str, value: int | str) -> None:
-    """Choose from one of the lists of the bar at the top."""
-    page.locator(".selection label").filter(has_text=label).locator("select").select_option(
-        str(value)
-    )
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose from one of the lists of the bar at the top, by what the list says."""
+    select = page.locator(".selection label").filter(has_text=label).locator("select")
+    select.select_option(label=option)

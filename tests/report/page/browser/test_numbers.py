@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
-from tests.report.page.browser.conftest import OpenPage
-from tests.report.page.browser.opening import choose, read_rows, read_table, read_twin
+from tests.report.page.browser.opening import Opening, choose, read_rows, read_table, read_twin
 from tests.report.page.browser.results import Results
 from tests.report.page.browser.shown import differences, interval, shows
 
 
-@pytest.fixture
-def page(open_page: OpenPage, page_file: Path) -> Page:
-    return open_page(page_file)
+@pytest.fixture(scope="module")
+def page(browser: Browser, page_file: Path) -> Iterator[Page]:
+    """The page as it opens."""
+    opening = Opening(browser)
+    yield opening(page_file)
+    opening.close()
+    assert opening.complaints == []
 
 
 def test_verdict_and_tiles(page: Page, results: Results) -> None:
@@ -42,13 +46,12 @@ def test_verdict_and_tiles(page: Page, results: Results) -> None:
     assert shows(tiles["never chosen"], sum(len(layer.dead) for layer in layers))
 
 
-@pytest.mark.parametrize("domain", [None, 1])
+@pytest.mark.parametrize("domain", [None, "law"])
 def test_map_has_load_and_lift_of_each_expert(
-    page: Page, results: Results, domain: int | None
+    page: Page, results: Results, domain: str | None
 ) -> None:
     domains = [size.domain for size in results.specialization.domains]
-    if domain is not None:
-        choose(page, "Domain", domain)
+    choose(page, "Domain", domain or "all")
     rows = read_twin(page, "map")
     assert len(rows) == 3 * 12
     for number, layer in enumerate(results.balance.layers):
@@ -57,7 +60,7 @@ def test_map_has_load_and_lift_of_each_expert(
             shown = rows[number * 12 + expert]
             lifts = {
                 name: results.tests[layer.layer, expert, name].lift or 0.0
-                for name in (domains if domain is None else [domains[domain]])
+                for name in (domains if domain is None else [domain])
             }
             assert lifts[shown[4]] == pytest.approx(max(lifts.values()), abs=1e-4)
             values = [layer.layer, expert, load, load / mean, shown[4], lifts[shown[4]]]
