@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moetool.errors import InputError
@@ -15,6 +15,7 @@ from moetool.trace.metadata_fields import (
     MOST_IDS,
     FieldError,
     Reader,
+    as_amount,
     as_count,
     as_flag,
     as_list,
@@ -27,6 +28,7 @@ from moetool.trace.metadata_fields import (
     or_none,
     read_fields,
 )
+from moetool.trace.model_counts import ModelCounts
 from moetool.trace.schema import SCHEMA_VERSION
 
 # The key in a Parquet footer; next to a CSV, the same JSON is in `<file>.meta.json`.
@@ -35,6 +37,9 @@ FOOTER_KEY = b"moetool"
 _PANDAS_KEY = b"PANDAS_ATTRS"
 # The key of the metadata in these `attrs`.
 ATTRS_KEY = "moetool"
+
+# The fields of the metadata that are those of `ModelCounts`.
+COUNTS_OF_MODEL = tuple(each.name for each in fields(ModelCounts))
 
 # The beginning of a note that says why the trace is not exact.
 NOT_EXACT = "Not exact:"
@@ -71,6 +76,9 @@ class RoutedLayer:
 @dataclass(frozen=True)
 class TraceMetadata:
     """Facts about how a trace was made, in plain JSON; None means unknown or not applicable.
+
+    The sizes of the model, from `total_parameters` to `dense_flops_per_token`, are those of
+    `ModelCounts`.
 
     Attributes:
         complete: Whether the run finished.
@@ -110,6 +118,11 @@ class TraceMetadata:
     device_map: str | None = None
     attention_implementation: str | None = None
     experts_implementation: str | None = None
+    total_parameters: int | None = None
+    active_parameters: int | None = None
+    flops_per_token: float | None = None
+    flops_prompt_tokens: int | None = None
+    dense_flops_per_token: float | None = None
     layers: tuple[RoutedLayer, ...] = ()
     num_prompts: int = 0
     num_tokens: int = 0
@@ -129,6 +142,11 @@ class TraceMetadata:
     notes: tuple[str, ...] = ()
 
     __repr__ = show_fields
+
+    @property
+    def model_counts(self) -> ModelCounts:
+        """The parameters of the traced model, and the FLOPs of a token."""
+        return ModelCounts(**{name: getattr(self, name) for name in COUNTS_OF_MODEL})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metadata as an object of plain values, as it is stored."""
@@ -161,9 +179,10 @@ def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
     try:
         values = load_object(text)
         schema = _read_schema(values)
-        fields = read_fields(values, _READERS)
+        found = read_fields(values, _READERS)
         if "layers" in values:
-            fields["layers"] = _read_layers(values["layers"])
+            found["layers"] = _read_layers(values["layers"])
+        _check_active(found)
     except FieldError as error:
         raise InputError(
             f"The moetool metadata of '{printable(source)}' can't be read: {error}.",
@@ -175,7 +194,7 @@ def parse_metadata(text: str | bytes, *, source: str) -> TraceMetadata:
             f"({printable(values['schema'], max_length=40)}).",
             hint="Upgrade: pip install --upgrade moetool.",
         )
-    return TraceMetadata(**fields)
+    return TraceMetadata(**found)
 
 
 def _read_schema(values: Mapping[str, Any]) -> int:
@@ -187,6 +206,12 @@ def _read_schema(values: Mapping[str, Any]) -> int:
             return int(version)
     seen = "missing" if schema is None else printable(repr(schema)[:100], max_length=60)
     raise FieldError(f"schema is {seen}, not {prefix}{SCHEMA_VERSION}")
+
+
+def _check_active(found: Mapping[str, Any]) -> None:
+    total, active = found.get("total_parameters"), found.get("active_parameters")
+    if total is not None and active is not None and active > total:
+        raise FieldError(f"active_parameters is {active:,}, but the model has {total:,} parameters")
 
 
 def _read_layers(value: Any) -> tuple[RoutedLayer, ...]:
@@ -201,11 +226,11 @@ def _read_layers(value: Any) -> tuple[RoutedLayer, ...]:
 
 
 def _read_layer(value: Any, *, name: str) -> RoutedLayer:
-    fields = as_object(value, name=name)
-    missing = [key for key in _LAYER_READERS if key not in fields and key not in _OPTIONAL]
+    values = as_object(value, name=name)
+    missing = [key for key in _LAYER_READERS if key not in values and key not in _OPTIONAL]
     if missing:
         raise FieldError(f"{name} has no {missing[0]}")
-    layer = RoutedLayer(**read_fields(fields, _LAYER_READERS, within=f"{name}."))
+    layer = RoutedLayer(**read_fields(values, _LAYER_READERS, within=f"{name}."))
     num_ids = layer.num_experts + layer.num_identity_experts
     if num_ids > MOST_IDS:
         raise FieldError(f"{name} has {num_ids:,} experts, more than {MOST_IDS:,}")
@@ -251,6 +276,11 @@ _READERS: Mapping[str, Reader] = {
         ),
         as_count(),
     ),
+    "total_parameters": or_none(as_count()),
+    "active_parameters": or_none(as_count()),
+    "flops_per_token": or_none(as_amount),
+    "flops_prompt_tokens": or_none(as_count(1)),
+    "dense_flops_per_token": or_none(as_amount),
     "temperature": or_none(as_number),
     "top_p": or_none(as_number),
     "seed": or_none(as_count(-(2**63), 2**64 - 1)),

@@ -13,6 +13,8 @@ from moetool.printable import printable
 MOST_BYTES = 10_000_000
 # JSON itself has no limit; no real count is larger.
 _LARGEST_COUNT = 2**63 - 1
+# Far more FLOPs than a token of any model takes.
+_LARGEST_AMOUNT = 1e30
 # The rows hold layers and experts as 16-bit integers.
 LARGEST_ID = 2**15 - 1
 MOST_IDS = LARGEST_ID + 1
@@ -101,6 +103,17 @@ def as_number(value: Any) -> float:
     except OverflowError:
         pass
     raise _wrong(value, "a finite number")
+
+
+def as_amount(value: Any) -> float:
+    """Return an amount that need not be whole, such as a mean of counts."""
+    try:
+        amount = as_number(value)
+    except FieldError:
+        amount = -1
+    if not 0 <= amount <= _LARGEST_AMOUNT:
+        raise _wrong(value, f"a number from 0 to {_LARGEST_AMOUNT:g}")
+    return amount
 
 
 def as_count(least: int = 0, most: int = _LARGEST_COUNT) -> Callable[[Any], int]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-import moetool
 from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
-from moetool.tracing.prompts.prompts import Prompt, hash_prompts
+from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
     TokenizedPrompt,
     count_embeddings,
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from moetool.tracing.run import TracedRun
-
-_LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pyarrow")
 
 
 class Observer(Protocol):
@@ -61,11 +58,13 @@ class _Traceable:
         auto_class: Name of transformers' class that loads it.
         inexact_because: Why its trace will not be exact; empty if it will be.
         num_token_ids: Token ids of its vocabulary; None if unknown.
+        counted: Counts of the whole checkpoint, and notes on unknown ones.
     """
 
     auto_class: str
     inexact_because: tuple[str, ...]
     num_token_ids: int | None
+    counted: tuple[ModelCounts, tuple[str, ...]]
 
 
 def trace_model(
@@ -104,6 +103,7 @@ def trace_model(
     )
     observer.step("loading libraries")
     # These import torch, which takes seconds: faults in the files are reported before.
+    from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.load_model import load_model
 
@@ -129,13 +129,14 @@ def trace_model(
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        metadata = _describe_run(
+        metadata = describe_run(
             model,
             options,
             name=checkpoint.name,
             revision=checkpoint.revision,
             auto_class=traceable.auto_class,
             prompts=prompts,
+            counted=traceable.counted,
         )
         return _run(
             model,
@@ -174,17 +175,21 @@ def trace_loaded_model(
     Raises:
         MoetoolError: See the functions that this one calls.
     """
+    from moetool.inspection.from_module import count_module
+    from moetool.tracing.running.description import describe_run
+
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
     tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
-    metadata = _describe_run(
+    metadata = describe_run(
         model,
         options,
         name=name,
         revision=getattr(config, "_commit_hash", None),
         auto_class=None,
         prompts=prompts,
+        counted=count_module(model),
     )
     return _run(
         model,
@@ -267,6 +272,7 @@ def _check_traceable(
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.inspection.from_skeleton import count_checkpoint
     from moetool.tracing.running.devices import check_device_map
 
     auto_class = find_auto_class(config)
@@ -279,6 +285,7 @@ def _check_traceable(
         auto_class=auto_class,
         inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
+        counted=count_checkpoint(config, skeleton),
     )
 
 
@@ -305,43 +312,3 @@ def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[st
 def _warn_of_inexact(reasons: Sequence[str], name: str, observer: Observer) -> None:
     for reason in reasons:
         observer.warn(f"{name} is not traced exactly: {reason}.")
-
-
-def _describe_run(
-    model: PreTrainedModel,
-    options: TraceOptions,
-    *,
-    name: str,
-    revision: str | None,
-    auto_class: str | None,
-    prompts: Sequence[Prompt],
-) -> TraceMetadata:
-    """Return the facts about a run that are known before its first batch."""
-    from moetool.checkpoint.stated.quantization import find_method
-    from moetool.tracing.running.devices import name_devices
-
-    config = model.config
-    text_config = config.get_text_config()
-    generation = options.generation
-    return TraceMetadata(
-        moetool=moetool.__version__,
-        model=name,
-        revision=revision,
-        model_type=config.model_type,
-        auto_class=auto_class,
-        dtype=str(model.dtype).removeprefix("torch."),
-        quantization=find_method(config),
-        device=name_devices(model),
-        device_map=options.device_map,
-        attention_implementation=getattr(text_config, "_attn_implementation", None),
-        experts_implementation=getattr(text_config, "_experts_implementation", None),
-        special_tokens=options.special_tokens,
-        max_prompt_tokens=options.max_prompt_tokens,
-        prompts_sha256=hash_prompts(prompts),
-        max_new_tokens=generation.max_new_tokens if generation else 0,
-        temperature=generation.temperature if generation else None,
-        top_p=generation.top_p if generation else None,
-        seed=generation.seed if generation and not generation.is_greedy else None,
-        cache=generation.cache if generation else None,
-        versions={library: version(library) for library in _LIBRARIES},
-    )

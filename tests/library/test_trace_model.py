@@ -65,6 +65,19 @@ def test_the_rows_and_the_metadata_are_those_of_the_command(trace: Trace, by_com
     assert differing == {"model", "auto_class"}
     assert named.to_dict() == expected.attrs["moetool"] == named.metadata.to_dict()
     assert trace.num_rows == len(frame)
+    counts = named.metadata.model_counts
+    inspected = moetool.inspect_model("demo")
+    assert inspected.parameters is not None
+    assert (counts.total_parameters, counts.active_parameters) == (
+        inspected.parameters.total,
+        inspected.parameters.active_params,
+    )
+    assert inspected.flops is not None
+    assert (counts.flops_per_token, counts.dense_flops_per_token, counts.flops_prompt_tokens) == (
+        inspected.flops.prefill,
+        inspected.flops.dense_prefill,
+        inspected.flops.num_prompt_tokens,
+    )
 
 
 @pytest.mark.parametrize("name", ["trace.parquet", "trace.csv"])
@@ -302,6 +315,7 @@ def test_what_is_not_exact_is_a_warning_at_the_callers_line(pair: tuple[Any, Any
         trace = trace_model(inexact, TEXTS, allow_inexact=True)
     assert [warning.filename for warning in caught] == [__file__]
     assert not trace.metadata.exact
+    assert trace.metadata.total_parameters == inexact[0].num_parameters()
     assert "not exact" in trace.to_frame().attrs["notes"][0]
 
 

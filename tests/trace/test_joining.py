@@ -84,6 +84,37 @@ def test_the_metadata_are_those_that_hold_for_all(tmp_path: Path) -> None:
     assert metadata["notes"] == ["first", "The merged traces differ in dtype: float32, bfloat16."]
 
 
+SIZES: dict[str, Any] = {
+    "total_parameters": 100,
+    "active_parameters": 30,
+    "flops_per_token": 60.5,
+    "flops_prompt_tokens": 512,
+    "dense_flops_per_token": 200.0,
+}
+FLOPS = {"flops_per_token", "flops_prompt_tokens", "dense_flops_per_token"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({}, set()),
+        ({"active_parameters": 31}, {"active_parameters"}),
+        ({"flops_prompt_tokens": 2048}, FLOPS),
+        ({"dense_flops_per_token": None}, FLOPS),
+        (dict.fromkeys(SIZES), set(SIZES)),
+    ],
+)
+def test_sizes_of_the_model_are_kept_where_all_traces_state_the_same(
+    changes: dict[str, Any], lost: set[str], tmp_path: Path
+) -> None:
+    one = make_trace(tmp_path / "one.parquet", "a", "b", **SIZES)
+    other = make_trace(tmp_path / "other.parquet", "c", "d", **(SIZES | changes))
+    for order in ([one, other], [other, one]):
+        merge_traces(order, tmp_path / "all.parquet", overwrite=True)
+        metadata = read_trace(tmp_path / "all.parquet").attrs["moetool"]
+        assert {name: metadata[name] for name in SIZES} == SIZES | dict.fromkeys(lost)
+
+
 def test_prompts_of_one_id_are_refused_or_get_the_name_of_their_trace(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()

@@ -10,6 +10,7 @@ import pytest
 
 from moetool.errors import InputError
 from moetool.trace.metadata import TraceMetadata, parse_metadata
+from moetool.trace.model_counts import ModelCounts
 from tests.trace.examples import describe_layers
 
 FULL = TraceMetadata(
@@ -18,6 +19,11 @@ FULL = TraceMetadata(
     exact=False,
     model="org/größe",
     revision="abc",
+    total_parameters=100,
+    active_parameters=100,
+    flops_per_token=60.25,
+    flops_prompt_tokens=512,
+    dense_flops_per_token=241.0,
     layers=describe_layers(top_k=(1, 2)),
     num_prompts=3,
     num_tokens=70,
@@ -101,6 +107,12 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "layers": (None, {}, "layers", 3, [None], [[]], ["layer"], [{}]),
     "num_tokens": (None, -1, 1.5, "3", 10**30, float("nan")),
     "num_decisions": (None, -1),
+    "total_parameters": (-1, 1.5, "7B", 10**30, True, float("nan"), [7]),
+    # FULL has 100 parameters.
+    "active_parameters": (-1, 0.5, "all", 101, 10**400, False),
+    "flops_per_token": (-0.5, "many", 1e31, 10**400, float("nan"), float("inf"), True, {}),
+    "flops_prompt_tokens": (0, -1, 512.5, "512", 10**30),
+    "dense_flops_per_token": (-1, float("-inf"), "dense", 10**31),
     "seed": (0.5, 2**64, "0"),
     "temperature": ("hot", float("inf"), 10**400),
     "max_prompt_tokens": (0, -1),
@@ -159,6 +171,22 @@ def test_every_field_is_checked() -> None:
     )
     whole = replace(FULL, **{**texts, **values, "layers": layers})
     assert parse_metadata(whole.to_json(), source="trace") == whole
+
+
+def test_ratios_are_those_of_known_counts() -> None:
+    counts = FULL.model_counts
+    assert (counts.active_share, counts.flops_ratio) == (1.0, 0.25)
+    assert counts.to_dict()["flops_ratio"] == 0.25
+    assert TraceMetadata().model_counts == ModelCounts()
+    for unknown in (
+        ModelCounts(),
+        replace(counts, total_parameters=None, flops_per_token=None),
+        replace(counts, active_parameters=None, dense_flops_per_token=None),
+        ModelCounts(total_parameters=0, active_parameters=0, flops_per_token=0.0),
+        # A quotient by them is not finite.
+        replace(counts, total_parameters=0, flops_per_token=1e30, dense_flops_per_token=5e-324),
+    ):
+        assert (unknown.active_share, unknown.flops_ratio) == (None, None)
 
 
 @pytest.mark.parametrize(

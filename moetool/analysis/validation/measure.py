@@ -13,6 +13,7 @@ from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.facts import describe_trace
 from moetool.trace.metadata import RoutedLayer
+from moetool.trace.model_counts import ModelCounts
 from moetool.trace.reading.counts import ExpertCounter
 from moetool.trace.reading.decision_scan import DecisionScan
 from moetool.trace.reading.layer_shapes import Place
@@ -64,6 +65,7 @@ def validate_source(source: TraceSource) -> Validation:
             ),
             num_assignments=sum(layer.num_assignments for layer in layers),
         ),
+        model_counts=source.metadata.model_counts if source.metadata else ModelCounts(),
         is_valid=all(check.result != "failed" for check in checks),
         columns=tuple(name for name in TRACE_SCHEMA.names if name in source.columns),
         num_files=len(source.files),

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
+from moetool.trace.model_counts import ModelCounts
 from moetool.wording import number_of
 
 CheckResult = Literal["passed", "failed", "noted", "skipped"]
@@ -75,6 +76,7 @@ class Validation(Tabular):
     """The checks of a trace, and what it is.
 
     Attributes:
+        model_counts: Parameters of the model and FLOPs of a token, as the metadata states them.
         is_valid: Whether no check failed.
         columns: Those of the format that every file has.
         num_files: Files that hold rows.
@@ -90,6 +92,7 @@ class Validation(Tabular):
     """
 
     trace: TraceFacts
+    model_counts: ModelCounts
     is_valid: bool
     columns: tuple[str, ...]
     num_files: int
@@ -112,10 +115,12 @@ class Validation(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         names = (
-            *("trace", "is_valid", "columns", "num_files", "num_rows", "num_decisions"),
-            *("has_metadata", "has_rank_order", "domains", "layers", "checks", "answers", "notes"),
+            *("trace", "model_counts", "is_valid", "columns", "num_files", "num_rows"),
+            *("num_decisions", "has_metadata", "has_rank_order", "domains", "layers", "checks"),
+            *("answers", "notes"),
         )
-        return {name: make_plain(getattr(self, name)) for name in names}
+        values = {name: make_plain(getattr(self, name)) for name in names}
+        return {**values, "model_counts": self.model_counts.to_dict()}
 
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ def read_model_shapes(model: str) -> GivenShapes:
     from moetool.anatomy.skeleton.build import build_whole_skeleton, refuse_unbuildable
     from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
     from moetool.checkpoint.config import make_config
+    from moetool.inspection.from_skeleton import count_model
 
     config = make_config(
         subject.config,
@@ -57,11 +58,17 @@ def read_model_shapes(model: str) -> GivenShapes:
             f"{model} has no routed layers in its decoder.",
             hint="Name the Mixture-of-Experts model that was recorded.",
         )
+    published = subject.published if subject.is_from_catalogue else None
+    counts, notes = count_model(
+        lambda: skeleton.model, extra=published.extra_parameters if published else ()
+    )
     return GivenShapes(
         routed=routed,
         num_layers=find_num_layers(subject.config)
         or find_num_layers(config.get_text_config().to_dict()),
         model=subject.model,
         model_type=config.model_type,
+        model_counts=counts,
+        notes_on_counts=notes,
         notes=subject.notes,
     )

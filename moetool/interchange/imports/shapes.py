@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from moetool.errors import InputError, UsageError
 from moetool.interchange.imports.runs import Facts
 from moetool.printable import printable
+from moetool.trace.model_counts import ModelCounts
 
 MODEL_HINT = "Name the model with --model, or give {options} by hand."
 
@@ -24,6 +25,9 @@ class GivenShapes:
         top_k: Of every routed layer.
         model: The model's name.
         model_type: As transformers has it.
+        model_counts: Parameters of the model and FLOPs of a token, for the metadata of a trace.
+        notes_on_counts: Reasons why some of these are unknown.
+        notes: About the model's files.
     """
 
     routed: Mapping[int, tuple[int | None, int | None]] | None = None
@@ -32,6 +36,8 @@ class GivenShapes:
     top_k: int | None = None
     model: str | None = None
     model_type: str | None = None
+    model_counts: ModelCounts = field(default_factory=ModelCounts)
+    notes_on_counts: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

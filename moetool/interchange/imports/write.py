@@ -117,6 +117,7 @@ def write_trace(
         model=shapes.model or facts.model,
         model_type=shapes.model_type,
         rank_order="rank" in opened.columns and facts.has_weight_order,
+        **vars(shapes.model_counts),
     )
     with TraceFile(
         target,
@@ -146,7 +147,12 @@ def write_trace(
             num_prompts=collector.num_prompts,
             num_tokens=collector.num_tokens,
             num_decisions=collector.num_decisions,
-            notes=(f"Imported from {facts.format}.", *facts.notes, *shapes.notes),
+            notes=(
+                f"Imported from {facts.format}.",
+                *facts.notes,
+                *shapes.notes,
+                *shapes.notes_on_counts,
+            ),
         )
         sink.finish(metadata)
     return ImportResult(

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moetool.analysis.balance.result import Balance
+from moetool.analysis.caching import measure as caching
+from moetool.analysis.caching.budgets import parse_budgets
+from moetool.analysis.caching.result import Caching
 from moetool.analysis.placement.result import Placement
 from moetool.analysis.sampling.measure import COLUMNS, sample_prompts
 from moetool.analysis.sampling.result import PromptSample
@@ -15,7 +18,7 @@ from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, MoetoolError
 from moetool.library.opening import open_any, open_reader, take_layers
 from moetool.library.questions.balance import measure_balance
-from moetool.library.questions.cache import simulate_caches
+from moetool.library.questions.cache import DEFAULT_BUDGETS
 from moetool.library.questions.coactivation import measure_coactivation
 from moetool.library.questions.compare import compare_traces
 from moetool.library.questions.place import place_experts
@@ -192,7 +195,7 @@ class _Asking:
                 "coactivation", lambda: measure_coactivation(trace, by=by, **options)
             ),
             placements=self._ask("placements", lambda: self._place(balance)) or (),
-            caching=self._ask("caching", lambda: simulate_caches(trace, **options)),
+            caching=self._ask("caching", self._fill_batches),
             comparison=comparison,
             sample=sample,
             other_sample=self._read_other(compare, sample),
@@ -205,8 +208,14 @@ class _Asking:
         try:
             return question()
         except MoetoolError as error:
-            self._missing[name] = error.message
+            self._missing[name] = self._hide_folder(error.message)
             return None
+
+    def _hide_folder(self, sentence: str) -> str:
+        """Return a sentence that names the trace without its folder."""
+        if not isinstance(self._trace, str | PathLike):
+            return sentence
+        return sentence.replace(str(self._trace), Path(self._trace).name)
 
     def _place(self, balance: Balance) -> tuple[Placement, ...]:
         sizes = {layer.num_experts for layer in balance.layers}
@@ -219,6 +228,14 @@ class _Asking:
         return tuple(
             place_experts(self._trace, num_gpus=gpus, by=self._by, **self._options)
             for gpus in numbers
+        )
+
+    def _fill_batches(self) -> Caching:
+        """Return the experts that batches touch, which takes no size of an expert."""
+        reader = open_reader(self._trace, columns=caching.COLUMNS, **self._options)
+        budgets = parse_budgets(DEFAULT_BUDGETS)
+        return caching.simulate_caches(
+            reader, budgets=budgets, expert_bytes=None, tokens_per_batch=None, notes=()
         )
 
     def _read_sample(self, trace: GivenTrace, only: Collection[str] | None = None) -> PromptSample:

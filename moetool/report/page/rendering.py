@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from moetool.analysis.sampling.shrinking import choose_fewer, keep_prompts
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.assembly import DETAILS, make_payload, make_title
 from moetool.report.page.payload.reading import pack_decisions
@@ -20,6 +22,10 @@ from moetool.report.page.tables import make_tables
 # In bytes; a page of few tokens has no reason to be large.
 MOST_BYTES, MOST_BYTES_OF_FEW_TOKENS = 2_000_000, 1_000_000
 FEW_TOKENS = 10_000
+# The rest is for the figures of all tokens.
+_SHARE_OF_DECISIONS = 0.6
+# Fewer prompts than would fit if all were alike, so that a second try is rare.
+_LESS = 0.95
 _STYLES = ("base.css", "layout.css", "panels.css", "print.css")
 
 
@@ -30,14 +36,27 @@ def render_page(contents: PageContents) -> str:
         ValueError: Even with the least detail, the page is too large.
     """
     limit = MOST_BYTES_OF_FEW_TOKENS if contents.facts.num_tokens <= FEW_TOKENS else MOST_BYTES
-    decisions = pack_decisions(contents.sample) if contents.sample is not None else b""
-    packed = _pack(decisions)
+    contents, packed = _fit_sample(contents, limit=int(_SHARE_OF_DECISIONS * limit))
     for detail in DETAILS:
         payload = make_payload(contents, detail)
         page = _fill(contents, payload, packed)
         if len(page.encode()) <= limit:
             return page
     raise ValueError(f"The page has {len(page.encode()):,} bytes, more than {limit:,}.")
+
+
+def _fit_sample(contents: PageContents, *, limit: int) -> tuple[PageContents, str]:
+    """Return the contents with as many of the sample's prompts as fit, and these packed."""
+    sample, other = contents.sample, contents.other_sample
+    if sample is None:
+        return contents, ""
+    packed = _pack(pack_decisions(sample))
+    while len(packed) > limit and len(sample.prompts) > 1:
+        prompts = choose_fewer(sample, share=_LESS * limit / len(packed))
+        sample = keep_prompts(sample, prompts)
+        other = None if other is None else keep_prompts(other, prompts)
+        packed = _pack(pack_decisions(sample))
+    return replace(contents, sample=sample, other_sample=other), packed
 
 
 def _fill(contents: PageContents, payload: dict[str, Any], decisions: str) -> str:

@@ -16,7 +16,9 @@ from moetool.report.text.numbers import format_stack
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
-from moetool.wording import number_of
+from moetool.report.text.words import word_share
+from moetool.trace.model_counts import ModelCounts
+from moetool.wording import format_count, number_of
 
 _LAYERS_SHOWN = 20
 _DOMAINS_NAMED = 8
@@ -69,6 +71,7 @@ def _make_facts(result: Validation) -> Iterator[Paragraph]:
     if trace.model:
         revision = f" at {printable(trace.revision, max_length=12)}" if trace.revision else ""
         yield make_fact("model", f"{printable(trace.model)}{revision}")
+    yield from _make_counts(result.model_counts)
     files = f" in {number_of(result.num_files, 'file')}" if result.num_files > 1 else ""
     yield make_fact(
         "holds",
@@ -88,6 +91,22 @@ def _make_facts(result: Validation) -> Iterator[Paragraph]:
     parts = (state, _RANKS[result.has_rank_order], _WEIGHTS["weight" in result.columns])
     yield make_fact("state", "; ".join(parts))
     yield make_fact("columns", ", ".join(result.columns))
+
+
+def _make_counts(counts: ModelCounts) -> Iterator[Paragraph]:
+    if counts.total_parameters is not None:
+        words = format_count(counts.total_parameters)
+        if counts.active_parameters is not None and counts.active_share is not None:
+            share = word_share(counts.active_share)
+            words += f", of which a token runs {format_count(counts.active_parameters)} ({share})"
+        yield make_fact("parameters", words)
+    if counts.flops_per_token is not None:
+        words = f"{format_count(counts.flops_per_token)} FLOPs per token"
+        if counts.flops_prompt_tokens is not None:
+            words += f" (of {counts.flops_prompt_tokens:,})"
+        if counts.flops_ratio is not None:
+            words += f", {word_share(counts.flops_ratio)} of a dense model's"
+        yield make_fact("prefill", words)
 
 
 def _make_checks(checks: Sequence[Check]) -> Table:

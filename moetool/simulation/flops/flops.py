@@ -31,10 +31,13 @@ class OperationBudget:
     Attributes:
         per_layer: Operations that any layer may take.
         per_token: Operations for each token of the prompt, if that is more.
+        is_final: Refuse a model that exceeds them and whose FLOPs don't follow from short prompts,
+            instead of counting all its operations, which may take minutes.
     """
 
     per_layer: int = 4000
     per_token: int = 2
+    is_final: bool = False
 
     def allow(self, num_prompt_tokens: int) -> int:
         """Return the number of operations that a layer may take."""
@@ -129,7 +132,7 @@ def count_flops(
         budget: The operations beyond which short prompts are counted instead.
 
     Raises:
-        CantSimulate: The model's forward can't run without data.
+        CantSimulate: The model's forward can't run without data, or exceeds a final budget.
     """
     num_tokens = min(num_prompt_tokens, find_context(skeleton.config) or num_prompt_tokens)
     experts = _find_expert_modules(skeleton, found or find_experts(skeleton))
@@ -137,9 +140,10 @@ def count_flops(
         limit = budget.allow(num_tokens)
         counts = _count(skeleton, num_tokens, experts=experts, max_operations=limit)
     except TooManyOperations:
-        counts = _extrapolate(skeleton, num_tokens, experts=experts) or _count(
-            skeleton, num_tokens, experts=experts
-        )
+        short = _extrapolate(skeleton, num_tokens, experts=experts)
+        if short is None and budget.is_final:
+            raise CantSimulate("counting them would take too many operations") from None
+        counts = short or _count(skeleton, num_tokens, experts=experts)
     decode = counts.decode
     is_known = experts is not None
     return FlopsPerToken(

@@ -23,6 +23,12 @@ _OF_THE_RUN = (
 _OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
 _NEVER_UNKNOWN = ("max_new_tokens",)
 _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
+# Each group holds what means nothing without the others: FLOPs, the prompt that they hold for.
+_OF_THE_SIZE = (
+    ("total_parameters",),
+    ("active_parameters",),
+    ("flops_per_token", "flops_prompt_tokens", "dense_flops_per_token"),
+)
 _OF_A_LAYER = ("num_experts", "num_identity_experts", "top_k")
 _ONE_TRACE_HINT = "Keep the parts of each trace in a separate folder."
 
@@ -59,6 +65,7 @@ def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> Tra
     if not known:
         return None
     each = [metadata for _, metadata in known]
+    unknown: dict[str, Any] = dict.fromkeys(_find_unequal_sizes(each))
     return replace(
         each[-1],
         complete=all(metadata.complete for metadata in each),
@@ -67,6 +74,7 @@ def merge_metadata(parts: Sequence[Part], *, hint: str = _ONE_TRACE_HINT) -> Tra
         layers=_merge_layers(known, hint=hint),
         notes=_unique(note for metadata in each for note in metadata.notes),
         **{name: sum(getattr(metadata, name) for metadata in each) for name in _COUNTS},
+        **unknown,
     )
 
 
@@ -127,6 +135,16 @@ def _refuse_two_models(known: Sequence[tuple[Path, TraceMetadata]], *, hint: str
             if values[0] != values[1]:
                 seen = " and ".join(printable(value, max_length=60) for value in values)
                 raise _two_models(first, second, fact=f"{name} {seen}", hint=hint)
+
+
+def _find_unequal_sizes(each: Sequence[TraceMetadata]) -> list[str]:
+    """Return the counts of the model that parts state differently, or that only some state."""
+    return [
+        name
+        for names in _OF_THE_SIZE
+        if len({tuple(getattr(metadata, name) for name in names) for metadata in each}) > 1
+        for name in names
+    ]
 
 
 def _merge_layers(

@@ -43,14 +43,18 @@ def describe_layers(
 
 
 def note_routing(metadata: TraceMetadata, layers: Sequence[RoutedLayer]) -> TraceMetadata:
-    """Return the metadata with its layers and with notes for readers of the rows."""
+    """Return the metadata with its layers and with further notes for readers of the rows."""
     rules = {RoutingRule(layer.rule) for layer in layers if layer.rule}
     reasons = [rule.inexact_because for rule in rules if rule.inexact_because]
     return replace(
         metadata,
         layers=tuple(layers),
         exact=not reasons,
-        notes=(*(f"{NOT_EXACT} {reason}." for reason in reasons), *_note_weights(layers, rules)),
+        notes=(
+            *(f"{NOT_EXACT} {reason}." for reason in reasons),
+            *_note_weights(layers, rules),
+            *metadata.notes,
+        ),
     )
 
 

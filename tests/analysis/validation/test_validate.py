@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from moetool import read_trace, validate_trace
 from moetool.analysis.validation.result import Check, Validation
 from moetool.errors import InputError
+from moetool.report.questions.validate import render_table_text
 from tests.trace.examples import describe_layers
 from tests.trace.reading.frames import METADATA, ORDERS, change, make_frame, order, write
 
@@ -212,6 +213,37 @@ def test_a_foreign_trace_says_what_it_lacks(tmp_path: Path) -> None:
     assert missing["specialize"] == "no column 'domain'"
     assert missing["select --by gate"] == "no column 'weight'"
     assert missing["coactivation"] is None
+
+
+def test_sizes_of_the_model_are_those_of_the_metadata(tmp_path: Path) -> None:
+    sized = replace(
+        METADATA,
+        total_parameters=2_000,
+        active_parameters=500,
+        flops_per_token=3200.25,
+        flops_prompt_tokens=512,
+        dense_flops_per_token=6400.5,
+    )
+    path = write(tmp_path / "trace.parquet", make_frame(), metadata=sized)
+    result = validate_trace(path)
+    assert result.model_counts == sized.model_counts
+    assert result.to_dict()["model_counts"] == {
+        "total_parameters": 2_000,
+        "active_parameters": 500,
+        "flops_per_token": 3200.25,
+        "flops_prompt_tokens": 512,
+        "dense_flops_per_token": 6400.5,
+        "active_share": 0.25,
+        "flops_ratio": 0.5,
+    }
+    page = " ".join(render_table_text(result).split())
+    assert "parameters 2.000K, of which a token runs 500 (25.0%)" in page
+    assert "prefill 3.200K FLOPs per token (of 512), 50.0% of a dense model's" in page
+
+    for metadata in (METADATA, None):
+        bare = validate_trace(write(tmp_path / "bare.parquet", make_frame(), metadata=metadata))
+        assert set(bare.to_dict()["model_counts"].values()) == {None}
+        assert "FLOPs" not in render_table_text(bare)
 
 
 def test_a_frame_is_checked_as_its_file_is(tmp_path: Path) -> None:

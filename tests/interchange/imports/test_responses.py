@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool import import_trace
+from moetool import import_trace, inspect_model
 from moetool.errors import InputError, UsageError
 from tests.interchange.imports import foreign
 from tests.interchange.imports.known import Known, find_decisions, make_known, read_imported
@@ -138,6 +138,16 @@ def test_a_model_says_which_layers_route(tmp_path: Path, demo: Path) -> None:
     assert find_decisions(frame) == known.decisions(with_weights=False)
     assert metadata["model_type"] == "mixtral"
     assert {layer["num_experts"] for layer in metadata["layers"]} == {8}
+    inspected = inspect_model(demo)
+    assert inspected.parameters is not None
+    assert inspected.flops is not None
+    assert (metadata["total_parameters"], metadata["active_parameters"]) == (
+        inspected.parameters.total,
+        inspected.parameters.active_params,
+    )
+    assert metadata["flops_per_token"] == inspected.flops.prefill
+    assert metadata["flops_prompt_tokens"] == inspected.flops.num_prompt_tokens
+    assert metadata["dense_flops_per_token"] == inspected.flops.dense_prefill
     with pytest.raises(UsageError, match="--top-k contradicts"):
         import_trace("vllm", path, tmp_path / "u.parquet", model=str(demo), top_k=3)
 

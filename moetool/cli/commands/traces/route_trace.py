@@ -11,6 +11,7 @@ from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
+from moetool.cli.pages import check_page_of_run, make_page_of_run
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.limits import PromptLimits
@@ -54,6 +55,7 @@ def route_trace(
     save_text: generating.SaveText = None,
     output: recording.Output = None,
     output_format: recording.Format = None,
+    report: recording.Report = None,
     force: ForceOption = False,
     show: recording.Show = None,
     quiet: recording.QuietOption = False,
@@ -84,6 +86,7 @@ def route_trace(
     prompt_options.check_special_tokens(chat=chat, special_tokens=special_tokens)
     reference = resolve_model(model)
     inputs = list_run_inputs(reference, prompts, device_map=device_map)
+    check_page_of_run(report, trace=output, force=force, inputs=inputs)
     sink = choose_sink(
         output,
         output_format,
@@ -91,6 +94,9 @@ def route_trace(
         with_probabilities=probabilities,
         with_saliency=saliency,
         inputs=inputs,
+    )
+    generation = choose_generation(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cache=cache
     )
     options = TraceOptions(
         revision=revision,
@@ -105,17 +111,11 @@ def route_trace(
         with_probabilities=probabilities,
         with_saliency=saliency,
         allow_inexact=allow_inexact,
-        generation=choose_generation(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            cache=cache,
-        ),
+        generation=generation,
     )
     open_texts = choose_texts(
         save_text,
-        generation=options.generation,
+        generation=generation,
         output=sink.target,
         replace_existing=force,
         inputs=inputs,
@@ -133,18 +133,18 @@ def route_trace(
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
         )
-    if quiet:
-        return
-    summary = render_trace_summary(
-        run.metadata,
-        summarize_routing(run.counts),
-        num_rows=run.num_rows,
-        elapsed_s=time.monotonic() - started,
-        wrote=sink.target,
-        wrote_bytes=sink.target.stat().st_size if sink.target else 0,
-        streamed=sink.target is None and sink.keeps_rows,
-        texts=save_text,
-        excerpts=run.excerpts,
-        view=observer.view,
-    )
-    observer.summarize(summary)
+    if not quiet:
+        summary = render_trace_summary(
+            run.metadata,
+            summarize_routing(run.counts),
+            num_rows=run.num_rows,
+            elapsed_s=time.monotonic() - started,
+            wrote=sink.target,
+            wrote_bytes=sink.target.stat().st_size if sink.target else 0,
+            streamed=sink.target is None and sink.keeps_rows,
+            texts=save_text,
+            excerpts=run.excerpts,
+            view=observer.view,
+        )
+        observer.summarize(summary)
+    make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)

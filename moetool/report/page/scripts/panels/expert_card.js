@@ -205,9 +205,11 @@ function showWeights({ payload, decisions }, layer, expert) {
   if (!weights.length) {
     return null;
   }
+  // The first is the largest.
+  const width = Math.max(0.01, Math.ceil(weights[0] * 10) / 10) / NUM_BINS;
   const bins = Array.from({ length: NUM_BINS }, () => 0);
   for (const weight of weights) {
-    bins[Math.min(NUM_BINS - 1, Math.floor(weight * NUM_BINS))] += 1;
+    bins[Math.min(NUM_BINS - 1, Math.floor(weight / width))] += 1;
   }
   return make("div", { class: "block" }, [
     make("h3", {}, ["Weights"]),
@@ -215,7 +217,7 @@ function showWeights({ payload, decisions }, layer, expert) {
       `Its weight in ${showCount(weights.length)} decisions of the prompts shown here`,
       ["weight", "", "decisions"],
       bins.map((count, index) => ({
-        label: `${showNumber(index / NUM_BINS)} to ${showNumber((index + 1) / NUM_BINS)}`,
+        label: `${showNumber(index * width)} to ${showNumber((index + 1) * width)}`,
         value: count,
         texts: [showCount(count)],
       })),

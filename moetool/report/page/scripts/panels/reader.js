@@ -3,6 +3,7 @@
 import { hueOf, inkOn, liftColor, NUM_HUES, shareColor } from "../colors.js";
 import { make, makeButton, makeEmptyPanel, makeSection, makeSelect } from "../elements.js";
 import { showShare } from "../numbers.js";
+import { findPrompt } from "../store.js";
 import { makeTokenStrip } from "./token_strip.js";
 
 /** @typedef {import("../types").Page} Page */
@@ -72,7 +73,9 @@ export function makeReader({ payload, decisions, store }) {
 
   /** @param {number} token */
   function textOf(token) {
-    return sample?.text_of ? sample.texts[sample.text_of[token]] : `·${token} `;
+    return sample?.text_of
+      ? (sample.texts[sample.text_of[token]] ?? "?")
+      : `${token - starts[findPrompt(token, payload)]} `;
   }
 
   /** @param {number} index */
@@ -349,6 +352,11 @@ export function makeReader({ payload, decisions, store }) {
     TITLE,
     "Each token of a prompt, tinted by the expert that it went to. Point at a token, or move to it with the arrow keys, for its experts in every layer; [ and ] change the layer.",
     [
+      sample.text_of
+        ? null
+        : make("p", { class: "muted" }, [
+            "The texts of tokens are not on this page: numbers stand for them.",
+          ]),
       sample.is_complete
         ? null
         : make("p", { class: "muted" }, [
