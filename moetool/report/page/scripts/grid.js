@@ -9,6 +9,7 @@ const LEAST_CELL = 4;
 const MOST_HEIGHT = 36;
 const MOST_WIDTH = 76;
 const LINE_HEIGHT = 13;
+const MOST_PIXELS = 32_000;
 // Cells of this width have room for a line across those that may be chance, and for a number.
 const HATCHED_CELL = 7;
 const NUMBERED_CELL = 34;
@@ -64,7 +65,8 @@ export function makeGrid(options) {
     cellHeight = Math.min(MOST_HEIGHT, Math.max(cellWidth, options.isSquare ? 0 : 12));
     const width = LABEL_WIDTH + numColumns * cellWidth + 2;
     const height = LABEL_HEIGHT + cells.length * cellHeight + 2;
-    const density = window.devicePixelRatio || 1;
+    // Browsers leave a canvas blank that is larger.
+    const density = Math.min(window.devicePixelRatio || 1, MOST_PIXELS / Math.max(width, height));
     canvas.width = width * density;
     canvas.height = height * density;
     canvas.style.width = `${width}px`;
@@ -183,7 +185,7 @@ export function makeGrid(options) {
 
   canvas.addEventListener("pointermove", (event) => {
     const place = find(event);
-    if (place && (place.y !== row || place.x !== column)) {
+    if (place) {
       [row, column] = [place.y, place.x];
       read();
     }

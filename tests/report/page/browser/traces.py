@@ -15,7 +15,7 @@ from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.rows import assignment_rows
 
-WORDS = ("the", "Ġcat", "Ġsat", "Ġon", "Ġa", "Ġmat", "Ċ", "if", "Ġreturn", "(", "Ġlaw", "Ġcourt")
+WORDS = ("the", "Ġcat", "Ġsat", "Ġon", "Ġa", "Ġmat", "Ċ", "if", "Ġreturn", "(", "Ġlaw", "Ġcourt", "Ġzebra")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ def make_trace(shape: Shape = Shape(), *, redrawn: float = 0.0, seed: int = 0) -
     num_tokens = sum(shape.lengths)
     prompt = np.repeat(np.arange(len(shape.lengths), dtype=np.int32), shape.lengths)
     position = np.concatenate([np.arange(length, dtype=np.int32) for length in shape.lengths])
-    # Each id occurs, so that each piece is on the page.
-    token_id = rng.permutation(np.arange(num_tokens) % len(shape.pieces)).astype(np.int32)
+    # Each piece occurs equally often, except for the last, which occurs once.
+    last = len(shape.pieces) - 1
+    token_id = (np.arange(num_tokens) % max(1, last)).astype(np.int32)
+    token_id[-1] = last
+    token_id = rng.permutation(token_id)
     tokens = TracedTokens(
         prompt_ids=[f"p{index}" for index in range(len(shape.lengths))],
         domains=[shape.domains[index % len(shape.domains)] for index in range(len(shape.lengths))],
