@@ -57,7 +57,9 @@ def test_every_module_and_every_export_is_used() -> None:
     assert sorted(used) == MODULES
     exported = {name: set(list_exports(name)) for name in MODULES}
     # Types are made of what a module exports, too.
-    assert {name: names - used[name] for name, names in exported.items() if names - used[name]} == {}
+    assert {
+        name: names - used[name] for name, names in exported.items() if names - used[name]
+    } == {}
 
 
 def test_modules_are_joined_once_and_after_what_they_import() -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Locator, Page
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    Locator,
+    Page,
+    Request,
+)
 
 Rows = list[list[str]]
 
@@ -28,18 +36,11 @@ class Opening:
         context.set_default_timeout(15_000)
         self._contexts.append(context)
         page = context.new_page()
-        uri = path.as_uri()
         page.on("console", self._keep_message)
         page.on("pageerror", self._keep_error)
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.split("#")[0] == uri or request.url.startswith("data:")
-                else self.complaints.append(f"request: {request.url[:200]}")
-            ),
-        )
-        page.goto(uri + hash_)
+        page.on("request", self._keep_request)
+        page.on("requestfailed", self._keep_failure)
+        page.goto(path.as_uri() + hash_)
         if options.get("java_script_enabled", True):
             page.wait_for_selector("html[data-ready]")
         return page
@@ -51,6 +52,13 @@ class Opening:
 
     def _keep_message(self, message: ConsoleMessage) -> None:
         self.complaints.append(f"{message.type}: {message.text}")
+
+    def _keep_request(self, request: Request) -> None:
+        if not (request.is_navigation_request() or request.url.startswith("data:")):
+            self.complaints.append(f"request: {request.url[:200]}")
+
+    def _keep_failure(self, request: Request) -> None:
+        self.complaints.append(f"failed ({request.failure}): {request.url[:200]}")
 
     def _keep_error(self, error: Error) -> None:
         self.complaints.append(f"error: {error.message}")

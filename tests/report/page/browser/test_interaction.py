@@ -65,7 +65,7 @@ def test_a_cell_of_the_map_selects_its_expert_everywhere(page: Page) -> None:
     assert set(selected.all_inner_texts()) == {"2"}
 
 
-def test_lists_bars_and_contexts_select(page: Page, results: Results) -> None:
+def test_lists_bars_and_contexts_select(page: Page) -> None:
     page.locator("#load .bars").first.get_by_role("button", name="3", exact=True).click()
     assert read_bar(page) == ["3", NONE, "all"]
     choose(page, "Expert", "5")
@@ -123,8 +123,13 @@ def test_address_opens_the_same_page_again(open_page: OpenPage, page_file: Path)
     # Any change writes the address anew, with all parts.
     choose(first, "Domain", "prose")
     assert read_hash(first) == {
-        **{"layer": "2", "expert": "5", "domain": "2", "token": "100"},
-        **{"color": "lift", "pins": "1.7", "theme": "dark"},
+        "layer": "2",
+        "expert": "5",
+        "domain": "2",
+        "token": "100",
+        "color": "lift",
+        "pins": "1.7",
+        "theme": "dark",
     }
     second = open_page(page_file, hash_=first.url[first.url.index("#") :])
     assert second.locator("main").inner_text() == first.locator("main").inner_text()
@@ -205,7 +210,7 @@ def test_keys_walk_through_tokens_and_layers(page: Page) -> None:
 
 
 def test_keys_that_work_everywhere(page: Page) -> None:
-    for key, layer in [*"[1 ]2 ]3 ]3 [2".split()]:
+    for key, layer in [*["[1", "]2", "]3", "]3", "[2"]]:
         page.keyboard.press(key)
         assert read_bar(page)[0] == layer
     page.keyboard.press("/")

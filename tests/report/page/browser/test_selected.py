@@ -56,7 +56,8 @@ def test_card_has_lift_and_interval_in_each_domain(page: Page, results: Results)
     for shown, test in zip(rows, lifts, strict=True):
         limits = interval(shown[2])
         assert shows(shown[1], test.lift)
-        assert limits and differences(limits, [test.lift_low, test.lift_high]) == []
+        assert limits
+        assert differences(limits, [test.lift_low, test.lift_high]) == []
         assert shown[3] in CERTAINTIES
         assert (shown[3] != CERTAINTIES[0]) == test.is_domain_expert
         assert (shown[3] in CERTAINTIES[2:]) == test.is_certain_expert
@@ -198,9 +199,7 @@ def test_reader_has_the_experts_of_each_token(page: Page, results: Results, prom
     page.locator(".prompts button").nth(prompt).click()
     heading = page.locator("#reader h3").inner_text()
     domain, name = heading.split(" · prompt ")
-    mine = {
-        (one.position, one.layer): one for one in results.decisions if one.prompt_id == name
-    }
+    mine = {(one.position, one.layer): one for one in results.decisions if one.prompt_id == name}
     assert {one.domain for one in mine.values()} == {domain}
     tokens = page.locator("#reader .token")
     assert tokens.count() == 24
@@ -224,9 +223,7 @@ def _split_weights(cells: list[str]) -> list[str]:
     return [f"{cell[:-4]} {cell[-4:]}" for cell in cells]
 
 
-def test_reader_outlines_tokens_that_the_other_trace_changed(
-    page: Page, results: Results
-) -> None:
+def test_reader_outlines_tokens_that_the_other_trace_changed(page: Page, results: Results) -> None:
     name = page.locator("#reader h3").inner_text().split(" · prompt ")[1]
     changed = {
         one.position

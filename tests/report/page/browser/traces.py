@@ -15,7 +15,21 @@ from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.rows import assignment_rows
 
-WORDS = ("the", "Ġcat", "Ġsat", "Ġon", "Ġa", "Ġmat", "Ċ", "if", "Ġreturn", "(", "Ġlaw", "Ġcourt", "Ġzebra")
+WORDS = (
+    "the",
+    "Ġcat",
+    "Ġsat",
+    "Ġon",
+    "Ġa",
+    "Ġmat",
+    "Ċ",
+    "if",
+    "Ġreturn",
+    "(",
+    "Ġlaw",
+    "Ġcourt",
+    "Ġzebra",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,9 @@ def make_trace(shape: Shape = Shape(), *, redrawn: float = 0.0, seed: int = 0) -
         token_id=token_id,
         pieces=[shape.pieces[one] for one in sorted(set(token_id.tolist()))],
     )
-    return assignment_rows(tokens, _draw(shape, prompt % len(shape.domains), token_id, redrawn, rng))
+    return assignment_rows(
+        tokens, _draw(shape, prompt % len(shape.domains), token_id, redrawn, rng)
+    )
 
 
 def _draw(
