@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from moetool.choices import take_flag
 from moetool.errors import UsageError
@@ -100,6 +101,49 @@ def make_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) ->
             for name, kind in columns.items()
         }
     )
+
+
+def make_flat(item: Any) -> dict[str, Any]:
+    """Return a dataclass as a row of plain values.
+
+    The values of an object in it, such as a baseline, have its name before theirs:
+    `baseline_share`. They are None if the object is.
+    """
+    row: dict[str, Any] = {}
+    for name, inner in _list_objects(type(item)).items():
+        value = getattr(item, name)
+        if inner is None:
+            row[name] = make_plain(value)
+        else:
+            for each in fields(inner):
+                known = None if value is None else make_plain(getattr(value, each.name))
+                row[f"{name}_{each.name}"] = known
+    return row
+
+
+def flat_types(kind: type) -> dict[str, Any]:
+    """Return the type of each value in the rows of `make_flat`."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        inner = _find_dataclass(hint)
+        if inner is None:
+            types[name] = hint
+        else:
+            is_optional = NoneType in get_args(hint)
+            for each, own in get_type_hints(inner).items():
+                types[f"{name}_{each}"] = own | None if is_optional else own
+    return types
+
+
+@cache
+def _list_objects(kind: type) -> Mapping[str, Any]:
+    """Return the dataclass that each field of a dataclass holds, None where it holds no object."""
+    return {name: _find_dataclass(hint) for name, hint in get_type_hints(kind).items()}
+
+
+def _find_dataclass(hint: Any) -> Any:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
 def make_plain(value: object) -> Any:

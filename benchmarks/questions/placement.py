@@ -24,7 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.halves import read_groups
 from moetool.analysis.placement.measure import (
     PlacementOptions,
     measure_placement,
@@ -34,6 +33,7 @@ from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.layer_statistics import StatisticsCounter
 from moetool.analysis.placement.result import COACTIVATION, METHODS, MethodPlacement
 from moetool.analysis.placement.scoring import LayerScorer
+from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.windows.reader import DecisionReader
 
@@ -137,7 +137,7 @@ def score_transfer(path: Path) -> None:
     reader = DecisionReader(open_trace(path))
     counters: dict[tuple[str, int], StatisticsCounter] = {}
     others: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
-    domains = sorted(set(read_groups(open_trace(path), reader.prompts, by="domain")))
+    domains = sorted(set(read_prompt_groups(open_trace(path), reader.prompts, by="domain")))
     fitted = set(domains[: len(domains) // 2])
     sizes = {(layer.stack, layer.layer): layer.num_experts for layer in reader.layers}
     for window in reader:

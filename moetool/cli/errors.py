@@ -11,7 +11,14 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from moetool.cli.interrupts import HINT, INTERRUPTED, MESSAGE, interruptible, say_once
+from moetool.cli.interrupts import (
+    HINT,
+    HINT_IF_NOTHING_LEFT,
+    INTERRUPTED,
+    MESSAGE,
+    interruptible,
+    say_once,
+)
 from moetool.cli.output import paint_label
 from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
@@ -65,7 +72,8 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             raise typer.Exit(6) from error
         except KeyboardInterrupt as error:
             if say_once():
-                _say(MESSAGE, hint=getattr(error, "hint", HINT), notes=_notes(error))
+                hint = getattr(error, "hint", None) or _choose_hint(error, kwargs.get("output"))
+                _say(MESSAGE, hint=hint, notes=_notes(error))
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             # The reader of our output, such as `head`, has closed the pipe.
@@ -114,6 +122,12 @@ def _say(
     ]
     shown = [printable(line, max_length=_LONGEST_LINE) for line in lines]
     print("\n".join(map(paint_label, shown)), file=sys.stderr)  # noqa: T201
+
+
+def _choose_hint(error: KeyboardInterrupt, output: object) -> str:
+    """Return what to do after an interrupt, given the file that the command writes, if any."""
+    is_left = output is not None and os.path.lexists(str(output))
+    return HINT if is_left or _notes(error) else HINT_IF_NOTHING_LEFT
 
 
 def _notes(error: BaseException) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 MESSAGE = "Interrupted."
+# Of a command that may have written something, and of one that hasn't.
 HINT = "Run the same command again to start over, with --force if it left any output."
+HINT_IF_NOTHING_LEFT = "Run the same command again; this one wrote no file."
 
 # After this many, the user does not want to wait for anything to be saved.
 _PATIENCE = 3
@@ -115,7 +117,8 @@ def _leave() -> NoReturn:
     if say_once():
         # Wipe the progress line, and show the cursor again.
         clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
-        os.write(2, f"{clear}error: {MESSAGE}\nhint: {HINT}\n".encode())
+        hint = HINT if _State.is_in_command or _State.is_over else HINT_IF_NOTHING_LEFT
+        os.write(2, f"{clear}error: {MESSAGE}\nhint: {hint}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -103,17 +103,24 @@ def check_report_path(output: Path | None, *, force: bool, inputs: Iterable[Path
         check_target_file(output, replace_existing=force, inputs=inputs)
 
 
-def print_or_write(text: str, output: Path | None, *, force: bool) -> None:
+def print_or_write(text: str | Iterable[str], output: Path | None, *, force: bool) -> None:
     """Print a report to stdout, or write it to a file.
 
     Where the output is a link, the link is replaced; the file that it leads to stays as it is.
 
+    Args:
+        text: The report, or its parts in order, of which one is in memory at a time.
+        output: A file; None and `-` are stdout.
+        force: Replace a file that exists.
+
     Raises:
         UsageError: The file exists, or can't be written.
     """
+    parts = [text] if isinstance(text, str) else text
     if output is None or not is_file(output):
-        sys.stdout.write(text)
+        sys.stdout.writelines(parts)
         return
     check_report_path(output, force=force)
     with saying_what_failed(output):
-        write_file(text.encode(errors="backslashreplace"), output, replace_existing=force)
+        encoded = (part.encode(errors="backslashreplace") for part in parts)
+        write_file(encoded, output, replace_existing=force)

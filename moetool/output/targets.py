@@ -129,8 +129,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def write_file(content: bytes, target: Path, *, replace_existing: bool) -> None:
+def write_file(content: bytes | Iterable[bytes], target: Path, *, replace_existing: bool) -> None:
     """Write a file that appears complete or not at all.
+
+    Args:
+        content: The whole content, or its parts in order.
+        target: Path of the file.
+        replace_existing: Replace a file that exists.
 
     Raises:
         UsageError: Something lies there that may not be replaced.
@@ -140,7 +145,7 @@ def write_file(content: bytes, target: Path, *, replace_existing: bool) -> None:
     unfinished = target.with_name(f".moetool-{secrets.token_hex(8)}.unfinished")
     try:
         with new_file(unfinished) as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         put_in_place(unfinished, target, replace_existing=replace_existing)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import islice
 
 import moetool
 from moetool.plain import Tabular, make_plain
@@ -14,6 +15,8 @@ from moetool.printable import escape_json
 
 # Their code makes the figures on models, which can change with their versions.
 MODEL_LIBRARIES = ("torch", "transformers")
+
+_ROWS_AT_ONCE = 4_096
 
 
 def render_json(
@@ -55,8 +58,24 @@ def render_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> 
     Raises:
         ValueError: A row has a key that is not a column.
     """
+    return "".join(iter_csv(rows, columns))
+
+
+def iter_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> Iterator[str]:
+    """Yield the same CSV in parts of some thousand rows, for tables that would fill the memory.
+
+    Raises:
+        ValueError: A row has a key that is not a column.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace").decode("utf-8")
+    left = iter(rows)
+    while True:
+        part = list(islice(left, _ROWS_AT_ONCE))
+        writer.writerows(part)
+        yield text.getvalue().encode("utf-8", "replace").decode("utf-8")
+        if len(part) < _ROWS_AT_ONCE:
+            return
+        text.seek(0)
+        text.truncate()

@@ -55,24 +55,32 @@ def render_result_text(result: ImportResult, view: View = DEFAULT_VIEW) -> str:
 def _describe_size(result: ImportResult) -> Iterator[Words]:
     article = "a trace" if result.kind == "trace" else "a load table, which has no tokens,"
     yield style_words(f"Imported {article} from {result.format}", Style.STRONG)
-    sizes = []
+    sizes = [number_of(result.num_layers, "routed layer")]
     if result.num_prompts is not None and result.num_tokens is not None:
         sizes = [
             number_of(result.num_prompts, "prompt"),
             number_of(result.num_tokens, "token"),
+            *sizes,
         ]
-    sizes.append(number_of(result.num_layers, "routed layer"))
-    yield f"{', '.join(sizes)}; {_name(result.top_k, 'top-', '')} of {_name_experts(result)}"
+    if result.num_steps is not None:
+        sizes.append(number_of(result.num_steps, "step"))
+    if result.num_assignments is not None:
+        sizes.append(number_of(result.num_assignments, "assignment"))
+    yield f"{', '.join(sizes)}; {_describe_shape(result)}"
 
 
-def _name_experts(result: ImportResult) -> str:
-    return _name(result.num_experts, "", " experts")
+def _describe_shape(result: ImportResult) -> str:
+    """Return top-k and the number of experts in words, as far as they are known."""
+    experts = result.num_experts and f"{_join(result.num_experts)} experts"
+    if result.top_k is None:
+        unknown = "the number of experts and top-k are unknown"
+        return f"{experts}, of which a token gets an unknown number" if experts else unknown
+    top_k = _join([f"top-{number}" for number in result.top_k])
+    return f"{top_k} of {experts or 'an unknown number of experts'}"
 
 
-def _name(numbers: Sequence[int] | None, before: str, after: str) -> str:
-    if not numbers:
-        return f"{before or 'an '}unknown{after and ' number of' + after}"
-    return f"{before}{join_words([str(number) for number in numbers], last='or')}{after}"
+def _join(values: Sequence[object]) -> str:
+    return join_words([str(value) for value in values], last="or")
 
 
 def _warn(notes: Sequence[str]) -> Iterator[Words]:

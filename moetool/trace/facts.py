@@ -17,8 +17,9 @@ class TraceFacts:
         revision: Commit hash on the Hub.
         complete: Whether the run finished.
         exact: Whether every decision is the one that the experts carried out.
-        num_prompts: Prompts with a decision in the layers that were read.
-        num_tokens: Their tokens; those of an encoder and a decoder both count.
+        num_prompts: Prompts with a decision in the layers that were read; None for a load table.
+        num_tokens: Their tokens; those of an encoder and a decoder both count. None for a load table
+            that doesn't state top-k.
         num_assignments: Experts chosen by all tokens in the layers that were read.
     """
 
@@ -28,8 +29,8 @@ class TraceFacts:
     model_type: str | None
     complete: bool | None
     exact: bool | None
-    num_prompts: int
-    num_tokens: int
+    num_prompts: int | None
+    num_tokens: int | None
     num_assignments: int
 
 

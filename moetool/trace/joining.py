@@ -144,7 +144,8 @@ def _describe_left_out(sources: Sequence[TraceSource], columns: Sequence[str]) -
     extra = sorted({name for source in sources for name in source.columns} - set(columns))
     if extra:
         shown = ", ".join(printable(name, max_length=40) for name in extra[:_COLUMNS_SHOWN])
-        notes.append(f"left out: {number_of(len(extra), 'column')} that no trace has: {shown}")
+        number, verb = number_of(len(extra), "column"), "is" if len(extra) == 1 else "are"
+        notes.append(f"{number} that the format doesn't have {verb} left out: {shown}.")
     companions = [
         path.name
         for source in sources
@@ -153,7 +154,8 @@ def _describe_left_out(sources: Sequence[TraceSource], columns: Sequence[str]) -
     ]
     if companions:
         shown = ", ".join(printable(name, max_length=60) for name in companions[:_COLUMNS_SHOWN])
-        notes.append(f"left out: {number_of(len(companions), 'file')} next to the traces: {shown}")
+        number, verb = number_of(len(companions), "file"), "is" if len(companions) == 1 else "are"
+        notes.append(f"{number} next to the traces {verb} left out: {shown}.")
     return notes
 
 
@@ -203,9 +205,9 @@ def _merge_metadata(sources: Sequence[TraceSource]) -> TraceMetadata:
         )
     merged = merge_metadata(parts, hint=_MODELS_HINT)
     assert merged is not None
-    start = "the parts differ"
+    start = "The parts differ"
     differences = [
-        f"The merged traces differ{note.removeprefix(start)}."
+        f"The merged traces differ{note.removeprefix(start)}"
         for note in describe_parts(parts)
         if note.startswith(start)
     ]

@@ -7,8 +7,9 @@ from hashlib import blake2b
 
 
 def choose_fitted(prompt_ids: Iterable[str]) -> set[str]:
-    """Return the half of the prompts with the smallest hashes."""
+    """Return the half of the prompts with the smallest hashes under the seed 0."""
     ordered = sorted(
-        set(prompt_ids), key=lambda name: blake2b(name.encode(), digest_size=8).digest()
+        set(prompt_ids),
+        key=lambda name: blake2b(name.encode(), digest_size=8, key=bytes(8)).digest(),
     )
     return {*ordered[: len(ordered) // 2]}

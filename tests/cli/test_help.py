@@ -54,7 +54,7 @@ OPTIONS = {
     "tokens": OF_TRACES
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
     | {"--min-count"},
-    "compare": OF_TRACES | {"--by", "--common-tokens", "--min-occurrences"},
+    "compare": OF_TRACES | {"--by", "--common-tokens", "--min-count"},
     "cache": OF_TRACES | {"--budget", "--expert-bytes", "--model", "--tokens-per-batch"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}

@@ -32,6 +32,25 @@ def test_a_report_is_written_to_a_file_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["report.txt"]
 
 
+def test_parts_of_a_report_are_written_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_or_write(iter(["grö", "", "ßer\n"]), tmp_path / "report.txt", force=False)
+    assert (tmp_path / "report.txt").read_bytes() == "größer\n".encode()
+    print_or_write(iter(["grö", "ßer\n"]), None, force=False)
+    assert capsys.readouterr().out == "größer\n"
+
+
+def test_a_report_whose_parts_fail_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> Iterator[str]:
+        yield "first"
+        raise RuntimeError("second")
+
+    with pytest.raises(RuntimeError, match="second"):
+        print_or_write(fail(), tmp_path / "report.txt", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_report_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "report.txt"
     path.write_text("old", encoding="utf-8")

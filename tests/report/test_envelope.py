@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import moetool
-from moetool.report.envelope import MODEL_LIBRARIES, render_csv, render_json
+from moetool.report.envelope import MODEL_LIBRARIES, iter_csv, render_csv, render_json
 
 
 class Kind(StrEnum):
@@ -80,3 +80,17 @@ def test_a_row_may_lack_columns_but_have_no_others() -> None:
 
 def test_bytes_of_a_path_that_are_not_text_can_be_written() -> None:
     assert render_csv([{"a": "caf\udce9"}], ("a",)).encode() == b"a\ncaf?\n"
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 4_095, 4_096, 4_097, 10_000])
+def test_parts_of_a_table_are_those_of_the_whole(num_rows: int) -> None:
+    parts = list(iter_csv(({"a": row} for row in range(num_rows)), ("a",)))
+    assert "".join(parts).split() == ["a", *map(str, range(num_rows))]
+    assert max(part.count("\n") for part in parts) <= 4_097
+
+
+def test_a_part_is_made_when_it_is_asked_for() -> None:
+    taken: list[int] = []
+    rows = ({"a": taken.append(row) or row} for row in range(100_000))  # type: ignore[func-returns-value]
+    assert next(iter_csv(rows, ("a",))).startswith("a\n0\n1\n")
+    assert len(taken) < 10_000

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.balance.between_prompts.hot import find_hot
 from moetool.analysis.balance.capacity.drops import FACTORS, DropCounter
 from moetool.analysis.balance.capacity.expert_choice import ExpertChoiceCounter
+from moetool.analysis.balance.capacity.result import LayerShare
 from moetool.analysis.balance.capacity.shares import (
     divide,
     expect_batch_violation,
@@ -18,23 +20,16 @@ from moetool.analysis.balance.capacity.shares import (
 )
 from moetool.analysis.balance.evenness import Evenness, measure_evenness
 from moetool.analysis.balance.layer_meter import LayerMeter, PartCounter, name_phases
+from moetool.analysis.balance.layer_result import Baseline, LayerBalance, PartBalance
 from moetool.analysis.balance.losses import LayerLosses
 from moetool.analysis.balance.random_router import expect_evenness
-from moetool.analysis.balance.result import (
-    FIGURES,
-    AcrossLayers,
-    Baseline,
-    LayerBalance,
-    LayerShare,
-    PartBalance,
-    PartSummary,
-)
+from moetool.analysis.balance.result import FIGURES, AcrossLayers, PartBaseline, PartSummary
 from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
+from moetool.analysis.statistics.discoveries import find_discoveries
 from moetool.trace.reading.counts import LayerCounts
 
-# A cv is beyond chance if it is this many times that of chance: its square is a ratio of variances,
-# which at 4 is beyond the 97.5th percentile of F with 7 and 10 degrees of freedom.
-_UNEVEN = 2
+# Figures of a random router that chooses an unknown number of experts.
+_UNKNOWN = Evenness(None, None, None, None, None, None, None)
 _PARTS: tuple[Literal["group", "phase"], ...] = ("group", "phase")
 
 
@@ -71,12 +66,11 @@ def make_layer(
         num_tokens=int(meter.groups.num_decisions.sum()),
         load=_to_numbers(load),
         dead=_find_dead(load),
-        hot=spread.find_hot(above=above) if load.any() else (),
+        hot=find_hot(spread, above=above) if load.any() else (),
         max_violation_batch=divide(drops.sum_of_violations, drops.num_violations),
         prompt_cv=prompt_cv,
-        is_uneven=None
-        if prompt_cv is None or evenness.cv is None
-        else evenness.cv > _UNEVEN * max(prompt_cv, expected.cv or 0.0),
+        uneven_p_value=spread.find_evenness_p_value() if load.any() else None,
+        is_uneven=None,
         num_prompts=num_prompts,
         prompts_choosing=_to_numbers(spread.num_choosing),
         unused_per_prompt=None
@@ -103,6 +97,8 @@ def make_layer(
             load=mean_load,
             max_violation_batch=expect_batch_violation(drops),
             unused_per_prompt=divide(meter.expected_unused, num_prompts),
+            aux_loss=losses.switch_baseline,
+            mean_squared=losses.mean_squared_baseline,
         ),
     )
 
@@ -118,15 +114,15 @@ def make_layer_of_counts(
         drops: Of its batches; None if they are unknown.
     """
     load = counts.assignments.sum(axis=0)
-    evenness = measure_evenness(load)
-    expected = expect_evenness(counts.num_experts, find_sizes(counts))
+    sizes = find_sizes(counts)
+    expected = _UNKNOWN if sizes is None else expect_evenness(counts.num_experts, sizes)
     return LayerBalance(
-        **_list_figures(evenness),
+        **_list_figures(measure_evenness(load)),
         stack=counts.stack,
         layer=counts.layer,
         num_experts=counts.num_experts,
-        top_k=counts.top_k,
-        num_tokens=int(counts.decisions.sum()),
+        top_k=losses.top_k,
+        num_tokens=losses.num_decisions,
         load=_to_numbers(load),
         dead=_find_dead(load),
         hot=(),
@@ -134,6 +130,7 @@ def make_layer_of_counts(
         if drops is None
         else divide(drops.sum_of_violations, drops.num_violations),
         prompt_cv=None,
+        uneven_p_value=None,
         is_uneven=None,
         num_prompts=None,
         prompts_choosing=None,
@@ -149,13 +146,31 @@ def make_layer_of_counts(
             **_list_figures(expected),
             load=float(load.mean()),
             max_violation_batch=None if drops is None else expect_batch_violation(drops),
+            mean_squared=losses.mean_squared_baseline,
         ),
     )
 
 
-def find_sizes(counts: LayerCounts) -> Sizes:
-    """Return the sizes of decisions that are known to choose top-k experts."""
+def find_sizes(counts: LayerCounts) -> Sizes | None:
+    """Return the sizes of decisions that are known to choose top-k experts; None without top-k."""
+    if not counts.knows_top_k:
+        return None
     return make_sizes({counts.top_k: int(counts.assignments.sum()) // counts.top_k})
+
+
+def judge_layers(layers: Sequence[LayerBalance]) -> tuple[LayerBalance, ...]:
+    """Return the layers with the decision on which of them are surely uneven.
+
+    The p-values of all layers are one family: a random router of many layers has a few small ones.
+    """
+    p_values = [layer.uneven_p_value for layer in layers]
+    found = find_discoveries(np.array([np.nan if p is None else p for p in p_values]))
+    return tuple(
+        layer
+        if p is None or layer.cv is None or layer.baseline.cv is None
+        else replace(layer, is_uneven=bool(is_found) and layer.cv > layer.baseline.cv)
+        for layer, p, is_found in zip(layers, p_values, found, strict=True)
+    )
 
 
 def summarize_layers(layers: Sequence[LayerBalance]) -> tuple[AcrossLayers, ...]:
@@ -187,11 +202,13 @@ def summarize_parts(layers: Sequence[LayerBalance]) -> tuple[PartSummary, ...]:
                     name=name,
                     num_tokens=max(each.num_tokens for each in mine),
                     cv=_average([each.cv for each in mine]),
-                    random_cv=_average([each.cv for each in expected]),
                     max_violation=_average([each.max_violation for each in mine]),
-                    random_max_violation=_average([each.max_violation for each in expected]),
                     num_dead=sum(len(each.dead) for each in mine),
-                    random_num_dead=sum(each.num_dead for each in expected),
+                    baseline=PartBaseline(
+                        cv=_average([each.cv for each in expected]),
+                        max_violation=_average([each.max_violation for each in expected]),
+                        num_dead=sum(each.num_dead or 0.0 for each in expected),
+                    ),
                 )
             )
     return tuple(summaries)

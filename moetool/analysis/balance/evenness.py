@@ -16,6 +16,8 @@ PERCENTILES = (0, 5, 25, 50, 75, 90, 95, 100)
 class Evenness:
     """Figures of one load; all but `num_dead` are None where no expert ran.
 
+    Those of a random router are all None where top-k is unknown.
+
     Let `c` be the assignments of each of `E` experts, `N` their sum and `p = c / N`.
 
     Attributes:
@@ -33,7 +35,7 @@ class Evenness:
     gini: float | None
     max_violation: float | None
     jain: float | None
-    num_dead: float
+    num_dead: float | None
     percentiles: Mapping[str, float] | None
 
 

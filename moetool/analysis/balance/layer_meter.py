@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.balance.between_prompts.spread import PromptSpread
 from moetool.analysis.balance.capacity.batches import BatchCutter
 from moetool.analysis.balance.capacity.drops import DropCounter
-from moetool.analysis.balance.hot import PromptSpread
 from moetool.trace.decisions import PHASES
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.words import count_values

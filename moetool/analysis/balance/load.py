@@ -21,7 +21,7 @@ class LayerLoad:
             of assignments. None where no expert ever ran, like the following fields except the
             last.
         random_entropy: Expected from a uniform random router on the same number of assignments
-            `N`: `1 - (E - k) / (2 N ln E)`.
+            `N`: `1 - (E - k) / (2 N ln E)`, where a decision runs k experts on average.
         max_over_mean: The busiest expert's load over the mean load.
         num_idle_experts: Experts that were never chosen.
     """
@@ -41,6 +41,7 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
         per_expert = layer.assignments.sum(axis=0)  # (num_experts,)
         evenness = measure_evenness(per_expert)
         num_assignments, num_experts = int(per_expert.sum()), layer.num_experts
+        mean_size = num_assignments / max(1, int(layer.decisions.sum()))
         # A single expert is evenly loaded by definition.
         log_experts = np.log(max(2, num_experts))
         loads.append(
@@ -49,14 +50,14 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
                 layer=layer.layer,
                 entropy=evenness.entropy,
                 random_entropy=float(
-                    1 - (num_experts - layer.top_k) / (2 * num_assignments * log_experts)
+                    1 - (num_experts - mean_size) / (2 * num_assignments * log_experts)
                 )
                 if num_assignments
                 else None,
                 max_over_mean=None
                 if evenness.max_violation is None
                 else 1 + evenness.max_violation,
-                num_idle_experts=int(evenness.num_dead),
+                num_idle_experts=int((per_expert == 0).sum()),
             )
         )
     return loads

@@ -1,13 +1,16 @@
 """Auxiliary losses that training adds for balance, as a trace's choices and probabilities have them.
 
-With `c` the assignments of each of `E` experts in `T` decisions of top-k, and `P` the mean over the
-decisions of each expert's probability, of which a decision's sum to 1:
+With `c` the assignments of each of `E` experts in `T` decisions of top-k, `N` their sum, and `P` the
+mean over the decisions of each expert's probability, of which a decision's sum to 1:
 
 - `switch`: `E sum(c / (T k) P)` per layer, averaged over layers: 1 if even (Switch Transformer,
   arXiv 2101.03961, eq. 4; `switch_load_balancing_loss_func` of Megatron-LM);
 - `huggingface`: `E sum(c / T P)` with the layers' tokens pooled: k if even
   (`load_balancing_loss_func` of transformers, before its coefficient);
 - `olmoe`: `E sum(c / T P)` per layer, averaged over layers: k if even (OLMoE, arXiv 2409.02060);
+
+An even load of decisions that chose fewer than k experts gives `N / (T k)` and `N / T` instead.
+
 - `mean_squared`: mean over experts of `(c / (T k) - 1 / E)**2`, averaged over layers, as tutorials
   show it; it is `cv**2 / E**2`, and a random router gives `(E - k) / (T k E**2)`;
 - `z_loss`: mean over decisions of `logsumexp(logits)**2` (ST-MoE, arXiv 2202.08906), averaged over
@@ -48,7 +51,7 @@ class LayerLosses:
 
     Attributes:
         load: Assignments of each expert. # (num_experts,)
-        num_decisions: Decisions of the layer.
+        num_decisions: Decisions of the layer; None if top-k is unknown, like the next two.
         top_k: Of the layer.
         mean_squared_baseline: Expected from a uniform random router.
         mean_probability: Of each expert; None if it is unknown. # (num_experts,)
@@ -56,8 +59,8 @@ class LayerLosses:
     """
 
     load: NDArray[np.int64]
-    num_decisions: int
-    top_k: int
+    num_decisions: int | None
+    top_k: int | None
     mean_squared_baseline: float | None
     mean_probability: NDArray[np.float64] | None
     z_loss: float | None
@@ -65,10 +68,17 @@ class LayerLosses:
     @property
     def switch(self) -> float | None:
         """The loss of this layer as Switch and Megatron-LM define it."""
-        if self.mean_probability is None or not self.num_decisions:
+        if self.mean_probability is None or not self.num_decisions or not self.top_k:
             return None
         product = float((self.load * self.mean_probability).sum())
         return len(self.load) * product / (self.num_decisions * self.top_k)
+
+    @property
+    def switch_baseline(self) -> float | None:
+        """That loss of an even load: 1 if every decision chose top-k experts."""
+        if not self.num_decisions or not self.top_k:
+            return None
+        return float(self.load.sum() / (self.num_decisions * self.top_k))
 
     @property
     def mean_squared(self) -> float | None:
@@ -134,15 +144,19 @@ class ProbabilityMeter:
 
 def summarize_losses(layers: Sequence[LayerLosses]) -> tuple[Loss, ...]:
     """Return each loss of all layers together."""
-    switch = _average([layer.switch for layer in layers])
-    olmoe = _average(
-        [None if layer.switch is None else layer.switch * layer.top_k for layer in layers]
-    )
-    top_k = _average([float(layer.top_k) for layer in layers])
+    pooled, pooled_baseline = _pool(layers)
     return (
-        Loss("switch", switch, 1.0 if layers else None),
-        Loss("huggingface", _pool(layers), top_k),
-        Loss("olmoe", olmoe, top_k),
+        Loss(
+            "switch",
+            _average([layer.switch for layer in layers]),
+            _average([layer.switch_baseline for layer in layers]),
+        ),
+        Loss("huggingface", pooled, pooled_baseline),
+        Loss(
+            "olmoe",
+            _average([_multiply(layer.switch, layer.top_k) for layer in layers]),
+            _average([_multiply(layer.switch_baseline, layer.top_k) for layer in layers]),
+        ),
         Loss(
             "mean_squared",
             _average([layer.mean_squared for layer in layers]),
@@ -156,20 +170,25 @@ def summarize_losses(layers: Sequence[LayerLosses]) -> tuple[Loss, ...]:
     )
 
 
-def _pool(layers: Sequence[LayerLosses]) -> float | None:
-    """Return the loss of transformers, which takes the tokens of all layers together."""
-    if len({len(layer.load) for layer in layers}) != 1:
-        return None
-    num_decisions = sum(layer.num_decisions for layer in layers)
-    means = [
-        layer.mean_probability * layer.num_decisions
-        for layer in layers
+def _pool(layers: Sequence[LayerLosses]) -> tuple[float | None, float | None]:
+    """Return the loss of transformers, which takes all layers' tokens together, and the even one."""
+    sizes = [layer.num_decisions for layer in layers if layer.num_decisions]
+    if len({len(layer.load) for layer in layers}) != 1 or len(sizes) != len(layers):
+        return None, None
+    load = np.sum([layer.load for layer in layers], axis=0) / sum(sizes)
+    sums = [
+        layer.mean_probability * size
+        for layer, size in zip(layers, sizes, strict=True)
         if layer.mean_probability is not None
     ]
-    if len(means) != len(layers) or not num_decisions:
-        return None
-    load = np.sum([layer.load for layer in layers], axis=0) / num_decisions
-    return float(len(load) * (load * np.sum(means, axis=0)).sum() / num_decisions)
+    if len(sums) != len(layers):
+        return None, float(load.sum())
+    mean = np.sum(sums, axis=0) / sum(sizes)
+    return float(len(load) * (load * mean).sum()), float(load.sum())
+
+
+def _multiply(value: float | None, factor: int | None) -> float | None:
+    return None if value is None or factor is None else value * factor
 
 
 def _average(values: Sequence[float | None]) -> float | None:

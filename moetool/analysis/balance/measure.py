@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moetool.analysis.balance.assembly import (
     find_sizes,
+    judge_layers,
     make_layer,
     make_layer_of_counts,
     summarize_layers,
@@ -21,10 +22,11 @@ from moetool.analysis.balance.capacity.shares import (
     mean_batch,
 )
 from moetool.analysis.balance.layer_meter import LayerMeter
+from moetool.analysis.balance.layer_result import LayerBalance
 from moetool.analysis.balance.losses import LayerLosses, summarize_losses
 from moetool.analysis.balance.probabilities import ProbabilityReading, read_probabilities
 from moetool.analysis.balance.random_router import expect_squared_cv
-from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.analysis.balance.result import Balance
 from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 from moetool.errors import InputError
 from moetool.printable import printable
@@ -38,8 +40,10 @@ Place = tuple[str, int]
 
 # Columns that a reader needs for all figures.
 COLUMNS = ("weight", "phase")
-# Loads of all layers and groups, each of which becomes a number of the result.
-_MOST_CELLS = 2**20
+# Values of a result's groups, of 250 bytes each while JSON is written: half a gibibyte. Every group
+# of a layer has its loads, and as many other values.
+_MOST_VALUES = 2**21
+_OTHER_VALUES = 60
 
 
 def measure_balance(
@@ -68,11 +72,13 @@ def measure_balance(
         for shape in reader.layers
     }
     num_experts = sum(meter.num_experts for meter in meters.values())
+    num_values = num_experts + _OTHER_VALUES * len(meters)
     for window in reader:
-        if len(reader.groups) * num_experts > _MOST_CELLS:
+        if len(reader.groups) * num_values > _MOST_VALUES:
             raise InputError(
                 f"{len(reader.groups):,} groups of '{printable(by, max_length=60)}' and "
-                f"{num_experts:,} experts are too many to count.",
+                f"{number_of(len(meters), 'layer')} of {num_experts:,} experts together are too many "
+                "to count.",
                 hint="Group by a column with fewer values, or analyse fewer layers at a time.",
             )
         for place, choices in window.layers.items():
@@ -84,14 +90,16 @@ def measure_balance(
         probabilities, seen, tokens_per_batch=tokens_per_batch, why_none=why_no_probabilities
     )
     losses = {place: _make_losses(meter, reading, place) for place, meter in seen.items()}
-    layers = tuple(
-        make_layer(
-            meter,
-            groups=reader.groups,
-            losses=losses[place],
-            choice=reading.choices.get(place),
-        )
-        for place, meter in seen.items()
+    layers = judge_layers(
+        [
+            make_layer(
+                meter,
+                groups=reader.groups,
+                losses=losses[place],
+                choice=reading.choices.get(place),
+            )
+            for place, meter in seen.items()
+        ]
     )
     drops = [meter.drops for meter in seen.values()]
     mean = tokens_per_batch or mean_batch(drops)
@@ -131,8 +139,8 @@ def measure_balance_of_counts(
     losses = [
         LayerLosses(
             load=layer.assignments.sum(axis=0),
-            num_decisions=int(layer.decisions.sum()),
-            top_k=layer.top_k,
+            num_decisions=int(layer.decisions.sum()) if layer.knows_top_k else None,
+            top_k=layer.top_k if layer.knows_top_k else None,
             mean_squared_baseline=_expect_mean_squared(layer.num_experts, find_sizes(layer)),
             mean_probability=None,
             z_loss=None,
@@ -143,7 +151,9 @@ def measure_balance_of_counts(
     for layer in counts.layers:
         place = (layer.stack, layer.layer)
         if steps is not None and place in steps:
-            drops[place] = DropCounter(num_experts=layer.num_experts, top_k=layer.top_k)
+            drops[place] = DropCounter(
+                num_experts=layer.num_experts, top_k=layer.top_k if layer.knows_top_k else None
+            )
             drops[place].add_loads(steps[place])
     layers = tuple(
         make_layer_of_counts(layer, losses=each, drops=drops.get((layer.stack, layer.layer)))
@@ -152,7 +162,7 @@ def measure_balance_of_counts(
     unknown = ["groups", "phases", "prompts", *([] if drops else ["batches", "capacity"])]
     return Balance(
         trace=facts,
-        by="domain",
+        by=None,
         layers=layers,
         across_layers=summarize_layers(layers),
         parts=(),
@@ -162,10 +172,10 @@ def measure_balance_of_counts(
         expert_choice=(),
         notes=(
             *counts.notes,
-            f"a load table has counts but no tokens: {', '.join(unknown)} and losses of "
-            "probabilities are unknown",
+            f"A load table has counts but no tokens: {', '.join(unknown)} and losses of "
+            "probabilities are unknown.",
             *(
-                ["each step is taken as a batch; which places in it are dropped is unknown"]
+                ["Each step is taken as a batch; which places in it are dropped is unknown."]
                 if drops
                 else []
             ),
@@ -190,16 +200,16 @@ def _make_losses(meter: LayerMeter, reading: ProbabilityReading, place: Place) -
     )
 
 
-def _expect_mean_squared(num_experts: int, sizes: Sizes) -> float | None:
-    squared_cv = expect_squared_cv(num_experts, sizes)
+def _expect_mean_squared(num_experts: int, sizes: Sizes | None) -> float | None:
+    squared_cv = None if sizes is None else expect_squared_cv(num_experts, sizes)
     return None if squared_cv is None else squared_cv / num_experts**2
 
 
 def _explain_batches(tokens_per_batch: int | None, mean: float | None) -> Iterator[str]:
     if tokens_per_batch is None and mean is not None:
         yield (
-            f"each prompt is taken as a batch, of {mean:,.0f} tokens on average: a trace doesn't "
-            "record which prompts ran together; --tokens-per-batch sets a size"
+            f"Each prompt is taken as a batch, of {mean:,.0f} tokens on average: a trace doesn't "
+            "record which prompts ran together. --tokens-per-batch sets a size."
         )
 
 
@@ -208,14 +218,16 @@ def _explain_unknown(
 ) -> Iterator[str]:
     num_idle = sum(layer.cv is None for layer in layers)
     if num_idle:
-        yield f"{number_of(num_idle, 'layer')} ran no expert: no figure of evenness is known there"
+        yield f"{number_of(num_idle, 'layer')} ran no expert: no figure of evenness is known there."
     if any(layer.prompt_cv is None and layer.cv is not None for layer in layers):
         yield (
-            "there are fewer than two prompts: prompt_cv and hot experts, which need the spread "
-            "between prompts, are unknown"
+            "There are fewer than two prompts: prompt_cv and hot experts, which need the spread "
+            "between prompts, are unknown."
         )
+    if any(layer.is_uneven is None and layer.cv is not None for layer in layers):
+        yield "Whether a load is surely uneven is unknown with fewer than three prompts."
     if not all(meter.drops.has_weights for meter in meters.values()):
         yield (
-            "which assignments are dropped in order of probability is unknown, because the trace "
-            "has no weights; how many is the same in any order"
+            "Which assignments are dropped in order of probability is unknown, because the trace "
+            "has no weights; how many is the same in any order."
         )

@@ -56,8 +56,8 @@ def read_probabilities(
         reason = why_none or _NONE_RECORDED
         return ProbabilityReading(
             notes=(
-                f"the losses switch, huggingface, olmoe and z_loss, and expert choice are unknown: "
-                f"{reason}",
+                "The losses switch, huggingface, olmoe and z_loss, and expert choice are unknown: "
+                f"{reason}.",
             )
         )
     with_logits = source.score_function == "sigmoid"
@@ -103,28 +103,28 @@ def _keep_complete(
     num_missing = len(layers) - len(complete)
     if num_missing:
         notes.append(
-            f"losses of probabilities are unknown in {number_of(num_missing, 'layer')}, where "
-            f"'{printable(source.path)}' doesn't have a row for each decision of the trace"
+            f"Losses of probabilities are unknown in {number_of(num_missing, 'layer')}, where "
+            f"'{printable(source.path)}' doesn't have a row for each decision of the trace."
         )
     kept = {place: meters[place] for place in complete}
     if source.score_function is None:
         notes.append(
-            "z_loss is unknown: the trace doesn't say which function gave the probabilities"
+            "The z_loss is unknown: the trace doesn't say which function gave the probabilities."
         )
     elif source.score_function != "sigmoid":
         notes.append(
-            f"z_loss is unknown: {source.score_function} probabilities fix a token's logits only up "
-            "to a constant"
+            f"The z_loss is unknown: {source.score_function} probabilities fix a token's logits only "
+            "up to a constant."
             if source.score_function == "softmax"
-            else "z_loss is unknown: the router's scores are not logits"
+            else "The z_loss is unknown: the router's scores are not logits."
         )
     elif any(meter.find_z_loss() is None for meter in kept.values()):
         notes.append(
-            "z_loss is unknown where probabilities near 1, stored as float16, fix the logits only "
-            "roughly"
+            "The z_loss is unknown where probabilities near 1, stored as float16, fix the logits "
+            "only roughly."
         )
     if any(meter.num_unnormalized for meter in kept.values()):
-        notes.append("losses are unknown where a decision's probabilities are all 0")
+        notes.append("Losses are unknown where a decision's probabilities are all 0.")
     return ProbabilityReading(
         meters=kept,
         choices={place: choices[place] for place in complete},

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from moetool.analysis.balance.capacity.drops import Policy
-from moetool.analysis.balance.evenness import Evenness
-from moetool.analysis.balance.hot import HotExpert
+from moetool.analysis.balance.capacity.result import CapacityShare, ExpertChoice
+from moetool.analysis.balance.layer_result import LayerBalance, PartBalance
 from moetool.analysis.balance.losses import Loss
 from moetool.choices import choose_word
 from moetool.plain import Tabular, make_frame, make_plain
 from moetool.printable import printable
-from moetool.trace.facts import LayerFacts, TraceFacts
+from moetool.trace.facts import TraceFacts
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
@@ -23,124 +22,6 @@ if TYPE_CHECKING:
 FIGURES = ("entropy", "cv", "gini", "max_violation", "jain", "num_dead")
 
 TableName = Literal["layers", "experts", "capacity"]
-
-
-@dataclass(frozen=True)
-class Baseline(Evenness):
-    """The figures that a uniform random router is expected to show on as many tokens.
-
-    Attributes:
-        load: Assignments of each expert: the mean load.
-        max_violation_batch: As in `LayerBalance`.
-        unused_per_prompt: As in `LayerBalance`.
-    """
-
-    load: float
-    max_violation_batch: float | None = None
-    unused_per_prompt: float | None = None
-
-
-@dataclass(frozen=True)
-class PartBalance(Evenness):
-    """The balance of one layer over a part of the tokens.
-
-    Attributes:
-        name: The group or the phase.
-        num_tokens: Decisions of the layer for its tokens.
-        load: Assignments of each expert.
-        dead: Experts that were never chosen.
-        baseline: Of a uniform random router on as many tokens.
-    """
-
-    name: str
-    num_tokens: int
-    load: tuple[int, ...]
-    dead: tuple[int, ...]
-    baseline: Baseline
-
-
-@dataclass(frozen=True)
-class CapacityShare:
-    """The share of assignments that experts of limited capacity would drop.
-
-    Attributes:
-        factor: Capacity factor.
-        policy: Who comes first: `position` or `probability`.
-        tokens_per_batch: As asked for, or the mean size of the batches.
-        dropped_share: Dropped assignments over all.
-        by_position: The same by decile of the place in the batch; None for deciles without tokens,
-            and for all if it is unknown.
-        baseline: Of a uniform random router: `dropped_share` and `by_position`.
-    """
-
-    factor: float
-    policy: Policy
-    tokens_per_batch: float | None
-    dropped_share: float | None
-    by_position: tuple[float | None, ...] | None
-    baseline: DroppedBaseline
-
-
-@dataclass(frozen=True)
-class DroppedBaseline:
-    """The shares that a uniform random router would drop; see `CapacityShare`."""
-
-    dropped_share: float | None
-    by_position: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class LayerShare:
-    """A share of one layer at a capacity factor, and that of a uniform random router."""
-
-    factor: float
-    share: float | None
-    baseline: float | None
-
-
-@dataclass(frozen=True)
-class LayerBalance(Evenness, LayerFacts):
-    """The balance of one layer; None stands for what is unknown.
-
-    Attributes:
-        load: Assignments of each expert.
-        dead: Experts that were never chosen.
-        hot: Experts whose load is surely above that of any of a random router's, hottest first.
-        max_violation_batch: Mean of `max_violation` over batches.
-        prompt_cv: The cv that an even router would show because it routes whole prompts alike:
-            square root of `E sum(variance of an expert's share over samples of prompts)`. None for
-            fewer than two prompts.
-        is_uneven: Whether cv is more than twice `prompt_cv` and twice that of a random router.
-        num_prompts: Prompts in which an expert ran.
-        prompts_choosing: Of these, how many chose each expert.
-        unused_per_prompt: Mean number of experts that a prompt never chose.
-        dropped: Share of the layer's assignments dropped at each capacity factor.
-        expert_choice: Share of the layer's tokens that expert choice leaves without an expert.
-        aux_loss: The layer's part of the loss `switch`; 1 if even.
-        mean_squared: The layer's part of the loss `mean_squared`.
-        z_loss: The layer's part of the loss `z_loss`.
-        groups: By the column that groups tokens; empty if there is one group.
-        phases: Prefill and decode; empty if the trace has one of them.
-        baseline: Of a uniform random router on as many tokens.
-    """
-
-    load: tuple[int, ...]
-    dead: tuple[int, ...]
-    hot: tuple[HotExpert, ...]
-    max_violation_batch: float | None
-    prompt_cv: float | None
-    is_uneven: bool | None
-    num_prompts: int | None
-    prompts_choosing: tuple[int, ...] | None
-    unused_per_prompt: float | None
-    dropped: tuple[LayerShare, ...]
-    expert_choice: tuple[LayerShare, ...]
-    aux_loss: float | None
-    mean_squared: float | None
-    z_loss: float | None
-    groups: tuple[PartBalance, ...]
-    phases: tuple[PartBalance, ...]
-    baseline: Baseline
 
 
 @dataclass(frozen=True)
@@ -155,6 +36,15 @@ class AcrossLayers:
 
 
 @dataclass(frozen=True)
+class PartBaseline:
+    """The figures of a group or a phase that a uniform random router is expected to show."""
+
+    cv: float | None
+    max_violation: float | None
+    num_dead: float
+
+
+@dataclass(frozen=True)
 class PartSummary:
     """The balance of a group or a phase over all layers in which an expert ran for it.
 
@@ -163,39 +53,45 @@ class PartSummary:
         name: Of the group or phase.
         num_tokens: Largest number of decisions of a layer for its tokens.
         cv: Mean over layers.
-        random_cv: The same of a uniform random router.
         max_violation: Mean over layers.
-        random_max_violation: The same of a uniform random router.
         num_dead: Experts of all layers that were never chosen.
-        random_num_dead: Expected of a uniform random router.
+        baseline: Of a uniform random router.
     """
 
     part: Literal["group", "phase"]
     name: str
     num_tokens: int
     cv: float | None
-    random_cv: float | None
     max_violation: float | None
-    random_max_violation: float | None
     num_dead: int
-    random_num_dead: float
+    baseline: PartBaseline
 
 
 @dataclass(frozen=True)
-class ExpertChoice:
-    """Expert choice as a counterfactual.
+class Verdict:
+    """The answer in a few numbers, over the layers in which an expert ran.
 
     Attributes:
-        factor: Capacity factor.
-        tokens_per_batch: As asked for, or the mean size of the batches.
-        share_without_expert: Tokens that no expert takes, over all.
-        baseline: The same for experts that take tokens at random.
+        layers: These layers.
+        num_uneven: Of these, surely uneven ones; None where a layer's is unknown.
+        max_violation: The smallest and the largest of all layers.
+        max_violation_batch: The same of means over batches; None without batches.
+        num_experts: Experts of all layers.
+        num_dead: Of these, experts that were never chosen.
+        random_max_violation: The largest one expected of a random router; None if it is unknown.
+        random_max_violation_batch: The same over batches.
+        random_num_dead: Expected of a random router; None if it is unknown.
     """
 
-    factor: float
-    tokens_per_batch: float | None
-    share_without_expert: float | None
-    baseline: float | None
+    layers: tuple[LayerBalance, ...]
+    num_uneven: int | None
+    max_violation: tuple[float, float]
+    max_violation_batch: tuple[float, float] | None
+    num_experts: int
+    num_dead: int
+    random_max_violation: float | None
+    random_max_violation_batch: float | None
+    random_num_dead: float | None
 
 
 @dataclass(frozen=True)
@@ -204,7 +100,7 @@ class Balance(Tabular):
 
     Attributes:
         trace: Facts about the trace.
-        by: Column of the groups.
+        by: Column of the groups; None for a load table.
         layers: In the order of stack and layer.
         across_layers: Percentiles of the figures over layers.
         parts: Groups, then phases, each over all layers.
@@ -217,7 +113,7 @@ class Balance(Tabular):
     """
 
     trace: TraceFacts
-    by: str
+    by: str | None
     layers: tuple[LayerBalance, ...]
     across_layers: tuple[AcrossLayers, ...]
     parts: tuple[PartSummary, ...]
@@ -235,6 +131,28 @@ class Balance(Tabular):
         layers = number_of(len(self.layers), "layer")
         return f"<Balance{name}: {layers}{spread}, {number_of(dead, 'dead expert')}>"
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """The answer in a few numbers; None if no expert ran."""
+        layers = tuple(layer for layer in self.layers if layer.max_violation is not None)
+        if not layers:
+            return None
+        uneven = [layer.is_uneven for layer in layers]
+        dead = [layer.baseline.num_dead for layer in layers]
+        return Verdict(
+            layers=layers,
+            num_uneven=None if None in uneven else uneven.count(True),
+            max_violation=_span([layer.max_violation for layer in layers]) or (0.0, 0.0),
+            max_violation_batch=_span([layer.max_violation_batch for layer in layers]),
+            num_experts=sum(layer.num_experts for layer in layers),
+            num_dead=sum(len(layer.dead) for layer in layers),
+            random_max_violation=_find_largest([each.baseline.max_violation for each in layers]),
+            random_max_violation_batch=_find_largest(
+                [each.baseline.max_violation_batch for each in layers]
+            ),
+            random_num_dead=None if None in dead else sum(number or 0.0 for number in dead),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         plain: dict[str, Any] = make_plain(self)
@@ -248,10 +166,10 @@ class Balance(Tabular):
             "stack": str,
             "layer": int,
             "num_experts": int,
-            "top_k": int,
+            "top_k": int | None,
             "part": str,
             "name": str | None,
-            "num_tokens": int,
+            "num_tokens": int | None,
             **{
                 column: kind
                 for name, kind in figures.items()
@@ -328,6 +246,16 @@ class Balance(Tabular):
                     )
                 )
         return rows
+
+
+def _span(values: Sequence[float | None]) -> tuple[float, float] | None:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None
+
+
+def _find_largest(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.caching.simulation.steps import DECODE, NEVER
-from moetool.analysis.statistics.held_out import hash_prompts
+from moetool.analysis.statistics.halves import split_prompts
 from moetool.trace.decisions import PHASES
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
@@ -59,7 +59,7 @@ def read_first_pass(reader: DecisionReader, num_experts: Sequence[int]) -> First
     """
     places: list[Place] = [(layer.stack, layer.layer) for layer in reader.layers]
     shape = (len(places), max(num_experts))
-    halves = split_prompts(reader.prompts)
+    halves = split_prompts(reader.prompts).astype(np.int64)
     load = np.zeros((2, len(PHASES), *shape), dtype=np.int64)
     first_uses: list[NDArray[np.int64]] = []
     num_tokens = num_decoded = 0
@@ -94,10 +94,3 @@ def read_first_pass(reader: DecisionReader, num_experts: Sequence[int]) -> First
         next_uses.append(after)
         after = np.minimum(after, first)
     return FirstPass(halves, load, next_uses[::-1], num_decoded)
-
-
-def split_prompts(prompts: Sequence[str]) -> NDArray[np.int64]:
-    """Return the half of each prompt: as equal as possible, and the same in any order."""
-    rank = np.argsort(np.argsort(hash_prompts(prompts), kind="stable"), kind="stable")
-    halves: NDArray[np.int64] = rank % 2
-    return halves

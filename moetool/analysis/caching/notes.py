@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moetool.analysis.caching.summary import Simulated
 from moetool.trace.windows.reader import DecisionReader
+from moetool.wording import number_of
 
 _FEW_PROMPTS = 20
 
@@ -31,6 +32,11 @@ def explain_caching(
         )
     if not reader.has_ranks:
         notes.append("The trace has no ranks: LRU takes the first row of a token for its last use.")
+    if result.num_mixed:
+        notes.append(
+            f"{number_of(result.num_mixed, 'token')} of prompts are counted in the group of the first "
+            "token of their step, which is another than theirs."
+        )
     notes += given
     if not result.is_fitted:
         notes.append(

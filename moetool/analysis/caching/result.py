@@ -23,6 +23,21 @@ TableName = Literal["policies", "layer_policies", "touched", "layer_touched"]
 
 
 @dataclass(frozen=True)
+class HitBaseline:
+    """The hit rate that a uniform random router would have."""
+
+    hit_rate: float | None
+
+
+@dataclass(frozen=True)
+class PolicyBaseline:
+    """The worth of the same cache for a uniform random router."""
+
+    hit_rate: float | None
+    bytes_per_token: float | None
+
+
+@dataclass(frozen=True)
 class PolicyResult:
     """The worth of one policy with one budget in one phase, over all layers.
 
@@ -36,9 +51,8 @@ class PolicyResult:
             nothing is left to fit on.
         hit_rate_low: Lower limit of its 95 % interval over prompts.
         hit_rate_high: Upper limit.
-        random_hit_rate: The same for a uniform random router.
         bytes_per_token: Bytes of experts that are moved to the GPU, per token.
-        random_bytes_per_token: The same for a uniform random router.
+        baseline: Of a uniform random router, of which each token chooses as many experts.
     """
 
     policy: str
@@ -49,9 +63,49 @@ class PolicyResult:
     hit_rate: float | None
     hit_rate_low: float | None
     hit_rate_high: float | None
-    random_hit_rate: float | None
     bytes_per_token: float | None
-    random_bytes_per_token: float | None
+    baseline: PolicyBaseline
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The worth of one policy with one budget in one phase, for the steps of one group.
+
+    The caches are those of the whole trace: the steps of other groups come between.
+
+    Attributes:
+        group: Value of the column that groups the steps.
+        num_tokens: Tokens of the group in the phase.
+        baseline: Of a random router: the hit rate is that of the phase in the whole trace.
+    """
+
+    group: str
+    policy: str
+    budget: str
+    phase: str
+    num_tokens: int
+    hit_rate: float | None
+    hit_rate_low: float | None
+    hit_rate_high: float | None
+    bytes_per_token: float | None
+    baseline: PolicyBaseline
+
+
+@dataclass(frozen=True)
+class GroupHits:
+    """The hit rates of all policies for the steps of one group, at one budget and in one phase.
+
+    Attributes:
+        hit_rates: By policy.
+        bytes_per_token: Of the policy of the verdict.
+        baseline: Hit rate of that policy for a random router.
+    """
+
+    group: str
+    num_tokens: int
+    hit_rates: Mapping[str, float | None]
+    bytes_per_token: float | None
+    baseline: HitBaseline
 
 
 @dataclass(frozen=True)
@@ -67,7 +121,14 @@ class LayerPolicyResult:
     phase: str
     num_kept: int
     hit_rate: float | None
-    random_hit_rate: float | None
+    baseline: HitBaseline
+
+
+@dataclass(frozen=True)
+class TouchedBaseline:
+    """The distinct experts that a uniform random router would need."""
+
+    experts: float
 
 
 @dataclass(frozen=True)
@@ -80,17 +141,18 @@ class Touched:
             as many prompts.
         num_batches: Batches in all layers.
         experts: Distinct experts per layer.
-        random: Of a uniform random router, `E (1 - (1 - k/E)^B)`.
         by_load: Of tokens that choose independently with the load of the trace,
             `sum_e (1 - (1 - p_e)^B)`.
+        baseline: Of a uniform random router whose tokens choose as many experts each: the mean over
+            batches of `E (1 - prod(1 - s / E))`, which is `E (1 - (1 - k/E)^B)` if all choose k.
     """
 
     batch_size: int
     of: str
     num_batches: int
     experts: float
-    random: float
     by_load: float
+    baseline: TouchedBaseline
 
 
 @dataclass(frozen=True)
@@ -132,21 +194,25 @@ class Caching(Tabular):
 
     Attributes:
         trace: Facts about the trace.
+        by: Column of the groups; None if there are none.
         tokens_per_batch: Tokens of a prompt that pass together; None for all of them.
         has_generated_tokens: Whether the trace has tokens that the model wrote. Otherwise those of
             prompts, one by one, stand for them in decode.
         phases: Of the trace, or simulated.
         policies: One for each policy, budget and phase.
+        groups: The same for each group.
         touched: One for each batch size and kind of batch.
         layers: In the order of stack and layer.
         notes: What was assumed, and why a number is None: a sentence each.
     """
 
     trace: TraceFacts
+    by: str | None
     tokens_per_batch: int | None
     has_generated_tokens: bool
     phases: tuple[PhaseSize, ...]
     policies: tuple[PolicyResult, ...]
+    groups: tuple[GroupResult, ...]
     touched: tuple[Touched, ...]
     layers: tuple[LayerCaching, ...]
     notes: tuple[str, ...]
@@ -182,6 +248,29 @@ class Caching(Tabular):
         best = max(online, key=lambda item: item.hit_rate or 0.0)
         return best, None if self.has_generated_tokens else bound
 
+    def list_groups_of_verdict(self) -> list[GroupHits]:
+        """Return the hits of each group in the phase and at the budget of the verdict."""
+        if self.verdict is None:
+            return []
+        best, _ = self.verdict
+        found: dict[str, list[GroupResult]] = {}
+        for item in self.groups:
+            if (item.phase, item.budget) == (best.phase, best.budget):
+                found.setdefault(item.group, []).append(item)
+        listed = []
+        for name, items in found.items():
+            mine = next(item for item in items if item.policy == best.policy)
+            listed.append(
+                GroupHits(
+                    group=name,
+                    num_tokens=mine.num_tokens,
+                    hit_rates={item.policy: item.hit_rate for item in items},
+                    bytes_per_token=mine.bytes_per_token,
+                    baseline=HitBaseline(mine.baseline.hit_rate),
+                )
+            )
+        return listed
+
     def list_by_budget(self, phase: str) -> list[PolicyResult]:
         """Return the policies of a phase, those of one budget together, the smallest first."""
         mine = [item for item in self.policies if item.phase == phase]
@@ -196,11 +285,21 @@ class Caching(Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the rows, in order, each with the type of its values."""
-        return get_type_hints(PolicyResult)
+        return {"group": str | None, "num_tokens": int, **_type_columns(PolicyResult)}
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return one row for each policy, budget and phase. Values are plain."""
-        return [make_plain(item) for item in self.policies]
+        """Return one row for each policy, budget and phase, then the same of each group."""
+        sizes = {size.phase: size.num_tokens for size in self.phases}
+        rows = [
+            {"group": None, "num_tokens": sizes[item.phase], **_flatten(item)}
+            for item in self.policies
+        ]
+        wholes = {(item.policy, item.budget, item.phase): item for item in self.policies}
+        for group in self.groups:
+            whole = wholes[group.policy, group.budget, group.phase]
+            kept = {"experts_per_layer": whole.experts_per_layer, "gpu_bytes": whole.gpu_bytes}
+            rows.append({**_flatten(group), **kept})
+        return rows
 
     def to_frame(self, of: TableName = "policies") -> pd.DataFrame:
         """Return one of the lists as a DataFrame.
@@ -213,16 +312,27 @@ class Caching(Tabular):
             UsageError: There is no such list.
         """
         choose_word(of, get_args(TableName), name="table of a cache")
-        kind: Any = PolicyResult if of == "policies" else Touched
-        if of in ("policies", "touched"):
-            return make_frame(
-                [make_plain(item) for item in getattr(self, of)], get_type_hints(kind)
-            )
+        if of == "policies":
+            return make_frame(self.to_rows(), self.column_types())
+        if of == "touched":
+            return make_frame([_flatten(item) for item in self.touched], _type_columns(Touched))
         name = of.removeprefix("layer_")
-        kind = LayerPolicyResult if name == "policies" else Touched
         rows = [
-            {"stack": layer.stack, "layer": layer.layer, **make_plain(item)}
+            {"stack": layer.stack, "layer": layer.layer, **_flatten(item)}
             for layer in self.layers
             for item in getattr(layer, name)
         ]
-        return make_frame(rows, {"stack": str, "layer": int, **get_type_hints(kind)})
+        kind = LayerPolicyResult if name == "policies" else Touched
+        return make_frame(rows, {"stack": str, "layer": int, **_type_columns(kind)})
+
+
+def _flatten(item: object) -> dict[str, Any]:
+    """Return the fields as columns; those of the baseline are named `random_…`."""
+    row: dict[str, Any] = make_plain(item)
+    return row | {f"random_{name}": value for name, value in row.pop("baseline").items()}
+
+
+def _type_columns(kind: Any) -> dict[str, Any]:
+    types = get_type_hints(kind)
+    baseline = get_type_hints(types.pop("baseline"))
+    return types | {f"random_{name}": each for name, each in baseline.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from moetool.analysis.caching.budgets import Budget
 from moetool.analysis.caching.first_pass import FirstPass
 from moetool.analysis.caching.result import (
+    GroupResult,
+    HitBaseline,
     LayerCaching,
     LayerPolicyResult,
     PhaseSize,
+    PolicyBaseline,
     PolicyResult,
     Touched,
+    TouchedBaseline,
 )
 from moetool.analysis.caching.simulation.policies import POLICIES, Policy
 from moetool.analysis.caching.simulation.random_router import simulate_random_router
@@ -38,20 +42,24 @@ class Simulated:
         budgets: As they were asked for.
         expert_bytes: Of each layer; None if unknown.
         counts: Of each phase, the counts of the simulation that is reported for it.
+        groups: Of each phase, those of each group, by index; empty without groups.
         first_steps: Of each phase, the first steps of that simulation.
         touched: Distinct experts by batch size.
         first: The load of the trace.
         policies: Those that were simulated.
+        num_mixed: Tokens of another group than the first token of their step.
     """
 
     shape: CacheShape
     budgets: Sequence[Budget]
     expert_bytes: Sequence[int] | None
     counts: Sequence[CacheCounts]
+    groups: Sequence[Mapping[int, CacheCounts]]
     first_steps: Sequence[FirstSteps]
     touched: TouchedCounts
     first: FirstPass
     policies: Collection[Policy] = POLICIES
+    num_mixed: int = 0
 
     @property
     def is_fitted(self) -> bool:
@@ -71,21 +79,19 @@ class Simulated:
             for layer, capacities in enumerate(self.shape.capacities):
                 order = np.argsort(capacities, kind="stable")
                 ascending = tuple(int(number) for number in capacities[order])
-                kind = (
-                    self.shape.num_experts[layer],
-                    self.shape.num_ids[layer],
-                    self.shape.top_k[layer],
-                )
-                # Layers of one shape have the same baseline.
-                if (kind, ascending) not in known:
-                    known[kind, ascending] = simulate_random_router(
+                shape = (self.shape.num_experts[layer], self.shape.num_ids[layer])
+                sizes = steps.sizes[layer]
+                # Layers of one shape and decisions of the same sizes have the same baseline.
+                key = (shape, ascending, sizes.tobytes())
+                if key not in known:
+                    known[key] = simulate_random_router(
                         steps,
-                        num_experts=kind[0],
-                        num_ids=kind[1],
-                        top_k=kind[2],
+                        sizes,
+                        num_experts=shape[0],
+                        num_ids=shape[1],
                         capacities=ascending,
                     )
-                rates[layer, phase][:, order] = known[kind, ascending][phase]
+                rates[layer, phase][:, order] = known[key][phase]
         return rates
 
 
@@ -93,42 +99,75 @@ def list_policies(result: Simulated, random: NDArray[np.float64]) -> tuple[Polic
     """Return the worth of each policy, budget and phase over all layers."""
     listed = []
     for phase, counts in enumerate(result.counts):
-        num_tokens = int(counts.tokens[phase])
-        if not num_tokens:
-            continue
-        requests = counts.requests[:, phase]
-        weights = counts.random_requests[:, phase]
-        for index, policy in enumerate(POLICIES):
-            if policy not in result.policies:
-                continue
-            is_known = policy is not Policy.STATIC or result.is_fitted
-            for place, budget in enumerate(result.budgets):
-                capacities = result.shape.capacities[:, place]
-                (ratio,) = find_ratios(counts.sums[phase, index, place][None])
-                rate = random[:, phase, index, place]
-                gpu = _weigh(capacities, result.expert_bytes)
-                moved = _weigh(requests - counts.hits[:, phase, index, place], result.expert_bytes)
-                random_moved = _weigh(weights * (1 - rate), result.expert_bytes)
-                listed.append(
-                    PolicyResult(
-                        policy=policy.value,
-                        budget=budget.text,
-                        phase=PHASES[phase],
-                        experts_per_layer=float(capacities.mean()),
-                        gpu_bytes=None if gpu is None else int(gpu),
-                        hit_rate=ratio.value if is_known else None,
-                        hit_rate_low=ratio.low if is_known else None,
-                        hit_rate_high=ratio.high if is_known else None,
-                        random_hit_rate=float((rate * weights).sum() / weights.sum()),
-                        bytes_per_token=moved / num_tokens
-                        if moved is not None and is_known
-                        else None,
-                        random_bytes_per_token=None
-                        if random_moved is None
-                        else random_moved / num_tokens,
-                    )
+        for policy, place, worth in _list_worths(result, counts, random, phase=phase):
+            capacities = result.shape.capacities[:, place]
+            gpu = _weigh(capacities, result.expert_bytes)
+            listed.append(
+                PolicyResult(
+                    policy=policy.value,
+                    budget=result.budgets[place].text,
+                    phase=PHASES[phase],
+                    experts_per_layer=float(capacities.mean()),
+                    gpu_bytes=None if gpu is None else int(gpu),
+                    **worth,
                 )
+            )
     return tuple(listed)
+
+
+def list_groups(
+    result: Simulated, random: NDArray[np.float64], *, names: Sequence[str]
+) -> tuple[GroupResult, ...]:
+    """Return the worth of each policy, budget and phase for the steps of each group."""
+    return tuple(
+        GroupResult(
+            group=names[group],
+            policy=policy.value,
+            budget=result.budgets[place].text,
+            phase=PHASES[phase],
+            num_tokens=int(counts.tokens[phase]),
+            **worth,
+        )
+        for phase, groups in enumerate(result.groups)
+        for group, counts in sorted(groups.items())
+        for policy, place, worth in _list_worths(result, counts, random, phase=phase)
+    )
+
+
+def _list_worths(
+    result: Simulated, counts: CacheCounts, random: NDArray[np.float64], *, phase: int
+) -> Iterator[tuple[Policy, int, dict[str, Any]]]:
+    """Yield each policy and index of a budget with the fields of its worth in a phase."""
+    num_tokens = int(counts.tokens[phase])
+    requests, weights = counts.requests[:, phase], counts.random_requests[:, phase]
+    for index, policy in enumerate(POLICIES):
+        if policy not in result.policies or not num_tokens:
+            continue
+        is_known = policy is not Policy.STATIC or result.is_fitted
+        for place in range(len(result.budgets)):
+            (ratio,) = find_ratios(counts.sums[phase, index, place][None])
+            # A layer without requests has no rate, and no weight either.
+            rate = np.where(weights > 0, random[:, phase, index, place], 0.0)
+            moved = _weigh(requests - counts.hits[:, phase, index, place], result.expert_bytes)
+            random_moved = _weigh(weights * (1 - rate), result.expert_bytes)
+            yield (
+                policy,
+                place,
+                {
+                    "hit_rate": ratio.value if is_known else None,
+                    "hit_rate_low": ratio.low if is_known else None,
+                    "hit_rate_high": ratio.high if is_known else None,
+                    "bytes_per_token": None
+                    if moved is None or not is_known
+                    else moved / num_tokens,
+                    "baseline": PolicyBaseline(
+                        hit_rate=float((rate * weights).sum() / weights.sum())
+                        if weights.sum()
+                        else None,
+                        bytes_per_token=None if random_moved is None else random_moved / num_tokens,
+                    ),
+                },
+            )
 
 
 def list_phases(result: Simulated) -> tuple[PhaseSize, ...]:
@@ -193,7 +232,7 @@ def _list_layer_policies(
                         phase=PHASES[phase],
                         num_kept=int(result.shape.capacities[layer, place]),
                         hit_rate=hits / requests if is_known else None,
-                        random_hit_rate=float(random[layer, phase, index, place]),
+                        baseline=HitBaseline(_divide(random[layer, phase, index, place], 1)),
                     )
                 )
     return listed
@@ -216,23 +255,19 @@ def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ..
                     of=name,
                     num_batches=int(sum(counters[layer].number[index] for layer in known)),
                     experts=_mean([_mean_of(counters[layer], index) for layer in known]),
-                    random=_mean(
-                        [
-                            _expect(
-                                np.full(
-                                    result.shape.num_experts[layer],
-                                    result.shape.top_k[layer] / result.shape.num_ids[layer],
-                                ),
-                                size,
-                            )
-                            for layer in known
-                        ]
-                    ),
                     by_load=_mean(
                         [
                             _expect(load[layer] / result.touched.of_one[layer].number[0], size)
                             for layer in known
                         ]
+                    ),
+                    baseline=TouchedBaseline(
+                        _mean(
+                            [
+                                counters[layer].random_total[index] / counters[layer].number[index]
+                                for layer in known
+                            ]
+                        )
                     ),
                 )
             )
@@ -248,8 +283,13 @@ def _expect(shares: NDArray[np.float64], num_tokens: int) -> float:
     return float((1 - (1 - shares) ** num_tokens).sum())
 
 
+def _divide(number: float, by: float) -> float | None:
+    """Return a ratio; None where the simulated router has no step of a phase, or its denominator is 0."""
+    return float(number / by) if by and np.isfinite(number) else None
+
+
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def _weigh(numbers: NDArray[np.generic], expert_bytes: Sequence[int] | None) -> float | None:

@@ -21,13 +21,22 @@ class DistinctCounter:
 
     Attributes:
         total: Sum over batches of each size. # (num_sizes,)
+        random_total: The same expected of a random router, of which each token chooses as many
+            experts: the sum of `E (1 - prod(1 - s / E'))` over batches with tokens of s experts,
+            drawn from E' ids. # (num_sizes,)
         number: Batches of each size. # (num_sizes,)
+
+    Args:
+        num_experts: E, those with weights.
+        num_ids: E', those and identity experts.
+        num_sizes: Of batches.
     """
 
-    def __init__(self, num_experts: int, num_sizes: int) -> None:
-        self._num_experts = num_experts
+    def __init__(self, num_experts: int, num_ids: int, num_sizes: int) -> None:
+        self._num_experts, self._num_ids = num_experts, num_ids
         self._num_words = -(-num_experts // _WORD)
         self.total = np.zeros(num_sizes, dtype=np.int64)
+        self.random_total = np.zeros(num_sizes)
         self.number = np.zeros(num_sizes, dtype=np.int64)
 
     def add(self, experts: NDArray[np.int64], group: NDArray[np.int64]) -> None:
@@ -38,10 +47,15 @@ class DistinctCounter:
             group: Tokens of a group stand together. # (num_tokens,)
         """
         bits = self._set_bits(experts)
+        # The chance that a random router doesn't choose an expert.
+        left = 1 - np.minimum((experts != NO_EXPERT).sum(axis=1) / self._num_ids, 1)
         for size in range(len(self.total)):
             self.total[size] += int(np.bitwise_count(bits).sum(dtype=np.int64))
+            self.random_total[size] += self._num_experts * float((1 - left).sum())
             self.number[size] += len(bits)
-            bits, group = _join_neighbours(bits, group)
+            second = _find_second(group)
+            bits, group = bits[second - 1] | bits[second], group[second]
+            left = left[second - 1] * left[second]
 
     def _set_bits(self, experts: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return a bit for each expert of each token."""
@@ -53,12 +67,9 @@ class DistinctCounter:
         return bits
 
 
-def _join_neighbours(
-    bits: NDArray[np.uint64], group: NDArray[np.int64]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the first and second, third and fourth, … of each group joined; odd ones are left out."""
-    second = np.flatnonzero(_count_within(group) % 2 == 1)
-    return bits[second - 1] | bits[second], group[second]
+def _find_second(group: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the second, fourth, … of each group, which are joined with those before them."""
+    return np.flatnonzero(_count_within(group) % 2 == 1)
 
 
 def _count_within(group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -78,10 +89,16 @@ class TouchedCounts:
         of_several: By layer, batches of the n-th tokens of as many prompts.
     """
 
-    def __init__(self, places: Sequence[Place], num_experts: Sequence[int]) -> None:
+    def __init__(
+        self, places: Sequence[Place], num_experts: Sequence[int], num_ids: Sequence[int]
+    ) -> None:
         self._places = places
         self.of_one, self.of_several = (
-            [DistinctCounter(number, len(BATCH_SIZES)) for number in num_experts] for _ in range(2)
+            [
+                DistinctCounter(number, ids, len(BATCH_SIZES))
+                for number, ids in zip(num_experts, num_ids, strict=True)
+            ]
+            for _ in range(2)
         )
 
     def add(self, window: DecisionWindow, *, only_decoded: bool) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
 from moetool.analysis.coactivation.same_loads import expect_pairs
-from moetool.analysis.coactivation.significance import find_discoveries, find_spread
+from moetool.analysis.coactivation.significance import SMALLEST_P_VALUE, find_spread
+from moetool.analysis.statistics.discoveries import find_discoveries
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,7 +34,7 @@ class PairMatrix:
         expected_lift: Lift of a router with the same loads. # (num_pairs,)
         lift_low: # (num_pairs,)
         lift_high: # (num_pairs,)
-        p_value: # (num_pairs,)
+        p_value: At least `SMALLEST_P_VALUE`. # (num_pairs,)
         expected: Decisions that would choose both at the expected lift. # (num_pairs,)
         is_significant: None if pairs were not tested. # (num_pairs,)
         is_fitted: Whether a router with the same loads was found.
@@ -108,7 +109,10 @@ _ENOUGH = 10
 
 
 def make_layer_matrix(counts: LayerPairs) -> PairMatrix:
-    """Return the pairs of a layer's decisions, with the test of each that occurs."""
+    """Return the pairs of decisions, with the test of each that occurs.
+
+    Pairs are untested where sums over prompts were left out.
+    """
     i, j = _list_pairs(counts.num_experts if counts.top_k > 1 else 0)
     total = max(1, counts.num_decisions)
     matrix = _make_untested(i, j, counts.pairs[i, j], counts.loads[i], counts.loads[j], total)
@@ -130,13 +134,13 @@ def make_layer_matrix(counts: LayerPairs) -> PairMatrix:
         matrix,
         lift_low=low,
         lift_high=high,
-        p_value=p_value,
+        p_value=np.maximum(p_value, SMALLEST_P_VALUE),
         is_significant=find_discoveries(p_value),
     )
 
 
 def make_group_matrix(counts: LayerPairs) -> PairMatrix:
-    """Return the pairs of a part of a layer's decisions, untested."""
+    """Return the pairs of decisions without the lift that loads explain, which takes time."""
     i, j = _list_pairs(counts.num_experts)
     return _make_untested(
         i, j, counts.pairs[i, j], counts.loads[i], counts.loads[j], counts.num_decisions
@@ -149,7 +153,11 @@ def make_transition_matrix(counts: LayerTransitions) -> PairMatrix:
     matrix = _make_untested(
         i, j, counts.pairs.ravel(), counts.loads[i], counts.next_loads[j], counts.num_tokens
     )
-    return replace(matrix, expected_lift=np.where(np.isnan(matrix.lift), np.nan, 1.0))
+    # A token that runs fewer experts may do so in both layers: of a random router the lift is then
+    # above 1, because all pairs are from the other tokens.
+    both = int(counts.loads.sum()) * int(counts.next_loads.sum())
+    expected = int(counts.pairs.sum()) * counts.num_tokens / both if both else np.nan
+    return replace(matrix, expected_lift=np.where(np.isnan(matrix.lift), np.nan, expected))
 
 
 def _list_pairs(num_experts: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:

@@ -21,10 +21,14 @@ from moetool.analysis.coactivation.result import (
     ExpertGroup,
     ExpertPair,
     GroupPairs,
+    GroupShare,
     LayerCoactivation,
     Transition,
+    Verdict,
 )
 from moetool.analysis.coactivation.tally import LayerTally, PairTally
+from moetool.analysis.statistics.decision_sizes import make_sizes
+from moetool.analysis.statistics.prediction import HitRate
 from moetool.trace.windows.reader import DecisionReader
 
 # With fewer prompts, intervals are wide and few pairs can be significant.
@@ -38,7 +42,7 @@ def measure_coactivation(
     reader: DecisionReader,
     *,
     by: str = "domain",
-    most_pairs: int = 100,
+    num_listed: int = 100,
     show: Callable[[str], None] = lambda _: None,
 ) -> Coactivation:
     """Return which experts are chosen together, in a layer and from one layer to the next.
@@ -50,7 +54,7 @@ def measure_coactivation(
     Args:
         reader: The trace.
         by: The column that the reader groups tokens by.
-        most_pairs: Pairs in each list. Significant ones come before others, so that chance does
+        num_listed: Pairs in each list. Significant ones come before others, so that chance does
             not fill the list; in the list, the largest lift is first.
         show: Receives a word on what is being done.
 
@@ -63,7 +67,7 @@ def measure_coactivation(
     show("testing pairs")
     groups = reader.groups
     layers = tuple(
-        _describe(tally, index, groups=groups, most_pairs=most_pairs)
+        _describe(tally, index, groups=groups, num_listed=num_listed)
         for index in range(len(tally.layers))
     )
     predictions = [
@@ -71,26 +75,24 @@ def measure_coactivation(
         for layer in layers
         if layer.next_layer is not None and layer.next_layer.prediction is not None
     ]
+    chance = _mean([item.baseline.hit_rate for item in predictions])
     return Coactivation(
         trace=reader.facts,
         by=by,
         layers=layers,
+        verdict=reach_verdict(layers),
         hit_rate=_mean([item.hit_rate for item in predictions]),
         popularity=_mean([item.popularity for item in predictions]),
-        random=_mean([item.random for item in predictions]),
+        baseline=None if chance is None else HitRate(chance),
         notes=(
             *reader.notes,
-            *_make_notes(
-                layers,
-                has_groups=tally.has_groups,
-                num_prompts=reader.facts.num_prompts,
-            ),
+            *_make_notes(layers, tally, num_prompts=reader.facts.num_prompts or 0),
         ),
     )
 
 
 def _describe(
-    tally: PairTally, index: int, *, groups: Sequence[str], most_pairs: int
+    tally: PairTally, index: int, *, groups: Sequence[str], num_listed: int
 ) -> LayerCoactivation:
     shape, counts = tally.shapes[index], tally.layers[index]
     pairs = counts.pairs
@@ -104,21 +106,24 @@ def _describe(
         top_k=shape.top_k,
         num_tokens=pairs.num_decisions,
         baseline=find_pair_baseline(
-            num_experts=shape.num_experts, top_k=shape.top_k, num_decisions=pairs.num_decisions
+            num_experts=shape.num_experts,
+            top_k=shape.top_k,
+            num_decisions=pairs.num_decisions,
+            sizes=make_sizes(pairs.sizes),
         ),
         num_pairs=len(matrix),
         num_above=int(is_above.sum()),
         num_below=int(is_below.sum()),
         num_never=int(((matrix.count == 0) & (matrix.expected >= _EXPECTED_OF_NEVER)).sum()),
-        pairs=_list_pairs(matrix, most_pairs),
+        pairs=_list_pairs(matrix, num_listed),
         expert_groups=tuple(
             sorted(
                 _find_groups(matrix, is_above, shape.num_experts),
-                key=lambda group: group.expected_share - group.share_of_pairs,
+                key=lambda group: group.loads.share_of_pairs - group.share_of_pairs,
             )
         ),
         by_group=_list_by_group(counts, groups) if tally.has_groups else (),
-        next_layer=_describe_next(tally, index, most_pairs),
+        next_layer=_describe_next(tally, index, num_listed),
         matrix=matrix,
     )
     # Of a large model, the counts of all layers and their matrices would fill the memory.
@@ -126,7 +131,7 @@ def _describe(
     return layer
 
 
-def _describe_next(tally: PairTally, index: int, most_pairs: int) -> Transition | None:
+def _describe_next(tally: PairTally, index: int, num_listed: int) -> Transition | None:
     counts = tally.layers[index]
     if counts.across is None:
         return None
@@ -134,9 +139,9 @@ def _describe_next(tally: PairTally, index: int, most_pairs: int) -> Transition 
     following = tally.shapes[index + 1]
     whole = fitted.join(others)
     matrix = make_transition_matrix(whole)
-    prediction = None
+    scored = None
     if fitted.num_tokens:
-        prediction = score_predictor(
+        scored = score_predictor(
             fit_predictor(counts.fitted, fitted),
             fitted,
             tally.sample.collect(index),
@@ -145,8 +150,9 @@ def _describe_next(tally: PairTally, index: int, most_pairs: int) -> Transition 
     return Transition(
         layer=following.layer,
         num_tokens=whole.num_tokens,
-        pairs=_list_pairs(matrix, most_pairs),
-        prediction=prediction,
+        pairs=_list_pairs(matrix, num_listed),
+        prediction=scored[0] if scored else None,
+        prefetch=scored[1] if scored else (),
         matrix=matrix,
     )
 
@@ -158,7 +164,17 @@ def _list_by_group(counts: LayerTally, groups: Sequence[str]) -> tuple[GroupPair
         GroupPairs(
             group=groups[group],
             num_tokens=pairs.num_decisions,
-            pairs=_list_pairs(make_group_matrix(pairs), _PAIRS_PER_GROUP),
+            baseline=find_pair_baseline(
+                num_experts=pairs.num_experts,
+                top_k=pairs.top_k,
+                num_decisions=pairs.num_decisions,
+                sizes=make_sizes(pairs.sizes),
+                has_strongest=False,
+            ),
+            pairs=_list_pairs(
+                make_group_matrix(pairs) if pairs.moments is None else make_layer_matrix(pairs),
+                _PAIRS_PER_GROUP,
+            ),
         )
         for group, pairs in sorted(counts.by_group.items(), key=lambda item: groups[item[0]])
     )
@@ -190,8 +206,8 @@ def _find_groups(
             experts=experts,
             least_lift=float(matrix.lift[within].min()),
             share_of_pairs=float(matrix.count[within].sum() / total),
-            expected_share=float(matrix.expected[within].sum() / total),
-            random_share=float(within.sum() / len(matrix)),
+            loads=GroupShare(float(matrix.expected[within].sum() / total)),
+            baseline=GroupShare(float(within.sum() / len(matrix))),
         )
 
 
@@ -199,27 +215,51 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def reach_verdict(layers: Sequence[LayerCoactivation]) -> Verdict:
+    """Return what the figures of all layers support."""
+    predictions = [
+        layer.next_layer.prediction
+        for layer in layers
+        if layer.next_layer is not None and layer.next_layer.prediction is not None
+    ]
+    num_beyond = sum(prediction.is_gain_certain for prediction in predictions)
+    return Verdict(
+        num_pairs=sum(layer.num_pairs for layer in layers),
+        num_above=sum(layer.num_above for layer in layers),
+        num_below=sum(layer.num_below for layer in layers),
+        is_tested=any(pair.p_value is not None for layer in layers for pair in layer.pairs),
+        num_predicted_layers=len(predictions),
+        num_layers_beyond_popularity=num_beyond,
+        does_predict=2 * num_beyond > len(predictions) if predictions else None,
+    )
+
+
 def _make_notes(
-    layers: Sequence[LayerCoactivation], *, has_groups: bool, num_prompts: int
+    layers: Sequence[LayerCoactivation], tally: PairTally, *, num_prompts: int
 ) -> Iterator[str]:
     """Yield warnings, and why numbers are None."""
     if all(layer.top_k == 1 for layer in layers):
-        yield "each decision chooses one expert, so no pairs occur in a layer"
+        yield "Each decision chooses one expert, so no pairs occur in a layer."
     elif any(layer.top_k == 1 for layer in layers):
-        yield "layers of top-1 have no pairs"
+        yield "Layers of top-1 have no pairs."
     if num_prompts < 2:
-        yield "a single prompt shows no spread between prompts: no pair is tested"
+        yield "A single prompt shows no spread between prompts: no pair is tested."
     elif num_prompts < _ENOUGH_PROMPTS:
-        yield f"fewer than {_ENOUGH_PROMPTS} prompts: intervals are wide"
-    if not has_groups:
-        yield "pairs were not counted by group: the groups, layers and experts are too many"
+        yield f"Fewer than {_ENOUGH_PROMPTS} prompts: intervals are wide."
+    if not tally.has_groups:
+        yield "Pairs were not counted by group: the groups, layers and experts are too many."
+    elif not tally.has_group_moments and any(layer.by_group for layer in layers):
+        yield (
+            "Pairs of single groups are not tested: the groups, layers and experts are too many "
+            "for sums over prompts."
+        )
     if any(layer.num_pairs and not layer.matrix.is_fitted for layer in layers):
-        yield "a layer's loads could not be fitted: its pairs have no expected lift and no p"
+        yield "The loads of a layer could not be fitted: its pairs have no expected lift and no p."
     following = [layer.next_layer for layer in layers if layer.next_layer is not None]
     if any(each.prediction is None for each in following):
         yield (
-            "some layers' experts are not predicted from the layer before: half of the prompts "
-            "have none in one of the two layers"
+            "Some layers' experts are not predicted from the layer before: half of the prompts "
+            "have none in one of the two layers."
             if num_prompts > 1
-            else "the next layer's experts are not predicted: that takes two prompts"
+            else "The next layer's experts are not predicted: that takes two prompts."
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
-from moetool.analysis.statistics.held_out import find_reach
+from moetool.analysis.statistics.prediction import (
+    HitRate,
+    Prediction,
+    ScoredTokens,
+    rate_prediction,
+)
 from moetool.trace.decisions import NO_EXPERT
 
 Ints = NDArray[np.int64]
@@ -32,42 +36,13 @@ class Prefetch:
         num_fetched: Experts fetched for each token.
         hit_rate: With the predictor.
         popularity: Fetching the experts that are chosen most, the same for every token.
-        random: Fetching a random set: `num_fetched / num_experts`.
+        baseline: Fetching a random set: `num_fetched / num_experts`.
     """
 
     num_fetched: int
     hit_rate: float
     popularity: float
-    random: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Success in predicting the experts of a token in the next layer.
-
-    Attributes:
-        hit_rate: Share of the next layer's choices among the top-k that are predicted.
-        popularity: The same if the layer's most popular experts are predicted for every token.
-        random: The same for a random set: `top_k / num_experts`.
-        gain: `hit_rate - popularity`.
-        gain_low: Lower limit of the gain's 95% interval over prompts; None for a single prompt.
-        gain_high: The upper limit.
-        num_prompts_scored: Prompts of the half that the predictor was not fitted on.
-        num_tokens_scored: Their tokens.
-        num_tokens_fitted: Tokens of the other half.
-        prefetch: The same for larger sets, the first of which is top-k.
-    """
-
-    hit_rate: float
-    popularity: float
-    random: float
-    gain: float
-    gain_low: float | None
-    gain_high: float | None
-    num_prompts_scored: int
-    num_tokens_scored: int
-    num_tokens_fitted: int
-    prefetch: tuple[Prefetch, ...]
+    baseline: HitRate
 
 
 def fit_predictor(within: LayerPairs, across: LayerTransitions) -> Floats:
@@ -90,8 +65,10 @@ def fit_predictor(within: LayerPairs, across: LayerTransitions) -> Floats:
 
 def score_predictor(
     weights: Floats, across: LayerTransitions, scored: tuple[Ints, Ints, Ints], *, top_k: int
-) -> Prediction | None:
-    """Return the success of a predictor; None where no token ran an expert in the next layer.
+) -> tuple[Prediction, tuple[Prefetch, ...]] | None:
+    """Return the success of a predictor with as many experts as the next layer chooses, and more.
+
+    None where no token ran an expert in the next layer.
 
     Args:
         weights: See `fit_predictor`. # (num_experts, num_next)
@@ -105,9 +82,8 @@ def score_predictor(
     popular = np.argsort(-across.next_loads, kind="stable")
     place = np.empty(num_next, dtype=np.int64)
     place[popular] = np.arange(num_next)
-    by_prompt = np.zeros((2, int(prompt.max(initial=-1)) + 1))
-    num_chosen = np.zeros(by_prompt.shape[1])
-    hits = np.zeros((2, len(sizes)), dtype=np.int64)
+    # Of the predictor and of popularity, by size and token.
+    hits = np.zeros((2, len(sizes), len(experts)), dtype=np.int64)
     # The most popular first, and a row of zeros for the padding, which has the index -1.
     padded = np.vstack([weights[:, popular], np.zeros(num_next)])
     # Of equal scores, that of the more popular expert is the larger.
@@ -121,30 +97,25 @@ def score_predictor(
         popularity = place[np.where(ran, following[part], 0)]
         places = np.stack([_find_places(scores, popularity), popularity])
         places[:, ~ran] = num_next  # (2, num_tokens, top_k)
-        for column, size in enumerate(sizes):
-            hits[:, column] += (places < size).sum(axis=(1, 2))
-        hit = (places < sizes[0]).sum(axis=2)
-        for row in range(2):
-            np.add.at(by_prompt[row], prompt[part], hit[row])
-        np.add.at(num_chosen, prompt[part], ran.sum(axis=1))
-    total = num_chosen.sum()
-    if not total:
-        return None
-    rates: Floats = hits / float(total)
-    gain = float(rates[0, 0] - rates[1, 0])
-    is_there = num_chosen > 0
-    reach = find_reach(by_prompt[0, is_there] - by_prompt[1, is_there], num_chosen[is_there])
-    return Prediction(
-        hit_rate=float(rates[0, 0]),
-        popularity=float(rates[1, 0]),
-        random=sizes[0] / num_next,
-        gain=gain,
-        gain_low=None if reach is None else gain - reach,
-        gain_high=None if reach is None else gain + reach,
-        num_prompts_scored=int(is_there.sum()),
-        num_tokens_scored=len(experts),
+        for number, size in enumerate(sizes):
+            hits[:, number, part] = (places < size).sum(axis=2)
+    num_chosen = (following != NO_EXPERT).sum(axis=1)
+    prediction = rate_prediction(
+        ScoredTokens(hits[0, 0], hits[1, 0], num_chosen, prompt),
+        chance=sizes[0] / num_next,
         num_tokens_fitted=across.num_tokens,
-        prefetch=_list_prefetch(sizes, rates, num_next),
+    )
+    if prediction is None:
+        return None
+    total = int(num_chosen.sum())
+    return prediction, tuple(
+        Prefetch(
+            num_fetched=size,
+            hit_rate=int(hits[0, number].sum()) / total,
+            popularity=int(hits[1, number].sum()) / total,
+            baseline=HitRate(size / num_next),
+        )
+        for number, size in enumerate(sizes)
     )
 
 
@@ -160,15 +131,3 @@ def _find_places(scores: Floats, wanted: Ints) -> Ints:
         own = np.take_along_axis(scores, wanted[:, rank, None], axis=1)
         places[:, rank] = np.count_nonzero(scores > own, axis=1)
     return places
-
-
-def _list_prefetch(sizes: Sequence[int], rates: Floats, num_next: int) -> tuple[Prefetch, ...]:
-    return tuple(
-        Prefetch(
-            num_fetched=size,
-            hit_rate=float(rates[0, index]),
-            popularity=float(rates[1, index]),
-            random=size / num_next,
-        )
-        for index, size in enumerate(sizes)
-    )

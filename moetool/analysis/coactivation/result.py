@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 
 from moetool.analysis.coactivation.baseline import PairBaseline
 from moetool.analysis.coactivation.matrices import PairMatrix
-from moetool.analysis.coactivation.prediction import Prediction
+from moetool.analysis.coactivation.prediction import Prefetch
+from moetool.analysis.statistics.prediction import HitRate, Prediction
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
@@ -27,10 +28,12 @@ class ExpertPair:
         given_j: Probability of the first expert if the second is chosen.
         lift: `count * decisions / (count of one * count of the other)`.
         expected_lift: Lift under a router with the same loads that chooses at random otherwise;
-            1 across layers. None if it was not computed.
+            across layers 1, or more if tokens run fewer experts in both. None if it was not
+            computed.
         lift_low: Lower limit of the lift's 95% interval, if the prompts are a sample.
         lift_high: The upper limit.
-        p_value: Of the lift, if the true one were as expected.
+        p_value: Of the lift, if the true one were as expected. A smaller one than 1e-6 is stated
+            as 1e-6: prompts can't show more.
         is_significant: Whether the lift differs from the expected one, at a false discovery rate
             of 5% over the layer's pairs; None where it was not tested.
     """
@@ -47,6 +50,22 @@ class ExpertPair:
     p_value: float | None = None
     is_significant: bool | None = None
 
+    @property
+    def is_above(self) -> bool:
+        """Whether the lift is significantly above the expected one."""
+        return bool(self.is_significant and self.lift > (self.expected_lift or 0))
+
+
+@dataclass(frozen=True)
+class GroupShare:
+    """Share of pairs of a group of experts under some router.
+
+    Attributes:
+        share_of_pairs: See `ExpertGroup`.
+    """
+
+    share_of_pairs: float
+
 
 @dataclass(frozen=True)
 class ExpertGroup:
@@ -56,29 +75,33 @@ class ExpertGroup:
         experts: Their ids.
         least_lift: The smallest lift of their pairs.
         share_of_pairs: Share of all pairs of all decisions that are of two members.
-        expected_share: The same under a router with the same loads.
-        random_share: The same under a uniform random router.
+        loads: The same under a router with the same loads.
+        baseline: The same under a uniform random router.
     """
 
     experts: tuple[int, ...]
     least_lift: float
     share_of_pairs: float
-    expected_share: float
-    random_share: float
+    loads: GroupShare
+    baseline: GroupShare
 
 
 @dataclass(frozen=True)
 class GroupPairs:
     """The strongest pairs of one group of tokens, such as a domain.
 
+    They are tested within the group, unless its sums over prompts would not fit into memory.
+
     Attributes:
         group: Value of the column that groups tokens.
         num_tokens: Tokens of the group with a decision in the layer.
+        baseline: Figures of a uniform random router; None where no decision has a pair.
         pairs: The strongest first.
     """
 
     group: str
     num_tokens: int
+    baseline: PairBaseline | None
     pairs: tuple[ExpertPair, ...]
 
 
@@ -89,14 +112,17 @@ class Transition:
     Attributes:
         layer: The next layer.
         num_tokens: Tokens with a decision in both.
-        pairs: The strongest first. A random router's lift is 1.
-        prediction: None if prompts or experts are too few to fit and score one.
+        pairs: The strongest first.
+        prediction: Of the next layer's experts among the top-k of a linear predictor. None if
+            prompts or experts are too few to fit and score one.
+        prefetch: The same for larger sets, the first of which is top-k; empty if there is none.
     """
 
     layer: int
     num_tokens: int
     pairs: tuple[ExpertPair, ...]
     prediction: Prediction | None
+    prefetch: tuple[Prefetch, ...]
     matrix: PairMatrix = field(repr=False, compare=False)
 
 
@@ -126,6 +152,52 @@ class LayerCoactivation(LayerFacts):
     by_group: tuple[GroupPairs, ...]
     next_layer: Transition | None
     matrix: PairMatrix = field(repr=False, compare=False)
+
+    @property
+    def surest_pair(self) -> ExpertPair | None:
+        """Of the listed pairs above, that whose interval begins highest; None if none is above."""
+        above = [pair for pair in self.pairs if pair.is_above]
+        return max(above, key=lambda pair: (pair.lift_low or 0, pair.lift), default=None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a few numbers, over all layers.
+
+    Attributes:
+        num_pairs: Pairs of experts of a layer.
+        num_above: Those with a lift that is significantly above the expected one.
+        num_below: Those with a lift that is significantly below it.
+        is_tested: Whether any pair could be tested.
+        num_predicted_layers: Layers whose experts are predicted from the layer before.
+        num_layers_beyond_popularity: Those in which that beats popular experts for certain.
+        does_predict: Whether these are more than half, as a few layers are by chance; None
+            without predictions.
+    """
+
+    num_pairs: int
+    num_above: int
+    num_below: int
+    is_tested: bool
+    num_predicted_layers: int
+    num_layers_beyond_popularity: int
+    does_predict: bool | None
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """The strongest pairs of one group of tokens over all layers.
+
+    Attributes:
+        group: Value of the column that groups tokens.
+        num_tokens: Tokens of the group in the layer that has most of them.
+        pairs: Each with its layer, the strongest first: those above in the group, if pairs of the
+            group were tested.
+    """
+
+    group: str
+    num_tokens: int
+    pairs: tuple[tuple[LayerCoactivation, ExpertPair], ...]
 
 
 @dataclass(frozen=True)
@@ -161,24 +233,25 @@ class Coactivation(Tabular):
         trace: Facts about the trace.
         by: Column that groups tokens.
         layers: In the order of stack and layer.
+        verdict: The answer in a few numbers.
         hit_rate: Mean over layers of the prediction's hit rate; None if there is none.
         popularity: The same of predicting popular experts.
-        random: The same of predicting random ones.
+        baseline: The same of predicting random ones.
         notes: Warnings, what was inferred, and why a number is None: a sentence each.
     """
 
     trace: TraceFacts
     by: str
     layers: tuple[LayerCoactivation, ...]
+    verdict: Verdict
     hit_rate: float | None
     popularity: float | None
-    random: float | None
+    baseline: HitRate | None
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
         name = f" of {printable(self.trace.trace)}" if self.trace.trace else ""
-        above = sum(layer.num_above for layer in self.layers)
-        pairs = sum(layer.num_pairs for layer in self.layers)
+        above, pairs = self.verdict.num_above, self.verdict.num_pairs
         hits = "" if self.hit_rate is None else f", next layer predicted {self.hit_rate:.0%}"
         layers = number_of(len(self.layers), "layer")
         return f"<Coactivation{name}: {layers}, {above:,} of {pairs:,} pairs above chance{hits}>"
@@ -189,6 +262,31 @@ class Coactivation(Tabular):
         value["layers"] = [_without_matrices(layer) for layer in self.layers]
         plain: dict[str, Any] = make_plain(value)
         return plain
+
+    def summarize_groups(self) -> tuple[GroupSummary, ...]:
+        """Return the strongest pairs of each group over all layers, in the order of names."""
+        found: dict[str, list[tuple[LayerCoactivation, GroupPairs]]] = {}
+        for layer in self.layers:
+            for each in layer.by_group:
+                found.setdefault(each.group, []).append((layer, each))
+        return tuple(
+            GroupSummary(
+                group=name,
+                num_tokens=max(each.num_tokens for _, each in found[name]),
+                pairs=tuple(
+                    sorted(
+                        (
+                            (layer, pair)
+                            for layer, each in found[name]
+                            for pair in each.pairs
+                            if pair.is_significant is None or pair.is_above
+                        ),
+                        key=lambda item: -item[1].lift,
+                    )
+                ),
+            )
+            for name in sorted(found)
+        )
 
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:

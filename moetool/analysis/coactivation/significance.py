@@ -14,26 +14,23 @@ agree by chance, and a pair that occurs in a few tokens is uncertain even if pro
 - it is that of one more prompt, in which the pair occurs as often as in the others;
 - the distribution is Student's t with one degree of freedom less than the pair's effective number
   of prompts, `N_ij² / sum of n_ij²` (Kish 1965, Survey Sampling, 11.7).
-
-Student's t is turned into a normal deviate by the formula of Wallace (1959, Ann. Math. Stat. 30:1121).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs
+from moetool.analysis.statistics.students_t import find_p_values, find_quantiles
 
 Floats = NDArray[np.float64]
 
-CONFIDENCE = 0.95
-# Share of false discoveries that is accepted among the pairs of a layer.
-FALSE_DISCOVERY_RATE = 0.05
+# The far tail of Student's t rests on the prompts being normal, which no number of prompts at hand
+# can show: a smaller p-value is stated as this one.
+SMALLEST_P_VALUE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,9 @@ class LiftSpread:
     degrees_of_freedom: Floats
 
     def find_limits(self, lift: Floats) -> tuple[Floats, Floats]:
-        """Return the lower and upper limits of lifts at `CONFIDENCE`."""
-        z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+        """Return the lower and upper limits of lifts; an infinite one is NaN."""
         with np.errstate(over="ignore", invalid="ignore"):
-            df = self.degrees_of_freedom
-            t = np.sqrt(df * np.expm1((z * (8 * df + 3) / (8 * df + 1)) ** 2 / df))
-            reach = t * self.deviation
+            reach = find_quantiles(self.degrees_of_freedom) * self.deviation
             low, high = lift * np.exp(-reach), lift * np.exp(reach)
         return low, np.where(np.isfinite(high), high, np.nan)
 
@@ -62,9 +56,7 @@ class LiftSpread:
         """Return two-sided p-values of lifts if the true ones were as expected; NaN if unknown."""
         with np.errstate(divide="ignore", invalid="ignore"):
             t = (np.log(lift) - np.log(expected)) / self.deviation
-            df = self.degrees_of_freedom
-            z = (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log1p(t * t / df))
-        return np.array([math.erfc(value / math.sqrt(2)) for value in z.tolist()])
+            return find_p_values(t, self.degrees_of_freedom)
 
 
 def find_spread(counts: LayerPairs) -> LiftSpread:
@@ -99,18 +91,3 @@ def find_spread(counts: LayerPairs) -> LiftSpread:
         deviation=np.sqrt(np.where(is_known, variance, np.nan)),
         degrees_of_freedom=np.where(is_known, effective - 1, np.nan),
     )
-
-
-def find_discoveries(p_values: Floats) -> NDArray[np.bool_]:
-    """Return which hypotheses are rejected at `FALSE_DISCOVERY_RATE`; unknown p-values never are.
-
-    Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57:289. Unknown p-values count as hypotheses.
-    """
-    known = np.where(np.isnan(p_values), 1.0, p_values)
-    order = np.sort(known)
-    bound = FALSE_DISCOVERY_RATE * np.arange(1, len(order) + 1) / max(1, len(order))
-    (reached,) = np.nonzero(order <= bound)
-    if not len(reached):
-        return np.zeros(len(known), dtype=bool)
-    discoveries: NDArray[np.bool_] = known <= order[reached[-1]]
-    return discoveries

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.coactivation.pair_counts import LayerPairs, LayerTransitions
-from moetool.analysis.statistics.held_out import HeldOutSample, find_fit_half, hash_prompts
+from moetool.analysis.statistics.halves import hash_prompts, split_prompts
+from moetool.analysis.statistics.held_out import HeldOutSample
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
@@ -23,6 +24,8 @@ Ints = NDArray[np.int64]
 _MOST_CELLS = 2**26
 # Matrices of a layer: counts, five sums over prompts, the half to fit on, and two across layers.
 _MATRICES_PER_LAYER = 9
+# Matrices of a group of tokens: counts, and five sums over prompts if there is memory for them.
+_MATRICES_PER_GROUP = 6
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class PairTally:
         layers: In the same order.
         sample: Decisions of prompts of the second half.
         has_groups: Whether pairs were counted by group, too: the memory is enough.
+        has_group_moments: Whether sums over prompts were taken by group, too.
 
     Args:
         reader: The trace.
@@ -109,7 +113,7 @@ class PairTally:
     def __init__(self, reader: DecisionReader) -> None:
         self._reader = reader
         self._hashes = hash_prompts(reader.prompts)
-        self._is_fitted = find_fit_half(self._hashes)
+        self._is_fitted = ~split_prompts(reader.prompts)
         self.sample = HeldOutSample()
         self.shapes = [LayerShape(layer) for layer in reader.layers]
         num_cells = sum(shape.num_experts**2 for shape in self.shapes)
@@ -119,9 +123,9 @@ class PairTally:
                 f"{format_bytes(num_cells * _MATRICES_PER_LAYER * 8)} of memory.",
                 hint="Analyse fewer layers at a time: --layers.",
             )
-        # Groups that fit into the memory next to the counts of all.
-        self._most_groups = max(0, _MOST_CELLS // max(1, num_cells) - _MATRICES_PER_LAYER)
-        self.has_groups = True
+        # Matrices of groups that fit into the memory next to the counts of all.
+        self._most_matrices = max(0, _MOST_CELLS // max(1, num_cells) - _MATRICES_PER_LAYER)
+        self.has_groups = self.has_group_moments = True
         self.layers = [
             LayerTally(pairs=shape.count_pairs(has_moments=True), fitted=shape.count_pairs())
             for shape in self.shapes
@@ -135,8 +139,9 @@ class PairTally:
 
     def add(self, window: DecisionWindow) -> None:
         """Count the decisions of a window."""
-        if len(self._reader.groups) > self._most_groups:
-            self.has_groups = False
+        num_groups = len(self._reader.groups)
+        self.has_groups &= num_groups <= self._most_matrices
+        self.has_group_moments &= num_groups * _MATRICES_PER_GROUP <= self._most_matrices
         choices = [window.layers.get((shape.stack, shape.layer)) for shape in self.shapes]
         kept: dict[int, tuple[Ints, Ints, Ints]] = {}
         for index, (tally, own) in enumerate(zip(self.layers, choices, strict=True)):
@@ -155,10 +160,15 @@ class PairTally:
         if not self.has_groups or self.shapes[index].top_k < 2:
             tally.by_group.clear()
             return
+        if not self.has_group_moments:
+            for pairs in tally.by_group.values():
+                pairs.moments = None
         group = window.group[own.token]
         for one in np.unique(group).tolist():
             if one not in tally.by_group:
-                tally.by_group[one] = self.shapes[index].count_pairs()
+                tally.by_group[one] = self.shapes[index].count_pairs(
+                    has_moments=self.has_group_moments
+                )
             mine = group == one
             tally.by_group[one].add(own.experts[mine], window.prompt[own.token[mine]])
 

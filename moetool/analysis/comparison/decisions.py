@@ -31,6 +31,10 @@ class DecisionChanges:
             None without weights. # (num_decisions,)
         first: Experts of the first trace; `NO_EXPERT` pads. # (num_decisions, top_k)
         second: Experts of the second. # (num_decisions, other_top_k)
+        first_weights: Of these experts; None without weights. # (num_decisions, top_k)
+        second_weights: The same of the second trace. # (num_decisions, other_top_k)
+        num_first: Experts that ran in the first. # (num_decisions,)
+        num_second: Experts that ran in the second. # (num_decisions,)
         num_left_out: Decisions of both traces that the other lacks, or that chose no expert in
             either.
     """
@@ -44,7 +48,16 @@ class DecisionChanges:
     weight_change: NDArray[np.float64] | None
     first: NDArray[np.int64]
     second: NDArray[np.int64]
+    first_weights: NDArray[np.float32] | None
+    second_weights: NDArray[np.float32] | None
+    num_first: NDArray[np.int64]
+    num_second: NDArray[np.int64]
     num_left_out: int
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether first choices are known."""
+        return self.is_flipped is not None
 
 
 def compare_decisions(
@@ -64,11 +77,11 @@ def compare_decisions(
     shared = _count_shared(experts, others)
     larger = np.maximum(num_first, num_second)
     is_changed = shared < larger
+    weights = None if first.weights is None else first.weights[one]
+    other_weights = None if second.weights is None else second.weights[other]
     weight_change = None
-    if first.weights is not None and second.weights is not None:
-        weight_change = _compare_weights(
-            (experts, first.weights[one]), (others, second.weights[other])
-        )
+    if weights is not None and other_weights is not None:
+        weight_change = _compare_weights((experts, weights), (others, other_weights))
         weight_change[is_changed] = np.nan
     return DecisionChanges(
         token=first.token[one],
@@ -80,6 +93,10 @@ def compare_decisions(
         weight_change=weight_change,
         first=experts,
         second=others,
+        first_weights=weights,
+        second_weights=other_weights,
+        num_first=num_first,
+        num_second=num_second,
         num_left_out=len(first.token) + len(second.token) - 2 * len(one),
     )
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.comparison.baseline import expect_popular, expect_uniform
-from moetool.analysis.comparison.decisions import DecisionChanges, compare_decisions
+from moetool.analysis.comparison.baseline import Baseline
+from moetool.analysis.comparison.decisions import compare_decisions
+from moetool.analysis.comparison.expected import sum_expected
+from moetool.analysis.comparison.layer_sums import LayerSums
 from moetool.analysis.comparison.notes import explain_comparison
 from moetool.analysis.comparison.pairs.layers import LayerPair, pair_layers
 from moetool.analysis.comparison.pairs.reader import PairedWindow, PairReader
 from moetool.analysis.comparison.result import (
-    Agreement,
     CellAgreement,
     Comparison,
     GroupAgreement,
     LayerAgreement,
+    OverallAgreement,
     PositionAgreement,
     judge,
 )
-from moetool.analysis.comparison.sums import Agreements, sum_by_prompt, sum_cells
+from moetool.analysis.comparison.sums import MEASURES, Agreements, sum_by_prompt, sum_cells
 from moetool.analysis.comparison.token_changes import (
     MostChanged,
     TokenIdSums,
@@ -38,47 +38,13 @@ COLUMNS = ("weight", "token_id", "token")
 _OVERALL = "all"
 
 
-@dataclass
-class _LayerSums:
-    """Counts of a layer that need no intervals.
-
-    Attributes:
-        load: Decisions that include each expert, of each trace. # (2, num_experts)
-        first_choices: Decisions with each expert as the first choice. # (2, num_experts)
-        num_left_out: Decisions that only one of the traces has.
-    """
-
-    load: NDArray[np.int64]
-    first_choices: NDArray[np.int64]
-    num_left_out: int = 0
-
-    @classmethod
-    def empty(cls, num_experts: int) -> _LayerSums:
-        """Return the counts before any window is added."""
-        none = np.zeros((2, num_experts), dtype=np.int64)
-        return cls(none, none.copy())
-
-    def add(self, changes: DecisionChanges) -> None:
-        """Count a window's decisions."""
-        size = self.load.shape[1]
-        self.num_left_out += changes.num_left_out
-        for side, experts in enumerate((changes.first, changes.second)):
-            # Rows that were not checked can hold ids out of range.
-            chosen = experts[(experts >= 0) & (experts < size)]
-            first = experts[:, 0]
-            self.load[side] += np.bincount(chosen, minlength=size)
-            self.first_choices[side] += np.bincount(
-                first[(first >= 0) & (first < size)], minlength=size
-            )
-
-
 def compare_traces(
     first: DecisionReader,
     second: DecisionReader,
     *,
     by: str = "domain",
     is_common: bool = False,
-    min_occurrences: int = 10,
+    min_count: int = 10,
     num_listed: int = 10,
 ) -> Comparison:
     """Return how far two traces of the same tokens choose the same experts.
@@ -88,7 +54,7 @@ def compare_traces(
         second: Reads the other.
         by: The column that groups the tokens of the first.
         is_common: Compare the tokens that both have, instead of refusing others.
-        min_occurrences: Least number of occurrences of the token ids that are listed.
+        min_count: Occurrences that a token id needs to be listed.
         num_listed: Token ids, and single tokens, to list.
 
     Raises:
@@ -100,7 +66,10 @@ def compare_traces(
     reader = PairReader(first, second, list(pairs), is_common=is_common)
     stacks = sorted({stack for stack, _ in pairs})
     by_key = Agreements.empty()
-    of_layer = {place: _LayerSums.empty(pair.num_experts) for place, pair in pairs.items()}
+    of_layer = {
+        place: LayerSums.empty(pair.num_experts, pair.top_k, pair.other_top_k)
+        for place, pair in pairs.items()
+    }
     changed_tokens = RatioSums(1)
     token_ids = TokenIdSums()
     most_changed = MostChanged(num_listed, prompts=first.prompts, stacks=stacks)
@@ -117,21 +86,20 @@ def compare_traces(
         token_ids.add(window, changes)
         most_changed.add(window, changes)
     compared = pairing.keep(by_key.count)
-    overall = Agreement(**_list_measures(by_key, _OVERALL))
     layers = tuple(
         _describe_layer(pair, by_key, of_layer[pair.place], has_ranks=has_ranks)
         for pair in compared.pairs
     )
-    random_overlap = fmean(layer.baseline.overlap for layer in layers)
-    popular = [layer.popularity.overlap for layer in layers if layer.popularity is not None]
+    overall = OverallAgreement(
+        popularity=_average([(layer.popularity, layer.num_decisions) for layer in layers]),
+        **_list_measures(by_key, _OVERALL),
+    )
     return Comparison(
         trace=first.facts,
         other=second.facts,
         by=by,
-        verdict=judge(overall, unrelated_overlap=max(random_overlap, fmean(popular or [0]))),
+        verdict=judge(overall),
         overall=overall,
-        random_overlap=random_overlap,
-        popular_overlap=fmean(popular) if popular else None,
         changed_tokens=changed_tokens.find_ratios()[0].value,
         layers=layers,
         groups=tuple(
@@ -140,12 +108,10 @@ def compare_traces(
             if by_key.count(("group", group))
         ),
         positions=_list_positions(by_key),
-        cells=_list_cells(compared.pairs, by_key, sorted(first.groups), has_ranks=has_ranks),
-        min_occurrences=min_occurrences,
-        num_token_ids=token_ids.count_frequent(min_occurrences=min_occurrences),
-        token_ids=token_ids.find_most_changed(
-            min_occurrences=min_occurrences, num_listed=num_listed
-        ),
+        cells=_list_cells(compared.pairs, by_key, sorted(first.groups)),
+        min_count=min_count,
+        num_token_ids=token_ids.count_frequent(min_count=min_count),
+        token_ids=token_ids.find_most_changed(min_count=min_count, num_listed=num_listed),
         tokens=most_changed.list_tokens(),
         notes=explain_comparison(
             first,
@@ -162,7 +128,7 @@ def compare_traces(
 def _add_window(
     window: PairedWindow,
     by_key: Agreements,
-    of_layer: Mapping[Place, _LayerSums],
+    of_layer: Mapping[Place, LayerSums],
     groups: Sequence[str],
     *,
     has_ranks: bool,
@@ -173,8 +139,10 @@ def _add_window(
     names = [groups[code] for code in codes]
     span = find_spans(window.first.position)
     spans, span = np.unique(span, return_inverse=True)
-    of_groups = np.zeros((2, 6, len(codes), len(prompts)))
-    of_spans = np.zeros((2, 6, len(spans), len(prompts)))
+    of_groups = np.zeros((2, len(MEASURES), len(codes), len(prompts)))
+    of_spans = np.zeros((2, len(MEASURES), len(spans), len(prompts)))
+    by_group = np.zeros((len(codes), len(MEASURES), 2))
+    by_span = np.zeros((len(spans), len(MEASURES), 2))
     total = WindowChanges.empty(len(prompt))
     for place, sums in of_layer.items():
         if place not in window.first.layers or place not in window.second.layers:
@@ -193,19 +161,38 @@ def _add_window(
             prompt=prompt[token],
             shape=(len(codes), len(prompts)),
         )
+        num_experts = sums.first_choices.shape[1]
+        expected = sum_expected(
+            changes, num_experts=num_experts, cell=group[token], num_cells=len(codes)
+        )
         of_groups += mine
-        by_key.add([(place, name) for name in names], sum_cells(mine))
-        by_key.add([place], sum_cells(mine.sum(axis=2, keepdims=True)))
+        by_group += expected
+        by_key.add([(place, name) for name in names], sum_cells(mine), expected)
+        _add_total(by_key, place, mine, expected)
         of_spans += sum_by_prompt(
             changes,
             cell=span[token],
             prompt=prompt[token],
             shape=(len(spans), len(prompts)),
         )
-    by_key.add([("group", name) for name in names], sum_cells(of_groups))
-    by_key.add([_OVERALL], sum_cells(of_groups.sum(axis=2, keepdims=True)))
-    by_key.add([("span", int(number)) for number in spans], sum_cells(of_spans))
+        by_span += sum_expected(
+            changes, num_experts=num_experts, cell=span[token], num_cells=len(spans)
+        )
+    by_key.add([("group", name) for name in names], sum_cells(of_groups), by_group)
+    _add_total(by_key, _OVERALL, of_groups, by_group)
+    by_key.add([("span", int(number)) for number in spans], sum_cells(of_spans), by_span)
     return total
+
+
+def _add_total(
+    by_key: Agreements,
+    key: Hashable,
+    of_cells: NDArray[np.float64],
+    expected: NDArray[np.float64],
+) -> None:
+    """Add the sums of all cells to a key."""
+    total = sum_cells(of_cells.sum(axis=2, keepdims=True))
+    by_key.add([key], total, expected.sum(axis=0, keepdims=True))
 
 
 def find_spans(position: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -227,7 +214,10 @@ def _list_positions(by_key: Agreements) -> tuple[PositionAgreement, ...]:
 
 def _list_measures(by_key: Agreements, key: Hashable) -> dict[str, Any]:
     measures = by_key.find(key)
-    listed: dict[str, Any] = {"num_decisions": by_key.count(key)}
+    listed: dict[str, Any] = {
+        "num_decisions": by_key.count(key),
+        "baseline": by_key.find_baseline(key),
+    }
     for name in ("overlap", "changed_decisions", "first_choice_flips"):
         listed |= _list_limits(name, measures[name])
     for name in ("jaccard", "saturation", "weight_change"):
@@ -240,7 +230,7 @@ def _list_limits(name: str, ratio: Ratio) -> dict[str, float | None]:
 
 
 def _describe_layer(
-    pair: LayerPair, by_key: Agreements, sums: _LayerSums, *, has_ranks: bool
+    pair: LayerPair, by_key: Agreements, sums: LayerSums, *, has_ranks: bool
 ) -> LayerAgreement:
     stack, layer = pair.place
     num_decisions = by_key.count(pair.place)
@@ -252,39 +242,41 @@ def _describe_layer(
         num_tokens=num_decisions,
         other_top_k=pair.other_top_k,
         num_left_out=sums.num_left_out,
-        baseline=expect_uniform(pair.num_experts, pair.top_k, pair.other_top_k),
-        popularity=expect_popular(
-            sums.load[0],
-            sums.load[1],
-            num_decisions,
-            top_k=pair.top_k,
-            other_top_k=pair.other_top_k,
-            first_choices=(sums.first_choices[0], sums.first_choices[1]) if has_ranks else None,
-        ),
+        popularity=sums.expect_popular(has_ranks=has_ranks),
         **_list_measures(by_key, pair.place),
     )
 
 
+def _average(parts: Sequence[tuple[Baseline | None, int]]) -> Baseline | None:
+    """Return the mean of layers' baselines, weighted by their decisions; None without any."""
+    known = [(vars(baseline), number) for baseline, number in parts if baseline is not None]
+    if not known:
+        return None
+    total = sum(number for _, number in known)
+    return Baseline(
+        **{
+            name: None
+            if any(values[name] is None for values, _ in known)
+            else sum(values[name] * number for values, number in known) / total
+            for name in MEASURES
+        }
+    )
+
+
 def _list_cells(
-    pairs: Sequence[LayerPair], by_key: Agreements, groups: Sequence[str], *, has_ranks: bool
+    pairs: Sequence[LayerPair], by_key: Agreements, groups: Sequence[str]
 ) -> tuple[CellAgreement, ...]:
-    cells = []
-    for pair in pairs:
-        stack, layer = pair.place
-        baseline = expect_uniform(pair.num_experts, pair.top_k, pair.other_top_k)
-        cells += [
-            CellAgreement(
-                stack=stack,
-                layer=layer,
-                group=group,
-                num_experts=pair.num_experts,
-                top_k=pair.top_k,
-                other_top_k=pair.other_top_k,
-                random_overlap=baseline.overlap,
-                random_first_choice_flips=baseline.first_choice_flips if has_ranks else None,
-                **_list_measures(by_key, (pair.place, group)),
-            )
-            for group in groups
-            if by_key.count((pair.place, group))
-        ]
-    return tuple(cells)
+    return tuple(
+        CellAgreement(
+            stack=pair.place[0],
+            layer=pair.place[1],
+            group=group,
+            num_experts=pair.num_experts,
+            top_k=pair.top_k,
+            other_top_k=pair.other_top_k,
+            **_list_measures(by_key, (pair.place, group)),
+        )
+        for pair in pairs
+        for group in groups
+        if by_key.count((pair.place, group))
+    )

@@ -63,6 +63,7 @@ class Agreement:
         first_choice_flips: Share of decisions whose first choices differ; None without ranks.
         weight_change: Where the sets agree, the mean of `sum |w - w'| / (sum w + sum w')`: the
             share of weight that moved from one expert to another. None without weights.
+        baseline: The same of two uniform random routers.
     """
 
     num_decisions: int
@@ -78,6 +79,19 @@ class Agreement:
     first_choice_flips_low: float | None
     first_choice_flips_high: float | None
     weight_change: float | None
+    baseline: Baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverallAgreement(Agreement):
+    """The agreement over all layers and tokens.
+
+    Attributes:
+        popularity: Of two routers that choose each expert as often as the traces do, independently
+            of each other and of the token; the mean over decisions. None without any.
+    """
+
+    popularity: Baseline | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +101,12 @@ class LayerAgreement(Agreement, LayerFacts):
     Attributes:
         other_top_k: Assignments per decision in the second trace, at most.
         num_left_out: Decisions that only one of the traces has, or in which no expert ran.
-        baseline: Of two uniform random routers.
         popularity: Of two routers that choose each expert as often as the traces do, independently
             of each other and of the token; None without decisions.
     """
 
     other_top_k: int
     num_left_out: int
-    baseline: Baseline
     popularity: Baseline | None
 
 
@@ -120,12 +132,7 @@ class PositionAgreement(Agreement):
 
 @dataclass(frozen=True, kw_only=True)
 class CellAgreement(Agreement):
-    """The agreement of one group of tokens in one layer, a row of the CSV report.
-
-    Attributes:
-        random_overlap: Overlap of two uniform random routers.
-        random_first_choice_flips: Share of their first choices that differ; None without ranks.
-    """
+    """The agreement of one group of tokens in one layer, a row of the CSV report."""
 
     stack: str
     layer: int
@@ -133,8 +140,6 @@ class CellAgreement(Agreement):
     num_experts: int
     top_k: int
     other_top_k: int
-    random_overlap: float
-    random_first_choice_flips: float | None
 
 
 @dataclass(frozen=True)
@@ -147,15 +152,12 @@ class Comparison(Tabular):
         by: The column that groups the tokens.
         verdict: How much they differ.
         overall: Over all layers and tokens.
-        random_overlap: The overlap of two uniform random routers; its mean over layers.
-        popular_overlap: The overlap of two routers that choose each expert as often as the traces
-            do, independently of each other; its mean over layers. None without decisions.
         changed_tokens: Share of tokens with a changed decision in at least one layer.
         layers: In the order of stack and layer.
         groups: In alphabetical order.
         positions: Ranges that double in length.
         cells: Every group of every layer.
-        min_occurrences: Least number of occurrences of the token ids that are listed.
+        min_count: Occurrences that a token id needs to be listed.
         num_token_ids: Token ids that occur at least that often.
         token_ids: Those that changed most.
         tokens: The single tokens that changed most.
@@ -166,15 +168,13 @@ class Comparison(Tabular):
     other: TraceFacts
     by: str
     verdict: Verdict
-    overall: Agreement
-    random_overlap: float
-    popular_overlap: float | None
+    overall: OverallAgreement
     changed_tokens: float | None
     layers: tuple[LayerAgreement, ...]
     groups: tuple[GroupAgreement, ...]
     positions: tuple[PositionAgreement, ...]
     cells: tuple[CellAgreement, ...]
-    min_occurrences: int
+    min_count: int
     num_token_ids: int
     token_ids: tuple[TokenIdChange, ...]
     tokens: tuple[TokenChange, ...]
@@ -217,23 +217,20 @@ class Comparison(Tabular):
 
     def _list_rows(self, of: TableName) -> list[dict[str, Any]]:
         columns = _find_columns(of)
-        items = self.to_dict()[of]
+        items = [_add_baseline(item) for item in self.to_dict()[of]]
         return [{name: item[name] for name in columns} for item in items]
 
 
-def judge(overall: Agreement, *, unrelated_overlap: float) -> Verdict:
-    """Return how much two traces differ.
-
-    Args:
-        overall: Over all layers and tokens.
-        unrelated_overlap: The overlap of two independent routers.
-    """
+def judge(overall: OverallAgreement) -> Verdict:
+    """Return how much two traces differ."""
     changed, overlap = overall.changed_decisions, overall.overlap
     if changed is None or overlap is None:
         return Verdict.UNKNOWN
     if changed == 0:
         return Verdict.ALIKE if overall.first_choice_flips else Verdict.IDENTICAL
-    if (overall.overlap_low if overall.overlap_low is not None else overlap) <= unrelated_overlap:
+    baselines = [overall.baseline, *([] if overall.popularity is None else [overall.popularity])]
+    by_chance = max(each.overlap for each in baselines if each.overlap is not None)
+    if (overall.overlap_low if overall.overlap_low is not None else overlap) <= by_chance:
         return Verdict.UNRELATED
     low, high = overall.changed_decisions_low, overall.changed_decisions_high
     if (changed if high is None else high) < ENGINES_DIFFER:
@@ -254,6 +251,8 @@ _KINDS: Mapping[str, Any] = {
     "tokens": TokenChange,
 }
 _NOT_IN_FRAMES = ("baseline", "popularity", "before", "after")
+# Prefix of the columns with a baseline's values.
+_RANDOM = "random_"
 
 
 def _find_columns(of: str) -> dict[str, Any]:
@@ -262,4 +261,12 @@ def _find_columns(of: str) -> dict[str, Any]:
     shared = {field.name for field in fields(Agreement)}
     # What a row is about comes first.
     names.sort(key=shared.__contains__)
-    return {name: types[name] for name in names}
+    columns = {name: types[name] for name in names}
+    if "baseline" in types:
+        columns |= {f"{_RANDOM}{field.name}": float | None for field in fields(Baseline)}
+    return columns
+
+
+def _add_baseline(item: dict[str, Any]) -> dict[str, Any]:
+    baseline = item.get("baseline") or {}
+    return {**item, **{f"{_RANDOM}{name}": value for name, value in baseline.items()}}

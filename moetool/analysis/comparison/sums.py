@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.comparison.baseline import Baseline
 from moetool.analysis.comparison.decisions import DecisionChanges
 from moetool.analysis.statistics.ratios import UNKNOWN_RATIO, Ratio, find_ratios, sum_prompts
 
@@ -20,7 +21,6 @@ MEASURES = (
     "first_choice_flips",
     "weight_change",
 )
-NUM_SUMS = 6
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,53 @@ class Agreements:
 
     Attributes:
         sums: As `sum_prompts` makes them, by key. # (num_measures, 6) each
+        expected: As `sum_expected` makes them, by key. # (num_measures, 2) each
     """
 
     sums: dict[Hashable, NDArray[np.float64]]
+    expected: dict[Hashable, NDArray[np.float64]]
 
     @classmethod
     def empty(cls) -> Agreements:
         """Return the sums before anything is added."""
-        return cls({})
+        return cls({}, {})
 
-    def add(self, keys: Sequence[Hashable], sums: NDArray[np.float64]) -> None:
+    def add(
+        self,
+        keys: Sequence[Hashable],
+        sums: NDArray[np.float64],
+        expected: NDArray[np.float64],
+    ) -> None:
         """Add whole prompts to the sums of some keys.
 
         Args:
             keys: One for each row.
             sums: # (num_keys, num_measures, 6)
+            expected: Of two random routers. # (num_keys, num_measures, 2)
         """
-        for key, own in zip(keys, sums, strict=True):
+        for key, own, random in zip(keys, sums, expected, strict=True):
             if key in self.sums:
                 self.sums[key] += own
+                self.expected[key] += random
             elif own[0, 1]:
                 self.sums[key] = own.copy()
+                self.expected[key] = random.copy()
 
     def find(self, key: Hashable) -> dict[str, Ratio]:
         """Return each measure of a key, with its interval."""
         if key not in self.sums:
             return dict.fromkeys(MEASURES, UNKNOWN_RATIO)
         return dict(zip(MEASURES, find_ratios(self.sums[key]), strict=True))
+
+    def find_baseline(self, key: Hashable) -> Baseline:
+        """Return each measure of a key for two uniform random routers."""
+        expected = self.expected.get(key, np.zeros((len(MEASURES), 2)))
+        return Baseline(
+            **{
+                name: float(total / number) if number else None
+                for name, (total, number) in zip(MEASURES, expected, strict=True)
+            }
+        )
 
     def count(self, key: Hashable) -> int:
         """Return the number of decisions of a key."""

@@ -21,7 +21,7 @@ class TokenIdChange:
 
     Attributes:
         token: The tokenizer's own piece; None if the traces have none.
-        occurrences: Tokens with this id that were compared.
+        count: Tokens with this id that were compared.
         change: Mean over their decisions in all layers of one minus the overlap.
         change_low: Lower limit of its 95 % interval over prompts; None for a single prompt.
         change_high: Upper limit.
@@ -29,7 +29,7 @@ class TokenIdChange:
 
     token_id: int
     token: str | None
-    occurrences: int
+    count: int
     change: float
     change_low: float | None
     change_high: float | None
@@ -48,7 +48,7 @@ class TokenChange:
         change: Mean over all layers of one minus the overlap.
         num_changed_layers: Layers whose sets of experts differ.
         num_layers: Layers that were compared.
-        before: The pieces of the tokens before it, at most six.
+        before: The pieces of the tokens before it, at most six; None where unknown.
         after: The pieces of those after it, at most six.
     """
 
@@ -60,8 +60,8 @@ class TokenChange:
     change: float
     num_changed_layers: int
     num_layers: int
-    before: tuple[str, ...]
-    after: tuple[str, ...]
+    before: tuple[str | None, ...]
+    after: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -115,22 +115,20 @@ class TokenIdSums:
         total[place[len(self._ids) :]] += sums
         self._ids, self._sums = merged, total
 
-    def count_frequent(self, *, min_occurrences: int) -> int:
+    def count_frequent(self, *, min_count: int) -> int:
         """Return the number of token ids that occur at least so often."""
-        return int((self._sums[:, -1] >= min_occurrences).sum())
+        return int((self._sums[:, -1] >= min_count).sum())
 
-    def find_most_changed(
-        self, *, min_occurrences: int, num_listed: int
-    ) -> tuple[TokenIdChange, ...]:
-        """Return the ids that changed most, among those that occur often enough."""
-        frequent = np.flatnonzero(self._sums[:, -1] >= min_occurrences)
+    def find_most_changed(self, *, min_count: int, num_listed: int) -> tuple[TokenIdChange, ...]:
+        """Return the ids that changed most, among those that changed and occur often enough."""
+        frequent = np.flatnonzero((self._sums[:, -1] >= min_count) & (self._sums[:, 0] > 0))
         number, mean = self._sums[:, -1], self._sums[:, 0] / self._sums[:, 1]
         order = frequent[np.lexsort((-number[frequent], -mean[frequent]))][:num_listed]
         return tuple(
             TokenIdChange(
                 token_id=int(self._ids[index]),
                 token=self._pieces.get(int(self._ids[index])),
-                occurrences=int(number[index]),
+                count=int(number[index]),
                 change=float(mean[index]),
                 change_low=ratio.low,
                 change_high=ratio.high,
@@ -169,10 +167,10 @@ class MostChanged:
     ) -> TokenChange:
         ids, prompt, stack = _find_ids(window), window.first.prompt, window.stack
         first, last = max(0, token - _CONTEXT), min(token + _CONTEXT + 1, len(prompt))
-        words: dict[int, str] = {}
+        words: dict[int, str | None] = {}
         if ids is not None and pieces:
             words = {
-                index: pieces.get(int(ids[index]), "")
+                index: pieces.get(int(ids[index]))
                 for index in range(first, last)
                 if prompt[index] == prompt[token] and stack[index] == stack[token]
             }

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.halves import choose_held_out
 from moetool.analysis.placement.measure import PlacementOptions, say_layer
 from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
 from moetool.analysis.placement.methods.eplb import place_by_load
-from moetool.analysis.placement.random_router import RouterShape, simulate_loads
+from moetool.analysis.placement.random_router import RouterShape, draw_loads
 from moetool.analysis.placement.result import (
     CONTIGUOUS,
     EPLB,
@@ -24,9 +23,9 @@ from moetool.analysis.placement.result import (
 )
 from moetool.analysis.placement.scoring import PlacementScore, measure_imbalance, share_out
 from moetool.analysis.placement.summary import average_scores, share_of_better
+from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.table import LoadTable
 from moetool.trace.reading.counts import LayerCounts
 from moetool.trace.reading.layer_shapes import check_layers
@@ -39,12 +38,12 @@ _MOST_CELLS = 2**26
 _SIZES = 16
 
 _NEEDS_TOKENS = (
-    "a load table has no tokens: placement by co-activation, fan-out and all-to-all bytes are "
-    "unknown; give a trace for them"
+    "A load table has no tokens: placement by co-activation, fan-out and all-to-all bytes are "
+    "unknown; give a trace for them."
 )
 _TRANSFER = (
-    "a load table doesn't say what text its counts are from: load balance does not carry over to "
-    "other domains"
+    "A load table doesn't say what text its counts are from: load balance does not carry over to "
+    "other domains."
 )
 
 
@@ -75,12 +74,12 @@ def measure_load_placement(
         split = Split(None, 1, 1, options.seed)
         fitted = ~np.zeros(1, dtype=np.bool_)
         notes.append(
-            "the table has no steps to hold out: placements are scored on the counts that they "
-            "were fitted on, and batch imbalance is unknown"
+            "The table has no steps to hold out: placements are scored on the counts that they "
+            "were fitted on, and batch imbalance is unknown."
         )
     else:
         names = [str(step) for step in range(num_steps)]
-        held_out = choose_held_out(names, ["all"] * num_steps, seed=options.seed)
+        held_out = split_prompts(names, seed=options.seed)
         fitted = ~held_out
         split = Split("step", int(fitted.sum()), int(held_out.sum()), options.seed)
     described = tuple(
@@ -94,22 +93,13 @@ def measure_load_placement(
         for layer in layers
     )
     return Placement(
-        trace=TraceFacts(
-            trace=str(loads.path),
-            model=None if loads.metadata is None else loads.metadata.model,
-            revision=None,
-            model_type=None,
-            complete=None,
-            exact=loads.metadata is None or loads.metadata.precision == "exact",
-            num_prompts=0,
-            num_tokens=max(int(layer.decisions.sum()) for layer in layers),
-            num_assignments=sum(int(layer.assignments.sum()) for layer in layers),
-        ),
+        trace=loads.describe(layers),
+        by=None,
         cluster=cluster,
         tokens_per_batch=None,
         split=split,
         num_batches=0 if split.unit is None else split.num_held_out,
-        domains=(),
+        groups=(),
         hidden_size=options.sent.hidden_size,
         bytes_per_value=options.sent.bytes_per_value,
         layers=described,
@@ -127,7 +117,8 @@ def _describe_layer(
     has_batches: bool,
 ) -> LayerPlacement:
     scores, baseline = {}, {}
-    shape = RouterShape(layer.num_experts, 0, layer.top_k)
+    # Counts are of experts that ran.
+    shape = RouterShape(layer.num_experts, 0, ((layer.top_k, 1),), 1)
     sizes = steps.sum(axis=1) // layer.top_k
     sizes = (
         np.quantile(sizes[sizes > 0], np.linspace(0, 1, _SIZES), method="nearest")
@@ -145,7 +136,7 @@ def _describe_layer(
             node_fan_out=None,
         )
         means = [
-            float(measure_imbalance(simulate_loads(shape, num_tokens=size) @ share).mean())
+            float(measure_imbalance(draw_loads(shape, num_tokens=size) @ share).mean())
             for size in (*sizes.tolist(), max(1, int(total.sum()) // layer.top_k))
         ]
         baseline[method] = PlacementScore(

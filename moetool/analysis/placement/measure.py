@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.placement.advice import add_candidates, choose_settings
-from moetool.analysis.placement.halves import choose_held_out, read_groups
 from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
 from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT, place_by_coactivation
 from moetool.analysis.placement.methods.eplb import place_by_load
@@ -21,7 +20,7 @@ from moetool.analysis.placement.result import (
     CONTIGUOUS,
     EPLB,
     METHODS,
-    DomainShare,
+    GroupShare,
     Placement,
     Split,
     name_layer,
@@ -33,9 +32,11 @@ from moetool.analysis.placement.summary import (
     describe_layers,
     describe_methods,
 )
+from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
+from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.windows.reader import DecisionReader
 from moetool.wording import format_bytes, number_of
@@ -79,11 +80,16 @@ class PlacementOptions:
 
 @dataclass(frozen=True)
 class _Halves:
-    """The statistics of each layer in both halves of the prompts, and the tokens of each domain."""
+    """The statistics of each layer in a half of the prompts and in all, and of each group.
+
+    Attributes:
+        fitted: Of the prompts that placements are fitted on to be scored on the others.
+        total: Of all prompts.
+    """
 
     fitted: Mapping[Place, LayerStatistics]
-    held_out: Mapping[Place, LayerStatistics]
-    domains: tuple[DomainShare, ...]
+    total: Mapping[Place, LayerStatistics]
+    groups: tuple[GroupShare, ...]
 
 
 def measure_placement(
@@ -92,10 +98,11 @@ def measure_placement(
     """Return how contiguous placement, EPLB's, and placement by co-activation compare.
 
     The trace is read twice. Scores are those of placements that were fitted on half of the prompts,
-    on the other half; the placements that are returned are fitted on all prompts.
+    on the other half; the placements that are returned are fitted on all prompts. A single prompt
+    is both fitted and scored on.
 
     Raises:
-        InputError: The trace fails a check, or has a single prompt.
+        InputError: The trace fails a check, or has too many pairs of experts.
         UsageError: A layer's experts can't be shared out evenly, or there is no such column.
     """
     reader = DecisionReader(
@@ -116,13 +123,9 @@ def measure_placement(
             "memory.",
             hint="Place fewer layers at a time with --layers (layers= in Python).",
         )
-    if len(reader.prompts) < 2:
-        raise InputError(
-            f"'{printable(source.path)}' has a single prompt: none can be held out.",
-            hint="Trace at least two prompts; 20 of each domain make a fair sample.",
-        )
-    groups = read_groups(source, reader.prompts, by=options.by)
-    held_out = choose_held_out(reader.prompts, groups, seed=options.seed)
+    groups = read_prompt_groups(source, reader.prompts, by=options.by)
+    held_out = split_prompts(reader.prompts, groups=groups, seed=options.seed)
+    has_held_out = not held_out.all()
     halves = _count_halves(reader, held_out, options)
     layers = [layer for layer in reader.layers if _place(layer) in halves.fitted]
     placements = {
@@ -147,10 +150,9 @@ def measure_placement(
         for layer in layers
     }
     by_prompt = _score_held_out(reader, held_out, scorers)
-    totals = {place: halves.fitted[place] + halves.held_out[place] for place in placements}
     described = describe_layers(
         layers,
-        totals=totals,
+        totals=halves.total,
         placements=placements,
         scorers=scorers,
         cluster=cluster,
@@ -161,10 +163,11 @@ def measure_placement(
         name_layer(*place): place_by_every_method(
             total, cluster, balance_weight=options.balance_weight
         )
-        for place, total in totals.items()
+        for place, total in halves.total.items()
     }
     result = Placement(
         trace=reader.facts,
+        by=options.by,
         cluster=cluster,
         tokens_per_batch=options.tokens_per_batch,
         split=Split(
@@ -173,19 +176,23 @@ def measure_placement(
             int(held_out.sum()),
             options.seed,
             tuple(compress(reader.prompts, held_out.tolist())),
-        ),
+        )
+        if has_held_out
+        else Split(None, 1, 1, options.seed),
         num_batches=min((scorer.num_batches for scorer in scorers.values()), default=0),
-        domains=halves.domains,
+        groups=halves.groups,
         hidden_size=options.sent.hidden_size,
         bytes_per_value=options.sent.bytes_per_value,
         layers=described,
         methods=describe_methods(
             described,
             final,
-            scored={name_layer(*place): found for place, found in placements.items()},
+            scored={name_layer(*place): found for place, found in placements.items()}
+            if has_held_out
+            else None,
             by_prompt=by_prompt,
         ),
-        notes=reader.notes,
+        notes=(),
         vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )
     notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
@@ -231,11 +238,14 @@ def _count_halves(
             counters[place][0].add(choices.experts[~mine])
             counters[place][1].add(choices.experts[mine])
     order = np.argsort(-num_tokens, kind="stable")
+    total = {place: one.statistics + other.statistics for place, (one, other) in counters.items()}
     return _Halves(
-        fitted={place: pair[0].statistics for place, pair in counters.items()},
-        held_out={place: pair[1].statistics for place, pair in counters.items()},
-        domains=tuple(
-            DomainShare(reader.groups[index], int(num_prompts[index]), int(num_tokens[index]))
+        fitted=total
+        if held_out.all()
+        else {place: fitted.statistics for place, (fitted, _) in counters.items()},
+        total=total,
+        groups=tuple(
+            GroupShare(reader.groups[index], int(num_prompts[index]), int(num_tokens[index]))
             for index in order
         ),
     )

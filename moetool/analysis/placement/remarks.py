@@ -14,60 +14,58 @@ _DOMINANT = 0.8
 # Prompts or steps held out.
 _ENOUGH = 20
 
-_TRANSFER = "load balance does not carry over to other domains, co-activation mostly does"
+_TRANSFER = "load balance does not carry over to other domains, co-activation mostly does."
 
 
 def list_notes(result: Placement, *, has_groups: bool, sent: SentBytes) -> tuple[str, ...]:
     """Return warnings, and why numbers are None.
 
     Args:
-        result: Without notes.
+        result: Of a trace, without notes.
         has_groups: Whether the trace has the column that groups prompts.
         sent: The source of the size of a token.
     """
     reasons = (sent.reason,) if sent.reason else ()
     fitted = (
-        (
-            f"Scores are of placements that are fitted on half of the {result.split.unit}s and scored "
-            "on the others; physical_to_logical and exports are fitted on all.",
-        )
+        "Scores are of placements that are fitted on half of the prompts and scored on the others; "
+        "physical_to_logical and exports are fitted on all."
         if result.split.unit is not None
-        else ()
+        else "The trace has a single prompt, so none is held out: scores are of the prompt that the "
+        "placements were fitted on, and whether they are better than chance is unknown."
     )
-    warnings = (*_warn_of_domains(result, has_groups=has_groups), *_warn_of_sizes(result))
-    return (*warnings, *fitted, *reasons)
+    warnings = (*_warn_of_groups(result, has_groups=has_groups), *_warn_of_sizes(result))
+    return (*warnings, fitted, *reasons)
 
 
-def _warn_of_domains(result: Placement, *, has_groups: bool) -> Iterator[str]:
+def _warn_of_groups(result: Placement, *, has_groups: bool) -> Iterator[str]:
     if not has_groups:
-        yield f"the trace has no domains to tell whether they are mixed: {_TRANSFER}"
+        yield f"The trace has no column {result.by} that says whether texts are mixed: {_TRANSFER}"
         return
-    num_tokens = sum(domain.num_tokens for domain in result.domains)
-    first = result.domains[0]
-    name = printable(first.domain, max_length=60)
-    if len(result.domains) == 1:
-        yield f"all prompts are of one domain, '{name}': {_TRANSFER}"
+    num_tokens = sum(group.num_tokens for group in result.groups)
+    first = result.groups[0]
+    name = f"{printable(result.by or '', max_length=60)}, '{printable(first.group, max_length=60)}'"
+    if len(result.groups) == 1:
+        yield f"All prompts are of one {name}: {_TRANSFER}"
     elif first.num_tokens >= _DOMINANT * num_tokens:
-        share = first.num_tokens / num_tokens
-        yield f"{share:.0%} of the tokens are of one domain, '{name}': {_TRANSFER}"
+        yield f"{first.num_tokens / num_tokens:.0%} of the tokens are of one {name}: {_TRANSFER}"
 
 
 def _warn_of_sizes(result: Placement) -> Iterator[str]:
     split = result.split
     if split.unit is not None and split.num_held_out < _ENOUGH:
         yield (
-            f"only {number_of(split.num_held_out, split.unit)} held out: the scores of another "
-            "half may differ"
+            f"Only {number_of(split.num_held_out, split.unit)} held out: the scores of another "
+            "half may differ."
         )
     if result.tokens_per_batch is not None and not result.num_batches:
         yield (
-            f"batch imbalance is unknown: the held-out prompts don't fill a batch of "
-            f"{number_of(result.tokens_per_batch, 'token')}"
+            f"Batch imbalance is unknown: the prompts that are scored don't fill a batch of "
+            f"{number_of(result.tokens_per_batch, 'token')}."
         )
     if result.cluster.num_nodes > 1 and not result.cluster.keeps_groups_together:
         yield (
             f"EPLB ignores nodes here: {number_of(result.cluster.num_nodes, 'node')} can't share "
-            f"{number_of(result.cluster.num_groups, 'group')} of experts evenly"
+            f"{number_of(result.cluster.num_groups, 'group')} of experts evenly."
         )
     if any(layer.top_k == 1 for layer in result.layers):
-        yield "a top-1 router chooses no pairs: co-activation only spreads load there"
+        yield "A top-1 router chooses no pairs: co-activation only spreads load there."

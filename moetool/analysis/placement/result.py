@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from moetool.analysis.placement.methods.cluster import Cluster
@@ -49,6 +50,22 @@ class LayerPlacement(LayerFacts):
         return name_layer(self.stack, self.layer)
 
 
+class Direction(StrEnum):
+    """Directions of a change.
+
+    Attributes:
+        DOWN: The whole interval is below 0.
+        UP: The whole interval is above 0.
+        NONE: The interval holds 0.
+        UNKNOWN: There is no interval.
+    """
+
+    DOWN = "down"
+    UP = "up"
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class Change:
     """A relative change, with the 95 % interval that sampling the prompts leaves.
@@ -57,18 +74,13 @@ class Change:
         change: -0.1 is a tenth less.
         low: Lower limit; None with fewer than two prompts.
         high: Upper limit.
+        verdict: The direction that the interval supports.
     """
 
     change: float
     low: float | None
     high: float | None
-
-    @property
-    def direction(self) -> int:
-        """-1 if the interval is below 0, 1 if it is above, and 0 if it holds 0 or is unknown."""
-        if self.low is None or self.high is None:
-            return 0
-        return -1 if self.high < 0 else 1 if self.low > 0 else 0
+    verdict: Direction
 
 
 @dataclass(frozen=True)
@@ -98,10 +110,10 @@ class MethodPlacement(PlacementScore):
 
 
 @dataclass(frozen=True)
-class DomainShare:
-    """The tokens of a domain in the trace."""
+class GroupShare:
+    """The tokens of a group in the trace."""
 
-    domain: str
+    group: str
     num_prompts: int
     num_tokens: int
 
@@ -152,11 +164,12 @@ class Placement(Tabular):
 
     Attributes:
         trace: Facts about the trace.
+        by: The column whose values are spread over both halves; None for a load table.
         cluster: GPUs and nodes.
         tokens_per_batch: Tokens of each batch; None where batches are the steps of a load table.
         split: The halves.
         num_batches: Complete batches in the half that was scored, in the layer with the fewest.
-        domains: The tokens of each domain, most first.
+        groups: The tokens of each value of the column, most first.
         hidden_size: Values of a token that are sent to a GPU; None if unknown.
         bytes_per_value: Bytes of each.
         layers: In the order of the trace.
@@ -166,11 +179,12 @@ class Placement(Tabular):
     """
 
     trace: TraceFacts
+    by: str | None
     cluster: Cluster
     tokens_per_batch: int | None
     split: Split
     num_batches: int
-    domains: tuple[DomainShare, ...]
+    groups: tuple[GroupShare, ...]
     hidden_size: int | None
     bytes_per_value: int | None
     layers: tuple[LayerPlacement, ...]

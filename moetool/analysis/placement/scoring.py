@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.layer_statistics import BatchLoads, shift_ids
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
+from moetool.trace.decisions import NO_EXPERT
 
 _BITS = 64
 # Numbers held at a time for decisions of experts with replicas.
@@ -148,6 +150,7 @@ class LayerScorer:
         self._num_experts, self._tokens_per_batch = num_experts, tokens_per_batch
         self._batches = BatchLoads(num_experts, tokens_per_batch)
         self._load = np.zeros(num_experts, dtype=np.int64)
+        self._num_ran = np.zeros(0, dtype=np.int64)
         self._num_decisions = self._num_batches = 0
         self._gpu_share, self._node_share = (
             {
@@ -168,6 +171,9 @@ class LayerScorer:
         """
         shifted = shift_ids(experts, self._num_experts)
         self._load += np.bincount(shifted.ravel(), minlength=self._num_experts + 1)[1:]
+        num_ran = np.bincount((experts != NO_EXPERT).sum(axis=1), minlength=len(self._num_ran))
+        num_ran[: len(self._num_ran)] += self._num_ran
+        self._num_ran = num_ran
         loads = self._batches.add(experts).astype(np.float64)
         ends = (np.arange(len(loads)) + self._num_batches + 1) * self._tokens_per_batch
         last = ends - self._num_decisions - 1
@@ -195,6 +201,11 @@ class LayerScorer:
     def num_decisions(self) -> int:
         """Decisions so far."""
         return self._num_decisions
+
+    @property
+    def sizes(self) -> Sizes:
+        """Numbers of experts that decisions ran so far, and how many decisions did."""
+        return make_sizes(self._num_ran)
 
     def scores(self) -> dict[str, PlacementScore]:
         """Return the scores of every placement so far, without bytes."""

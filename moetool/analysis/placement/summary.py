@@ -16,6 +16,7 @@ from moetool.analysis.placement.result import (
     EPLB,
     METHODS,
     Change,
+    Direction,
     LayerPlacement,
     MethodPlacement,
 )
@@ -98,7 +99,14 @@ def describe_layers(
     for layer in layers:
         place = (layer.stack, layer.layer)
         scorer, total = scorers[place], totals[place]
-        shape = RouterShape(layer.num_experts, layer.num_identity_experts, layer.top_k)
+        num_ids = layer.num_experts + layer.num_identity_experts
+        shape = RouterShape(
+            layer.num_experts,
+            layer.num_identity_experts,
+            # Only rows that were not checked can have more experts than there are.
+            tuple((min(size, num_ids), number) for size, number in scorer.sizes),
+            scorer.num_decisions,
+        )
         scores = scorer.scores()
         baseline = {
             method: score_random_router(
@@ -116,7 +124,7 @@ def describe_layers(
             LayerPlacement(
                 stack=layer.stack,
                 layer=layer.layer,
-                num_experts=layer.num_experts + layer.num_identity_experts,
+                num_experts=num_ids,
                 top_k=layer.top_k,
                 num_tokens=total.num_decisions,
                 load=tuple(total.load.tolist()),
@@ -131,7 +139,7 @@ def describe_methods(
     layers: Sequence[LayerPlacement],
     final: Mapping[str, Mapping[str, Slots]],
     *,
-    scored: Mapping[str, Mapping[str, Slots]],
+    scored: Mapping[str, Mapping[str, Slots]] | None,
     by_prompt: Mapping[str, PromptSums],
 ) -> dict[str, MethodPlacement | None]:
     """Return each method's scores over all layers, and its slots.
@@ -139,7 +147,8 @@ def describe_methods(
     Args:
         layers: With the scores of each.
         final: Expert of each slot, by layer and method, fitted on all prompts.
-        scored: The same, fitted on half of the prompts: those that the scores are of.
+        scored: The same, fitted on half of the prompts: those that the scores are of. None if they
+            are of `final`.
         by_prompt: Sums for each held-out prompt, by method.
     """
     methods: dict[str, MethodPlacement | None] = {}
@@ -154,7 +163,9 @@ def describe_methods(
             if method == EPLB
             else share_of_better([(layer.scores[method], layer.scores[EPLB]) for layer in layers]),
             physical_to_logical=_list_slots(layers, final, method),
-            scored_physical_to_logical=_list_slots(layers, scored, method),
+            scored_physical_to_logical=None
+            if scored is None
+            else _list_slots(layers, scored, method),
         )
     return methods
 
@@ -197,10 +208,12 @@ def estimate_change(mine: NDArray[np.float64], others: NDArray[np.float64]) -> C
         return None
     ratio = float(mine.sum()) / total
     if number < 2:
-        return Change(ratio - 1, None, None)
+        return Change(ratio - 1, None, None, Direction.UNKNOWN)
     variance = number / (number - 1) * float(((mine - ratio * others) ** 2).sum()) / total**2
     margin = find_quantile(number - 1) * variance**0.5
-    return Change(ratio - 1, ratio - 1 - margin, ratio - 1 + margin)
+    low, high = ratio - 1 - margin, ratio - 1 + margin
+    verdict = Direction.DOWN if high < 0 else Direction.UP if low > 0 else Direction.NONE
+    return Change(ratio - 1, low, high, verdict)
 
 
 def _count_sent(reached: float | None, num_parts: int, size: int) -> float | None:

@@ -19,19 +19,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectionBaseline:
-    """The same figures for a uniform random router with as many tokens.
+    """The same figures for a uniform random router, which has the trace's decisions and weights.
 
     Attributes:
         score: Score of every expert.
         num_selected: Mean number of experts that its choice would have.
-        overlap: Of the choices from two halves of the prompts.
         num_missed: Experts without a token.
+        overlap: Of the choices from two halves of the prompts.
     """
 
     score: float
     num_selected: float
-    overlap: float | None
     num_missed: float
+    overlap: float | None
+
+
+@dataclass(frozen=True)
+class OverallBaseline:
+    """The same figures over all layers for a uniform random router.
+
+    Attributes:
+        num_selected: Of all layers.
+        num_missed: Of all layers.
+        overlap: Mean of the layers' overlaps.
+    """
+
+    num_selected: float
+    num_missed: float
+    overlap: float | None
 
 
 @dataclass(frozen=True)
@@ -40,26 +55,43 @@ class LayerSelection(LayerFacts):
 
     Attributes:
         selected: Ids, the highest score first; none if no prompt has a decision in the layer.
+        num_selected: Number of them.
         selected_score: Sum of their scores; unknown without decisions, like the next two.
         total_score: Sum of all scores.
         scores: Of every expert, with the four decimals that the choice is made from.
         assignments: Of every expert.
         gate_mass: Sum of every expert's weights; None if there are none.
         missed: Experts that no token chose.
+        num_missed: Number of them.
         overlap: Mean share of the choice that is the same from both halves of the prompts, over
             random splits; None if there is one prompt only, or no prompts.
         baseline: None without decisions.
     """
 
     selected: tuple[int, ...]
+    num_selected: int
     selected_score: float | None
     total_score: float | None
     scores: tuple[float, ...] | None
     assignments: tuple[int, ...]
     gate_mass: tuple[float, ...] | None
     missed: tuple[int, ...]
+    num_missed: int
     overlap: float | None
     baseline: SelectionBaseline | None
+
+
+@dataclass(frozen=True)
+class PruningBaseline:
+    """The same figures where experts of a uniform random router are dropped.
+
+    Attributes:
+        dropped_share: Share of its assignments that chose a dropped expert.
+        overlap: Mean share of the dropped experts that two halves of its tokens would drop.
+    """
+
+    dropped_share: float | None
+    overlap: float | None
 
 
 @dataclass(frozen=True)
@@ -73,9 +105,9 @@ class LayerPruning:
         retained: Ids, ascending.
         dropped: Ids, ascending.
         dropped_share: Share of the assignments that chose a dropped expert; None without any.
-        random_share: The same where the least used experts of a uniform random router are dropped.
         overlap: Mean share of the dropped experts that both halves of the prompts would drop; None
             if there is one prompt only, no prompts, or the score is not of the trace.
+        baseline: The same of a uniform random router; None without decisions.
     """
 
     stack: str
@@ -84,8 +116,8 @@ class LayerPruning:
     retained: tuple[int, ...]
     dropped: tuple[int, ...]
     dropped_share: float | None
-    random_share: float | None
     overlap: float | None
+    baseline: PruningBaseline | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +129,9 @@ class Pruning:
         by: Score of which the smallest are dropped.
         num_groups: Groups that lose the same number of experts.
         num_dropped: Experts dropped from each layer, as many from all; None if layers differ.
-        random_overlap: Expected overlap of two random choices: the share of dropped experts.
+        dropped_share: Mean of the layers' shares.
+        overlap: Mean of the layers' overlaps.
+        baseline: The same of a uniform random router.
         retained: As llm-compressor's report has them: by module path, the ids that stay.
         layers: Those with decisions.
     """
@@ -106,7 +140,9 @@ class Pruning:
     by: Score
     num_groups: int
     num_dropped: int | None
-    random_overlap: float
+    dropped_share: float | None
+    overlap: float | None
+    baseline: PruningBaseline
     retained: Mapping[str, tuple[int, ...]]
     layers: tuple[LayerPruning, ...]
 
@@ -142,8 +178,11 @@ class Selection(Tabular):
         shared_experts: Whether shared experts are to be trained as well.
         non_expert_modules: Whether all other modules are to be trained as well.
         layers: Those that were read.
+        num_experts: Experts of the layers with decisions.
+        num_selected: Those of them that are selected.
+        num_missed: Those of them that no token chose.
         overlap: Mean of the layers' overlaps.
-        random_overlap: The same of a uniform random router.
+        baseline: The same of a uniform random router; None without decisions.
         pruning: If it was asked for.
         freeze_list: If it was asked for.
         notes: Sentences that a reader should know.
@@ -159,15 +198,18 @@ class Selection(Tabular):
     shared_experts: bool
     non_expert_modules: bool
     layers: tuple[LayerSelection, ...]
+    num_experts: int
+    num_selected: int
+    num_missed: int
     overlap: float | None
-    random_overlap: float | None
+    baseline: OverallBaseline | None
     pruning: Pruning | None
     freeze_list: FreezeList | None
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
         name = f" of {printable(self.trace.trace)}" if self.trace.trace else ""
-        chosen = number_of(sum(len(layer.selected) for layer in self.layers), "expert")
+        chosen = number_of(self.num_selected, "expert")
         layers = number_of(len(self.layers), "layer")
         return f"<Selection{name}: {chosen} in {layers}, by {self.by} to {self.top_p:g}>"
 

@@ -8,13 +8,13 @@ best experts are taken until their scores add up to p. The published scores are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.selection.choices import Average, Score
-from moetool.analysis.selection.sums import PartSums
+from moetool.analysis.selection.sums.parts import PartSums
 
 # The published scores have these decimals, and the published choice is made from rounded scores.
 DECIMALS = 4
@@ -59,3 +59,27 @@ def choose_experts(scores: Sequence[float], *, top_p: float) -> list[int]:
         chosen.append(expert)
         total += scores[expert]
     return chosen
+
+
+def choose_of_each(scores: NDArray[np.float64], *, top_p: float) -> NDArray[np.bool_]:
+    """Return what `choose_experts` chooses from each row of unrounded scores.
+
+    Args:
+        scores: # (num_rows, num_experts)
+        top_p: As for one row.
+
+    Returns:
+        Which experts are chosen. # (num_rows, num_experts)
+    """
+    rounded = np.round(scores, DECIMALS)
+    order = np.argsort(-rounded, axis=1, kind="stable")
+    ordered = np.take_along_axis(rounded, order, axis=1)
+    is_chosen = np.zeros(scores.shape, dtype=np.bool_)
+    np.put_along_axis(is_chosen, order, np.cumsum(ordered, axis=1) - ordered < top_p, axis=1)
+    return is_chosen
+
+
+def measure_overlap(first: Collection[int], second: Collection[int]) -> float:
+    """Return the share of two choices that is common to both: `2 |A ∩ B| / (|A| + |B|)`."""
+    total = len(first) + len(second)
+    return 2 * len(set(first) & set(second)) / total if total else 1.0

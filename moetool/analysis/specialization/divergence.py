@@ -14,8 +14,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.specialization.result import Divergence
+from moetool.analysis.specialization.decision_sizes import expect_divergence
+from moetool.analysis.specialization.result import Divergence, DivergenceBaseline
 from moetool.analysis.specialization.significance import find_entropy
+from moetool.analysis.statistics.decision_sizes import Sizes
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 
 # With more domains, pairs are too many to read.
@@ -29,6 +31,7 @@ def measure_divergences(
     label: NDArray[np.intp],
     *,
     names: Sequence[str],
+    sizes: Sequence[Sequence[Sizes] | None],
     num_permutations: int,
     seed: int,
 ) -> tuple[Divergence, ...]:
@@ -38,6 +41,7 @@ def measure_divergences(
         counts: Counted by prompt.
         label: Index of each prompt's domain. # (num_prompts,)
         names: Of the domains.
+        sizes: By layer, of each domain's decisions; None if they are unknown.
         num_permutations: Permutations behind the null; of more, the first 99.
         seed: Random seed.
     """
@@ -52,8 +56,16 @@ def measure_divergences(
         tiled = np.tile(is_one, (min(num_permutations, _MOST_PERMUTATIONS), 1))
         labels = np.vstack([is_one[None], rng.permuted(tiled, axis=1)]).astype(np.float64)
         for index, layer in enumerate(counts.layers):
+            known = sizes[index]
+            by_chance = None
+            if known is not None:
+                by_chance = expect_divergence(layer.num_experts, known[one], known[other])
             found[index, one, other] = _compare(
-                layer, layer.assignments[prompts], labels, names=(names[one], names[other])
+                layer,
+                layer.assignments[prompts],
+                labels,
+                names=(names[one], names[other]),
+                baseline=DivergenceBaseline(by_chance),
             )
     return tuple(found[key] for key in sorted(found))
 
@@ -79,14 +91,14 @@ def _compare(
     labels: NDArray[np.float64],
     *,
     names: tuple[str, str],
+    baseline: DivergenceBaseline,
 ) -> Divergence:
     one = labels @ assignments  # (num_labellings, num_experts)
     other = assignments.sum(axis=0) - one
     values = find_divergence(one, other)
-    sizes = one[0].sum(), other[0].sum()
     known = values[1:][~np.isnan(values[1:])]
     if np.isnan(values[0]) or not len(known):
-        return Divergence(layer.stack, layer.layer, *names, None, None, None, None)
+        return Divergence(layer.stack, layer.layer, *names, None, None, None, baseline)
     return Divergence(
         layer.stack,
         layer.layer,
@@ -94,5 +106,5 @@ def _compare(
         divergence_nats=float(values[0]),
         null_nats=float(known.mean()),
         excess_nats=float(values[0] - known.mean()),
-        random_nats=(layer.num_experts - layer.top_k) * (1 / sizes[0] + 1 / sizes[1]) / 8,
+        baseline=baseline,
     )

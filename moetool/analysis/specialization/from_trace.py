@@ -82,7 +82,7 @@ def measure_trace(
             of two.
         UsageError: There is no such column or layer.
     """
-    _check_column(options.by)
+    _check_column(source, options.by)
     reader = DecisionReader(
         source,
         by=options.by,
@@ -112,6 +112,9 @@ def measure_trace(
         num_permutations=options.num_permutations,
         seed=options.seed,
         conditional=conditional,
+        sizes={
+            place: counter.list_sizes(len(names)) for place, counter in repetition.sizes.items()
+        },
         by=options.by,
     )
     return replace(
@@ -133,7 +136,14 @@ def measure_trace(
     )
 
 
-def _check_column(by: str) -> None:
+def _check_column(source: TraceSource, by: str) -> None:
+    if by == _DOMAIN and by not in source.columns:
+        name = "The frame" if source.table is not None else f"'{printable(source.path)}'"
+        raise InputError(
+            f"{name} has no column 'domain': there are no domains to compare.",
+            hint="Label the prompt of each row in a column 'domain', name another with --by (by= in "
+            "Python), or ask about tokens, which need no domains: --by token.",
+        )
     if by == "prompt_id":
         raise UsageError(
             "Each prompt has its own prompt_id: there is nothing to compare.",

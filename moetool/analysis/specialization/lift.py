@@ -26,7 +26,8 @@ class DomainExpert:
         tokens: Decisions of the layer for tokens of the domain.
         share: `assignments / tokens`; a layer's shares sum to top-k (OLMoE, arXiv 2409.02060,
             5.3). None in a domain without tokens.
-        even_share: `top_k / num_experts`, the share under even routing.
+        even_share: The share under even routing of as many assignments: `top_k / num_experts`, or
+            less if tokens run fewer experts.
         lift: Share over the expert's share among the tokens of all domains. None where either is
             unknown, or the expert was never chosen.
         lift_low: Lower limit of the 95 % interval of lift over samples of prompts; see
@@ -59,6 +60,9 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
         lift, low, high = find_interval(assignments, decisions, _sum_prompts(layer, counts))
         for row, domain in enumerate(domains):
             tokens = int(decisions[row])
+            even_share = layer.top_k / layer.num_experts
+            if tokens:
+                even_share = int(assignments[row].sum()) / tokens / layer.num_experts
             for expert in range(layer.num_experts):
                 chosen = int(assignments[row, expert])
                 cells.append(
@@ -70,7 +74,7 @@ def measure_lift(counts: ExpertCounts) -> list[DomainExpert]:
                         assignments=chosen,
                         tokens=tokens,
                         share=chosen / tokens if tokens else None,
-                        even_share=layer.top_k / layer.num_experts,
+                        even_share=even_share,
                         lift=_known(lift[row, expert]),
                         lift_low=_known(low[row, expert]),
                         lift_high=_known(high[row, expert]),

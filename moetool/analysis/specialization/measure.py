@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.decision_sizes import choose_sizes, expect_information
 from moetool.analysis.specialization.divergence import measure_divergences
 from moetool.analysis.specialization.given_token.elsewhere import find_familywise_p_values
 from moetool.analysis.specialization.given_token.vocabulary import ConditionalSpecialization
@@ -20,17 +21,19 @@ from moetool.analysis.specialization.notes import (
 from moetool.analysis.specialization.result import (
     DomainExpertTest,
     DomainSize,
+    LayerBaseline,
     LayerSpecialization,
     Specialization,
-    Verdict,
     is_small,
 )
 from moetool.analysis.specialization.significance import (
     PermutationTest,
-    control_false_discoveries,
     find_entropy,
     permute_labels,
 )
+from moetool.analysis.specialization.verdict import Verdict, choose_answer
+from moetool.analysis.statistics.decision_sizes import Sizes
+from moetool.analysis.statistics.discoveries import find_q_values
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
@@ -47,6 +50,7 @@ def measure_specialization(
     num_permutations: int = 999,
     seed: int = 0,
     conditional: Mapping[Place, ConditionalSpecialization] | None = None,
+    sizes: Mapping[Place, Sequence[Sizes]] | None = None,
     by: str = "domain",
 ) -> Specialization:
     """Return how far experts specialize by domain.
@@ -59,6 +63,7 @@ def measure_specialization(
         num_permutations: Permutations of the prompts' labels.
         seed: Random seed of the permutations.
         conditional: By stack and layer, the specialization that is left when the token id is known.
+        sizes: By stack and layer, the sizes of each domain's decisions, in the order of names.
         by: The column that holds the domains.
 
     Raises:
@@ -70,7 +75,10 @@ def measure_specialization(
     test = permute_labels(
         counts, label, num_domains=len(names), num_permutations=num_permutations, seed=seed
     )
-    layers = _describe_layers(counts, label, len(names), test, conditional or {})
+    sizes_of_layers = [
+        choose_sizes(layer, label, sizes or {}, len(names)) for layer in counts.layers
+    ]
+    layers = _describe_layers(counts, label, sizes_of_layers, test, conditional or {})
     experts = _describe_experts(measure_lift(counts), counts, names, test)
     experts = _add_elsewhere(
         experts, names, conditional or {}, num_permutations=num_permutations, seed=seed
@@ -83,7 +91,12 @@ def measure_specialization(
         most_lifted=find_most_lifted(experts),
         verdict=_reach_verdict(layers, experts),
         divergences=measure_divergences(
-            counts, label, names=names, num_permutations=num_permutations, seed=seed
+            counts,
+            label,
+            names=names,
+            sizes=sizes_of_layers,
+            num_permutations=num_permutations,
+            seed=seed,
         ),
         repetition=(),
         num_permutations=num_permutations,
@@ -136,21 +149,21 @@ def find_labels(counts: ExpertCounts, names: Sequence[str]) -> NDArray[np.intp]:
 def _describe_layers(
     counts: ExpertCounts,
     label: NDArray[np.intp],
-    num_domains: int,
+    sizes: Sequence[Sequence[Sizes] | None],
     test: PermutationTest,
     conditional: Mapping[Place, ConditionalSpecialization],
 ) -> tuple[LayerSpecialization, ...]:
     ran = np.array([bool(layer.assignments.any()) for layer in counts.layers])
-    q_values = control_false_discoveries(np.where(ran, test.p_values, np.nan))
+    q_values = find_q_values(np.where(ran, test.p_values, np.nan))
     found = [
         _add_conditional(
-            _describe_layer(layer, test, index, float(q_values[index]), label, num_domains),
+            _describe_layer(layer, test, index, float(q_values[index]), label, sizes[index]),
             conditional.get((layer.stack, layer.layer)),
         )
         for index, layer in enumerate(counts.layers)
     ]
     given = np.array([_or_nan(layer.conditional_p_value) for layer in found])
-    q_given = control_false_discoveries(given)
+    q_given = find_q_values(given)
     return tuple(
         replace(layer, conditional_q_value=None if np.isnan(q) else float(q))
         for layer, q in zip(found, q_given, strict=True)
@@ -163,7 +176,7 @@ def _describe_layer(
     index: int,
     q_value: float,
     label: NDArray[np.intp],
-    num_domains: int,
+    sizes: Sequence[Sizes] | None,
 ) -> LayerSpecialization:
     facts = (
         layer.stack,
@@ -172,12 +185,11 @@ def _describe_layer(
         layer.top_k,
         int(layer.decisions.sum()),
     )
-    num_assignments = int(layer.assignments.sum())
-    if not num_assignments:
+    if not layer.assignments.any():
         return LayerSpecialization(*facts, None, None, None, None, None)
     observed = float(test.information[index])
     null = float(test.null_information[index])
-    entropy = _domain_entropy(layer, label, num_domains)
+    entropy = _domain_entropy(layer, label)
     return LayerSpecialization(
         *facts,
         mutual_information_nats=observed,
@@ -186,7 +198,9 @@ def _describe_layer(
         normalized=(observed - null) / entropy if entropy > 0 else None,
         p_value=float(test.p_values[index]),
         q_value=q_value,
-        random_nats=(layer.num_experts - layer.top_k) * (num_domains - 1) / (2 * num_assignments),
+        baseline=LayerBaseline(
+            None if sizes is None else expect_information(layer.num_experts, sizes)
+        ),
     )
 
 
@@ -207,8 +221,13 @@ def _add_conditional(
         else None,
         same_domain_overlap=given.same_domain_overlap,
         other_domain_overlap=given.other_domain_overlap,
-        random_overlap=layer.top_k / layer.num_experts,
         conditional_p_value=given.p_value,
+        baseline=layer.baseline
+        and replace(
+            layer.baseline,
+            same_domain_overlap=given.same_by_chance,
+            other_domain_overlap=given.other_by_chance,
+        ),
     )
 
 
@@ -229,7 +248,7 @@ def _describe_experts(
             for layer, row, expert in where
         ]
     )
-    q_values = control_false_discoveries(p_values)
+    q_values = find_q_values(p_values)
     return tuple(
         DomainExpertTest(
             **vars(cell),
@@ -282,34 +301,37 @@ def _reach_verdict(
     shares = [
         layer.conditional_normalized for layer in beyond if layer.conditional_normalized is not None
     ]
+    numbers = {
+        "num_tested_layers": sum(layer.p_value is not None for layer in layers),
+        "num_significant_layers": sum(is_small(layer.q_value) for layer in layers),
+        "num_shared_layers": sum(layer.conditional_p_value is not None for layer in layers),
+        "num_layers_beyond_vocabulary": len(beyond),
+    }
+    most = max(shares) if shares else None
     return Verdict(
-        num_tested_layers=sum(layer.p_value is not None for layer in layers),
-        num_significant_layers=sum(is_small(layer.q_value) for layer in layers),
-        num_shared_layers=sum(layer.conditional_p_value is not None for layer in layers),
-        num_layers_beyond_vocabulary=len(beyond),
+        answer=choose_answer(**numbers, most_conditional_normalized=most),
+        **numbers,
         least_conditional_normalized=min(shares) if shares else None,
-        most_conditional_normalized=max(shares) if shares else None,
-        num_experts=len(
-            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.p_value is not None}
-        ),
-        num_domain_experts=len(
-            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_domain_expert}
-        ),
-        num_certain_experts=len(
-            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_certain_expert}
-        ),
-        num_experts_beyond_vocabulary=len(
-            {(cell.stack, cell.layer, cell.expert) for cell in experts if cell.is_beyond_vocabulary}
+        most_conditional_normalized=most,
+        num_experts=_count_experts(cell for cell in experts if cell.p_value is not None),
+        num_domain_experts=_count_experts(cell for cell in experts if cell.is_domain_expert),
+        num_certain_experts=_count_experts(cell for cell in experts if cell.is_certain_expert),
+        num_experts_beyond_vocabulary=_count_experts(
+            cell for cell in experts if cell.is_beyond_vocabulary
         ),
     )
+
+
+def _count_experts(cells: Iterable[DomainExpertTest]) -> int:
+    return len({(cell.stack, cell.layer, cell.expert) for cell in cells})
 
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _domain_entropy(layer: LayerCounts, label: NDArray[np.intp], num_domains: int) -> float:
-    sizes = np.bincount(label, weights=layer.assignments.sum(axis=1), minlength=num_domains)
+def _domain_entropy(layer: LayerCounts, label: NDArray[np.intp]) -> float:
+    sizes = np.bincount(label, weights=layer.assignments.sum(axis=1))
     return float(find_entropy(sizes / max(1, sizes.sum())))
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.specialization.decision_sizes import (
+    SizeCounter,
+    expect_any_common,
+    expect_common,
+)
 from moetool.analysis.specialization.given_token.token_sample import LayerSample
-from moetool.analysis.specialization.result import Repetition
+from moetool.analysis.specialization.result import RepeatedShares, Repetition
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.counts import ExpertCounts, LayerCounts
 from moetool.trace.reading.layer_shapes import Place
@@ -31,12 +35,17 @@ class RepetitionCounter:
         label: Domain of each of the reader's prompts. # (num_prompts,)
         num_domains: All of them.
         has_first: Whether the first expert of a decision is the router's first choice.
+
+    Attributes:
+        sizes: Decisions of each layer by domain and size.
     """
 
     label: NDArray[np.intp]
     num_domains: int
     has_first: bool
-    # By domain: pairs, those with the same first choice, with a common expert, and common experts.
+    sizes: dict[Place, SizeCounter] = field(default_factory=dict)
+    # By domain: pairs, those with two first choices and with the same one, with a common expert, and
+    # common experts.
     _sums: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
     # First choices by domain and expert.
     _first: dict[Place, NDArray[np.int64]] = field(default_factory=dict)
@@ -55,12 +64,13 @@ class RepetitionCounter:
             follows = (prompt[1:] == prompt[:-1]) & (position[1:] == position[:-1] + 1)
             (before,) = np.nonzero(follows)
             common = count_common(experts[before], experts[before + 1])
-            is_same = experts[before, 0] == experts[before + 1, 0]
-            is_same &= experts[before, 0] >= 0
+            self.sizes.setdefault(place, SizeCounter()).add(choices, domain, before)
+            has_two = (experts[before, 0] >= 0) & (experts[before + 1, 0] >= 0)
+            is_same = has_two & (experts[before, 0] == experts[before + 1, 0])
             mine = np.stack(
                 [
                     np.bincount(domain[before], weights=of_pairs, minlength=self.num_domains)
-                    for of_pairs in (np.ones(len(before)), is_same, common > 0, common)
+                    for of_pairs in (np.ones(len(before)), has_two, is_same, common > 0, common)
                 ]
             ).astype(np.int64)
             self._sums[place] = self._sums.get(place, 0) + mine
@@ -88,7 +98,7 @@ class RepetitionCounter:
             samples: Decisions of the sampled prompts.
             names: Of the domains.
             domain_of_group: Index of the domain of each group of the counts. # (num_groups,)
-            seed: Random seed of the pairs behind `popular_any`.
+            seed: Random seed of the pairs behind `shuffled`.
         """
         found = []
         for layer in counts.layers:
@@ -99,29 +109,22 @@ class RepetitionCounter:
             decisions = np.zeros(len(names))
             np.add.at(use, domain_of_group, layer.assignments)
             np.add.at(decisions, domain_of_group, layer.decisions)
-            popular_any = self._draw_pairs(samples.get(place), decisions, seed=seed)
-            first = self._first.get(place)
-            found.append(
-                _describe(
-                    layer,
-                    None,
-                    sums=self._sums[place].sum(axis=1),
-                    first=None if first is None else first.sum(axis=0),
-                    use=use.sum(axis=0) / max(1, decisions.sum()),
-                    popular_any=popular_any[-1],
+            shuffled_any = self._draw_pairs(samples.get(place), decisions, seed=seed)
+            for domain, name in ((None, None), *enumerate(names)):
+                mine = slice(None) if domain is None else slice(domain, domain + 1)
+                first = self._first.get(place)
+                found.append(
+                    _describe(
+                        layer,
+                        name,
+                        sums=self._sums[place][:, mine].sum(axis=1),
+                        sizes=self.sizes[place].count_pairs(domain),
+                        num_decisions=int(decisions[mine].sum()),
+                        first=None if first is None else first[mine].sum(axis=0),
+                        use=use[mine].sum(axis=0),
+                        shuffled_any=shuffled_any[-1 if domain is None else domain],
+                    )
                 )
-            )
-            found += [
-                _describe(
-                    layer,
-                    name,
-                    sums=self._sums[place][:, domain],
-                    first=None if first is None else first[domain],
-                    use=use[domain] / max(1, decisions[domain]),
-                    popular_any=popular_any[domain],
-                )
-                for domain, name in enumerate(names)
-            ]
         return tuple(found)
 
     def _draw_pairs(
@@ -173,11 +176,6 @@ def _count_repeated(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDA
     return common
 
 
-def find_random_any(num_experts: int, top_k: int) -> float:
-    """Return how often two uniform random choices have an expert in common."""
-    return 1 - comb(num_experts - top_k, top_k) / comb(num_experts, top_k)
-
-
 def _share_any(experts: NDArray[np.int16], pairs: NDArray[np.intp]) -> float | None:
     """Return how often two tokens have an expert in common, leaving out a token and itself."""
     # Of few tokens, most pairs are drawn many times.
@@ -193,34 +191,47 @@ def _describe(
     domain: str | None,
     *,
     sums: NDArray[np.int64],
+    sizes: Mapping[tuple[int, int], int],
+    num_decisions: int,
     first: NDArray[np.int64] | None,
     use: NDArray[np.float64],
-    popular_any: float | None,
+    shuffled_any: float | None,
 ) -> Repetition:
     """Return the repetition of one layer in one domain, or in all.
 
     Args:
-        sums: Pairs, those with the same first choice, with a common expert, and common experts.
+        sums: Pairs, those with two first choices and with the same one, with a common expert, and
+            common experts.
+        sizes: Pairs by the sizes of both.
+        num_decisions: All of them.
         first: First choices of each expert; None if they are unknown. # (num_experts,)
-        use: Share of decisions that choose each expert. # (num_experts,)
-        popular_any: As in the result.
+        use: Decisions that choose each expert. # (num_experts,)
+        shuffled_any: As in the result.
     """
-    pairs, same_first, shared, common = (int(each) for each in sums)
-    popular_first = None
-    if first is not None and first.any():
-        popular_first = float(np.square(first / first.sum()).sum())
+    pairs, has_two, same_first, shared, common = (int(each) for each in sums)
+    knows_first = first is not None and bool(first.any())
+    shuffled_first = None
+    if first is not None and knows_first:
+        shuffled_first = float(np.square(first / num_decisions).sum())
+    common_by_chance = expect_common(layer.num_experts, sizes)
     return Repetition(
         stack=layer.stack,
         layer=layer.layer,
         domain=domain,
         num_pairs=pairs,
         first=same_first / pairs if pairs and first is not None else None,
-        random_first=1 / layer.num_experts,
-        popular_first=popular_first,
         any=shared / pairs if pairs else None,
-        random_any=find_random_any(layer.num_experts, layer.top_k),
-        popular_any=popular_any,
         overlap=common / pairs / layer.top_k if pairs else None,
-        random_overlap=layer.top_k / layer.num_experts,
-        popular_overlap=float(np.square(use).sum() / layer.top_k) if use.any() else None,
+        baseline=RepeatedShares(
+            first=has_two / pairs / layer.num_experts if pairs and first is not None else None,
+            any=expect_any_common(layer.num_experts, sizes),
+            overlap=None if common_by_chance is None else common_by_chance / layer.top_k,
+        ),
+        shuffled=RepeatedShares(
+            first=shuffled_first,
+            any=shuffled_any,
+            overlap=float(np.square(use / num_decisions).sum() / layer.top_k)
+            if use.any()
+            else None,
+        ),
     )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from moetool.analysis.specialization.lift import DomainExpert
+from moetool.analysis.specialization.verdict import Verdict
+from moetool.analysis.statistics.discoveries import FALSE_DISCOVERY_RATE
 from moetool.choices import choose_word
-from moetool.plain import Tabular, make_frame, make_plain
+from moetool.plain import Tabular, flat_types, make_flat, make_frame, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
 from moetool.wording import number_of
@@ -19,8 +21,21 @@ if TYPE_CHECKING:
 # Lists of a result that are tables.
 TableName = Literal["experts", "layers", "domains", "divergences", "repetition"]
 
-# The rate of false discoveries, or of any false one, that counts as small.
-FALSE_DISCOVERY_RATE = 0.05
+
+@dataclass(frozen=True)
+class LayerBaseline:
+    """Figures of a uniform random router that runs as many experts for each token.
+
+    Attributes:
+        mutual_information_nats: To first order, as in `decision_sizes`. None where counts alone
+            don't say how many experts each decision ran.
+        same_domain_overlap: None where it was not measured, like the following.
+        other_domain_overlap: Both are `top_k / num_experts` if all decisions run top-k experts.
+    """
+
+    mutual_information_nats: float | None
+    same_domain_overlap: float | None = None
+    other_domain_overlap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,6 @@ class LayerSpecialization(LayerFacts):
             one: `(1 + #{null >= observed}) / (1 + permutations)`.
         q_value: The same with the false discovery rate over all layers controlled (Benjamini and
             Hochberg 1995).
-        random_nats: The mutual information of a uniform random router at this number of
-            assignments, `(num_experts - top_k) * (domains - 1) / (2 * assignments)`.
         shared_share: Share of the sampled tokens whose id occurs in at least two domains.
         conditional_information_nats: Between expert and domain, given the token id.
         conditional_null_nats: Its mean when domains are permuted among the prompts that use the
@@ -54,10 +67,10 @@ class LayerSpecialization(LayerFacts):
             another prompt of its domain.
         other_domain_overlap: The same for prompts of two domains. A router that looks at the token
             alone gives both the same value.
-        random_overlap: The same for a uniform random router, `top_k / num_experts`.
         conditional_p_value: Share of random signs of the prompts that reach the difference of
             these overlaps; see `vocabulary`.
         conditional_q_value: The same with the false discovery rate over all layers controlled.
+        baseline: Figures of a uniform random router; None where no expert ever ran.
     """
 
     mutual_information_nats: float | None
@@ -66,7 +79,6 @@ class LayerSpecialization(LayerFacts):
     normalized: float | None
     p_value: float | None
     q_value: float | None = None
-    random_nats: float | None = None
     shared_share: float | None = None
     conditional_information_nats: float | None = None
     conditional_null_nats: float | None = None
@@ -74,9 +86,9 @@ class LayerSpecialization(LayerFacts):
     conditional_normalized: float | None = None
     same_domain_overlap: float | None = None
     other_domain_overlap: float | None = None
-    random_overlap: float | None = None
     conditional_p_value: float | None = None
     conditional_q_value: float | None = None
+    baseline: LayerBaseline | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,18 @@ def is_small(value: float | None) -> bool:
 
 
 @dataclass(frozen=True)
+class DivergenceBaseline:
+    """A divergence by chance.
+
+    Attributes:
+        divergence_nats: To first order, as in `decision_sizes`; None where a domain has no
+            assignment, or counts alone don't say how many experts each decision ran.
+    """
+
+    divergence_nats: float | None
+
+
+@dataclass(frozen=True)
 class Divergence:
     """The Jensen-Shannon divergence between two domains' use of a layer's experts.
 
@@ -153,8 +177,7 @@ class Divergence:
         divergence_nats: As observed.
         null_nats: Its mean when the labels of the prompts of both domains are permuted.
         excess_nats: The difference, without the bias of small samples.
-        random_nats: The divergence of a uniform random router at these numbers of assignments,
-            `(num_experts - top_k) * (1 / n_a + 1 / n_b) / 8`.
+        baseline: Of a uniform random router that runs as many experts.
     """
 
     stack: str
@@ -164,29 +187,35 @@ class Divergence:
     divergence_nats: float | None
     null_nats: float | None
     excess_nats: float | None
-    random_nats: float | None
+    baseline: DivergenceBaseline
+
+
+@dataclass(frozen=True)
+class RepeatedShares:
+    """Shares of consecutive tokens under a router without memory; see `Repetition`."""
+
+    first: float | None
+    any: float | None
+    overlap: float | None
 
 
 @dataclass(frozen=True)
 class Repetition:
     """The share of consecutive tokens that are given the same experts (Mixtral, table 5).
 
-    The `random` values are those of a uniform random router, the `popular` ones those of a router
-    that draws each decision from the domain's tokens in any order. None where there are no
-    consecutive tokens, or no first choice is known.
+    None where there are no consecutive tokens, or no first choice is known.
 
     Attributes:
         domain: None for all domains together.
         num_pairs: Consecutive tokens of a prompt.
         first: Share of pairs with the same first choice.
-        random_first: `1 / num_experts`.
-        popular_first: The sum of squared shares of the experts among first choices.
         any: Share of pairs with at least one expert in common.
-        random_any: `1 - C(E - k, k) / C(E, k)`.
-        popular_any: Among random pairs of the domain's sampled tokens.
-        overlap: Mean share of experts in common.
-        random_overlap: `top_k / num_experts`.
-        popular_overlap: The sum of squared shares of decisions that choose the expert, over top-k.
+        overlap: Mean number of experts in common, over top-k.
+        baseline: Under a uniform random router that runs as many experts for each token: `1 / E`,
+            `1 - C(E - k, k) / C(E, k)` and `k / E` if these are always k of E.
+        shuffled: For the domain's tokens in any order: the sum of squared shares of the experts
+            among first choices; the share among random pairs of sampled tokens; the sum of squared
+            shares of decisions that choose the expert, over top-k.
     """
 
     stack: str
@@ -194,47 +223,10 @@ class Repetition:
     domain: str | None
     num_pairs: int
     first: float | None
-    random_first: float
-    popular_first: float | None
     any: float | None
-    random_any: float
-    popular_any: float | None
     overlap: float | None
-    random_overlap: float
-    popular_overlap: float | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer in a few numbers; layers and experts count where their p-value is known.
-
-    Attributes:
-        num_tested_layers: Layers whose experts ran.
-        num_significant_layers: Layers whose use of experts differs between domains.
-        num_shared_layers: Layers in which domains share enough tokens to compare.
-        num_layers_beyond_vocabulary: Layers in which the same token is given other experts in
-            other domains.
-        least_conditional_normalized: The smallest share of `H(domain | token id)` that experts
-            explain among those layers; None if there are none.
-        most_conditional_normalized: The largest.
-        num_experts: Experts of all layers that were chosen.
-        num_domain_experts: Those that at least one domain uses more than all tokens do, with a
-            q-value of at most 5 %.
-        num_certain_experts: Those with a family-wise p-value of at most 5 %.
-        num_experts_beyond_vocabulary: Of these, those that its tokens use more than the same token
-            ids do in other domains.
-    """
-
-    num_tested_layers: int
-    num_significant_layers: int
-    num_shared_layers: int
-    num_layers_beyond_vocabulary: int
-    least_conditional_normalized: float | None
-    most_conditional_normalized: float | None
-    num_experts: int
-    num_domain_experts: int
-    num_certain_experts: int
-    num_experts_beyond_vocabulary: int
+    baseline: RepeatedShares
+    shuffled: RepeatedShares
 
 
 @dataclass(frozen=True)
@@ -332,5 +324,5 @@ class Specialization(Tabular):
             "divergences": Divergence,
             "repetition": Repetition,
         }
-        rows = [make_plain(item) for item in getattr(self, of)]
-        return make_frame(rows, get_type_hints(kinds[of]))
+        rows = [make_flat(item) for item in getattr(self, of)]
+        return make_frame(rows, flat_types(kinds[of]))

@@ -96,20 +96,6 @@ def permute_labels(
     )
 
 
-def control_false_discoveries(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the q-value of each p-value: the smallest rate of false discoveries that admits it.
-
-    Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57:289: the smallest of `p * m / rank` over this
-    and all larger p-values, m being their number. NaN stays NaN and does not count.
-    """
-    q_values = np.full(p_values.shape, np.nan)
-    (known,) = np.nonzero(~np.isnan(p_values))
-    order = known[np.argsort(p_values[known], kind="stable")]
-    scaled = p_values[order] * len(order) / np.arange(1, len(order) + 1)
-    q_values[order] = np.minimum.accumulate(scaled[::-1])[::-1]
-    return q_values
-
-
 def find_entropy(
     p: NDArray[np.float64], *, axis: int | tuple[int, ...] = -1
 ) -> NDArray[np.float64]:

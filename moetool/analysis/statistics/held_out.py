@@ -1,60 +1,20 @@
-"""Predictions that are fitted on half of a trace's prompts, and scored on a sample of the others."""
+"""A sample of the prompts that predictions are not fitted on, to score them on."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from moetool.analysis.statistics.students_t import find_quantile
 
 Ints = NDArray[np.int64]
 
 # Tokens that are kept to score predictions on: their hit rate is then known to half a
 # percentage point, and all layers of a large model take 30 MB.
 MOST_TOKENS = 16_384
-
-
-def hash_prompts(prompts: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a number for each prompt id that looks random, but depends on nothing else."""
-    digests = (
-        blake2b(prompt.encode(errors="backslashreplace"), digest_size=8).digest()
-        for prompt in prompts
-    )
-    return np.array([int.from_bytes(digest) for digest in digests], dtype=np.uint64)
-
-
-def find_fit_half(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which prompts predictions are fitted on: the half with the smallest hashes.
-
-    Of a single prompt, none is.
-    """
-    is_fitted = np.zeros(len(hashes), dtype=bool)
-    is_fitted[np.argsort(hashes, kind="stable")[: len(hashes) // 2]] = True
-    return is_fitted
-
-
-def find_reach(gained: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | None:
-    """Return half the 95% interval of `sum(gained) / sum(chosen)`, a ratio of sums over prompts.
-
-    To first order (Woodruff 1971, JASA 66:411), with Student's quantile, because a few prompts may
-    agree by chance. None for a single prompt.
-
-    Args:
-        gained: # (num_prompts,)
-        chosen: # (num_prompts,)
-    """
-    num_prompts = len(chosen)
-    if num_prompts < 2:
-        return None
-    residual = gained - gained.sum() / chosen.sum() * chosen
-    variance = num_prompts / (num_prompts - 1) * float(residual @ residual) / chosen.sum() ** 2
-    return find_quantile(num_prompts - 1) * float(variance**0.5)
 
 
 @dataclass

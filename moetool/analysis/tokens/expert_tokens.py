@@ -66,6 +66,38 @@ class _Row(ExpertToken):
 
 
 @dataclass(frozen=True)
+class ExpertShare:
+    """The share of an expert under some router.
+
+    Attributes:
+        share: See `ExpertTokens`.
+    """
+
+    share: float
+
+
+@dataclass(frozen=True)
+class GroupUse:
+    """The use of the expert by one group of tokens, such as a domain.
+
+    Attributes:
+        group: Value of the column that groups tokens.
+        num_tokens: Decisions of the layer for tokens of the group.
+        count: Those that choose the expert.
+        share: Their share.
+        baseline: Under a uniform random router that runs as many experts.
+        tokens: Ids that it gets most often in the group, with their counts, shares and lifts there.
+    """
+
+    group: str
+    num_tokens: int
+    count: int
+    share: float
+    baseline: ExpertShare
+    tokens: tuple[ExpertToken, ...]
+
+
+@dataclass(frozen=True)
 class ExpertTokens(LayerFacts, Tabular):
     """Tokens that one expert gets.
 
@@ -74,13 +106,16 @@ class ExpertTokens(LayerFacts, Tabular):
         expert: Its id.
         count: Decisions that choose it.
         share: Their share of the layer's tokens.
-        random_share: The same under a uniform random router: `top_k / num_experts`.
+        baseline: Under a uniform random router that runs as many experts: `top_k / num_experts` if
+            these are always top-k.
         num_token_ids: Distinct ids that it gets.
         num_layer_ids: Distinct ids that the layer gets.
         tokens: The most frequent first.
         contexts: Of the tokens with the largest weights, or, without weights, of a sample; at most
             one of each token id.
         notes: Warnings, what was inferred, and why a number is None: a sentence each.
+        by: Column that groups tokens.
+        by_group: The expert's use by each group; empty if there is one group.
         all_tokens: Every id that the expert gets, the most frequent first.
         all_contexts: One for each of these.
     """
@@ -89,12 +124,14 @@ class ExpertTokens(LayerFacts, Tabular):
     expert: int
     count: int
     share: float
-    random_share: float
+    baseline: ExpertShare
     num_token_ids: int
     num_layer_ids: int
     tokens: tuple[ExpertToken, ...]
     contexts: tuple[TokenContext, ...]
     notes: tuple[str, ...]
+    by: str
+    by_group: tuple[GroupUse, ...]
     all_tokens: tuple[ExpertToken, ...] = field(repr=False)
     all_contexts: tuple[TokenContext, ...] = field(repr=False)
 
@@ -110,12 +147,12 @@ class ExpertTokens(LayerFacts, Tabular):
         layer = {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if item.repr and item.name not in ("trace", "notes")
+            if item.repr and item.name not in ("trace", "by", "notes")
         }
         others = [name for name in layer if name not in facts]
         ordered = {name: layer[name] for name in (*facts, *others)}
         plain: dict[str, Any] = make_plain(
-            {"trace": self.trace, "layers": [ordered], "notes": self.notes}
+            {"trace": self.trace, "by": self.by, "layers": [ordered], "notes": self.notes}
         )
         return plain
 

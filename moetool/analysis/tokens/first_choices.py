@@ -13,7 +13,7 @@ from moetool.trace.windows.window import DecisionWindow, LayerChoices
 Ints = NDArray[np.int64]
 
 NO_FIRST_CHOICE = (
-    "the trace has neither ranks nor weights: what depends on the first choice is unknown"
+    "The trace has neither ranks nor weights: what depends on the first choice is unknown."
 )
 
 

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.statistics.held_out import (
-    HeldOutSample,
-    find_fit_half,
-    find_reach,
-    hash_prompts,
-)
+from moetool.analysis.statistics.halves import hash_prompts, split_prompts
+from moetool.analysis.statistics.held_out import HeldOutSample
 from moetool.analysis.statistics.mixing import mix_bits
+from moetool.analysis.statistics.prediction import Prediction, ScoredTokens, rate_prediction
 from moetool.analysis.tokens.first_choices import (
     NO_FIRST_CHOICE,
     find_first_choices,
@@ -26,8 +23,9 @@ from moetool.analysis.tokens.result import (
     LayerTokens,
     TokenBaseline,
     TokenInLayer,
-    TokenPrediction,
     TokenRouting,
+    UsualShare,
+    reach_verdict,
 )
 from moetool.analysis.tokens.sparse_counts import SparseCounts
 from moetool.analysis.tokens.usual_share import expect_fixed, expect_usual_share
@@ -74,7 +72,7 @@ class _Tally:
     def __init__(self, reader: DecisionReader) -> None:
         self._reader = reader
         self._hashes = hash_prompts(reader.prompts)
-        self._is_fitted = find_fit_half(self._hashes)
+        self._is_fitted = ~split_prompts(reader.prompts)
         self.sample = HeldOutSample()
         self.num_halvings = 0
         self.pieces: dict[int, str] = {}
@@ -143,14 +141,14 @@ def is_sampled(ids: Ints, num_halvings: int) -> NDArray[np.bool_]:
 
 
 def measure_tokens(
-    reader: DecisionReader, *, min_count: int = 10, most_tokens: int = 20
+    reader: DecisionReader, *, min_count: int = 10, num_listed: int = 20
 ) -> TokenRouting:
     """Return how far a token's first choice of expert is decided by the token alone.
 
     Args:
         reader: The trace, with the columns `token_id` and, if it has them, `token` and `weight`.
         min_count: Occurrences that an id needs in a layer to be judged there.
-        most_tokens: Frequent ids that are listed for each stack.
+        num_listed: Frequent ids that are listed for each stack.
 
     Raises:
         InputError: The trace has no token ids, or a row is not one of a trace.
@@ -167,7 +165,8 @@ def measure_tokens(
         trace=reader.facts,
         min_count=min_count,
         layers=tuple(layers),
-        tokens=tuple(_list_frequent(cells, most_tokens)),
+        verdict=reach_verdict(layers),
+        tokens=tuple(_list_frequent(cells, num_listed)),
         id_sample=0.5**tally.num_halvings,
         notes=(*reader.notes, *_make_notes(reader, layers, tally, min_count=min_count)),
         cells=tuple(cells),
@@ -221,8 +220,8 @@ def _describe(
             num_experts_seen=seen,
             usual_expert=usual,
             usual_share=largest / number,
-            random_share=random,
-            loads_share=loads,
+            baseline_usual_share=random,
+            loads_usual_share=loads,
         )
         for one, number, seen, usual, largest, random, loads in zip(
             shares.ids[frequent].tolist(),
@@ -260,7 +259,7 @@ def _share(ids: Ints, expert: Ints, counts: Ints, popularity: Floats) -> _Shares
 
 def _predict(
     tally: _Tally, index: int, owner: Ints, expert: Ints, counts: Ints
-) -> TokenPrediction | None:
+) -> Prediction | None:
     """Return how well the first half's usual experts predict the second half's first choices."""
     width = tally.widths[index]
     is_fitted = owner % 2 == 0
@@ -276,22 +275,14 @@ def _predict(
     popular = int(popularity.argmax())
     place = np.minimum(np.searchsorted(shares.ids, ids), len(shares.ids) - 1)
     predicted = np.where(shares.ids[place] == ids, shares.usual[place], popular)
-    hits = np.stack([predicted == wanted, np.full(len(ids), popular) == wanted]).astype(float)
-    by_prompt = np.stack([np.bincount(prompt, weights=row) for row in hits])
-    number = np.bincount(prompt).astype(np.float64)
-    is_there = number > 0
-    hit_rate, popular_rate = (float(value) for value in hits.mean(axis=1))
-    gain = hit_rate - popular_rate
-    reach = find_reach((by_prompt[0] - by_prompt[1])[is_there], number[is_there])
-    return TokenPrediction(
-        hit_rate=hit_rate,
-        popularity=popular_rate,
-        random=1 / width,
-        gain=gain,
-        gain_low=None if reach is None else gain - reach,
-        gain_high=None if reach is None else gain + reach,
-        num_prompts_scored=int(is_there.sum()),
-        num_tokens_scored=len(ids),
+    return rate_prediction(
+        ScoredTokens(
+            hits=(predicted == wanted).astype(np.int64),
+            popular_hits=(wanted == popular).astype(np.int64),
+            num_chosen=np.ones(len(ids), dtype=np.int64),
+            prompt=prompt,
+        ),
+        chance=1 / width,
         num_tokens_fitted=int(popularity.sum()),
     )
 
@@ -316,7 +307,8 @@ def _list_frequent(cells: Sequence[TokenInLayer], most: int) -> Iterator[Frequen
                 num_layers=len(mine),
                 num_fixed=sum(cell.num_experts_seen == 1 for cell in mine),
                 usual_share=sum(cell.usual_share for cell in mine) / len(mine),
-                random_share=sum(cell.random_share for cell in mine) / len(mine),
+                baseline=UsualShare(sum(one.baseline_usual_share for one in mine) / len(mine)),
+                loads=UsualShare(sum(one.loads_usual_share for one in mine) / len(mine)),
                 usual_experts={cell.layer: cell.usual_expert for cell in mine},
             )
 
@@ -328,16 +320,16 @@ def _make_notes(
         yield NO_FIRST_CHOICE
         return
     if any(layer.fixed_share is None for layer in layers):
-        yield f"no token id occurs {min_count} times in some layers: no id is judged there"
+        yield f"No token id occurs {min_count} times in some layers: no id is judged there."
     if tally.num_halvings:
         yield (
-            f"token ids are too many for the memory: 1 of {2**tally.num_halvings} was counted, "
-            "chosen by a hash"
+            f"Token ids are too many for the memory: 1 of {2**tally.num_halvings} was counted, "
+            "chosen by a hash."
         )
     if any(layer.prediction is None for layer in layers):
         yield (
-            "first choices of some layers are not predicted by the token id: half of the prompts "
-            "have none there"
+            "First choices of some layers are not predicted by the token id: half of the prompts "
+            "have none there."
             if len(reader.prompts) > 1
-            else "first choices are not predicted by the token id: that takes two prompts"
+            else "First choices are not predicted by the token id: that takes two prompts."
         )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.statistics.held_out import hash_prompts
-from moetool.analysis.tokens.expert_tokens import ExpertToken, ExpertTokens, TokenContext
+from moetool.analysis.statistics.halves import hash_prompts
+from moetool.analysis.tokens.expert_tokens import ExpertTokens, GroupUse, TokenContext
+from moetool.analysis.tokens.expert_use import ExpertUse
 from moetool.analysis.tokens.first_choices import (
     NO_FIRST_CHOICE,
     find_first_choices,
     has_first_choices,
     take_token_ids,
 )
-from moetool.analysis.tokens.sparse_counts import SparseCounts
 from moetool.errors import UsageError
 from moetool.printable import printable
+from moetool.trace.decisions import NO_EXPERT
 from moetool.trace.windows.reader import DecisionReader
 from moetool.trace.windows.window import DecisionWindow, LayerChoices
 
@@ -23,6 +24,7 @@ Ints = NDArray[np.int64]
 
 # Tokens of a context, before and after.
 _NUM_AROUND = 8
+_TOKENS_OF_GROUP = 5
 # Columns of the table of contexts: id, prompt, position, then the ids around, of which there are
 # as many before as after.
 _AROUND = 3
@@ -34,8 +36,7 @@ class _Tally:
     """Counts of an expert by token id, and a context of each.
 
     Attributes:
-        occurrences: Of each id in the layer.
-        chosen: Decisions that choose the expert, by `2 * id`, plus 1 for first choices.
+        uses: Of the layer, by group.
         contexts: See `_AROUND`. # (num_ids, 3 + 2 * _NUM_AROUND)
         priority: Of each context; the largest is kept. # (num_ids,)
         weight: # (num_ids,)
@@ -44,8 +45,7 @@ class _Tally:
     def __init__(self, reader: DecisionReader, expert: int) -> None:
         self._reader, self._expert = reader, expert
         self._hashes = hash_prompts(reader.prompts)
-        self.occurrences, self.chosen = SparseCounts(), SparseCounts()
-        self.num_tokens = 0
+        self.uses: dict[int, ExpertUse] = {}
         self.pieces: dict[int, str] = {}
         self.contexts = np.zeros((0, _AROUND + 2 * _NUM_AROUND), dtype=np.int64)
         self.priority = np.zeros(0)
@@ -55,16 +55,20 @@ class _Tally:
         """Count the decisions of a window."""
         self.pieces.update(window.pieces)
         token_id = take_token_ids(window)
-        self.num_tokens += len(choices.token)
-        self.occurrences.add(token_id[choices.token])
         row, column = np.nonzero(choices.experts == self._expert)
-        if not len(row):
-            return
-        token = choices.token[row]
         first = find_first_choices(choices, has_ranks=self._reader.has_ranks)[row]
-        self.chosen.add(token_id[token] * 2 + (first == self._expert))
-        weight = None if choices.weights is None else choices.weights[row, column].astype(float)
-        self._keep_contexts(window, token, weight)
+        token = choices.token[row]
+        key = token_id[token] * 2 + (first == self._expert)
+        num_chosen = (choices.experts != NO_EXPERT).sum(axis=1)
+        group = window.group[choices.token]
+        for one in np.unique(group).tolist():
+            mine = group == one
+            self.uses.setdefault(one, ExpertUse()).add(
+                token_id[choices.token[mine]], key[mine[row]], int(num_chosen[mine].sum())
+            )
+        if len(row):
+            weight = None if choices.weights is None else choices.weights[row, column].astype(float)
+            self._keep_contexts(window, token, weight)
 
     def _keep_contexts(
         self, window: DecisionWindow, token: Ints, weight: NDArray[np.float64] | None
@@ -102,8 +106,9 @@ def list_expert_tokens(
     layer: int,
     expert: int,
     stack: str | None = None,
-    most_tokens: int = 20,
-    most_contexts: int = 10,
+    by: str = "domain",
+    num_listed: int = 20,
+    num_contexts: int = 10,
 ) -> ExpertTokens:
     """Return the tokens that an expert gets, and contexts of some.
 
@@ -113,8 +118,9 @@ def list_expert_tokens(
         layer: As in the trace's column.
         expert: Its id.
         stack: As in the trace's column; by default the only one with such a layer, or `decoder`.
-        most_tokens: Tokens that are listed; rows hold all.
-        most_contexts: Contexts that are listed.
+        by: The column that the reader groups tokens by.
+        num_listed: Tokens that are listed; rows hold all.
+        num_contexts: Contexts that are listed.
 
     Raises:
         InputError: The trace has no token ids, or a row is not one of a trace.
@@ -133,8 +139,10 @@ def list_expert_tokens(
         if place in window.layers:
             tally.add(window, window.layers[place])
     has_first = has_first_choices(reader)
-    tokens = _list_tokens(tally, has_first=has_first)
-    count = sum(token.count for token in tokens)
+    whole = ExpertUse()
+    for use in tally.uses.values():
+        whole.join(use)
+    tokens = whole.list_tokens(tally.pieces, has_first=has_first)
     contexts = _list_contexts(reader, tally)
     by_id = {context.token_id: context for context in contexts}
     return ExpertTokens(
@@ -142,19 +150,40 @@ def list_expert_tokens(
         layer=layer,
         num_experts=num_experts,
         top_k=shape.top_k,
-        num_tokens=tally.num_tokens,
+        num_tokens=whole.num_tokens,
         trace=reader.facts,
         expert=expert,
-        count=count,
-        share=count / max(1, tally.num_tokens),
-        random_share=shape.top_k / num_experts,
+        count=whole.count,
+        share=whole.count / max(1, whole.num_tokens),
+        baseline=whole.expect_share(num_experts),
         num_token_ids=len(tokens),
-        num_layer_ids=len(tally.occurrences.collect()[0]),
-        tokens=tokens[:most_tokens],
-        contexts=contexts[:most_contexts],
+        num_layer_ids=whole.num_layer_ids,
+        tokens=tokens[:num_listed],
+        contexts=contexts[:num_contexts],
         notes=(*reader.notes, *(() if has_first else (NO_FIRST_CHOICE,))),
+        by=by,
+        by_group=_list_groups(reader, tally, num_experts=num_experts, has_first=has_first),
         all_tokens=tokens,
         all_contexts=tuple(by_id[token.token_id] for token in tokens),
+    )
+
+
+def _list_groups(
+    reader: DecisionReader, tally: _Tally, *, num_experts: int, has_first: bool
+) -> tuple[GroupUse, ...]:
+    """Return the use by each group in the order of names; none if there is one group."""
+    if len(reader.groups) < 2:
+        return ()
+    return tuple(
+        GroupUse(
+            group=reader.groups[group],
+            num_tokens=use.num_tokens,
+            count=use.count,
+            share=use.count / use.num_tokens,
+            baseline=use.expect_share(num_experts),
+            tokens=use.list_tokens(tally.pieces, has_first=has_first)[:_TOKENS_OF_GROUP],
+        )
+        for group, use in sorted(tally.uses.items(), key=lambda item: reader.groups[item[0]])
     )
 
 
@@ -176,29 +205,6 @@ def choose_stack(reader: DecisionReader, *, layer: int, stack: str | None) -> tu
             hint=f"Name one of the stacks with it: {known}.",
         )
     return stack, layer
-
-
-def _list_tokens(tally: _Tally, *, has_first: bool) -> tuple[ExpertToken, ...]:
-    ids, occurrences = tally.occurrences.collect()
-    keys, counts = tally.chosen.collect()
-    number = dict(zip(ids.tolist(), occurrences.tolist(), strict=True))
-    chosen: dict[int, list[int]] = {}
-    for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
-        chosen.setdefault(key // 2, [0, 0])[key % 2] = count
-    share = int(counts.sum()) / max(1, tally.num_tokens)
-    found = [
-        ExpertToken(
-            token_id=one,
-            token=tally.pieces.get(one),
-            count=sum(each),
-            first_count=each[1] if has_first else None,
-            num_tokens=number[one],
-            share=sum(each) / number[one],
-            lift=sum(each) / number[one] / share,
-        )
-        for one, each in chosen.items()
-    ]
-    return tuple(sorted(found, key=lambda token: (-token.count, token.token_id)))
 
 
 def _list_contexts(reader: DecisionReader, tally: _Tally) -> tuple[TokenContext, ...]:

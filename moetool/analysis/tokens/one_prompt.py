@@ -108,22 +108,22 @@ class PromptRouting(Tabular):
             item.name: make_plain(getattr(self, item.name)) for item in fields(self) if item.repr
         }
 
-    def excerpt(self, *, most_tokens: int) -> tuple[StackExcerpt, ...]:
+    def excerpt(self, *, num_listed: int) -> tuple[StackExcerpt, ...]:
         """Return each stack's first and last tokens of the prompt, and again those written.
 
         Args:
-            most_tokens: Number of tokens of the prompt to keep, and again of those written.
+            num_listed: Number of tokens of the prompt to keep, and again of those written.
         """
         stacks = dict.fromkeys(token.stack for token in self.tokens)
-        return tuple(self._excerpt_stack(stack, most_tokens) for stack in stacks)
+        return tuple(self._excerpt_stack(stack, num_listed) for stack in stacks)
 
-    def _excerpt_stack(self, stack: str, most_tokens: int) -> StackExcerpt:
+    def _excerpt_stack(self, stack: str, num_listed: int) -> StackExcerpt:
         mine = [token for token in self.tokens if token.stack == stack]
         layers = sorted({each.layer for token in mine for each in token.decisions})
         kept: set[int] = set()
         for is_new in (False, True):
             positions = [one.position for one in mine if (one.phase == PHASES[1]) == is_new]
-            kept.update(take_ends(np.array(positions), most_tokens).tolist())
+            kept.update(take_ends(np.array(positions), num_listed).tolist())
         return StackExcerpt(
             stack=stack,
             layers=tuple(layers),

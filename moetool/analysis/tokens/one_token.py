@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +16,7 @@ from moetool.analysis.tokens.first_choices import (
     take_token_ids,
 )
 from moetool.analysis.tokens.pieces import find_similar_pieces, find_token_ids
+from moetool.analysis.tokens.result import UsualShare
 from moetool.analysis.tokens.usual_share import expect_usual_share
 from moetool.errors import UsageError
 from moetool.plain import Tabular, make_plain
@@ -54,16 +55,16 @@ class TokenLayer(LayerFacts):
         count: Occurrences of the token in the layer.
         usual_expert: Its most frequent first choice; None if first choices are unknown.
         usual_share: Share of its first choices that the usual expert gets.
-        random_share: The same under a uniform random router, for as many occurrences.
-        loads_share: The same under a router that makes first choices as often, whatever the token.
+        baseline: Under a uniform random router; None if first choices are unknown.
+        loads: Under a router with the same loads of first choices that ignores the token.
         experts: Those that it gets, the most frequent first.
     """
 
     count: int
     usual_expert: int | None
     usual_share: float | None
-    random_share: float | None
-    loads_share: float | None
+    baseline: UsualShare | None
+    loads: UsualShare | None
     experts: tuple[TokenExpert, ...]
 
 
@@ -95,6 +96,16 @@ class TokenExperts(Tabular):
             f"<TokenExperts of {name}: {number_of(self.count, 'occurrence')}, "
             f"{number_of(len(self.layers), 'layer')}>"
         )
+
+    @property
+    def num_judged_layers(self) -> int:
+        """Layers in which first choices are known."""
+        return sum(layer.usual_share is not None for layer in self.layers)
+
+    @property
+    def num_fixed_layers(self) -> int:
+        """Layers in which the first choice never changes."""
+        return sum(layer.usual_share == 1 for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
@@ -225,7 +236,8 @@ def _not_found(pieces: Mapping[int, str], token: str | None, token_id: int | Non
 def _describe(layer: RoutedLayer, tally: _LayerTally, *, has_first: bool) -> TokenLayer:
     num_first, all_first = int(tally.first.sum()), int(tally.all_first.sum())
     usual: int | None = None
-    shares: Sequence[float | None] = (None, None, None)
+    share: float | None = None
+    routers: list[UsualShare | None] = [None, None]
     if has_first and num_first:
         # Of equally frequent ones, the more popular.
         usual = max(
@@ -234,11 +246,11 @@ def _describe(layer: RoutedLayer, tally: _LayerTally, *, has_first: bool) -> Tok
         )
         number = np.array([num_first])
         even = np.full(len(tally.first), 1 / len(tally.first))
-        shares = (
-            int(tally.first[usual]) / num_first,
-            float(expect_usual_share(number, even)[0]),
-            float(expect_usual_share(number, tally.all_first / all_first)[0]),
-        )
+        share = int(tally.first[usual]) / num_first
+        routers = [
+            UsualShare(float(expect_usual_share(number, chance)[0]))
+            for chance in (even, tally.all_first / all_first)
+        ]
     order = np.lexsort((np.arange(len(tally.chosen)), -tally.chosen))
     return TokenLayer(
         stack=layer.stack,
@@ -248,9 +260,9 @@ def _describe(layer: RoutedLayer, tally: _LayerTally, *, has_first: bool) -> Tok
         num_tokens=tally.num_tokens,
         count=tally.count,
         usual_expert=usual,
-        usual_share=shares[0],
-        random_share=shares[1],
-        loads_share=shares[2],
+        usual_share=share,
+        baseline=routers[0],
+        loads=routers[1],
         experts=tuple(
             TokenExpert(
                 expert=one,

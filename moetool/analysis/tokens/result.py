@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from moetool.analysis.statistics.prediction import Prediction
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.trace.facts import LayerFacts, TraceFacts
@@ -26,31 +27,14 @@ class TokenBaseline:
 
 
 @dataclass(frozen=True)
-class TokenPrediction:
-    """Success in predicting a token's first choice by its id, on prompts not used for it.
+class UsualShare:
+    """The share of an id's usual expert under some router that does not look at tokens.
 
     Attributes:
-        hit_rate: Share of first choices that are the usual one of the token's id in the other half
-            of the prompts. An id that does not occur there is predicted the layer's usual one.
-        popularity: Share of first choices that are the layer's usual one there.
-        random: `1 / num_experts`.
-        gain: `hit_rate - popularity`.
-        gain_low: Lower limit of the gain's 95% interval over prompts; None for a single prompt.
-        gain_high: The upper limit.
-        num_prompts_scored: Prompts of the half that is predicted.
-        num_tokens_scored: Their tokens.
-        num_tokens_fitted: Tokens of the other half.
+        usual_share: Simulated for as many occurrences.
     """
 
-    hit_rate: float
-    popularity: float
-    random: float
-    gain: float
-    gain_low: float | None
-    gain_high: float | None
-    num_prompts_scored: int
-    num_tokens_scored: int
-    num_tokens_fitted: int
+    usual_share: float
 
 
 @dataclass(frozen=True)
@@ -64,8 +48,9 @@ class LayerTokens(LayerFacts):
         usual_share: Share of their occurrences with the first choice that is most frequent for
             the id.
         baseline: Under a uniform random router; None where the shares are None.
-        loads: Under a router that makes first choices as often, whatever the token.
-        prediction: None if prompts are too few.
+        loads: Under a router with the same loads of first choices that ignores the token.
+        prediction: Of first choices by the token's id: the usual one of the id in the other half of
+            the prompts, or the layer's if the id does not occur there. None if prompts are too few.
     """
 
     num_token_ids: int
@@ -74,7 +59,7 @@ class LayerTokens(LayerFacts):
     usual_share: float | None
     baseline: TokenBaseline | None
     loads: TokenBaseline | None
-    prediction: TokenPrediction | None
+    prediction: Prediction | None
 
 
 @dataclass(frozen=True)
@@ -87,8 +72,9 @@ class TokenInLayer:
         num_experts_seen: Experts that were a first choice at least once.
         usual_expert: The most frequent first choice.
         usual_share: Share of the occurrences that it gets.
-        random_share: The same under a uniform random router, for as many occurrences.
-        loads_share: The same under a router that makes first choices as often, whatever the token.
+        baseline_usual_share: The same under a uniform random router, for as many occurrences.
+        loads_usual_share: The same under a router with the same loads of first choices that ignores
+            the token.
     """
 
     stack: str
@@ -99,8 +85,8 @@ class TokenInLayer:
     num_experts_seen: int
     usual_expert: int
     usual_share: float
-    random_share: float
-    loads_share: float
+    baseline_usual_share: float
+    loads_usual_share: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,8 @@ class FrequentToken:
         num_layers: Layers with enough of them.
         num_fixed: Layers in which its first choice never changes.
         usual_share: Mean over layers of the share of its most frequent first choice.
-        random_share: The same under a uniform random router.
+        baseline: Under a uniform random router, for as many occurrences.
+        loads: Under a router with the same loads of first choices that ignores the token.
         usual_experts: That first choice by layer.
     """
 
@@ -124,8 +111,49 @@ class FrequentToken:
     num_layers: int
     num_fixed: int
     usual_share: float
-    random_share: float
+    baseline: UsualShare
+    loads: UsualShare
     usual_experts: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class RoutingVerdict:
+    """The answer in a few numbers, over all layers.
+
+    Attributes:
+        num_predicted_layers: Layers whose first choices are predicted by the token's id.
+        num_layers_beyond_popularity: Those in which that beats the most popular expert for certain.
+        does_predict: Whether these are more than half, as a few layers are by chance; None
+            without predictions.
+        least_fixed_share: The smallest `fixed_share` of a layer; None if no id is judged.
+        most_fixed_share: The largest.
+        baseline_fixed_share: The largest under a uniform random router.
+    """
+
+    num_predicted_layers: int
+    num_layers_beyond_popularity: int
+    does_predict: bool | None
+    least_fixed_share: float | None
+    most_fixed_share: float | None
+    baseline_fixed_share: float | None
+
+
+def reach_verdict(layers: Sequence[LayerTokens]) -> RoutingVerdict:
+    """Return what the figures of all layers support."""
+    predictions = [layer.prediction for layer in layers if layer.prediction is not None]
+    num_beyond = sum(prediction.is_gain_certain for prediction in predictions)
+    shares = [layer.fixed_share for layer in layers if layer.fixed_share is not None]
+    return RoutingVerdict(
+        num_predicted_layers=len(predictions),
+        num_layers_beyond_popularity=num_beyond,
+        does_predict=2 * num_beyond > len(predictions) if predictions else None,
+        least_fixed_share=min(shares, default=None),
+        most_fixed_share=max(shares, default=None),
+        baseline_fixed_share=max(
+            (layer.baseline.fixed_share for layer in layers if layer.baseline is not None),
+            default=None,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -136,6 +164,7 @@ class TokenRouting(Tabular):
         trace: Facts about the trace.
         min_count: Occurrences that an id needs to be judged.
         layers: In the order of stack and layer.
+        verdict: The answer in a few numbers.
         tokens: The most frequent ids of each stack.
         id_sample: Share of the ids that were counted: 1 unless they would fill the memory.
         notes: Warnings, what was inferred, and why a number is None: a sentence each.
@@ -145,6 +174,7 @@ class TokenRouting(Tabular):
     trace: TraceFacts
     min_count: int
     layers: tuple[LayerTokens, ...]
+    verdict: RoutingVerdict
     tokens: tuple[FrequentToken, ...]
     id_sample: float
     notes: tuple[str, ...]
@@ -152,9 +182,20 @@ class TokenRouting(Tabular):
 
     def __repr__(self) -> str:
         name = f" of {printable(self.trace.trace)}" if self.trace.trace else ""
-        known = [layer.fixed_share for layer in self.layers if layer.fixed_share is not None]
-        shares = f", {min(known):.0%} to {max(known):.0%} of ids fixed" if known else ""
+        least, most = self.verdict.least_fixed_share, self.verdict.most_fixed_share
+        known = least is not None and most is not None
+        shares = f", {least:.0%} to {most:.0%} of ids fixed" if known else ""
         return f"<TokenRouting{name}: {number_of(len(self.layers), 'layer')}{shares}>"
+
+    @property
+    def predicted_layers(self) -> tuple[LayerTokens, ...]:
+        """The layers whose first choices are predicted, that of the smallest hit rate first."""
+        predicted = [
+            (layer.prediction.hit_rate, index, layer)
+            for index, layer in enumerate(self.layers)
+            if layer.prediction is not None
+        ]
+        return tuple(layer for *_, layer in sorted(predicted, key=lambda item: item[:2]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""

@@ -28,6 +28,13 @@ class SparseCounts:
         if self._num_pending > len(self._keys):
             self._merge()
 
+    def join(self, other: SparseCounts) -> None:
+        """Add the counts of another."""
+        keys, counts = other.collect()
+        self._pending.append((keys, counts))
+        self._num_pending += len(keys)
+        self._merge()
+
     @property
     def num_cells(self) -> int:
         """Keys in memory, of which some may be equal."""

@@ -10,7 +10,7 @@ from moetool.printable import printable
 # Question, command, and the columns of which it needs each.
 _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("how evenly experts are loaded", "balance", ()),
-    ("the same for prompt and generated tokens", "balance --by phase", ("phase",)),
+    ("the same for prefill and decode", "balance --by phase", ("phase",)),
     ("which experts are chosen together", "coactivation", ()),
     ("whether experts specialize by domain", "specialize", ("domain",)),
     ("whether experts specialize by token", "specialize --by token", ("token_id",)),
@@ -19,7 +19,7 @@ _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("which experts to keep in GPU memory", "cache", ()),
     ("which experts to train, by choices", "select --by token", ()),
     ("which experts to train, by weights", "select --by gate", ("weight",)),
-    ("how another model routes the same tokens", "compare", ()),
+    ("how other models route these tokens", "compare", ()),
 )
 
 
@@ -38,8 +38,8 @@ def find_answers(
         absent = [name for name in needed if name not in columns]
         missing = f"no column {absent[0]!r}" if absent else None
         if missing is None and "domain" in needed and len(domains) < 2:
-            missing = "all prompts are of one domain" if domains else "no prompt has a domain"
+            missing = "only one domain" if domains else "no prompt has a domain"
         if missing is None and "phase" in needed and len(phases) == 1:
-            missing = f"all tokens are of the phase {printable(next(iter(phases)), max_length=40)}"
+            missing = f"all tokens are {printable(next(iter(phases)), max_length=40)}"
         answers.append(Answer(question, command, missing))
     return tuple(answers)

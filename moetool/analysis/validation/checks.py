@@ -33,10 +33,10 @@ from moetool.wording import number_of
 
 # Checks of rows and decisions: name, meaning, and the columns that each needs.
 _LOGGED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (VALUES, "positions, layers and ranks are 0 or more, experts -1 or more", ()),
+    (VALUES, "numbers are 0 or more, and experts -1 or more", ()),
     (KNOWN_LAYERS, "the metadata lists the layer of each row", ()),
-    (KNOWN_EXPERTS, "each expert is one of those that the metadata lists", ()),
-    (EXPERTS, "the experts of a decision are distinct; no row occurs twice", ()),
+    (KNOWN_EXPERTS, "the metadata lists the expert of each row", ()),
+    (EXPERTS, "no expert or row occurs twice in a decision", ()),
     (RANKS, "the ranks of a decision are 0, 1, 2, …", ("rank",)),
     (FIRST_CHOICE, "rank 0 has the largest weight of its decision", ("rank", "weight")),
     (WEIGHTS, "weights are finite and not negative", ("weight",)),
@@ -121,7 +121,7 @@ def _check_sizes(found: _Found) -> Check:
     """Check that no decision has more rows than top-k, and that each layer reaches it."""
     passed = Check(
         "rows per decision",
-        "no decision has more rows than top-k, and some of each layer have as many",
+        "each layer's largest decisions have top-k rows",
         "passed",
     )
     num_more, message, at = 0, None, None
@@ -158,8 +158,9 @@ def _check_total(found: _Found) -> Check:
         if short and at is None:
             at = place
             message = (
-                f"{number_of(short, 'decision')} of {name_layer(place)} have fewer than {top_k} "
-                f"rows, first at {seen.smallest}: rows are missing"
+                f"{number_of(short, 'decision')} of {name_layer(place)} "
+                f"{'has' if short == 1 else 'have'} fewer than {number_of(top_k, 'row')}, first at "
+                f"{seen.smallest}: rows are missing"
             )
     if at is None:
         return passed
@@ -174,7 +175,7 @@ def _check_idle(found: _Found) -> Check:
     missing = [place for place in sorted(found.described) if place not in found.scan.layers]
     passed = Check(
         "layers in use",
-        "an expert ran in each layer, and each layer of the metadata has rows",
+        "each layer has rows in which an expert ran",
         "passed",
     )
     if idle:
@@ -200,7 +201,7 @@ def _check_tokens(found: _Found) -> Check:
     """Check that all layers of a stack decide for the same number of each prompt's tokens."""
     passed = Check(
         "tokens of each layer",
-        "all layers of a stack decide for the same number of tokens",
+        "a stack's layers have equal numbers of tokens",
         "passed",
     )
     first: dict[str, tuple[int, NDArray[np.int64]]] = {}
@@ -236,7 +237,7 @@ def _check_positions(found: _Found) -> Check:
     """Check that the positions of each prompt are 0, 1, 2, …; tokens left out leave gaps."""
     passed = Check(
         "positions without gaps",
-        "the positions of a prompt are 0, 1, 2, …: nothing is left out",
+        "the positions of a prompt are 0, 1, 2, …",
         "passed",
     )
     gaps = []
@@ -267,7 +268,7 @@ def _check_counts(found: _Found) -> Check:
     passed, metadata = (
         Check(
             "counts of the metadata",
-            "there are as many prompts and decisions as the metadata says",
+            "the rows hold as much as the metadata says",
             "passed",
         ),
         found.source.metadata,
@@ -297,7 +298,7 @@ def _check_run(found: _Found) -> Check:
     passed, metadata = (
         Check(
             "complete and exact",
-            "the run has ended, and its decisions are those that ran",
+            "the run has ended, and its decisions are exact",
             "passed",
         ),
         found.source.metadata,

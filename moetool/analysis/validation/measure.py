@@ -113,8 +113,8 @@ def _describe_inferred(described: tuple[RoutedLayer, ...]) -> list[str]:
     if described:
         return []
     return [
-        "without metadata, the number of experts is the largest id seen plus one, and top-k the "
-        "largest number of rows of a decision"
+        "Without metadata, the number of experts is the largest id seen plus one, and top-k the "
+        "largest number of rows of a decision."
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from moetool.errors import UsageError
 from moetool.interchange.exports.slots import SlotPlan, fill_rows
 
 
@@ -29,7 +30,21 @@ def explain_sglang(plan: SlotPlan, name: str) -> str:
 
 
 def render_vllm_ascend(plan: SlotPlan) -> bytes:
-    """Return the file of `expert_map_path`: the experts of each device, by ordinal of the layer."""
+    """Return the file of `expert_map_path`: the experts of each device, by ordinal of the layer.
+
+    Raises:
+        UsageError: A device would hold two replicas of an expert. vLLM on Ascend maps each expert
+            to one slot of a device, and finds the slots of other devices by counting those.
+    """
+    for layer, slots in zip(plan.layers, plan.slots, strict=True):
+        for device, experts in enumerate(plan.split_by_gpu(slots)):
+            repeated = [expert for expert in experts if experts.count(expert) > 1]
+            if repeated:
+                raise UsageError(
+                    f"Two replicas of expert {repeated[0]} of layer {layer} are on GPU {device}, and "
+                    "vLLM on Ascend loads one replica of an expert for each device.",
+                    hint="Give --method coactivation, which keeps replicas apart, or another --redundant.",
+                )
     layers = [
         {
             "layer_id": number,

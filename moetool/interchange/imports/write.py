@@ -43,6 +43,8 @@ class ImportResult(Tabular):
         num_bytes: Size of the file.
         num_prompts: Of a trace; None for a load table.
         num_tokens: Of a trace; None for a load table.
+        num_assignments: Sum of the counts of a load table; None for a trace.
+        num_steps: Of a load table whose rows are numbered by step; else None.
         num_layers: Routed layers with rows.
         num_experts: Of each layer, or all different numbers; None if unknown.
         top_k: Of each layer, or all different numbers; None if unknown.
@@ -61,6 +63,8 @@ class ImportResult(Tabular):
     num_experts: tuple[int, ...] | None
     top_k: tuple[int, ...] | None
     notes: tuple[str, ...]
+    num_assignments: int | None = None
+    num_steps: int | None = None
 
     __repr__ = show_fields
 
@@ -85,6 +89,8 @@ class ImportResult(Tabular):
             "num_tokens": int | None,
             "num_experts": int | None,
             "top_k": int | None,
+            "num_assignments": int | None,
+            "num_steps": int | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -210,6 +216,8 @@ def write_load_table(
     names = ("layer", "expert", "count", *(("step",) if opened.has_steps else ()))
     columns = tuple(name for name in LOAD_SCHEMA.names if name in names)
     sizes: dict[tuple[str, int], int] = {}
+    steps: set[int] = set()
+    num_assignments = 0
     top_k: dict[tuple[str, int], int | None] = {}
 
     def describe() -> LoadMetadata:
@@ -232,8 +240,15 @@ def write_load_table(
             notes=(*facts.notes, *shapes.notes),
         )
 
+    def count(blocks: Iterable[LoadBlock]) -> Iterator[LoadBlock]:
+        nonlocal num_assignments
+        for block in blocks:
+            steps.add(block.step)
+            num_assignments += int(block.counts.sum())
+            yield block
+
     num_rows = write_loads(
-        _make_tables(_check_blocks(opened, shapes, sizes), columns),
+        _make_tables(count(_check_blocks(opened, shapes, sizes)), columns),
         target,
         describe=describe,
         columns=columns,
@@ -252,6 +267,8 @@ def write_load_table(
         num_experts=_distinct(sizes.values()),
         top_k=_distinct(k for k in top_k.values() if k is not None),
         notes=(*facts.notes, *shapes.notes),
+        num_assignments=num_assignments,
+        num_steps=len(steps) if opened.has_steps else None,
     )
 
 

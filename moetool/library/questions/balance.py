@@ -14,7 +14,6 @@ from moetool.errors import UsageError
 from moetool.library.opening import open_any, open_reader, take_layers, take_shape
 from moetool.library.trace import Trace
 from moetool.printable import printable
-from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.steps import read_step_loads
 from moetool.trace.loads.table import LoadTable, is_load_table, open_loads
 from moetool.trace.reading.counts import ExpertCounts
@@ -120,22 +119,12 @@ def _measure_loads(
 ) -> Balance:
     counts = table.to_counts(num_experts=num_experts, top_k=top_k, needs_top_k=False)
     counts = _choose_layers(counts, layers, path=table.path)
-    num_tokens = max(int(layer.decisions.sum()) for layer in counts.layers)
-    facts = TraceFacts(
-        trace=str(table.path),
-        model=table.metadata.model if table.metadata else None,
-        revision=None,
-        model_type=None,
-        complete=None,
-        exact=table.metadata.precision == "exact" if table.metadata else None,
-        num_prompts=0,
-        num_tokens=num_tokens,
-        num_assignments=sum(int(layer.assignments.sum()) for layer in counts.layers),
-    )
     steps = read_step_loads(
         table, {(layer.stack, layer.layer): layer.num_experts for layer in counts.layers}
     )
-    return balance.measure_balance_of_counts(counts, facts=facts, steps=steps)
+    return balance.measure_balance_of_counts(
+        counts, facts=table.describe(counts.layers), steps=steps
+    )
 
 
 def _choose_layers(

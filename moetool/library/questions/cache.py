@@ -24,6 +24,7 @@ from moetool.trace.windows.reader import DecisionReader
 if TYPE_CHECKING:
     from moetool.library.opening import GivenTrace
 
+_DOMAIN = "domain"
 DEFAULT_BUDGETS = "12.5%,25%,50%"
 # A TiB, beyond any expert.
 _MOST_BYTES = 1 << 40
@@ -35,6 +36,7 @@ def simulate_caches(
     *,
     budget: str = DEFAULT_BUDGETS,
     tokens_per_batch: int | None = None,
+    by: str | None = None,
     model: str | None = None,
     expert_bytes: int | None = None,
     layers: Collection[int] | None = None,
@@ -50,6 +52,7 @@ def simulate_caches(
             or memory for all layers as `12GiB`.
         tokens_per_batch: Consecutive tokens of a prompt that pass through the model together; None
             for whole prompts.
+        by: Column that groups the steps, such as `domain`, to give hit rates by group too.
         model: A model whose configuration gives the size of an expert; by default the one that the
             trace names, if it is known offline.
         expert_bytes: The size of an expert, instead of a model's.
@@ -60,7 +63,7 @@ def simulate_caches(
 
     Raises:
         InputError: There is no trace, it fails a check, or the model is another one.
-        UsageError: An argument is out of range, or a budget can't be met.
+        UsageError: An argument is out of range, a budget can't be met, or there is no such column.
     """
     budgets = parse_budgets(take_text(budget, name="budget"))
     size = take_count(
@@ -80,6 +83,7 @@ def simulate_caches(
         )
     reader = open_reader(
         trace,
+        by=by if by is not None else _DOMAIN,
         layers=layers,
         num_experts=num_experts,
         top_k=top_k,
@@ -88,7 +92,7 @@ def simulate_caches(
     )
     sizes, notes = _find_sizes(reader, model=model, expert_bytes=size)
     return caching.simulate_caches(
-        reader, budgets=budgets, expert_bytes=sizes, tokens_per_batch=batch, notes=notes
+        reader, budgets=budgets, expert_bytes=sizes, tokens_per_batch=batch, by=by, notes=notes
     )
 
 

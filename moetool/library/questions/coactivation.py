@@ -23,7 +23,7 @@ def measure_coactivation(
     *,
     by: str = "domain",
     layers: Collection[int] | None = None,
-    most_pairs: int = 100,
+    num_listed: int = 100,
     num_experts: int | None = None,
     top_k: int | None = None,
     validate: bool = True,
@@ -35,7 +35,7 @@ def measure_coactivation(
             `prompt_id`, `position`, `layer` and `expert`; a `Trace`; or the path of a trace.
         by: The column that groups tokens.
         layers: Layer numbers to read; None for all. The next layer is then the next of these.
-        most_pairs: Pairs in each list; `to_frame` has all of them.
+        num_listed: Pairs in each list; `to_frame` has all of them.
         num_experts: Experts per layer, for rows without metadata.
         top_k: Experts per decision, for rows without metadata.
         validate: Refuse rows that no trace has, such as rows that occur twice.
@@ -48,8 +48,8 @@ def measure_coactivation(
         InputError: There is no trace, or it fails a check.
         UsageError: An argument is out of range, or there is no such column or layer.
     """
-    most = take_count(most_pairs, name="number of pairs", smallest=1, largest=_MOST_PAIRS)
+    most = take_count(num_listed, name="number of pairs", smallest=1, largest=_MOST_PAIRS)
     reader = open_reader(
         trace, by=by, layers=layers, num_experts=num_experts, top_k=top_k, validate=validate
     )
-    return coactivation.measure_coactivation(reader, by=by, most_pairs=most)
+    return coactivation.measure_coactivation(reader, by=by, num_listed=most)

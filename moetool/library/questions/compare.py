@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moetool.library.opening import GivenTrace
 
 _MOST_LISTED = 1_000
-_MOST_OCCURRENCES = 1_000_000_000
+_LARGEST_COUNT = 1_000_000_000
 
 
 def compare_traces(
@@ -24,7 +24,7 @@ def compare_traces(
     by: str = "domain",
     layers: Collection[int] | None = None,
     common_tokens: bool = False,
-    min_occurrences: int = 10,
+    min_count: int = 10,
     num_listed: int = 10,
     num_experts: int | None = None,
     top_k: int | None = None,
@@ -44,7 +44,7 @@ def compare_traces(
         layers: Layer numbers to compare; None for all.
         common_tokens: Compare the tokens that both traces have, and leave out the others and those
             of a prompt after the first one that differs. By default, such traces are refused.
-        min_occurrences: Least number of occurrences of the token ids that are listed.
+        min_count: Occurrences that a token id needs to be listed.
         num_listed: Token ids, and single tokens, that changed most to list.
         num_experts: Experts per layer, for rows without metadata.
         top_k: Experts per decision, for rows without metadata.
@@ -56,9 +56,7 @@ def compare_traces(
         UsageError: An argument is out of range, or there is no such column or layer.
     """
     is_common = take_flag(common_tokens, name="common_tokens")
-    least = take_count(
-        min_occurrences, name="number of occurrences", smallest=1, largest=_MOST_OCCURRENCES
-    )
+    least = take_count(min_count, name="number of occurrences", smallest=1, largest=_LARGEST_COUNT)
     listed = take_count(num_listed, name="number of tokens", smallest=1, largest=_MOST_LISTED)
     first, second = (
         open_reader(
@@ -77,6 +75,6 @@ def compare_traces(
         second,
         by=by,
         is_common=is_common,
-        min_occurrences=least,
+        min_count=least,
         num_listed=listed,
     )

@@ -64,7 +64,7 @@ def place_experts(
     """Return where to place the experts, and what that is worth, as `moetool place` does.
 
     Placements are fitted on half of the prompts and scored on the other half; those that the result
-    holds are fitted on all prompts.
+    holds are fitted on all prompts. A single prompt is both fitted and scored on.
 
     Args:
         trace: A DataFrame, a `Trace`, or the path of a trace or load table.
@@ -86,7 +86,7 @@ def place_experts(
         advises_vllm: Also find settings of vLLM, which loads no placement.
 
     Raises:
-        InputError: There is no trace, it fails a check, or it has a single prompt.
+        InputError: There is no trace, or it fails a check.
         UsageError: An argument is out of range, or the experts can't be shared out evenly.
     """
     gpus = take_count(num_gpus, name="number of GPUs", smallest=2, largest=_MOST_GPUS)
@@ -283,10 +283,10 @@ def _find_sent_bytes(sizes: ModelSizes, *, hidden_size: int | None) -> SentBytes
         return SentBytes(
             None,
             None,
-            "all-to-all bytes are unknown: the trace doesn't name a model whose hidden size is "
-            "known offline; give --model or --hidden-size",
+            "All-to-all bytes are unknown: the trace doesn't name a model whose hidden size is "
+            "known offline; give --model or --hidden-size.",
         )
     if sizes.bytes_per_value is None:
-        reason = f"a value is taken to have {_HALF_PRECISION_BYTES} bytes, as in bfloat16"
+        reason = f"A value is taken to have {_HALF_PRECISION_BYTES} bytes, as in bfloat16."
         return SentBytes(size, _HALF_PRECISION_BYTES, reason)
     return SentBytes(size, sizes.bytes_per_value)

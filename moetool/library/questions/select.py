@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.analysis.selection.choices import Average, Score
-from moetool.analysis.selection.measure import SelectionRequest, select_from_sums
+from moetool.analysis.selection.measure import select_from_sums
 from moetool.analysis.selection.names import LayerNames
-from moetool.analysis.selection.reading import check_weights, sum_loads, sum_trace
+from moetool.analysis.selection.request import SelectionRequest
 from moetool.analysis.selection.result import Selection
+from moetool.analysis.selection.sums.reading import check_weights, sum_loads, sum_trace
 from moetool.choices import choose, take_count, take_flag, take_number, take_path
 from moetool.errors import UsageError
 from moetool.library.opening import open_any, take_layers, take_shape
 from moetool.library.trace import Trace
-from moetool.trace.facts import describe_trace
 from moetool.trace.loads.table import is_load_table, open_loads
 from moetool.trace.metadata_fields import MOST_IDS
 from moetool.trace.reading.layer_shapes import Place, check_layers
@@ -99,7 +99,11 @@ def select_experts(
         columns=("weight",),
         is_checked=validate,
     )
-    sums = sum_trace(reader, domains=request.domains)
+    sums = sum_trace(
+        reader,
+        domains=request.domains,
+        keeps_sample=request.selects_by is Score.GATE or request.average is Average.MACRO,
+    )
     if Score.GATE in (request.by, request.selects_by):
         check_weights(sums, path=reader.facts.trace)
     return select_from_sums(
@@ -220,13 +224,11 @@ def _select_from_loads(
     if layers is not None:
         check_layers(path, (layer.layer for layer in known), layers)
         sums = [layer for layer in sums if layer.shape.layer in layers]
-    facts = describe_trace(
-        None,
-        path=str(path),
-        num_prompts=0,
-        num_tokens=0,
-        num_assignments=sum(int(layer.assignments.sum()) for layer in counts.layers),
-    )
     return select_from_sums(
-        sums, request, facts=facts, known=known, names=names, notes=counts.notes
+        sums,
+        request,
+        facts=loads.describe(counts.layers),
+        known=known,
+        names=names,
+        notes=counts.notes,
     )

@@ -13,9 +13,7 @@ from moetool.analysis.specialization.by_token.result import TokenSpecialization
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
 from moetool.analysis.specialization.result import Specialization
 from moetool.choices import take_count, take_flag, take_text
-from moetool.errors import InputError
 from moetool.library.opening import open_any, take_layers, take_shape
-from moetool.printable import printable
 
 if TYPE_CHECKING:
     from moetool.library.opening import GivenTrace
@@ -121,10 +119,4 @@ def measure_specialization(
     source = open_any(trace, by=by)
     if by == "token":
         return measure_token_specialization(source, options, min_count=least)
-    if by == "domain" and by not in source.columns:
-        name = "The frame" if source.table is not None else f"'{printable(source.path)}'"
-        raise InputError(
-            f"{name} has no column 'domain' to group by.",
-            hint="Add one with the label of each row's prompt, or name another with by=.",
-        )
     return measure_trace(source, options)

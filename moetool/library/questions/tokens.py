@@ -29,7 +29,7 @@ def measure_tokens(
     trace: pd.DataFrame | Trace | str | PathLike[str],
     *,
     min_count: int = 10,
-    most_tokens: int = 20,
+    num_listed: int = 20,
     layers: Collection[int] | None = None,
     num_experts: int | None = None,
     top_k: int | None = None,
@@ -42,7 +42,7 @@ def measure_tokens(
             `prompt_id`, `position`, `layer`, `expert` and `token_id`; a `Trace`; or the path of a
             trace.
         min_count: Occurrences that a token id needs in a layer to be judged there.
-        most_tokens: Frequent token ids that are listed; `to_frame` has all.
+        num_listed: Frequent token ids that are listed; `to_frame` has all.
         layers: Layer numbers to read; None for all.
         num_experts: Experts per layer, for rows without metadata.
         top_k: Experts per decision, for rows without metadata.
@@ -57,7 +57,7 @@ def measure_tokens(
         UsageError: An argument is out of range, or there is no such layer.
     """
     least = take_count(min_count, name="number of occurrences", smallest=2, largest=LARGEST_ID)
-    most = take_count(most_tokens, name="number of tokens", smallest=1, largest=_MOST_TOKENS)
+    most = take_count(num_listed, name="number of tokens", smallest=1, largest=_MOST_TOKENS)
     reader = open_reader(
         trace,
         layers=layers,
@@ -66,7 +66,7 @@ def measure_tokens(
         validate=validate,
         columns=_COLUMNS,
     )
-    return measure.measure_tokens(reader, min_count=least, most_tokens=most)
+    return measure.measure_tokens(reader, min_count=least, num_listed=most)
 
 
 def list_expert_tokens(
@@ -75,7 +75,8 @@ def list_expert_tokens(
     layer: int,
     expert: int,
     stack: str | None = None,
-    most_tokens: int = 20,
+    by: str = "domain",
+    num_listed: int = 20,
     num_experts: int | None = None,
     top_k: int | None = None,
     validate: bool = True,
@@ -87,7 +88,8 @@ def list_expert_tokens(
         layer: As in the trace's column.
         expert: Its id.
         stack: As in the trace's column; by default the only one with the layer, or `decoder`.
-        most_tokens: Tokens that are listed, the most frequent; `to_frame` has all.
+        by: The column that groups tokens.
+        num_listed: Tokens that are listed, the most frequent; `to_frame` has all.
         num_experts: Experts per layer, for rows without metadata.
         top_k: Experts per decision, for rows without metadata.
         validate: Refuse rows that no trace has, such as rows that occur twice.
@@ -97,14 +99,15 @@ def list_expert_tokens(
 
     Raises:
         InputError: There is no trace, it fails a check, or it has no token ids.
-        UsageError: An argument is out of range, or there is no such layer or expert.
+        UsageError: An argument is out of range, or there is no such column, layer or expert.
     """
     number = take_count(layer, name="layer", smallest=0, largest=LARGEST_ID)
     one = take_count(expert, name="expert", smallest=0, largest=LARGEST_ID)
-    most = take_count(most_tokens, name="number of tokens", smallest=1, largest=_MOST_TOKENS)
+    most = take_count(num_listed, name="number of tokens", smallest=1, largest=_MOST_TOKENS)
     named = None if stack is None else take_text(stack, name="stack")
     reader = open_reader(
         trace,
+        by=by,
         layers=[number],
         num_experts=num_experts,
         top_k=top_k,
@@ -112,7 +115,7 @@ def list_expert_tokens(
         columns=_COLUMNS,
     )
     return one_expert.list_expert_tokens(
-        reader, layer=number, expert=one, stack=named, most_tokens=most
+        reader, layer=number, expert=one, stack=named, by=by, num_listed=most
     )
 
 

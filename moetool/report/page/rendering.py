@@ -35,7 +35,8 @@ def render_page(contents: PageContents) -> str:
     Raises:
         ValueError: Even with the least detail, the page is too large.
     """
-    limit = MOST_BYTES_OF_FEW_TOKENS if contents.facts.num_tokens <= FEW_TOKENS else MOST_BYTES
+    has_few_tokens = (contents.facts.num_tokens or 0) <= FEW_TOKENS
+    limit = MOST_BYTES_OF_FEW_TOKENS if has_few_tokens else MOST_BYTES
     contents, packed = _fit_sample(contents, limit=int(_SHARE_OF_DECISIONS * limit))
     for detail in DETAILS:
         payload = make_payload(contents, detail)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from moetool.analysis.balance.result import Balance, LayerBalance, PartSummary
+from moetool.analysis.balance.layer_result import LayerBalance
+from moetool.analysis.balance.result import Balance, PartSummary, Verdict
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -49,56 +50,60 @@ def render_table_text(result: Balance, view: View = DEFAULT_VIEW) -> str:
 
 
 def _make_verdict(result: Balance) -> Iterator[RenderableType]:
-    known = [layer for layer in result.layers if layer.max_violation is not None]
-    if not known:
+    verdict = result.verdict
+    if verdict is None:
         yield from make_paragraphs([style_words("No expert ran in any layer.", Style.STRONG)])
         return
-    violations = [layer.max_violation or 0.0 for layer in known]
-    expected = [layer.baseline.max_violation or 0.0 for layer in known]
     busiest = (
-        f"The busiest expert of a layer gets {_times_range(violations)} times the mean load; a "
-        f"random router's gets {_times(max(expected))} on average."
+        f"The busiest expert of a layer gets {_times_range(verdict.max_violation)} times the mean "
+        "load"
     )
-    if result.batches is not None:
-        violations = [layer.max_violation_batch or 0.0 for layer in known]
-        expected = [layer.baseline.max_violation_batch or 0.0 for layer in known]
+    if verdict.random_max_violation is not None:
+        busiest += f"; a random router's gets {_times(verdict.random_max_violation)} on average"
+    if verdict.max_violation_batch is not None and result.batches is not None:
         batch = {"prompt": "one prompt", "step": "one step"}.get(result.batches, "one batch")
         busiest += (
-            f" Within {batch} it gets {_times_range(violations)} times the mean, on average; at "
-            f"random, {_times(max(expected))} on average."
+            f". Within {batch} it gets {_times_range(verdict.max_violation_batch)} times the mean, "
+            "on average"
         )
-    dead = sum(len(layer.dead) for layer in known)
-    random_dead = sum(layer.baseline.num_dead for layer in known)
-    experts = sum(layer.num_experts for layer in known)
-    never = (
-        f"{dead:,} of {number_of(experts, 'expert')} {'is' if dead == 1 else 'are'} never chosen; a "
-        f"random router would leave out {random_dead:,.1f}."
-        if dead
-        else f"All {number_of(experts, 'expert')} are chosen."
+        if verdict.random_max_violation_batch is not None:
+            busiest += f"; at random, {_times(verdict.random_max_violation_batch)} on average"
+    yield from make_paragraphs(
+        [style_words(_judge(verdict), Style.STRONG), f"{busiest}.", _word_dead(verdict)]
     )
-    yield from make_paragraphs([style_words(_judge(known), Style.STRONG), busiest, never])
 
 
-def _judge(known: Sequence[LayerBalance]) -> str:
+def _word_dead(verdict: Verdict) -> str:
+    experts = number_of(verdict.num_experts, "expert")
+    if not verdict.num_dead:
+        return f"All {experts} are chosen."
+    never = (
+        f"{verdict.num_dead:,} of {experts} {'is' if verdict.num_dead == 1 else 'are'} never chosen"
+    )
+    if verdict.random_num_dead is None:
+        return f"{never}."
+    return f"{never}; a random router would leave out {verdict.random_num_dead:,.1f}."
+
+
+def _judge(verdict: Verdict) -> str:
     """Return whether the load is uneven beyond chance, in words."""
-    uneven = [layer for layer in known if layer.is_uneven]
-    if any(layer.is_uneven is None for layer in known):
+    if verdict.num_uneven is None:
         return (
             "Whether the load is uneven beyond these prompts is unknown: counts without prompts, or "
-            "a single prompt, don't show how much prompts differ."
+            "fewer than three prompts, don't show how much prompts differ."
         )
     chance = "a random router and the choice of prompts"
-    if len(known) == 1:
-        name = _name(known[0])
+    if len(verdict.layers) == 1:
+        name = _name(verdict.layers[0])
         return (
             f"The load of {name} is uneven, beyond what {chance} give."
-            if uneven
+            if verdict.num_uneven
             else f"The load of {name} is not surely more uneven than {chance} make it."
         )
-    layers = number_of(len(known), "layer")
+    layers = number_of(len(verdict.layers), "layer")
     return (
-        f"The load is uneven in {len(uneven):,} of {layers}, beyond what {chance} give."
-        if uneven
+        f"The load is uneven in {verdict.num_uneven:,} of {layers}, beyond what {chance} give."
+        if verdict.num_uneven
         else f"In none of {layers} is the load surely more uneven than {chance} make it."
     )
 
@@ -145,18 +150,17 @@ def _make_parts(result: Balance) -> Iterator[RenderableType]:
             printable(part.name, max_length=40),
             f"{part.num_tokens:,}",
             style_words(_format(part.cv, ".2f"), Style.STRONG),
-            _format(part.random_cv, ".2f"),
+            _format(part.baseline.cv, ".2f"),
             style_words(_times(part.max_violation), Style.STRONG),
-            _times(part.random_max_violation),
+            _times(part.baseline.max_violation),
             f"{part.num_dead:,}",
-            f"{part.random_num_dead:,.1f}",
+            f"{part.baseline.num_dead:,.1f}",
         )
         for part in shown
     ]
+    by = printable(result.by or "group", max_length=20)
     headers = (
-        f"{printable(result.by, max_length=20)} or phase"
-        if any(part.part == "phase" for part in result.parts)
-        else printable(result.by, max_length=20),
+        f"{by} or phase" if any(part.part == "phase" for part in result.parts) else by,
         *("tokens", "cv", "random", "max", "random", "dead", "random"),
     )
     yield make_table(headers, rows, right=range(1, 8))
@@ -210,11 +214,12 @@ def _make_losses(result: Balance) -> Iterator[Table]:
 
 def _explain(result: Balance) -> Iterator[str]:
     """Yield the meaning of the columns."""
-    top_k = word_range([layer.top_k for layer in result.layers])
+    sizes = [layer.top_k for layer in result.layers if layer.top_k is not None]
+    top_k = f"{word_range(sizes)} random experts" if sizes else "random experts"
     yield (
         "entropy: of the experts' load, over that of an even load. cv: standard deviation of load "
         "over its mean. random: the same figure of a router that gives each token "
-        f"{top_k} random experts. prompts: the cv that an even router would show because it routes "
+        f"{top_k}, or fewer where fewer ran. prompts: the cv that an even router would show because it routes "
         "whole prompts alike. max: the largest load over the mean load. dead: experts never chosen. "
         "hot: experts with a load surely above that of a random router's busiest (95 % interval "
         "over prompts), hottest first."
@@ -226,7 +231,13 @@ def _explain(result: Balance) -> Iterator[str]:
         )
     if result.capacity:
         size = result.capacity[0].tokens_per_batch
-        of = "a prompt" if result.batches == "prompt" else f"a batch of {size:,.0f} tokens"
+        of = (
+            "a prompt"
+            if result.batches == "prompt"
+            else "a step"
+            if size is None
+            else f"a batch of {size:,.0f} tokens"
+        )
         yield (
             "capacity: the most assignments that an expert takes, over its share under even "
             "routing. dropped: the share of assignments beyond it. first, last: of those in the "

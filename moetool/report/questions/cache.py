@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from rich.console import RenderableType
 from rich.table import Table
 
 from moetool.analysis.caching.result import Caching, PhaseSize, PolicyResult, Touched
+from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
@@ -18,6 +20,7 @@ from moetool.wording import format_bytes, number_of
 
 # In a column of numbers; a word would widen it.
 _UNKNOWN = "–"
+_GROUPS_SHOWN = 12
 _NAMES = {"static": "static", "lru": "LRU", "lfu": "LFU", "belady": "Belady"}
 
 
@@ -26,6 +29,7 @@ def render_table_text(result: Caching, view: View = DEFAULT_VIEW) -> str:
     blocks: tuple[Block, ...] = (
         make_paragraphs(_word_verdict(result)),
         *(_make_phase(result, size) for size in reversed(result.phases)),
+        list(_make_groups(result)),
         [_make_touched(result.touched)],
         make_paragraphs(result.notes, Style.WARNING),
         make_paragraphs(_make_legend(result), Style.MUTED),
@@ -45,8 +49,8 @@ def _word_verdict(result: Caching) -> list[Words]:
         f"{_word_tokens(result)}"
     )
     facts = []
-    if best.random_hit_rate is not None:
-        facts.append(f"with a random router, it would find {word_share(best.random_hit_rate)}")
+    if best.baseline.hit_rate is not None:
+        facts.append(f"with a random router, it would find {word_share(best.baseline.hit_rate)}")
     if bound is not None and bound.hit_rate is not None:
         facts.append(f"no policy without preloading finds more than {word_share(bound.hit_rate)}")
     moved = []
@@ -107,12 +111,54 @@ def _make_policies(result: Caching, phase: str) -> Table:
                 _UNKNOWN
                 if item.hit_rate_low is None or item.hit_rate_high is None
                 else f"{item.hit_rate_low:.0%}–{item.hit_rate_high:.0%}",
-                _share(item.random_hit_rate),
+                _share(item.baseline.hit_rate),
                 _size(item.bytes_per_token),
             )
         )
     headers = ("budget", "kept", "on GPU", "policy", "hits", "95%", "random", "moved")
     return make_table(headers, rows, right=(1, 2, 4, 5, 6, 7))
+
+
+def _make_groups(result: Caching) -> Iterator[RenderableType]:
+    """Yield the hits of each group in decoding, with as many experts as the verdict is about."""
+    shown = result.list_groups_of_verdict()
+    if result.verdict is None or not shown:
+        return
+    best, _ = result.verdict
+    kept = sorted(shown, key=lambda group: group.hit_rates.get(best.policy) or 0.0)[:_GROUPS_SHOWN]
+    yield from make_paragraphs(
+        [
+            f"{best.phase}, by {printable(result.by or '', max_length=20)}, with "
+            f"{_word_kept(best)} on the GPU:"
+        ]
+    )
+    policies = [name for name in _NAMES if name in shown[0].hit_rates]
+    rows = [
+        (
+            printable(group.group, max_length=40),
+            f"{group.num_tokens:,}",
+            *(_share(group.hit_rates[name]) for name in policies),
+            _share(group.baseline.hit_rate),
+            _size(group.bytes_per_token),
+        )
+        for group in shown
+        if group in kept
+    ]
+    headers = (
+        printable(result.by or "", max_length=20),
+        "tokens",
+        *(_NAMES[name] for name in policies),
+        "random",
+        "moved",
+    )
+    yield make_table(headers, rows, right=range(1, len(headers)))
+    if len(shown) > len(rows):
+        yield from make_paragraphs(
+            [
+                f"… and {len(shown) - len(rows):,} with more hits of {_NAMES[best.policy]}: "
+                "--format csv lists all"
+            ]
+        )
 
 
 def _make_touched(touched: Sequence[Touched]) -> Table:
@@ -130,7 +176,7 @@ def _make_touched(touched: Sequence[Touched]) -> Table:
                     for name in ("one text", "several texts")
                 ),
                 f"{any_item.by_load:.1f}",
-                f"{any_item.random:.1f}",
+                f"{any_item.baseline.experts:.1f}",
             )
         )
     headers = ("tokens at once", "of one text", "of several", "independent", "random")
@@ -143,21 +189,32 @@ def _make_legend(result: Caching) -> list[str]:
         if result.tokens_per_batch is None
         else f"{result.tokens_per_batch:,} tokens of a prompt"
     )
+    groups = (
+        [
+            f"By {printable(result.by or '', max_length=20)}: hits in the same caches, which the "
+            "steps of all groups pass through. random and moved are those of "
+            f"{_NAMES[result.verdict[0].policy]}."
+        ]
+        if result.groups and result.verdict is not None
+        else []
+    )
     return [
         f"A step needs some distinct experts of each layer: one token in decode, {batch} in "
         "prefill. kept: experts of each layer that stay on the GPU; on GPU: their size in all layers. "
         "hits: share of needed experts that are there before the step; each other one is moved "
         "there once. 95%: its interval, if the prompts are a sample. random: for a uniform random "
-        "router in the same steps, at most 2,000. moved: bytes of experts moved to the GPU, "
+        "router that chooses as many experts in the same steps, at most 2,000. moved: bytes of experts moved to the GPU, "
         "per token.",
         "static: the experts that the other half of the prompts used most, loaded beforehand and "
         "never changed. LRU: those used last. LFU: those used most since the beginning. Belady: "
         "those needed soonest, which takes knowing the future: the most hits of any cache that "
-        "starts empty, in prefill and decode together if both pass through it. Caches stay warm from prompt to prompt. Experts at work that do not stay "
-        "have room apart from the budget.",
+        "starts empty, in prefill and decode together if both pass through it. Caches stay warm "
+        "from prompt to prompt. Experts at work that do not stay have room apart from the budget.",
+        *groups,
         "tokens at once: distinct experts that a layer needs for a batch of them. of one text: "
         "consecutive tokens; of several: the n-th tokens of as many prompts. independent: tokens "
-        "that choose independently with the same load. random: E·(1−(1−k/E)^B).",
+        "that choose independently with the same load. random: of a random router, "
+        "E·(1−(1−k/E)^B) if each token runs k of E experts.",
     ]
 
 
@@ -175,7 +232,7 @@ def render_json(result: Caching, _: View = DEFAULT_VIEW) -> str:
 
 
 def render_csv(result: Caching, _: View = DEFAULT_VIEW) -> str:
-    """Return one row per policy, budget and phase."""
+    """Return one row per policy, budget and phase, over all and for each group."""
     return envelope.render_rows([result])
 
 

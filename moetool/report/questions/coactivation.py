@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from moetool.analysis.coactivation.result import Coactivation, ExpertPair, LayerCoactivation
+from moetool.analysis.coactivation.result import (
+    Coactivation,
+    ExpertPair,
+    GroupSummary,
+    LayerCoactivation,
+)
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -37,26 +42,25 @@ def render_table_text(result: Coactivation, view: View = DEFAULT_VIEW) -> str:
     with_next = [
         layer for layer in result.layers if layer.next_layer and layer.next_layer.prediction
     ]
+    groups = result.summarize_groups()
     if with_next:
         blocks.append([_make_predictions(with_next[:_LAYERS_SHOWN])])
-    if with_pairs and any(layer.by_group for layer in with_pairs):
-        blocks.append([_make_groups(result, with_pairs)])
+    if with_pairs and groups:
+        blocks.append([_make_groups(result.by, groups[:_GROUPS_SHOWN])])
     blocks += [
-        make_paragraphs(_describe_cuts(result), Style.MUTED),
+        make_paragraphs(_describe_cuts(result, len(groups)), Style.MUTED),
         make_paragraphs(result.notes, Style.WARNING),
-        make_paragraphs(_make_legend(with_pairs, with_next), Style.MUTED),
+        make_paragraphs(_make_legend(with_pairs, with_next, has_groups=bool(groups)), Style.MUTED),
     ]
     return render_page(blocks, view)
 
 
 def _make_verdict(result: Coactivation) -> Iterator[Text]:
-    pairs = sum(layer.num_pairs for layer in result.layers)
-    above = sum(layer.num_above for layer in result.layers)
-    below = sum(layer.num_below for layer in result.layers)
-    is_tested = any(pair.p_value is not None for layer in result.layers for pair in layer.pairs)
+    answer = result.verdict
+    pairs, above, below = answer.num_pairs, answer.num_above, answer.num_below
     if not pairs:
         verdict = "No decision chooses two experts: there are no pairs."
-    elif not is_tested:
+    elif not answer.is_tested:
         verdict = "Whether pairs of experts go together is unknown: no pair could be tested."
     elif not above and not below:
         verdict = (
@@ -69,18 +73,12 @@ def _make_verdict(result: Coactivation) -> Iterator[Text]:
             f"than the experts' loads explain, and {below:,} less often."
         )
     yield style_words(verdict, Style.STRONG)
-    if result.hit_rate is not None and result.popularity is not None:
-        gains = [
-            layer.next_layer.prediction.gain_low or 0
-            for layer in result.layers
-            if layer.next_layer and layer.next_layer.prediction
-        ]
-        # A few of many layers are above popularity by chance.
-        is_sure = 2 * sum(gain > 0 for gain in gains) > len(gains)
-        helps = "predict" if is_sure else "don't help to predict"
+    if result.hit_rate is not None and result.popularity is not None and result.baseline:
+        helps = "predict" if answer.does_predict else "don't help to predict"
         yield style_words(
             f"A layer's experts {helps} the next layer's: they find {result.hit_rate:.0%} of them; "
-            f"the most popular experts are {result.popularity:.0%}, random ones {result.random:.0%}.",
+            f"the most popular experts are {result.popularity:.0%}, random ones "
+            f"{result.baseline.hit_rate:.0%}.",
             Style.STRONG,
         )
 
@@ -88,8 +86,7 @@ def _make_verdict(result: Coactivation) -> Iterator[Text]:
 def _make_layers(layers: Sequence[LayerCoactivation]) -> Table:
     rows: list[tuple[Words, ...]] = []
     for layer in layers:
-        above = [pair for pair in layer.pairs if _is_above(pair)]
-        pair = max(above, key=lambda pair: (pair.lift_low or 0, pair.lift), default=None)
+        pair = layer.surest_pair
         baseline = layer.baseline
         strongest: tuple[Words, ...] = ("none", "", "", "", "")
         if pair is not None:
@@ -131,8 +128,8 @@ def _make_expert_groups(layers: Sequence[LayerCoactivation]) -> Table:
             f"{format_stack(layer.stack)}{layer.layer}" if not number else "",
             " ".join(f"E{expert}" for expert in group.experts),
             style_words(f"{group.share_of_pairs:.1%}", Style.STRONG),
-            f"{group.expected_share:.1%}",
-            f"{group.random_share:.1%}",
+            f"{group.loads.share_of_pairs:.1%}",
+            f"{group.baseline.share_of_pairs:.1%}",
         )
         for layer in layers
         for number, group in enumerate(layer.expert_groups[: _count_groups(layers)])
@@ -154,13 +151,13 @@ def _make_predictions(layers: Sequence[LayerCoactivation]) -> Table:
         prediction = following.prediction
         assert prediction is not None
         low, high = prediction.gain_low, prediction.gain_high
-        more = prediction.prefetch[1] if len(prediction.prefetch) > 1 else None
+        more = following.prefetch[1] if len(following.prefetch) > 1 else None
         rows.append(
             (
                 f"{format_stack(layer.stack)}{layer.layer} → {following.layer}",
                 style_words(f"{prediction.hit_rate:.1%}", Style.STRONG),
                 f"{prediction.popularity:.1%}",
-                f"{prediction.random:.1%}",
+                f"{prediction.baseline.hit_rate:.1%}",
                 _UNKNOWN
                 if low is None or high is None
                 else f"{low * 100:+.1f} to {high * 100:+.1f}",
@@ -175,47 +172,46 @@ def _make_predictions(layers: Sequence[LayerCoactivation]) -> Table:
     return make_table(headers, rows, right=range(1, 7))
 
 
-def _make_groups(result: Coactivation, layers: Sequence[LayerCoactivation]) -> Table:
+def _make_groups(by: str, groups: Sequence[GroupSummary]) -> Table:
     """Return a table of the strongest pairs of each group of tokens."""
-    names = sorted({each.group for layer in layers for each in layer.by_group})
-    rows: list[tuple[Words, ...]] = []
-    for name in names[:_GROUPS_SHOWN]:
-        found = [
-            (pair, layer)
-            for layer in layers
-            for each in layer.by_group
-            if each.group == name
-            for pair in each.pairs
-        ]
-        tokens = max(
-            each.num_tokens for layer in layers for each in layer.by_group if each.group == name
+    rows: list[tuple[Words, ...]] = [
+        (
+            printable(group.group, max_length=40),
+            f"{group.num_tokens:,}",
+            ", ".join(
+                f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} {_word_lift(pair)}"
+                for layer, pair in group.pairs[:_STRONGEST_SHOWN]
+            )
+            or "none",
         )
-        strongest = sorted(found, key=lambda item: -item[0].lift)[:_STRONGEST_SHOWN]
-        shown = ", ".join(
-            f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} {pair.lift:.1f} ({pair.count:,})"
-            for pair, layer in strongest
-        )
-        rows.append((printable(name, max_length=40), f"{tokens:,}", shown or "none"))
-    return make_table(
-        (printable(result.by), "tokens", "strongest pairs, their lift and count"), rows, right=(1,)
-    )
+        for group in groups
+    ]
+    return make_table((printable(by), "tokens", "strongest pairs"), rows, right=(1,))
 
 
-def _describe_cuts(result: Coactivation) -> Iterator[str]:
+def _word_lift(pair: ExpertPair) -> str:
+    if pair.is_significant is None:
+        return f"{pair.lift:.1f} ({pair.count:,})"
+    return f"{pair.lift:.1f} ({_format(pair.lift_low, '.1f')}–{_format(pair.lift_high, '.1f')})"
+
+
+def _describe_cuts(result: Coactivation, num_groups: int) -> Iterator[str]:
     if len(result.layers) > _LAYERS_SHOWN:
         yield (
             f"The first {_LAYERS_SHOWN} layers of {len(result.layers)} are shown; --layers chooses "
             "others, and --format json has all."
         )
-    groups = {each.group for layer in result.layers for each in layer.by_group}
-    if len(groups) > _GROUPS_SHOWN:
+    if num_groups > _GROUPS_SHOWN:
         yield (
-            f"The first {_GROUPS_SHOWN} groups of {len(groups):,} are shown; --format json has all."
+            f"The first {_GROUPS_SHOWN} groups of {num_groups:,} are shown; --format json has all."
         )
 
 
 def _make_legend(
-    with_pairs: Sequence[LayerCoactivation], with_next: Sequence[LayerCoactivation]
+    with_pairs: Sequence[LayerCoactivation],
+    with_next: Sequence[LayerCoactivation],
+    *,
+    has_groups: bool,
 ) -> Iterator[str]:
     if with_pairs:
         yield (
@@ -243,28 +239,34 @@ def _make_legend(
             "the same if 2 × top-k experts are fetched. This is what prefetching by a layer's "
             "experts alone can expect; a predictor that reads hidden states may do better."
         )
-
-
-def _is_above(pair: ExpertPair) -> bool:
-    return bool(pair.is_significant and pair.lift > (pair.expected_lift or 0))
+    if with_pairs and has_groups:
+        yield (
+            "strongest pairs: those above within the group, with their lift there and its 95% "
+            "interval; where groups are not tested, those of the largest lift, with their count."
+        )
 
 
 def _name_pair(pair: ExpertPair) -> str:
     return f"E{pair.experts[0]}+E{pair.experts[1]}"
 
 
-def _format(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.2f}"
+def _format(value: float | None, spec: str = ".2f") -> str:
+    return _UNKNOWN if value is None else format(value, spec)
 
 
 def render_json(result: Coactivation, _: View = DEFAULT_VIEW) -> str:
-    """Return everything but the whole matrices as one JSON object, numbers unrounded."""
+    """Return everything except the whole matrices as one JSON object, numbers unrounded."""
     return envelope.render_json("moetool.coactivation/1", result.to_dict())
 
 
 def render_csv(result: Coactivation, _: View = DEFAULT_VIEW) -> str:
     """Return one row for each pair of a layer, then one for each pair with the next layer."""
-    return envelope.render_csv(result.iter_rows(), list(result.column_types()))
+    return "".join(iter_csv(result))
+
+
+def iter_csv(result: Coactivation) -> Iterator[str]:
+    """Yield the same CSV in parts: whole, that of a large model would take gigabytes of memory."""
+    return envelope.iter_csv(result.iter_rows(), list(result.column_types()))
 
 
 RENDERERS: Renderers[Coactivation] = {

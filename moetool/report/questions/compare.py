@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.table import Table
 
 from moetool.analysis.comparison.result import (
     ENGINES_DIFFER,
     Agreement,
     Comparison,
-    LayerAgreement,
     Verdict,
 )
 from moetool.report import envelope
@@ -18,6 +15,7 @@ from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_stack
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_context, show_token
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import word_share
@@ -33,11 +31,13 @@ _MEASURES = ("same experts", "sets differ", "95%", "first differs", "weight move
 
 def render_table_text(result: Comparison, view: View = DEFAULT_VIEW) -> str:
     """Return the verdict, the tables by layer, group and position, and how to read them."""
+    # Of equal traces, rows of zeros for each layer are enough.
+    differs = result.verdict is not Verdict.IDENTICAL or bool(result.overall.weight_change)
     blocks: tuple[Block, ...] = (
         make_paragraphs(_word_verdict(result)),
         [_make_layers(result), *_note_more(len(result.layers), "layer")],
-        [_make_groups(result), *_note_more(len(result.groups), "group")],
-        [_make_positions(result)],
+        [_make_groups(result), *_note_more(len(result.groups), "group")] if differs else (),
+        [_make_positions(result)] if differs else (),
         _make_token_ids(result),
         _make_tokens(result),
         make_paragraphs(result.notes, Style.WARNING),
@@ -51,7 +51,6 @@ def _word_verdict(result: Comparison) -> list[Words]:
     if result.verdict is Verdict.UNKNOWN:
         return [style_words("No decision of the two traces could be compared.", Style.STRONG)]
     assert overall.changed_decisions is not None
-    assert overall.overlap is not None
     limits = _word_limits(overall)
     changed = f"{word_share(overall.changed_decisions)} of decisions choose other experts{limits}"
     verdict = {
@@ -62,9 +61,22 @@ def _word_verdict(result: Comparison) -> list[Words]:
         Verdict.UNRELATED: "Unrelated routing: the traces have no more experts in common than two "
         "routers that choose independently.",
     }[result.verdict]
-    by_chance = f"{result.random_overlap:.1%}"
-    if result.popular_overlap is not None:
-        by_chance += f"; with the load of these experts, {result.popular_overlap:.1%}"
+    facts = _list_facts(result)
+    compared = (
+        f"{number_of(overall.num_decisions, 'decision')} in "
+        f"{number_of(len(result.layers), 'layer')} compared."
+    )
+    return [style_words(verdict, Style.STRONG), " ".join([*facts, compared])]
+
+
+def _list_facts(result: Comparison) -> list[str]:
+    overall = result.overall
+    if result.verdict is Verdict.IDENTICAL:
+        moved = overall.weight_change
+        return [f"{_share(moved)} of the weight moved between them."] if moved else []
+    by_chance = _share(overall.baseline.overlap)
+    if overall.popularity is not None:
+        by_chance += f"; with the load of these experts, {_share(overall.popularity.overlap)}"
     facts = [
         f"{_share(overall.overlap)} of the experts are the same (two random routers: {by_chance})."
     ]
@@ -74,11 +86,7 @@ def _word_verdict(result: Comparison) -> list[Words]:
         facts.append(
             f"{_share(result.changed_tokens)} of tokens have other experts in at least one layer."
         )
-    compared = (
-        f"{number_of(overall.num_decisions, 'decision')} in "
-        f"{number_of(len(result.layers), 'layer')} compared."
-    )
-    return [style_words(verdict, Style.STRONG), " ".join([*facts, compared])]
+    return facts
 
 
 def _word_limits(overall: Agreement) -> str:
@@ -92,7 +100,7 @@ def _make_layers(result: Comparison) -> Table:
     rows = [
         (
             f"{format_stack(layer.stack)}{layer.layer}",
-            f"{layer.baseline.overlap:.1%}",
+            _share(layer.baseline.overlap),
             *_show_measures(layer),
         )
         for layer in result.layers[:_ROWS_SHOWN]
@@ -139,8 +147,8 @@ def _make_token_ids(result: Comparison) -> Block:
         return ()
     rows = [
         (
-            str(item.token_id) if item.token is None else repr(item.token),
-            f"{item.occurrences:,}",
+            show_token(item.token, item.token_id),
+            f"{item.count:,}",
             style_words(word_share(item.change), Style.STRONG),
             _UNKNOWN
             if item.change_low is None or item.change_high is None
@@ -162,7 +170,7 @@ def _make_tokens(result: Comparison) -> Block:
             f"{token.position:,}",
             f"{token.change:.0%}",
             f"{token.num_changed_layers} of {token.num_layers}",
-            f"{''.join(token.before)}[{token.token}]{''.join(token.after)}"
+            show_context(token.before, token.token, token.after)
             if token.token is not None
             else _UNKNOWN,
         )
@@ -173,31 +181,32 @@ def _make_tokens(result: Comparison) -> Block:
 
 
 def _make_legend(result: Comparison) -> list[str]:
+    random = result.overall.baseline
     legend = [
         "same experts: share of a token's experts that both traces chose, the mean over tokens (the "
         "router saturation of a checkpoint, if the second trace is of the last one). random: the "
-        "same for two uniform random routers, k/E. sets differ: share of decisions, one token in "
+        "same for two uniform random routers. sets differ: share of decisions, one token in "
         "one layer each, with any other expert; 95%: its interval, if the prompts are a sample. "
-        "first differs: the expert of the largest weight is another one; two random routers: "
-        f"{_word_flips(result.layers)}. weight moved: where the sets agree, the share of weight "
-        "that moved from one expert to another.",
-        f"A yardstick: two engines that run the same weights differ in about {ENGINES_DIFFER:.0%} "
-        "of decisions, because kernels and batches round differently (arXiv 2510.11370).",
+        "first differs: the expert of the largest weight is another one. weight moved: where the "
+        "sets agree, the share of weight that moved from one expert to another. Of two random "
+        f"routers, {_share(random.changed_decisions)} of sets and "
+        f"{_share(random.first_choice_flips)} of first choices would differ, and "
+        f"{_share(random.weight_change)} of the weight would move where sets agree.",
     ]
+    if result.verdict is not Verdict.IDENTICAL:
+        legend.append(
+            f"A yardstick: two engines that run the same weights differ in about "
+            f"{ENGINES_DIFFER:.0%} of decisions, because kernels and batches round differently "
+            "(arXiv 2510.11370)."
+        )
     if result.token_ids:
         legend.append(
             "other experts: share of experts that are not the same, the mean over layers. Of "
-            f"{number_of(result.num_token_ids, 'token id')} with at least {result.min_occurrences} "
+            f"{number_of(result.num_token_ids, 'token id')} with at least {result.min_count} "
             f"occurrences, {min(_TOKENS_SHOWN, len(result.token_ids))} are shown: among "
             "many, some are large by chance, so see the interval. --format json lists more."
         )
     return legend
-
-
-def _word_flips(layers: Sequence[LayerAgreement]) -> str:
-    return " or ".join(
-        sorted({f"{layer.baseline.first_choice_flips:.1%}" for layer in layers if layer.baseline})
-    )
 
 
 def _note_more(number: int, noun: str) -> Block:

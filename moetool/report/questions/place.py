@@ -10,11 +10,13 @@ from moetool.analysis.placement.result import (
     COACTIVATION,
     CONTIGUOUS,
     EPLB,
+    Direction,
     LayerPlacement,
     MethodPlacement,
     Placement,
 )
 from moetool.analysis.placement.scoring import PlacementScore
+from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_notes, make_paragraphs
@@ -27,6 +29,18 @@ from moetool.wording import format_bytes, join_words, number_of
 _LAYERS_SHOWN = 16
 _UNKNOWN = "–"
 _NAMES: Mapping[str, str] = {CONTIGUOUS: "contiguous", EPLB: "EPLB", COACTIVATION: "co-activation"}
+
+# Without an interval, a change is stated without a direction.
+_EVENNESS = {
+    Direction.DOWN: "makes batches more even",
+    Direction.NONE: "leaves batches as even",
+    Direction.UP: "makes batches less even",
+}
+_FAN_OUT = {
+    Direction.DOWN: "fewer GPUs",
+    Direction.NONE: "about as many GPUs",
+    Direction.UP: "more GPUs",
+}
 
 
 def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
@@ -57,19 +71,21 @@ def _say_verdict(result: Placement) -> str:
 
 def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
     said = []
-    if found.batch_imbalance_change is not None:
-        words = ("makes batches more even", "leaves batches as even", "makes batches less even")
+    change, load = found.batch_imbalance_change, _format(found.batch_imbalance)
+    if change is not None:
         said.append(
-            f"{words[found.batch_imbalance_change.direction + 1]} (busiest GPU "
-            f"{_format(found.batch_imbalance)} times the mean, not "
+            f"{_EVENNESS[change.verdict]} (busiest GPU {load} times the mean, not "
             f"{_format(start.batch_imbalance)})"
+            if change.verdict in _EVENNESS
+            else f"has a busiest GPU of {load} times the mean, not {_format(start.batch_imbalance)}"
         )
-    if found.fan_out_change is not None:
-        words = ("fewer GPUs", "about as many GPUs", "more GPUs")
+    change, reached = found.fan_out_change, _format(found.fan_out)
+    if change is not None:
         said.append(
-            f"sends a token to {words[found.fan_out_change.direction + 1]} "
-            f"({_format(found.fan_out)}, not {_format(start.fan_out)}: "
-            f"{found.fan_out_change.change:+.1%})"
+            f"sends a token to {_FAN_OUT[change.verdict]} ({reached}, not "
+            f"{_format(start.fan_out)}: {change.change:+.1%})"
+            if change.verdict in _FAN_OUT
+            else f"sends a token to {reached} GPUs, not {_format(start.fan_out)}"
         )
     return join_words(said, last="and")
 
@@ -97,7 +113,7 @@ def _make_methods(result: Placement) -> Table:
         ("sent per token", "all_to_all_bytes_per_token", _format_size),
         ("between nodes", "cross_node_bytes_per_token", _format_size),
     ]
-    if result.split.unit != "prompt":
+    if not _has_fan_out(result):
         shown = shown[:2]  # Counts without tokens know nothing of traffic.
     if result.cluster.num_nodes == 1:
         shown = [item for item in shown if "node" not in item[1]]
@@ -156,16 +172,16 @@ def _say_left_out(result: Placement) -> str:
 def _explain(result: Placement) -> list[str]:
     split = result.split
     cluster = result.cluster
+    what = "counts" if result.tokens_per_batch is None else "prompt"
     scored = (
-        "Scores are those of the counts that the placements were fitted on."
+        f"Scores are those of the {what} that the placements were fitted on."
         if split.unit is None
         else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
-        f"{number_of(split.num_held_out, 'other')}: half of each domain."
+        f"{number_of(split.num_held_out, 'other')}: half of each {printable(result.by or '')}."
         if split.unit == "prompt"
         else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
         f"{number_of(split.num_held_out, 'other')}."
     )
-    has_fan_out = any(found and found.fan_out is not None for found in result.methods.values())
     batch = (
         "steps of the table"
         if result.tokens_per_batch is None
@@ -178,7 +194,7 @@ def _explain(result: Placement) -> list[str]:
         "together, which hides that batches differ. random router: the same placement under a "
         "router that chooses at random.",
     ]
-    if has_fan_out:
+    if _has_fan_out(result):
         shown.append(
             "GPUs per token: those that its experts are on, a mean over layers; in the lower table "
             "after batch max/mean. sent per token: bytes to GPUs other than its own and back, over "
@@ -187,6 +203,11 @@ def _explain(result: Placement) -> list[str]:
     if cluster.num_redundant_experts:
         shown.append("An expert with replicas serves each token from one of them at random.")
     return shown
+
+
+def _has_fan_out(result: Placement) -> bool:
+    start = result.methods[CONTIGUOUS]
+    return start is not None and start.fan_out is not None
 
 
 def render_vllm_advice(result: Placement) -> str:

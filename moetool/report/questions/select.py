@@ -45,17 +45,14 @@ def render_table_text(result: Selection, view: View = DEFAULT_VIEW) -> str:
 
 
 def _word_verdict(result: Selection) -> str:
-    known = [layer for layer in result.layers if layer.scores is not None]
-    num_selected = sum(len(layer.selected) for layer in known)
-    num_experts = sum(layer.num_experts for layer in known)
-    if not known:
+    if not result.num_experts or result.baseline is None:
         return "No layer has a decision: no expert is selected."
     domains = "" if result.domains is None else f" for {_word_domains(result.domains)}"
-    random = sum(layer.baseline.num_selected for layer in known if layer.baseline)
     return (
-        f"{number_of(num_selected, 'expert')} of {num_experts:,} "
-        f"({num_selected / num_experts:.1%}) reach a {_by(result)} score of {result.top_p:g} in their "
-        f"layers{domains}; a random router would need {random:,.0f}."
+        f"{number_of(result.num_selected, 'expert')} of {result.num_experts:,} "
+        f"({result.num_selected / result.num_experts:.1%}) reach a {_by(result)} score of "
+        f"{result.top_p:g} in their layers{domains}; a random router would need "
+        f"{result.baseline.num_selected:,.0f}."
     )
 
 
@@ -69,11 +66,12 @@ def _word_domains(domains: Sequence[str]) -> str:
 
 def _word_stability(result: Selection) -> str:
     prompts = number_of(result.num_prompts, "prompt")
-    if result.overlap is None or result.random_overlap is None:
+    random = None if result.baseline is None else result.baseline.overlap
+    if result.overlap is None or random is None:
         return ""
     return (
         f"Chosen from either half of the prompts, {result.overlap:.0%} of the selection is the "
-        f"same; of a random router's it would be {result.random_overlap:.0%} ({prompts})."
+        f"same; of a random router's it would be {random:.0%} ({prompts})."
     )
 
 
@@ -155,8 +153,8 @@ def _list_legend(result: Selection) -> Iterator[str]:
     yield (
         f"experts: those with the highest {score} score ({_SCORE_WORDS[score]}, {average}), until "
         f"their scores add up to {result.top_p:g}, as ESFT selects them; ties go to the smaller id. "
-        "score: their sum. random needs: how many a uniform random router with as many tokens would "
-        "select. same in halves: the share of the selection that two random halves of the prompts "
+        "score: their sum. random needs: how many would be selected from a uniform random router, "
+        "which has the trace's tokens and weights. same in halves: the share of the selection that two random halves of the prompts "
         f"agree on. missed: experts that no token chose; a random router misses "
         f"{_word_missed(result)}."
     )
@@ -165,9 +163,10 @@ def _list_legend(result: Selection) -> Iterator[str]:
         groups = f" in each of {pruning.num_groups} groups" if pruning.num_groups > 1 else ""
         yield (
             f"drop: the experts with the smallest {pruning.by} score{groups}. their assignments: the "
-            f"share that chose one of them; of a random router's {_word_random_share(result)}. same in "
-            "halves: the share of them that two random halves of the prompts agree on; two random "
-            f"choices agree on {pruning.random_overlap:.0%}."
+            f"share that chose one of them; of a random router's {_format(pruning.baseline.dropped_share, '.1%')}, "
+            "the mean over layers. same in halves: the share of them that two random halves of the "
+            "prompts agree on; of a random router's, they agree on "
+            f"{_format(pruning.baseline.overlap, '.0%')}."
         )
     if result.freeze_list is not None:
         yield (
@@ -176,20 +175,11 @@ def _list_legend(result: Selection) -> Iterator[str]:
         )
 
 
-def _word_random_share(result: Selection) -> str:
-    assert result.pruning is not None
-    shares = [
-        layer.random_share for layer in result.pruning.layers if layer.random_share is not None
-    ]
-    return f"{max(shares):.1%} on average" if shares else "unknown"
-
-
 def _word_missed(result: Selection) -> str:
-    expected = [layer.baseline.num_missed for layer in result.layers if layer.baseline is not None]
-    if not expected:
+    if result.baseline is None:
         return "as many"
-    most = max(expected)
-    return "none" if most < 0.05 else f"{most:.1f} in a layer on average"
+    most = result.baseline.num_missed
+    return "none" if most < 0.05 else f"{most:.1f} in all layers"
 
 
 def _format(value: float | None, spec: str) -> str:

@@ -25,6 +25,9 @@ from moetool.report.text.numbers import format_place, format_stack
 from moetool.report.text.page import render_page
 from moetool.report.text.styles import Style
 
+# Of even routing, of which each layer may have another.
+_SHARES_LISTED = 3
+
 
 def render_table_text(result: Specialization, view: View = DEFAULT_VIEW) -> str:
     """Return the verdict, the tables, what to know about them, and how to read them."""
@@ -77,8 +80,9 @@ def _explain_vocabulary(result: Specialization) -> str:
 
 
 def _explain_experts(result: Specialization) -> str:
-    even = sorted({cell.even_share for cell in result.experts})
-    shares = " or ".join(f"{share:.1%}" for share in even)
+    ordered = sorted({cell.even_share for cell in result.experts})
+    even = list(dict.fromkeys(f"{share:.1%}" for share in ordered))
+    shares = " or ".join(even) if len(even) <= _SHARES_LISTED else f"{even[0]} to {even[-1]}"
     listed = next((cells[0] for cells in result.most_lifted.values() if cells), None)
     return (
         f"{_explain_place(listed)}share: fraction of the {name_group(result)}'s tokens that the "
@@ -102,7 +106,7 @@ def _explain_repetition() -> str:
     return (
         "repeated: share of consecutive tokens with the same first choice, and with any expert in "
         "common. shuffled: the same for tokens in random order. random: for a uniform random "
-        "router."
+        "router that runs as many experts."
     )
 
 

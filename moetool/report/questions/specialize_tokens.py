@@ -16,11 +16,11 @@ from moetool.report.questions.specialization.tables import (
     name_layer,
     word_left_out,
 )
-from moetool.report.questions.tokens.words import show_token
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_place
 from moetool.report.text.page import render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, style_words
 from moetool.report.text.tables import make_table
 
@@ -30,7 +30,7 @@ _TOKENS_SHOWN = 5
 
 def render_table_text(result: TokenSpecialization, view: View = DEFAULT_VIEW) -> str:
     """Return the verdict, the layers, the experts of one layer, and how to read them."""
-    shown = _choose_layer(result)
+    shown = result.most_decided_layer
     blocks = (
         make_paragraphs([style_words(_word_verdict(result), Style.STRONG)]),
         [_make_layers(result)],
@@ -48,52 +48,39 @@ def render_table_text(result: TokenSpecialization, view: View = DEFAULT_VIEW) ->
 
 
 def _word_verdict(result: TokenSpecialization) -> str:
-    known = [layer for layer in result.layers if layer.vocabulary_specialization is not None]
-    if not known:
+    verdict = result.verdict
+    if verdict is None:
         return (
             f"No token id occurs {result.min_count:,} times: whether experts specialize by token "
             "is unknown."
         )
-    observed = _word_range([layer.vocabulary_specialization for layer in known])
-    popular = _word_range([layer.popular_vocabulary_specialization for layer in known])
     return (
-        f"The favourite expert of a token id gets {observed} of its occurrences"
-        f"{', depending on the layer' if len(known) > 1 else ''}; with a router that ignores the token it would get {popular}."
+        f"The usual expert of a token id gets {_word_range(verdict.least, verdict.most)} of its "
+        f"occurrences{', depending on the layer' if verdict.num_layers > 1 else ''}; under a "
+        "router with the same loads that ignores the token it would get "
+        f"{_word_range(verdict.least_by_loads, verdict.most_by_loads)}."
     )
 
 
-def _word_range(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    low, high = f"{min(known):.0%}", f"{max(known):.0%}"
+def _word_range(least: float, most: float) -> str:
+    low, high = f"{least:.0%}", f"{most:.0%}"
     return low if low == high else f"{low[:-1]} to {high}"
 
 
 def _make_layers(result: TokenSpecialization) -> Table:
     return make_table(
-        (
-            "layer",
-            "ids",
-            "tokens",
-            "favourite",
-            "ignoring",
-            "random",
-            "first",
-            "ignoring",
-            "random",
-        ),
+        ("layer", "ids", "tokens", "usual", "loads", "random", "first", "loads", "random"),
         [
             (
                 name_layer(layer.stack, layer.layer),
                 f"{layer.num_token_ids:,}",
                 f"{layer.covered_share:.0%}",
                 style_words(format_known(layer.vocabulary_specialization, ".1%"), Style.STRONG),
-                format_known(layer.popular_vocabulary_specialization, ".1%"),
-                format_known(layer.random_vocabulary_specialization, ".1%"),
+                *_word_chance(layer, "vocabulary_specialization"),
                 style_words(
                     format_known(layer.first_vocabulary_specialization, ".1%"), Style.STRONG
                 ),
-                format_known(layer.popular_first_vocabulary_specialization, ".1%"),
-                format_known(layer.random_first_vocabulary_specialization, ".1%"),
+                *_word_chance(layer, "first_vocabulary_specialization"),
             )
             for layer in choose_layers(result.layers)
         ],
@@ -101,11 +88,13 @@ def _make_layers(result: TokenSpecialization) -> Table:
     )
 
 
-def _choose_layer(result: TokenSpecialization) -> LayerTokenUse | None:
-    """Return the layer in which the token decides most, among those with characteristic tokens."""
-    places = {(token.stack, token.layer) for token in result.tokens}
-    known = [layer for layer in result.layers if (layer.stack, layer.layer) in places]
-    return max(known, key=lambda layer: layer.vocabulary_specialization or 0, default=None)
+def _word_chance(layer: LayerTokenUse, name: str) -> tuple[str, str]:
+    """Return a figure of the router with the same loads, and of the uniform one."""
+    loads, random = (
+        format_known(None if router is None else getattr(router, name), ".1%")
+        for router in (layer.loads, layer.baseline)
+    )
+    return loads, random
 
 
 def _list_experts(
@@ -125,11 +114,11 @@ def _make_experts(result: TokenSpecialization, shown: LayerTokenUse) -> Table:
             (
                 format_place(shown.stack, shown.layer, expert),
                 f"{tokens[0].expert_share:.0%}",
-                f"{tokens[0].random_shrunken_lift:.1f}",
+                f"{tokens[0].loads.shrunken_lift:.1f}",
                 "  ".join(map(_word_token, tokens[:_TOKENS_SHOWN])),
             )
         )
-    headers = ("expert", "share", "by chance", "most characteristic tokens, with their lift")
+    headers = ("expert", "share", "loads", "most characteristic tokens, with their lift")
     return make_table(headers, rows, right=(1, 2))
 
 
@@ -153,18 +142,18 @@ def _word_experts_left_out(result: TokenSpecialization, shown: LayerTokenUse | N
 def _explain_layers(result: TokenSpecialization) -> str:
     return (
         f"ids: token ids with at least {result.min_count:,} occurrences, and their share of all "
-        "tokens. favourite: share of a token id's occurrences that choose the expert it chooses "
-        "most, the mean over ids (vocabulary specialization). first: the same for first choices. "
-        "ignoring: for a router as popular as this one that ignores the token, at the same numbers "
-        "of occurrences. random: for a uniform random router."
+        "tokens. usual: share of a token id's occurrences that choose the expert it chooses most, "
+        "the mean over ids (vocabulary specialization). first: the same for first choices. loads: "
+        "under a router with the same loads that ignores the token, at the same numbers of "
+        "occurrences. random: under a uniform random router."
     )
 
 
 def _explain_experts() -> str:
     return (
         "share: of the layer's tokens that the expert gets. lift: share of the token's occurrences "
-        "over that share, shrunk as if 10 more occurrences chose as all tokens do. by chance: the "
-        "largest lift of a token if all tokens chose the expert alike."
+        "over that share, shrunk as if 10 more occurrences chose as all tokens do. loads: the "
+        "largest lift of a token under a router with the same loads that ignores the token."
     )
 
 

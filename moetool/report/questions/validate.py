@@ -22,6 +22,8 @@ from moetool.wording import format_count, number_of
 
 _LAYERS_SHOWN = 20
 _DOMAINS_NAMED = 8
+# Columns of the words of a check, which are broken even in a pipe: the table would be 125 wide.
+_WORDS_WIDTH = 48
 # In the order in which a reader wants to see them.
 _STYLES = {
     "failed": Style.BAD,
@@ -36,14 +38,14 @@ _RANKS = {True: "experts in order of their weights", False: "no order of a decis
 def render_table_text(result: Validation, view: View = DEFAULT_VIEW) -> str:
     """Return a verdict, what the trace is, all checks, its layers, and what it can answer.
 
-    Checks that failed come first.
+    Checks that failed come first. If one did, no question is listed: all refuse the trace.
     """
     blocks: list[Block] = [
         make_paragraphs([_make_verdict(result)]),
         list(_make_facts(result)),
         [_make_checks(result.checks)],
         [_make_layers(result.layers)],
-        [_make_answers(result)],
+        [_make_answers(result)] if result.is_valid else [],
         make_paragraphs(result.notes, Style.WARNING),
         make_paragraphs(_make_legend(result), Style.MUTED),
     ]
@@ -75,8 +77,8 @@ def _make_facts(result: Validation) -> Iterator[Paragraph]:
     files = f" in {number_of(result.num_files, 'file')}" if result.num_files > 1 else ""
     yield make_fact(
         "holds",
-        f"{number_of(result.num_rows, 'row')}{files}: {number_of(trace.num_prompts, 'prompt')}, "
-        f"{number_of(trace.num_tokens, 'token')}, {number_of(result.num_decisions, 'decision')}, "
+        f"{number_of(result.num_rows, 'row')}{files}: {number_of(trace.num_prompts or 0, 'prompt')}, "
+        f"{number_of(trace.num_tokens or 0, 'token')}, {number_of(result.num_decisions, 'decision')}, "
         f"{number_of(trace.num_assignments, 'assignment')}",
     )
     if "domain" in result.columns:
@@ -110,7 +112,7 @@ def _make_counts(counts: ModelCounts) -> Iterator[Paragraph]:
 
 
 def _make_checks(checks: Sequence[Check]) -> Table:
-    rows: list[tuple[Words, ...]] = []
+    rows: list[tuple[Words, Words, Words, Words]] = []
     for check in sorted(checks, key=lambda check: list(_STYLES).index(check.result)):
         place = _find_place(check)
         message = check.message and (
@@ -124,9 +126,13 @@ def _make_checks(checks: Sequence[Check]) -> Table:
                 message or style_words(check.meaning, Style.MUTED),
             )
         )
-    return make_table(
-        ("check", "result", "faults", "what holds, or the first fault"), rows, right=(2,)
-    )
+    headers = ("check", "result", "faults", "what holds, or the first fault")
+    if not any(check.num_faults for check in checks):
+        headers = ("check", "result", "what holds")
+        rows = [(name, state, words) for name, state, _, words in rows]
+    table = make_table(headers, rows, right=(2,) if len(headers) > 3 else ())
+    table.columns[-1].max_width = _WORDS_WIDTH
+    return table
 
 
 def _find_place(check: Check) -> str:
@@ -152,7 +158,8 @@ def _make_layers(layers: Sequence[ValidatedLayer]) -> Table:
     for group in groups[:_LAYERS_SHOWN]:
         first, last = group[0], group[-1]
         numbers = f"{first.layer}" if first is last else f"{first.layer}–{last.layer}"
-        fewest = min(layer.num_experts_seen for layer in group)
+        seen = [layer.num_experts_seen for layer in group]
+        fewest, most = min(seen), max(seen)
         rows.append(
             (
                 f"{format_stack(first.stack)}{numbers}",
@@ -160,12 +167,12 @@ def _make_layers(layers: Sequence[ValidatedLayer]) -> Table:
                 f"{first.num_experts:,}",
                 f"{first.top_k:,}",
                 f"{first.num_tokens:,}",
-                f"{fewest:,}",
+                f"{fewest:,}" if fewest == most else f"{fewest:,}–{most:,}",
             )
         )
     if len(groups) > _LAYERS_SHOWN:
         rows.append((f"… {len(groups) - _LAYERS_SHOWN} more lines in JSON", "", "", "", "", ""))
-    headers = ("layers", "number", "experts", "top-k", "tokens each", "experts chosen, at least")
+    headers = ("layers", "number", "experts", "top-k", "tokens each", "experts in use")
     return make_table(headers, rows, right=(1, 2, 3, 4, 5))
 
 

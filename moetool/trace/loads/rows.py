@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
+from moetool.trace.faults.csv_text import explain_csv
+from moetool.trace.faults.rows import name_row
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.metadata_fields import LARGEST_ID, MOST_BYTES
 from moetool.trace.reading.files import open_file, read_small_file
+from moetool.trace.reading.typed_tables import describe_misfit
 from moetool.trace.reading.words import encode_words
 from moetool.trace.schema import plain_schema
 
@@ -34,6 +38,7 @@ LOAD_SCHEMA = pa.schema(
 # Raised by pyarrow for damaged files and for values that do not fit.
 READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
 
+_VALUES_HINT = "See docs/traces/import.md for the values that a load table has."
 _ROWS_PER_TABLE = 1_000_000
 # For all layers together, 8 bytes each: a limit on memory.
 _MOST_CELLS = 2**26
@@ -68,16 +73,25 @@ def iter_load_tables(path: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]
         InputError: A value is missing, below 0 or doesn't fit its column, or the file is damaged.
     """
     schema = pa.schema([LOAD_SCHEMA.field(name) for name in columns])
+    num_rows = 0
     try:
         for table in _read_csv(path, schema) if path.suffix == ".csv" else _read(path, schema):
             # Words first become plain ones: a foreign dictionary may hold one twice, or a null.
-            typed = table.select(columns).cast(plain_schema(schema)).cast(schema)
+            table = table.select(columns)
+            try:
+                typed = table.cast(plain_schema(schema)).cast(schema)
+            except READ_ERRORS:
+                words = describe_misfit(path, table, plain_schema(schema), first_row=num_rows)
+                if words is None:
+                    raise
+                raise _refuse(path, words) from None
             typed.validate(full=True)
-            _check_values(path, typed)
+            _check_values(path, typed, first_row=num_rows)
+            num_rows += typed.num_rows
             if typed.num_rows:
                 yield typed
     except READ_ERRORS as error:
-        raise unreadable_loads(path, error) from error
+        raise unreadable_loads(path, error, schema=schema, num_rows=num_rows) from error
 
 
 def sum_loads(path: Path, columns: tuple[str, ...]) -> dict[Place, NDArray[np.int64]]:
@@ -110,12 +124,29 @@ def check_num_cells(path: Path, num_layers: int, num_experts: int) -> None:
         raise InputError(
             f"'{printable(path)}' counts {num_experts:,} experts in {num_layers:,} layers, more "
             "than any model has.",
-            hint="See docs/traces/import.md for the values that a load table has.",
+            hint=_VALUES_HINT,
         )
 
 
-def unreadable_loads(path: Path, error: Exception) -> InputError:
-    """Return the error for a file that pyarrow can't read as a load table."""
+def unreadable_loads(
+    path: Path, error: Exception, *, schema: pa.Schema | None = None, num_rows: int = 0
+) -> InputError:
+    """Return the error for a file that pyarrow can't read as a load table.
+
+    Args:
+        path: The file.
+        error: What pyarrow raised.
+        schema: Columns that were being read; None if only the header was.
+        num_rows: Rows that were read before.
+    """
+    if path.suffix == ".csv":
+        types = {field.name: field.type for field in plain_schema(schema or pa.schema([]))}
+        fault = explain_csv(path, types, num_rows=num_rows)
+        if fault is not None:
+            return InputError(
+                f"'{printable(path)}' can't be read as a load table: {fault.words}.",
+                hint=fault.hint or _VALUES_HINT,
+            )
     return InputError(
         f"'{printable(path)}' can't be read as a load table.",
         hint="Import it again: the file is damaged, or a value doesn't fit its column.",
@@ -141,19 +172,24 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _check_values(path: Path, table: pa.Table) -> None:
+def _check_values(path: Path, table: pa.Table, *, first_row: int) -> None:
     for name in table.column_names:
         column = table.column(name)
-        problem = "a row without" if column.null_count else None
-        if problem is None and name != "stack" and table.num_rows:
-            values = column.to_numpy()
-            problem = "a value below 0 in" if (values < 0).any() else None
-        if problem is not None:
-            raise InputError(
-                f"'{printable(path)}' can't be read as a load table.",
-                hint="See docs/traces/import.md for the values that a load table has.",
-                facts=[f"seen: {problem} {name!r}"],
-            )
+        is_wrong = column.is_null()
+        if not column.null_count and name != "stack":
+            is_wrong = pc.less(column, 0)
+        row = pc.index(is_wrong, value=True).as_py()
+        if row < 0:
+            continue
+        value = column[row].as_py()
+        words = f"there is no {name!r}" if value is None else f"{name!r} is {value}, below 0,"
+        raise _refuse(path, f"{words} in {name_row(path, first_row + row)}")
+
+
+def _refuse(path: Path, words: str) -> InputError:
+    return InputError(
+        f"'{printable(path)}' can't be read as a load table: {words}.", hint=_VALUES_HINT
+    )
 
 
 def _make_keys(table: pa.Table, codes: dict[str, int]) -> NDArray[Any]:

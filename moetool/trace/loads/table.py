@@ -6,7 +6,7 @@ only count experts are imported as one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from moetool.errors import InputError
 from moetool.plain import show_fields
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.facts import TraceFacts
 from moetool.trace.loads.metadata import LoadMetadata, has_load_columns, parse_load_metadata
 from moetool.trace.loads.rows import (
     LOAD_SCHEMA,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PRECISION_NOTES = {
-    "lower bound": ("counts are lower bounds: a counter of their source ran full",),
-    "approximate": ("counts are approximate, as their source says",),
+    "lower bound": ("Counts are lower bounds: a counter of their source ran full.",),
+    "approximate": ("Counts are approximate, as their source says.",),
 }
 
 
@@ -93,7 +94,7 @@ class LoadTable:
                 largest id plus one.
             top_k: As the user states it; None to take it from the metadata.
             needs_top_k: Refuse a table whose top-k is unknown. Otherwise it is taken to be 1, so
-                that decisions are assignments, and a note says so.
+                that decisions are assignments, `knows_top_k` is false, and a note says so.
 
         Raises:
             InputError: The table can't be read, holds a row twice or no row, contradicts its
@@ -111,19 +112,42 @@ class LoadTable:
                     "decision chooses.",
                     hint="Give --top-k, the number of experts per token.",
                 )
-            notes.append("top-k is unknown: each assignment is counted as one decision")
+            notes.append(
+                "The table doesn't state how many experts a decision chooses, so the number of tokens "
+                "is unknown, and what follows from it: --top-k states it."
+            )
         layers = [
-            _count_layer(place, sums[place], size=size, top_k=k or 1)
+            _count_layer(place, sums[place], size=size, top_k=k)
             for place, (size, k) in sorted(shapes.items())
         ]
         num_uneven = sum(bool(each.assignments.sum() % each.top_k) for each in layers)
         if num_uneven:
             notes.append(
-                f"the assignments of {number_of(num_uneven, 'layer')} are not a multiple of top-k: "
-                "decisions are rounded down"
+                f"The assignments of {number_of(num_uneven, 'layer')} are not a multiple of top-k: "
+                "decisions are rounded down."
             )
         return ExpertCounts(
             groups=(NO_DOMAIN,), domains=(NO_DOMAIN,), layers=tuple(layers), notes=tuple(notes)
+        )
+
+    def describe(self, layers: Sequence[LayerCounts]) -> TraceFacts:
+        """Return the facts about the table.
+
+        Args:
+            layers: Those that a result is about, at least one.
+        """
+        metadata = self.metadata
+        knows_top_k = all(layer.knows_top_k for layer in layers)
+        return TraceFacts(
+            trace=str(self.path),
+            model=None if metadata is None else metadata.model,
+            revision=None,
+            model_type=None,
+            complete=None,
+            exact=None if metadata is None else metadata.precision == "exact",
+            num_prompts=None,
+            num_tokens=max(int(layer.decisions.sum()) for layer in layers) if knows_top_k else None,
+            num_assignments=sum(int(layer.assignments.sum()) for layer in layers),
         )
 
     def _find_shapes(
@@ -158,7 +182,7 @@ class LoadTable:
         if is_assumed:
             notes.append(
                 f"{most_ids} experts are assumed, the largest id seen plus one; give --num-experts "
-                "if there are more"
+                "if there are more."
             )
         check_num_cells(self.path, len(shapes), max(size for size, _ in shapes.values()))
         return shapes
@@ -214,12 +238,15 @@ def open_loads(path: Path) -> LoadTable:
     )
 
 
-def _count_layer(place: Place, total: NDArray[np.int64], *, size: int, top_k: int) -> LayerCounts:
+def _count_layer(
+    place: Place, total: NDArray[np.int64], *, size: int, top_k: int | None
+) -> LayerCounts:
     assignments = np.pad(total, (0, size - len(total)))[None]  # (1, num_experts)
     return LayerCounts(
         stack=place[0],
         layer=place[1],
-        top_k=top_k,
+        top_k=top_k or 1,
         assignments=assignments,
-        decisions=assignments.sum(axis=1) // top_k,
+        decisions=assignments.sum(axis=1) // (top_k or 1),
+        knows_top_k=top_k is not None,
     )

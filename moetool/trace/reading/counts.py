@@ -63,6 +63,7 @@ class LayerCounts:
         assignments: # (num_groups, num_experts)
         decisions: Including those that ran no expert. # (num_groups,)
         prompt_sums: Sums over the prompts of each group, if the groups are domains.
+        knows_top_k: Whether top-k is known. Otherwise it is 1, and decisions are assignments.
     """
 
     stack: str
@@ -71,6 +72,7 @@ class LayerCounts:
     assignments: NDArray[np.int64]
     decisions: NDArray[np.int64]
     prompt_sums: PromptSums | None = None
+    knows_top_k: bool = True
 
     @property
     def num_experts(self) -> int:

@@ -105,13 +105,18 @@ class DecisionScan:
         mine = [name for name in self._source.columns if name in _OPTIONAL]
         needed = ("prompt_id", "position", "layer", "expert", *mine)
         names = list(dict.fromkeys([*columns, *needed]))
+        first_row = 0  # Of the table, in its file.
         for path, table in self._source.iter_file_tables(names):
+            first_row = first_row if path == self.file else 0
             self.file = path
             if table.num_rows and not self._add_in_order(path, table):
-                check_values(path, table, is_checked=self._is_checked, log=self._log)
+                check_values(
+                    path, table, first_row=first_row, is_checked=self._is_checked, log=self._log
+                )
                 numbered = table if self._log is None else keep_numbered(table)
                 if numbered.num_rows:
                     self._add(self._number(path, numbered))
+            first_row += table.num_rows
             yield table
         if self._is_scattered:
             self._scan_again(list(needed))

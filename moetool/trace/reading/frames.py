@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
+from moetool.trace.headers import Header, describe_columns, find_empty
 from moetool.trace.metadata import ATTRS_KEY, TraceMetadata, parse_metadata
 from moetool.trace.reading.merging import Part, describe_parts
 from moetool.trace.reading.reader import TraceSource
@@ -64,13 +65,16 @@ def open_frame(
         )
     columns = {column: _take_column(frame, name) for name, column in wanted.items()}
     metadata = _take_metadata(frame.attrs.get(ATTRS_KEY))
+    table = pa.table(columns)
+    empty = find_empty(table)
+    header = Header(_NAME, tuple(name for name in columns if name not in empty), metadata, empty)
     return TraceSource(
         path=_NAME,
         files=(_NAME,),
-        columns=tuple(columns),
+        columns=header.names,
         metadata=metadata,
-        notes=describe_parts([Part(_NAME, metadata)]),
-        table=pa.table(columns),
+        notes=(*describe_parts([Part(_NAME, metadata)]), *describe_columns([header], {})),
+        table=table.select(header.names),
     )
 
 

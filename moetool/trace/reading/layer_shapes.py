@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
+from moetool.trace.decisions import NO_EXPERT
+from moetool.trace.faults.rows import find_expert
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.scanning.layer_rows import LayerRows
 from moetool.trace.scanning.values import REPAIR_HINT
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from moetool.trace.reading.reader import TraceSource
@@ -115,16 +118,35 @@ def _take_described(
 ) -> list[RoutedLayer]:
     described = {(layer.stack, layer.layer): layer for layer in metadata.layers}
     for place, layer in sorted(rows.items()):
-        known, number = described.get(place), layer.num_ids
-        num_known = known.num_experts + known.num_identity_experts if known else 0
-        if number > num_known or known is None:
-            seen = f"expert {number - 1} in" if number else "rows of"
-            raise InputError(
-                f"'{printable(source.path)}' has {seen} {name_layer(place)}, for which its metadata "
-                f"lists {num_known} experts.",
-                hint="Trace again, or remove the metadata to read the table alone.",
-            )
+        known = described.get(place)
+        num_known = known and known.num_experts + known.num_identity_experts
+        if num_known is None or layer.num_ids > num_known:
+            raise _refuse_undescribed(source, place, num_known)
     return [described[place] for place in sorted(rows)]
+
+
+def _refuse_undescribed(source: TraceSource, place: Place, num_known: int | None) -> InputError:
+    """Return the error for the first row of a layer or expert that the metadata doesn't list.
+
+    Args:
+        source: The trace.
+        place: The layer.
+        num_known: Experts that the metadata lists; None if it doesn't list the layer.
+    """
+    found = find_expert(source, place, least=NO_EXPERT if num_known is None else num_known)
+    layer = name_layer(place)
+    if num_known is None:
+        words = f"has rows of {layer}, which its metadata doesn't list, from {found.name} on"
+    else:
+        words = (
+            f"has expert {found.expert} in {found.name}, but its metadata lists "
+            f"{number_of(num_known, 'expert')} in {layer}"
+        )
+    return InputError(
+        f"'{printable(found.file)}' {words}.",
+        hint="Trace again, or remove the metadata to read the table alone.",
+        facts=[f"seen: {found.place}"],
+    )
 
 
 def _compare_with_options(
@@ -156,7 +178,7 @@ def _check_sizes(
         if largest != layer.top_k:
             amount = "up to " if largest > layer.top_k else "at most "
             raise InputError(
-                f"'{printable(source.path)}' has {amount}{largest} rows for a decision in "
+                f"'{printable(source.path)}' has {amount}{number_of(largest, 'row')} for a decision in "
                 f"{name_layer(place)}, but its metadata says top-{layer.top_k}.",
                 hint=REPAIR_HINT if source.table is None else _ATTRS_HINT,
                 facts=[f"seen: {rows[place].largest}"],
@@ -181,19 +203,23 @@ def _infer(
         )
         notes.append(
             f"{num_experts} experts are assumed, {source_of_number}; give --num-experts if there "
-            "are more"
+            "are more."
         )
     elif most_ids > num_experts:
+        found = find_expert(source, None, least=num_experts)
         raise InputError(
             f"'{printable(source.path)}' has expert ids up to {most_ids - 1}, but --num-experts "
             f"says {num_experts}.",
             hint="Ids count from 0; leave out the option to have the number inferred.",
+            facts=[
+                f"first: expert {found.expert} in {found.name} of '{printable(found.file.name)}'"
+            ],
         )
     if top_k is None:
-        seen = " or ".join(f"top-{k}" for k in sorted(set(largest.values())))
+        seen = " or ".join(f"Top-{k}" for k in sorted(set(largest.values())))
         notes.append(
             f"{seen} is assumed, the largest number of rows of one decision; give --top-k if it is "
-            "different"
+            "different."
         )
     elif most_rows > top_k:
         raise InputError(
@@ -233,8 +259,8 @@ def _describe_sizes(layers: Iterable[RoutedLayer], rows: Mapping[Place, LayerRow
         if len(set(totals.values())) > 1:
             fewest, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
             notes.append(
-                f"layers of one stack hold different numbers of tokens: {name_layer((stack, fewest))} "
-                f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}"
+                f"Layers of one stack hold different numbers of tokens: {name_layer((stack, fewest))} "
+                f"{totals[fewest]:,}, {name_layer((stack, most))} {totals[most]:,}."
             )
     return notes
 
@@ -261,7 +287,7 @@ def _describe_idle(rows: Mapping[Place, LayerRows]) -> list[str]:
     if not idle:
         return []
     number = sum(rows[place].num_decisions.total() for place in idle)
-    return [f"no expert ran for any of {number:,} decisions in {name_layers(idle)}"]
+    return [f"No expert ran for any of {number:,} decisions in {name_layers(idle)}."]
 
 
 def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) -> list[str]:
@@ -272,12 +298,12 @@ def _describe_missing(metadata: TraceMetadata, rows: Mapping[Place, LayerRows]) 
         if (layer.stack, layer.layer) not in rows
     ]
     if missing:
-        notes.append(f"the metadata lists {name_layers(missing)}, for which there are no rows")
+        notes.append(f"The metadata lists {name_layers(missing)}, for which there are no rows.")
     number = sum(layer.num_decisions.total() for layer in rows.values())
     if metadata.complete and metadata.num_decisions not in (0, number):
         notes.append(
-            f"the metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
-            f"{number:,}: rows were removed or added afterwards"
+            f"The metadata counts {metadata.num_decisions:,} decisions, but the rows hold "
+            f"{number:,}: rows were removed or added afterwards."
         )
     return notes
 

@@ -110,7 +110,7 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
     notes = []
     unfinished = [path for path, metadata in known if not metadata.complete]
     if unfinished:
-        notes.append(f"{_name(unfinished)} unfinished: its run has not ended")
+        notes.append(f"{_name(unfinished)} unfinished: its run has not ended.")
     inexact = [(path, metadata) for path, metadata in known if not metadata.exact]
     if inexact:
         reasons = _unique(
@@ -119,12 +119,13 @@ def describe_parts(parts: Sequence[Part]) -> tuple[str, ...]:
             for note in metadata.notes
             if note.startswith(NOT_EXACT)
         )
-        notes.append(": ".join([f"{_name([path for path, _ in inexact])} not exact", *reasons]))
+        words = ": ".join([f"{_name([path for path, _ in inexact])} not exact", *reasons])
+        notes.append(f"{words.rstrip('.')}.")
     for name in _OF_THE_RUN:
         values = _unique(getattr(metadata, name) for _, metadata in known)
         if len(values) > 1:
             shown = ", ".join(printable(value, max_length=40) for value in values[:4])
-            notes.append(f"the parts differ in {name}: {shown}")
+            notes.append(f"The parts differ in {name}: {shown}.")
     return tuple(notes)
 
 
@@ -174,7 +175,7 @@ def _two_models(first: Path, second: Path, *, fact: str, hint: str) -> InputErro
 
 def _name(paths: Sequence[Path]) -> str:
     """Return the names of files as the beginning of a sentence, with its verb."""
-    first = printable(paths[0].name, max_length=60)
+    first = f"'{printable(paths[0].name, max_length=60)}'"
     if len(paths) == 1:
         return f"{first} is"
     return f"{first} and {len(paths) - 1} more are"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,20 @@ import pyarrow.parquet as pq
 from moetool.choices import take_flag, take_path
 from moetool.errors import InputError
 from moetool.printable import printable
-from moetool.trace.companions import sidecar_path
-from moetool.trace.loads.metadata import has_load_columns, refuse_loads
-from moetool.trace.metadata import ATTRS_KEY, FOOTER_KEY, TraceMetadata, parse_metadata
-from moetool.trace.metadata_fields import MOST_BYTES
+from moetool.trace.faults.csv_text import explain_csv
+from moetool.trace.faults.headers import find_delimiter, refuse_delimiter, refuse_header
+from moetool.trace.faults.parquet import refuse_parquet
+from moetool.trace.headers import (
+    CSV_PARSING,
+    READ_ERRORS,
+    Header,
+    describe_columns,
+    join_columns,
+    read_header,
+)
+from moetool.trace.metadata import ATTRS_KEY, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
-from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file, read_small_file
+from moetool.trace.reading.files import IMPORT_HINT, find_files, open_file
 from moetool.trace.reading.layer_shapes import check_described
 from moetool.trace.reading.merging import Part, describe_parts, merge_metadata
 from moetool.trace.reading.typed_tables import TYPES_HINT, check_kind, encode_columns, type_table
@@ -35,9 +43,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_PER_TABLE = 1_000_000
-_DAMAGED_HINT = "Trace again: the file is damaged or not Parquet or CSV."
-# Raised by pyarrow for damaged files and for values that do not fit.
-_READ_ERRORS = (pa.ArrowException, ValueError, KeyError, OSError)
+_COLUMNS_HINT = f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}; {IMPORT_HINT}"
+# Without those for NaN, which a weight may be.
+_NULLS = [word for word in pa.csv.ConvertOptions().null_values if "nan" not in word.lower()]
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,12 @@ class TraceSource:
     Attributes:
         path: File or folder, as the user named it.
         files: Its Parquet or CSV files, in name order.
-        columns: Columns that every file has.
+        columns: Columns that every file has, without those that hold no value.
         metadata: None if the trace has none.
         notes: Sentences that a reader should know: that the trace is unfinished or inexact, or
             that its parts differ.
         table: The rows of a trace in memory, which has one file that doesn't exist.
+        lacking: Columns that only some files have, with the first file that lacks each.
     """
 
     path: Path
@@ -60,6 +69,7 @@ class TraceSource:
     metadata: TraceMetadata | None
     notes: tuple[str, ...] = ()
     table: pa.Table | None = None
+    lacking: Mapping[str, Path] = field(default_factory=dict)
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the named columns, about a million rows at a time, with the types of the schema.
@@ -92,8 +102,8 @@ class TraceSource:
                     # Parquet holds texts as bytes, which have not been checked so far.
                     typed.validate(full=True)
                     yield path, typed
-            except _READ_ERRORS as error:
-                raise _unreadable(path, error) from error
+            except READ_ERRORS as error:
+                raise _unreadable(path, error, schema=schema, num_rows=num_rows) from error
 
     def _read(self, path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         if self.table is not None:
@@ -108,39 +118,26 @@ def open_trace(path: Path) -> TraceSource:
         InputError: There is no trace at the path.
     """
     files = find_files(path)
-    headers = []
-    for file in files:
-        try:
-            headers.append(_read_header(file))
-        except _READ_ERRORS as error:
-            raise _unreadable(file, error) from error
-    for file, (names, _) in zip(files, headers, strict=True):
+    headers = [_open_header(file) for file in files]
+    for header in headers:
+        names = header.names
         repeated = [name for name in TRACE_SCHEMA.names if names.count(name) > 1]
         if repeated:
             raise InputError(
-                f"'{printable(file)}' has the column {repeated[0]!r} more than once.",
+                f"'{printable(header.path)}' has the column {repeated[0]!r} more than once.",
                 hint="Name each column once.",
             )
-    columns = [name for name in headers[0][0] if all(name in names for names, _ in headers)]
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        lacking, seen = next(
-            (file, names)
-            for file, (names, _) in zip(files, headers, strict=True)
-            if missing[0] not in names
-        )
-        raise InputError(
-            f"'{printable(lacking)}' is not a trace: it lacks the column {missing[0]!r}.",
-            hint=f"A trace has at least the columns {', '.join(REQUIRED_COLUMNS)}; {IMPORT_HINT}",
-            facts=[f"seen: {printable(', '.join(seen[:12]))}"],
-        )
-    parts = [Part(file, meta) for file, (_, meta) in zip(files, headers, strict=True)]
+        if not all(name in names for name in REQUIRED_COLUMNS):
+            raise refuse_header(header.path, names, REQUIRED_COLUMNS, hint=_COLUMNS_HINT)
+    columns, lacking = join_columns(headers)
+    parts = [Part(header.path, header.metadata) for header in headers]
     return TraceSource(
         path=path,
         files=files,
-        columns=tuple(columns),
+        columns=columns,
         metadata=merge_metadata(parts),
-        notes=describe_parts(parts),
+        notes=(*describe_parts(parts), *describe_columns(headers, lacking)),
+        lacking=lacking,
     )
 
 
@@ -198,41 +195,36 @@ def make_trace_frame(
     return frame
 
 
-def _read_header(path: Path) -> tuple[list[str], TraceMetadata | None]:
+def _open_header(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(
+    path: Path, error: Exception, *, schema: pa.Schema | None = None, num_rows: int = 0
+) -> InputError:
+    """Return the error for a file that pyarrow refused after some rows."""
     if path.suffix == ".csv":
-        with (
-            open_file(path) as file,
-            pa.csv.open_csv(file, parse_options=_CSV_PARSING) as reader,
-        ):
-            names = reader.schema.names
-        if has_load_columns(names):
-            refuse_loads(path)
-        sidecar = sidecar_path(path)
-        text = read_small_file(sidecar, most_bytes=MOST_BYTES)
-        return names, None if text is None else parse_metadata(text, source=str(sidecar))
-    with open_file(path) as file:
-        footer = pq.read_metadata(file)
-    names = footer.schema.to_arrow_schema().names
-    if has_load_columns(names):
-        refuse_loads(path)
-    text = (footer.metadata or {}).get(FOOTER_KEY)
-    return names, None if text is None else parse_metadata(text, source=str(path))
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
+        delimiter = find_delimiter(path, REQUIRED_COLUMNS)
+        if delimiter is not None:
+            return refuse_delimiter(path, delimiter)
+        plain = plain_schema(schema) if schema is not None else pa.schema([])
+        types = {field.name: field.type for field in plain}
+        fault = explain_csv(path, types, num_rows=num_rows)
+        if fault is not None:
+            return InputError(
+                f"'{printable(path)}' can't be read as a trace: {fault.words}.",
+                hint=fault.hint or TYPES_HINT,
+            )
+    if path.suffix == ".parquet":
+        return refuse_parquet(path, error)
     return InputError(
         f"'{printable(path)}' can't be read as a trace.",
-        hint=_DAMAGED_HINT if _is_damage(error) else TYPES_HINT,
+        hint=TYPES_HINT,
         facts=[f"seen: {printable(str(error).strip().partition(chr(10))[0])}"],
     )
-
-
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, OSError) or "Parquet" in str(error)
-
-
-# A token may contain a line break; its field is then quoted.
-_CSV_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
 
 
 def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -241,10 +233,11 @@ def _iter_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         column_types={name: schema.field(name).type for name in columns},
         include_columns=list(columns),
         strings_can_be_null=False,
+        null_values=_NULLS,
     )
     with (
         open_file(path) as file,
-        pa.csv.open_csv(file, parse_options=_CSV_PARSING, convert_options=options) as reader,
+        pa.csv.open_csv(file, parse_options=CSV_PARSING, convert_options=options) as reader,
     ):
         for batch in reader:
             yield encode_columns(pa.Table.from_batches([batch]))
@@ -265,7 +258,7 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _slice_table(path: Path, table: pa.Table) -> Iterator[pa.Table]:
-    for field in table.schema:
-        check_kind(path, field.name, field.type)
+    for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+        check_kind(path, name, kind)
     for start in range(0, table.num_rows, _ROWS_PER_TABLE):
         yield encode_columns(table.slice(start, _ROWS_PER_TABLE))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_DOMAIN
+from moetool.trace.faults.rows import name_row
 from moetool.trace.schema import KEY_COLUMNS, TRACE_SCHEMA, field_of
 
 TYPES_HINT = "See docs/traces/trace-format.md for the types that a trace has."
@@ -26,11 +27,10 @@ def check_kind(path: Path, name: str, kind: pa.DataType) -> None:
     elif name not in KEY_COLUMNS:
         tests.append(pa.types.is_null)
     if not any(test(value) for test in tests):
-        raise InputError(
-            f"'{printable(path)}' can't be read as a trace.",
-            hint=TYPES_HINT,
-            facts=[f"seen: {name!r} of type {printable(kind, max_length=60)}"],
-        )
+        words = "holds no value"
+        if not pa.types.is_null(value):
+            words = f"is of the type {printable(kind, max_length=60)}"
+        raise _refuse(path, f"the column {name!r} {words}")
 
 
 def _is_string_view(kind: pa.DataType) -> bool:
@@ -52,24 +52,32 @@ def type_table(path: Path, table: pa.Table, schema: pa.Schema, *, first_row: int
     try:
         typed = table.cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _refuse_value(path, table, schema, error, first_row=first_row) from error
+        words = describe_misfit(path, table, schema, first_row=first_row)
+        raise _refuse(path, words or printable(str(error).strip().partition("\n")[0])) from error
     for name in typed.column_names:
         column = typed.column(name)
         if not column.null_count:
             continue
         if name in KEY_COLUMNS:
             row = first_row + pc.index(column.is_null(), value=True).as_py()
-            raise _refuse(path, f"a row without {name!r}: row {row:,}, counted from 0")
+            raise _refuse(path, f"there is no {name!r} in {name_row(path, row)}")
         if name in ("domain", "phase") or name not in TRACE_SCHEMA.names:
             filled = column.cast(pa.string()).fill_null(NO_DOMAIN).dictionary_encode()
             typed = typed.set_column(typed.column_names.index(name), name, filled)
     return typed
 
 
-def _refuse_value(
-    path: Path, table: pa.Table, schema: pa.Schema, error: Exception, *, first_row: int
-) -> InputError:
-    """Return the error of the first value that doesn't fit its column."""
+def describe_misfit(
+    path: Path, table: pa.Table, schema: pa.Schema, *, first_row: int
+) -> str | None:
+    """Return the first value that doesn't fit its column, in words; None if each of them does.
+
+    Args:
+        path: File that holds the table.
+        table: With the schema's columns.
+        schema: The types.
+        first_row: Number of the table's first row in the file.
+    """
     for name in table.column_names:
         column, kind = table.column(name), schema.field(name).type
         if _can_cast(column, kind):
@@ -82,8 +90,8 @@ def _refuse_value(
             else:
                 end = middle
         value = printable(repr(column[start].as_py()), max_length=60)
-        return _refuse(path, f"{name!r} is {value} in row {first_row + start:,}, counted from 0")
-    return _refuse(path, printable(str(error).strip().partition("\n")[0]))
+        return f"{name!r} is {value} in {name_row(path, first_row + start)}"
+    return None
 
 
 def _can_cast(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
@@ -95,9 +103,7 @@ def _can_cast(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
 
 
 def _refuse(path: Path, seen: str) -> InputError:
-    return InputError(
-        f"'{printable(path)}' can't be read as a trace.", hint=TYPES_HINT, facts=[f"seen: {seen}"]
-    )
+    return InputError(f"'{printable(path)}' can't be read as a trace: {seen}.", hint=TYPES_HINT)
 
 
 def encode_columns(table: pa.Table) -> pa.Table:

@@ -12,23 +12,32 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.decisions import NO_EXPERT
+from moetool.trace.faults.rows import name_row
 from moetool.trace.scanning.fault_log import VALUES, WEIGHTS, FaultLog, LoggedFault
 from moetool.trace.scanning.places import describe_row
 
 _LEAST = {"position": 0, "layer": 0, "rank": 0, "expert": NO_EXPERT}
-_VALUES_HINT = "See docs/traces/trace-format.md for the values that a trace has."
+_HINTS = {
+    "position": "Count positions from 0.",
+    "layer": "Number layers from 0.",
+    "rank": "Count ranks from 0.",
+    "expert": "Number experts from 0, with -1 for a choice that ran no expert.",
+}
 REPAIR_HINT = (
     "Trace again; `moetool validate` lists all faults, and --no-validate (validate=False in Python) "
     "counts the rows as they are."
 )
 
 
-def check_values(path: Path, table: pa.Table, *, is_checked: bool, log: FaultLog | None) -> None:
+def check_values(
+    path: Path, table: pa.Table, *, first_row: int, is_checked: bool, log: FaultLog | None
+) -> None:
     """Check the numbers of each row of a table.
 
     Args:
         path: File that holds it.
         table: With at least one row.
+        first_row: Number of its first row in the file.
         is_checked: Check weights, too.
         log: Note faults there instead of refusing the table.
 
@@ -41,26 +50,31 @@ def check_values(path: Path, table: pa.Table, *, is_checked: bool, log: FaultLog
         seen = pc.min(table.column(name)).as_py()
         if seen >= least:
             continue
-        if log is None:
-            raise InputError(
-                f"'{printable(path)}' can't be read as a trace.",
-                hint=_VALUES_HINT,
-                facts=[f"seen: {name} {seen}, below {least}"],
-            )
         is_wrong = table.column(name).to_numpy() < least
-        fault = describe_logged(path, table, is_wrong, f"has {name} {{{name}}}, below {least}")
+        if log is None:
+            row = int(is_wrong.argmax())
+            raise InputError(
+                f"'{printable(path)}' has {name} {table.column(name)[row].as_py()}, below {least}, "
+                f"in {name_row(path, first_row + row)}.",
+                hint=_HINTS[name],
+                facts=[f"seen: {describe_row(table, row)}"],
+            )
+        where = name_row(path, first_row + int(is_wrong.argmax()))
+        words = f"has {name} {{{name}}}, below {least}, in {where}"
+        fault = describe_logged(path, table, is_wrong, words)
         log.add(VALUES, fault, number=int(is_wrong.sum()))
     if not is_checked or "weight" not in table.column_names:
         return
     weight = table.column("weight").to_numpy()
     is_wrong = ~(np.isfinite(weight) & (weight >= 0))
     if is_wrong.any() and log is not None:
-        fault = describe_logged(path, table, is_wrong, "has a weight of {weight:g}")
+        where = name_row(path, first_row + int(is_wrong.argmax()))
+        fault = describe_logged(path, table, is_wrong, f"has a weight of {{weight:g}} in {where}")
         log.add(WEIGHTS, fault, number=int(is_wrong.sum()))
     elif is_wrong.any():
         row = int(is_wrong.argmax())
         raise InputError(
-            f"'{printable(path)}' has a weight of {weight[row]}.",
+            f"'{printable(path)}' has a weight of {weight[row]} in {name_row(path, first_row + row)}.",
             hint=REPAIR_HINT,
             facts=[f"seen: {describe_row(table, row)}"],
         )

@@ -62,9 +62,9 @@ class DecisionReader:
         is_checked: bool = True,
     ) -> None:
         if by not in source.columns and by != _DOMAIN:
+            file = source.lacking.get(by, source.path)
             raise UsageError(
-                f"'{printable(source.path)}' has no column '{printable(by, max_length=60)}' to "
-                "group by.",
+                f"'{printable(file)}' has no column '{printable(by, max_length=60)}' to group by.",
                 hint=f"Its columns are {printable(', '.join(source.columns[:20]))}.",
             )
         self._source, self._by = source, by
@@ -153,15 +153,9 @@ class DecisionReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of any result should know; complete after the last window."""
-        dropped = (
-            (
-                f"{self._num_dropped:,} of {self._num_assignments + self._num_dropped:,} choices "
-                "ran no expert: baselines that assume top-k experts for each token are too high.",
-            )
-            if self._num_dropped
-            else ()
-        )
-        return (*self._source.notes, *self._notes, *dropped)
+        num_choices = self._num_assignments + self._num_dropped
+        dropped = f"{self._num_dropped:,} of {num_choices:,} choices ran no expert."
+        return (*self._source.notes, *self._notes, *([dropped] if self._num_dropped else []))
 
     @property
     def facts(self) -> TraceFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -17,6 +18,7 @@ from moetool.analysis.balance.capacity.batches import BatchCutter
 from moetool.analysis.balance.capacity.drops import FACTORS
 from moetool.analysis.balance.capacity.expert_choice import ExpertChoiceCounter
 from moetool.analysis.balance.losses import LayerLosses, ProbabilityMeter, summarize_losses
+from moetool.analysis.statistics.random_choices import draw_choices
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,19 +104,29 @@ def test_an_even_router_has_the_baselines(num_experts: int, top_k: int) -> None:
     assert losses_of([layer])["mean_squared"] == 0
 
 
-def test_a_random_router_lands_on_the_baselines() -> None:
-    """Its choices don't follow its probabilities, as those of a uniform random router don't."""
+@pytest.mark.parametrize("chance_short", [0.0, 0.6])
+def test_a_random_router_lands_on_the_baselines(chance_short: float) -> None:
+    """Its choices don't follow its probabilities, and some of its decisions run one expert of two."""
     rng = np.random.default_rng(0)
-    values = []
+    runs = []
     for _ in range(60):
-        layer = lose(softmax(rng.normal(size=(60, 8))), 2)
-        experts = np.argsort(rng.random((60, 8)), axis=1)[:, :2]
-        load = np.bincount(experts.ravel(), minlength=8)
-        mean = layer.mean_probability
-        assert mean is not None
-        values.append(8 * float((load * mean).sum()) / 120)
-    error = np.std(values, ddof=1) / len(values) ** 0.5
-    assert abs(np.mean(values) - 1) < 4 * error
+        layers = []
+        for _ in range(2):
+            sizes = 2 - (rng.random(60) < chance_short)
+            chosen = draw_choices(rng, 8, sizes)
+            load = np.bincount(chosen[chosen >= 0], minlength=8)
+            layers.append(replace(lose(softmax(rng.normal(size=(60, 8))), 2), load=load))
+        runs.append(summarize_losses(layers)[:3])
+    for index, (mean_size, name) in enumerate(
+        [((2 - chance_short) / 2, "switch"), (2 - chance_short, "huggingface")]
+    ):
+        values = [run[index].value for run in runs]
+        baselines = [run[index].baseline for run in runs]
+        assert runs[0][index].name == name
+        excess = np.subtract(values, baselines)  # type: ignore[arg-type]
+        assert abs(excess.mean()) < 4 * excess.std(ddof=1) / len(runs) ** 0.5
+        assert np.mean(baselines) == pytest.approx(mean_size, rel=0.02)  # type: ignore[arg-type]
+    assert [run[2].baseline for run in runs] == pytest.approx([run[1].baseline for run in runs])
 
 
 def test_collapse_costs_as_much_as_there_are_experts() -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moetool.analysis.balance.layer_result import LayerBalance, PartBalance
 from moetool.analysis.balance.measure import COLUMNS, measure_balance, measure_balance_of_counts
-from moetool.analysis.balance.result import FIGURES, Balance, LayerBalance
+from moetool.analysis.balance.result import FIGURES, Balance
 from moetool.errors import InputError
 from moetool.trace.facts import describe_trace
 from moetool.trace.reading.counts import count_experts
@@ -24,6 +25,7 @@ from tests.analysis.random_traces import (
     make_random_trace,
     open_rows,
 )
+from tests.analysis.short_decisions import shorten_decisions
 
 SKEWED = Router(num_experts=6, top_k=2, num_layers=2, popularity=(5, 3, 1, 1, 1, 0.02))
 LENGTHS = (9, 4, 13, 1, 6, 20)
@@ -108,7 +110,9 @@ def test_the_prompt_cv_is_that_of_the_spread_between_prompts() -> None:
         for prompt, length in enumerate(LENGTHS):
             mine = count([each for each in decisions if each.prompt_id == f"p{prompt}"], 6)
             variance += (mine[expert] - load[expert] / total * 2 * length) ** 2
-    variance *= len(LENGTHS) / (len(LENGTHS) - 1) / total**2
+    # Equally long prompts that are as informative.
+    num_prompts = sum(LENGTHS) ** 2 / sum(length**2 for length in LENGTHS)
+    variance *= num_prompts / (num_prompts - 1) / total**2
     assert layer.prompt_cv == pytest.approx((6 * variance) ** 0.5)
 
 
@@ -228,20 +232,43 @@ def test_capacity_is_over_all_layers_and_batches() -> None:
     assert result.batches == "tokens"
 
 
-def test_a_simulated_random_router_lands_on_every_baseline_of_batches() -> None:
+@pytest.mark.parametrize("share_short", [0.0, 0.6])
+def test_a_simulated_random_router_lands_on_every_baseline(share_short: float) -> None:
     router = Router(num_experts=8, top_k=2, num_layers=24)
-    result = measure(make_random_trace([12] * 60, router=router), router=router)
-    for name in ("max_violation_batch", "unused_per_prompt", "cv", "max_violation"):
-        seen = np.array([getattr(layer, name) for layer in result.layers])
-        expected = getattr(result.layers[0].baseline, name)
-        error = seen.std(ddof=1) / len(seen) ** 0.5
-        assert abs(seen.mean() - expected) < 4.5 * error + 0.02 * expected, name
-    dropped = np.array([layer.dropped[0].share for layer in result.layers])
-    error = dropped.std(ddof=1) / len(dropped) ** 0.5
-    assert abs(dropped.mean() - (result.capacity[0].baseline.dropped_share or 0)) < 4.5 * error
-    # Under the other policy, drops are spread evenly over places.
-    for share in result.capacity[4:5]:
-        assert share.baseline.by_position == pytest.approx([share.baseline.dropped_share] * 10)
+    table = make_random_trace([12] * 60, router=router, num_prompt_tokens=8)
+    table = shorten_decisions(table, share=share_short)
+    result = measure(table, router=router)
+    parts: list[list[LayerBalance | PartBalance]] = [list(result.layers)]
+    parts += [[layer.groups[index] for layer in result.layers] for index in range(2)]
+    parts += [[layer.phases[index] for layer in result.layers] for index in range(2)]
+    for index, mine in enumerate(parts):
+        of_layers = () if index else ("max_violation_batch", "unused_per_prompt", "mean_squared")
+        for name in (*FIGURES, *of_layers):
+            seen = np.array([getattr(each, name) for each in mine])
+            expected = np.mean([getattr(each.baseline, name) for each in mine])
+            error = seen.std(ddof=1) / len(seen) ** 0.5
+            assert abs(seen.mean() - expected) < 4.5 * error + 0.02 * abs(expected) + 1e-6, name
+    for number in range(4):
+        dropped = np.array([layer.dropped[number].share for layer in result.layers])
+        expected = np.mean([layer.dropped[number].baseline or 0 for layer in result.layers])
+        error = dropped.std(ddof=1) / len(dropped) ** 0.5
+        assert abs(dropped.mean() - expected) < 4.5 * error + 1e-4
+        assert result.capacity[number].baseline.dropped_share == pytest.approx(expected, rel=0.01)
+    assert [note for note in result.notes if "ran no expert" in note] == (
+        [f"{round(share_short * 720) * 24:,} of {720 * 48:,} choices ran no expert."]
+        if share_short
+        else []
+    )
+    assert sum(layer.is_uneven or False for layer in result.layers) <= 1
+
+
+def test_an_even_load_of_short_decisions_has_the_losses_of_the_baseline() -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=1)
+    table = shorten_decisions(make_random_trace([40] * 10, router=router), share=0.6)
+    (layer,) = measure(table, router=router).layers
+    assert layer.baseline.aux_loss == pytest.approx(1.4 / 2)
+    assert layer.num_tokens == 400
+    assert layer.baseline.load == pytest.approx(400 * 1.4 / 8)
 
 
 def test_without_weights_who_is_dropped_by_probability_is_unknown() -> None:
@@ -270,6 +297,10 @@ def test_counts_alone_give_the_same_figures_of_load() -> None:
 
 
 def test_too_many_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_CELLS", 20)
-    with pytest.raises(InputError, match="groups of 'prompt_id'"):
-        measure(make_random_trace(LENGTHS, router=SKEWED), by="prompt_id")
+    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_VALUES", 790)
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    # Six groups of two layers, each with six loads and sixty other values.
+    with pytest.raises(InputError, match="6 groups of 'prompt_id' and 2 layers of 12 experts"):
+        measure(table, by="prompt_id")
+    monkeypatch.setattr("moetool.analysis.balance.measure._MOST_VALUES", 792)
+    assert len(measure(table, by="prompt_id").layers[0].groups) == 6

@@ -11,14 +11,13 @@ from scipy.stats import binom, norm
 
 from moetool.analysis.balance.evenness import Evenness, measure_evenness
 from moetool.analysis.balance.random_router import (
-    Sizes,
     expect_evenness,
     expect_num_dead,
     expect_squared_cv,
     find_binomial,
     find_load_distribution,
 )
-from moetool.analysis.statistics.decision_sizes import make_sizes
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 
 NUM_RUNS = 240
 

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pyarrow as pa
 
-from moetool.analysis.caching.first_pass import split_prompts
+from moetool.analysis.statistics.halves import split_prompts
 from tests.analysis.random_traces import Decision, list_decisions
 
 POLICIES = ("static", "lru", "lfu", "belady")
@@ -49,7 +49,7 @@ def list_steps(
         )
         if is_new:
             steps.append(Step(decision.prompt_id, phase))
-        steps[-1].uses += reversed(decision.experts)
+        steps[-1].uses += [expert for expert in reversed(decision.experts) if expert >= 0]
         steps[-1].num_tokens += 1
         before = decision
     return steps
@@ -64,13 +64,25 @@ def count_hits(
         static: The set that is kept for each prompt and phase.
     """
     hits: Counter[str] = Counter()
+    for step, number in zip(
+        steps, list_hits(steps, policy, capacity=capacity, static=static), strict=True
+    ):
+        hits[step.phase] += number
+    return dict(hits)
+
+
+def list_hits(
+    steps: Sequence[Step], policy: str, *, capacity: int, static: dict[tuple[str, str], set[int]]
+) -> list[int]:
+    """Return the hits of each step."""
+    hits = []
     kept: set[int] = set()
     last: dict[int, int] = {}
     frequency: Counter[int] = Counter()
     clock = 0
     for index, step in enumerate(steps):
-        hits[step.phase] += len(
-            step.needed & (static[step.prompt_id, step.phase] if policy == "static" else kept)
+        hits.append(
+            len(step.needed & (static[step.prompt_id, step.phase] if policy == "static" else kept))
         )
         for expert in step.uses:
             clock += 1
@@ -84,7 +96,7 @@ def count_hits(
             "static": lambda _: (0,),
         }
         kept = set(sorted(candidates, key=priorities[policy], reverse=True)[:capacity])
-    return dict(hits)
+    return hits
 
 
 def _rank_need(steps: Sequence[Step], index: int, expert: int) -> tuple[int, ...]:
@@ -99,12 +111,13 @@ def find_static_sets(
     """Return, for each prompt and phase, the experts that the other half chose most in it."""
     decisions = list_decisions(table)
     prompts = list(dict.fromkeys(decision.prompt_id for decision in decisions))
-    half = dict(zip(prompts, split_prompts(prompts).tolist(), strict=True))
+    half = dict(zip(prompts, split_prompts(prompts).astype(int).tolist(), strict=True))
     load: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)
     num_experts = 1 + max(max(decision.experts) for decision in decisions)
     for decision in decisions:
         if decision.layer == layer:
-            load[half[decision.prompt_id], decision.phase].update(decision.experts)
+            ran = [expert for expert in decision.experts if expert >= 0]
+            load[half[decision.prompt_id], decision.phase].update(ran)
     sets = {}
     for prompt in prompts:
         for phase in ("prefill", "decode"):

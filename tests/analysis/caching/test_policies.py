@@ -14,6 +14,7 @@ from moetool.analysis.caching.budgets import parse_budgets
 from moetool.analysis.caching.measure import COLUMNS, simulate_caches
 from moetool.analysis.caching.result import Caching, PolicyResult
 from moetool.analysis.caching.simulation import replacement
+from moetool.errors import InputError
 from moetool.trace.windows import reader as window_reader
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.caching.plain_caches import (
@@ -21,10 +22,12 @@ from tests.analysis.caching.plain_caches import (
     count_hits,
     find_most_hits,
     find_static_sets,
+    list_hits,
     list_steps,
 )
 from tests.analysis.comparison.two_traces import find_ratio
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
+from tests.analysis.short_decisions import shorten_decisions
 
 LENGTHS = (9, 4, 13, 6, 8, 1, 11)
 SKEWED = Router(num_experts=12, top_k=3, popularity=(9, 7, 5, 3, 3, 2, 1, 1, 1, 1, 1, 1))
@@ -54,6 +57,7 @@ def test_hits_are_those_of_caches_step_by_step(
     monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 50)
     monkeypatch.setattr(replacement, "_CELLS_AT_ONCE", 200)
     table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=5, seed=seed)
+    table = shorten_decisions(table, share=0.4 * seed)
     capacities = (1, 2, router.num_experts // 2)
     budget = ",".join(map(str, capacities))
     result = simulate(table, budget, router=router, tokens_per_batch=tokens_per_batch)
@@ -139,40 +143,117 @@ def test_a_cache_of_all_experts_misses_each_once() -> None:
     assert find(result, "static", "100%", "decode").hit_rate == 1
 
 
+@pytest.mark.parametrize("share_short", [0.0, 0.6])
 @pytest.mark.parametrize("capacity", [3, 8])
-def test_a_random_router_lands_on_the_baseline(capacity: int) -> None:
+def test_a_random_router_lands_on_the_baseline(capacity: int, share_short: float) -> None:
     router = Router(num_experts=16, top_k=4, num_layers=2)
     lengths = (40,) * 50
     table = make_random_trace(lengths, router=router, num_prompt_tokens=0)
+    table = shorten_decisions(table, share=share_short)
     result = simulate(table, str(capacity), router=router)
     for policy in POLICIES:
         item = find(result, policy, str(capacity), "decode")
-        num_requests = sum(lengths) * router.top_k * router.num_layers
+        num_requests = sum(lengths) * (1 + 3 * (1 - share_short)) * router.num_layers
         assert item.hit_rate is not None
-        assert item.random_hit_rate is not None
+        assert item.baseline.hit_rate is not None
         # The baseline is simulated, too, with half as many requests.
         error = np.sqrt(0.25 * 3 / num_requests)
-        assert abs(item.hit_rate - item.random_hit_rate) < 5 * error, policy
+        assert abs(item.hit_rate - item.baseline.hit_rate) < 5 * error, policy
         if policy != "belady":
-            assert item.random_hit_rate == pytest.approx(capacity / 16, abs=5 * error)
+            assert item.baseline.hit_rate == pytest.approx(capacity / 16, abs=5 * error)
 
 
-def test_a_random_router_that_reads_and_writes_lands_on_the_baseline() -> None:
+@pytest.mark.parametrize("share_short", [0.0, 0.6])
+def test_a_random_router_that_reads_and_writes_lands_on_the_baseline(share_short: float) -> None:
     router = Router(num_experts=16, top_k=4, num_layers=2)
     # Prompts of one token and of many, each followed by a few generated tokens.
     lengths = (6, 45) * 120
     table = make_random_trace(lengths, router=router, num_prompt_tokens=5, seed=3)
-    result = simulate(table, "4", router=router, tokens_per_batch=3)
+    table = shorten_decisions(table, share=share_short)
+    sizes = {("decoder", layer): 1000 for layer in range(2)}
+    result = simulate(table, "4", router=router, tokens_per_batch=3, expert_bytes=sizes)
     for phase in ("prefill", "decode"):
         for policy in POLICIES:
             item = find(result, policy, "4", phase)
             assert item.hit_rate is not None
-            assert item.random_hit_rate is not None
+            assert item.baseline.hit_rate is not None
             (size,) = (each for each in result.phases if each.phase == phase)
             # The baseline has at least 2,000 steps of both phases together.
-            num_requests = min(size.num_steps, 400) * router.top_k
+            num_requests = min(size.num_steps, 400) * router.top_k * (1 - share_short / 2)
             error = np.sqrt(0.25 * 2 / num_requests)
-            assert abs(item.hit_rate - item.random_hit_rate) < 5 * error, (phase, policy)
+            assert abs(item.hit_rate - item.baseline.hit_rate) < 5 * error, (phase, policy)
+            assert item.bytes_per_token is not None
+            assert item.baseline.bytes_per_token is not None
+            # A random router needs as many experts, of which it moves those that it misses.
+            needed, expected = (
+                moved / (1 - rate)
+                for moved, rate in (
+                    (item.bytes_per_token, item.hit_rate),
+                    (item.baseline.bytes_per_token, item.baseline.hit_rate),
+                )
+            )
+            assert expected == pytest.approx(needed, rel=0.01)
+
+
+def test_hits_of_a_group_are_those_of_its_steps() -> None:
+    router = Router(num_experts=12, top_k=3, num_layers=2)
+    table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=5)
+    reader = DecisionReader(open_rows(table, router=router), columns=COLUMNS)
+    sizes = {("decoder", 0): 7, ("decoder", 1): 10}
+    budgets = parse_budgets("2,5")
+    result = simulate_caches(reader, budgets=budgets, expert_bytes=sizes, by="domain")
+    assert result.by == "domain"
+    whole = simulate(table, "2,5", router=router, expert_bytes=sizes)
+    assert (whole.by, whole.groups) == (None, ())
+    assert whole.policies == result.policies
+    domain_of = {row["prompt_id"]: row["domain"] for row in table.to_pylist()}
+    assert len(result.groups) == 2 * 2 * 2 * len(POLICIES)
+    for item in result.groups:
+        capacity = int(item.budget)
+        hits = moved = 0
+        by_prompt: dict[str, list[float]] = {}
+        for layer in range(2):
+            steps = list_steps(table, layer=layer)
+            static = find_static_sets(table, layer=layer, capacity=capacity)
+            of_step = list_hits(steps, item.policy, capacity=capacity, static=static)
+            for step, number in zip(steps, of_step, strict=True):
+                if (domain_of[step.prompt_id], step.phase) == (item.group, item.phase):
+                    missed = len(step.needed) - number
+                    hits, moved = hits + number, moved + missed * (7, 10)[layer]
+                    values = [1.0] * number + [0.0] * missed
+                    by_prompt.setdefault(step.prompt_id, []).extend(values)
+        expected = find_ratio(by_prompt.values())
+        assert (item.hit_rate, item.hit_rate_low, item.hit_rate_high) == pytest.approx(expected)
+        tokens = [min(n, 5) if item.phase == "prefill" else max(0, n - 5) for n in LENGTHS]
+        assert item.num_tokens == sum(tokens[("code", "prose").index(item.group) :: 2])
+        assert item.bytes_per_token == pytest.approx(moved / item.num_tokens)
+    shown = result.list_groups_of_verdict()
+    assert [group.group for group in shown] == ["code", "prose"]
+    assert set(shown[0].hit_rates) == set(POLICIES)
+
+
+def test_a_step_is_of_the_group_of_its_first_token() -> None:
+    router = Router(num_experts=12, top_k=3, num_layers=2)
+    table = make_random_trace((6, 3), router=router)
+    options: dict[str, Any] = {"budgets": parse_budgets("4"), "by": "position"}
+    reader = DecisionReader(open_rows(table, router=router), by="position", columns=COLUMNS)
+    result = simulate_caches(reader, **options)
+    tokens = {(item.phase, item.group): item.num_tokens for item in result.groups}
+    decoded = {("decode", str(number)): 2 if number < 3 else 1 for number in range(6)}
+    assert tokens == {("prefill", "0"): 9} | decoded
+    assert any(note.startswith("7 tokens of prompts are counted") for note in result.notes)
+    # The interval over all is still that of prompts, not of their parts.
+    assert result.policies == simulate(table, "4", router=router).policies
+
+
+def test_too_many_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moetool.analysis.caching.measure._MOST_CELLS", 20_000)
+    router = Router()
+    reader = DecisionReader(
+        open_rows(make_random_trace(LENGTHS), router=router), by="prompt_id", columns=COLUMNS
+    )
+    with pytest.raises(InputError, match="7 groups of 'prompt_id' and 3 layers"):
+        simulate_caches(reader, budgets=parse_budgets("2"), by="prompt_id")
 
 
 def test_static_sets_suit_their_phase_and_no_bound_mixes_phases() -> None:

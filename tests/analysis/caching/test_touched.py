@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import pytest
 
 from moetool.analysis.caching.budgets import parse_budgets
 from moetool.errors import UsageError
 from tests.analysis.caching.test_policies import LENGTHS, SKEWED, simulate
-from tests.analysis.random_traces import Router, list_decisions, make_random_trace
+from tests.analysis.random_traces import Decision, Router, list_decisions, make_random_trace
+from tests.analysis.short_decisions import shorten_decisions
 
 
+@pytest.mark.parametrize("share_short", [0.0, 0.5])
 @pytest.mark.parametrize("router", [SKEWED, Router(num_experts=70, top_k=8)])
-def test_distinct_experts_are_those_of_every_batch(router: Router) -> None:
-    table = make_random_trace(LENGTHS, router=router)
+def test_distinct_experts_are_those_of_every_batch(router: Router, share_short: float) -> None:
+    table = shorten_decisions(make_random_trace(LENGTHS, router=router), share=share_short)
     result = simulate(table, "2", router=router)
     decisions = [decision for decision in list_decisions(table) if decision.layer == 1]
     of_one = [
-        [d.experts for d in decisions if d.prompt_id == f"p{index}"]
-        for index in range(len(LENGTHS))
+        [ran(d) for d in decisions if d.prompt_id == f"p{index}"] for index in range(len(LENGTHS))
     ]
     of_several = [
-        [d.experts for d in decisions if d.position == position] for position in range(max(LENGTHS))
+        [ran(d) for d in decisions if d.position == position] for position in range(max(LENGTHS))
     ]
     for name, groups in (("one text", of_one), ("several texts", of_several)):
         for size in (1, 2, 4, 8):
-            numbers = [
-                len(set().union(*group[start : start + size]))
+            batches = [
+                group[start : start + size]
                 for group in groups
                 for start in range(0, len(group) - size + 1, size)
             ]
+            numbers = [len(set().union(*batch)) for batch in batches]
             found = [
                 item
                 for item in result.layers[1].touched
@@ -38,6 +42,32 @@ def test_distinct_experts_are_those_of_every_batch(router: Router) -> None:
             assert [item.num_batches for item in found] == ([len(numbers)] if numbers else [])
             for item in found:
                 assert item.experts == pytest.approx(sum(numbers) / len(numbers))
+                total = router.num_experts
+                at_random = [
+                    total * (1 - prod(1 - len(chosen) / total for chosen in batch))
+                    for batch in batches
+                ]
+                assert item.baseline.experts == pytest.approx(sum(at_random) / len(batches))
+
+
+def ran(decision: Decision) -> set[int]:
+    return {expert for expert in decision.experts if expert >= 0}
+
+
+def test_a_random_router_of_short_decisions_lands_on_the_baseline() -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=2)
+    table = shorten_decisions(make_random_trace((64,) * 40, router=router), share=0.6)
+    result = simulate(table, "2", router=router)
+    for item in result.touched:
+        # Distinct experts of a batch vary by less than the square root of their number.
+        error = np.sqrt(item.experts / item.num_batches)
+        assert abs(item.experts - item.baseline.experts) < 4 * error
+        assert abs(item.experts - item.by_load) < 4 * error
+    single = [item for item in result.touched if item.batch_size == 1]
+    for item in single:
+        figures = (item.experts, item.baseline.experts, item.by_load)
+        assert figures == pytest.approx((1.4, 1.4, 1.4))
+    assert any(note.endswith("choices ran no expert.") for note in result.notes)
 
 
 def test_independent_tokens_need_as_many_experts_as_expected() -> None:
@@ -48,8 +78,8 @@ def test_independent_tokens_need_as_many_experts_as_expected() -> None:
         error = np.sqrt(item.experts / item.num_batches)
         assert abs(item.experts - item.by_load) < 5 * error
         if item.batch_size == 4:
-            assert item.random == pytest.approx(12 * (1 - (1 - 3 / 12) ** 4))
-            assert item.random > item.by_load + 1
+            assert item.baseline.experts == pytest.approx(12 * (1 - (1 - 3 / 12) ** 4))
+            assert item.baseline.experts > item.by_load + 1
 
 
 def test_budgets_are_experts_shares_or_bytes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from moetool.analysis.coactivation import pair_counts
+from moetool.analysis.coactivation import pair_counts, tally
 from moetool.analysis.coactivation.measure import measure_coactivation
 from moetool.analysis.coactivation.pair_counts import LayerPairs
 from moetool.analysis.coactivation.result import Coactivation
-from moetool.analysis.coactivation.significance import LiftSpread, find_discoveries
 from moetool.trace.reading.reader import TraceSource, open_trace
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
@@ -35,8 +35,8 @@ SKEWED = Router(num_experts=6, top_k=3, popularity=(9, 5, 3, 2, 1, 1))
 LENGTHS = (40, 25, 9, 60, 31)
 
 
-def measure(source: TraceSource, *, most_pairs: int = 100) -> Coactivation:
-    return measure_coactivation(DecisionReader(source), most_pairs=most_pairs)
+def measure(source: TraceSource, *, num_listed: int = 100) -> Coactivation:
+    return measure_coactivation(DecisionReader(source), num_listed=num_listed)
 
 
 @pytest.fixture
@@ -104,23 +104,20 @@ def test_intervals_are_those_of_prompts(
             assert np.log(row["lift_high"] / row["lift"]) == pytest.approx(found)
 
 
-def test_p_values_are_those_of_student() -> None:
-    freedom = np.array([1.0, 2.0, 5.5, 30.0, 400.0])
-    spread = LiftSpread(deviation=np.full(5, 0.2), degrees_of_freedom=freedom)
-    for lift in (1.1, 1.5, 0.4):
-        t = abs(np.log(lift)) / 0.2
-        found = spread.find_p_values(np.full(5, lift), np.ones(5))
-        np.testing.assert_allclose(found, 2 * stats.t.sf(t, freedom), atol=0.025, rtol=0.2)
-
-
-@given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=30))
-def test_discoveries_are_those_of_benjamini_and_hochberg(p_values: list[float]) -> None:
-    known = [1.0 if p != p else p for p in p_values]
-    adjusted = stats.false_discovery_control(known) if known else []
-    found = find_discoveries(np.array(p_values))
-    # Numbers that round to the bound may fall on either side of it.
-    for is_found, value in zip(found, adjusted, strict=True):
-        assert is_found == (value <= 0.05) or value == pytest.approx(0.05)
+def test_a_p_value_claims_no_more_than_prompts_can_show() -> None:
+    table = make_random_trace([40] * 30, router=SKEWED)
+    rank = table.column("rank").to_numpy()
+    # Experts 0 and 1 come together, without exception; 2 and 3, too.
+    together = np.where(
+        rank < 2, np.repeat(np.arange(len(rank) // 3) % 2 * 2, 3) + rank, 4 + rank % 2
+    )
+    table = table.set_column(
+        table.column_names.index("expert"), "expert", pa.array(together.astype(np.int16))
+    )
+    values = np.concatenate(
+        [layer.matrix.p_value for layer in measure(open_rows(table, router=SKEWED)).layers]
+    )
+    assert np.nanmin(values) == 1e-6
 
 
 def test_pairs_with_the_next_layer_have_the_counts_of_plain_python(table: pa.Table) -> None:
@@ -173,9 +170,34 @@ def test_groups_of_tokens_are_counted_apart(table: pa.Table) -> None:
                 assert pair.lift == pytest.approx(find_lift(mine, *pair.experts))
 
 
+def test_groups_are_tested_like_the_trace_of_their_prompts(
+    table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = measure(open_rows(table, router=SKEWED))
+    for number, name in enumerate(("code", "prose")):
+        is_mine = pa.array(np.array(table.column("domain").to_pylist()) == name)
+        alone = measure(open_rows(table.filter(is_mine), router=SKEWED))
+        for layer, other in zip(result.layers, alone.layers, strict=True):
+            found = layer.by_group[number]
+            # Groups list ten of the pairs.
+            wanted = {pair.experts: pair for pair in other.pairs}
+            assert len(found.pairs) == 10
+            assert all(pair == wanted[pair.experts] for pair in found.pairs)
+            assert found.baseline is not None
+            assert other.baseline is not None
+            assert found.baseline == replace(other.baseline, strongest_lift=None)
+    monkeypatch.setattr(tally, "_MATRICES_PER_GROUP", 2**30)
+    without = measure(open_rows(table, router=SKEWED))
+    for layer in without.layers:
+        for each in layer.by_group:
+            assert all((pair.expected_lift, pair.p_value) == (None, None) for pair in each.pairs)
+            assert each.baseline is not None
+    assert any("single groups are not tested" in note for note in without.notes)
+
+
 def test_lists_hold_the_largest_lifts_and_rows_hold_all(table: pa.Table) -> None:
     source = open_rows(table, router=SKEWED)
-    short, long = measure(source, most_pairs=4), measure(source)
+    short, long = measure(source, num_listed=4), measure(source)
     assert short.to_rows() == long.to_rows()
     assert len(long.to_rows()) == 3 * 15 + 2 * 36
     for layer in short.layers:
@@ -260,7 +282,7 @@ def test_top_1_has_no_pairs_but_pairs_with_the_next_layer() -> None:
     assert result.layers[0].next_layer is not None
     rows = list(result.layers[0].next_layer.matrix.iter_rows())
     assert sum(row["count"] for row in rows) == sum(LENGTHS)
-    assert "each decision chooses one expert, so no pairs occur in a layer" in result.notes
+    assert "Each decision chooses one expert, so no pairs occur in a layer." in result.notes
 
 
 def test_counts_of_prompts_added_apart_are_those_of_all_at_once() -> None:

@@ -12,7 +12,9 @@ import pytest
 from moetool.analysis.coactivation.baseline import find_pair_baseline
 from moetool.analysis.coactivation.measure import measure_coactivation
 from moetool.analysis.coactivation.result import Coactivation
+from moetool.analysis.statistics.decision_sizes import Sizes
 from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 
 LENGTHS = [50] * 60
@@ -85,38 +87,90 @@ def test_the_next_layer_is_not_predicted_better_than_at_random(even: Coactivatio
         assert layer.next_layer is not None
         prediction = layer.next_layer.prediction
         assert prediction is not None
-        assert prediction.random == 4 / 16
+        assert prediction.baseline.hit_rate == 4 / 16
         error = math.sqrt(0.25 * 0.75 / (4 * prediction.num_tokens_scored))
         assert prediction.hit_rate == pytest.approx(0.25, abs=6 * error)
         assert prediction.popularity == pytest.approx(0.25, abs=6 * error)
         assert prediction.gain_low is not None
         assert prediction.gain_high is not None
         assert prediction.gain_low < 6 * error
-        assert [each.num_fetched for each in prediction.prefetch] == [4, 8, 16]
-        assert prediction.prefetch[-1].hit_rate == prediction.prefetch[-1].popularity == 1.0
+        assert [each.num_fetched for each in layer.next_layer.prefetch] == [4, 8, 16]
+        last = layer.next_layer.prefetch[-1]
+        assert last.hit_rate == last.popularity == 1.0
         counts = layer.next_layer.matrix.count
         expected = layer.next_layer.num_tokens / 16
         assert np.abs(counts - expected).max() < 6 * math.sqrt(expected)
 
 
+def test_decisions_with_fewer_experts_land_on_the_baseline_of_as_few() -> None:
+    router = Router(num_experts=8, top_k=3, num_layers=3)
+    table = drop_choices_by_rank(make_random_trace(LENGTHS, router=router), (0.1, 0.3, 0.6))
+    # A token that is dropped in one layer is dropped in the next.
+    experts = table.column("expert").to_numpy().reshape(len(LENGTHS), 3, 50, 3).copy()
+    experts[:, 1][experts[:, 0] < 0] = -1
+    index = table.column_names.index("expert")
+    table = table.set_column(index, "expert", pa.array(experts.ravel()))
+    result = measure_coactivation(DecisionReader(open_rows(table, router=router)))
+    for layer in result.layers:
+        baseline, matrix = layer.baseline, layer.matrix
+        assert baseline is not None
+        # The sizes of decisions fix the sum over pairs.
+        assert matrix.count.mean() == pytest.approx(baseline.count)
+        assert matrix.probability.mean() == pytest.approx(baseline.probability)
+        error = 1 / math.sqrt(baseline.count)
+        assert np.abs(matrix.lift - baseline.lift).max() < 5 * error
+        assert matrix.lift.mean() == pytest.approx(baseline.lift, abs=5 * error / math.sqrt(28))
+        for given in (matrix.given_i, matrix.given_j):
+            assert given.mean() == pytest.approx(baseline.conditional, abs=0.01)
+        # A router of three experts for every token would have twice as many pairs.
+        assert baseline.probability < 0.5 * 3 * 2 / (8 * 7)
+        assert not layer.num_above + layer.num_below
+        for group in layer.by_group:
+            assert group.baseline is not None
+            assert group.baseline.lift == pytest.approx(baseline.lift, abs=0.05)
+    following = [layer.next_layer for layer in result.layers]
+    for each, is_dropped_alike in zip(following[:2], (True, False), strict=True):
+        assert each is not None
+        expected, *others = set(each.matrix.expected_lift.tolist())
+        assert others == []
+        assert (expected > 1.1) == is_dropped_alike
+        error = 1 / math.sqrt(each.matrix.count.mean())
+        assert each.matrix.lift.mean() == pytest.approx(expected, abs=5 * error / 8)
+    assert not any("ran no expert" in note for note in result.notes)
+
+
 @pytest.mark.parametrize(
-    ("num_experts", "top_k", "num_decisions"),
-    [(16, 4, 2_000), (8, 7, 400), (8, 2, 300), (32, 4, 500)],
+    ("num_experts", "sizes"),
+    [
+        (16, ((4, 2_000),)),
+        (16, ((0, 200), (1, 300), (3, 500), (4, 1_500))),
+        (8, ((7, 400),)),
+        (8, ((2, 300),)),
+        (8, ((0, 30), (1, 100), (2, 270))),
+        (32, ((4, 500),)),
+    ],
 )
 def test_the_strongest_pair_of_a_random_router_is_as_strong_as_stated(
-    num_experts: int, top_k: int, num_decisions: int
+    num_experts: int, sizes: Sizes
 ) -> None:
-    baseline = find_pair_baseline(num_experts=num_experts, top_k=top_k, num_decisions=num_decisions)
+    size_of = np.array([size for size, number in sizes for _ in range(number)])
+    top_k = int(size_of.max())
+    baseline = find_pair_baseline(
+        num_experts=num_experts,
+        top_k=top_k,
+        num_decisions=len(size_of),
+        sizes=tuple((size, number) for size, number in sizes if size),
+    )
     assert baseline is not None
     assert baseline.strongest_lift is not None
     rng = np.random.default_rng(7)
     strongest = []
     for _ in range(101):
-        chosen = np.argsort(rng.random((num_decisions, num_experts)), axis=1)[:, :top_k]
-        ones = np.zeros((num_decisions, num_experts))
-        np.put_along_axis(ones, chosen, 1, axis=1)
+        chosen = np.argsort(rng.random((len(size_of), num_experts)), axis=1)[:, :top_k]
+        ones = np.zeros((len(size_of), num_experts))
+        np.put_along_axis(ones, chosen, np.arange(top_k) < size_of[:, None], axis=1)
         pairs = ones.T @ ones
-        lift = pairs * num_decisions / np.outer(pairs.diagonal(), pairs.diagonal())
+        lift = pairs * len(size_of) / np.outer(pairs.diagonal(), pairs.diagonal())
         strongest.append(lift[~np.eye(num_experts, dtype=bool)].max())
     # Half of the routers are stronger; of 101, the count has a standard error of 5.
     stronger = sum(lift > baseline.strongest_lift for lift in strongest)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.analysis.comparison.baseline import expect_popular, expect_uniform
+from moetool.analysis.comparison.baseline import expect_uniform
 from moetool.analysis.comparison.result import Agreement, Verdict
 from tests.analysis.comparison.two_traces import Values, compare_rows, make_pair, refer
 from tests.analysis.random_traces import Router, make_random_trace
@@ -79,6 +79,7 @@ def check_same(one: Agreement, other: Agreement) -> None:
         assert getattr(one, name) == pytest.approx(getattr(other, name)), name
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1_000), share=st.floats(0, 1))
 def test_other_names_for_the_experts_change_nothing(seed: int, share: float) -> None:
     first, second = make_pair(seed=seed, share=share, lengths=(4, 3))
@@ -92,7 +93,8 @@ def test_other_names_for_the_experts_change_nothing(seed: int, share: float) -> 
         for table in (first, second)
     ]
     expected, seen = compare_rows(first, second), compare_rows(*renamed)
-    assert seen.overall == expected.overall
+    check_same(seen.overall, expected.overall)
+    assert seen.overall.baseline == expected.overall.baseline
     assert seen.layers[0].popularity is not None
     assert expected.layers[0].popularity is not None
     assert seen.layers[0].popularity.overlap == pytest.approx(expected.layers[0].popularity.overlap)
@@ -108,36 +110,6 @@ def test_all_experts_chosen_always_agree() -> None:
     assert result.verdict is Verdict.ALIKE
 
 
-@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (16, 1), (12, 5)])
-def test_two_random_routers_land_on_the_baseline(num_experts: int, top_k: int) -> None:
-    router = Router(num_experts=num_experts, top_k=top_k, num_layers=1)
-    lengths = (40,) * 50
-    first, second = make_pair(router=router, share=1, lengths=lengths)
-    result = compare_rows(first, second, router=router)
-    (layer,) = result.layers
-    for name in ("overlap", "jaccard", "saturation", "changed_decisions", "first_choice_flips"):
-        expected, seen = getattr(layer.baseline, name), getattr(layer, name)
-        # Values from 0 to 1 vary at most as much as coin tosses do.
-        assert abs(seen - expected) < 5 * np.sqrt(expected * (1 - expected) / sum(lengths)), name
-    assert layer.popularity is not None
-    assert layer.popularity.overlap == pytest.approx(layer.overlap, abs=0.05)
-    assert result.verdict is Verdict.UNRELATED
-
-
-def test_two_routers_with_one_skew_land_on_the_baseline_of_popularity() -> None:
-    router = Router(num_layers=1, popularity=(20, 10, 5, 1, 1, 1, 1, 1))
-    first, second = make_pair(router=router, share=1, lengths=(60,) * 40)
-    (layer,) = compare_rows(first, second, router=router).layers
-    assert layer.popularity is not None
-    assert layer.popularity.first_choice_flips is not None
-    assert layer.first_choice_flips is not None
-    assert layer.overlap == pytest.approx(layer.popularity.overlap, abs=0.03)
-    assert layer.first_choice_flips == pytest.approx(
-        layer.popularity.first_choice_flips, abs=5 * np.sqrt(0.25 / 2400)
-    )
-    assert layer.popularity.overlap > layer.baseline.overlap + 0.1
-
-
 def test_baselines_in_closed_form() -> None:
     baseline = expect_uniform(64, 8, 8)
     assert baseline.overlap == baseline.saturation == 8 / 64
@@ -145,10 +117,9 @@ def test_baselines_in_closed_form() -> None:
     assert expect_uniform(8, 1, 1).jaccard == pytest.approx(1 / 8)
     unequal = expect_uniform(8, 2, 4)
     assert (unequal.overlap, unequal.saturation, unequal.changed_decisions) == (1 / 4, 1 / 4, 1)
-    load = np.array([10, 10, 0, 0])
-    popular = expect_popular(load, load, 10, top_k=2, other_top_k=2, first_choices=None)
-    assert popular is not None
-    assert (popular.overlap, popular.first_choice_flips) == (1, None)
+    empty = expect_uniform(8, 2, 0)
+    assert (empty.overlap, empty.jaccard, empty.saturation) == (0, 0, None)
+    assert empty.changed_decisions == 1
 
 
 def test_a_trace_agrees_with_itself() -> None:

@@ -160,7 +160,7 @@ def test_other_prompt_orders_are_read_in_passes_of_few_rows(
 def test_the_most_changed_ids_and_tokens_are_those_of_a_plain_count() -> None:
     router = Router(num_experts=16, top_k=3)
     first, second = make_pair(router=router, lengths=(20, 30, 25), seed=5)
-    result = compare_rows(first, second, router=router, min_occurrences=4, num_listed=4)
+    result = compare_rows(first, second, router=router, min_count=4, num_listed=4)
     changes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for one, other in zip(list_decisions(first), list_decisions(second), strict=True):
         shared = len(set(one.experts) & set(other.experts))
@@ -177,7 +177,7 @@ def test_the_most_changed_ids_and_tokens_are_those_of_a_plain_count() -> None:
         [frequent[token_id] for token_id in ranked]
     )
     for item in result.token_ids:
-        assert item.occurrences == len(by_id[item.token_id])
+        assert item.count == len(by_id[item.token_id])
         assert item.token == f"t{item.token_id}"
     largest = sorted((sum(mine) / len(mine) for mine in changes.values()), reverse=True)[:4]
     assert [token.change for token in result.tokens] == pytest.approx(largest)

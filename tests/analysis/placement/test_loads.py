@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from moetool.analysis.placement.halves import choose_held_out
 from moetool.analysis.placement.loads import measure_load_placement
 from moetool.analysis.placement.measure import PlacementOptions
 from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError, UsageError
 from moetool.trace.loads.metadata import LoadLayer, LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
@@ -55,15 +55,15 @@ def draw_counts(seed: int = 0, *, num_steps: int = 7) -> np.ndarray:
 def test_steps_are_batches_and_half_of_them_is_held_out(tmp_path: Path) -> None:
     counts = draw_counts()
     result = measure_load_placement(write(tmp_path, counts), CLUSTER, PlacementOptions(seed=2))
-    flags = choose_held_out([str(step) for step in range(7)], ["all"] * 7, seed=2)
+    flags = split_prompts([str(step) for step in range(7)], seed=2)
     assert [layer.layer for layer in result.layers] == [1, 2]
-    assert (result.split.unit, result.split.num_fitted, result.split.num_held_out) == ("step", 4, 3)
+    assert (result.split.unit, result.split.num_fitted, result.split.num_held_out) == ("step", 3, 4)
     for layer in result.layers:
         mine = counts[:, layer.layer]
         slots = reference.place_by_load(
             mine[~flags].sum(axis=0).tolist(), num_slots=8, num_groups=1, num_nodes=1, num_gpus=4
         )
-        gpu_loads = mine[flags][:, slots].reshape(3, 4, 2).sum(axis=2)
+        gpu_loads = mine[flags][:, slots].reshape(4, 4, 2).sum(axis=2)
         found = layer.scores["eplb"]
         assert found.batch_imbalance == pytest.approx(
             (gpu_loads.max(axis=1) / gpu_loads.mean(axis=1)).mean()
@@ -93,7 +93,7 @@ def test_co_activation_is_unknown_with_a_reason(tmp_path: Path) -> None:
     result = measure_load_placement(write(tmp_path, draw_counts()), CLUSTER, PlacementOptions())
     assert result.methods["coactivation"] is None
     assert result.to_dict()["methods"]["coactivation"] is None
-    assert any("a load table has no tokens" in note for note in result.notes)
+    assert any("A load table has no tokens" in note for note in result.notes)
     eplb = result.methods["eplb"]
     assert eplb is not None
     assert (eplb.fan_out, eplb.all_to_all_bytes_per_token) == (None, None)

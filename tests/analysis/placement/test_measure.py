@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.analysis.placement.halves import choose_held_out
 from moetool.analysis.placement.measure import PlacementOptions, measure_placement
 from moetool.analysis.placement.methods.cluster import Cluster
-from moetool.analysis.placement.result import METHODS, Placement
+from moetool.analysis.placement.result import METHODS, Direction, Placement
 from moetool.analysis.placement.summary import SentBytes, estimate_change
+from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError, UsageError
 from moetool.trace.reading.reader import TraceSource, open_trace
 from tests.analysis.placement import reference
@@ -71,7 +72,7 @@ def _check_scores(
     result = measure_placement(source, cluster, options)
     decisions = list_decisions(table)
     domains = {decision.prompt_id: decision.domain for decision in decisions}
-    flags = choose_held_out(list(domains), list(domains.values()), seed=3)
+    flags = split_prompts(list(domains), groups=list(domains.values()), seed=3)
     is_held_out = dict(zip(domains, flags.tolist(), strict=True))
     fitted: dict[int, list[list[int]]] = defaultdict(list)
     scored: dict[int, list[list[int]]] = defaultdict(list)
@@ -165,31 +166,14 @@ def test_parts_in_any_order_hold_out_the_same_prompts(order: list[int]) -> None:
         assert mine.global_imbalance == pytest.approx(others.global_imbalance)
 
 
-@settings(max_examples=25)
-@given(
-    sizes=st.dictionaries(st.text(max_size=3), st.integers(1, 9), min_size=1, max_size=4),
-    seed=st.integers(0, 99),
-    order=st.randoms(),
-)
-def test_half_of_each_group_is_held_out(sizes: dict[str, int], seed: int, order: object) -> None:
-    pairs = [(f"{name}/{index}", name) for name, size in sizes.items() for index in range(size)]
-    prompts, groups = zip(*pairs, strict=True)
-    flags = choose_held_out(prompts, groups, seed=seed)
-    held_out = {prompt for prompt, flag in zip(prompts, flags, strict=True) if flag}
-    for name, size in sizes.items():
-        number = sum(prompt in held_out for prompt, group in pairs if group == name)
-        assert number in (size // 2, -(-size // 2))
-    assert len(held_out) == len(prompts) // 2
-    order.shuffle(pairs)  # type: ignore[attr-defined]
-    prompts, groups = zip(*pairs, strict=True)
-    flags = choose_held_out(prompts, groups, seed=seed)
-    assert {prompt for prompt, flag in zip(prompts, flags, strict=True) if flag} == held_out
-
-
-def test_another_seed_holds_out_other_prompts() -> None:
-    prompts = [f"p{index}" for index in range(40)]
-    first, second = (choose_held_out(prompts, ["a"] * 40, seed=seed) for seed in (0, 1))
-    assert first.tolist() != second.tolist()
+def test_another_seed_holds_out_other_prompts_of_each_domain() -> None:
+    table = make_trace()
+    domains = {one.prompt_id: one.domain for one in list_decisions(table)}
+    found = [measure(table, options=replace(OPTIONS, seed=seed)).split for seed in range(4)]
+    assert len({split.held_out_prompts for split in found}) > 1
+    for split in found:
+        number = Counter(domains[prompt] for prompt in split.held_out_prompts)
+        assert sorted(number.values()) == [2, 3]
 
 
 def test_change_is_a_ratio_of_sums_with_an_interval_over_prompts() -> None:
@@ -203,7 +187,12 @@ def test_change_is_a_ratio_of_sums_with_an_interval_over_prompts() -> None:
     assert (found.low, found.high) == pytest.approx(
         (ratio - 1 - 4.302653 * error, ratio - 1 + 4.302653 * error)  # Student's t, 2 of freedom
     )
-    assert estimate_change(others, others).direction == 0  # type: ignore[union-attr]
+    assert found.verdict is Direction.DOWN
+    assert estimate_change(others * 1.1 + [0, 0, 0.1, 0], others).verdict is Direction.UP  # type: ignore[union-attr]
+    assert estimate_change(others, others).verdict is Direction.NONE  # type: ignore[union-attr]
+    alone = estimate_change(mine[:1], others[:1])
+    assert alone is not None
+    assert (alone.change, alone.low, alone.verdict) == (-0.5, None, Direction.UNKNOWN)
 
 
 def test_interval_of_a_change_covers_the_truth() -> None:
@@ -224,7 +213,7 @@ def test_interval_of_a_change_covers_the_truth() -> None:
 @pytest.mark.parametrize(
     ("domains", "words"),
     [
-        (("code",), "all prompts are of one domain, 'code'"),
+        (("code",), "All prompts are of one domain, 'code'"),
         (("code",) * 9 + ("prose",), "88% of the tokens are of one domain, 'code'"),
     ],
 )
@@ -248,14 +237,30 @@ def test_unknown_numbers_are_none_with_a_reason() -> None:
     assert (found.batch_imbalance, found.baseline.batch_imbalance) == (None, None)
     assert found.all_to_all_bytes_per_token is None
     assert found.fan_out is not None
-    assert any(note.startswith("batch imbalance is unknown") for note in result.notes)
+    assert any(note.startswith("Batch imbalance is unknown") for note in result.notes)
     assert "bytes are unknown" in result.notes
 
 
-def test_a_single_prompt_is_refused() -> None:
-    table = make_random_trace((9,), router=ROUTER)
-    with pytest.raises(InputError, match="has a single prompt"):
-        measure(table)
+def test_a_single_prompt_is_fitted_and_scored_on() -> None:
+    table = make_random_trace((60,), router=ROUTER)
+    result = measure(table)
+    assert (result.split.unit, result.split.held_out_prompts) == (None, ())
+    assert any("none is held out" in note for note in result.notes)
+    for layer in result.layers:
+        choices = [list(one.experts) for one in list_decisions(table) if one.layer == layer.layer]
+        load = Counter(expert for choice in choices for expert in choice)
+        assert list(layer.load) == [load[expert] for expert in range(8)]
+        slots = reference.place_by_load(
+            layer.load, num_slots=8, num_groups=1, num_nodes=1, num_gpus=4
+        )
+        eplb = result.methods["eplb"]
+        assert eplb is not None
+        assert list(eplb.physical_to_logical[layer.name]) == slots
+        assert eplb.scored_physical_to_logical is None
+        assert eplb.fan_out_change is not None
+        assert eplb.fan_out_change.verdict is Direction.UNKNOWN
+        reached = [reference.count_reached(choice, slots, num_parts=4) for choice in choices]
+        assert layer.scores["eplb"].fan_out == pytest.approx(sum(reached) / 60)
 
 
 def test_pairs_that_would_fill_the_memory_are_refused() -> None:

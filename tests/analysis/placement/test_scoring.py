@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.analysis.placement import random_router
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.eplb import place_by_load
 from moetool.analysis.placement.random_router import (
     RouterShape,
+    draw_loads,
     expect_reached,
     score_random_router,
-    simulate_loads,
 )
 from moetool.analysis.placement.scoring import LayerScorer, measure_imbalance, share_out
+from moetool.analysis.statistics.decision_sizes import make_sizes
 from moetool.trace.decisions import NO_EXPERT
 from tests.analysis.placement import reference
 from tests.analysis.placement.test_coactivation import draw_decisions
@@ -105,8 +106,14 @@ def test_nothing_scored_is_unknown() -> None:
     assert set(vars(scorer.scores()["a"]).values()) == {None}
 
 
+def make_shape(num_experts: int, num_others: int, *sizes: int) -> RouterShape:
+    """Return a router of which as many decisions run each number of experts."""
+    ran = Counter(size for size in sizes if size)
+    return RouterShape(num_experts, num_others, make_sizes(ran), len(sizes))
+
+
 def test_a_router_that_takes_all_experts_is_even_everywhere() -> None:
-    shape = RouterShape(num_experts=8, num_others=0, top_k=8)
+    shape = make_shape(8, 0, 8)
     decisions = np.tile(np.arange(8), (10, 1))
     cluster = Cluster(4, 2)
     scorer = LayerScorer({"a": np.arange(8)}, num_experts=8, cluster=cluster, tokens_per_batch=5)
@@ -127,25 +134,32 @@ def test_a_router_that_takes_all_experts_is_even_everywhere() -> None:
 @pytest.mark.parametrize(
     ("shape", "cluster"),
     [
-        (RouterShape(16, 0, 4), Cluster(4)),
-        (RouterShape(16, 0, 4), Cluster(8, num_redundant_experts=8)),
-        (RouterShape(16, 8, 3), Cluster(8)),
-        (RouterShape(16, 0, 1), Cluster(2)),
+        (make_shape(16, 0, 4), Cluster(4)),
+        (make_shape(16, 0, 4), Cluster(8, num_redundant_experts=8)),
+        (make_shape(16, 8, 3), Cluster(8)),
+        (make_shape(16, 0, 1), Cluster(2)),
+        # Choices that ran no expert, and decisions in which none ran.
+        (make_shape(8, 0, 1, 1, 1, 2, 2), Cluster(4)),
+        (make_shape(16, 8, 0, 2, 5), Cluster(8, num_redundant_experts=8)),
     ],
 )
 def test_random_router_lands_on_the_baseline(shape: RouterShape, cluster: Cluster) -> None:
     """A simulated router agrees within four standard errors of both means."""
     rng = np.random.default_rng(1)
     num_batches, size = 150, 64
-    num_ids = shape.num_experts + shape.num_others
-    keys = rng.random((num_batches * size, num_ids))
-    decisions = np.argsort(keys, axis=1)[:, : shape.top_k]
+    ran = [number for number, times in shape.sizes for _ in range(times)]
+    ran += [0] * (shape.num_decisions - len(ran))
+    drawn_sizes = rng.choice(ran, num_batches * size)
+    keys = rng.random((num_batches * size, shape.num_ids))
+    decisions = np.argsort(keys, axis=1)[:, : max(ran)]
+    decisions[np.arange(max(ran)) >= drawn_sizes[:, None]] = NO_EXPERT
     slots = place_by_load(draw_load(shape.num_experts, 3), cluster)
     scorer = LayerScorer(
         {"a": slots}, num_experts=shape.num_experts, cluster=cluster, tokens_per_batch=size
     )
     scored = scorer.add(decisions)["a"]
     found = scorer.scores()["a"]
+    assert scorer.sizes == make_sizes(dict(sorted(Counter(drawn_sizes.tolist()).items())))
     gpus, nodes = (
         share_out(slots, num_experts=shape.num_experts, num_parts=parts)
         for parts in (cluster.num_gpus, cluster.num_nodes)
@@ -155,30 +169,9 @@ def test_random_router_lands_on_the_baseline(shape: RouterShape, cluster: Cluste
     assert expected.batch_imbalance is not None
     error = scored.reached.std() / len(decisions) ** 0.5
     assert abs(found.fan_out - expected.fan_out) <= 4 * error + 1e-9  # type: ignore[operator]
-    drawn = measure_imbalance(simulate_loads(shape, num_tokens=size) @ gpus)
+    drawn = measure_imbalance(draw_loads(shape, num_tokens=size) @ gpus)
     error = (drawn.var() / len(drawn) + scored.imbalance.var() / num_batches) ** 0.5
     assert abs(found.batch_imbalance - expected.batch_imbalance) <= 4 * error  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("shape", [RouterShape(4, 0, 1), RouterShape(3, 1, 2)])
-def test_loads_of_many_tokens_have_the_moments_of_exact_ones(
-    shape: RouterShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The normal approximation has the moments of draws of choices, within four standard errors."""
-    monkeypatch.setattr(random_router, "_NUM_DRAWS", 4_000)
-    simulate_loads.cache_clear()
-    many = simulate_loads(shape, num_tokens=100_000)
-    simulate_loads.cache_clear()
-    num_ids = shape.num_experts + shape.num_others
-    chance = shape.top_k / num_ids
-    mean, variance = 100_000 * chance, 100_000 * chance * (1 - chance)
-    for load in many.T:
-        assert abs(load.mean() - mean) <= 4 * (variance / 4_000) ** 0.5
-        # A variance estimated from n normal draws has a standard error of variance * sqrt(2 / n).
-        assert abs(load.var() / variance - 1) <= 4 * (2 / 4_000) ** 0.5
-    # All loads add up to a constant, which leaves this correlation of two.
-    correlation = np.asarray(np.corrcoef(many[:, 0], many[:, 1]))[0, 1]
-    assert abs(correlation + 1 / (num_ids - 1)) <= 4 / 4_000**0.5
 
 
 @given(seed=st.integers(0, 2**16), top_k=st.integers(1, 4))
@@ -194,5 +187,5 @@ def test_fan_out_of_all_choices(seed: int, top_k: int) -> None:
         for choice in every
     ]
     share = share_out(slots, num_experts=6, num_parts=3)
-    shape = RouterShape(num_experts=6, num_others=1, top_k=top_k)
+    shape = make_shape(6, 1, top_k)
     assert expect_reached(shape, share) == pytest.approx(sum(reached) / len(every))

@@ -57,7 +57,7 @@ def test_identity_experts_are_neither_selected_nor_dropped() -> None:
     assert layer.missed == (3, 5)
     assert found.pruning is not None
     assert found.pruning.retained == {"model.layers.2.mlp": (0, 1, 2)}
-    assert any("identity experts" in note for note in found.notes)
+    assert any("Identity experts" in note for note in found.notes)
 
 
 def test_an_expert_that_did_not_run_has_no_share() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool import select_experts
-from moetool.analysis.selection.pruning import count_drops, keep_experts
+from moetool.analysis.selection.pruning.drops import count_drops, keep_experts
 from moetool.errors import InputError, UsageError
 from tests.analysis.random_traces import Router, list_decisions, make_random_trace
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from moetool.analysis.specialization.from_trace import SpecializationOptions, me
 from moetool.analysis.specialization.given_token import token_sample
 from moetool.analysis.specialization.result import Specialization
 from moetool.errors import InputError, UsageError
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, make_random_trace, open_rows
 
 LENGTHS = (40, 55, 30, 45, 60, 35)
@@ -38,7 +40,9 @@ def test_every_list_covers_every_layer() -> None:
         assert (layer.num_experts, layer.top_k, layer.num_tokens) == (8, 2, sum(LENGTHS))
         assert layer.shared_share == 1
         assert layer.conditional_p_value is not None
-        assert layer.random_overlap == 0.25
+        assert layer.baseline is not None
+        assert layer.baseline.same_domain_overlap == pytest.approx(0.25)
+        assert layer.baseline.other_domain_overlap == pytest.approx(0.25)
     assert result.trace is not None
     assert result.trace.num_assignments == TABLE.num_rows
     assert result.verdict.num_tested_layers == result.verdict.num_shared_layers == 3
@@ -69,14 +73,18 @@ def test_the_order_of_prompts_changes_no_observed_figure() -> None:
             "conditional_information_nats",
             "same_domain_overlap",
             "other_domain_overlap",
-            "random_nats",
         ):
             assert getattr(mine, name) == pytest.approx(getattr(theirs, name)), name
+        assert asdict(mine)["baseline"] == pytest.approx(asdict(theirs)["baseline"])
     for pair in zip(one.divergences, other.divergences, strict=True):
         assert pair[0].divergence_nats == pytest.approx(pair[1].divergence_nats)
     for each in zip(one.repetition, other.repetition, strict=True):
-        for name in ("num_pairs", "first", "any", "overlap", "popular_first", "popular_overlap"):
+        for name in ("num_pairs", "first", "any", "overlap"):
             assert getattr(each[0], name) == pytest.approx(getattr(each[1], name)), name
+        assert asdict(each[0])["baseline"] == pytest.approx(asdict(each[1])["baseline"])
+        for name in ("first", "overlap"):
+            one_share, other_share = (getattr(one.shuffled, name) for one in each)
+            assert one_share == pytest.approx(other_share), name
 
 
 def test_another_column_may_hold_the_domain() -> None:
@@ -126,7 +134,7 @@ def test_domains_without_a_common_token_say_so() -> None:
     index = TABLE.column_names.index("token_id")
     result = measure(TABLE.set_column(index, "token_id", pa.array(token_id.astype(np.int32))))
     assert {layer.conditional_excess_nats for layer in result.layers} == {None}
-    assert any("no token id occurs in two prompts" in note for note in result.notes)
+    assert any("No token id occurs in two prompts" in note for note in result.notes)
 
 
 def test_a_sample_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,3 +158,44 @@ def test_every_expert_for_every_token_tells_nothing() -> None:
         assert (layer.p_value, layer.conditional_p_value) == (1, 1)
     assert {each.divergence_nats for each in result.divergences} == {0}
     assert result.verdict.num_domain_experts == 0
+
+
+def test_decisions_with_fewer_experts_are_held_against_a_router_of_as_few() -> None:
+    """Every second domain loses most second choices, and no token of either repeats a router's."""
+    lengths = [40] * 40
+    excess, divergence, same, other = [], [], [], []
+    for seed in range(6):
+        table = make_random_trace(lengths, seed=seed, num_token_ids=9)
+        few, many = (
+            drop_choices_by_rank(table, chances, seed=seed) for chances in ((0.1, 0.8), (0, 0.3))
+        )
+        is_code = np.array(table.column("domain").to_pylist()) == "code"
+        expert = np.where(is_code, *(one.column("expert").to_numpy() for one in (few, many)))
+        mixed = table.set_column(
+            table.column_names.index("expert"), "expert", pa.array(expert.astype(np.int16))
+        )
+        result = measure(mixed)
+        for layer in result.layers:
+            assert layer.baseline is not None
+            assert layer.baseline.mutual_information_nats is not None
+            assert layer.mutual_information_nats is not None
+            excess.append(layer.mutual_information_nats / layer.baseline.mutual_information_nats)
+            same.append(
+                (layer.same_domain_overlap or 0) - (layer.baseline.same_domain_overlap or 0)
+            )
+            other.append(
+                (layer.other_domain_overlap or 0) - (layer.baseline.other_domain_overlap or 0)
+            )
+            # Two of eight experts for every token would have more in common.
+            assert (layer.baseline.other_domain_overlap or 0) < 0.6 * 2 / 8
+        for each in result.divergences:
+            assert each.baseline.divergence_nats is not None
+            assert each.divergence_nats is not None
+            divergence.append(each.divergence_nats / each.baseline.divergence_nats)
+        shares = {(cell.domain, round(cell.even_share, 1)) for cell in result.experts}
+        assert shares == {("code", 0.1), ("prose", 0.2)}
+    for ratios in (excess, divergence):
+        assert abs(np.mean(ratios) - 1) < 4 * np.std(ratios, ddof=1) / np.sqrt(len(ratios))
+    for differences in (same, other):
+        error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+        assert abs(np.mean(differences)) < 4 * error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from math import comb
+from dataclasses import asdict
+from itertools import combinations, pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from moetool.analysis.specialization import repetition
+from moetool.analysis.specialization.decision_sizes import find_any_chance
 from moetool.analysis.specialization.from_trace import SpecializationOptions, measure_trace
-from moetool.analysis.specialization.repetition import count_common, find_random_any
-from moetool.analysis.specialization.result import Repetition
+from moetool.analysis.specialization.repetition import count_common
+from moetool.analysis.specialization.result import RepeatedShares, Repetition
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import Router, list_decisions, make_random_trace, open_rows
 
 SKEWED = Router(num_experts=8, top_k=2, num_layers=2, popularity=(8, 4, 2, 1, 1, 1, 1, 1))
@@ -23,15 +25,21 @@ def measure(table: pa.Table, *, router: Router) -> tuple[Repetition, ...]:
     return measure_trace(open_rows(table, router=router), options).repetition
 
 
-@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 1), (8, 2), (6, 6), (4, 3)])
-def test_the_random_share_is_that_of_mixtral(num_experts: int, top_k: int) -> None:
-    expected = 1 - comb(num_experts - top_k, top_k) / comb(num_experts, top_k)
-    assert find_random_any(num_experts, top_k) == pytest.approx(expected)
+@pytest.mark.parametrize(("num_experts", "first", "second"), [(5, 1, 1), (8, 2, 1), (6, 3, 2)])
+def test_the_chance_of_a_common_expert_is_that_of_all_choices(
+    num_experts: int, first: int, second: int
+) -> None:
+    pairs = [
+        bool({*one} & {*other})
+        for one in combinations(range(num_experts), first)
+        for other in combinations(range(num_experts), second)
+    ]
+    assert find_any_chance(num_experts, first, second) == pytest.approx(np.mean(pairs))
 
 
 def test_mixtrals_baselines_are_those_of_its_paper() -> None:
     assert 1 / 8 == 0.125
-    assert round(find_random_any(8, 2), 3) == 0.464
+    assert round(find_any_chance(8, 2, 2), 3) == 0.464
 
 
 @pytest.mark.parametrize("few_experts", [0, 64])
@@ -68,34 +76,63 @@ def test_shares_are_those_of_a_reading_token_by_token() -> None:
         assert found.any == pytest.approx(np.mean([bool({*a} & {*b}) for a, b in pairs]))
         assert found.overlap == pytest.approx(np.mean([len({*a} & {*b}) / 2 for a, b in pairs]))
         firsts = np.bincount([each.experts[0] for each in mine]) / len(mine)
-        assert found.popular_first == pytest.approx(np.square(firsts).sum())
+        assert found.shuffled.first == pytest.approx(np.square(firsts).sum())
         use = np.bincount([expert for each in mine for expert in each.experts]) / len(mine)
-        assert found.popular_overlap == pytest.approx(np.square(use).sum() / 2)
+        assert found.shuffled.overlap == pytest.approx(np.square(use).sum() / 2)
 
 
+@pytest.mark.parametrize("chances", [(0, 0), (0, 0.6), (0.1, 0.6)], ids=str)
 @pytest.mark.parametrize("popularity", [(), SKEWED.popularity], ids=["even", "skewed"])
-def test_a_router_without_memory_lands_on_the_shares_of_shuffled_tokens(
-    popularity: tuple[float, ...],
+def test_a_router_without_memory_lands_on_its_baselines(
+    popularity: tuple[float, ...], chances: tuple[float, float]
 ) -> None:
     router = Router(num_experts=8, top_k=2, num_layers=1, popularity=popularity)
-    found, *_ = measure(make_random_trace((800,) * 8, router=router), router=router)
+    table = drop_choices_by_rank(make_random_trace((800,) * 8, router=router), chances)
+    found, *_ = measure(table, router=router)
     for name in ("first", "any", "overlap"):
-        share, expected = getattr(found, name), getattr(found, f"popular_{name}")
+        share, shuffled = getattr(found, name), getattr(found.shuffled, name)
         # Overlaps of neighbouring pairs have a decision in common, which doubles their variance
         # at most; those of shuffled tokens are drawn as well.
         error = np.sqrt(0.25 * (2 / found.num_pairs + 1 / 10_000))
-        assert abs(share - expected) < 4 * error, name
+        assert abs(share - shuffled) < 4 * error, name
+        by_chance = getattr(found.baseline, name)
         if not popularity:
-            assert abs(share - getattr(found, f"random_{name}")) < 4 * error, name
+            assert abs(share - by_chance) < 4 * error, name
         else:
-            assert share > getattr(found, f"random_{name}") + 4 * error, name
+            assert share > by_chance + 4 * error, name
+    always = RepeatedShares(first=1 / 8, any=find_any_chance(8, 2, 2), overlap=2 / 8)
+    assert found.baseline.any is not None
+    assert always.any is not None
+    if chances == (0, 0):
+        assert asdict(found.baseline) == pytest.approx(asdict(always))
+    else:
+        assert found.baseline.any < 0.6 * always.any
+
+
+def test_baselines_are_those_of_a_reading_pair_by_pair() -> None:
+    router = Router(num_experts=8, top_k=3, num_layers=1)
+    table = drop_choices_by_rank(make_random_trace((9, 14, 12, 7), router=router), (0.2, 0.3, 0.5))
+    decisions = list_decisions(table)
+    for found in measure(table, router=router):
+        pairs = [
+            (one.experts, other.experts)
+            for one, other in pairwise(decisions)
+            if one.prompt_id == other.prompt_id and found.domain in (None, one.domain)
+        ]
+        sizes = [[sum(expert >= 0 for expert in experts) for experts in pair] for pair in pairs]
+        has_two = [one[0] >= 0 and other[0] >= 0 for one, other in pairs]
+        assert found.baseline.first == pytest.approx(np.mean(has_two) / 8)
+        chances = [find_any_chance(8, *pair) for pair in sizes]
+        assert found.baseline.any == pytest.approx(np.mean(chances))
+        assert found.baseline.overlap == pytest.approx(np.mean([a * b for a, b in sizes]) / 8 / 3)
 
 
 def test_every_expert_for_every_token_always_repeats() -> None:
     router = Router(num_experts=3, top_k=3, num_layers=1)
     found, *_ = measure(make_random_trace(router=router), router=router)
-    assert (found.any, found.random_any, found.popular_any) == (1, 1, 1)
-    assert (found.overlap, found.random_overlap, found.popular_overlap) == pytest.approx((1, 1, 1))
+    for name in ("any", "overlap"):
+        shares = [getattr(each, name) for each in (found, found.baseline, found.shuffled)]
+        assert shares == pytest.approx([1, 1, 1])
 
 
 def test_without_ranks_no_first_choice_is_known() -> None:
@@ -103,7 +140,7 @@ def test_without_ranks_no_first_choice_is_known() -> None:
     source = open_rows(table, router=Router())
     result = measure_trace(source, SpecializationOptions(num_permutations=1))
     found, *_ = result.repetition
-    assert (found.first, found.popular_first) == (None, None)
+    assert (found.first, found.shuffled.first, found.baseline.first) == (None, None, None)
     assert found.any is not None
     assert any("no ranks by weight" in note for note in result.notes)
 

@@ -167,7 +167,7 @@ def test_a_layer_where_no_expert_ran_has_neither_information_nor_p() -> None:
     assert set(astuple(idle)[5:]) == {None}
     assert any("neither MI nor p" in note for note in result.notes)
     assert {cell.lift for cell in result.experts if cell.layer == 1} == {None}
-    assert any("lift is unknown in 4 of 8 cases" in note for note in result.notes)
+    assert any("Lift is unknown in 4 of 8 cases" in note for note in result.notes)
 
 
 def test_a_layer_that_ran_for_one_domain_only_is_not_significant() -> None:

@@ -19,6 +19,7 @@ from moetool.errors import InputError
 from moetool.trace.reading.reader import TraceSource, open_trace
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.halves import choose_fitted
 from tests.analysis.random_traces import Router, list_decisions, make_random_trace, open_rows
 
@@ -107,7 +108,7 @@ def test_the_prediction_is_that_of_plain_python(table: pa.Table) -> None:
         assert prediction.popularity == pytest.approx(
             sum(first == popular for _, _, first in scored) / len(scored)
         )
-        assert prediction.random == 1 / 4
+        assert prediction.baseline.hit_rate == 1 / 4
         assert prediction.num_tokens_scored == len(scored)
         assert prediction.num_tokens_fitted == len(fitted)
         assert prediction.num_prompts_scored == len({prompt for prompt, _, _ in scored})
@@ -116,8 +117,11 @@ def test_the_prediction_is_that_of_plain_python(table: pa.Table) -> None:
         assert prediction.gain_low < prediction.gain < prediction.gain_high
 
 
-def test_a_random_router_lands_on_the_baselines() -> None:
-    table = make_random_trace([100] * 40, router=ROUTER, num_token_ids=600, seed=1)
+@pytest.mark.parametrize("chances", [(0, 0), (0.3, 0.6)], ids=str)
+def test_a_random_router_lands_on_the_baselines(chances: tuple[float, float]) -> None:
+    table = drop_choices_by_rank(
+        make_random_trace([100] * 40, router=ROUTER, num_token_ids=600, seed=1), chances
+    )
     for layer in measure(open_rows(table, router=ROUTER), min_count=4).layers:
         assert layer.loads is not None
         assert layer.fixed_share is not None
@@ -132,6 +136,22 @@ def test_a_random_router_lands_on_the_baselines() -> None:
         assert prediction is not None
         error = 0.5 / math.sqrt(prediction.num_tokens_scored)
         assert prediction.hit_rate < prediction.popularity + 5 * error
+        assert not prediction.is_gain_certain
+
+
+def test_an_even_router_lands_on_the_uniform_baseline() -> None:
+    router = Router(num_experts=4, top_k=2, num_layers=2)
+    table = drop_choices_by_rank(
+        make_random_trace([100] * 40, router=router, num_token_ids=600, seed=2), (0.3, 0.6)
+    )
+    for layer in measure(open_rows(table, router=router), min_count=4).layers:
+        assert layer.baseline is not None
+        chance = layer.baseline.fixed_share
+        assert layer.fixed_share == pytest.approx(
+            chance, abs=5 * math.sqrt(chance / layer.num_frequent)
+        )
+        error = 5 * 0.5 / 2_000**0.5
+        assert layer.usual_share == pytest.approx(layer.baseline.usual_share, abs=error)
 
 
 def test_a_router_that_looks_at_the_token_alone_never_changes(table: pa.Table) -> None:
@@ -189,7 +209,7 @@ def test_without_ranks_and_weights_first_choices_are_unknown(table: pa.Table) ->
         assert (layer.fixed_share, layer.usual_share, layer.prediction) == (None, None, None)
     assert (result.tokens, result.cells) == ((), ())
     assert result.notes == (
-        "the trace has neither ranks nor weights: what depends on the first choice is unknown",
+        "The trace has neither ranks nor weights: what depends on the first choice is unknown.",
     )
 
 

@@ -20,6 +20,7 @@ from moetool.analysis.tokens.pieces import (
 from moetool.errors import InputError, UsageError
 from moetool.trace.windows import reader as windows
 from moetool.trace.windows.reader import DecisionReader
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import (
     Decision,
     Router,
@@ -60,7 +61,7 @@ def test_the_tokens_of_an_expert_are_those_of_plain_python(
     first = Counter(one.token_id for one in chosen if one.experts[0] == expert)
     assert (result.count, result.num_tokens) == (len(chosen), len(mine))
     assert result.share == pytest.approx(len(chosen) / len(mine))
-    assert result.random_share == 2 / 4
+    assert result.baseline.share == 2 / 4
     assert (result.num_token_ids, result.num_layer_ids) == (len(counts), len(occurrences))
     order = sorted(counts, key=lambda one: (-counts[one], one))
     assert [token.token_id for token in result.all_tokens] == order
@@ -73,6 +74,44 @@ def test_the_tokens_of_an_expert_are_those_of_plain_python(
         assert token.lift == pytest.approx(token.share / result.share)
 
 
+@pytest.mark.parametrize("by", ["domain", "phase", "prompt_id"])
+def test_the_tokens_of_each_group_are_those_of_its_rows_alone(table: pa.Table, by: str) -> None:
+    table = drop_choices_by_rank(table, (0.1, 0.4))
+    whole = list_expert_tokens(read_by(table, by), layer=1, expert=2, by=by)
+    names = np.array(table.column(by).to_pylist())
+    assert [group.group for group in whole.by_group] == sorted(set(names.tolist()))
+    assert sum(group.num_tokens for group in whole.by_group) == whole.num_tokens
+    assert sum(group.count for group in whole.by_group) == whole.count
+    for group in whole.by_group:
+        alone = list_expert_tokens(
+            read_by(table.filter(pa.array(names == group.group)), by), layer=1, expert=2, by=by
+        )
+        assert (group.num_tokens, group.count) == (alone.num_tokens, alone.count)
+        assert (group.share, group.baseline) == (alone.share, alone.baseline)
+        assert group.tokens == alone.tokens[:5]
+        assert alone.by_group == ()
+
+
+def read_by(table: pa.Table, by: str, *, router: Router = ROUTER) -> DecisionReader:
+    return DecisionReader(open_rows(table, router=router), by=by, columns=COLUMNS)
+
+
+def test_a_random_router_lands_on_the_share_of_as_many_experts() -> None:
+    router = Router(num_experts=8, top_k=2, num_layers=1)
+    table = drop_choices_by_rank(make_random_trace([400] * 8, router=router), (0.1, 0.6))
+    shares = []
+    for expert in range(8):
+        result = list_expert_tokens(read_by(table, "domain", router=router), layer=0, expert=expert)
+        ran = (table.column("expert").to_numpy() >= 0).sum()
+        assert result.baseline.share == pytest.approx(ran / 3_200 / 8)
+        error = np.sqrt(result.baseline.share / 3_200)
+        assert abs(result.share - result.baseline.share) < 5 * error
+        shares.append(result.share)
+        assert not any("ran no expert" in note for note in result.notes)
+    assert np.mean(shares) == pytest.approx(result.baseline.share)
+    assert result.baseline.share < 0.7 * 2 / 8
+
+
 @pytest.mark.parametrize("rows_per_window", [30, 1_000_000])
 def test_contexts_are_of_the_largest_weights_and_stay_in_their_prompt(
     table: pa.Table,
@@ -83,7 +122,7 @@ def test_contexts_are_of_the_largest_weights_and_stay_in_their_prompt(
     monkeypatch.setattr(windows, "_ROWS_PER_WINDOW", rows_per_window)
     monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 17)
     reader = DecisionReader(open_rows(table, router=ROUTER), columns=COLUMNS)
-    result = list_expert_tokens(reader, layer=0, expert=1, most_contexts=5)
+    result = list_expert_tokens(reader, layer=0, expert=1, num_contexts=5)
     mine = [one for one in decisions if one.layer == 0]
     pieces = {(one.prompt_id, one.position): f"t{one.token_id}" for one in mine}
     best: dict[int, tuple[float, Decision]] = {}
@@ -189,7 +228,7 @@ def test_a_prompt_has_the_rows_of_the_trace(reader: DecisionReader, table: pa.Ta
     assert result.to_rows() == by_place
     assert list(result.column_types()) == names
     assert [layer.num_tokens for layer in result.layers] == [60, 60]
-    (stack,) = result.excerpt(most_tokens=4)
+    (stack,) = result.excerpt(num_listed=4)
     assert [token.position for token in stack.tokens] == [0, 1, 18, 19, 20, 21, 58, 59]
     assert [token.is_new for token in stack.tokens] == [False] * 4 + [True] * 4
     assert stack.tokens[0].experts == tuple(
@@ -204,7 +243,7 @@ def test_a_prompt_of_bare_rows_has_no_more_than_they_say(table: pa.Table) -> Non
     )
     result = tabulate_prompt(DecisionReader(open_rows(kept, router=ROUTER), columns=COLUMNS), "p2")
     assert result.to_rows()[0]["token_id"] is result.to_rows()[0]["weight"] is None
-    (stack,) = result.excerpt(most_tokens=4)
+    (stack,) = result.excerpt(num_listed=4)
     assert stack.tokens[0].experts[1] == (-1,)
 
 

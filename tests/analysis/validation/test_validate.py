@@ -58,12 +58,24 @@ FAULTS: dict[str, tuple[Spoil, str, int, str, tuple[Any, ...]]] = {
     ),
     "an expert twice": (same_expert, "distinct experts", 1, "twice for one decision", PLACE),
     "a rank twice": (change("rank", 0), "ranks", 1, "has a decision with the ranks 0, 0", PLACE),
-    "a rank below zero": (change("rank", -1), "values in range", 1, "rank -1, below 0", PLACE),
+    "a rank below zero": (
+        change("rank", -1),
+        "values in range",
+        1,
+        "rank -1, below 0, in row 9 ",
+        PLACE,
+    ),
     "a position below zero": (
         change("position", -5),
         *("values in range", 1, "position -5, below 0", ("p0", 1, -5)),
     ),
-    "a weight below zero": (change("weight", -0.5), "weights", 1, "a weight of -0.5", PLACE),
+    "a weight below zero": (
+        change("weight", -0.5),
+        "weights",
+        1,
+        "a weight of -0.5 in row 9 ",
+        PLACE,
+    ),
     "an infinite weight": (change("weight", float("inf")), "weights", 1, "weight of inf", PLACE),
     "a first choice of less weight": (
         swap_weights,
@@ -118,7 +130,7 @@ def test_a_sound_trace_passes_every_check(tmp_path: Path) -> None:
     ] * 2
     assert result.domains == ("x", "y")
     missing = {answer.command: answer.missing for answer in result.answers}
-    assert missing.pop("balance --by phase") == "all tokens are of the phase prefill"
+    assert missing.pop("balance --by phase") == "all tokens are prefill"
     assert set(missing.values()) == {None}
 
 

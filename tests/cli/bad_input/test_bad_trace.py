@@ -19,7 +19,7 @@ TWO_DOMAINS = f"{HEADER}a,x,0,0,1\nb,y,0,0,2\n"
 
 # By what is wrong with it: a trace as CSV, and what is said of it; {} is its path.
 BAD_CSV: dict[str, tuple[str, Refusal]] = {
-    "empty": ("", Refusal(3, error="'{}' can't be read as a trace", fact="seen: ")),
+    "empty": ("", Refusal(3, error="'{}' can't be read as a trace: it is empty")),
     "a header only": (HEADER, Refusal(3, error="'{}' holds no rows")),
     "columns that are missing": (
         "prompt_id,layer\na,0\n",
@@ -32,13 +32,43 @@ BAD_CSV: dict[str, tuple[str, Refusal]] = {
     ),
     "a word for a layer": (
         f"{TWO_DOMAINS}c,y,0,first,2\n",
-        Refusal(3, error="'{}' can't be read as a trace", fact="'first'"),
+        Refusal(3, error="'{}' can't be read as a trace: 'layer' is 'first' in line 4"),
     ),
-    "a row without a layer": (f"{TWO_DOMAINS}c,y,0,,2\n", Refusal(3, error="'{}'", fact="layer")),
-    "a layer below zero": (f"{TWO_DOMAINS}c,y,0,-3,2\n", Refusal(3, error="'{}'", fact="layer")),
+    "a row without a layer": (
+        f"{TWO_DOMAINS}c,y,0,,2\n",
+        Refusal(3, error="there is no 'layer' in line 4"),
+    ),
+    "a layer below zero": (
+        f"{TWO_DOMAINS}c,y,0,-3,2\n",
+        Refusal(3, error="'{}' has layer -3, below 0, in line 4", fact="prompt 'c'"),
+    ),
     "a row too short": (
         f"{TWO_DOMAINS}c,y,0\n",
-        Refusal(3, error="'{}' can't be read as a trace", fact="seen: "),
+        Refusal(3, error="line 4 has 3 values, but the header names 5 columns", hint="commas"),
+    ),
+    "a quotation mark too many": (
+        f'{TWO_DOMAINS}"c,y,0,0,2\nd,x,0,0,2\n',
+        Refusal(3, error="a quotation mark in line 4 isn't closed"),
+    ),
+    "semicolons": (
+        TWO_DOMAINS.replace(",", ";"),
+        Refusal(3, error="'{}' separates its columns by semicolons", hint="commas"),
+    ),
+    "semicolons, and commas in numbers": (
+        "prompt_id;position;layer;expert;weight\na;0;0;1;0,5\n",
+        Refusal(3, error="'{}' separates its columns by semicolons", hint="commas"),
+    ),
+    "tabs": (
+        TWO_DOMAINS.replace(",", "\t"),
+        Refusal(3, error="'{}' separates its columns by tabs", hint="commas"),
+    ),
+    "no header": (
+        "a,0,0,1\nb,0,0,2\n",
+        Refusal(3, error="'{}' begins with values", hint="prompt_id", fact="seen: a, 0, 0, 1"),
+    ),
+    "a column in capital letters": (
+        TWO_DOMAINS.replace("expert", "Expert"),
+        Refusal(3, error="lacks the column 'expert'", hint="Rename the column 'Expert'", fact="x"),
     ),
     "one domain": (
         f"{HEADER}a,x,0,0,1\nb,x,0,0,2\n",
@@ -46,6 +76,10 @@ BAD_CSV: dict[str, tuple[str, Refusal]] = {
     ),
     "no domain": (
         "prompt_id,position,layer,expert\na,0,0,1\nb,0,0,2\n",
+        Refusal(3, error="'{}' has no column 'domain'", hint="--by token"),
+    ),
+    "domains without a name": (
+        f"{HEADER}a,(none),0,0,1\nb,(none),0,0,2\n",
         Refusal(3, error="No prompt has a domain (column 'domain')", hint="--by"),
     ),
 }
@@ -153,9 +187,7 @@ def test_a_truncated_trace_is_refused(
 ) -> None:
     parquet.write_bytes(parquet.read_bytes()[:-1])
 
-    refuse(
-        parquet, Refusal(3, error="'{}' can't be read as a trace", hint="damaged", fact="seen: ")
-    )
+    refuse(parquet, Refusal(3, error="'{}' can't be read as a trace: its end is missing"))
 
 
 def test_a_trace_damaged_in_the_middle_is_refused(
@@ -166,9 +198,7 @@ def test_a_trace_damaged_in_the_middle_is_refused(
     content[4:middle] = b"\xff" * (middle - 4)
     parquet.write_bytes(content)
 
-    refuse(
-        parquet, Refusal(3, error="'{}' can't be read as a trace", hint="damaged", fact="seen: ")
-    )
+    refuse(parquet, Refusal(3, error="can't be read as a trace: it is damaged", fact="seen: "))
 
 
 def test_an_existing_result_is_refused_and_kept(

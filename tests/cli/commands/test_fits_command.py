@@ -132,7 +132,9 @@ def test_an_interrupt_has_one_hint(
         "error: Interrupted.\nhint: Run the same command again to go on from what was found.\n"
     )
     anew = run_moetool("fits", "--gpu", "16GiB", "--no-cache")
-    assert anew.stderr.startswith("error: Interrupted.\nhint: Run the same command again to start ")
+    assert anew.stderr.startswith(
+        "error: Interrupted.\nhint: Run the same command again; this one wrote"
+    )
 
 
 def test_json_and_csv_have_every_model(run_moetool: RunMoetool, tmp_path: Path) -> None:

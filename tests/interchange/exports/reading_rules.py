@@ -54,6 +54,8 @@ def read_vllm_ascend(content: bytes) -> Held:
         assert len(devices) == layer["device_count"]
         assert [device["device_id"] for device in devices] == list(range(len(devices)))
         held[ordinal] = [device["device_expert"] for device in devices]
+        # An expert has one slot on a device; the first device's experts are the slots of each.
+        assert all(len(set(experts)) == len(experts) for experts in held[ordinal])
     # All devices and layers go into one tensor.
     torch.tensor(list(held.values()))
     return held

@@ -92,7 +92,11 @@ def test_engines_read_what_was_placed(plan: SlotPlan) -> None:
         for layer, slots in zip(plan.layers, plan.slots, strict=True)
     }
     by_ordinal = dict(enumerate(held.values()))
-    contents = {engine: form.render(plan) for engine, form in FORMATS.items()}
+    contents = {
+        engine: form.render(plan)
+        for engine, form in FORMATS.items()
+        if engine is not Engine.VLLM_ASCEND
+    }
     sglang = read_sglang(
         contents[Engine.SGLANG],
         num_hidden_layers=plan.num_hidden_layers,
@@ -107,7 +111,6 @@ def test_engines_read_what_was_placed(plan: SlotPlan) -> None:
         )
         == held
     )
-    assert read_vllm_ascend(contents[Engine.VLLM_ASCEND]) == by_ordinal
     assert read_eplb(contents[Engine.EPLB], num_gpus=plan.num_gpus) == by_ordinal
     kept = read_ktransformers(
         contents[Engine.KTRANSFORMERS],
@@ -122,6 +125,17 @@ def test_engines_read_what_was_placed(plan: SlotPlan) -> None:
     }
     busiest = sorted(load.values(), reverse=True)[:3]
     assert [load.get(cell, 0) for cell in kept][: len(busiest)] == busiest
+
+
+@given(plan=plans())
+def test_vllm_on_ascend_gets_one_replica_for_each_device(plan: SlotPlan) -> None:
+    gpus = [experts for slots in plan.slots for experts in plan.split_by_gpu(slots)]
+    if any(len(set(experts)) < len(experts) for experts in gpus):
+        with pytest.raises(UsageError, match="Two replicas of expert"):
+            FORMATS[Engine.VLLM_ASCEND].render(plan)
+    else:
+        by_ordinal = dict(enumerate(plan.split_by_gpu(slots) for slots in plan.slots))
+        assert read_vllm_ascend(FORMATS[Engine.VLLM_ASCEND].render(plan)) == by_ordinal
 
 
 def test_counts_beyond_32_bits_keep_their_proportions() -> None:

@@ -107,3 +107,19 @@ def test_what_is_wrong_with_a_row_is_named(rows: str, message: str, tmp_path: Pa
     with pytest.raises(InputError, match=message):
         import_trace("bigmoeonedge", tmp_path / "route.csv", tmp_path / "t.parquet")
     assert [each.name for each in tmp_path.iterdir()] == ["route.csv"]
+
+
+def test_a_last_layer_with_fewer_tokens_is_noted_only_if_it_has_fewer(tmp_path: Path) -> None:
+    path = write_bigmoe(tmp_path / "route.csv", make_known(8))
+    whole = import_trace("bigmoeonedge", path, tmp_path / "t.parquet")
+    assert not any("last" in note for note in whole.notes)
+    head, *rows = path.read_text().partition(f"{COLUMNS}\n")[2].splitlines()
+    rows = [head, *rows]
+    num_tokens = sum(row.split(",")[3:5] == ["1", "0"] for row in rows)
+    kept = [row for row in rows if row.split(",")[3] != "3" or row.startswith("0,")]
+    num_last = sum(row.split(",")[3:5] == ["3", "0"] for row in kept)
+    assert 0 < num_last < num_tokens
+    path.write_text("\n".join([f"{HEAD}{COLUMNS}", *kept]) + "\n")
+    cut = import_trace("bigmoeonedge", path, tmp_path / "t.parquet", overwrite=True)
+    (note,) = cut.notes
+    assert note.startswith(f"Layer 3, the last one, has {num_last} tokens of {num_tokens}: ")

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from moetool import detect_format, import_trace
 from moetool.errors import InputError, UsageError
 from moetool.interchange.imports.formats import FORMATS, find_format
+from moetool.trace.schema import PROBABILITIES_SCHEMA
 from tests.command import RunMoetool
 from tests.interchange.imports import foreign
 from tests.interchange.imports.known import make_known
@@ -56,6 +58,10 @@ def test_folders_of_formats_that_write_one_are_found(tmp_path: Path) -> None:
 def test_files_that_are_not_imported_are_named_too(tmp_path: Path) -> None:
     (tmp_path / "meta_info.json").write_text('{"num_experts": 4, "num_experts_per_token": 2}')
     (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "cut.json").write_text('{\n"a": 1\n')
+    (tmp_path / "semicolons.csv").write_text("layer;expert;prompt_id;position\n")
+    probabilities = PROBABILITIES_SCHEMA.empty_table()
+    pq.write_table(probabilities, tmp_path / "trace.probabilities.parquet")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "text.txt").write_text("hello\n")
     name = b"blk.0.ffn_up_exps.weight"
@@ -73,13 +79,20 @@ def test_files_that_are_not_imported_are_named_too(tmp_path: Path) -> None:
     assert titles["model.safetensors"].startswith("safetensors, but not")
     assert titles["model.pt"].startswith("a file of torch, but not")
     assert titles["model.gguf"] == "a GGUF file, but not an importance matrix"
-    assert titles["list.json"].startswith("a damaged JSON file")
+    assert titles["list.json"] == "JSON without routed experts"
+    assert titles["cut.json"].startswith("damaged JSON: Expecting ',' delimiter: line 3")
+    assert titles["semicolons.csv"].startswith("a trace whose columns are separated by semicolons")
+    assert titles["trace.probabilities.parquet"].startswith("a trace's file of router probabil")
 
 
 def test_files_of_moetool_are_recognized(tmp_path: Path) -> None:
     trace = write_trace(tmp_path / "trace.csv", make_rows((1,)))
     found = detect_format(trace)
     assert (found.format, found.kind) == (None, "trace")
+    assert found.command == f"moetool validate {trace}"
+    (tmp_path / "parts").mkdir()
+    write_trace(tmp_path / "parts" / "part-0.parquet", make_rows((1,)))
+    assert detect_format(tmp_path / "parts").kind == "trace"
     path = foreign.write_imatrix(tmp_path / "m.gguf", {0: np.ones(4, dtype=np.float32)})
     loads = import_trace("imatrix", path, tmp_path / "loads.parquet").path
     assert detect_format(loads).kind == "load table"
@@ -150,7 +163,9 @@ def test_the_command_writes_a_trace_and_says_what_is_in_it(
 def test_the_command_shows_what_files_are(run_moetool: RunMoetool, tmp_path: Path) -> None:
     foreign.write_imatrix(tmp_path / "m.gguf", {0: np.ones(4, dtype=np.float32)})
     (tmp_path / "x").write_text("hello")
-    page = run_moetool("import", "--detect", "m.gguf", "x", cwd=tmp_path)
+    page = run_moetool("import", "--detect", "m.gguf", "x", "missing", cwd=tmp_path)
+    assert page.returncode == 3
+    assert page.stderr.startswith("error: 2 of 3 files can't be imported: 'x' and 'missing'.\nhint")
     assert page.stdout.splitlines() == [
         "m.gguf: llama.cpp's importance matrix (.gguf)",
         "format      imatrix",
@@ -160,10 +175,15 @@ def test_the_command_shows_what_files_are(run_moetool: RunMoetool, tmp_path: Pat
         "moetool import imatrix m.gguf -o loads.parquet",
         "",
         "x: a file of no known format",
+        "",
+        "missing: a file that can't be read: No such file or directory",
     ]
+    alone = run_moetool("import", "--detect", "x", cwd=tmp_path)
+    assert (alone.returncode, alone.stdout) == (3, "")
+    assert alone.stderr.startswith("error: 'x' is a file of no known format.\nhint: ")
     shown = run_moetool("import", "--detect", "m.gguf", "--format", "json", cwd=tmp_path)
     (found,) = json.loads(shown.stdout)["files"]
     assert found["format"] == "imatrix"
     rows = run_moetool("import", "--detect", "m.gguf", "x", "-o", "r.csv", cwd=tmp_path)
-    assert (rows.returncode, rows.stdout) == (0, "")
+    assert (rows.returncode, rows.stdout) == (3, "")
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3

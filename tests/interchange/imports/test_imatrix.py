@@ -37,7 +37,7 @@ def test_a_round_trip_gives_the_same_counts(
     assert {each.layer: each.assignments[0].tolist() for each in found.layers} == counts
     assert table.metadata is not None
     assert table.metadata.precision == "exact"
-    assert "Collected on data: wiki.txt." in result.notes
+    assert "The counts were collected on wiki.txt." in result.notes
 
 
 def test_top_k_is_the_ratio_to_what_other_weights_of_the_layers_count(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_full_counters_and_unlike_tensors_are_lower_bounds(tmp_path: Path) -> No
     table = open_loads(result.path)
     assert table.metadata is not None
     assert table.metadata.precision == "lower bound"
-    assert table.to_counts(top_k=1).notes[0].startswith("counts are lower bounds")
+    assert table.to_counts(top_k=1).notes[0].startswith("Counts are lower bounds")
     tensors = {
         "blk.0.ffn_up_exps.weight.counts": np.array([[1], [5]], dtype=np.float32),
         "blk.0.ffn_down_exps.weight.counts": np.array([[2], [4]], dtype=np.float32),

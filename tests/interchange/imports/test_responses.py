@@ -58,6 +58,11 @@ def test_a_round_trip_gives_the_same_decisions(
     assert metadata["complete"] is metadata["exact"] is True
     assert metadata["rank_order"] is False
     assert [layer["layer"] for layer in metadata["layers"]] == list(known.routed)
+    inferred = [note for note in result.notes if "are inferred from the tokens" in note]
+    number = known.prompts[0].experts.shape[1]
+    assert [note.split()[:2] for note in inferred] == (
+        [[f"{number}", "layers,"]] if layout == "sglang" else []
+    )
     assert {layer["num_experts"] for layer in metadata["layers"]} == {num_experts}
 
 

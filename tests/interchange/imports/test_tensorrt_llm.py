@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from moetool import import_trace
 from moetool.errors import InputError
+from moetool.report.imports import render_result_text
 from moetool.trace.loads.table import open_loads
 from tests.interchange.imports.known import Known, find_decisions, make_known, read_imported
 
@@ -77,6 +78,13 @@ def test_counts_are_summed_over_ranks(tmp_path: Path) -> None:
                 expected = int(counts[:, iteration, layer, expert].sum())
                 assert frame[100 + iteration, layer + 1, expert] == expected
     assert {each.top_k for each in table.to_counts().layers} == {2}
+    assert (result.num_steps, result.num_assignments) == (2, int(counts.sum()))
+    shown = " ".join(render_result_text(result).split())
+    assert f"3 routed layers, 2 steps, {counts.sum():,} assignments; top-2 of 8 experts" in shown
+    write_raw(tmp_path, known)
+    trace = import_trace("auto", tmp_path, tmp_path / "t.parquet")
+    assert trace.kind == "trace"
+    assert any("`moetool import tensorrt-llm-counts` makes" in note for note in trace.notes)
 
 
 def test_without_its_metadata_the_number_of_experts_is_asked_for(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from moetool import measure_balance, read_trace, trace_model
 from moetool.analysis.balance.result import FIGURES
 from moetool.errors import InputError, UsageError
+from moetool.report.questions.balance import render_table_text
 from moetool.trace.companions import probabilities_path
 from tests.command import RunMoetool
 
@@ -81,6 +82,36 @@ def test_the_steps_of_a_load_table_are_batches(demo_trace: Path, tmp_path: Path)
             assert after.max_violation_batch == pytest.approx(before.max_violation_batch)
             shares = [share.share for share in before.dropped]
             assert [share.share for share in after.dropped] == pytest.approx(shares)
+
+
+def test_without_top_k_what_follows_from_it_is_unknown(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"step": [0, 0, 1, 1], "layer": 0, "expert": [0, 1, 0, 2], "count": [6, 2, 5, 3]}
+    )
+    table.to_parquet(tmp_path / "loads.parquet")
+    result, known = (
+        measure_balance(tmp_path / "loads.parquet", num_experts=4, top_k=k) for k in (None, 2)
+    )
+    (layer,), (of_two,) = result.layers, known.layers
+    assert (layer.top_k, layer.num_tokens, result.trace.num_tokens) == (None, None, None)
+    assert (of_two.top_k, of_two.num_tokens, known.trace.num_tokens) == (2, 8, 8)
+    assert layer.baseline.load == of_two.baseline.load == 4
+    unknown = {name for name, value in vars(layer.baseline).items() if value is None}
+    assert unknown == {*FIGURES, "percentiles", "max_violation_batch", "mean_squared"} | {
+        *("aux_loss", "unused_per_prompt")
+    }
+    # Figures of the load itself, and drops of steps, need no top-k.
+    for name in (*FIGURES, "mean_squared", "max_violation_batch"):
+        assert getattr(layer, name) == getattr(of_two, name)
+    shares = [(each.dropped_share, each.tokens_per_batch) for each in result.capacity]
+    assert shares == [(each.dropped_share, None) for each in known.capacity]
+    assert [each.baseline.dropped_share for each in result.capacity] == [None] * 8
+    assert {loss.name: loss.baseline for loss in result.losses if loss.name != "z_loss"} == (
+        dict.fromkeys(["switch", "huggingface", "olmoe", "mean_squared"])
+    )
+    assert any("doesn't state how many experts" in note for note in result.notes)
+    text = render_table_text(result)
+    assert "each token random experts" in " ".join(text.split())
 
 
 def test_a_load_table_of_too_many_steps_has_no_batches(

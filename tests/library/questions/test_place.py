@@ -25,8 +25,8 @@ def test_another_column_can_be_spread_over_both_halves(demo_trace: Path) -> None
     frame = moetool.read_trace(demo_trace)
     frame["language"] = (frame["domain"].astype(str) == "german").map({True: "de", False: "en"})
     result = moetool.place_experts(frame, num_gpus=4, layers=[2], by="language")
-    assert {domain.domain: domain.num_prompts for domain in result.domains} == {"en": 180, "de": 30}
-    assert any("one domain, 'en'" in note for note in result.notes)
+    assert {group.group: group.num_prompts for group in result.groups} == {"en": 180, "de": 30}
+    assert any("one language, 'en'" in note for note in result.notes)
 
 
 def test_export_writes_the_file_and_returns_its_options(demo_trace: Path, tmp_path: Path) -> None:

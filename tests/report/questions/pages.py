@@ -133,7 +133,7 @@ def show_caches(view: View) -> str:
     router = Router(num_experts=16, popularity=(8, 4, 4, *[1] * 13))
     table = make_random_trace((9, 40, 7, 12), router=router, num_prompt_tokens=6)
     sizes = {("decoder", layer): 12_582_912 for layer in range(router.num_layers)}
-    result = simulate(table, "25%,9", router=router, expert_bytes=sizes)
+    result = simulate(table, "25%,9", router=router, expert_bytes=sizes, by="domain")
     return cache_page.render_table_text(result, view)
 
 

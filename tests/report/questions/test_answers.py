@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from moetool.analysis.coactivation.measure import reach_verdict as reach_pair_verdict
 from moetool.analysis.coactivation.result import Transition
+from moetool.analysis.tokens.result import reach_verdict
 from moetool.plain import Tabular
 from moetool.report.questions import coactivation
 from moetool.report.questions.tokens import expert, prompt, routing, token
@@ -97,7 +99,13 @@ def test_the_verdict_on_pairs_says_no_more_than_the_numbers() -> None:
         replace(layer, num_above=3, num_below=1, next_layer=make_sure(layer.next_layer))
         for layer in result.layers
     )
-    page = show(coactivation.render_table_text(replace(result, layers=layers, hit_rate=0.9)))
+    verdict = reach_pair_verdict(layers)
+    assert verdict.num_layers_beyond_popularity == verdict.num_predicted_layers == 3
+    page = show(
+        coactivation.render_table_text(
+            replace(result, layers=layers, verdict=verdict, hit_rate=0.9)
+        )
+    )
     assert "12 are chosen together more often than the experts' loads explain, and 4" in page
     assert "A layer's experts predict the next layer's: they find 90% of them" in page
 
@@ -122,7 +130,9 @@ def test_the_verdict_on_tokens_says_no_more_than_the_numbers() -> None:
         )
         for layer in result.layers
     )
-    page = show(routing.render_table_text(replace(result, layers=layers)))
+    page = show(
+        routing.render_table_text(replace(result, layers=layers, verdict=reach_verdict(layers)))
+    )
     assert "A token's id alone predicts first choices" in page
     assert "never changes for 50.0% of the token ids" in page
 

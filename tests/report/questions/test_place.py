@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from moetool.analysis.placement.methods.cluster import Cluster
-from moetool.analysis.placement.result import Change, Placement
+from moetool.analysis.placement.result import Change, Direction, Placement
 from moetool.report.questions.place import (
     render_csv,
     render_json,
@@ -51,10 +51,19 @@ def change_everything(result: Placement, change: Change | None) -> Placement:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (Change(-0.2, -0.3, -0.1), ("makes batches more even", "to fewer GPUs", "-20.0%")),
-        (Change(0.2, 0.1, 0.3), ("makes batches less even", "to more GPUs", "+20.0%")),
-        (Change(0.2, -0.1, 0.3), ("leaves batches as even", "to about as many GPUs", "+20.0%")),
-        (Change(-0.2, None, None), ("leaves batches as even", "to about as many GPUs", "-20.0%")),
+        (
+            Change(-0.2, -0.3, -0.1, Direction.DOWN),
+            ("makes batches more even", "to fewer GPUs", "-20.0%"),
+        ),
+        (
+            Change(0.2, 0.1, 0.3, Direction.UP),
+            ("makes batches less even", "to more GPUs", "+20.0%"),
+        ),
+        (
+            Change(0.2, -0.1, 0.3, Direction.NONE),
+            ("leaves batches as even", "to about as many GPUs", "+20.0%"),
+        ),
+        (Change(-0.2, None, None, Direction.UNKNOWN), ("has a busiest GPU of ", " GPUs, not ")),
     ],
 )
 def test_the_verdict_says_what_the_intervals_support(
@@ -84,7 +93,7 @@ def test_nodes_have_rows_if_there_are_several() -> None:
 def test_unknown_numbers_are_dashes_with_a_reason() -> None:
     text = render_table_text(RESULTS["unknown"], View())
     assert text.split("\n\n")[1].count("–") == 4 * 3
-    assert "batch imbalance is unknown" in text
+    assert "Batch imbalance is unknown" in text
     assert "bytes are unknown" in text
 
 

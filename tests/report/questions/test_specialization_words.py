@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import pytest
 
 from moetool.analysis.specialization.result import Specialization
+from moetool.analysis.specialization.verdict import choose_answer
 from moetool.report.questions.specialization.tables import choose_layers
 from moetool.report.questions.specialization.verdict import word_verdict
 from moetool.report.questions.specialize import render_table_text
@@ -33,7 +35,10 @@ KNOWN: dict[str, Any] = {
 
 def with_verdict(**figures: Any) -> Specialization:
     result = make_whole_result()
-    return replace(result, verdict=replace(result.verdict, **{**KNOWN, **figures}))
+    known = {**KNOWN, **figures}
+    deciding = signature(choose_answer).parameters
+    answer = choose_answer(**{name: value for name, value in known.items() if name in deciding})
+    return replace(result, verdict=replace(result.verdict, **known, answer=answer))
 
 
 def read(result: Specialization) -> str:
@@ -52,7 +57,8 @@ def read(result: Specialization) -> str:
             {"least_conditional_normalized": 0.0161, "most_conditional_normalized": 0.0352},
             "Experts differ between domains in 11 of 12 layers, hardly more than vocabulary "
             "explains: once the token is known, experts tell 1.6 to 3.5% of what is left to know "
-            "about its domain, no more than untrained copies of the demonstration model reach.",
+            "about its domain. That is as little as context gives without training: untrained "
+            "copies of the demonstration model reach 1.6 to 4.8%.",
         ),
         (
             {"num_layers_beyond_vocabulary": 0, "most_conditional_normalized": None},
@@ -124,10 +130,11 @@ def test_by_token_the_range_over_layers_is_that_of_the_table() -> None:
     text = " ".join(render_by_token(result, View(width=80)).split())
     low, high = f"{min(known):.0%}", f"{max(known):.0%}"
     assert text.startswith(
-        f"The favourite expert of a token id gets {low[:-1]} to {high} of its occurrences, "
-        "depending on the layer; with a router that ignores the token it would get "
+        f"The usual expert of a token id gets {low[:-1]} to {high} of its occurrences, depending "
+        "on the layer; under a router with the same loads that ignores the token it would get "
     )
-    one = replace(result, layers=result.layers[:1])
+    assert result.verdict is not None
+    one = replace(result, verdict=replace(result.verdict, num_layers=1))
     assert "depending on the layer" not in render_by_token(one, View(width=80))
 
 

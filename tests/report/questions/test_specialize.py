@@ -232,9 +232,9 @@ def test_the_table_says_what_even_routing_would_give() -> None:
 
 def test_few_prompts_are_warned_of_and_enough_are_not() -> None:
     few = unwrap(render_table_text(SMALL, VIEW))
-    assert "fewer than 20 prompts in code, prose" in few
+    assert "Fewer than 20 prompts in code, prose" in few
     enough = make_result(make_counts(["code", "prose"], prompts_per_domain=20))
-    assert "fewer than" not in render_table_text(enough, VIEW)
+    assert "ewer than" not in render_table_text(enough, VIEW)
 
 
 def test_what_had_to_be_inferred_is_said() -> None:
@@ -267,7 +267,7 @@ def test_json_carries_schema_version_and_every_figure(result: Specialization) ->
 
 def test_json_warns_in_its_notes() -> None:
     warning, *inferred = json.loads(render_json(LARGE, VIEW))["notes"]
-    assert "fewer than 20 prompts" in warning
+    assert "Fewer than 20 prompts" in warning
     assert [warning, *inferred] == list(LARGE.notes)
     assert len(inferred) >= 2
 

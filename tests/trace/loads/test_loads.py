@@ -97,7 +97,7 @@ def test_metadata_gives_shapes_and_notes(suffix: str, tmp_path: Path) -> None:
     counts = table.to_counts()
     assert [each.num_experts for each in counts.layers] == [4, 4]
     assert [each.decisions.tolist() for each in counts.layers] == [[4], [4]]
-    assert counts.notes == ("counts are lower bounds: a counter of their source ran full",)
+    assert counts.notes == ("Counts are lower bounds: a counter of their source ran full.",)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -137,18 +137,24 @@ def test_a_foreign_table_has_its_size_assumed_and_its_top_k_asked_for(tmp_path: 
     ]
     unasked = table.to_counts(needs_top_k=False)
     assert [each.decisions.tolist() for each in unasked.layers] == [[8], [8]]
-    assert "top-k is unknown: each assignment is counted as one decision" in unasked.notes
+    assert [each.knows_top_k for each in (*counts.layers, *unasked.layers)] == [True] * 2 + [
+        False
+    ] * 2
+    assert any("doesn't state how many experts" in note for note in unasked.notes)
+    asked, unknown = table.describe(counts.layers), table.describe(unasked.layers)
+    assert (asked.num_tokens, unknown.num_tokens) == (2, None)
+    assert (asked.num_prompts, asked.exact, asked.num_assignments) == (None, None, 16)
 
 
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        ({"count": [3, -5, 4, 4]}, "a value below 0 in 'count'"),
-        ({"expert": [0, -1, 1, 3]}, "a value below 0 in 'expert'"),
-        ({"count": [3, None, 4, 4]}, "a row without 'count'"),
-        ({"count": [3, 0.5, 4, 4]}, "Float value 0.500000 was truncated"),
-        ({"expert": [0, 2, 1, 40_000]}, "40000"),
-        ({"layer": ["a", "b", "c", "d"]}, "Failed to parse string"),
+        ({"count": [3, -5, 4, 4]}, "'count' is -5, below 0, in row 1 (counted from 0)"),
+        ({"expert": [0, -1, 1, 3]}, "'expert' is -1, below 0, in row 1 (counted from 0)"),
+        ({"count": [3, None, 4, 4]}, "there is no 'count' in row 1 (counted from 0)"),
+        ({"count": [3, 0.5, 4, 4]}, "'count' is 0.5 in row 1 (counted from 0)"),
+        ({"expert": [0, 2, 1, 40_000]}, "'expert' is 40000 in row 3 (counted from 0)"),
+        ({"layer": ["a", "b", "c", "d"]}, "'layer' is 'a' in row 0 (counted from 0)"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_seen(
@@ -156,9 +162,9 @@ def test_a_wrong_value_is_refused_with_what_was_seen(
 ) -> None:
     path = tmp_path / "loads.parquet"
     pq.write_table(pa.table({**ROWS, **change}), path)
-    with pytest.raises(InputError, match="can't be read as a load table") as refused:
+    with pytest.raises(InputError) as refused:
         open_loads(path).to_counts(top_k=2)
-    assert seen in refused.value.facts[0]
+    assert refused.value.message == f"'{path}' can't be read as a load table: {seen}."
 
 
 @pytest.mark.parametrize(

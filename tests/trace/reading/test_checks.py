@@ -131,14 +131,26 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
     "an expert twice": (same_expert, "has expert", PLACE),
     "a rank twice": (change("rank", 0), "has rank 0 twice for one decision", PLACE),
     "a rank left out": (change("rank", 2), "has rank 2 of a decision, but not its rank 1", PLACE),
-    "a rank below zero": (change("rank", -1), "can't be read as a trace", "rank -1, below 0"),
-    "a position below zero": (change("position", -5), "can't be read", "position -5, below 0"),
-    "a weight below zero": (change("weight", -0.5), "has a weight of -0.5", PLACE),
-    "a weight that is missing": (change("weight", None), "can't be read", "a row without 'weight'"),
-    "an infinite weight": (change("weight", float("inf")), "has a weight of inf", PLACE),
+    "a rank below zero": (
+        change("rank", -1),
+        "has rank -1, below 0, in row 9 (counted from 0)",
+        PLACE,
+    ),
+    "a position below zero": (
+        change("position", -5),
+        "has position -5, below 0, in row 9 (counted from 0)",
+        "prompt 'p0', layer 1, position -5",
+    ),
+    "a weight below zero": (change("weight", -0.5), "has a weight of -0.5 in row 9", PLACE),
+    "a weight that is missing": (change("weight", None), "there is no 'weight' in row 9", ""),
+    "an infinite weight": (change("weight", float("inf")), "has a weight of inf in row 9", PLACE),
     "a first choice of less weight": (swap_ranks, "larger weight than that of rank 0, 0.1", PLACE),
     "two domains": (change("domain", "y"), "has prompt 'p0' under two domains, 'x' and 'y'", ""),
-    "an expert beyond all": (change("expert", 6), "has expert 6 in layer 1", ""),
+    "an expert beyond all": (
+        change("expert", 6),
+        "has expert 6 in row 9 (counted from 0), but its metadata lists 6 experts in layer 1",
+        PLACE,
+    ),
     "three rows for top-2": (
         lambda frame: pd.concat(
             [frame.iloc[:9], frame.iloc[9:10].assign(rank=2, expert=-1, weight=0), frame.iloc[9:]]
@@ -148,7 +160,7 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
     ),
     "first choices only": (
         lambda frame: frame[frame["rank"] == 0],
-        "has at most 1 rows for a decision in layer 0, but its metadata says top-2",
+        "has at most 1 row for a decision in layer 0, but its metadata says top-2",
         "prompt 'p0', layer 0, position 0",
     ),
 }

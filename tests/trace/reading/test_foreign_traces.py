@@ -47,7 +47,7 @@ def test_without_metadata_what_is_inferred_is_noted(tmp_path: Path) -> None:
     experts_note, top_k_note = counts.notes
     assert "5 experts are assumed" in experts_note
     assert "--num-experts" in experts_note
-    assert "top-2" in top_k_note
+    assert "Top-2" in top_k_note
     assert "--top-k" in top_k_note
 
 
@@ -57,7 +57,7 @@ def test_what_is_said_of_a_trace_is_not_inferred(tmp_path: Path) -> None:
     assert [layer.num_experts for layer in counts.layers] == [8]
     assert counts.notes == ()
     (note,) = count_experts(source, by="prompt_id", num_experts=8).notes
-    assert "top-2" in note
+    assert "Top-2" in note
     (note,) = count_experts(source, by="prompt_id", top_k=2).notes
     assert "5 experts are assumed" in note
 

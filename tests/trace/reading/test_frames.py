@@ -147,9 +147,18 @@ def test_a_frame_of_another_tool_needs_four_columns_of_any_type() -> None:
     ("change", "message"),
     [
         (lambda frame: frame.drop(columns="expert"), "The frame is not a trace: it lacks"),
-        (lambda frame: frame.assign(expert="x"), "'frame' can't be read as a trace."),
-        (lambda frame: frame.assign(expert=0.5), "'frame' can't be read as a trace."),
-        (lambda frame: frame.assign(expert=None), "'frame' can't be read as a trace."),
+        (
+            lambda frame: frame.assign(expert="x"),
+            "'frame' can't be read as a trace: 'expert' is 'x'",
+        ),
+        (
+            lambda frame: frame.assign(expert=0.5),
+            "'frame' can't be read as a trace: 'expert' is 0.5",
+        ),
+        (
+            lambda frame: frame.assign(expert=None),
+            "'frame' can't be read as a trace: the column 'expert' holds no value",
+        ),
         (
             lambda frame: frame.assign(prompt_id=[object()] * len(frame)),
             "The frame's column 'prompt_id' can't be read",
@@ -159,8 +168,8 @@ def test_a_frame_of_another_tool_needs_four_columns_of_any_type() -> None:
             lambda frame: pd.concat([frame, frame[["layer"]]], axis=1),
             "The frame has the column 'layer' more than once.",
         ),
-        (lambda frame: frame.assign(weight=-1.0), "'frame' has a weight of -1.0."),
-        (lambda frame: frame[frame["rank"] == 0], "'frame' has at most 1 rows"),
+        (lambda frame: frame.assign(weight=-1.0), "'frame' has a weight of -1.0 in row 0"),
+        (lambda frame: frame[frame["rank"] == 0], "'frame' has at most 1 row "),
     ],
 )
 def test_a_frame_that_is_not_a_trace_is_refused(change: object, message: str, trace: Path) -> None:

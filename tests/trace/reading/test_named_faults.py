@@ -23,13 +23,13 @@ def refuse(path: Path) -> InputError:
 @pytest.mark.parametrize(
     ("column", "value", "seen"),
     [
-        ("expert", 0.5, "'expert' is 0.5 in row 17, counted from 0"),
-        ("expert", 40_000, "'expert' is 40000 in row 17, counted from 0"),
-        ("position", 2**40, "'position' is 1099511627776 in row 17, counted from 0"),
-        ("layer", "first", "'layer' is 'first' in row 17, counted from 0"),
-        ("layer", None, "a row without 'layer': row 17, counted from 0"),
-        ("prompt_id", None, "a row without 'prompt_id': row 17, counted from 0"),
-        ("weight", "much", "'weight' is 'much' in row 17, counted from 0"),
+        ("expert", 0.5, "'expert' is 0.5 in row 17"),
+        ("expert", 40_000, "'expert' is 40000 in row 17"),
+        ("position", 2**40, "'position' is 1099511627776 in row 17"),
+        ("layer", "first", "'layer' is 'first' in row 17"),
+        ("layer", None, "there is no 'layer' in row 17"),
+        ("prompt_id", None, "there is no 'prompt_id' in row 17"),
+        ("weight", "much", "'weight' is 'much' in row 17"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_its_row(
@@ -47,8 +47,8 @@ def test_a_value_that_does_not_fit_is_named_with_its_row(
     values[17] = value
     path = write(tmp_path / "trace.parquet", frame.assign(**{column: pd.Series(values)}))
     error = refuse(path)
-    assert error.message == f"'{path}' can't be read as a trace."
-    assert error.facts == (f"seen: {seen}",)
+    assert error.message == f"'{path}' can't be read as a trace: {seen} (counted from 0)."
+    assert error.facts == ()
 
 
 def test_the_part_that_is_not_of_a_trace_is_named(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_truncated_part_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "part-1.parquet"
     bad.write_bytes(bad.read_bytes()[:-50])
     error = refuse(tmp_path)
-    assert error.message == f"'{bad}' can't be read as a trace."
+    assert error.message == f"'{bad}' can't be read as a trace: its end is missing."
     assert "damaged" in error.hint
 
 

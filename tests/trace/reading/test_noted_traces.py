@@ -99,8 +99,8 @@ def test_parts_that_may_have_routed_differently_are_noted(tmp_path: Path) -> Non
         (make_frame(), replace(METADATA, dtype="bfloat16")),
         (rename(make_frame(), "'"), replace(METADATA, dtype="float32")),
     )
-    assert count(folder).notes == ("the parts differ in dtype: bfloat16, float32",)
-    assert read_trace(folder).attrs["notes"] == ["the parts differ in dtype: bfloat16, float32"]
+    assert count(folder).notes == ("The parts differ in dtype: bfloat16, float32.",)
+    assert read_trace(folder).attrs["notes"] == ["The parts differ in dtype: bfloat16, float32."]
 
 
 def test_a_part_without_metadata_is_refused(tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_an_unfinished_trace_is_noted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         break_off(target, make_rows(), metadata=METADATA)
     notes = count(partial_folder(target)).notes
-    assert notes == ("part-00000.parquet is unfinished: its run has not ended",)
+    assert notes == ("'part-00000.parquet' is unfinished: its run has not ended.",)
 
 
 def test_an_inexact_trace_is_noted_with_its_reason(tmp_path: Path) -> None:
     metadata = replace(METADATA, exact=False, notes=("Not exact: experts drop tokens.", "Other."))
     path = write_trace(tmp_path / "trace.parquet", make_rows(), metadata=metadata)
-    assert count(path).notes == ("trace.parquet is not exact: experts drop tokens.",)
+    assert count(path).notes == ("'trace.parquet' is not exact: experts drop tokens.",)
 
 
 def test_rows_that_were_removed_are_noted(tmp_path: Path) -> None:
@@ -133,21 +133,21 @@ def test_rows_that_were_removed_are_noted(tmp_path: Path) -> None:
     removed, uneven = sorted(
         count(write(tmp_path / "part.parquet", part, metadata=metadata)).notes
     )[::-1]
-    assert removed.startswith("the metadata counts 24 decisions, but the rows hold 21")
+    assert removed.startswith("The metadata counts 24 decisions, but the rows hold 21")
     assert "layer 1 9, layer 0 12" in uneven
 
 
 def test_a_layer_without_rows_is_noted(tmp_path: Path) -> None:
     frame = make_frame()
     path = write(tmp_path / "trace.parquet", frame[frame["layer"] == 1], metadata=METADATA)
-    assert count(path).notes == ("the metadata lists layer 0, for which there are no rows",)
+    assert count(path).notes == ("The metadata lists layer 0, for which there are no rows.",)
 
 
 def test_a_layer_in_which_no_expert_ran_is_noted(tmp_path: Path) -> None:
     frame = make_frame()
     frame.loc[frame["layer"] == 1, ["expert", "weight"]] = [-1, 0]
     path = write(tmp_path / "trace.parquet", frame, metadata=METADATA)
-    assert count(path).notes == ("no expert ran for any of 12 decisions in layer 1",)
+    assert count(path).notes == ("No expert ran for any of 12 decisions in layer 1.",)
 
 
 @pytest.mark.parametrize(

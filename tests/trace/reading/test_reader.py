@@ -183,10 +183,21 @@ def test_a_folder_is_complete_only_if_every_part_is(unfinished: int, tmp_path: P
     assert not merged.complete
 
 
-def test_a_folder_has_the_columns_that_all_its_parts_have(tmp_path: Path) -> None:
+def test_parts_that_lack_a_column_of_others_are_refused(tmp_path: Path) -> None:
     FOREIGN.assign(domain="prose").to_parquet(tmp_path / "a.parquet")
     FOREIGN.to_parquet(tmp_path / "b.parquet")
-    assert open_trace(tmp_path).columns == REQUIRED_COLUMNS
+    message = r"b\.parquet' has no column 'domain', unlike 'a\.parquet' next to it"
+    with pytest.raises(InputError, match=message):
+        open_trace(tmp_path)
+
+
+def test_a_column_that_the_format_lacks_and_a_part_too_is_noted(tmp_path: Path) -> None:
+    FOREIGN.assign(topic="prose").to_parquet(tmp_path / "a.parquet")
+    FOREIGN.to_parquet(tmp_path / "b.parquet")
+    source = open_trace(tmp_path)
+    assert source.columns == REQUIRED_COLUMNS
+    assert source.notes == ("The column 'topic' can't be used: b.parquet lacks it.",)
+    assert source.lacking == {"topic": tmp_path / "b.parquet"}
 
 
 # Traces of other tools

@@ -10,19 +10,17 @@ does not depend on who comes first; who is dropped does:
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.balance.capacity.batches import Batches
-from moetool.analysis.balance.random_router import find_binomial
+from moetool.analysis.balance.capacity.kinds import NUM_DECILES, BatchKinds, find_decile
 
 Policy = Literal["position", "probability"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 FACTORS = (1.0, 1.25, 1.5, 2.0)
-NUM_DECILES = 10
 
 # Loads of experts in batches that are counted at a time.
 _MOST_CELLS = 1 << 22
@@ -39,12 +37,6 @@ def find_capacity(
     return capacity
 
 
-def find_decile(place: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the decile of places, from 0, in batches of the given sizes."""
-    decile: NDArray[np.int64] = place * NUM_DECILES // size
-    return decile
-
-
 class DropCounter:
     """Counts the assignments of one layer that would be dropped, batch by batch.
 
@@ -52,7 +44,8 @@ class DropCounter:
         num_dropped: By position decile, for each policy. # (num_policies, num_factors, 10)
         num_assignments: By position decile. # (10,)
         num_batches: Batches so far.
-        sizes: How many batches had each number of tokens.
+        num_tokens: Their tokens.
+        kinds: The batches by the sizes of their decisions; empty where top-k is unknown.
         sum_of_violations: Of each batch's largest load over the mean, minus 1; of batches in which
             an expert ran.
         num_violations: Batches of that sum.
@@ -61,14 +54,14 @@ class DropCounter:
 
     Args:
         num_experts: Experts of the layer.
-        top_k: Of the layer.
+        top_k: Of the layer; None if it is unknown, as it may be for loads.
     """
 
-    def __init__(self, *, num_experts: int, top_k: int) -> None:
+    def __init__(self, *, num_experts: int, top_k: int | None) -> None:
         self.num_dropped = np.zeros((len(POLICIES), len(FACTORS), NUM_DECILES), dtype=np.int64)
         self.num_assignments = np.zeros(NUM_DECILES, dtype=np.int64)
-        self.sizes: dict[int, int] = {}
-        self.num_batches = 0
+        self.num_batches = self.num_tokens = 0
+        self.kinds = BatchKinds(top_k=top_k or 0)
         self.sum_of_violations, self.num_violations = 0.0, 0
         self.has_places, self.has_weights = True, False
         self.num_experts, self.top_k = num_experts, top_k
@@ -84,10 +77,10 @@ class DropCounter:
 
     def _add(self, batches: Batches) -> None:
         experts, *weights = batches.columns
-        sizes, counts = np.unique(batches.sizes, return_counts=True)
-        for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-            self.sizes[size] = self.sizes.get(size, 0) + count
+        assert self.top_k is not None
+        self.kinds.add(batches.sizes, np.minimum((experts >= 0).sum(axis=1), self.num_experts))
         self.num_batches += len(batches.sizes)
+        self.num_tokens += int(batches.sizes.sum())
         self.has_weights = bool(weights)
         batch = batches.batch
         decile = find_decile(batches.place, batches.sizes[batch])
@@ -136,16 +129,16 @@ class DropCounter:
         """
         self.has_places = False
         total = loads.sum(axis=1)
-        num_tokens = total // self.top_k
-        for size, count in zip(*np.unique(num_tokens, return_counts=True), strict=True):
-            self.sizes[int(size)] = self.sizes.get(int(size), 0) + int(count)
+        if self.top_k is not None:
+            self.kinds.add_full(total // self.top_k)
+            self.num_tokens += int((total // self.top_k).sum())
         self.num_batches += len(loads)
         self._add_violations(loads)
         self.num_assignments[0] += int(total.sum())
         for number, factor in enumerate(FACTORS):
-            capacity = find_capacity(
-                factor, num_tokens, top_k=self.top_k, num_experts=self.num_experts
-            )
+            # The capacity follows from the assignments, whatever top-k is.
+            num_tokens, k = (total, 1) if self.top_k is None else (total // self.top_k, self.top_k)
+            capacity = find_capacity(factor, num_tokens, top_k=k, num_experts=self.num_experts)
             excess = np.maximum(loads - capacity[:, None], 0)
             self.num_dropped[:, number, 0] += int(excess.sum())
 
@@ -155,55 +148,6 @@ class DropCounter:
         violation = load.max(axis=1)[ran] * self.num_experts / total[ran] - 1
         self.sum_of_violations += float(violation.sum())
         self.num_violations += int(ran.sum())
-
-
-def expect_dropped(
-    factor: float, num_tokens: int, *, top_k: int, num_experts: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Return the assignments of one batch that a uniform random router is expected to drop.
-
-    Args:
-        factor: Capacity factor.
-        num_tokens: Of the batch.
-        top_k: Experts that each token chooses.
-        num_experts: Experts of the layer.
-
-    Returns:
-        The number dropped, and those by position decile if tokens come in the order of the batch.
-        # (10,)
-    """
-    capacity = int(
-        find_capacity(factor, np.array([num_tokens]), top_k=top_k, num_experts=num_experts)[0]
-    )
-    start, chance = find_binomial(num_tokens, top_k / num_experts)
-    excess = np.maximum(start + np.arange(len(chance)) - capacity, 0)
-    dropped = float(num_experts * (chance * excess).sum())
-    place = np.arange(num_tokens)
-    full = _find_chance_full(capacity, num_tokens, p=top_k / num_experts)
-    by_decile = np.bincount(
-        find_decile(place, np.full(num_tokens, num_tokens)),
-        weights=top_k * full,
-        minlength=NUM_DECILES,
-    )
-    return dropped, by_decile.astype(np.float64)
-
-
-def _find_chance_full(capacity: int, num_tokens: int, *, p: float) -> NDArray[np.float64]:
-    """Return the chance that an expert is full before each token of a batch: (num_tokens,).
-
-    That is the distribution function of the token at which a negative binomial reaches `capacity`.
-    """
-    full = np.zeros(num_tokens)
-    if p >= 1 or capacity >= num_tokens:
-        full[capacity:] = 1.0
-        return full
-    # Token t (from 1) is the capacity-th of the expert: C(t - 1, capacity - 1) p^c (1 - p)^(t - c).
-    first = capacity * math.log(p)
-    t = np.arange(capacity, num_tokens - 1)
-    steps = np.log(t / (t - capacity + 1)) + math.log1p(-p)
-    log = np.concatenate([[first], first + np.cumsum(steps)])
-    full[capacity:] = np.minimum(np.cumsum(np.exp(log)), 1)[: num_tokens - capacity]
-    return full
 
 
 def order_floats(values: NDArray[np.float32]) -> NDArray[np.uint32]:

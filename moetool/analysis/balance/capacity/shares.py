@@ -10,26 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.balance.capacity.drops import (
-    FACTORS,
-    NUM_DECILES,
-    POLICIES,
-    DropCounter,
-    expect_dropped,
-    find_decile,
-)
+from moetool.analysis.balance.capacity.drops import FACTORS, POLICIES, DropCounter
+from moetool.analysis.balance.capacity.expected import expect_dropped
 from moetool.analysis.balance.capacity.expert_choice import ExpertChoiceCounter
-from moetool.analysis.balance.random_router import expect_evenness
-from moetool.analysis.balance.result import (
+from moetool.analysis.balance.capacity.kinds import NUM_DECILES, describe_full_batch
+from moetool.analysis.balance.capacity.result import (
     CapacityShare,
     DroppedBaseline,
     ExpertChoice,
     LayerShare,
 )
+from moetool.analysis.balance.random_router import expect_evenness
+from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 
 # Distinct sizes of batches for which an expectation is computed; more are represented by as many.
 _MOST_SIZES_OF_LOADS = 48
 _MOST_SIZES_OF_DROPS = 512
+# Batches with shorter decisions for which the largest load is expected: each takes milliseconds.
+_MOST_OTHERS_OF_LOADS = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class ExpectedDrops:
     Attributes:
         num_assignments: # (10,), by position decile, like the following.
         by_position: Dropped if tokens come in the order of the batch. # (num_factors, 10)
-        by_probability: Dropped if they come in any other order. # (num_factors, 10)
+        by_probability: Dropped if assignments come in any other order. # (num_factors, 10)
     """
 
     num_assignments: NDArray[np.float64]
@@ -55,6 +53,9 @@ def make_capacity(
     dropped = np.sum([drops.num_dropped for drops in layers], axis=0)
     expected = [_expect_drops(drops) for drops in layers]
     expected_total = np.sum([each.num_assignments for each in expected], axis=0)
+    if any(drops.top_k is None for drops in layers):
+        # The random router is unknown in a layer, and so over all.
+        expected_total = np.zeros(NUM_DECILES)
     shares = []
     for index, policy in enumerate(POLICIES):
         # How many are dropped is the same in any order; which ones takes weights.
@@ -103,10 +104,9 @@ def make_expert_choice(
 
 
 def mean_batch(layers: Sequence[DropCounter]) -> float | None:
-    """Return the mean number of tokens of a batch."""
-    num_batches = sum(drops.num_batches for drops in layers)
-    num_tokens = sum(size * number for drops in layers for size, number in drops.sizes.items())
-    return divide(num_tokens, num_batches)
+    """Return the mean number of tokens of a batch; None where top-k is unknown."""
+    known = [drops for drops in layers if drops.top_k is not None]
+    return divide(sum(each.num_tokens for each in known), sum(each.num_batches for each in known))
 
 
 def make_layer_shares(drops: DropCounter) -> tuple[LayerShare, ...]:
@@ -124,37 +124,80 @@ def make_layer_shares(drops: DropCounter) -> tuple[LayerShare, ...]:
 
 
 def _expect_drops(drops: DropCounter) -> ExpectedDrops:
-    sizes = _thin(drops.sizes, _MOST_SIZES_OF_DROPS)
-    return _expect_drops_of(
-        tuple(sorted(sizes.items())), top_k=drops.top_k, num_experts=drops.num_experts
+    if drops.top_k is None:
+        return ExpectedDrops(*np.zeros((1, NUM_DECILES)), *np.zeros((2, len(FACTORS), NUM_DECILES)))
+    full = _thin(drops.kinds.full, _MOST_SIZES_OF_DROPS)
+    expected = _expect_full(
+        tuple(sorted(full.items())), top_k=drops.top_k, num_experts=drops.num_experts
+    )
+    others, weight = drops.kinds.list_others()
+    if not len(others):
+        return expected
+    found = _expect_kinds(
+        others,
+        np.full(len(others), weight),
+        top_k=drops.top_k,
+        num_experts=drops.num_experts,
+    )
+    return ExpectedDrops(
+        expected.num_assignments + found.num_assignments,
+        expected.by_position + found.by_position,
+        expected.by_probability + found.by_probability,
     )
 
 
 @lru_cache(maxsize=256)
-def _expect_drops_of(
+def _expect_full(
     sizes: tuple[tuple[int, int], ...], *, top_k: int, num_experts: int
 ) -> ExpectedDrops:
-    total = np.zeros(NUM_DECILES)
-    by_position, by_probability = np.zeros((2, len(FACTORS), NUM_DECILES))
-    for size, number in sizes:
-        decile = find_decile(np.arange(size), np.full(size, size))
-        share = np.bincount(decile, minlength=NUM_DECILES) / size
-        total += number * size * top_k * share
-        for index, factor in enumerate(FACTORS):
-            dropped, by_decile = expect_dropped(factor, size, top_k=top_k, num_experts=num_experts)
-            by_position[index] += number * by_decile
-            by_probability[index] += number * dropped * share
-    return ExpectedDrops(total, by_position, by_probability)
+    """Return the drops of batches of top-k decisions: pairs of tokens and a number of batches."""
+    decisions = [describe_full_batch(size, top_k=top_k) for size, _ in sizes]
+    return _expect_kinds(
+        np.array(decisions, dtype=np.int64).reshape(-1, NUM_DECILES, top_k + 1),
+        np.array([number for _, number in sizes], dtype=np.float64),
+        top_k=top_k,
+        num_experts=num_experts,
+    )
+
+
+def _expect_kinds(
+    decisions: NDArray[np.int64], weights: NDArray[np.float64], *, top_k: int, num_experts: int
+) -> ExpectedDrops:
+    """Return the drops of batches, each taken as often as its weight says.
+
+    Args:
+        decisions: By decile and size. # (num_batches, 10, num_sizes)
+        weights: # (num_batches,)
+        top_k: Experts of a full decision.
+        num_experts: Experts of the layer.
+    """
+    by_place = expect_dropped(decisions, top_k=top_k, num_experts=num_experts)
+    number = (decisions * np.arange(decisions.shape[2])).sum(axis=2)  # (num_batches, 10)
+    share = number / np.maximum(number.sum(axis=1, keepdims=True), 1)
+    spread = by_place.sum(axis=2, keepdims=True) * share[:, None]
+    return ExpectedDrops(
+        weights @ number,
+        np.tensordot(weights, by_place, axes=1),
+        np.tensordot(weights, spread, axes=1),
+    )
 
 
 def expect_batch_violation(drops: DropCounter) -> float | None:
-    """Return the mean violation of a random router over batches of these sizes."""
-    sizes = _thin(drops.sizes, _MOST_SIZES_OF_LOADS)
-    total = 0.0
-    for size, number in sizes.items():
-        expected = expect_evenness(drops.num_experts, ((drops.top_k, size),))
-        total += number * (expected.max_violation or 0.0)
-    return divide(total, sum(sizes.values()))
+    """Return the mean violation of a random router over batches in which an expert ran."""
+    if drops.top_k is None:
+        return None
+    full = _thin(drops.kinds.full, _MOST_SIZES_OF_LOADS)
+    kinds: list[tuple[Sizes, float]] = [
+        (((drops.top_k, size),), float(number)) for size, number in full.items()
+    ]
+    others, weight = drops.kinds.list_others(_MOST_OTHERS_OF_LOADS)
+    kinds += [(make_sizes(each), weight) for each in others.sum(axis=1)]
+    found = [
+        (violation * number, number)
+        for sizes, number in kinds
+        if (violation := expect_evenness(drops.num_experts, sizes).max_violation) is not None
+    ]
+    return divide(sum(product for product, _ in found), sum(number for _, number in found))
 
 
 def _thin(sizes: Mapping[int, int], most: int) -> dict[int, int]:

@@ -17,6 +17,7 @@ from moetool.analysis.caching.simulation.steps import (
     Steps,
     find_requests,
 )
+from moetool.analysis.statistics.random_choices import draw_choices
 from moetool.trace.decisions import PHASES
 from moetool.trace.windows.window import LayerChoices
 
@@ -27,10 +28,10 @@ _SEED = 0
 
 def simulate_random_router(
     first_steps: FirstSteps,
+    sizes: NDArray[np.int16],
     *,
     num_experts: int,
     num_ids: int,
-    top_k: int,
     capacities: Sequence[int],
 ) -> NDArray[np.float64]:
     """Return the hit rate of each policy and capacity for a uniform random router.
@@ -41,27 +42,28 @@ def simulate_random_router(
 
     Args:
         first_steps: Steps of the trace.
+        sizes: Distinct experts of each of their tokens. # (num_tokens,)
         num_experts: E, those with weights.
         num_ids: Those and identity experts, which are drawn as often.
-        top_k: Distinct experts of each token.
         capacities: Experts that stay on the GPU, C, in ascending order.
 
     Returns:
-        NaN for a phase without steps. # (num_phases, num_policies, num_capacities)
+        NaN for a phase without requests. # (num_phases, num_policies, num_capacities)
     """
-    sizes, phases = first_steps.sizes, first_steps.phases
+    phases = first_steps.phases
+    # Only rows that were not checked name more experts than there are.
+    drawn = np.minimum(sizes.astype(np.int64), num_ids)
     rates = np.full((len(PHASES), len(POLICIES), len(capacities)), np.nan)
-    if not len(sizes):
+    if not sizes.any():
         return rates
-    num_traces = max(1, min(_MOST_TRACES, _ENOUGH_STEPS // len(sizes)))
+    num_traces = max(1, min(_MOST_TRACES, _ENOUGH_STEPS // len(phases)))
     rng = np.random.default_rng(_SEED)
-    traces: list[Requests] = []
-    for _ in range(num_traces):
-        draws = rng.random((int(sizes.sum()), num_ids))
-        experts = np.argpartition(draws, top_k - 1, axis=1)[:, :top_k].astype(np.int64)
-        traces.append(_request(experts, first_steps, num_experts=num_experts))
+    traces = [
+        _request(draw_choices(rng, num_ids, drawn), first_steps, num_experts=num_experts)
+        for _ in range(num_traces)
+    ]
     online = [
-        OnlineCaches(num_experts, capacities).count_hits(requests, len(sizes))
+        OnlineCaches(num_experts, capacities).count_hits(requests, len(phases))
         for requests in traces
     ]
     optimal = OptimalCaches([num_experts] * num_traces, [capacities] * num_traces)
@@ -69,7 +71,7 @@ def simulate_random_router(
         Policy.LRU: np.concatenate([lru for lru, _ in online]),
         Policy.LFU: np.concatenate([lfu for _, lfu in online]),
         Policy.BELADY: np.concatenate(
-            optimal.count_hits(traces, first_token=0, num_steps=len(sizes))
+            optimal.count_hits(traces, first_token=0, num_steps=len(phases))
         ),
     }
     phase_of = np.concatenate([phases[requests.step] for requests in traces])
@@ -88,12 +90,7 @@ def simulate_random_router(
 
 def _request(experts: NDArray[np.int64], first_steps: FirstSteps, *, num_experts: int) -> Requests:
     """Return the requests of a trace of one layer."""
-    num_steps = len(first_steps.sizes)
-    steps = Steps(
-        np.repeat(np.arange(num_steps), first_steps.sizes),
-        np.zeros(num_steps, dtype=np.int64),
-        first_steps.phases,
-    )
+    steps = Steps(first_steps.of_token, np.zeros_like(first_steps.phases), first_steps.phases)
     return find_requests(
         LayerChoices(np.arange(len(experts)), experts, None),
         steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,9 @@ from moetool.analysis.caching.simulation.steps import (
     make_steps,
 )
 from moetool.analysis.statistics.ratios import sum_prompts
-from moetool.trace.decisions import PHASES
+from moetool.trace.decisions import NO_EXPERT, PHASES
 from moetool.trace.reading.layer_shapes import Place
-from moetool.trace.windows.window import DecisionWindow
+from moetool.trace.windows.window import DecisionWindow, LayerChoices
 
 _NUM_SUMS = 6
 
@@ -34,7 +34,7 @@ class CacheShape:
         places: Stack and layer of each.
         num_experts: Of each layer, without identity experts.
         num_ids: Of each layer, with them.
-        top_k: Of each layer.
+        top_k: Of each layer, at most.
         capacities: Experts that stay on the GPU. # (num_layers, num_budgets)
     """
 
@@ -47,12 +47,13 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class CacheCounts:
-    """Hits and requests of a simulation so far.
+    """Hits and requests of a simulation, or of some of its tokens.
 
     Attributes:
         hits: # (num_layers, num_phases, num_policies, num_budgets)
         requests: # (num_layers, num_phases)
-        random_requests: Expected of a uniform random router. # (num_layers, num_phases)
+        random_requests: Expected of a uniform random router, of which each token chooses as many
+            experts. # (num_layers, num_phases)
         sums: Of hits and requests over prompts, see `sum_prompts`.
             # (num_phases, num_policies, num_budgets, 6)
         tokens: # (num_phases,)
@@ -86,6 +87,8 @@ class CacheRun:
 
     Attributes:
         counts: Of the windows so far.
+        groups: The same of each group of steps; empty unless steps have groups.
+        num_mixed: Tokens of another group than the first token of their step.
         first_steps: The first steps, for the baseline.
 
     Args:
@@ -110,6 +113,8 @@ class CacheRun:
     ) -> None:
         self._policies = policies
         self.counts = CacheCounts.empty(shape)
+        self.groups: dict[int, CacheCounts] = {}
+        self.num_mixed = 0
         self._shape = shape
         self._static_rank, self._halves = static_rank, halves
         self._tokens_per_batch, self._decodes_all = tokens_per_batch, decodes_all
@@ -121,7 +126,7 @@ class CacheRun:
             for number, sizes in zip(shape.num_experts, self._ascending, strict=True)
         ]
         self._optimal = OptimalCaches(shape.num_experts, self._ascending.tolist())
-        self.first_steps = FirstSteps()
+        self.first_steps = FirstSteps(len(shape.places))
 
     def add(
         self,
@@ -129,12 +134,15 @@ class CacheRun:
         *,
         first_token: int,
         next_uses: NDArray[np.int64],
+        group: NDArray[np.int64] | None = None,
     ) -> None:
         """Take the steps of a window.
 
         Args:
             first_token: Tokens before the window.
             next_uses: The first token after it that needs each expert. # (num_layers, num_ids)
+            group: Of each token; a step is of the group of its first token. None not to count
+                groups. # (num_tokens,)
         """
         steps = make_steps(
             window,
@@ -142,36 +150,42 @@ class CacheRun:
             tokens_per_batch=self._tokens_per_batch,
             decodes_all=self._decodes_all,
         )
-        self.first_steps.add(steps)
-        layers: list[Requests | None] = [
-            find_requests(
-                window.layers[place],
+        choices = [window.layers.get(place) for place in self._shape.places]
+        self.first_steps.add(steps, choices)
+        layers = [
+            None
+            if mine is None
+            else find_requests(
+                mine,
                 steps,
                 first_token=first_token,
                 next_uses=next_uses[index, : self._shape.num_experts[index]],
             )
-            if place in window.layers
-            else None
-            for index, place in enumerate(self._shape.places)
+            for index, mine in enumerate(choices)
         ]
         optimal: list[NDArray[np.int64]] = []
         if Policy.BELADY in self._policies:
             optimal = self._optimal.count_hits(
                 layers, first_token=first_token, num_steps=len(steps)
             )
-        prompts, prompt = np.unique(steps.prompt, return_inverse=True)
-        num_cells = len(prompts) * len(PHASES)
-        # (num_prompts * num_phases, num_policies, num_budgets), and without the last two
+        parts = _divide_steps(steps, group)
+        if group is not None and parts.group is not None:
+            of_step = parts.group[parts.of_step]
+            self.num_mixed += int((of_step[steps.of_token] != group).sum())
+        num_cells = len(parts.prompt) * len(PHASES)
+        cell_of_step = parts.of_step * len(PHASES) + steps.phase
+        # (num_parts * num_phases, num_policies, num_budgets), and without the last two
         hits = np.zeros((num_cells, len(POLICIES), self._ascending.shape[1]), dtype=np.int64)
         requests = np.zeros(num_cells, dtype=np.int64)
         for index, mine in enumerate(layers):
-            if mine is None:
+            of_layer = choices[index]
+            if mine is None or of_layer is None:
                 continue
             numbers = self._find_numbers(mine, steps, index)
             if optimal:
                 numbers[Policy.BELADY] = optimal[index]
             none = np.zeros(len(mine.step), dtype=np.int64)
-            cell = (prompt * len(PHASES) + steps.phase)[mine.step]
+            cell = cell_of_step[mine.step]
             own = np.stack(
                 [
                     self._count(cell, numbers.get(policy, none), num_cells, index)
@@ -182,16 +196,51 @@ class CacheRun:
             number = np.bincount(cell, minlength=num_cells)
             hits += own
             requests += number
-            by_phase = own.reshape(len(prompts), len(PHASES), *own.shape[1:]).sum(axis=0)
-            self.counts.hits[index] += by_phase
-            self.counts.requests[index] += number.reshape(-1, len(PHASES)).sum(axis=0)
-            self._expect_random(window, steps, index)
-        shape = (len(prompts), len(PHASES))
-        x = np.moveaxis(hits.reshape(*shape, *hits.shape[1:]), 0, -1)
-        n = np.broadcast_to(requests.reshape(shape).T[:, None, None], x.shape)
-        self.counts.sums[:] += sum_prompts(x.astype(np.float64), n.astype(np.float64))
-        self.counts.tokens[:] += np.bincount(steps.phase[steps.of_token], minlength=len(PHASES))
-        self.counts.steps[:] += np.bincount(steps.phase, minlength=len(PHASES))
+            expected = np.bincount(
+                cell_of_step,
+                weights=self._expect_random(of_layer, steps, index),
+                minlength=num_cells,
+            )
+            for counts, mask in self._choose_counts(parts):
+                shape = (-1, len(PHASES))
+                counts.hits[index] += own.reshape(*shape, *own.shape[1:])[mask].sum(axis=0)
+                counts.requests[index] += number.reshape(shape)[mask].sum(axis=0)
+                counts.random_requests[index] += expected.reshape(shape)[mask].sum(axis=0)
+        self._add_sums(parts, hits, requests)
+        tokens, taken = (
+            np.bincount(cell, minlength=num_cells).reshape(-1, len(PHASES))
+            for cell in (cell_of_step[steps.of_token], cell_of_step)
+        )
+        for counts, mask in self._choose_counts(parts):
+            counts.tokens[:] += tokens[mask].sum(axis=0)
+            counts.steps[:] += taken[mask].sum(axis=0)
+
+    def _choose_counts(self, parts: _Parts) -> Iterator[tuple[CacheCounts, NDArray[np.bool_]]]:
+        """Yield the counts of the whole and of each group, with the parts that belong to them."""
+        yield self.counts, np.ones(len(parts.prompt), dtype=bool)
+        if parts.group is not None:
+            for group in np.unique(parts.group).tolist():
+                if group not in self.groups:
+                    self.groups[group] = CacheCounts.empty(self._shape)
+                yield self.groups[group], parts.group == group
+
+    def _add_sums(
+        self, parts: _Parts, hits: NDArray[np.int64], requests: NDArray[np.int64]
+    ) -> None:
+        """Add the sums over prompts.
+
+        Args:
+            hits: # (num_parts * num_phases, num_policies, num_budgets)
+            requests: # (num_parts * num_phases,)
+        """
+        x = hits.reshape(-1, len(PHASES), *hits.shape[1:]).astype(np.float64)
+        n = requests.reshape(-1, len(PHASES)).astype(np.float64)
+        for counts, mask in self._choose_counts(parts):
+            # Parts of one prompt stand together, and are one value of the sample.
+            starts = np.flatnonzero(np.diff(parts.prompt[mask], prepend=-1))
+            of_prompt = np.moveaxis(np.add.reduceat(x[mask], starts), 0, -1)
+            number = np.add.reduceat(n[mask], starts).T[:, None, None]
+            counts.sums[:] += sum_prompts(of_prompt, np.broadcast_to(number, of_prompt.shape))
 
     def _find_numbers(
         self, requests: Requests, steps: Steps, layer: int
@@ -224,15 +273,46 @@ class CacheRun:
         hits[:, self._order[layer]] = ascending
         return hits
 
-    def _expect_random(self, window: DecisionWindow, steps: Steps, layer: int) -> None:
-        """Add the distinct experts that a random router would need: `E (1 - (1 - k/E)^B)`."""
-        choices = window.layers[self._shape.places[layer]]
-        sizes = np.bincount(steps.of_token[choices.token], minlength=len(steps))
-        share = self._shape.top_k[layer] / self._shape.num_ids[layer]
-        expected = self._shape.num_experts[layer] * (1 - (1 - share) ** sizes)
-        self.counts.random_requests[layer] += np.bincount(
-            steps.phase, weights=expected, minlength=len(PHASES)
-        )
+    def _expect_random(
+        self, choices: LayerChoices, steps: Steps, layer: int
+    ) -> NDArray[np.float64]:
+        """Return the distinct experts that a random router is expected to need in each step.
+
+        `E (1 - prod(1 - s / E'))` over tokens that choose s of E' ids, of which E have weights.
+        """
+        size = (choices.experts != NO_EXPERT).sum(axis=1)
+        left = 1 - np.minimum(size / self._shape.num_ids[layer], 1)
+        with np.errstate(divide="ignore"):
+            log = np.bincount(
+                steps.of_token[choices.token], weights=np.log(left), minlength=len(steps)
+            )
+        expected: NDArray[np.float64] = self._shape.num_experts[layer] * -np.expm1(log)
+        return expected
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of prompts that are of one group.
+
+    Attributes:
+        of_step: Index of each step's part. # (num_steps,)
+        prompt: Ascending. # (num_parts,)
+        group: None without groups. # (num_parts,)
+    """
+
+    of_step: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+    group: NDArray[np.int64] | None
+
+
+def _divide_steps(steps: Steps, group: NDArray[np.int64] | None) -> _Parts:
+    if group is None:
+        prompt, of_step = np.unique(steps.prompt, return_inverse=True)
+        return _Parts(of_step, prompt, None)
+    first = np.searchsorted(steps.of_token, np.arange(len(steps)))
+    num_groups = int(group.max()) + 1
+    keys, of_step = np.unique(steps.prompt * num_groups + group[first], return_inverse=True)
+    return _Parts(of_step, keys // num_groups, keys % num_groups)
 
 
 def _number_stacks(window: DecisionWindow) -> NDArray[np.int64]:

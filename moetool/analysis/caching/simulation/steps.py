@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,29 +37,43 @@ class Steps:
 _MOST_STEPS, _MOST_TOKENS = 2_000, 20_000
 
 
-@dataclass
 class FirstSteps:
-    """The sizes and phases of the first steps of a trace, in which a simulated router follows it.
+    """The first steps of a trace, in which a simulated router follows it.
 
     Attributes:
-        sizes: Tokens of each step, at most 20,000. # (num_steps,)
+        of_token: Ascending number of each token's step, at most 20,000 tokens. # (num_tokens,)
         phases: `PREFILL` or `DECODE`. # (num_steps,)
+        sizes: Of each layer, the experts that each token ran; 0 for a token without a decision.
+            # (num_layers, num_tokens)
     """
 
-    sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    phases: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    def __init__(self, num_layers: int) -> None:
+        self.of_token = np.zeros(0, dtype=np.int64)
+        self.phases = np.zeros(0, dtype=np.int64)
+        self.sizes = np.zeros((num_layers, 0), dtype=np.int16)
 
-    def add(self, steps: Steps) -> None:
-        """Append the steps of a window, until there are enough."""
-        if len(self.sizes) >= _MOST_STEPS or self.sizes.sum() >= _MOST_TOKENS:
+    def add(self, steps: Steps, layers: Sequence[LayerChoices | None]) -> None:
+        """Append the steps of a window, until there are enough.
+
+        Args:
+            steps: Of the window.
+            layers: The choices of each layer in it; None for none.
+        """
+        num_steps, num_tokens = len(self.phases), len(self.of_token)
+        # A step that is too long is cut, so that there is at least one.
+        enough = int(np.searchsorted(steps.of_token, _MOST_STEPS - num_steps))
+        number = min(enough, _MOST_TOKENS - num_tokens)
+        if number <= 0:
             return
-        sizes = np.minimum(np.bincount(steps.of_token, minlength=len(steps)), _MOST_TOKENS)
-        self.sizes = np.concatenate([self.sizes, sizes])
-        self.phases = np.concatenate([self.phases, steps.phase])
-        # The step that reaches the limit is included, so that there is at least one.
-        enough = int(np.searchsorted(np.cumsum(self.sizes), _MOST_TOKENS)) + 1
-        kept = slice(min(enough, _MOST_STEPS))
-        self.sizes, self.phases = self.sizes[kept], self.phases[kept]
+        of_token = steps.of_token[:number]
+        self.of_token = np.concatenate([self.of_token, of_token + num_steps])
+        self.phases = np.concatenate([self.phases, steps.phase[: int(of_token[-1]) + 1]])
+        sizes = np.zeros((len(layers), number), dtype=np.int16)
+        for mine, choices in zip(sizes, layers, strict=True):
+            if choices is not None:
+                kept = choices.token < number
+                mine[choices.token[kept]] = (choices.experts[kept] != NO_EXPERT).sum(axis=1)
+        self.sizes = np.concatenate([self.sizes, sizes], axis=1)
 
 
 @dataclass(frozen=True)

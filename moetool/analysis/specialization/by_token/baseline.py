@@ -1,4 +1,4 @@
-"""The favourite expert's share by chance: that of routers that ignore the token.
+"""The usual expert's share by chance: that of routers that ignore the token.
 
 The largest of several counts grows with their number and falls with the occurrences: of 10
 occurrences, even a fair router gives some expert 4. There is no simple formula, so routers are
@@ -8,70 +8,41 @@ token id with n occurrences.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.analysis.statistics.random_choices import draw_choices
+from moetool.trace.decisions import NO_EXPERT
+
+Ints = NDArray[np.int64]
+
 _NUM_RUNS = 200
 # Beyond these occurrences, what chance adds falls with their square root.
 _MOST_SIMULATED = 512
+# Decisions times experts that are drawn at a time.
+_CELLS_AT_ONCE = 2**22
 
 
-class Draw:
-    """Draws decisions of a router that ignores the token.
-
-    Args:
-        decisions: Those to draw from; None for a uniform random router. # (num_decisions, top_k)
-    """
-
-    def __init__(
-        self,
-        decisions: NDArray[np.int64] | None,
-        *,
-        num_experts: int,
-        top_k: int,
-        seed: int,
-    ) -> None:
-        self._decisions, self._num_experts, self._top_k = decisions, num_experts, top_k
-        self._rng = np.random.default_rng([seed, 6])
-
-    def __call__(self, num_runs: int, length: int) -> NDArray[np.int64]:
-        """Return decisions of several runs, each `length` long.
-
-        Returns:
-            # (num_runs, length, top_k)
-        """
-        if self._decisions is not None:
-            index = self._rng.integers(0, len(self._decisions), size=(num_runs, length))
-            drawn: NDArray[np.int64] = self._decisions[index]
-            return drawn
-        scores = self._rng.random((num_runs, length, self._num_experts), dtype=np.float32)
-        if self._top_k == self._num_experts:
-            return scores.argsort(axis=2)
-        return scores.argpartition(self._top_k, axis=2)[..., : self._top_k]
-
-
-class FavouriteShares:
-    """The expected share of the favourite expert, by occurrences.
+class UsualShares:
+    """The expected share of the usual expert, by occurrences.
 
     Args:
-        draw: Returns decisions of a number of runs: # (num_runs, num_occurrences, top_k).
-            Negative experts did not run.
+        experts: Decisions of several runs; negative experts did not run.
+            # (num_runs, num_occurrences, top_k)
         num_experts: Larger than each id.
         limit: The share for infinitely many occurrences.
-        most: The largest number of occurrences that is asked for.
     """
 
-    def __init__(self, draw: Draw, *, num_experts: int, limit: float, most: int) -> None:
+    def __init__(self, experts: NDArray[np.integer], *, num_experts: int, limit: float) -> None:
         self._limit = limit
-        length = max(1, min(most, _MOST_SIMULATED))
-        experts = draw(_NUM_RUNS, length)
-        run = np.arange(_NUM_RUNS)[:, None]
+        num_runs, length = experts.shape[:2]
+        run = np.arange(num_runs)[:, None]
         # The last column takes those that did not run.
         column = np.where(experts < 0, num_experts, experts)
-        counts = np.zeros((_NUM_RUNS, num_experts + 1), dtype=np.int64)
-        largest = np.zeros((_NUM_RUNS, length), dtype=np.int64)
+        counts = np.zeros((num_runs, num_experts + 1), dtype=np.int64)
+        largest = np.zeros((num_runs, length), dtype=np.int64)
         for step in range(length):
             counts[run, column[:, step]] += 1
             counts[:, num_experts] = 0
@@ -81,7 +52,7 @@ class FavouriteShares:
             )
         self._shares = largest.mean(axis=0) / np.arange(1, length + 1)
 
-    def mean(self, occurrences: NDArray[np.int64]) -> float:
+    def mean(self, occurrences: Ints) -> float:
         """Return the mean over token ids with these occurrences, at least one each."""
         length = len(self._shares)
         shares = self._shares[np.minimum(occurrences, length) - 1]
@@ -89,12 +60,54 @@ class FavouriteShares:
         return float((self._limit + (shares - self._limit) * beyond).mean())
 
 
-@cache
-def simulate_uniform(num_experts: int, top_k: int, seed: int) -> FavouriteShares:
-    """Return the shares for a uniform random router, simulated once for all layers alike."""
-    return FavouriteShares(
-        Draw(None, num_experts=num_experts, top_k=top_k, seed=seed),
-        num_experts=num_experts,
-        limit=top_k / num_experts,
-        most=_MOST_SIMULATED,
-    )
+def simulate_same_loads(decisions: Ints, *, num_experts: int, most: int, seed: int) -> UsualShares:
+    """Return the shares of a router that draws each decision from those of all tokens.
+
+    Args:
+        decisions: To draw from; negative experts did not run. # (num_decisions, top_k)
+        num_experts: Larger than each id.
+        most: The largest number of occurrences that is asked for.
+        seed: Random seed.
+    """
+    length = max(1, min(most, _MOST_SIMULATED))
+    rng = np.random.default_rng([seed, 6])
+    index = rng.integers(0, len(decisions), size=(_NUM_RUNS, length))
+    use = np.bincount(decisions[decisions >= 0], minlength=num_experts) / len(decisions)
+    return UsualShares(decisions[index], num_experts=num_experts, limit=float(use.max()))
+
+
+@lru_cache(maxsize=512)
+def simulate_uniform(num_experts: int, num_decisions: tuple[int, ...], seed: int) -> UsualShares:
+    """Return the shares of a uniform random router, simulated once for all layers alike.
+
+    Args:
+        num_experts: Experts of the layer.
+        num_decisions: Decisions that run 0, 1, 2, … experts; the random router runs as few.
+        seed: Random seed.
+    """
+    top_k = len(num_decisions) - 1
+    chance = np.array(num_decisions) / sum(num_decisions)
+    experts = _draw_uniform(num_experts, top_k, seed)
+    if chance[top_k] < 1:
+        rng = np.random.default_rng([seed, 10])
+        size = rng.choice(top_k + 1, size=experts.shape[:2], p=chance)
+        experts = np.where(np.arange(top_k) < size[..., None], experts, NO_EXPERT)
+    limit = float(chance @ np.arange(top_k + 1)) / num_experts
+    return UsualShares(experts, num_experts=num_experts, limit=limit)
+
+
+@lru_cache(maxsize=8)
+def _draw_uniform(num_experts: int, top_k: int, seed: int) -> NDArray[np.int16]:
+    """Return decisions of a router that always runs top-k experts.
+
+    Returns:
+        # (_NUM_RUNS, _MOST_SIMULATED, top_k)
+    """
+    rng = np.random.default_rng([seed, 6])
+    total = _NUM_RUNS * _MOST_SIMULATED
+    step = max(1, _CELLS_AT_ONCE // num_experts)
+    parts = [
+        draw_choices(rng, num_experts, np.full(min(step, total - start), top_k)).astype(np.int16)
+        for start in range(0, total, step)
+    ]
+    return np.concatenate(parts).reshape(_NUM_RUNS, _MOST_SIMULATED, top_k)

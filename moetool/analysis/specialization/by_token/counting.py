@@ -89,6 +89,8 @@ class LayerTokenCounts:
         occurrences: Decisions for each id. # (num_ids,)
         load: Assignments of each expert by all tokens. # (num_experts,)
         num_tokens: All decisions.
+        num_of_size: Decisions that ran 0, 1, 2, … experts. # (top_k + 1,)
+        num_first: Decisions whose first choice ran.
         decisions: Some of them, chosen by their place. # (num_kept, top_k)
         keys: Of these decisions; the smallest are kept.
     """
@@ -98,6 +100,8 @@ class LayerTokenCounts:
     occurrences: NDArray[np.int64]
     load: NDArray[np.int64]
     num_tokens: int
+    num_of_size: NDArray[np.int64]
+    num_first: int
     decisions: NDArray[np.int64]
     keys: NDArray[np.uint64]
 
@@ -143,6 +147,8 @@ class TokenCounter:
                 occurrences=np.zeros(shape[0], dtype=np.int64),
                 load=np.zeros(number, dtype=np.int64),
                 num_tokens=0,
+                num_of_size=np.zeros(layer.top_k + 1, dtype=np.int64),
+                num_first=0,
                 decisions=np.zeros((0, layer.top_k), dtype=np.int64),
                 keys=np.zeros(0, dtype=np.uint64),
             )
@@ -159,6 +165,8 @@ class TokenCounter:
         ran = experts >= 0
         total.load += np.bincount(experts[ran], minlength=width)
         total.num_tokens += len(experts)
+        total.num_of_size += np.bincount(ran.sum(axis=1), minlength=len(total.num_of_size))
+        total.num_first += int(ran[:, 0].sum())
         mine = is_frequent[choices.token]
         token, experts, ran = index[choices.token][mine], experts[mine], ran[mine]
         total.occurrences += np.bincount(token, minlength=len(total.occurrences))

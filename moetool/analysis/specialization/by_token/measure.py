@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.specialization.by_token.baseline import (
-    Draw,
-    FavouriteShares,
+    simulate_same_loads,
     simulate_uniform,
 )
 from moetool.analysis.specialization.by_token.counting import (
@@ -21,7 +20,10 @@ from moetool.analysis.specialization.by_token.counting import (
 from moetool.analysis.specialization.by_token.result import (
     ExpertToken,
     LayerTokenUse,
+    LoadsLift,
     TokenSpecialization,
+    TokenVerdict,
+    VocabularyShares,
 )
 from moetool.analysis.specialization.from_trace import SpecializationOptions
 from moetool.analysis.specialization.notes import explain_unknown_first
@@ -84,6 +86,7 @@ def measure_token_specialization(
     return TokenSpecialization(
         layers=tuple(layers),
         tokens=tuple(tokens),
+        verdict=_reach_verdict(layers),
         min_count=frequent.min_count,
         seed=options.seed,
         notes=(
@@ -120,34 +123,40 @@ def _describe_layer(
     *,
     has_first: bool,
 ) -> LayerTokenUse:
-    number = len(counts.load)
     is_enough = counts.occurrences >= frequent.min_count
     occurrences = counts.occurrences[is_enough]
-    unknown: tuple[None, None, None] = (None, None, None)
-    chosen: tuple[float | None, float | None, float | None] = unknown
-    firsts: tuple[float | None, float | None, float | None] = unknown
+    shares: list[VocabularyShares | None] = [None, None, None]
     if len(occurrences):
         chosen = _compare(
-            counts.assignments[is_enough], occurrences, counts.decisions, number, options.seed
+            counts.assignments[is_enough],
+            occurrences,
+            counts.decisions,
+            tuple(counts.num_of_size.tolist()),
+            options.seed,
         )
+        firsts: tuple[float | None, ...] = (None, None, None)
         if has_first:
             firsts = _compare(
                 counts.first[is_enough],
                 occurrences,
                 counts.decisions[:, :1],
-                number,
+                (counts.num_tokens - counts.num_first, counts.num_first),
                 options.seed,
             )
+        shares = [VocabularyShares(*pair) for pair in zip(chosen, firsts, strict=True)]
+    observed, baseline, loads = shares
     return LayerTokenUse(
         layer.stack,
         layer.layer,
-        number,
+        len(counts.load),
         layer.top_k,
         counts.num_tokens,
-        int(is_enough.sum()),
-        float(occurrences.sum() / max(1, counts.num_tokens)),
-        *chosen,
-        *firsts,
+        num_token_ids=int(is_enough.sum()),
+        covered_share=float(occurrences.sum() / max(1, counts.num_tokens)),
+        vocabulary_specialization=observed and observed.vocabulary_specialization,
+        first_vocabulary_specialization=observed and observed.first_vocabulary_specialization,
+        baseline=baseline,
+        loads=loads,
     )
 
 
@@ -155,22 +164,37 @@ def _compare(
     by_token: NDArray[np.int32],
     occurrences: NDArray[np.int64],
     decisions: NDArray[np.int64],
-    num_experts: int,
+    num_decisions: tuple[int, ...],
     seed: int,
 ) -> tuple[float, float, float]:
-    """Return the mean share of the favourite expert, and that of both random routers."""
-    top_k = decisions.shape[1]
-    most = int(occurrences.max())
-    use = np.bincount(decisions[decisions >= 0], minlength=num_experts) / len(decisions)
-    popular = FavouriteShares(
-        Draw(decisions, num_experts=num_experts, top_k=top_k, seed=seed),
-        num_experts=num_experts,
-        limit=float(use.max()),
-        most=most,
+    """Return the mean share of the usual expert, under a uniform router, and with the same loads.
+
+    Args:
+        by_token: Assignments by token id and expert. # (num_ids, num_experts)
+        occurrences: Of each id. # (num_ids,)
+        decisions: Some of all tokens. # (num_kept, top_k)
+        num_decisions: Decisions that run 0, 1, 2, … experts.
+        seed: Random seed.
+    """
+    num_experts = by_token.shape[1]
+    loads = simulate_same_loads(
+        decisions, num_experts=num_experts, most=int(occurrences.max()), seed=seed
     )
+    uniform = simulate_uniform(num_experts, num_decisions, seed)
     observed = float((by_token.max(axis=1) / occurrences).mean())
-    uniform = simulate_uniform(num_experts, top_k, seed)
-    return observed, uniform.mean(occurrences), popular.mean(occurrences)
+    return observed, uniform.mean(occurrences), loads.mean(occurrences)
+
+
+def _reach_verdict(layers: Sequence[LayerTokenUse]) -> TokenVerdict | None:
+    observed = [
+        layer.vocabulary_specialization
+        for layer in layers
+        if layer.vocabulary_specialization is not None
+    ]
+    loads = [layer.loads.vocabulary_specialization for layer in layers if layer.loads is not None]
+    if not observed:
+        return None
+    return TokenVerdict(len(observed), min(observed), max(observed), min(loads), max(loads))
 
 
 def _find_characteristic(
@@ -216,7 +240,7 @@ def _find_characteristic(
                     expert_share=expected,
                     lift=share / expected,
                     shrunken_lift=float(shrunken[index]),
-                    random_shrunken_lift=by_chance,
+                    loads=LoadsLift(by_chance),
                 )
             )
     return found
@@ -235,12 +259,12 @@ def _explain(layers: list[LayerTokenUse], frequent: FrequentTokens, min_count: i
     notes = []
     if frequent.min_count > min_count:
         notes.append(
-            f"token ids need {frequent.min_count:,} occurrences instead of {min_count:,}, because "
-            "counts of more ids would not fit into memory"
+            f"Token ids need {frequent.min_count:,} occurrences instead of {min_count:,}, because "
+            "counts of more ids would not fit into memory."
         )
     if any(not layer.num_token_ids for layer in layers):
         notes.append(
-            f"no token id has {frequent.min_count:,} occurrences in some layer, which therefore "
-            "has no vocabulary specialization"
+            f"No token id has {frequent.min_count:,} occurrences in some layer, which therefore "
+            "has no vocabulary specialization."
         )
     return notes

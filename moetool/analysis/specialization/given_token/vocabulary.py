@@ -57,6 +57,8 @@ class ConditionalSpecialization:
         same_domain_overlap: Mean share of experts in common; None where no token id occurs in two
             prompts of each of two domains, like the following fields.
         other_domain_overlap: The same for prompts of two domains.
+        same_by_chance: The first under a uniform random router that runs as many experts.
+        other_by_chance: The second.
         p_value: Of the difference.
         use: Use of experts by each domain's shared tokens.
     """
@@ -67,8 +69,21 @@ class ConditionalSpecialization:
     domain_entropy_nats: float
     same_domain_overlap: float | None
     other_domain_overlap: float | None
+    same_by_chance: float | None
+    other_by_chance: float | None
     p_value: float | None
     use: SharedUse
+
+
+@dataclass(frozen=True)
+class _Overlaps:
+    """Mean shares of experts in common, as in `ConditionalSpecialization`."""
+
+    same: float | None = None
+    other: float | None = None
+    same_by_chance: float | None = None
+    other_by_chance: float | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,15 +184,17 @@ class SharedTokens:
         if not shared.any():
             return None
         observed, *null = self._find_information(shared)
-        same, other, p_value = self._compare_overlaps(counts, top_k)
+        overlaps = self._compare_overlaps(counts, top_k)
         return ConditionalSpecialization(
             shared_share=float(self._size[self._shared].sum() / self._size.sum()),
             information_nats=observed,
             null_nats=float(np.mean(null)),
             domain_entropy_nats=self._find_domain_entropy(),
-            same_domain_overlap=same,
-            other_domain_overlap=other,
-            p_value=p_value,
+            same_domain_overlap=overlaps.same,
+            other_domain_overlap=overlaps.other,
+            same_by_chance=overlaps.same_by_chance,
+            other_by_chance=overlaps.other_by_chance,
+            p_value=overlaps.p_value,
             use=measure_shared_use(
                 shared,
                 SharedCells(
@@ -211,14 +228,12 @@ class SharedTokens:
         by_token = np.add.reduceat(size, self._token_starts)
         return float((_sum_logs(by_token) - _sum_logs(joint)) / size.sum())
 
-    def _compare_overlaps(
-        self, counts: NDArray[np.int64], top_k: int
-    ) -> tuple[float | None, float | None, float | None]:
+    def _compare_overlaps(self, counts: NDArray[np.int64], top_k: int) -> _Overlaps:
         """Return the mean overlap within domains, across them, and the p-value of the difference."""
         weight = sum(block.weight for block in self._blocks)
         if not weight:
-            return None, None, None
-        same = other = 0.0
+            return _Overlaps()
+        same = other = same_by_chance = other_by_chance = 0.0
         # How much two prompts agree beyond the mean of their tokens. # (num_prompts, num_prompts)
         agreement = np.zeros((self._num_prompts, self._num_prompts))
         for block in self._blocks:
@@ -227,12 +242,23 @@ class SharedTokens:
             within = float(weighted[block.is_same].sum())
             same += within
             other += within - float(weighted.sum())
+            # Spread evenly over the experts.
+            even = use.sum(axis=1) / np.sqrt(use.shape[1])
+            weighted = np.outer(even, even) * block.kernel
+            within = float(weighted[block.is_same].sum())
+            same_by_chance += within
+            other_by_chance += within - float(weighted.sum())
             deviation = (use - use.mean(axis=0)) / (1 - 1 / len(use))
             agreement[np.ix_(block.prompt, block.prompt)] += (
                 deviation @ deviation.T
             ) * block.kernel
-        p_value = self._draw_signs(agreement, same - other)
-        return same / weight, other / weight, p_value
+        return _Overlaps(
+            same=same / weight,
+            other=other / weight,
+            same_by_chance=same_by_chance / weight,
+            other_by_chance=other_by_chance / weight,
+            p_value=self._draw_signs(agreement, same - other),
+        )
 
     def _draw_signs(self, agreement: NDArray[np.float64], observed: float) -> float:
         # The same signs in every layer.

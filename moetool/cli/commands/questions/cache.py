@@ -18,6 +18,7 @@ from moetool.cli.options.shared import (
     QuietOption,
 )
 from moetool.cli.options.traces import (
+    TRACE_PANEL,
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
@@ -32,7 +33,7 @@ SUMMARY = "Simulate caches of experts on the GPU."
 EXAMPLES = (
     "moetool cache trace.parquet",
     "moetool cache trace.parquet --budget 8,25%,12GiB --model olmoe-1b-7b",
-    "moetool cache trace.parquet --tokens-per-batch 512 -o cache.json",
+    "moetool cache trace.parquet --by domain --tokens-per-batch 512 -o cache.json",
 )
 
 
@@ -52,6 +53,14 @@ def cache(
             min=1,
             metavar="N",
             help="Tokens of a prompt that pass together. Default: all of them.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Show hits by group of this column too, such as domain or prompt_id.",
+            rich_help_panel=TRACE_PANEL,
         ),
     ] = None,
     model: Annotated[
@@ -86,7 +95,7 @@ def cache(
     For each budget: the share of experts that are on the GPU when they are needed, and the bytes
     moved per token, with a fixed set, LRU, LFU and Belady's optimum, next to a random router, in
     decode and prefill. Then the distinct experts that batches of tokens need. CSV has one row per
-    policy, budget and phase.
+    policy, budget and phase, and per group of --by.
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
@@ -102,6 +111,7 @@ def cache(
             trace,
             budget=budget,
             tokens_per_batch=tokens_per_batch,
+            by=by,
             model=model,
             expert_bytes=expert_bytes,
             layers=numbers,

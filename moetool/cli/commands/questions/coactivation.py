@@ -60,7 +60,8 @@ def coactivation(
     with show_status(is_quiet=quiet) as show:
         show("starting")
         from moetool.analysis.coactivation.measure import measure_coactivation
-        from moetool.report.questions.coactivation import RENDERERS
+        from moetool.report.questions.coactivation import RENDERERS, iter_csv
+        from moetool.report.renderer import ReportFormat
         from moetool.trace.reading.reader import open_trace
         from moetool.trace.windows.reader import DecisionReader
 
@@ -76,5 +77,7 @@ def coactivation(
             top_k=top_k,
             is_checked=not no_validate,
         )
-        result = measure_coactivation(reader, by=by, most_pairs=pairs, show=show)
-    print_or_write(RENDERERS[chosen](result, see_output(output)), output, force=force)
+        result = measure_coactivation(reader, by=by, num_listed=pairs, show=show)
+    is_csv = chosen is ReportFormat.CSV
+    text = iter_csv(result) if is_csv else RENDERERS[chosen](result, see_output(output))
+    print_or_write(text, output, force=force)

@@ -58,11 +58,9 @@ def compare(
             help="Compare the tokens that both traces have instead of refusing others.",
         ),
     ] = False,
-    min_occurrences: Annotated[
+    min_count: Annotated[
         int,
-        typer.Option(
-            min=1, metavar="N", help="Least number of occurrences of a token id that is listed."
-        ),
+        typer.Option(min=1, metavar="N", help="Occurrences that a token id needs to be listed."),
     ] = 10,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
@@ -98,7 +96,7 @@ def compare(
             by=by,
             layers=numbers,
             common_tokens=common_tokens,
-            min_occurrences=min_occurrences,
+            min_count=min_count,
             num_experts=num_experts,
             top_k=top_k,
             validate=not no_validate,

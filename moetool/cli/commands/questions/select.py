@@ -7,7 +7,7 @@ from moetool.choices import without_effect
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.questions import selection as options
-from moetool.cli.options.shared import ForceOption, FormatOption, OutputOption, QuietOption
+from moetool.cli.options.shared import ForceOption, FormatOption, QuietOption
 from moetool.cli.options.traces import (
     LayersOption,
     NoValidateOption,
@@ -54,7 +54,7 @@ def select(
     no_validate: NoValidateOption = False,
     output_format: FormatOption = None,
     export: options.Export = None,
-    output: OutputOption = None,
+    output: options.Output = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -8,6 +8,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.questions.tokens import (
     ExpertOption,
+    GroupOption,
     LayerOption,
     MinCountOption,
     PromptIdOption,
@@ -48,7 +49,7 @@ EXAMPLES = (
     "moetool tokens trace.parquet --prompt english-03",
 )
 _COLUMNS = ("token_id", "token", "weight", "phase")
-_MIN_COUNT, _TOP = 10, 20
+_BY, _MIN_COUNT, _TOP = "domain", 10, 20
 
 
 @speaks_errors
@@ -57,6 +58,7 @@ def tokens(
     layer: LayerOption = None,
     expert: ExpertOption = None,
     stack: StackOption = None,
+    by: GroupOption = None,
     token: TokenOption = None,
     token_id: TokenIdOption = None,
     prompt: PromptIdOption = None,
@@ -75,10 +77,10 @@ def tokens(
 
     By default: for each layer, the share of token ids whose first choice of expert never changes,
     and how well a token's id predicts it on other prompts. With --layer and --expert: the expert's
-    tokens, and contexts. With --token or --token-id: the token's experts in each layer. With
+    tokens, by domain as well, and contexts. With --token or --token-id: the token's experts in each layer. With
     --prompt: a table of its tokens and their experts. CSV has everything, a row each.
     """
-    question = TokenQuestion(layer, expert, stack, token, token_id, prompt, min_count, top)
+    question = TokenQuestion(layer, expert, stack, by, token, token_id, prompt, min_count, top)
     page = question.choose_page(layers=layers)
     with show_status(is_quiet=quiet) as show:
         show("starting")
@@ -91,6 +93,7 @@ def tokens(
         show(f"reading {trace}")
         reader = DecisionReader(
             open_trace(trace),
+            by=by or _BY,
             layers=parse_layers(layers) if layer is None else [layer],
             num_experts=num_experts,
             top_k=top_k,
@@ -117,7 +120,8 @@ def _answer(
             layer=question.layer,
             expert=question.expert,
             stack=question.stack,
-            most_tokens=top,
+            by=question.by or _BY,
+            num_listed=top,
         )
         return lambda form, view: expert_page.RENDERERS[form](found, view)
     if page is TokenPage.TOKEN:
@@ -136,5 +140,5 @@ def _answer(
     from moetool.analysis.tokens.measure import measure_tokens
     from moetool.report.questions.tokens import routing as routing_page
 
-    result = measure_tokens(reader, min_count=question.min_count or _MIN_COUNT, most_tokens=top)
+    result = measure_tokens(reader, min_count=question.min_count or _MIN_COUNT, num_listed=top)
     return lambda form, view: routing_page.RENDERERS[form](result, view)

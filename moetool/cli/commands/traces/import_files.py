@@ -64,7 +64,8 @@ def import_files(
 
     Formats with tokens become a trace, which every command reads. Formats that only count experts
     become a load table, which balance, place and select read. What a format lacks is left out,
-    and the summary on stderr says so; --format json prints the summary to stdout.
+    and the summary on stderr says so; --format json prints the summary to stdout. With --detect,
+    the exit code is 3 if a file is of no known format.
     """
     if detect:
         _detect([name, *(files or [])], output_format, output, force=force, quiet=quiet)
@@ -115,14 +116,16 @@ def _detect(
 ) -> None:
     with show_status(is_quiet=quiet) as show:
         show("starting")
-        from moetool.interchange.imports.detect import detect_format
+        from moetool.interchange.imports.detect import detect_formats, refuse_unknown
         from moetool.report.imports import DETECTION_RENDERERS
 
     chosen = choose_report_format(output_format, output)
     check_report_path(output, force=force, inputs=[Path(file) for file in files])
     with show_status(is_quiet=quiet) as show:
-        found = []
-        for file in files:
-            show(f"looking at {file}")
-            found.append(detect_format(file))
+        show(f"looking at {', '.join(files[:3])}")
+        found = detect_formats(files)
+    if len(found) == 1:
+        refuse_unknown(found)
     print_or_write(DETECTION_RENDERERS[chosen](found, see_output(output)), output, force=force)
+    sys.stdout.flush()
+    refuse_unknown(found)

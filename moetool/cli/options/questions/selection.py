@@ -134,3 +134,14 @@ Export = Annotated[
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write to FILE instead of stdout: the report, whose format follows from the suffix "
+        "(.txt, .json or .csv), or with --export the file of the tool.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]

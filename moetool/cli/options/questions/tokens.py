@@ -38,6 +38,15 @@ StackOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="COLUMN",
+        help="With --expert: column that groups its tokens: domain by default.",
+        rich_help_panel=_PANEL,
+    ),
+]
 TokenOption = Annotated[
     str | None,
     typer.Option(
@@ -88,6 +97,7 @@ class TokenQuestion:
     layer: int | None
     expert: int | None
     stack: str | None
+    by: str | None
     token: str | None
     token_id: int | None
     prompt: str | None
@@ -129,6 +139,7 @@ class TokenQuestion:
         options = {
             "--layer": (self.layer, expert, "add --expert"),
             "--stack": (self.stack, expert, "add --expert"),
+            "--by": (self.by, expert, "add --expert"),
             "--min-count": (self.min_count, everything, "ask for all tokens"),
             "--top": (self.top, everything | expert, "ask for all tokens"),
             "--layers": (layers, {*TokenPage} - expert, "ask for all tokens"),

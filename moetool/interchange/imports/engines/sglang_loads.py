@@ -38,7 +38,9 @@ def open_sglang_stat(files: ImportFiles, shapes: GivenShapes) -> LoadImport:
     array = take_tensor(counts, num_dimensions=3, name=LOGICAL, source=source)
     _check(array, source=source, name=LOGICAL)
     facts = Facts(STAT, num_experts=array.shape[2])
-    facts.note("A dump of stat_approx looks the same as one of stat; its counts are approximate.")
+    facts.note(
+        "A dump of the mode stat_approx, whose counts are approximate, looks like one of stat."
+    )
     return LoadImport(_iter_stat(array), has_steps=True, facts=facts)
 
 

@@ -21,6 +21,7 @@ from moetool.interchange.imports.reading.arrays import decode_base64
 from moetool.interchange.imports.reading.text import damaged, take_array, take_integer
 from moetool.interchange.imports.runs import Column, Facts, ImportFiles, TokenRun, TraceImport
 from moetool.interchange.imports.shapes import MODEL_HINT, GivenShapes
+from moetool.wording import number_of
 
 FORMAT = "sglang-routed-experts"
 
@@ -78,12 +79,15 @@ def _iter_runs(
     num_layers = shapes.num_layers
     for response in _iter_responses(files, facts):
         numbers = response.read_numbers()
-        if num_layers is None:
-            facts.note(
-                "The number of layers is that of tokens in the response; if routed_experts_start_len "
-                "was given, --num-layers or --model has to state it."
-            )
+        is_stated = num_layers is not None
         num_layers = _find_num_layers(response, len(numbers), num_layers, top_k=top_k)
+        if not is_stated:
+            facts.note(
+                f"{number_of(num_layers, 'layer')}, dense ones included, "
+                f"{'is' if num_layers == 1 else 'are'} inferred from the tokens that the first "
+                "response states. If the request gave routed_experts_start_len, state the number "
+                "with --num-layers or --model."
+            )
         array = numbers.reshape(-1, num_layers, top_k)
         num_rows = len(array)
         start = 0

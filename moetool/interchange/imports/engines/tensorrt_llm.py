@@ -95,6 +95,12 @@ def open_tensorrt_llm_raw(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
         "positions count its tokens."
     )
     facts.note("Weights are not in TensorRT-LLM's files; ranks are in the order of its top-k.")
+    for path in files.paths:
+        if path.is_dir() and list_rank_files(path, is_raw=False):
+            facts.note(
+                f"The counts in {quote(path)} were left out; `moetool import {COUNTS}` makes a "
+                "load table of them."
+            )
     columns = frozenset[Column](("rank",))
     return TraceImport(_iter_runs(ranks, facts), columns, facts)
 

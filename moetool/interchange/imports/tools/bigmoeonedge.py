@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ def open_bigmoeonedge(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
     facts = Facts(FORMAT)
     heads = {path: _read_head(path, facts) for path in files.paths}
     num_unknown = num_dropped = 0
+    num_tokens: Counter[int] = Counter()  # By layer.
     for path, (num_lines, columns) in heads.items():
         for batch in _iter_batches(path, num_lines, columns):
             num_unknown += int(np.isnan(batch["weight"]).sum())
             num_dropped += int((batch.get("dropped", np.zeros(0)) != 0).sum())
+            num_tokens.update(batch["layer"][batch["slot"] == 0].tolist())
     columns_given: set[Column] = {"phase", "rank", "weight"}
     if num_unknown:
         columns_given.discard("weight")
@@ -67,10 +70,13 @@ def open_bigmoeonedge(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
             f"{NOT_EXACT} {number_of(num_dropped, 'assignment')} of the router were skipped by the "
             "engine; they are part of the trace."
         )
-    facts.note(
-        "Of a prompt, llama.cpp routes only the last token in its last layer, so that layer has "
-        "fewer tokens."
-    )
+    last = max(num_tokens, default=0)
+    others = [number for layer, number in num_tokens.items() if layer != last]
+    if others and num_tokens[last] < max(others):
+        facts.note(
+            f"Layer {last}, the last one, has {number_of(num_tokens[last], 'token')} of "
+            f"{max(others):,}: of a prompt, llama.cpp routes only the last token there."
+        )
     runs = _iter_runs(heads, has_weights=not num_unknown)
     return TraceImport(runs, frozenset(columns_given), facts)
 

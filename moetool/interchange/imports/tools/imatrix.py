@@ -51,11 +51,12 @@ def open_imatrix(files: ImportFiles, shapes: GivenShapes) -> LoadImport:
             hint="Name the imatrix of a Mixture-of-Experts model.",
         )
     facts = Facts(FORMAT, num_experts=_find_size(gguf.path, counts))
-    for key, noun in (("imatrix.datasets", "data"), ("imatrix.chunk_count", "chunks")):
-        value = gguf.metadata.get(key)
-        if value:
-            shown = ", ".join(map(str, value[:4])) if isinstance(value, list) else value
-            facts.note(f"Collected on {noun}: {shown}.")
+    data, num_chunks = (gguf.metadata.get(f"imatrix.{key}") for key in ("datasets", "chunk_count"))
+    if data:
+        shown = ", ".join(map(str, data[:4])) if isinstance(data, list) else data
+        facts.note(f"The counts were collected on {shown}.")
+    if isinstance(num_chunks, int) and num_chunks:
+        facts.note(f"The counts are of {number_of(num_chunks, 'chunk')} of text.")
     totals: dict[int, NDArray[np.int64]] = {}
     for layer, each in sorted(counts.items()):
         whole = np.max(each, axis=0)
@@ -120,7 +121,7 @@ def _infer_top_k(gguf: GgufFile, totals: dict[int, NDArray[np.int64]], facts: Fa
         return None
     (top_k,) = found
     facts.note(
-        f"Top-{top_k} is the ratio of assignments to the tokens that "
-        f"{number_of(found[top_k], 'weight')} of the same layers counted."
+        f"Top-{top_k} is inferred: a layer has {number_of(top_k, 'assignment')} for each token "
+        "that its other tensors counted."
     )
     return top_k

@@ -11,11 +11,6 @@ from moetool.analysis.placement.result import MethodPlacement, Placement
 from moetool.report.page.payload.numbers import shorten, shorten_all
 from moetool.trace.metadata import TraceMetadata
 
-_MODEL_COUNTS = (
-    *("total_parameters", "active_parameters"),
-    *("flops_per_token", "dense_flops_per_token", "flops_prompt_tokens"),
-)
-
 
 def make_capacity(balance: Balance | None) -> dict[str, Any] | None:
     """Return the shares that are dropped at each capacity factor; None if unknown."""
@@ -77,7 +72,7 @@ def make_touched(caching: Caching | None) -> list[dict[str, Any]]:
             "batch_size": each.batch_size,
             "of": each.of,
             "experts": shorten(each.experts),
-            "random": shorten(each.random),
+            "random": shorten(each.baseline.experts),
         }
         for each in caching.touched
     ]
@@ -85,5 +80,6 @@ def make_touched(caching: Caching | None) -> list[dict[str, Any]]:
 
 def make_counts(metadata: TraceMetadata | None) -> dict[str, Any] | None:
     """Return parameters and FLOPs of the model; None if the trace does not state them."""
-    counts = {name: getattr(metadata, name, None) for name in _MODEL_COUNTS}
-    return counts if counts["total_parameters"] is not None else None
+    if metadata is None or metadata.total_parameters is None:
+        return None
+    return metadata.model_counts.to_dict()

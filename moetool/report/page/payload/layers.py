@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moetool.analysis.balance.result import Balance, LayerBalance
+from moetool.analysis.balance.layer_result import LayerBalance
+from moetool.analysis.balance.result import Balance
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.numbers import shorten
 from moetool.trace.facts import LayerFacts
@@ -17,7 +18,17 @@ def list_layers(contents: PageContents) -> list[LayerFacts]:
     """Return the layers that the page shows, in the order of stack and layer."""
     for result in (contents.balance, contents.specialization, contents.coactivation):
         if result is not None:
-            return list(result.layers)
+            # Only of a load table are top-k and the number of tokens unknown.
+            return [
+                LayerFacts(
+                    stack=layer.stack,
+                    layer=layer.layer,
+                    num_experts=layer.num_experts,
+                    top_k=layer.top_k or 0,
+                    num_tokens=layer.num_tokens or 0,
+                )
+                for layer in result.layers
+            ]
     return []
 
 

@@ -127,6 +127,8 @@ export interface Counts {
   flops_per_token: Known;
   dense_flops_per_token: Known;
   flops_prompt_tokens: Known;
+  active_share: Known;
+  flops_ratio: Known;
 }
 
 export interface Agreement {

@@ -85,9 +85,20 @@ def _list_conditional(layer: LayerSpecialization, result: Specialization) -> tup
         format_known(layer.conditional_normalized, ".1%"),
         format_known(layer.same_domain_overlap, ".0%"),
         format_known(layer.other_domain_overlap, ".0%"),
-        format_known(layer.random_overlap, ".0%"),
+        _word_random_overlap(layer),
         _format_p(layer.conditional_p_value, result),
     )
+
+
+def _word_random_overlap(layer: LayerSpecialization) -> str:
+    """Return the overlap of a random router, twice where tokens of some domains run fewer experts."""
+    if layer.baseline is None:
+        return UNKNOWN
+    same, other = (
+        format_known(value, ".0%")
+        for value in (layer.baseline.same_domain_overlap, layer.baseline.other_domain_overlap)
+    )
+    return same if same == other else f"{same}, {other}"
 
 
 def make_domains(result: Specialization) -> Table:
@@ -159,11 +170,11 @@ def make_repetition(result: Specialization) -> Table | None:
             (
                 name_layer(each.stack, each.layer),
                 style_words(format_known(each.first, ".1%"), Style.STRONG),
-                format_known(each.popular_first, ".1%"),
-                format_known(each.random_first, ".1%"),
+                format_known(each.shuffled.first, ".1%"),
+                format_known(each.baseline.first, ".1%"),
                 style_words(format_known(each.any, ".1%"), Style.STRONG),
-                format_known(each.popular_any, ".1%"),
-                format_known(each.random_any, ".1%"),
+                format_known(each.shuffled.any, ".1%"),
+                format_known(each.baseline.any, ".1%"),
             )
             for each in choose_layers(layers)
         ],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from moetool.analysis.specialization.result import FALSE_DISCOVERY_RATE, Specialization
+from moetool.analysis.specialization.result import Specialization
+from moetool.analysis.specialization.verdict import UNTRAINED, Answer
+from moetool.analysis.statistics.discoveries import FALSE_DISCOVERY_RATE
 from moetool.printable import printable
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.wording import number_of
 
-# Untrained copies of the demonstration model, with four random seeds, reach 1.6 to 4.8 %.
-_LITTLE = 0.05
+# Smaller shares are shown with a decimal.
+_SMALL = 0.1
 
 
 def word_verdict(result: Specialization) -> list[Words]:
@@ -50,36 +52,36 @@ def _word_layers(result: Specialization) -> str:
     verdict = result.verdict
     group, groups = name_group(result), name_groups(result)
     total = number_of(verdict.num_tested_layers, "layer")
-    if not verdict.num_tested_layers:
+    part = f"{verdict.num_significant_layers} of {total}"
+    share = _word_shares(verdict.least_conditional_normalized, verdict.most_conditional_normalized)
+    beyond = f"{verdict.num_layers_beyond_vocabulary} of {total}"
+    if verdict.answer is Answer.UNKNOWN:
         return "No expert ran in any layer: there is nothing to compare."
-    if not verdict.num_significant_layers:
+    if verdict.answer is Answer.ALIKE:
         return (
             f"Experts do not specialize by {group}: in none of {total} do {groups} differ more "
             "than prompts drawn at random."
         )
-    part = f"{verdict.num_significant_layers} of {total}"
-    if not verdict.num_shared_layers:
+    if verdict.answer is Answer.DIFFERENT:
         return (
             f"Experts specialize by {group} in {part}; how much of that is vocabulary is unknown."
         )
-    if not verdict.num_layers_beyond_vocabulary:
+    if verdict.answer is Answer.VOCABULARY:
         return (
             f"Experts differ between {groups} in {part}, no more than vocabulary explains: no "
             f"layer is seen to give the same token other experts in other {groups}."
         )
-    share = _word_shares(verdict.least_conditional_normalized, verdict.most_conditional_normalized)
-    if verdict.most_conditional_normalized is None or (
-        verdict.most_conditional_normalized < _LITTLE
-    ):
+    if verdict.answer is Answer.LITTLE:
         return (
             f"Experts differ between {groups} in {part}, hardly more than vocabulary explains: "
             f"once the token is known, experts tell {share} of what is left to know about its "
-            f"{group}, no more than untrained copies of the demonstration model reach."
+            f"{group}. That is as little as context gives without training: untrained copies of "
+            f"the demonstration model reach {_word_shares(*UNTRAINED)}. Whether this model has "
+            "learned more than an untrained copy of it, the trace alone can't say."
         )
     return (
-        f"Experts specialize by {group} in {verdict.num_layers_beyond_vocabulary} of {total} "
-        f"beyond vocabulary: once the token is known, experts tell {share} of what is left to know "
-        f"about its {group}."
+        f"Experts specialize by {group} in {beyond} beyond vocabulary: once the token is known, "
+        f"experts tell {share} of what is left to know about its {group}."
     )
 
 
@@ -87,6 +89,6 @@ def _word_shares(least: float | None, most: float | None) -> str:
     if least is None or most is None:
         return "an unknown part"
     low, high = f"{max(0.0, least):.0%}", f"{max(0.0, most):.0%}"
-    if most < 2 * _LITTLE:
+    if most < _SMALL:
         low, high = f"{max(0.0, least):.1%}", f"{max(0.0, most):.1%}"
     return low if low == high else f"{low[:-1]} to {high}"

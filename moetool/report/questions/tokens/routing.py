@@ -9,10 +9,11 @@ from rich.text import Text
 
 from moetool.analysis.tokens.result import FrequentToken, LayerTokens, TokenRouting
 from moetool.report import envelope
-from moetool.report.questions.tokens.words import show_layer, show_share, show_token
+from moetool.report.questions.tokens.words import show_layer, show_share
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
 from moetool.wording import number_of
@@ -38,10 +39,7 @@ def render_table_text(result: TokenRouting, view: View = DEFAULT_VIEW) -> str:
 
 
 def _make_verdict(result: TokenRouting) -> Iterator[Text]:
-    predicted = [layer for layer in result.layers if layer.prediction is not None]
-    ordered = sorted(
-        predicted, key=lambda layer: layer.prediction.hit_rate if layer.prediction else 0
-    )
+    ordered, answer = result.predicted_layers, result.verdict
     if ordered:
         least, most = ordered[0], ordered[-1]
         assert least.prediction is not None
@@ -51,38 +49,23 @@ def _make_verdict(result: TokenRouting) -> Iterator[Text]:
         if least is not most:
             rates = f"{least.prediction.hit_rate:.0%} (layer {show_layer(least)}) to {rates}"
             popular = f"{least.prediction.popularity:.0%} and {popular}"
-        helps = (
-            "predicts"
-            if 2 * sum(_is_above(layer) for layer in ordered) > len(ordered)
-            else "doesn't help to predict"
-        )
+        helps = "predicts" if answer.does_predict else "doesn't help to predict"
         yield style_words(
             f"A token's id alone {helps} first choices: on prompts that were not used for it, it "
             f"finds {rates} of them; the layer's most popular expert is {popular}.",
             Style.STRONG,
         )
-    judged = [layer for layer in result.layers if layer.fixed_share is not None]
-    if not judged:
+    if answer.least_fixed_share is None:
         yield style_words("Whether tokens decide the routing is unknown.", Style.STRONG)
         return
-    shares = sorted(layer.fixed_share or 0.0 for layer in judged)
-    random = max(layer.baseline.fixed_share for layer in judged if layer.baseline)
-    spread = (
-        f"{show_share(shares[0])}"
-        if shares[0] == shares[-1]
-        else f"{show_share(shares[0])} to {show_share(shares[-1])}"
-    )
+    least_fixed, most_fixed = map(show_share, (answer.least_fixed_share, answer.most_fixed_share))
+    spread = least_fixed if least_fixed == most_fixed else f"{least_fixed} to {most_fixed}"
     yield style_words(
         f"The first choice never changes for {spread} of the token ids with at least "
         f"{number_of(result.min_count, 'occurrence')}, by layer; under a random router for "
-        f"{show_share(random)}.",
+        f"{show_share(answer.baseline_fixed_share)}.",
         Style.STRONG,
     )
-
-
-def _is_above(layer: LayerTokens) -> bool:
-    """Return whether a layer's prediction is better than the popular expert for certain."""
-    return layer.prediction is not None and (layer.prediction.gain_low or 0) > 0
 
 
 def _make_layers(layers: Sequence[LayerTokens]) -> Table:
@@ -96,15 +79,15 @@ def _make_layers(layers: Sequence[LayerTokens]) -> Table:
                 style_words(show_share(layer.fixed_share), Style.STRONG),
                 show_share(layer.loads.fixed_share if layer.loads else None),
                 style_words(show_share(layer.usual_share), Style.STRONG),
-                show_share(layer.baseline.usual_share if layer.baseline else None),
                 show_share(layer.loads.usual_share if layer.loads else None),
+                show_share(layer.baseline.usual_share if layer.baseline else None),
                 style_words(show_share(prediction.hit_rate if prediction else None), Style.STRONG),
                 show_share(prediction.popularity if prediction else None),
-                show_share(prediction.random if prediction else None),
+                show_share(prediction.baseline.hit_rate if prediction else None),
             )
         )
     headers = (
-        *("layer", "ids", "never change", "loads", "usual", "random", "loads"),
+        *("layer", "ids", "never change", "loads", "usual", "loads", "random"),
         *("predicted", "popular", "random"),
     )
     return make_table(headers, rows, right=range(1, 10))
@@ -122,12 +105,16 @@ def _make_tokens(tokens: Sequence[FrequentToken]) -> Table:
                 f"{token.num_tokens:,}",
                 f"{token.num_fixed} of {token.num_layers}",
                 style_words(show_share(token.usual_share), Style.STRONG),
-                show_share(token.random_share),
+                show_share(token.loads.usual_share),
+                show_share(token.baseline.usual_share),
                 f"{shown}{' …' if len(experts) > _EXPERTS_SHOWN else ''}",
             )
         )
-    headers = ("token", "id", "tokens", "never changes", "usual", "random", "usual experts")
-    return make_table(headers, rows, right=(1, 2, 3, 4, 5))
+    headers = (
+        *("token", "id", "tokens", "never changes"),
+        *("usual", "loads", "random", "usual experts"),
+    )
+    return make_table(headers, rows, right=(1, 2, 3, 4, 5, 6))
 
 
 def _describe_cuts(result: TokenRouting) -> Iterator[str]:
@@ -144,9 +131,9 @@ def _make_legend(result: TokenRouting) -> Iterator[str]:
     yield (
         f"ids: token ids with at least {number_of(result.min_count, 'occurrence')} in the layer. "
         "never change: share of them whose first choice is always the same. usual: share of their "
-        "occurrences that go to the id's most frequent first choice. random: the same under a "
-        "uniform random router, for as many occurrences. loads: under a router that makes first "
-        "choices as often as this one, whatever the token."
+        "occurrences that go to the id's most frequent first choice. loads: the same under a "
+        "router with the same loads that ignores the token, for as many occurrences. random: under "
+        "a uniform random router."
     )
     yield (
         "predicted: share of first choices that are the usual one of the token's id in the other "

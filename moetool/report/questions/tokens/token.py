@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from moetool.analysis.tokens.one_token import TokenExperts, TokenLayer
 from moetool.report import envelope
-from moetool.report.questions.tokens.words import show_layer, show_share, show_token
+from moetool.report.questions.tokens.words import show_layer, show_share
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, Words, style_words
 from moetool.report.text.tables import make_table
 from moetool.wording import number_of
@@ -20,22 +21,21 @@ _EXPERTS_SHOWN = 3
 
 def render_table_text(result: TokenExperts, view: View = DEFAULT_VIEW) -> str:
     """Return a verdict, a table of layers, and how to read it."""
-    judged = [layer for layer in result.layers if layer.usual_share is not None]
-    fixed = [layer for layer in judged if layer.usual_share == 1]
     ids = " and ".join(map(str, result.token_ids[:4]))
     name = show_token(result.token, result.token_ids[0])
     verdict = (
         f"{name} (id {ids}) occurs {number_of(result.count, 'time')} in "
         f"{number_of(result.num_prompts, 'prompt')}"
         + (
-            f"; its first choice never changes in {len(fixed)} of {number_of(len(judged), 'layer')}."
-            if judged
+            f"; its first choice never changes in {result.num_fixed_layers} of "
+            f"{number_of(result.num_judged_layers, 'layer')}."
+            if result.num_judged_layers
             else "."
         )
     )
     blocks: list[Block] = [make_paragraphs([style_words(verdict, Style.STRONG)])]
     rows = [_make_row(layer) for layer in result.layers[:_LAYERS_SHOWN]]
-    headers = ("layer", "tokens", "usual", "share", "random", "loads", "experts")
+    headers = ("layer", "tokens", "usual", "share", "loads", "random", "experts")
     blocks.append([make_table(headers, rows, right=(1, 3, 4, 5))])
     blocks.append(make_paragraphs(_describe_cuts(result), Style.MUTED))
     blocks.append(make_paragraphs(result.notes, Style.WARNING))
@@ -52,8 +52,8 @@ def _make_row(layer: TokenLayer) -> tuple[Words, ...]:
         f"{layer.count:,}",
         "–" if layer.usual_expert is None else f"E{layer.usual_expert}",
         style_words(show_share(layer.usual_share), Style.STRONG),
-        show_share(layer.random_share),
-        show_share(layer.loads_share),
+        show_share(layer.loads.usual_share if layer.loads else None),
+        show_share(layer.baseline.usual_share if layer.baseline else None),
         f"{experts}{', …' if len(layer.experts) > _EXPERTS_SHOWN else ''}",
     )
 
@@ -68,10 +68,10 @@ def _describe_cuts(result: TokenExperts) -> Iterator[str]:
 
 def _make_legend() -> Iterator[str]:
     yield (
-        "usual: the token's most frequent first choice. share: share of its first choices. random: "
-        "the same under a uniform random router, for as many occurrences. loads: under a router "
-        "that makes first choices as often as this one, whatever the token. experts: those that "
-        "the token gets most, at any rank, with the share of its occurrences."
+        "usual: the token's most frequent first choice. share: share of its first choices. loads: "
+        "the same under a router with the same loads that ignores the token, for as many "
+        "occurrences. random: under a uniform random router. experts: those that the token gets "
+        "most, at any rank, with the share of its occurrences."
     )
 
 

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from moetool.analysis.balance.capacity.batches import BatchCutter
 from moetool.analysis.balance.capacity.drops import (
     FACTORS,
-    NUM_DECILES,
     POLICIES,
     DropCounter,
-    expect_dropped,
     order_floats,
     sort_stably,
 )
+from moetool.analysis.balance.capacity.kinds import NUM_DECILES
 
 
 def serve_batch(
@@ -131,44 +130,6 @@ def test_capacity_for_all_drops_nothing(top_k: int) -> None:
     counter.add(BatchCutter(8).cut(np.zeros(40, dtype=np.int64), (experts,)))
     assert not counter.num_dropped.any()
     assert not counter.has_weights
-
-
-@pytest.mark.parametrize(
-    ("num_experts", "top_k", "num_tokens"), [(8, 2, 50), (16, 1, 64), (4, 3, 31)]
-)
-@pytest.mark.parametrize("factor", [1.0, 1.25])
-def test_simulated_random_routers_drop_as_many_as_expected(
-    num_experts: int, top_k: int, num_tokens: int, factor: float
-) -> None:
-    rng = np.random.default_rng(0)
-    num_runs = 600
-    order = np.argsort(rng.random((num_runs * num_tokens, num_experts)), axis=1)[:, :top_k]
-    runs = np.array(
-        [
-            serve_batch(
-                batch.tolist(),
-                [[1.0] * top_k] * num_tokens,
-                factor=factor,
-                policy="position",
-                num_experts=num_experts,
-                top_k=top_k,
-            )
-            for batch in np.split(order, num_runs)
-        ]
-    )
-    dropped, by_decile = expect_dropped(factor, num_tokens, top_k=top_k, num_experts=num_experts)
-    assert by_decile.sum() == pytest.approx(dropped)
-    error = runs.sum(axis=1).std(ddof=1) / math.sqrt(num_runs)
-    # Drops may be too rare to be seen at all.
-    assert abs(runs.sum(axis=1).mean() - dropped) < 4 * error + 5 / num_runs
-    errors = runs.std(axis=0, ddof=1) / math.sqrt(num_runs)
-    assert (np.abs(runs.mean(axis=0) - by_decile) < 4.5 * errors + 5 / num_runs).all()
-
-
-def test_the_expected_share_is_the_published_one_for_large_batches() -> None:
-    dropped, _ = expect_dropped(1.0, 64_000, top_k=4, num_experts=64)
-    total = 64_000 * 4
-    assert dropped / total == pytest.approx(math.sqrt((64 - 4) / (2 * math.pi * total)), rel=0.01)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50))

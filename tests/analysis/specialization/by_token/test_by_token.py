@@ -16,6 +16,7 @@ from moetool.analysis.specialization.by_token.measure import measure_token_speci
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
 from moetool.analysis.specialization.from_trace import SpecializationOptions
 from moetool.errors import InputError
+from tests.analysis.dropped_choices import drop_choices_by_rank
 from tests.analysis.random_traces import (
     Decision,
     Router,
@@ -36,8 +37,8 @@ def measure(
     )
 
 
-def favourite_by_loops(decisions: list[Decision], *, ranks: slice) -> float:
-    """Return the mean share of the favourite expert, one token id at a time."""
+def usual_by_loops(decisions: list[Decision], *, ranks: slice) -> float:
+    """Return the mean share of the usual expert, one token id at a time."""
     uses: dict[int, Counter[int]] = defaultdict(Counter)
     number: Counter[int] = Counter()
     for each in decisions:
@@ -69,7 +70,7 @@ def test_figures_are_those_of_a_reading_token_by_token() -> None:
             (layer.vocabulary_specialization, slice(None)),
             (layer.first_vocabulary_specialization, slice(0, 1)),
         ):
-            assert found == pytest.approx(favourite_by_loops(mine, ranks=ranks))
+            assert found == pytest.approx(usual_by_loops(mine, ranks=ranks))
 
 
 def test_characteristic_tokens_are_counted_and_ordered_by_their_shrunken_lift() -> None:
@@ -97,43 +98,47 @@ def test_characteristic_tokens_are_counted_and_ordered_by_their_shrunken_lift() 
         assert len(values) <= 5
 
 
+@pytest.mark.parametrize("chances", [(0, 0), (0.1, 0.6)], ids=str)
 @pytest.mark.parametrize("popularity", [(), ROUTER.popularity], ids=["even", "skewed"])
 def test_a_router_that_ignores_the_token_lands_on_its_baseline(
-    popularity: tuple[float, ...],
+    popularity: tuple[float, ...], chances: tuple[float, float]
 ) -> None:
     router = Router(num_experts=6, top_k=2, num_layers=6, popularity=popularity)
-    table = make_random_trace((500, 600, 700), router=router, num_token_ids=60)
+    table = drop_choices_by_rank(
+        make_random_trace((500, 600, 700), router=router, num_token_ids=60), chances
+    )
     layers = measure(table, router=router, min_count=10).layers
     for name in ("vocabulary_specialization", "first_vocabulary_specialization"):
-        difference = [getattr(layer, name) - getattr(layer, f"popular_{name}") for layer in layers]
+        difference = [getattr(layer, name) - getattr(layer.loads, name) for layer in layers]
         # The baseline is a mean of 200 runs, whose spread at 30 occurrences is about 0.05.
         error = np.sqrt(np.var(difference, ddof=1) / len(layers) + 0.05**2 / 200)
         assert abs(np.mean(difference)) < 4 * error
-        even = [getattr(layer, name) - getattr(layer, f"random_{name}") for layer in layers]
+        even = [getattr(layer, name) - getattr(layer.baseline, name) for layer in layers]
         assert (abs(np.mean(even)) < 4 * error) == (not popularity)
     # The best tokens of its experts are those of chance, and the list shows that.
     result = measure(table, router=router, min_count=10)
     best = {(each.layer, each.expert): each for each in reversed(result.tokens)}.values()
-    ratio = [each.shrunken_lift / each.random_shrunken_lift for each in best]
+    ratio = [each.shrunken_lift / each.loads.shrunken_lift for each in best]
     assert np.mean(ratio) == pytest.approx(1, abs=4 * np.std(ratio, ddof=1) / np.sqrt(len(ratio)))
 
 
-def test_a_router_decided_by_the_token_id_has_the_favourite_always() -> None:
+def test_a_router_decided_by_the_token_id_has_the_usual_expert_always() -> None:
     table = make_random_trace((50, 60), router=ROUTER, num_token_ids=9)
     token_id, rank = (table.column(name).to_numpy() for name in ("token_id", "rank"))
     expert = pa.array(((token_id + 3 * rank) % 6).astype(np.int16))
     table = table.set_column(table.column_names.index("expert"), "expert", expert)
     for layer in measure(table).layers:
         assert layer.vocabulary_specialization == layer.first_vocabulary_specialization == 1
-        assert layer.random_vocabulary_specialization is not None
-        assert layer.random_vocabulary_specialization < 0.9
+        assert layer.baseline is not None
+        assert layer.baseline.vocabulary_specialization < 0.9
 
 
-def test_every_expert_for_every_token_is_everyones_favourite() -> None:
+def test_every_expert_for_every_token_is_everyones_usual_one() -> None:
     router = Router(num_experts=3, top_k=3, num_layers=1)
     result = measure(make_random_trace((30, 40), router=router), router=router)
     (layer,) = result.layers
-    assert layer.vocabulary_specialization == layer.random_vocabulary_specialization == 1
+    assert layer.baseline is not None
+    assert layer.vocabulary_specialization == layer.baseline.vocabulary_specialization == 1
     assert result.tokens == ()
 
 
@@ -148,7 +153,7 @@ def test_the_numbering_of_experts_permutes_the_list(order: list[int]) -> None:
     one, another = measure(table), measure(other)
     for mine, theirs in zip(one.layers, another.layers, strict=True):
         assert mine.vocabulary_specialization == theirs.vocabulary_specialization
-        assert mine.popular_vocabulary_specialization == theirs.popular_vocabulary_specialization
+        assert mine.loads == theirs.loads
     listed = {
         (each.layer, order[each.expert], each.token_id, each.assignments) for each in one.tokens
     }
@@ -181,9 +186,9 @@ def test_no_frequent_id_leaves_everything_unknown() -> None:
     result = measure(make_random_trace((5, 3)), router=Router(), min_count=100)
     for layer in result.layers:
         assert (layer.num_token_ids, layer.vocabulary_specialization) == (0, None)
-        assert (layer.random_vocabulary_specialization, layer.covered_share) == (None, 0)
+        assert (layer.baseline, layer.loads, layer.covered_share) == (None, None, 0)
     assert result.tokens == ()
-    assert any("no token id has 100 occurrences" in note for note in result.notes)
+    assert any("No token id has 100 occurrences" in note for note in result.notes)
 
 
 def test_a_trace_without_ranks_or_pieces_says_what_it_can() -> None:

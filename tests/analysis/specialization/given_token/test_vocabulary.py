@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import combinations
 from math import log
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ from tests.analysis.specialization.simulated import Router, Text, write_text
 NUM_REPEATS = 60
 STANDARD_ERRORS = 4
 NUM_PERMUTATIONS = 99
+
+# What a decision is compared by.
+Use = TypeVar("Use")
 
 
 def compare(text: Text, *, seed: int = 0, num_experts: int = 8) -> ConditionalSpecialization:
@@ -142,18 +147,19 @@ def by_loops(text: Text) -> tuple[float, float, float, float]:
         number / sum(tokens.values()) * log(number / tokens[token])
         for (token, _), number in sizes.items()
     )
-    return information, entropy, *overlaps_by_loops(text, uses)
+    top_k = text.experts.shape[1]
+    return (
+        information,
+        entropy,
+        *overlaps_by_loops(text, uses, lambda mine, theirs: len(mine & theirs) / top_k),
+    )
 
 
 def overlaps_by_loops(
-    text: Text, uses: dict[tuple[int, int], list[set[int]]]
+    text: Text, uses: dict[tuple[int, int], list[Use]], share: Callable[[Use, Use], float]
 ) -> tuple[float, float]:
     def overlap(token: int, one: int, other: int) -> float:
-        pairs = [
-            len(mine & theirs) / text.experts.shape[1]
-            for mine in uses[token, one]
-            for theirs in uses[token, other]
-        ]
+        pairs = [share(mine, theirs) for mine in uses[token, one] for theirs in uses[token, other]]
         return float(sum(pairs) / len(pairs))
 
     same = other = weights = 0.0
@@ -192,6 +198,14 @@ def test_figures_are_those_of_a_reading_token_by_token(seed: int) -> None:
     assert found.domain_entropy_nats == pytest.approx(entropy)
     assert found.same_domain_overlap == pytest.approx(same)
     assert found.other_domain_overlap == pytest.approx(other)
+    # An even share of each expert, in place of each decision's experts.
+    sizes = (text.experts >= 0).sum(axis=1)
+    uses: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for token, prompt, size in zip(text.token_id, text.prompt, sizes, strict=True):
+        uses[token, prompt].append(int(size))
+    assert (found.same_by_chance, found.other_by_chance) == pytest.approx(
+        overlaps_by_loops(text, uses, lambda one, another: one * another / 5 / 2)
+    )
 
 
 @settings(max_examples=15)

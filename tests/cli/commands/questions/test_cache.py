@@ -63,6 +63,32 @@ def test_json_and_csv_have_the_numbers_of_the_library(
     assert len(in_python.to_frame("layer_touched")) > len(in_python.to_frame("touched"))
 
 
+def test_hits_by_group_are_on_the_page_in_json_and_in_csv(
+    run_moetool: RunMoetool, trace: Path, tmp_path: Path
+) -> None:
+    options = ("--budget", "2,50%", "--by", "domain", "--expert-bytes", "1000")
+    page = run_moetool("cache", trace, *options)
+    assert page.returncode == 0, page.stderr
+    assert "decode, by domain, with 2 experts of each layer on the GPU:" in page.stdout
+    for name in ("result.json", "result.csv"):
+        assert run_moetool("cache", trace, *options, "-o", tmp_path / name).returncode == 0
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["by"] == "domain"
+    assert {item["group"] for item in result["groups"]} == {"code", "prose"}
+    assert list(result["groups"][0]["baseline"]) == ["hit_rate", "bytes_per_token"]
+    with (tmp_path / "result.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows].count("") == len(result["policies"])
+    for item, row in zip(result["groups"], rows[len(result["policies"]) :], strict=True):
+        assert (row["group"], row["policy"]) == (item["group"], item["policy"])
+        assert float(row["hit_rate"]) == item["hit_rate"]
+        assert float(row["random_hit_rate"]) == item["baseline"]["hit_rate"]
+        assert int(row["num_tokens"]) == item["num_tokens"]
+        assert row["gpu_bytes"] != ""
+    with pytest.raises(UsageError, match="has no column 'language'"):
+        simulate_caches(trace, by="language")
+
+
 def test_a_real_trace_has_the_hits_of_plain_caches(demo_trace: Path) -> None:
     frame = read_trace(demo_trace)
     few = sorted(frame["prompt_id"].unique())[::100]

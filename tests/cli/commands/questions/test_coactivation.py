@@ -80,7 +80,7 @@ def test_a_table_of_someone_elses_making_is_enough(run_moetool: RunMoetool, tmp_
     completed = run_moetool("coactivation", path)
     assert completed.returncode == 0, completed.stderr
     assert "no pair could be tested" in completed.stdout
-    assert "a single prompt shows no spread" in " ".join(completed.stdout.split())
+    assert "A single prompt shows no spread" in " ".join(completed.stdout.split())
 
 
 def test_one_expert_per_token_is_said(run_moetool: RunMoetool, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_other_tokens_are_refused_with_their_place_and_nothing_is_written(
     ("options", "message"),
     [
         ({"common_tokens": 1}, "common_tokens can't be 1"),
-        ({"min_occurrences": 0}, "number of occurrences can't be 0"),
+        ({"min_count": 0}, "number of occurrences can't be 0"),
         ({"num_listed": 0}, "number of tokens can't be 0"),
         ({"by": "language"}, "has no column 'language' to group by"),
         ({"layers": [7]}, "has no routed layer 7"),

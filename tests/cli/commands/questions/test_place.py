@@ -243,7 +243,7 @@ def test_a_load_table_is_placed_by_load(run_moetool: RunMoetool, tmp_path: Path)
         *("place", path, "--gpus", "2", "--export", "tensorrt-llm", "-o", target)
     )
     assert completed.returncode == 0, completed.stderr
-    assert "a load table has no tokens" in " ".join(completed.stdout.split())
+    assert "A load table has no tokens" in " ".join(completed.stdout.split())
     assert "\nall max/mean " in completed.stdout
     assert "\nGPUs per token " not in completed.stdout
     # The heaviest goes to the lightest GPU that has room: 9 and 2 against 7 and 4.

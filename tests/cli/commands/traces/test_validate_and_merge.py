@@ -33,7 +33,10 @@ def test_a_failed_check_is_shown_and_ends_in_an_error(
     # The path may be broken over lines.
     assert "".join(completed.stdout.split()).startswith(f"'{path}'isnotavalidtrace:1checkfailed")
     words = " ".join(completed.stdout.split())
-    assert "has a weight of -0.5; first at prompt 'p0', layer 1, position 0" in words
+    assert "-0.5 in row 9 (counted from 0); first at prompt 'p0', layer 1, position 0" in words
+    assert "can be answered" not in words
+    # The verdict may be wider: it holds a path.
+    assert max(map(len, completed.stdout.splitlines()[2:])) <= 100
     assert completed.stderr.startswith(f"error: '{path}' fails 1 check: weights.\nhint: ")
 
 

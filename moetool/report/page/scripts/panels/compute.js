@@ -39,7 +39,7 @@ function makeCounts({ counts, missing }) {
         {
           label: "active for a token",
           value: active,
-          texts: [showLarge(active), showShare(active === null ? null : active / total)],
+          texts: [showLarge(active), showShare(counts.active_share)],
         },
       ],
     ),
@@ -52,7 +52,7 @@ function makeCounts({ counts, missing }) {
         ["", "", "FLOPs", "share"],
         [
           { label: "if all experts ran", value: dense, texts: [showLarge(dense), showShare(1)] },
-          { label: "as routed", value: flops, texts: [showLarge(flops), showShare(flops / dense)] },
+          { label: "as routed", value: flops, texts: [showLarge(flops), showShare(counts.flops_ratio)] },
         ],
       ),
     );

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from moetool.analysis.selection.baseline import simulate_routers
 from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.names import LayerNames
-from moetool.analysis.selection.pruning import Drops, count_drops, keep_experts
-from moetool.analysis.selection.reading import LayerSums, list_halves
-from moetool.analysis.selection.result import LayerPruning, Pruning
-from moetool.analysis.selection.scores import score_experts
-from moetool.analysis.selection.stability import expect_dropped_share
-from moetool.analysis.selection.sums import ALL
+from moetool.analysis.selection.pruning.drops import Drops, count_drops, drop_of_each, keep_experts
+from moetool.analysis.selection.result import LayerPruning, Pruning, PruningBaseline
+from moetool.analysis.selection.scores import measure_overlap, score_experts
+from moetool.analysis.selection.sums.parts import ALL
+from moetool.analysis.selection.sums.reading import LayerSums, list_halves
 from moetool.errors import InputError, UsageError
 from moetool.trace.reading.layer_shapes import Place
 
@@ -75,6 +76,7 @@ def prune_layers(
                 overlap=None
                 if by is Score.SALIENCY
                 else _compare_halves(layer, drops, by=by, average=average),
+                baseline=_expect_random(layer, drops, by=by, average=average),
             )
         )
     if len({layer.module for layer in pruned}) < len(pruned):
@@ -84,13 +86,18 @@ def prune_layers(
             hint="Choose layers of one stack with --layers.",
         )
     numbers = {len(layer.dropped) for layer in pruned}
-    shares = [len(layer.dropped) / (len(layer.dropped) + len(layer.retained)) for layer in pruned]
+    baselines = [layer.baseline for layer in pruned if layer.baseline is not None]
     return Pruning(
         ratio=ratio,
         by=by,
         num_groups=max(all_groups, default=1),
         num_dropped=numbers.pop() if len(numbers) == 1 else None,
-        random_overlap=float(np.mean(shares)),
+        dropped_share=average_known([layer.dropped_share for layer in pruned]),
+        overlap=average_known([layer.overlap for layer in pruned]),
+        baseline=PruningBaseline(
+            dropped_share=average_known([each.dropped_share for each in baselines]),
+            overlap=average_known([each.overlap for each in baselines]),
+        ),
         retained={layer.module: layer.retained for layer in pruned},
         layers=tuple(pruned),
     )
@@ -103,6 +110,7 @@ def _prune_layer(
     *,
     module: str,
     overlap: float | None,
+    baseline: PruningBaseline | None,
 ) -> LayerPruning:
     assert layer.sums is not None
     retained = keep_experts(scores, drops)
@@ -116,27 +124,47 @@ def _prune_layer(
         retained=tuple(retained),
         dropped=tuple(dropped),
         dropped_share=float(assignments[dropped].sum() / total) if total else None,
-        random_share=expect_dropped_share(
-            layer.shape.num_experts,
-            layer.shape.top_k,
-            max(1, total // layer.shape.top_k),
-            num_dropped=len(dropped),
-        ),
         overlap=overlap,
+        baseline=baseline,
     )
+
+
+def _expect_random(
+    layer: LayerSums, drops: Drops, *, by: Score, average: Average
+) -> PruningBaseline | None:
+    """Return the figures of a router that chooses at random, with the trace's weights."""
+    if by is Score.SALIENCY:
+        # Which experts are dropped has nothing to do with how often they are chosen.
+        return PruningBaseline(dropped_share=drops.number / layer.num_ids, overlap=None)
+    routers = simulate_routers(layer, by=by, average=average)
+    if routers is None:
+        return None
+    choose = partial(drop_of_each, drops=drops)
+    return PruningBaseline(
+        dropped_share=routers.share_of(choose), overlap=routers.measure_overlap(choose)
+    )
+
+
+def _choose_dropped(scores: Sequence[float], *, drops: Drops) -> set[int]:
+    return set(range(len(scores))) - set(keep_experts(scores, drops))
+
+
+def average_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the known values; None if there are none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _compare_halves(layer: LayerSums, drops: Drops, *, by: Score, average: Average) -> float | None:
     """Return the mean share of dropped experts that both halves of the prompts would drop."""
     assert layer.sums is not None
-    every = set(range(layer.shape.num_experts))
     shares = []
     for parts in list_halves(layer):
         first, second = (
-            every - set(keep_experts(_score(layer, part, by=by, average=average), drops))
+            _choose_dropped(_score(layer, part, by=by, average=average), drops=drops)
             for part in parts
         )
-        shares.append(len(first & second) / drops.number)
+        shares.append(measure_overlap(first, second))
     return float(np.mean(shares)) if shares else None
 
 

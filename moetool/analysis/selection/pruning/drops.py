@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moetool.errors import UsageError
 
 
@@ -84,3 +87,21 @@ def keep_experts(scores: Sequence[float], drops: Drops) -> list[int]:
         order = sorted(group, key=lambda expert: scores[expert], reverse=True)
         kept += sorted(order[: size - drops.per_group])
     return kept
+
+
+def drop_of_each(scores: NDArray[np.float64], drops: Drops) -> NDArray[np.bool_]:
+    """Return which experts `keep_experts` doesn't keep, from each row of scores.
+
+    Args:
+        scores: # (num_rows, num_experts)
+        drops: As for one row.
+
+    Returns:
+        # (num_rows, num_experts)
+    """
+    grouped = scores.reshape(len(scores), drops.num_groups, -1)
+    order = np.argsort(-grouped, axis=2, kind="stable")
+    is_dropped = np.zeros(grouped.shape, dtype=np.bool_)
+    last = order[:, :, order.shape[2] - drops.per_group :]
+    np.put_along_axis(is_dropped, last, True, axis=2)
+    return is_dropped.reshape(scores.shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.selection.sums import (
+from moetool.analysis.selection.sums.parts import (
     ALL,
     NUM_PARTS,
     NUM_SPLITS,
@@ -16,6 +16,9 @@ from moetool.analysis.selection.sums import (
     divide_prompts,
     sum_prompts,
 )
+from moetool.analysis.selection.sums.sample import DecisionSample
+from moetool.analysis.statistics.halves import hash_prompts
+from moetool.analysis.statistics.mixing import mix_bits
 from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
@@ -35,19 +38,32 @@ class LayerSums:
         shape: The layer as the trace describes it.
         sums: None if none of the prompts has a decision in the layer.
         decision_size: Assignments per decision, as the sums count decisions.
+        sample: Some of the decisions; None if they were not asked for.
     """
 
     shape: RoutedLayer
     sums: PartSums | None
     decision_size: int
+    sample: DecisionSample | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """Experts that decisions choose from: routed ones, then identity experts."""
+        return self.shape.num_experts + self.shape.num_identity_experts
 
 
-def sum_trace(reader: DecisionReader, *, domains: Collection[str] | None = None) -> list[LayerSums]:
+def sum_trace(
+    reader: DecisionReader,
+    *,
+    domains: Collection[str] | None = None,
+    keeps_sample: bool = False,
+) -> list[LayerSums]:
     """Return the sums of each of a reader's layers.
 
     Args:
         reader: Grouped by domain, with the column `weight` if there is one.
         domains: Domains whose prompts count; None for all.
+        keeps_sample: Also return some of the decisions.
 
     Raises:
         InputError: A row is not one of a trace.
@@ -55,18 +71,37 @@ def sum_trace(reader: DecisionReader, *, domains: Collection[str] | None = None)
     """
     total: dict[Place, PartSums] = {}
     shapes = {(layer.stack, layer.layer): layer for layer in reader.layers}
+    samples: dict[Place, DecisionSample] = {}
+    every_member = divide_prompts(reader.prompts)
+    hashes = hash_prompts(reader.prompts)
     for window in reader:
         wanted = _find_wanted(window.group, reader.groups, domains)
         prompts, prompt = np.unique(window.prompt, return_inverse=True)  # (num_tokens,)
-        members = divide_prompts([reader.prompts[index] for index in prompts])
+        members = every_member[:, prompts]
+        # A number for each token that looks random, and depends on nothing else.
+        key = mix_bits(hashes[window.prompt] + window.position.astype(np.uint64))
         for place, choices in window.layers.items():
             kept = _keep(choices, None if wanted is None else wanted[choices.token])
             found = _sum_window(kept, prompt[kept.token], shape=shapes[place], members=members)
             total[place] = total[place] + found if place in total else found
+            if keeps_sample:
+                sample = samples.setdefault(place, DecisionSample.empty(shapes[place].top_k))
+                weights = 1.0 if kept.weights is None else kept.weights
+                mine = prompt[kept.token]
+                sample.add(
+                    key[kept.token],
+                    np.where(kept.experts >= 0, weights, np.nan),
+                    1 / np.bincount(mine)[mine],
+                )
     if domains is not None:
         _check_domains(domains, reader.groups, path=reader.facts.trace)
     return [
-        LayerSums(layer, total.get((layer.stack, layer.layer)), layer.top_k)
+        LayerSums(
+            layer,
+            total.get((layer.stack, layer.layer)),
+            layer.top_k,
+            samples.get((layer.stack, layer.layer)),
+        )
         for layer in reader.layers
     ]
 
@@ -80,10 +115,13 @@ def _take_loads(layer: LayerCounts) -> LayerSums:
     per_expert = layer.assignments.sum(axis=0)
     decisions = np.zeros(NUM_PARTS, dtype=np.int64)
     assignments = np.zeros((NUM_PARTS, layer.num_experts), dtype=np.int64)
+    sizes = np.zeros((NUM_PARTS, layer.top_k + 1), dtype=np.int64)
+    sizes[ALL, -1] = max(1, per_expert.sum() // layer.top_k)
     # Each assignment is a decision here, because a table's decisions are rounded.
     decisions[ALL], assignments[ALL] = per_expert.sum(), per_expert
     sums = PartSums(
         decisions=decisions,
+        sizes=sizes,
         prompts=np.zeros(NUM_PARTS, dtype=np.int64),
         assignments=assignments,
         weights=None,
@@ -149,10 +187,13 @@ def _sum_window(
     if choices.weights is not None:
         weights = choices.weights[ran].astype(np.float64)
         mass = np.bincount(cell, weights=weights, minlength=num_cells).reshape(size).astype(float)
+    # Only rows that were not checked can have more experts than top-k.
+    num_ran = np.minimum(ran.sum(axis=1), shape.top_k)
+    width = shape.top_k + 1
     return sum_prompts(
         np.bincount(cell, minlength=num_cells).reshape(size),
         mass,
-        np.bincount(prompt, minlength=size[0]),
+        np.bincount(prompt * width + num_ran, minlength=size[0] * width).reshape(-1, width),
         members=members,
         top_k=shape.top_k,
     )

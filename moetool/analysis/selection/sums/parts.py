@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moetool.analysis.statistics.halves import split_prompts
 
 NUM_SPLITS = 16
 # All prompts, then both halves of each split.
@@ -21,6 +22,7 @@ class PartSums:
 
     Attributes:
         decisions: # (num_parts,)
+        sizes: Decisions by the number of experts that ran. # (num_parts, top_k + 1)
         prompts: Prompts with a decision. # (num_parts,)
         assignments: # (num_parts, num_experts)
         weights: Sum of the routing weights; None if there are none. # (num_parts, num_experts)
@@ -31,6 +33,7 @@ class PartSums:
     """
 
     decisions: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     prompts: NDArray[np.int64]
     assignments: NDArray[np.int64]
     weights: NDArray[np.float64] | None
@@ -40,6 +43,7 @@ class PartSums:
     def __add__(self, other: PartSums) -> PartSums:
         return PartSums(
             decisions=self.decisions + other.decisions,
+            sizes=self.sizes + other.sizes,
             prompts=self.prompts + other.prompts,
             assignments=self.assignments + other.assignments,
             weights=_add(self.weights, other.weights),
@@ -51,7 +55,7 @@ class PartSums:
 def sum_prompts(
     assignments: NDArray[np.int64],
     weights: NDArray[np.float64] | None,
-    decisions: NDArray[np.int64],
+    sizes: NDArray[np.int64],
     *,
     members: NDArray[np.bool_],
     top_k: int,
@@ -61,16 +65,18 @@ def sum_prompts(
     Args:
         assignments: How often each prompt chose each expert. # (num_prompts, num_experts)
         weights: Sum of the weights of these assignments. # (num_prompts, num_experts)
-        decisions: # (num_prompts,)
+        sizes: Decisions by the number of experts that ran. # (num_prompts, top_k + 1)
         members: Which prompts are in which part, see `divide_prompts`. # (num_parts, num_prompts)
         top_k: Assignments per decision.
     """
+    decisions = sizes.sum(axis=1)  # (num_prompts,)
     ran = decisions > 0
     share = assignments / np.maximum(1, decisions * top_k)[:, None]
     part = members.astype(np.float64)
     return PartSums(
         # Sums of whole numbers below 2**53 are exact.
         decisions=np.rint(part @ decisions).astype(np.int64),
+        sizes=np.rint(part @ sizes).astype(np.int64),
         prompts=(members & ran).sum(axis=1),
         assignments=np.rint(part @ assignments).astype(np.int64),
         weights=None if weights is None else part @ weights,
@@ -82,19 +88,16 @@ def sum_prompts(
 
 
 def divide_prompts(prompt_ids: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which prompts are in which part; a prompt's halves depend on its id alone.
+    """Return which of all prompts of a trace are in which part.
 
     Returns:
         # (num_parts, num_prompts)
     """
-    digests = b"".join(
-        blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=NUM_SPLITS // 8).digest()
-        for prompt in prompt_ids
-    )
-    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8)).reshape(-1, NUM_SPLITS)
-    first = bits.T.astype(bool)  # (num_splits, num_prompts)
-    halves = np.stack([first, ~first], axis=1).reshape(2 * NUM_SPLITS, -1)
-    return np.concatenate([np.ones((1, len(prompt_ids)), dtype=bool), halves])
+    parts = [np.ones(len(prompt_ids), dtype=np.bool_)]
+    for seed in range(NUM_SPLITS):
+        half = split_prompts(prompt_ids, seed=seed)
+        parts += [half, ~half]
+    return np.stack(parts)
 
 
 def _add(

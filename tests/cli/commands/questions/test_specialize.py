@@ -99,7 +99,7 @@ def test_by_token_the_table_json_and_csv_agree(
     assert [layer["layer"] for layer in result["layers"]] == [2, 5]
     for layer in result["layers"]:
         assert f"{layer['vocabulary_specialization']:.1%}" in completed.stdout
-        assert layer["vocabulary_specialization"] > layer["popular_vocabulary_specialization"]
+        assert layer["vocabulary_specialization"] > layer["loads"]["vocabulary_specialization"]
     rows = list(csv.DictReader((tmp_path / "result.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["token"] for row in rows] == [token["token"] for token in result["tokens"]]
     assert rows[0].keys() == result["tokens"][0].keys()

@@ -1,0 +1,1 @@
+"""Experts to drop from each layer."""

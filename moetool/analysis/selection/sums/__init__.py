@@ -1,0 +1,1 @@
+"""Sums over prompts that scores are made of, and samples of weights."""
