@@ -69,8 +69,8 @@ export function makeGrid(options) {
     const density = Math.min(window.devicePixelRatio || 1, MOST_PIXELS / Math.max(width, height));
     canvas.width = width * density;
     canvas.height = height * density;
+    // The height follows, also where a narrower page makes it shrink.
     canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
     const context = canvas.getContext("2d");
     if (!context) {
       return;
@@ -228,6 +228,9 @@ export function makeGrid(options) {
     event.preventDefault();
   });
   new ResizeObserver(() => paint()).observe(scroll);
+  for (const query of ["print", "(prefers-color-scheme: dark)"]) {
+    matchMedia(query).addEventListener("change", () => paint());
+  }
 
   return {
     element: make("div", { class: "grid-block" }, [scroll, readout, help]),

@@ -63,7 +63,7 @@ def test_map_has_load_and_lift_of_each_expert(
                 for name in (domains if domain is None else [domain])
             }
             assert lifts[shown[4]] == pytest.approx(max(lifts.values()), abs=1e-4)
-            values = [layer.layer, expert, load, load / mean, shown[4], lifts[shown[4]]]
+            values = (layer.layer, expert, load, load / mean, shown[4], lifts[shown[4]])
             assert differences(shown, values) == []
 
 
@@ -140,7 +140,7 @@ def test_experts_touched_by_a_batch(page: Page, results: Results) -> None:
         rows = read_table(page, "compute", f"Tokens of {kind}")
         mine = [each for each in results.caching.touched if each.of == kind]
         for shown, each in zip(rows, mine, strict=True):
-            assert differences(shown, [each.batch_size, each.experts, each.random]) == []
+            assert differences(shown, [each.batch_size, each.experts, each.baseline.experts]) == []
 
 
 def test_prediction_of_the_next_layer(page: Page, results: Results) -> None:
@@ -149,8 +149,8 @@ def test_prediction_of_the_next_layer(page: Page, results: Results) -> None:
     for shown, layer in zip(rows, known, strict=True):
         prediction = layer.next_layer.prediction if layer.next_layer else None
         assert prediction is not None
-        values = [layer.layer, prediction.hit_rate, prediction.popularity, prediction.random]
-        assert differences(shown, values) == []
+        shares = (prediction.hit_rate, prediction.popularity, prediction.baseline.hit_rate)
+        assert differences(shown, [layer.layer, *shares]) == []
 
 
 def test_comparison_by_layer_and_group(page: Page, results: Results) -> None:
@@ -180,6 +180,6 @@ def test_data_names_the_trace_and_all_notes(page: Page, results: Results) -> Non
     assert facts["complete"] == "yes"
     assert facts["traced with torch"] == "2.0"
     shown = page.locator("#data li").all_inner_texts()
-    notes = [*results.balance.notes, *results.coactivation.notes, *results.caching.notes]
-    for note in notes:
+    assert results.balance.notes
+    for note in (*results.balance.notes, *results.specialization.notes):
         assert any(note in line for line in shown), note

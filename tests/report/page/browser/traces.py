@@ -93,7 +93,7 @@ def _draw(
         pull[np.arange(len(domain)), (domain + number) % shape.num_experts] += 2.5
         pull[np.arange(len(domain)), (token_id + 3) % shape.num_experts] += 1.0
         if shape.num_experts > 5:
-            pull[np.ix_(rng.random(len(domain)) < 0.25, [4, 5])] += 4.0
+            pull[rng.random(len(domain)) < 0.25, 4:6] += 4.0
         scores = pull + rng.gumbel(size=size)
         is_new = again.random(len(domain)) < redrawn
         scores[is_new] = pull[is_new] + again.gumbel(size=(int(is_new.sum()), shape.num_experts))
