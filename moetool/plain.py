@@ -110,7 +110,8 @@ def make_flat(item: Any) -> dict[str, Any]:
     `baseline_share`. They are None if the object is.
     """
     row: dict[str, Any] = {}
-    for name, inner in _list_objects(type(item)).items():
+    kind: type = type(item)
+    for name, inner in _list_objects(kind).items():
         value = getattr(item, name)
         if inner is None:
             row[name] = make_plain(value)

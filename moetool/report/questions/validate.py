@@ -126,7 +126,7 @@ def _make_checks(checks: Sequence[Check]) -> Table:
                 message or style_words(check.meaning, Style.MUTED),
             )
         )
-    headers = ("check", "result", "faults", "what holds, or the first fault")
+    headers = ("check", "result", "faults", "what holds or fails")
     if not any(check.num_faults for check in checks):
         headers = ("check", "result", "what holds")
         rows = [(name, state, words) for name, state, _, words in rows]
@@ -205,8 +205,9 @@ def _make_legend(result: Validation) -> list[str]:
         )
         if kind in kinds
     ]
-    faults = "faults: rows, decisions, layers or prompts that fail the check."
-    return [f"{'. '.join(meanings)}. {faults}"] if meanings else []
+    if any(check.num_faults for check in result.checks):
+        meanings.append("faults: rows, decisions, layers or prompts that fail the check")
+    return [f"{'. '.join(meanings)}."] if meanings else []
 
 
 def render_json(result: Validation, _: View = DEFAULT_VIEW) -> str:

@@ -63,7 +63,7 @@ def make_togetherness(
     return {
         "hit_rate": shorten(result.hit_rate),
         "popularity": shorten(result.popularity),
-        "random": shorten(result.baseline.hit_rate if result.baseline else None),
+        "random": shorten(result.baseline.hit_rate) if result.baseline else None,
         "layers": [
             _make_layer(layer, most_partners=most_partners, most_pairs=most_pairs)
             for layer in result.layers
