@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from moetool.errors import UsageError
@@ -21,6 +22,20 @@ _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
 }
 _SAVING: Any = {"svg.hashsalt": "moetool", "svg.fonttype": "path", "pdf.fonttype": 42}
+
+
+@cache
+def find_figure_class() -> type[Figure]:
+    """Return the class of figures: matplotlib's, which notebooks show without pyplot as well."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        """A figure that shows itself in a notebook."""
+
+        def _repr_svg_(self) -> str:
+            return render_figure(self, "svg").decode()
+
+    return ShownFigure
 
 
 def render_figure(figure: Figure, kind: str) -> bytes:

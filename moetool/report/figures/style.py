@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from moetool.errors import UsageError
 from moetool.printable import printable
+from moetool.report.figures.files import find_figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ NARROWEST_IN, WIDEST_IN = 3.0, 20.0
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 SKY, AMBER, PINK, YELLOW = "#56B4E9", "#E69F00", "#CC79A7", "#F0E442"
 GREY, INK = "#8C8C8C", "#1A1A1A"
+_NOTHING = "#D4D4D4"
 # A random router is the same in every figure.
 RANDOM: dict[str, Any] = {"color": GREY, "linestyle": (0, (3, 1.5)), "linewidth": 1.0}
 _RATIOS = ("#003A5C", BLUE, "#8FC1DE", "#F7F7F7", "#F3B38A", ORANGE, "#6E2F00")
@@ -129,10 +131,11 @@ def start_figure(
     check_matplotlib()
     check_width(width_in)
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     with mpl.rc_context(_LOOK):
-        figure = Figure(figsize=(width_in, height_in), dpi=_PIXELS_PER_INCH, layout="constrained")
+        figure = find_figure_class()(
+            figsize=(width_in, height_in), dpi=_PIXELS_PER_INCH, layout="constrained"
+        )
         panels = figure.subplots(
             len(rows), 1, squeeze=False, sharex=shares_x, height_ratios=list(rows)
         )
@@ -238,6 +241,9 @@ def draw_ratios(
         zeros = np.ma.masked_where(~is_never, values)
         axes.pcolormesh(*edges, zeros, cmap=black, alpha=alpha, rasterized=is_raster)
         axes.fill_between([], [], [], color=INK, linewidth=0, label=never)
+    if alpha is None:
+        # The background: of an expert and itself, or of an expert that a layer lacks.
+        axes.set_facecolor(_NOTHING)
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     bar = axes.figure.colorbar(mesh, ax=axes, extend="both", fraction=0.06, pad=0.02, aspect=18)

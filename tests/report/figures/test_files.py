@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from functools import cache
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -69,6 +70,11 @@ def test_a_map_of_many_cells_is_stored_as_pixels() -> None:
     assert b"<image" in text
     assert b"<image" not in few
     assert len(text) < 400_000
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    figure: Any = draw()
+    assert figure._repr_svg_().encode() == render("svg")
 
 
 def test_other_formats_are_refused() -> None:
