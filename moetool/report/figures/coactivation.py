@@ -12,6 +12,7 @@ from moetool.report.figures.style import (
     COLUMN_WIDTH_IN,
     RANDOM,
     draw_ratios,
+    name_layer,
     name_layers,
     put_legend,
     scale_ratios,
@@ -87,8 +88,8 @@ def _draw_map(axes: Axes, shown: LayerCoactivation) -> None:
     names = [str(expert) for expert in range(shown.num_experts)]
     thin_out(axes.xaxis, names)
     thin_out(axes.yaxis, names)
-    axes.set_xlabel(f"expert of layer {shown.layer}")
-    axes.set_ylabel(f"expert of layer {shown.layer}")
+    axes.set_xlabel(f"expert of {name_layer(shown)}")
+    axes.set_ylabel(f"expert of {name_layer(shown)}")
 
 
 def _draw_strongest(axes: Axes, layers: Sequence[LayerCoactivation]) -> None:

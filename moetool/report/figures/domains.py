@@ -18,6 +18,7 @@ from moetool.report.figures.style import (
     COLUMN_WIDTH_IN,
     RANDOM,
     draw_ratios,
+    name_layer,
     put_legend,
     say,
     scale_ratios,
@@ -98,7 +99,7 @@ def _draw_map(
             alpha[place] = 1.0 if is_small(cell.q_value) else _FADED
     draw_ratios(axes, lift, label="lift", alpha=alpha)
     axes.set_yticks(range(len(domains)), [say(domain, most=_LONGEST_NAME) for domain in domains])
-    axes.set_xlabel(f"expert of layer {shown.layer} (faded: q > 5 %)")
+    axes.set_xlabel(f"expert of {name_layer(shown)} (faded: q > 5 %)")
     names = [str(expert) for expert in range(shown.num_experts)]
     thin_out(axes.xaxis, names, most=_MOST_TICKS if len(names) > _THREE_DIGITS else 2 * _MOST_TICKS)
 

@@ -173,6 +173,12 @@ def _choose_columns(labels: Sequence[str], width_pt: float) -> int:
     return 1
 
 
+def name_layer(layer: _OfALayer) -> str:
+    """Return the name of a layer: `layer 3`, after its stack unless that is the decoder."""
+    stack = "" if layer.stack == "decoder" else f"{say(layer.stack, most=8)} "
+    return f"{stack}layer {layer.layer}"
+
+
 def name_layers(axis: Axis, layers: Sequence[_OfALayer]) -> None:
     """Number the places of an axis by the layers that stand there, at most eight of them."""
     has_stacks = any(each.stack != "decoder" for each in layers)
