@@ -127,10 +127,11 @@ def _make_checks(checks: Sequence[Check]) -> Table:
             )
         )
     if any(check.num_faults for check in checks):
-        table = make_table(("check", "result", "faults", "what holds or fails"), rows, right=(2,))
+        headers = ("check", "result", "faults", "what holds or fails")
+        table = make_table(headers, rows, right=(2,))
     else:
-        whole = [(name, state, words) for name, state, _, words in rows]
-        table = make_table(("check", "result", "what holds"), whole)
+        sound = [(name, state, words) for name, state, _, words in rows]
+        table = make_table(("check", "result", "what holds"), sound)
     table.columns[-1].max_width = _WORDS_WIDTH
     return table
 
