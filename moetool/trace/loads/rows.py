@@ -245,6 +245,7 @@ def _add(path: Path, table: pa.Table, sums: dict[Place, NDArray[np.int64]]) -> N
         table.column(name).to_numpy().astype(np.int64) for name in ("layer", "expert", "count")
     )
     place = (stack << 15) + layer
+    widest = max(map(len, sums.values()), default=0)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
@@ -260,4 +261,5 @@ def _add(path: Path, table: pa.Table, sums: dict[Place, NDArray[np.int64]]) -> N
             )
         np.add.at(total, expert[rows], count[rows])
         sums[name] = total
-    check_num_cells(path, len(sums), max(map(len, sums.values())))
+        widest = max(widest, len(total))
+        check_num_cells(path, len(sums), widest)

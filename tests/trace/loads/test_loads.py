@@ -212,14 +212,18 @@ def test_options_may_not_contradict_the_metadata(tmp_path: Path) -> None:
         table.to_counts(num_experts=5)
 
 
-def test_a_table_of_no_rows_or_far_too_many_cells_is_refused(tmp_path: Path) -> None:
+def test_a_table_of_no_rows_or_far_too_many_cells_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty = write(tmp_path / "empty.parquet", {name: [] for name in ROWS})
     with pytest.raises(InputError, match="holds no rows"):
         open_loads(empty).to_counts()
+    monkeypatch.setattr("moetool.trace.loads.rows._MOST_CELLS", 2**20)
     layers = np.arange(3000)
     wide = {"layer": layers, "expert": np.full(3000, 32_000), "count": np.ones(3000, dtype=int)}
     pq.write_table(pa.table(wide), tmp_path / "wide.parquet")
-    with pytest.raises(InputError, match="more than any model has"):
+    # Refused at the first layer too many, before the others take memory.
+    with pytest.raises(InputError, match="32,001 experts in 33 layers, more than any model has"):
         open_loads(tmp_path / "wide.parquet").to_counts(top_k=1)
 
 
