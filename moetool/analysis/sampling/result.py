@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,11 @@ class PromptSample:
             f"<PromptSample: {len(self.prompts):,} of {self.trace.num_prompts:,} prompts, "
             f"{self.num_tokens:,} of {self.trace.num_tokens:,} tokens>"
         )
+
+    def count_tokens(self) -> dict[tuple[str, str], int]:
+        """Return the number of tokens by prompt id and stack."""
+        ids = [prompt.prompt_id for prompt in self.prompts]
+        return Counter(zip((ids[one] for one in self.prompt.tolist()), self.stack, strict=True))
 
     def has_tokens_of(self, other: PromptSample) -> bool:
         """Return whether two samples have the same tokens of the same prompts."""

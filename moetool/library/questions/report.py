@@ -238,12 +238,12 @@ class _Asking:
             reader, budgets=budgets, expert_bytes=None, tokens_per_batch=None, notes=()
         )
 
-    def _read_sample(self, trace: GivenTrace, only: Collection[str] | None = None) -> PromptSample:
+    def _read_sample(self, trace: GivenTrace, like: PromptSample | None = None) -> PromptSample:
         reader = open_reader(trace, by=self._by, columns=COLUMNS, **self._options)
         groups = read_prompt_groups(open_any(trace, by=self._by), reader.prompts, by=self._by)
         is_small = int(reader.num_rows_of_prompts.sum()) <= _MOST_ASSIGNMENTS_OF_FEW
         most = _MOST_ASSIGNMENTS_OF_FEW if is_small else _MOST_ASSIGNMENTS
-        return sample_prompts(reader, groups, by=self._by, most_assignments=most, only=only)
+        return sample_prompts(reader, groups, by=self._by, most_assignments=most, like=like)
 
     def _read_other(
         self, compare: GivenTrace | None, sample: PromptSample | None
@@ -251,7 +251,7 @@ class _Asking:
         """Return the sample's prompts in the other trace; None if their tokens differ."""
         if compare is None or sample is None:
             return None
-        other = self._read_sample(compare, [prompt.prompt_id for prompt in sample.prompts])
+        other = self._read_sample(compare, sample)
         return other if other.has_tokens_of(sample) else None
 
 
