@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.sampling.choosing import choose_prompts
 from moetool.analysis.sampling.result import PromptSample, SampledLayer, SampledPrompt
+from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
@@ -53,6 +55,9 @@ def sample_prompts(
         most_assignments: Experts of all tokens in all layers; at least one token is kept.
         like: A sample of another trace, whose prompts are to be taken, with as many of their first
             tokens; None to choose.
+
+    Raises:
+        InputError: A check of the trace fails, or it has none of the prompts of `like`.
     """
     stacks = sorted({layer.stack for layer in reader.layers})
     if like is None:
@@ -68,6 +73,11 @@ def sample_prompts(
         )
         index_of = {prompt: index for index, prompt in enumerate(reader.prompts)}
         chosen = [index_of[one.prompt_id] for one in like.prompts if one.prompt_id in index_of]
+        if not chosen:
+            raise InputError(
+                f"'{printable(reader.path)}' has none of the sample's prompts.",
+                hint="Give a trace of the same prompts.",
+            )
     kept = _Kept()
     num_of_prompt = np.zeros(len(reader.prompts), dtype=np.int64)
     for window in reader:

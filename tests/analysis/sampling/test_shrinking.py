@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,3 +95,16 @@ def test_a_sample_says_how_much_it_holds(whole: PromptSample) -> None:
     small = keep_prompts(whole, ["p1"])
     assert repr(small) == "<PromptSample: 1 of 5 prompts, 4 of 32 tokens>"
     assert small.to_dict()["num_tokens"] == 4
+
+
+def test_a_frame_of_a_sample_has_the_rows_of_the_trace(whole: PromptSample) -> None:
+    frame = make_frame(seed=1)
+    frame = frame[frame["expert"] >= 0]
+    small = keep_prompts(whole, ["p1", "p3"]).to_frame()
+    keys = ["prompt_id", "stack", "layer", "position", "rank"]
+    expected = frame[frame["prompt_id"].isin(["p1", "p3"])].set_index(keys).sort_index()
+    found = small.set_index(keys).sort_index()
+    assert set(found.columns) == set(expected.columns)
+    pd.testing.assert_frame_equal(
+        found[list(expected.columns)], expected, check_dtype=False, check_index_type=False
+    )
