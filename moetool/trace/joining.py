@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from moetool.printable import printable
 from moetool.trace.companions import find_companions, sidecar_path
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 from moetool.trace.reading.decision_scan import DecisionScan
-from moetool.trace.reading.layer_shapes import check_described
+from moetool.trace.reading.layer_shapes import find_shapes
 from moetool.trace.reading.merging import Part, describe_parts, keep_common, merge_metadata
 from moetool.trace.reading.reader import TraceSource
 from moetool.trace.scanning.columns import take_words
@@ -28,6 +29,7 @@ _MODELS_HINT = "Merge traces of one model; `moetool compare` compares two."
 _IDS_HINT = (
     "Add --prefix-prompts (prefix_prompts=True in Python) to put each trace's name before its ids."
 )
+_REPAIR_HINT = "Repair the trace; `moetool validate` lists all its faults."
 _COLUMNS_SHOWN = 8
 
 
@@ -119,14 +121,15 @@ def merge_sources(
         schema=pa.schema([TRACE_SCHEMA.field(name) for name in columns]),
         keeps_parts=False,
     ) as sink:
-        for table in scan.iter_tables(columns):
-            sink.write(table.select(columns))
-            num_rows += table.num_rows
-            assert scan.file is not None
-            show(f"merging {scan.file.name}, {number_of(num_rows, 'row')}")
-        if not num_rows:
-            raise InputError("The traces hold no rows.", hint="Trace at least one prompt.")
-        check_described(joined, scan.layers)
+        with _adapting_errors(target):
+            for table in scan.iter_tables(columns):
+                sink.write(table.select(columns))
+                num_rows += table.num_rows
+                assert scan.file is not None
+                show(f"merging {scan.file.name}, {number_of(num_rows, 'row')}")
+            if not num_rows:
+                raise InputError("The traces hold no rows.", hint="Trace at least one prompt.")
+            find_shapes(joined, scan.layers, num_experts=None, top_k=None)
         show(f"writing {target}")
         sink.finish(metadata)
     return MergedTrace(
@@ -139,8 +142,28 @@ def merge_sources(
     )
 
 
+@contextmanager
+def _adapting_errors(target: Path) -> Iterator[None]:
+    """Name the traces instead of the file that they become, and give no option of other commands.
+
+    Raises:
+        InputError: The block raised one.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            error.message.replace(f"'{printable(target)}' has", "The traces together have"),
+            hint=_REPAIR_HINT if "--no-validate" in error.hint else error.hint,
+            facts=error.facts,
+        ) from error
+
+
 def _describe_left_out(sources: Sequence[TraceSource], columns: Sequence[str]) -> list[str]:
-    notes = []
+    notes = [
+        f"The column {name!r} holds no value, so it is left out."
+        for name in dict.fromkeys(name for source in sources for name in source.empty)
+    ]
     extra = sorted({name for source in sources for name in source.columns} - set(columns))
     if extra:
         shown = ", ".join(printable(name, max_length=40) for name in extra[:_COLUMNS_SHOWN])
@@ -178,9 +201,9 @@ def _take_columns(sources: Sequence[TraceSource]) -> tuple[str, ...]:
         for name in TRACE_SCHEMA.names:
             if (name in first) != (name in source.columns):
                 has, lacks = (sources[0], source) if name in first else (source, sources[0])
+                state = "has no value in its column" if name in lacks.empty else "has no column"
                 raise InputError(
-                    f"'{printable(lacks.path)}' has no column {name!r}, which "
-                    f"'{printable(has.path)}' has.",
+                    f"'{printable(lacks.path)}' {state} {name!r}, unlike '{printable(has.path)}'.",
                     hint="Merge traces with the same columns, or remove the column first.",
                 )
     return tuple(first)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
+
+from moetool.analysis.statistics.halves import split_prompts
 
 
 def choose_fitted(prompt_ids: Iterable[str]) -> set[str]:
-    """Return the half of the prompts with the smallest hashes under the seed 0."""
-    ordered = sorted(
-        set(prompt_ids),
-        key=lambda name: blake2b(name.encode(), digest_size=8, key=bytes(8)).digest(),
-    )
-    return {*ordered[: len(ordered) // 2]}
+    """Return the prompts that are not held out; tests of `split_prompts` state which those are."""
+    names = sorted(set(prompt_ids))
+    return {name for name, out in zip(names, split_prompts(names), strict=True) if not out}

@@ -160,8 +160,30 @@ def test_traces_of_different_columns_are_refused(tmp_path: Path) -> None:
     one = make_trace(tmp_path / "one.parquet", "a", "b")
     frame = make_frame()[["prompt_id", "position", "layer", "expert"]]
     other = write(tmp_path / "other.parquet", frame, metadata=METADATA)
-    with pytest.raises(InputError, match=r"other\.parquet' has no column 'domain', which"):
+    with pytest.raises(InputError, match=r"other\.parquet' has no column 'domain', unlike"):
         merge_traces([one, other], tmp_path / "all.parquet")
+    empty = write(tmp_path / "empty.parquet", make_frame().assign(weight=None), metadata=METADATA)
+    with pytest.raises(
+        InputError, match=r"empty\.parquet' has no value in its column 'weight', unl"
+    ):
+        merge_traces([one, empty], tmp_path / "all.parquet")
+    assert_nothing_written(tmp_path / "all.parquet")
+    merged = merge_traces([empty], tmp_path / "all.parquet")
+    assert merged.notes == ("The column 'weight' holds no value, so it is left out.",)
+
+
+def test_traces_of_different_top_k_are_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.parquet", make_frame())
+    first = make_frame()
+    other = write(tmp_path / "other.parquet", first[first["rank"] == 0])
+    with pytest.raises(InputError) as refused:
+        merge_traces([one, other], tmp_path / "all.parquet", prefix_prompts=True)
+    assert refused.value.message == (
+        "The traces together have 12 of 24 decisions with fewer than 2 rows in layer 0."
+    )
+    assert refused.value.facts == ("first: prompt 'other/p0', layer 0, position 0",)
+    assert "--no-validate" not in refused.value.hint
+    assert_nothing_written(tmp_path / "all.parquet")
 
 
 def test_traces_without_metadata_are_merged_with_each_other_only(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def _take_ran(
     experts: NDArray[np.int64], weights: NDArray[np.float32], size: int
 ) -> NDArray[np.float64]:
     """Return the weights of experts that ran, of decisions with equally many."""
-    return weights[experts != NO_EXPERT].reshape(-1, size).astype(np.float64)
+    ran: NDArray[np.float64] = weights[experts != NO_EXPERT].reshape(-1, size).astype(np.float64)
+    return ran
 
 
 def _expect(code: int, *, width: int, num_experts: int, has_ranks: bool) -> list[float]:

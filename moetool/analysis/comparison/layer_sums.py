@@ -97,7 +97,5 @@ class LayerSums:
 
     def _expect_flips(self, total: int) -> float:
         shares = self.first_choices / np.maximum(1, self.first_choices.sum(axis=1))[:, None]
-        num_none, num_one, num_both = self.num_firsts.tolist()
-        equal = float(shares[0] @ shares[1])
-        assert num_none + num_one + num_both == total
-        return (num_one + num_both * (1 - equal)) / total
+        _, num_one, num_both = map(int, self.num_firsts)
+        return (num_one + num_both * (1 - float(shares[0] @ shares[1]))) / total

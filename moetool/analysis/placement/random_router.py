@@ -122,4 +122,5 @@ def draw_loads(shape: RouterShape, *, num_tokens: int) -> NDArray[np.float64]:
         num_tokens=num_tokens,
         num_draws=_NUM_DRAWS,
     )
-    return loads[:, : shape.num_experts]
+    held: NDArray[np.float64] = loads[:, : shape.num_experts]
+    return held

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.selection.baseline import expect_missed, simulate_routers
+from moetool.analysis.selection.baseline import RandomRouters, expect_missed, simulate_routers
 from moetool.analysis.selection.freezing import list_trainable
 from moetool.analysis.selection.names import LayerNames, check_names, guess_names
 from moetool.analysis.selection.notes import explain_selection
@@ -59,7 +59,12 @@ def select_from_sums(
         UsageError: Pruning drops too much or nothing.
     """
     shapes = {(layer.shape.stack, layer.shape.layer): layer.shape for layer in layers}
-    selected = tuple(_select_layer(layer, request) for layer in layers)
+    routers = [
+        simulate_routers(layer, by=request.selects_by, average=request.average) for layer in layers
+    ]
+    selected = tuple(
+        _select_layer(layer, request, own) for layer, own in zip(layers, routers, strict=True)
+    )
     every = {**{(layer.stack, layer.layer): layer for layer in known}, **shapes}
     named = guess_names(every)
     if names is not None:
@@ -73,6 +78,7 @@ def select_from_sums(
         pruning = prune_layers(
             layers,
             named,
+            routers,
             by=request.by,
             average=request.average,
             ratio=request.prune_ratio,
@@ -111,7 +117,9 @@ def select_from_sums(
     )
 
 
-def _select_layer(layer: LayerSums, request: SelectionRequest) -> LayerSelection:
+def _select_layer(
+    layer: LayerSums, request: SelectionRequest, routers: RandomRouters | None
+) -> LayerSelection:
     shape, sums = layer.shape, layer.sums
     num_experts = shape.num_experts + shape.num_identity_experts
     scores = _score(layer, ALL, request)
@@ -141,7 +149,6 @@ def _select_layer(layer: LayerSums, request: SelectionRequest) -> LayerSelection
     overlap = _compare_halves(layer, request)
     total = float(scores.sum())
     choose = partial(choose_of_each, top_p=request.top_p)
-    routers = simulate_routers(layer, by=request.selects_by, average=request.average)
     return LayerSelection(
         stack=shape.stack,
         layer=shape.layer,

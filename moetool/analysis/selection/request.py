@@ -1,4 +1,4 @@
-"""What a selection is asked for."""
+"""The choices of a selection."""
 
 from __future__ import annotations
 

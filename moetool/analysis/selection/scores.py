@@ -74,8 +74,10 @@ def choose_of_each(scores: NDArray[np.float64], *, top_p: float) -> NDArray[np.b
     rounded = np.round(scores, DECIMALS)
     order = np.argsort(-rounded, axis=1, kind="stable")
     ordered = np.take_along_axis(rounded, order, axis=1)
+    before = np.zeros(scores.shape)
+    before[:, 1:] = np.cumsum(ordered[:, :-1], axis=1)
     is_chosen = np.zeros(scores.shape, dtype=np.bool_)
-    np.put_along_axis(is_chosen, order, np.cumsum(ordered, axis=1) - ordered < top_p, axis=1)
+    np.put_along_axis(is_chosen, order, before < top_p, axis=1)
     return is_chosen
 
 

@@ -16,8 +16,8 @@ def find_f_tail(ratio: float, numerator_df: float, denominator_df: float) -> flo
 
     Args:
         ratio: At least 0.
-        numerator_df: Degrees of freedom of the numerator, positive and not necessarily whole.
-        denominator_df: Of the denominator.
+        numerator_df: Degrees of freedom of its numerator; positive, not necessarily whole.
+        denominator_df: Degrees of freedom of its denominator; positive, not necessarily whole.
     """
     a, b = denominator_df / 2, numerator_df / 2
     scaled = numerator_df * ratio

@@ -160,4 +160,4 @@ def _find_quantile(degrees_of_freedom: float) -> float:
     whole = int(df)
     weight = (1 / whole - 1 / df) * whole * (whole + 1)
     low, high = find_quantile(whole), find_quantile(whole + 1)
-    return low * (high / low) ** weight
+    return low * math.exp(weight * math.log(high / low))

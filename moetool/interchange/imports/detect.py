@@ -167,3 +167,22 @@ def choose_format(names: tuple[str, ...], paths: tuple[Path, ...]) -> Format:
             hint="Import files of one format at a time.",
         )
     return FORMATS[next(iter(found))]
+
+
+def find_other_format(paths: Sequence[Path], chosen: Format) -> str | None:
+    """Return a hint for files that couldn't be imported as the chosen format but are of another.
+
+    Args:
+        paths: The files.
+        chosen: The format that the user named.
+    """
+    for path in paths:
+        try:
+            found = detect_format(path)
+        except InputError:
+            continue
+        if found.format is not None and found.format != chosen.name:
+            return f"Import {quote(path)} as {found.format}: it looks like {found.title}."
+        if found.format is None and found.kind is not None:
+            return f"Leave out {quote(path)}, which is {found.title} already."
+    return None

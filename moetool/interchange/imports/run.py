@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from os import PathLike
 
 from moetool.choices import take_count, take_flag, take_numbers, take_path, take_text
-from moetool.errors import UsageError
-from moetool.interchange.imports.detect import choose_format
+from moetool.errors import InputError, UsageError
+from moetool.interchange.imports.detect import choose_format, find_other_format
 from moetool.interchange.imports.formats import find_format
 from moetool.interchange.imports.model_shapes import read_model_shapes
 from moetool.interchange.imports.reading.text import quote
@@ -101,7 +101,13 @@ def import_trace(
         of_model=None if model is None else read_model_shapes(take_text(model, name="model")),
     )
     request = ImportFiles(paths, offsets, sizes["micro_batch_size"])
-    opened = chosen.open(request, shapes)
-    if isinstance(opened, LoadImport):
-        return write_load_table(opened, shapes, target, overwrite=overwrite)
-    return write_trace(opened, shapes, target, overwrite=overwrite)
+    try:
+        opened = chosen.open(request, shapes)
+        if isinstance(opened, LoadImport):
+            return write_load_table(opened, shapes, target, overwrite=overwrite)
+        return write_trace(opened, shapes, target, overwrite=overwrite)
+    except (InputError, UsageError) as error:
+        hint = find_other_format(paths, chosen)
+        if hint is None:
+            raise
+        raise type(error)(error.message, hint=hint, facts=error.facts) from error

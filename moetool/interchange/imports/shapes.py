@@ -65,7 +65,7 @@ class GivenShapes:
         given = self.top_k or next(iter(known), None)
         if given is None:
             raise UsageError(
-                f"The number of experts per token, which {because}, is not in files of this format.",
+                f"Files of this format don't state how many experts a token gets, which {because}.",
                 hint=MODEL_HINT.format(options="--top-k"),
             )
         return given

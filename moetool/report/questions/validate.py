@@ -126,11 +126,12 @@ def _make_checks(checks: Sequence[Check]) -> Table:
                 message or style_words(check.meaning, Style.MUTED),
             )
         )
-    headers = ("check", "result", "faults", "what holds, or the first fault")
-    if not any(check.num_faults for check in checks):
-        headers = ("check", "result", "what holds")
-        rows = [(name, state, words) for name, state, _, words in rows]
-    table = make_table(headers, rows, right=(2,) if len(headers) > 3 else ())
+    if any(check.num_faults for check in checks):
+        headers = ("check", "result", "faults", "what holds or fails")
+        table = make_table(headers, rows, right=(2,))
+    else:
+        sound = [(name, state, words) for name, state, _, words in rows]
+        table = make_table(("check", "result", "what holds"), sound)
     table.columns[-1].max_width = _WORDS_WIDTH
     return table
 
@@ -205,8 +206,9 @@ def _make_legend(result: Validation) -> list[str]:
         )
         if kind in kinds
     ]
-    faults = "faults: rows, decisions, layers or prompts that fail the check."
-    return [f"{'. '.join(meanings)}. {faults}"] if meanings else []
+    if any(check.num_faults for check in result.checks):
+        meanings.append("faults: rows, decisions, layers or prompts that fail the check")
+    return [f"{'. '.join(meanings)}."] if meanings else []
 
 
 def render_json(result: Validation, _: View = DEFAULT_VIEW) -> str:

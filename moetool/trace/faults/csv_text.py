@@ -21,6 +21,7 @@ _SHOWN = 60
 # Longer ones are out of range; Python refuses those of thousands of digits.
 _LONGEST_NUMBER = 100
 _BLOCK = 2**20
+_LONGEST_HEADER = 65_536
 # A line that follows the last one, unless a value swallows it.
 _LAST = "\x00end"
 
@@ -55,6 +56,19 @@ def explain_csv(
             return _find_fault(_Lines(file), types, num_rows=num_rows)
     except OSError:
         return None
+
+
+def read_names(path: Path, *, delimiter: str = ",") -> list[str]:
+    """Return the names in the first line of a text file; none if it is empty or no text.
+
+    Raises:
+        OSError: It can't be opened.
+    """
+    with _open(path) as file:
+        try:
+            return next(csv.reader([file.readline(_LONGEST_HEADER)], delimiter=delimiter), [])
+        except csv.Error:
+            return []
 
 
 def find_open_quote(path: Path) -> int | None:

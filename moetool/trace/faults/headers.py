@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from moetool.errors import InputError
 from moetool.printable import printable
+from moetool.trace.faults.csv_text import read_names
+from moetool.trace.loads.metadata import REQUIRED_LOAD_COLUMNS
 
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
 _COLUMNS_SHOWN = 12
-_LONGEST_HEADER = 65_536
 
 
 def refuse_header(
@@ -27,7 +27,7 @@ def refuse_header(
     """
     missing = next(name for name in needed if name not in names)
     if path.suffix == ".csv":
-        delimiter = find_delimiter(path, needed)
+        delimiter = find_delimiter(path, needed) or find_delimiter(path, REQUIRED_LOAD_COLUMNS)
         if delimiter is not None:
             return refuse_delimiter(path, delimiter)
         if any(name.strip().lstrip("-").isdecimal() for name in names):
@@ -66,13 +66,11 @@ def find_delimiter(path: Path, needed: Sequence[str]) -> str | None:
         path: The file.
         needed: Columns that it has if they are separated so.
     """
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            line = file.readline(_LONGEST_HEADER)
-    except OSError:
-        return None
     for delimiter, words in _DELIMITERS.items():
-        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        try:
+            names = [name.strip() for name in read_names(path, delimiter=delimiter)]
+        except OSError:
+            return None
         if all(name in names for name in needed):
             return words
     return None

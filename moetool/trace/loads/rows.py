@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.companions import sidecar_path
-from moetool.trace.faults.csv_text import explain_csv
+from moetool.trace.faults.csv_text import explain_csv, read_names
 from moetool.trace.faults.rows import name_row
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.metadata_fields import LARGEST_ID, MOST_BYTES
@@ -58,9 +58,8 @@ def read_load_header(path: Path) -> tuple[list[str], bytes | None]:
         ArrowException: The file is damaged.
     """
     if path.suffix == ".csv":
-        with open_file(path) as file, pa.csv.open_csv(file) as reader:
-            names = list(reader.schema.names)
-        return names, read_small_file(sidecar_path(path), most_bytes=MOST_BYTES)
+        open_file(path).close()
+        return read_names(path), read_small_file(sidecar_path(path), most_bytes=MOST_BYTES)
     with open_file(path) as file:
         footer = pq.read_metadata(file)
     return footer.schema.to_arrow_schema().names, (footer.metadata or {}).get(FOOTER_KEY)
@@ -246,6 +245,7 @@ def _add(path: Path, table: pa.Table, sums: dict[Place, NDArray[np.int64]]) -> N
         table.column(name).to_numpy().astype(np.int64) for name in ("layer", "expert", "count")
     )
     place = (stack << 15) + layer
+    widest = max(map(len, sums.values()), default=0)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     for rows in np.split(order, starts[1:]):
@@ -261,4 +261,5 @@ def _add(path: Path, table: pa.Table, sums: dict[Place, NDArray[np.int64]]) -> N
             )
         np.add.at(total, expert[rows], count[rows])
         sums[name] = total
-    check_num_cells(path, len(sums), max(map(len, sums.values())))
+        widest = max(widest, len(total))
+        check_num_cells(path, len(sums), widest)

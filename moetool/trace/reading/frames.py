@@ -75,6 +75,7 @@ def open_frame(
         metadata=metadata,
         notes=(*describe_parts([Part(_NAME, metadata)]), *describe_columns([header], {})),
         table=table.select(header.names),
+        empty=empty,
     )
 
 

@@ -119,7 +119,7 @@ def _take_described(
     described = {(layer.stack, layer.layer): layer for layer in metadata.layers}
     for place, layer in sorted(rows.items()):
         known = described.get(place)
-        num_known = known and known.num_experts + known.num_identity_experts
+        num_known = None if known is None else known.num_experts + known.num_identity_experts
         if num_known is None or layer.num_ids > num_known:
             raise _refuse_undescribed(source, place, num_known)
     return [described[place] for place in sorted(rows)]

@@ -61,6 +61,7 @@ class TraceSource:
             that its parts differ.
         table: The rows of a trace in memory, which has one file that doesn't exist.
         lacking: Columns that only some files have, with the first file that lacks each.
+        empty: Columns that hold no value.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class TraceSource:
     notes: tuple[str, ...] = ()
     table: pa.Table | None = None
     lacking: Mapping[str, Path] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
 
     def iter_tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the named columns, about a million rows at a time, with the types of the schema.
@@ -138,6 +140,7 @@ def open_trace(path: Path) -> TraceSource:
         metadata=merge_metadata(parts),
         notes=(*describe_parts(parts), *describe_columns(headers, lacking)),
         lacking=lacking,
+        empty=tuple(dict.fromkeys(name for header in headers for name in header.empty)),
     )
 
 

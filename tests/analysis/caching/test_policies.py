@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moetool.analysis.caching.budgets import parse_budgets
 from moetool.analysis.caching.measure import COLUMNS, simulate_caches
 from moetool.analysis.caching.result import Caching, PolicyResult
-from moetool.analysis.caching.simulation import replacement
+from moetool.analysis.caching.simulation import random_router, replacement
 from moetool.errors import InputError
 from moetool.trace.windows import reader as window_reader
 from moetool.trace.windows.reader import DecisionReader
@@ -56,6 +56,8 @@ def test_hits_are_those_of_caches_step_by_step(
     monkeypatch.setattr(window_reader, "_ROWS_PER_WINDOW", 60)
     monkeypatch.setattr("moetool.trace.reading.reader._ROWS_PER_TABLE", 50)
     monkeypatch.setattr(replacement, "_CELLS_AT_ONCE", 200)
+    # The baseline is not looked at here.
+    monkeypatch.setattr(random_router, "_MOST_TRACES", 1)
     table = make_random_trace(LENGTHS, router=router, num_prompt_tokens=5, seed=seed)
     table = shorten_decisions(table, share=0.4 * seed)
     capacities = (1, 2, router.num_experts // 2)
@@ -122,11 +124,10 @@ def test_other_names_for_the_experts_change_no_hit(seed: int) -> None:
     index = table.column_names.index("expert")
     renamed = name[table.column("expert").to_numpy()].astype(np.int16)
     other = table.set_column(index, "expert", pa.array(renamed))
-    for one, two in zip(
-        simulate(table, "2,6", router=SKEWED).policies,
-        simulate(other, "2,6", router=SKEWED).policies,
-        strict=True,
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_router, "_MOST_TRACES", 1)
+        results = [simulate(each, "2,6", router=SKEWED) for each in (table, other)]
+    for one, two in zip(results[0].policies, results[1].policies, strict=True):
         # Experts of equal load are put into static sets in the order of their ids.
         if one.policy != "static":
             assert one == two

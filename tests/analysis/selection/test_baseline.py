@@ -16,9 +16,9 @@ from moetool.analysis.selection.sums.parts import NUM_SPLITS, divide_prompts
 from tests.analysis.dropped_choices import drop_choices
 from tests.analysis.random_traces import Router, make_random_trace
 
-RANDOM = Router(num_experts=16, top_k=4, num_layers=24)
+RANDOM = Router(num_experts=16, top_k=4, num_layers=16)
 # Decisions of a prompt: alike, and as unlike as means over prompts take them.
-EVEN, UNEVEN = [40] * 30, [8] * 20 + [100] * 10
+EVEN, UNEVEN = [30] * 20, [6] * 15 + [80] * 6
 
 
 def shuffle_weights(table: pa.Table, seed: int) -> pa.Table:
@@ -54,20 +54,21 @@ def test_a_random_router_lands_on_the_baselines(
     assert found.baseline is not None
     # Four standard errors of the layers' mean, and of the simulation behind the baseline.
     error = 4 * (sizes.std(ddof=1) + 0.5) / np.sqrt(len(sizes)) + 4 * 0.5 / np.sqrt(NUM_ROUTERS)
-    assert abs(sizes.mean() - found.baseline.num_selected / 24) < error
+    assert abs(sizes.mean() - found.baseline.num_selected / 16) < error
     overlaps = np.array([layer.overlap for layer in found.layers])
     assert found.baseline.overlap is not None
-    assert abs(overlaps.mean() - found.baseline.overlap) < 4 * overlaps.std(ddof=1) / np.sqrt(24)
+    assert abs(overlaps.mean() - found.baseline.overlap) < 4 * overlaps.std(ddof=1) / np.sqrt(16)
     assert found.pruning is not None
     dropped = np.array([layer.overlap for layer in found.pruning.layers])
     expected = found.pruning.baseline
     assert expected.overlap is not None
-    assert abs(dropped.mean() - expected.overlap) < 4 * dropped.std(ddof=1) / np.sqrt(24)
+    assert abs(dropped.mean() - expected.overlap) < 4 * dropped.std(ddof=1) / np.sqrt(16)
     shares = np.array([layer.dropped_share for layer in found.pruning.layers])
     assert expected.dropped_share is not None
-    error = 4 * shares.std(ddof=1) * np.sqrt(1 / 24 + 1 / NUM_ROUTERS)
+    error = 4 * shares.std(ddof=1) * np.sqrt(1 / 16 + 1 / NUM_ROUTERS)
     assert abs(shares.mean() - expected.dropped_share) < error
-    assert not any("too high" in note or "random router" in note for note in found.notes)
+    stated = [note for note in found.notes if note.endswith("choices ran no expert.")]
+    assert len(stated) == (drops[0] > 0)
 
 
 def test_uneven_weights_of_a_random_router_select_fewer_experts() -> None:
@@ -109,14 +110,16 @@ def test_a_router_with_favourites_chooses_the_same_from_both_halves() -> None:
 def test_figures_over_all_layers_are_sums_and_means_of_layers() -> None:
     table = make_random_trace([20] * 6, router=RANDOM)
     found = select_experts(table.to_pandas(), num_experts=16, top_k=4, prune_ratio=0.25)
-    assert (found.num_experts, found.num_missed) == (24 * 16, 0)
+    assert (found.num_experts, found.num_missed) == (16 * 16, 0)
     assert found.num_selected == sum(len(layer.selected) for layer in found.layers)
     baselines = [layer.baseline for layer in found.layers if layer.baseline is not None]
     assert found.baseline is not None
     assert found.baseline.num_selected == pytest.approx(sum(one.num_selected for one in baselines))
-    assert found.baseline.overlap == pytest.approx(np.mean([one.overlap for one in baselines]))
+    overlaps = [one.overlap for one in baselines if one.overlap is not None]
+    assert found.baseline.overlap == pytest.approx(np.mean(overlaps))
+    assert len(overlaps) == 16
     assert found.pruning is not None
-    shares = [layer.dropped_share for layer in found.pruning.layers]
+    shares = [layer.dropped_share or 0.0 for layer in found.pruning.layers]
     assert found.pruning.dropped_share == pytest.approx(np.mean(shares))
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 
 from moetool import detect_format, import_trace
+from moetool.cli.commands.traces.import_files import FORMAT_NAMES
 from moetool.errors import InputError, UsageError
 from moetool.interchange.imports.formats import FORMATS, find_format
 from moetool.trace.schema import PROBABILITIES_SCHEMA
@@ -104,6 +105,8 @@ def test_names_of_formats_have_other_spellings_and_tools_stand_for_all_of_theirs
     assert find_format("llama.cpp") == ("imatrix",)
     assert set(find_format("sglang")) == {name for name in FORMATS if name.startswith("sglang-")}
     assert find_format("auto") == tuple(FORMATS)
+    shown = [name for word in FORMAT_NAMES.split(", ") for name in find_format(word)]
+    assert sorted(shown) == sorted(FORMATS)
     with pytest.raises(UsageError, match="No format 'olmo'"):
         find_format("olmo")
 
@@ -116,6 +119,13 @@ def test_files_of_several_formats_are_refused(tmp_path: Path) -> None:
         import_trace("auto", [first, second], tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"is llama\.cpp's importance matrix"):
         import_trace("sglang", second, tmp_path / "t.parquet")
+    with pytest.raises(InputError) as wrong:
+        import_trace("mbolt", second, tmp_path / "t.parquet")
+    assert wrong.value.hint.startswith(f"Import '{second}' as imatrix: it looks like llama.cpp's")
+    trace = write_trace(tmp_path / "trace.csv", make_rows((1,)))
+    with pytest.raises(InputError, match=r"not a file of torch\.save") as wrong:
+        import_trace("sglang-stat", trace, tmp_path / "t.parquet")
+    assert wrong.value.hint == f"Leave out '{trace}', which is a trace of moetool already."
     with pytest.raises(UsageError, match="are Megatron-LM's"):
         import_trace("imatrix", second, tmp_path / "t.parquet", layer_offsets=[1])
     third = tmp_path / "c.parquet"

@@ -113,7 +113,7 @@ def test_esft_round_trip_with_tasks_as_domains(tmp_path: Path) -> None:
         assert found[key][0] == experts
     assert {str(each) for each in frame["domain"]} == {"law", "intent"}
     assert [each["layer"] for each in metadata["layers"]] == [1, 2, 3]
-    with pytest.raises(UsageError, match="which takes ESFT's lines apart"):
+    with pytest.raises(UsageError, match="which takes their lines apart"):
         import_trace("esft", folders, tmp_path / "u.parquet")
     with pytest.raises(InputError, match="experts, which are not 7 for each token"):
         import_trace("esft", folders, tmp_path / "u.parquet", top_k=7)

@@ -168,6 +168,26 @@ def test_a_wrong_value_is_refused_with_what_was_seen(
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0,0,1\n0,1\n", "a load table: line 3 has 2 values, but the header names 3 columns"),
+        ('0,0,1\n"0,1,2\n', "a load table: a quotation mark in line 3 isn't closed"),
+        ("0,0,1\n0,x,2\n", "a load table: 'expert' is 'x' in line 3"),
+        ("0,0,1\n0,1,-2\n", "a load table: 'count' is -2, below 0, in line 3"),
+    ],
+)
+def test_a_wrong_line_of_csv_is_refused_with_its_number(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "loads.csv"
+    path.write_text(f"layer,expert,count\n{text}", encoding="utf-8")
+    assert is_load_table(path)
+    with pytest.raises(InputError) as refused:
+        open_loads(path).to_counts(top_k=2)
+    assert refused.value.message == f"'{path}' can't be read as {words}."
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"expert": [0, 0, 1, 3]}, "counts expert 0 of layer 1 twice"),
@@ -192,14 +212,18 @@ def test_options_may_not_contradict_the_metadata(tmp_path: Path) -> None:
         table.to_counts(num_experts=5)
 
 
-def test_a_table_of_no_rows_or_far_too_many_cells_is_refused(tmp_path: Path) -> None:
+def test_a_table_of_no_rows_or_far_too_many_cells_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty = write(tmp_path / "empty.parquet", {name: [] for name in ROWS})
     with pytest.raises(InputError, match="holds no rows"):
         open_loads(empty).to_counts()
+    monkeypatch.setattr("moetool.trace.loads.rows._MOST_CELLS", 2**20)
     layers = np.arange(3000)
     wide = {"layer": layers, "expert": np.full(3000, 32_000), "count": np.ones(3000, dtype=int)}
     pq.write_table(pa.table(wide), tmp_path / "wide.parquet")
-    with pytest.raises(InputError, match="more than any model has"):
+    # Refused at the first layer too many, before the others take memory.
+    with pytest.raises(InputError, match="32,001 experts in 33 layers, more than any model has"):
         open_loads(tmp_path / "wide.parquet").to_counts(top_k=1)
 
 

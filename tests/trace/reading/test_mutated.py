@@ -197,9 +197,11 @@ def test_layers_and_experts_far_apart_take_no_memory_in_between(tmp_path: Path) 
 
 @pytest.mark.parametrize("by", ["prompt_id", "domain"])
 def test_prompts_that_each_have_their_own_layer_take_no_memory_for_the_others(
-    by: GroupColumn, tmp_path: Path
+    by: GroupColumn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = list(range(60))
+    # Of 10 prompts and 32,768 columns, three layers fit into these cells.
+    monkeypatch.setattr(counts_module, "_MOST_CELLS_OF_FEW_ROWS", 2**20)
+    number = list(range(10))
     words = pa.array([str(each) for each in number])
     table = pa.table(
         {
@@ -207,11 +209,11 @@ def test_prompts_that_each_have_their_own_layer_take_no_memory_for_the_others(
             "domain": words,
             "position": number,
             "layer": number,
-            "expert": [32_766] * 60,
+            "expert": [32_766] * 10,
         }
     )
     path = write(tmp_path / "a.parquet", table, None)
-    with pytest.raises(InputError, match=r"Counting 60 rows takes more than 525\.0 MiB of memory"):
+    with pytest.raises(InputError, match=r"Counting 10 rows takes more than 10\.0 MiB of memory"):
         count_experts(open_trace(path), by=by)
 
 

@@ -18,6 +18,9 @@ from moetool.analysis.balance.capacity.kinds import NUM_DECILES
 
 # Standard deviations around the mean beyond which no probability is left in a float.
 _REACH = 12
+# Loads that exceed a capacity by less, on average, are as good as impossible: what is left is the
+# rounding of Fourier transforms.
+_ROUNDING = 1e-12
 # Values of characteristic functions that are held at a time.
 _MOST_CELLS = 1 << 20
 
@@ -64,7 +67,7 @@ def expect_dropped(
             part = mine[first : first + at_once]
             excess[part] = _expect_excess(so_far[part], chance, capacity[part], width)
     dropped: NDArray[np.float64] = num_experts * np.diff(excess, axis=2, prepend=0)
-    return np.maximum(dropped, 0)
+    return np.where(dropped > _ROUNDING * num_experts, dropped, 0.0)
 
 
 def _expect_excess(

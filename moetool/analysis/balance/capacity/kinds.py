@@ -81,17 +81,13 @@ class BatchKinds:
         for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
             self.full[int(size)] = self.full.get(int(size), 0) + int(count)
 
-    def list_others(self, most: int | None = None) -> tuple[NDArray[np.int64], float]:
+    def list_others(self) -> tuple[NDArray[np.int64], float]:
         """Return batches with another decision, and how many batches each of them stands for.
-
-        Args:
-            most: Return no more than these; None for all that were kept.
 
         Returns:
             Decisions by decile and size. # (num_kept, 10, num_sizes)
         """
         kept = list(self._kept.values())
-        kept = kept[:: -(-len(kept) // most)] if most is not None and kept else kept
         width = max((each.shape[1] for each in kept), default=self._top_k + 1)
         padded = [np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in kept]
         if not padded:

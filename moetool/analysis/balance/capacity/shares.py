@@ -190,14 +190,30 @@ def expect_batch_violation(drops: DropCounter) -> float | None:
     kinds: list[tuple[Sizes, float]] = [
         (((drops.top_k, size),), float(number)) for size, number in full.items()
     ]
-    others, weight = drops.kinds.list_others(_MOST_OTHERS_OF_LOADS)
-    kinds += [(make_sizes(each), weight) for each in others.sum(axis=1)]
+    kinds += _choose_kinds(drops)
     found = [
         (violation * number, number)
         for sizes, number in kinds
         if (violation := expect_evenness(drops.num_experts, sizes).max_violation) is not None
     ]
     return divide(sum(product for product, _ in found), sum(number for _, number in found))
+
+
+def _choose_kinds(drops: DropCounter) -> list[tuple[Sizes, float]]:
+    """Return a few of the batches with shorter decisions, and how many batches each stands for.
+
+    The largest load over the mean grows with the relative deviation of an expert's load. In this
+    order, the middle one of some neighbours stands for them.
+    """
+    others, weight = drops.kinds.list_others()
+    decisions = others.sum(axis=1)  # (num_batches, num_sizes)
+    size = np.arange(decisions.shape[1])
+    mean = decisions @ size / drops.num_experts
+    variance = decisions @ (size / drops.num_experts * (1 - size / drops.num_experts))
+    (ran,) = np.nonzero(mean)
+    order = ran[np.argsort(np.sqrt(variance[ran]) / mean[ran], kind="stable")]
+    parts = np.array_split(order, min(len(order), _MOST_OTHERS_OF_LOADS)) if len(order) else []
+    return [(make_sizes(decisions[part[len(part) // 2]]), weight * len(part)) for part in parts]
 
 
 def _thin(sizes: Mapping[int, int], most: int) -> dict[int, int]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from moetool.analysis.selection.baseline import simulate_routers
+from moetool.analysis.selection.baseline import RandomRouters
 from moetool.analysis.selection.choices import Average, Score
 from moetool.analysis.selection.names import LayerNames
 from moetool.analysis.selection.pruning.drops import Drops, count_drops, drop_of_each, keep_experts
@@ -25,6 +25,7 @@ SaliencyOfLayer = Mapping[int, Sequence[float]]
 def prune_layers(
     layers: Sequence[LayerSums],
     names: Mapping[Place, LayerNames],
+    routers: Sequence[RandomRouters | None],
     *,
     by: Score,
     average: Average,
@@ -37,6 +38,7 @@ def prune_layers(
     Args:
         layers: Sums of the layers.
         names: Names of the same layers, and the groups of their routers.
+        routers: Random routers in place of each layer's, by the same score if it is of the trace.
         by: Score of which the smallest are dropped.
         average: Average that a score of the trace is.
         ratio: Share of each layer's experts to drop.
@@ -49,7 +51,7 @@ def prune_layers(
     """
     pruned: list[LayerPruning] = []
     all_groups: set[int] = set()
-    for layer in layers:
+    for layer, random in zip(layers, routers, strict=True):
         place = (layer.shape.stack, layer.shape.layer)
         if layer.sums is None:
             continue
@@ -76,7 +78,7 @@ def prune_layers(
                 overlap=None
                 if by is Score.SALIENCY
                 else _compare_halves(layer, drops, by=by, average=average),
-                baseline=_expect_random(layer, drops, by=by, average=average),
+                baseline=_expect_random(layer, drops, random, by=by),
             )
         )
     if len({layer.module for layer in pruned}) < len(pruned):
@@ -130,13 +132,12 @@ def _prune_layer(
 
 
 def _expect_random(
-    layer: LayerSums, drops: Drops, *, by: Score, average: Average
+    layer: LayerSums, drops: Drops, routers: RandomRouters | None, *, by: Score
 ) -> PruningBaseline | None:
     """Return the figures of a router that chooses at random, with the trace's weights."""
     if by is Score.SALIENCY:
         # Which experts are dropped has nothing to do with how often they are chosen.
         return PruningBaseline(dropped_share=drops.number / layer.num_ids, overlap=None)
-    routers = simulate_routers(layer, by=by, average=average)
     if routers is None:
         return None
     choose = partial(drop_of_each, drops=drops)

@@ -153,8 +153,10 @@ def _describe_layer(
         counts.num_tokens,
         num_token_ids=int(is_enough.sum()),
         covered_share=float(occurrences.sum() / max(1, counts.num_tokens)),
-        vocabulary_specialization=observed and observed.vocabulary_specialization,
-        first_vocabulary_specialization=observed and observed.first_vocabulary_specialization,
+        vocabulary_specialization=observed.vocabulary_specialization if observed else None,
+        first_vocabulary_specialization=(
+            observed.first_vocabulary_specialization if observed else None
+        ),
         baseline=baseline,
         loads=loads,
     )

@@ -24,6 +24,8 @@ from moetool.errors import UsageError
 from moetool.report.renderer import ReportFormat
 
 SUMMARY = "Import routing from other tools."
+# Without those of one tool, which its name stands for.
+FORMAT_NAMES = "sglang, vllm, megatron, tensorrt-llm, bigmoeonedge, mbolt, olmoe, esft, moe-policylang, imatrix"
 EXAMPLES = (
     "moetool import --detect dump_0.pt",
     "moetool import sglang dump_0.pt dump_1.pt -o trace.parquet",
@@ -37,7 +39,7 @@ def import_files(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="A format, a tool with several, or auto. With --detect, a file instead.",
+            help=f"{FORMAT_NAMES}; or auto, which looks at the files. With --detect, a file instead.",
             show_default=False,
         ),
     ],

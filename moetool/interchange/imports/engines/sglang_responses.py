@@ -56,7 +56,7 @@ def open_sglang_responses(files: ImportFiles, shapes: GivenShapes) -> TraceImpor
         UsageError: The shape of the numbers is not known.
     """
     facts = Facts(FORMAT)
-    top_k = shapes.find_top_k(because="the shape of its raw numbers depends on")
+    top_k = shapes.find_top_k(because="gives their numbers a shape")
     columns: set[Column] = {"rank", "phase", "token_id"}
     for response in _iter_responses(files, facts):
         if response.num_prompt_tokens is None:

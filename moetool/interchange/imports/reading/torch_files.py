@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from moetool.interchange.imports.reading.text import (
+    PICKLE_STARTS,
     damaged,
     open_input,
     quote,
@@ -27,9 +28,11 @@ def load_torch(path: Path) -> Any:
         InputError: The file holds something else, is damaged, or is not of `torch.save`.
     """
     with open_input(path) as file:
-        is_archive = file.read(len(ZIP_START)) == ZIP_START
-    if not is_archive:
+        start = file.read(len(ZIP_START))
+    if start.startswith(PICKLE_STARTS):
         raise refuse_pickle(path)
+    if start != ZIP_START:
+        raise damaged(quote(path), "is not a file of torch.save")
     import torch
 
     try:

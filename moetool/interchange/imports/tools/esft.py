@@ -46,7 +46,7 @@ def open_esft(files: ImportFiles, shapes: GivenShapes) -> TraceImport:
         UsageError: The number of experts per token is not known.
     """
     facts = Facts(FORMAT)
-    top_k = shapes.find_top_k(because="takes ESFT's lines apart")
+    top_k = shapes.find_top_k(because="takes their lines apart")
     recordings = _find_recordings(files.paths)
     facts.note("Weights have the four decimals that ESFT writes.")
     facts.note("Token ids are not in ESFT's files.")

@@ -73,7 +73,7 @@ def _read_names(path: Path) -> list[str]:
         with open_input(path) as file, pq.ParquetFile(file) as parquet:
             names = list(parquet.schema_arrow.names)
     except _ERRORS as error:
-        raise damaged(quote(path), "is not a Parquet file", seen=error) from error
+        raise damaged(quote(path), "is not a Parquet file, or a damaged one") from error
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise damaged(quote(path), f"has no column {missing[0]!r} of moe-policylang")

@@ -48,7 +48,9 @@ def make_specialization(
                 "q_value": shorten(layer.q_value),
                 "excess_nats": shorten(layer.excess_nats),
                 "null_nats": shorten(layer.null_nats),
-                "random_nats": shorten(layer.random_nats),
+                "random_nats": shorten(
+                    layer.baseline.mutual_information_nats if layer.baseline else None
+                ),
                 "conditional_normalized": shorten(layer.conditional_normalized),
                 "conditional_p_value": shorten(layer.conditional_p_value),
             }

@@ -63,7 +63,7 @@ def make_togetherness(
     return {
         "hit_rate": shorten(result.hit_rate),
         "popularity": shorten(result.popularity),
-        "random": shorten(result.random),
+        "random": shorten(result.baseline.hit_rate) if result.baseline else None,
         "layers": [
             _make_layer(layer, most_partners=most_partners, most_pairs=most_pairs)
             for layer in result.layers
@@ -92,8 +92,8 @@ def _make_layer(layer: LayerCoactivation, *, most_partners: int, most_pairs: int
             {
                 "experts": list(group.experts),
                 "share": shorten(group.share_of_pairs),
-                "expected_share": shorten(group.expected_share),
-                "random_share": shorten(group.random_share),
+                "expected_share": shorten(group.loads.share_of_pairs),
+                "random_share": shorten(group.baseline.share_of_pairs),
             }
             for group in layer.expert_groups
         ],
@@ -137,7 +137,7 @@ def _make_transition(layer: LayerCoactivation) -> dict[str, Any] | None:
         ],
         "hit_rate": shorten(prediction.hit_rate) if prediction else None,
         "popularity": shorten(prediction.popularity) if prediction else None,
-        "random": shorten(prediction.random) if prediction else None,
+        "random": shorten(prediction.baseline.hit_rate) if prediction else None,
     }
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from moetool.analysis.tokens.one_prompt import PromptRouting
 from moetool.printable import printable
 from moetool.report import envelope
-from moetool.report.questions.tokens.words import show_token
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.page import Block, render_page
+from moetool.report.text.pieces import show_token
 from moetool.report.text.styles import Style, style_words
 from moetool.report.trace_excerpt import make_token_tables
 from moetool.trace.excerpt import StackExcerpt

@@ -1,4 +1,4 @@
-"""What a random router is expected to drop, against simulations and against every outcome."""
+"""Expected drops of a random router, against simulations and against every outcome."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_random_router_of_short_decisions_lands_on_every_baseline() -> None:
     violations = np.array([each.sum_of_violations / each.num_violations for each in counters])
     expected_violation = expect_batch_violation(counters[0])
     assert expected_violation is not None
-    # Sixteen of sixty batches stand for all.
-    assert violations.mean() == pytest.approx(expected_violation, rel=0.12)
+    # Sixteen of sixty batches stand for all, and the figure of each is known within 6 %.
+    assert violations.mean() == pytest.approx(expected_violation, rel=0.06)
 
 
 def test_expert_choice_at_random_leaves_as_many_however_few_experts_ran() -> None:
@@ -140,9 +140,6 @@ def test_of_many_batches_a_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     stated = weight * batches.sum(axis=(0, 1))
     stated[2] += sum(size * number for size, number in full.items())
     assert stated == pytest.approx(total, rel=0.3)
-    few, more = kinds.list_others(most=8)
-    assert len(few) <= 8
-    assert more * len(few) == pytest.approx(kinds.num_others)
 
 
 def test_a_kept_batch_has_its_decisions_by_place_and_size() -> None:
