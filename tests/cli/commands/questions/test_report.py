@@ -52,8 +52,10 @@ def test_a_page_goes_to_a_file_and_to_a_pipe(
     page = tmp_path / "page.html"
     written = run_moetool("report", trace, "-o", page)
     assert (written.returncode, written.stdout) == (0, "")
-    assert written.stderr == f"wrote {page} ({len(page.read_bytes()) / 1e6:.1f} MB); "\
+    assert (
+        written.stderr == f"wrote {page} ({len(page.read_bytes()) / 1e6:.1f} MB); "
         "open it in a browser\n"
+    )
     for output in ([], ["-o", "-"]):
         piped = run_moetool("report", trace, *output, "-q")
         assert (piped.returncode, piped.stderr) == (0, "")
@@ -138,9 +140,7 @@ def test_what_no_page_can_be_made_of_is_refused(
         assert_refused(refused, expected, target=target)
 
 
-def test_a_comparison_is_on_the_page(
-    run_moetool: RunMoetool, trace: Path, tmp_path: Path
-) -> None:
+def test_a_comparison_is_on_the_page(run_moetool: RunMoetool, trace: Path, tmp_path: Path) -> None:
     table = pq.read_table(trace)
     other = write_trace(tmp_path / "second.parquet", table.replace_schema_metadata(None))
     page = run_moetool("report", trace, "--compare", other, "-q").stdout
@@ -149,10 +149,11 @@ def test_a_comparison_is_on_the_page(
 
 
 def test_a_page_says_what_is_being_done(
-    trace: Path, run_moetool: RunMoetool, terminal: Terminal
+    trace: Path, run_moetool: RunMoetool, terminal: Terminal, tmp_path: Path
 ) -> None:
-    run_moetool("report", trace, stderr=terminal)
-    assert "measuring the load" in terminal.getvalue()
+    run_moetool("report", trace, "-o", tmp_path / "page.html", stderr=terminal)
+    assert terminal.read_screen().strip().startswith(f"wrote {tmp_path / 'page.html'}")
     said: list[str] = []
     asking.render_report(trace, compare=trace, show=said.append)
     assert said[:2] == ["measuring the load", "comparing the traces"]
+    assert set(said) > set(asking._STEPS.values())
