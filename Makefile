@@ -1,4 +1,4 @@
-.PHONY: help check static format lint types layers language test docs families families-on-all
+.PHONY: help check static format lint types layers language scripts test docs families families-on-all
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -6,11 +6,12 @@ help:  ## List the targets
 
 check: static test  ## All that CI runs
 
-static: lint types layers language  ## Check all that needs no test run
+static: lint types layers language scripts  ## Check all that needs no test run
 
-format:  ## Format the code and apply safe fixes
+format: node_modules  ## Format the code and apply safe fixes
 	ruff format .
 	ruff check --fix .
+	npx biome check --write
 
 lint:  ## Check format and lint
 	ruff format --check .
@@ -24,6 +25,19 @@ layers:  ## Check that imports point one way
 
 language:  ## Check the English of code and documentation
 	python tools/check_language.py
+
+scripts: node_modules  ## Check the page's scripts and style sheets
+	npx biome ci
+	npx tsc
+
+# npm writes the list inside when it has installed all.
+node_modules: node_modules/.package-lock.json
+
+node_modules/.package-lock.json: package.json package-lock.json
+	@command -v npm > /dev/null || { \
+		echo "npm is missing; it comes with Node.js: apt-get install npm" >&2; exit 1; }
+	npm ci
+	@touch $@
 
 test:  ## Run every test
 	pytest

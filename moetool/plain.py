@@ -106,8 +106,8 @@ def make_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) ->
 def make_flat(item: Any) -> dict[str, Any]:
     """Return a dataclass as a row of plain values.
 
-    The values of an object in it, such as a baseline, have its name before theirs:
-    `baseline_share`. They are None if the object is.
+    The values of an object in it have its name before theirs, such as `loads_share`, or `random`
+    for a `baseline`. They are None if the object is.
     """
     row: dict[str, Any] = {}
     kind: type = type(item)
@@ -118,7 +118,7 @@ def make_flat(item: Any) -> dict[str, Any]:
         else:
             for each in fields(inner):
                 known = None if value is None else make_plain(getattr(value, each.name))
-                row[f"{name}_{each.name}"] = known
+                row[f"{_name_prefix(name)}_{each.name}"] = known
     return row
 
 
@@ -132,8 +132,12 @@ def flat_types(kind: type) -> dict[str, Any]:
         else:
             is_optional = NoneType in get_args(hint)
             for each, own in get_type_hints(inner).items():
-                types[f"{name}_{each}"] = own | None if is_optional else own
+                types[f"{_name_prefix(name)}_{each}"] = own | None if is_optional else own
     return types
+
+
+def _name_prefix(name: str) -> str:
+    return "random" if name == "baseline" else name
 
 
 @cache

@@ -45,12 +45,16 @@ def add_answers(
     """
     scenario, loader = estimate.scenario, runs.loader
     model, plain = loader.load(scenario), loader.load_plain(scenario).skeleton
+    choices = find_choices(plain)
+    # Read before anything is looked for, because it refuses traces of other models.
+    routing = None
+    if trace is not None and choices is not None and model.held is not None:
+        routing = read_routing(trace, choices)
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     named = None if limits is None else replace(limits, gpu=gpu.id)
     estimate = replace(estimate, limits=named, notes=notes)
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
-    choices = find_choices(plain)
     loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")
     ranks = gaps.unless_refused(
         "The weights that each of several GPUs would hold are",
@@ -71,8 +75,6 @@ def add_answers(
         choices=choices,
         quantization=scenario.quantization,
     )
-    # Read first, because it refuses traces of other models.
-    routing = None if trace is None or choices is None else read_routing(trace, choices)
     if offload is not None and choices is not None and scenario.batch_size == 1:
         cache = gaps.unless_refused(
             "The single experts that would stay on the GPU are",

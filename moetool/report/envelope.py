@@ -62,7 +62,7 @@ def render_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> 
 
 
 def iter_csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> Iterator[str]:
-    """Yield the same CSV in parts of some thousand rows, for tables that would fill the memory.
+    """Yield the same CSV in parts of 4,096 rows, for tables that would fill the memory.
 
     Raises:
         ValueError: A row has a key that is not a column.

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import runpy
 import shlex
 import subprocess
+import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TextIO
+from unittest.mock import patch
 
+import torch
+
+from moetool.memory.fitting import catalogue_fits
+from moetool.memory.fitting.model_fit import ModelFit
+from moetool.memory.fitting.worker import FitTask, answer
 from tests.command import run_main
 from tools.refresh_docs import SHOWN_CODES, find_command, make_environment
 
@@ -22,8 +32,8 @@ class _Screen(io.BytesIO):
 def run_shown_here(line: str, *, folder: Path) -> str:
     """Return the output of a `$ command` line on a terminal's two streams, as `run_shown` does.
 
-    `moetool` runs in this process, which saves importing torch. If another program reads its
-    output, it writes into a real pipe.
+    `moetool` and the tools of this repository run in this process, which saves importing torch. If
+    another program reads its output, `moetool` writes into a real pipe.
     """
     screen = _Screen()
     command = find_command(line)
@@ -32,7 +42,9 @@ def run_shown_here(line: str, *, folder: Path) -> str:
         first, _, target = first.partition(" > ")
         # Both streams go to the same screen.
         name, *words = shlex.split(first.removesuffix(" 2>&1"))
-        if name != "moetool":
+        if name == "python" and words[0].startswith("tools/"):
+            _run_tool(words, folder=folder)
+        elif name != "moetool":
             with _started(step, folder=folder) as process:
                 screen.write(_finish(process))
         elif target:
@@ -52,8 +64,31 @@ def run_shown_here(line: str, *, folder: Path) -> str:
 def _run_moetool(words: list[str], screen: _Screen, *, folder: Path, stdout: TextIO) -> None:
     # Messages appear at once, and output when there is enough of it or the command ends.
     err = io.TextIOWrapper(screen, encoding="utf-8", write_through=True)
-    completed = run_main(*words, cwd=folder, stdout=stdout, stderr=err)
+    with patch.object(catalogue_fits, "work_in_processes", work_here):
+        completed = run_main(*words, cwd=folder, stdout=stdout, stderr=err)
     assert completed.returncode in SHOWN_CODES, screen.getvalue().decode()
+
+
+def work_here(
+    tasks: Sequence[FitTask], command: Sequence[str], *, num_processes: int
+) -> Generator[tuple[int, ModelFit], None, None]:
+    """Answer tasks in this process, as `work_in_processes` has others answer them."""
+    del command, num_processes
+    yield from enumerate(map(answer, tasks))
+
+
+def _run_tool(words: list[str], *, folder: Path) -> None:
+    """Run a tool that prints nothing."""
+    printed = io.StringIO()
+    with (
+        patch.object(sys, "argv", words),
+        torch.random.fork_rng(),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        runpy.run_path(words[0], run_name="__main__")
+    assert not printed.getvalue()
 
 
 def _started(command: str, *, folder: Path) -> subprocess.Popen[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moetool.memory.fitting import catalogue_fits
+from tests.docs.shown import work_here
 from tools.refresh_docs import REPOSITORY
 
 # The examples are counted: a page whose fences are not found would pass.
@@ -21,6 +23,7 @@ def test_the_examples_return_what_the_page_shows(
     (tmp_path / "moetool" / "catalogue" / "demo").symlink_to(demo)
     (tmp_path / "trace.parquet").symlink_to(demo_trace)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalogue_fits, "work_in_processes", work_here)
     # A fence closes an example as a blank line does.
     page = REPOSITORY / "docs" / name
     text = page.read_text(encoding="utf-8").replace("\n```\n", "\n\n")

@@ -155,7 +155,7 @@ class LayerCoactivation(LayerFacts):
 
     @property
     def surest_pair(self) -> ExpertPair | None:
-        """Of the listed pairs above, that whose interval begins highest; None if none is above."""
+        """The listed pair above whose interval begins highest; None if none is above."""
         above = [pair for pair in self.pairs if pair.is_above]
         return max(above, key=lambda pair: (pair.lift_low or 0, pair.lift), default=None)
 

@@ -220,7 +220,7 @@ def _describe(
             num_experts_seen=seen,
             usual_expert=usual,
             usual_share=largest / number,
-            baseline_usual_share=random,
+            random_usual_share=random,
             loads_usual_share=loads,
         )
         for one, number, seen, usual, largest, random, loads in zip(
@@ -307,7 +307,7 @@ def _list_frequent(cells: Sequence[TokenInLayer], most: int) -> Iterator[Frequen
                 num_layers=len(mine),
                 num_fixed=sum(cell.num_experts_seen == 1 for cell in mine),
                 usual_share=sum(cell.usual_share for cell in mine) / len(mine),
-                baseline=UsualShare(sum(one.baseline_usual_share for one in mine) / len(mine)),
+                baseline=UsualShare(sum(one.random_usual_share for one in mine) / len(mine)),
                 loads=UsualShare(sum(one.loads_usual_share for one in mine) / len(mine)),
                 usual_experts={cell.layer: cell.usual_expert for cell in mine},
             )

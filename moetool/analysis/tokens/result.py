@@ -72,7 +72,7 @@ class TokenInLayer:
         num_experts_seen: Experts that were a first choice at least once.
         usual_expert: The most frequent first choice.
         usual_share: Share of the occurrences that it gets.
-        baseline_usual_share: The same under a uniform random router, for as many occurrences.
+        random_usual_share: The same under a uniform random router, for as many occurrences.
         loads_usual_share: The same under a router with the same loads of first choices that ignores
             the token.
     """
@@ -85,7 +85,7 @@ class TokenInLayer:
     num_experts_seen: int
     usual_expert: int
     usual_share: float
-    baseline_usual_share: float
+    random_usual_share: float
     loads_usual_share: float
 
 

@@ -215,12 +215,15 @@ def _make_losses(result: Balance) -> Iterator[Table]:
 def _explain(result: Balance) -> Iterator[str]:
     """Yield the meaning of the columns."""
     sizes = [layer.top_k for layer in result.layers if layer.top_k is not None]
-    top_k = f"{word_range(sizes)} random experts" if sizes else "random experts"
+    random = (
+        f"gives each token {word_range(sizes)} random experts, or fewer where fewer ran"
+        if sizes
+        else "chooses at random"
+    )
     yield (
         "entropy: of the experts' load, over that of an even load. cv: standard deviation of load "
-        "over its mean. random: the same figure of a router that gives each token "
-        f"{top_k}, or fewer where fewer ran. prompts: the cv that an even router would show because it routes "
-        "whole prompts alike. max: the largest load over the mean load. dead: experts never chosen. "
+        f"over its mean. random: the same figure of a router that {random}. prompts: the cv that an "
+        "even router would show because it routes whole prompts alike. max: the largest load over the mean load. dead: experts never chosen. "
         "hot: experts with a load surely above that of a random router's busiest (95 % interval "
         "over prompts), hottest first."
     )

@@ -111,7 +111,7 @@ def test_without_top_k_what_follows_from_it_is_unknown(tmp_path: Path) -> None:
     )
     assert any("doesn't state how many experts" in note for note in result.notes)
     text = render_table_text(result)
-    assert "each token random experts" in " ".join(text.split())
+    assert "of a router that chooses at random" in " ".join(text.split())
 
 
 def test_a_load_table_of_too_many_steps_has_no_batches(

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import moetool
+from moetool.printable import printable
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.names import show_model, show_path
+
+# Names, values and sentences of a file may be of any length.
+_LONGEST, _LONGEST_NOTE = 200, 1000
 
 # Fields of a trace's metadata that say how it was made, and how the page names them.
 _FIELDS = {
@@ -28,7 +32,10 @@ _FIELDS = {
 
 def make_provenance(contents: PageContents) -> list[list[str]]:
     """Return pairs of a name and a value."""
-    return [[name, value] for name, value in _list_facts(contents)]
+    return [
+        [printable(name, max_length=_LONGEST), printable(value, max_length=_LONGEST)]
+        for name, value in _list_facts(contents)
+    ]
 
 
 def _list_facts(contents: PageContents) -> Iterator[tuple[str, str]]:
@@ -69,7 +76,8 @@ def make_notes(contents: PageContents) -> list[dict[str, Any]]:
         for sentence in sentences:
             if sentence not in seen:
                 seen.add(sentence)
-                notes.append({"about": about, "text": sentence})
+                text = printable(sentence, max_length=_LONGEST_NOTE)
+                notes.append({"about": about, "text": text})
     return notes
 
 

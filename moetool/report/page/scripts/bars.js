@@ -34,7 +34,10 @@ export function makeBars(caption, header, bars, scale = {}) {
     make("tr", { class: bar.isSelected ? "selected" : null }, [
       make("th", { scope: "row" }, [
         bar.select
-          ? makeButton(bar.label, bar.select, { class: "plain", "aria-pressed": Boolean(bar.isSelected) })
+          ? makeButton(bar.label, bar.select, {
+              class: "plain",
+              "aria-pressed": Boolean(bar.isSelected),
+            })
           : bar.label,
       ]),
       make("td", { class: "bar-cell", "aria-hidden": "true" }, [makeBar(bar, percent)]),

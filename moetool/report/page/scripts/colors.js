@@ -1,7 +1,16 @@
 // Colours: few hues for experts, one scale for shares, and one around 1 for lifts.
 
 // Okabe and Ito 2008: eight hues that people with any colour vision can tell apart.
-const HUES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
+const HUES = [
+  "#0072b2",
+  "#e69f00",
+  "#009e73",
+  "#cc79a7",
+  "#56b4e9",
+  "#d55e00",
+  "#f0e442",
+  "#999999",
+];
 
 // Points of viridis, from low to high.
 const VIRIDIS = [

@@ -4,14 +4,17 @@
  * Returns a new element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
- * @param {Record<string, string | number | boolean | null>} [attributes] Without those of null and false.
+ * @param {Record<string, string | number | boolean | null>} [attributes] Without those of null, and of false except for ARIA's.
  * @param {(Node | string | null)[]} [children]
  * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function make(tag, attributes = {}, children = []) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== false) {
+    // The states of ARIA are words, which an absent attribute is not.
+    if (name.startsWith("aria-") && value !== null) {
+      element.setAttribute(name, String(value));
+    } else if (value !== null && value !== false) {
       element.setAttribute(name, value === true ? "" : String(value));
     }
   }

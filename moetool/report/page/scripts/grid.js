@@ -9,6 +9,7 @@ const LEAST_CELL = 4;
 const MOST_HEIGHT = 36;
 const MOST_WIDTH = 76;
 const LINE_HEIGHT = 13;
+const MOST_PIXELS = 32_000;
 // Cells of this width have room for a line across those that may be chance, and for a number.
 const HATCHED_CELL = 7;
 const NUMBERED_CELL = 34;
@@ -64,11 +65,12 @@ export function makeGrid(options) {
     cellHeight = Math.min(MOST_HEIGHT, Math.max(cellWidth, options.isSquare ? 0 : 12));
     const width = LABEL_WIDTH + numColumns * cellWidth + 2;
     const height = LABEL_HEIGHT + cells.length * cellHeight + 2;
-    const density = window.devicePixelRatio || 1;
+    // Browsers leave a canvas blank that is larger.
+    const density = Math.min(window.devicePixelRatio || 1, MOST_PIXELS / Math.max(width, height));
     canvas.width = width * density;
     canvas.height = height * density;
+    // The height follows, also where a narrower page makes it shrink.
     canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
     const context = canvas.getContext("2d");
     if (!context) {
       return;
@@ -183,7 +185,7 @@ export function makeGrid(options) {
 
   canvas.addEventListener("pointermove", (event) => {
     const place = find(event);
-    if (place && (place.y !== row || place.x !== column)) {
+    if (place) {
       [row, column] = [place.y, place.x];
       read();
     }
@@ -226,6 +228,9 @@ export function makeGrid(options) {
     event.preventDefault();
   });
   new ResizeObserver(() => paint()).observe(scroll);
+  for (const query of ["print", "(prefers-color-scheme: dark)"]) {
+    matchMedia(query).addEventListener("change", () => paint());
+  }
 
   return {
     element: make("div", { class: "grid-block" }, [scroll, readout, help]),

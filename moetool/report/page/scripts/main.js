@@ -56,15 +56,19 @@ async function build() {
     });
   }
   document.getElementById("without-scripts")?.remove();
-  document.getElementById("panels")?.replaceChildren(
-    make("nav", { "aria-label": "Panels" }, [make("ul", {}, links)]),
-    bar.element,
-    ...panels.map((panel) => panel.element),
-  );
+  document
+    .getElementById("panels")
+    ?.replaceChildren(
+      make("nav", { "aria-label": "Panels" }, [make("ul", {}, links)]),
+      bar.element,
+      ...panels.map((panel) => panel.element),
+    );
   for (const heading of document.querySelectorAll(".panel h2")) {
     heading.setAttribute("tabindex", "-1");
   }
-  const everything = new Set(/** @type {(keyof import("./types").State)[]} */ (Object.keys(store.get())));
+  const everything = new Set(
+    /** @type {(keyof import("./types").State)[]} */ (Object.keys(store.get())),
+  );
   const parts = [bar, ...panels];
   store.subscribe((state, changed) => {
     for (const part of parts) {

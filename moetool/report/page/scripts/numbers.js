@@ -60,7 +60,9 @@ export function showLarge(value) {
     rest /= 1000;
     unit += 1;
   }
-  return unit ? `${rest.toFixed(rest >= 100 ? 1 : rest >= 10 ? 2 : 3)}${UNITS[unit]}` : String(rest);
+  return unit
+    ? `${rest.toFixed(rest >= 100 ? 1 : rest >= 10 ? 2 : 3)}${UNITS[unit]}`
+    : String(rest);
 }
 
 /**

@@ -23,7 +23,12 @@ export function makeSelectionBar({ payload, store }) {
   );
   const domain = makeSelect(
     payload.by === "domain" ? "Domain" : payload.by,
-    [[NONE, "all"], ...payload.domains.map((each, index) => /** @type {[string, string]} */ ([String(index), each.name]))],
+    [
+      [NONE, "all"],
+      ...payload.domains.map(
+        (each, index) => /** @type {[string, string]} */ ([String(index), each.name]),
+      ),
+    ],
     (value) => store.set({ domain: value === NONE ? null : Number(value) }),
   );
   const theme = makeSelect(

@@ -64,7 +64,12 @@ function makeCell(value, column) {
  * @param {() => { columns: Column[], rows: Row[] }} read Called when the table is opened.
  */
 export function makeTwin(caption, read) {
-  const place = make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption });
+  const place = make("div", {
+    class: "scroll",
+    tabindex: 0,
+    role: "region",
+    "aria-label": caption,
+  });
   const status = make("span", { role: "status" });
   const copy = makeButton("Copy as CSV", async () => {
     const { columns, rows } = read();
@@ -91,7 +96,7 @@ export function makeTwin(caption, read) {
  * @param {Column[]} columns
  * @param {Row[]} rows
  */
-export function toCsv(columns, rows) {
+function toCsv(columns, rows) {
   const lines = [columns.map((column) => column.name), ...rows];
   return lines.map((line) => `${line.map(quote).join(",")}\n`).join("");
 }

@@ -49,7 +49,7 @@ def test_one_occurrence_and_all_experts_leave_nothing_to_chance() -> None:
 
 
 def test_occurrences_that_ran_no_expert_are_nobodys() -> None:
-    """Of n draws that each run one of two experts with the chance of a half, the most are one's."""
+    """Each of n draws runs one of two experts with the chance of a half."""
     shares = simulate_uniform(2, (500, 500), 0)
     for occurrences in (1, 4, 9):
         ran = np.arange(occurrences + 1)

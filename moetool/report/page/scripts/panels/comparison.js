@@ -25,7 +25,11 @@ export function makeComparison({ payload, store }) {
     `Compared with ${comparison.other}`,
     `${showShare(overall.changed_decisions)} of ${showCount(overall.num_decisions)} decisions have other experts there (95% interval ${showInterval(overall.changed_decisions_low, overall.changed_decisions_high, showShare) || "unknown"}). Changed tokens are outlined in the reader.`,
     [
-      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Changes in each layer" }, [byLayer]),
+      make(
+        "div",
+        { class: "scroll", tabindex: 0, role: "region", "aria-label": "Changes in each layer" },
+        [byLayer],
+      ),
       makeBarKey(),
       makeBars(
         "Changed decisions by group",
@@ -37,7 +41,8 @@ export function makeComparison({ payload, store }) {
           high: group.changed_decisions_high,
           texts: [
             showShare(group.changed_decisions),
-            showInterval(group.changed_decisions_low, group.changed_decisions_high, showShare) || "–",
+            showInterval(group.changed_decisions_low, group.changed_decisions_high, showShare) ||
+              "–",
             showShare(group.first_choice_flips),
           ],
         })),

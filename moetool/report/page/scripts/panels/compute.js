@@ -52,7 +52,11 @@ function makeCounts({ counts, missing }) {
         ["", "", "FLOPs", "share"],
         [
           { label: "if all experts ran", value: dense, texts: [showLarge(dense), showShare(1)] },
-          { label: "as routed", value: flops, texts: [showLarge(flops), showShare(counts.flops_ratio)] },
+          {
+            label: "as routed",
+            value: flops,
+            texts: [showLarge(flops), showShare(counts.flops_ratio)],
+          },
         ],
       ),
     );

@@ -60,7 +60,7 @@ export function makeDomains({ payload, store }) {
   }));
 
   /** @param {State} state */
-  function draw(state) {
+  const draw = (state) => {
     information.replaceChildren(
       makeBars(
         `What the choice of experts tells about the ${by}, as a share of all there is to know`,
@@ -92,26 +92,25 @@ export function makeDomains({ payload, store }) {
     );
     grid.select(state.domain, state.expert);
     twin.update();
-  }
+  };
 
-  const element = makeSection(
-    ID,
-    title,
-    listDomains(payload),
-    [
-      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" }, [information]),
-      makeBarKey(),
-      make("p", { class: "hint" }, [
-        `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,
-      ]),
-      heading,
-      grid.element,
-      make("p", { class: "key" }, [
-        "Orange: used more than by all tokens. Blue: less. Pale and struck out: not significant.",
-      ]),
-      twin.element,
-    ],
-  );
+  const element = makeSection(ID, title, listDomains(payload), [
+    make(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" },
+      [information],
+    ),
+    makeBarKey(),
+    make("p", { class: "hint" }, [
+      `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,
+    ]),
+    heading,
+    grid.element,
+    make("p", { class: "key" }, [
+      "Orange: used more than by all tokens. Blue: less. Pale and struck out: not significant.",
+    ]),
+    twin.element,
+  ]);
   return {
     element,
     update(state, changed) {

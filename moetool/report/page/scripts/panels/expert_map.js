@@ -53,7 +53,8 @@ export function makeExpertMap({ payload, store }) {
   );
   const means = load.layers.map((each, index) => sum(each.load) / layers[index].num_experts || 1);
   const grid = makeGrid({
-    label: "A grid with a row for each layer and a column for each expert. The table below has its numbers.",
+    label:
+      "A grid with a row for each layer and a column for each expert. The table below has its numbers.",
     describe: (row, column) => describe(row, columns[row][column]),
     choose: (row, column) => store.set({ layer: row, expert: columns[row][column] }),
   });
@@ -104,7 +105,7 @@ export function makeExpertMap({ payload, store }) {
    * @param {number} row
    * @param {number} expert
    */
-  function valueOf(row, expert) {
+  function findValue(row, expert) {
     return mode === "load" || !specialization
       ? (load?.layers[row].load[expert] ?? 0) / means[row]
       : (specialization.lifts[row][findDomain(row, expert)].lift[expert] ?? null);
@@ -138,11 +139,11 @@ export function makeExpertMap({ payload, store }) {
       const ids = Array.from({ length: layer.num_experts }, (_, id) => id);
       return order === "id"
         ? ids
-        : ids.sort((one, other) => (valueOf(row, other) ?? -1) - (valueOf(row, one) ?? -1));
+        : ids.sort((one, other) => (findValue(row, other) ?? -1) - (findValue(row, one) ?? -1));
     });
     const cells = columns.map((ids, row) =>
       ids.map((expert) => {
-        const value = valueOf(row, expert);
+        const value = findValue(row, expert);
         if (value === null) {
           return { color: null };
         }
@@ -181,7 +182,12 @@ export function makeExpertMap({ payload, store }) {
     ID,
     TITLE,
     "A row for each routed layer, a column for each of its experts.",
-    [make("div", { class: "controls" }, [modes.element, orders.element]), grid.element, scale, twin.element],
+    [
+      make("div", { class: "controls" }, [modes.element, orders.element]),
+      grid.element,
+      scale,
+      twin.element,
+    ],
   );
   return {
     element,

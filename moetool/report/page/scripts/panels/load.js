@@ -25,7 +25,16 @@ export function makeLoad(page) {
   }
   const busiest = make("div", {});
   const element = makeSection(ID, TITLE, "The busiest expert decides how long a layer takes.", [
-    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Busiest expert of each layer" }, [busiest]),
+    make(
+      "div",
+      {
+        class: "scroll",
+        tabindex: 0,
+        role: "region",
+        "aria-label": "Busiest expert of each layer",
+      },
+      [busiest],
+    ),
     makeBarKey(),
     makeCapacity(page),
     makeGpus(page),
@@ -70,7 +79,9 @@ function makeCapacity({ payload }) {
   if (!capacity) {
     return make("div", {}, [
       title,
-      make("p", { class: "missing" }, [payload.missing.capacity ?? "The trace has no batches to fill."]),
+      make("p", { class: "missing" }, [
+        payload.missing.capacity ?? "The trace has no batches to fill.",
+      ]),
     ]);
   }
   const factors = [...new Set(capacity.shares.map((share) => share.factor))].sort((a, b) => a - b);
@@ -84,7 +95,10 @@ function makeCapacity({ payload }) {
   slider.input.id = "capacity-slider";
   const who = makeSelect(
     "First come",
-    policies.map((each) => [each, each === "position" ? "the earlier tokens" : "the more probable"]),
+    policies.map((each) => [
+      each,
+      each === "position" ? "the earlier tokens" : "the more probable",
+    ]),
     (value) => {
       policy = value;
       draw();

@@ -21,15 +21,12 @@ export function makeProvenance({ payload }) {
       "Notes",
       payload.notes.map((note) => `${note.about}: ${note.text}`),
     ),
-    makeList(
-      "Keys",
-      [
-        "Arrow keys move between tokens and cells; Enter selects.",
-        "[ and ] change the layer.",
-        "/ goes to the search of prompts.",
-        "Esc clears the selection.",
-      ],
-    ),
+    makeList("Keys", [
+      "Arrow keys move between tokens and cells; Enter selects.",
+      "[ and ] change the layer.",
+      "/ goes to the search of prompts.",
+      "Esc clears the selection.",
+    ]),
   ]);
   return { element, update() {} };
 }

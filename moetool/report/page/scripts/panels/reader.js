@@ -47,8 +47,12 @@ export function makeReader({ payload, decisions, store }) {
     "Colour by",
     [
       ["expert", sample.has_ranks ? "first choice" : "expert"],
-      ...(specialization ? [/** @type {[string, string]} */ (["lift", "lift of the first choice"])] : []),
-      ...(sample.has_weights ? [/** @type {[string, string]} */ (["confidence", "weight of the first choice"])] : []),
+      ...(specialization
+        ? [/** @type {[string, string]} */ (["lift", "lift of the first choice"])]
+        : []),
+      ...(sample.has_weights
+        ? [/** @type {[string, string]} */ (["confidence", "weight of the first choice"])]
+        : []),
     ],
     (value) => store.set({ coloring: /** @type {State["coloring"]} */ (value) }),
   );
@@ -108,7 +112,9 @@ export function makeReader({ payload, decisions, store }) {
             .slice(0, 80)
             .replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
         ]),
-        make("span", { class: "muted" }, [`${prompt.domain} · ${prompt.id} · ${prompt.num_tokens}`]),
+        make("span", { class: "muted" }, [
+          `${prompt.domain} · ${prompt.id} · ${prompt.num_tokens}`,
+        ]),
       );
       return make("li", {}, [button]);
     });
@@ -381,7 +387,11 @@ export function makeReader({ payload, decisions, store }) {
       }
       if (changed.has("prompt")) {
         showPrompt(state);
-      } else if (["layer", "coloring", "pins", "domain", "expert", "theme"].some((key) => changed.has(/** @type {keyof State} */ (key)))) {
+      } else if (
+        ["layer", "coloring", "pins", "domain", "expert", "theme"].some((key) =>
+          changed.has(/** @type {keyof State} */ (key)),
+        )
+      ) {
         tint(state);
         markToken(state);
       } else if (changed.has("token")) {

@@ -32,11 +32,17 @@ export function makeTogetherness({ payload, store }) {
   /** Expert of each row and column. @type {number[]} */
   let order = [];
   const grid = makeGrid({
-    label: "A grid with a row and a column for each expert of the layer. The table below has its strongest pairs.",
+    label:
+      "A grid with a row and a column for each expert of the layer. The table below has its strongest pairs.",
     isSquare: true,
     describe(row, column) {
       const layer = store.get().layer;
-      const lift = liftOf(togetherness.layers[layer], layers[layer].num_experts, order[row], order[column]);
+      const lift = liftOf(
+        togetherness.layers[layer],
+        layers[layer].num_experts,
+        order[row],
+        order[column],
+      );
       return row === column
         ? `Expert ${order[row]} with itself`
         : `Experts ${order[row]} and ${order[column]}: lift ${showTimes(lift)}`;
@@ -174,7 +180,9 @@ export function makeTogetherness({ payload, store }) {
             })),
             { most: 1 },
           )
-        : make("p", { class: "missing" }, ["Prompts are too few to predict the next layer's experts."]),
+        : make("p", { class: "missing" }, [
+            "Prompts are too few to predict the next layer's experts.",
+          ]),
     );
   }
 
@@ -189,7 +197,16 @@ export function makeTogetherness({ payload, store }) {
       twin.element,
       make("h3", {}, ["To the next layer"]),
       flow,
-      make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Prediction of the next layer" }, [prediction]),
+      make(
+        "div",
+        {
+          class: "scroll",
+          tabindex: 0,
+          role: "region",
+          "aria-label": "Prediction of the next layer",
+        },
+        [prediction],
+      ),
     ],
   );
   return {

@@ -1,0 +1,266 @@
+"""One selection links all panels, by pointer and by keyboard, and is kept in the address."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.report.page.browser.conftest import OpenPage
+from tests.report.page.browser.opening import choose, find_table, read_rows, read_twin
+from tests.report.page.browser.results import Results
+
+START = "#layer=0"
+NONE = "none"
+
+
+@pytest.fixture
+def page(open_page: OpenPage, page_file: Path) -> Page:
+    return open_page(page_file)
+
+
+def read_hash(page: Page) -> dict[str, str]:
+    """Return the selection in the address."""
+    _, _, text = page.url.partition("#")
+    return dict(part.split("=") for part in text.split("&") if part)
+
+
+def read_bar(page: Page) -> list[str]:
+    """Return what the bar's lists of layers, experts and domains say."""
+    chosen: list[str] = page.locator(".selection select").evaluate_all(
+        "all => all.slice(0, 3).map(one => one.selectedOptions[0].text)"
+    )
+    return chosen
+
+
+def point_at(page: Page, panel: str, row: str, column: str) -> None:
+    """Move the pointer down a panel's grid, then to the right, until it reads a cell."""
+    canvas = page.locator(f"#{panel} canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box
+    x, y = 68, 20
+    while not (text := page.locator(f"#{panel} .readout").inner_text()).startswith(row):
+        assert y < box["height"], text
+        page.mouse.move(box["x"] + x, box["y"] + (y := y + 10))
+    while column not in (text := page.locator(f"#{panel} .readout").inner_text()):
+        assert x < box["width"], text
+        page.mouse.move(box["x"] + (x := x + 20), box["y"] + y)
+
+
+def test_a_cell_of_the_map_selects_its_expert_everywhere(page: Page) -> None:
+    point_at(page, "map", "Layer 2,", ", expert 4:")
+    page.mouse.down()
+    page.mouse.up()
+    assert read_hash(page) == {"layer": "1", "expert": "4"}
+    assert read_bar(page) == ["2", "4", "all"]
+    assert page.locator("#expert h2").inner_text() == "Expert 4 of layer 2"
+    assert page.locator("#domains h3").first.inner_text().endswith("layer 2")
+    assert page.locator("#togetherness p").nth(1).inner_text().startswith("Layer 2:")
+    assert page.locator("#reader .chip").all_inner_texts() == ["expert 4"]
+    selected = page.locator("#load .bars tr.selected th, #domains .bars tr.selected th")
+    assert set(selected.all_inner_texts()) == {"2"}
+
+
+def test_lists_bars_and_contexts_select(page: Page) -> None:
+    page.locator("#load .bars").first.get_by_role("button", name="3", exact=True).click()
+    assert read_bar(page) == ["3", NONE, "all"]
+    choose(page, "Expert", "5")
+    page.locator("#expert").get_by_role("button", name="law", exact=True).click()
+    assert read_bar(page) == ["3", "5", "law"]
+    prompts = page.locator(".prompts button .muted").all_inner_texts()
+    assert len(prompts) == 4
+    assert all(text.startswith("law") for text in prompts)
+    page.locator("#expert").get_by_role("button", name="law", exact=True).click()
+    assert read_bar(page) == ["3", "5", "all"]
+    partner = find_table(page, "expert", "Decisions with both").get_by_role("button").first
+    name = partner.inner_text().removeprefix("expert ")
+    partner.click()
+    assert read_bar(page) == ["3", name, "all"]
+    # A context leads to its token in the reader, whose experts are shown.
+    page.locator("#expert .contexts button").first.click()
+    token = page.locator("#reader .token.selected")
+    assert token.get_attribute("data-token") == read_hash(page)["token"]
+    rows = read_rows(find_table(page, "reader", "Experts of"))
+    assert any(cell.startswith(name) for cell in rows[2][1:])
+    # Experts of another layer share nothing but their number.
+    choose(page, "Layer", "1")
+    assert read_bar(page) == ["1", NONE, "all"]
+    page.get_by_role("button", name="Clear").click()
+    assert read_hash(page) == {"layer": "0", **_prompt(page)}
+
+
+def _prompt(page: Page) -> dict[str, str]:
+    """Return the prompt in the address, if it is not the first."""
+    found = read_hash(page)
+    return {"prompt": found["prompt"]} if "prompt" in found else {}
+
+
+def test_pinned_experts_alone_have_a_colour(page: Page, results: Results) -> None:
+    chip = page.locator("#reader .chip").nth(1)
+    name = chip.inner_text()
+    expert = name.removeprefix("expert ")
+    chip.click()
+    assert read_hash(page)["pins"] == expert
+    assert page.locator("#reader .chip").all_inner_texts() == [name]
+    colors = page.locator("#reader .token").evaluate_all(
+        "all => all.map(one => one.style.backgroundColor)"
+    )
+    prompt = page.locator("#reader h3").inner_text().split(" · prompt ")[1]
+    mine = [one for one in results.decisions if (one.prompt_id, one.layer) == (prompt, 1)]
+    assert [bool(color) for color in colors] == [int(expert) in one.experts for one in mine]
+    assert len(set(colors)) == 2
+    page.locator("#reader .chip").click()
+    assert "pins" not in read_hash(page)
+
+
+def test_address_opens_the_same_page_again(open_page: OpenPage, page_file: Path) -> None:
+    hash_ = "#layer=2&expert=5&domain=1&token=100&color=lift&pins=1.7&theme=dark"
+    first = open_page(page_file, hash_=hash_)
+    # Any change writes the address anew, with all parts.
+    choose(first, "Domain", "prose")
+    assert read_hash(first) == {
+        "layer": "2",
+        "expert": "5",
+        "domain": "2",
+        "token": "100",
+        "color": "lift",
+        "pins": "1.7",
+        "theme": "dark",
+    }
+    second = open_page(page_file, hash_=first.url[first.url.index("#") :])
+    assert second.locator("main").inner_text() == first.locator("main").inner_text()
+    assert read_bar(second) == ["3", "5", "prose"]
+    assert second.locator("html").get_attribute("data-theme") == "dark"
+    assert second.locator("#reader .token.selected").get_attribute("data-token") == "100"
+
+
+HOSTILE_HASHES = (
+    *("#layer=999&expert=-1", "#layer=1e9&expert=0x1", "#expert=__proto__&domain=constructor"),
+    *("#token=99999999999&prompt=5000", "#theme=<img src=x onerror=alert(1)>", "#%E0%A4%A"),
+    *("#color=toString&pins=0.1.1e5.-2..", f"#layer={'9' * 10_000}", "#&&&===", "#layer=NaN"),
+)
+
+
+def test_addresses_that_no_page_wrote_select_nothing(page: Page) -> None:
+    for hash_ in HOSTILE_HASHES:
+        choose(page, "Layer", "2")
+        choose(page, "Expert", "3")
+        page.evaluate("hash => { location.hash = hash; }", hash_)
+        page.wait_for_function("document.querySelector('.selection select').value === '0'")
+        assert read_bar(page) == ["1", NONE, "all"], hash_
+        assert page.locator("#expert h2").inner_text() == "One expert"
+        assert page.locator("html").get_attribute("data-theme") == "auto"
+        assert page.locator("#reader .token").count() == 24
+
+
+def test_arrows_walk_through_a_grid_and_enter_selects(page: Page) -> None:
+    page.locator("#map canvas").focus()
+    readout = page.locator("#map .readout")
+    for key, place in [
+        ("ArrowRight", "Layer 1, expert 1:"),
+        ("ArrowDown", "Layer 2, expert 1:"),
+        ("ArrowLeft", "Layer 2, expert 0:"),
+        ("ArrowLeft", "Layer 2, expert 0:"),
+        ("ArrowDown", "Layer 3, expert 0:"),
+        ("ArrowDown", "Layer 3, expert 0:"),
+        ("ArrowUp", "Layer 2, expert 0:"),
+        ("ArrowRight", "Layer 2, expert 1:"),
+    ]:
+        page.keyboard.press(key)
+        assert readout.inner_text().startswith(place)
+    page.keyboard.press("Enter")
+    assert read_hash(page) == {"layer": "1", "expert": "1"}
+    page.locator("#domains canvas").focus()
+    for key in ("ArrowDown", "ArrowRight", "Space"):
+        page.keyboard.press(key)
+    assert read_bar(page)[2] == "law"
+
+
+def test_keys_walk_through_tokens_and_layers(page: Page) -> None:
+    tokens = page.locator("#reader .token")
+
+    def focused() -> str | None:
+        number: str | None = page.evaluate("document.activeElement.dataset.token ?? null")
+        return number
+
+    # One stop for Tab, whatever the number of tokens.
+    assert tokens.evaluate_all("all => all.filter(one => one.tabIndex === 0).length") == 1
+    tokens.first.focus()
+    for key, place in [
+        *(("ArrowRight", "1"), ("ArrowRight", "2"), ("ArrowLeft", "1"), ("End", "23")),
+        *(("ArrowRight", "23"), ("Home", "0"), ("ArrowLeft", "0"), ("ArrowRight", "1")),
+    ]:
+        page.keyboard.press(key)
+        assert focused() == place
+    assert "token" not in read_hash(page)
+    assert find_table(page, "reader", "Experts of").is_visible()
+    page.keyboard.press("Enter")
+    assert read_hash(page)["token"] == "1"
+    page.keyboard.press("ArrowRight")
+    assert read_hash(page)["token"] == "2"
+    page.keyboard.press("ArrowDown")
+    assert read_hash(page)["layer"] == "1"
+    assert focused() == "2"
+    page.keyboard.press("Space")
+    assert "token" not in read_hash(page)
+
+
+def test_keys_that_work_everywhere(page: Page) -> None:
+    for key, layer in [*["[1", "]2", "]3", "]3", "[2"]]:
+        page.keyboard.press(key)
+        assert read_bar(page)[0] == layer
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "prompt-search"
+    page.keyboard.type("]p1")
+    assert read_bar(page)[0] == "2"
+    assert page.locator("#prompt-search").input_value() == "]p1"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "prompt-search"
+    choose(page, "Expert", "7")
+    choose(page, "Domain", "law")
+    page.locator("#reader .token").first.click()
+    page.keyboard.press("Escape")
+    assert read_hash(page) == {"layer": "1", **_prompt(page)}
+    assert read_bar(page) == ["2", NONE, "all"]
+
+
+def test_search_finds_texts_ids_and_nothing(page: Page) -> None:
+    search, prompts = page.locator("#prompt-search"), page.locator(".prompts button")
+    assert prompts.count() == 12
+    # One token of the trace is a zebra.
+    search.fill(" ZEBRA ")
+    assert prompts.count() == 1
+    prompts.first.click()
+    assert " zebra" in page.locator("#reader .token").all_text_contents()
+    search.fill("p11")
+    assert [text.split(" · ")[1] for text in prompts.locator(".muted").all_inner_texts()] == ["p11"]
+    search.fill("no such words")
+    assert prompts.count() == 0
+    assert page.locator(".prompts").inner_text() == "No prompt has these words."
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_a_copy_as_csv_equals_the_table(
+    open_page: OpenPage, page_file: Path, results: Results, has_clipboard: bool
+) -> None:
+    page = open_page(page_file, permissions=["clipboard-read", "clipboard-write"])
+    if not has_clipboard:
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+    shown = read_twin(page, "map")
+    page.locator("#map").get_by_role("button", name="Copy as CSV").click()
+    page.get_by_text("36 rows copied.").wait_for()
+    head, *rows = csv.reader(io.StringIO(page.evaluate("navigator.clipboard.readText()")))
+    assert head == page.locator("#map .twin th").all_inner_texts()
+    assert len(rows) == len(shown) == 36
+    for row, texts in zip(rows, shown, strict=True):
+        assert [row[0], row[1], row[4]] == [texts[0], texts[1], texts[4]]
+        layer = results.balance.layers[int(row[0]) - 1]
+        load = layer.load[int(row[1])]
+        test = results.tests[int(row[0]), int(row[1]), row[4]]
+        assert int(row[2]) == load
+        assert float(row[3]) == pytest.approx(load * 12 / sum(layer.load))
+        assert float(row[5]) == pytest.approx(test.lift, rel=1e-4)

@@ -1,0 +1,236 @@
+"""Traces that lack something, or have a lot of it, get a page that says what it can't show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from playwright.sync_api import Page
+
+from moetool.library.questions.report import write_report
+from moetool.trace.loads.metadata import LoadMetadata
+from moetool.trace.loads.rows import LOAD_SCHEMA
+from moetool.trace.loads.writing import write_loads
+from tests.report.page.browser.conftest import OpenPage
+from tests.report.page.browser.opening import choose, read_twin
+from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
+
+MakeAndOpen = Callable[..., Page]
+
+
+@pytest.fixture
+def open_trace(open_page: OpenPage, folder: Path, request: pytest.FixtureRequest) -> MakeAndOpen:
+    """Write a trace of some shapes, without some columns, and open its page."""
+
+    def make(*shapes: Shape, without: tuple[str, ...] = (), **options: object) -> Page:
+        name = request.node.name.replace("/", "_")
+        tables = [make_trace(shape) for shape in shapes]
+        path = write_trace(
+            folder / f"{name}.parquet", *tables, metadata=describe(*shapes), without=without
+        )
+        target = folder / f"{name}.html"
+        write_report(path, target)
+        assert target.stat().st_size <= 2_000_000
+        return open_page(target, **options)
+
+    return make
+
+
+def read_missing(page: Page, panel: str) -> str:
+    return " ".join(page.locator(f"#{panel} .missing").all_inner_texts())
+
+
+def walk(page: Page) -> None:
+    """Select an expert and a token of each layer's end, so that every panel draws itself."""
+    layers = page.locator(".selection select").first
+    last = layers.locator("option").last.inner_text()
+    choose(page, "Layer", last)
+    choose(page, "Expert", "0")
+    assert page.locator("#expert h2").inner_text() == f"Expert 0 of layer {last}"
+    for key in ("[", "]", "Escape"):
+        page.keyboard.press(key)
+    assert "NaN" not in page.locator("main").inner_text()
+    assert "undefined" not in page.locator("main").inner_text()
+    assert "Infinity" not in page.locator("main").inner_text()
+
+
+def test_one_layer(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(num_layers=1))
+    walk(page)
+    assert "No routed layer of the same stack follows" in read_missing(page, "togetherness")
+    assert len(read_twin(page, "map")) == 12
+
+
+def test_one_prompt(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(lengths=(30,), domains=("code",)))
+    walk(page)
+    assert page.locator(".prompts button").count() == 1
+    assert len(read_twin(page, "map")) == 36
+    assert read_missing(page, "domains")
+
+
+def test_no_text(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(), without=("token", "token_id"))
+    walk(page)
+    assert page.locator("#reader .token").count() == 24
+    page.locator("#reader .token").nth(5).click()
+    assert page.locator("#reader .strip tbody tr").count() == 3
+    choose(page, "Expert", "4")
+    assert page.locator("#expert .contexts").count() == 0
+    assert "token" in read_missing(page, "expert")
+
+
+def test_no_domains(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(), without=("domain",))
+    walk(page)
+    assert read_missing(page, "domains")
+    assert page.locator(".selection label").filter(has_text="Domain").count() == 0
+    assert len(read_twin(page, "map")[0]) == 4
+
+
+def test_no_weights(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(), without=("weight",))
+    walk(page)
+    colors = page.locator("#reader label").filter(has_text="Colour").locator("option")
+    assert "weight of the first choice" not in colors.all_inner_texts()
+    page.locator("#reader .token").first.click()
+    assert "weights" not in page.locator("#reader .strip").inner_text()
+
+
+def test_no_ranks(open_trace: MakeAndOpen) -> None:
+    page = open_trace(Shape(), without=("rank",))
+    walk(page)
+    page.locator("#reader .token").first.click()
+    assert page.locator("#reader .strip tbody tr").count() == 3
+
+
+def test_many_layers_on_a_dense_screen(open_trace: MakeAndOpen) -> None:
+    shape = Shape(lengths=(4,) * 2, num_layers=400, num_experts=4, top_k=1, domains=("code",))
+    page = open_trace(shape, device_scale_factor=3)
+    walk(page)
+    assert page.locator(".selection select").first.locator("option").count() == 400
+    # A canvas that is too large stays blank.
+    painted = page.locator("#map canvas").evaluate(
+        """one => {
+          const { width, height } = one;
+          const { data } = one.getContext("2d").getImageData(0, height - 400, width, 400);
+          return data.some(value => value > 0);
+        }"""
+    )
+    assert painted
+    choose(page, "Layer", "399")
+    assert page.locator("#load tr.selected th").first.inner_text() == "399"
+    # A table shows its first rows; the copy has all.
+    assert len(read_twin(page, "map")) == 500
+    assert "of 1600 rows" in page.locator("#map .twin caption").inner_text()
+
+
+def test_many_experts(open_trace: MakeAndOpen) -> None:
+    shape = Shape(lengths=(30,) * 2, num_layers=2, num_experts=512, top_k=8)
+    page = open_trace(shape)
+    walk(page)
+    choose(page, "Expert", "511")
+    assert page.locator("#expert h2").inner_text() == "Expert 511 of layer 2"
+    # Ids of two bytes: those of the strip are those of the trace.
+    page.locator("#reader .token").nth(7).click()
+    shown = page.locator("#reader .strip tbody button").all_inner_texts()
+    rows = make_trace(shape).to_pandas()
+    name = page.locator("#reader h3").inner_text().split(" · prompt ")[1]
+    mine = rows[(rows["prompt_id"] == name) & (rows["position"] == 7)]
+    assert [int(text) for text in shown] == mine.sort_values(["layer", "rank"])["expert"].tolist()
+    assert page.locator("#togetherness canvas").is_hidden()
+
+
+def test_stacks_of_an_encoder_and_a_decoder(open_trace: MakeAndOpen) -> None:
+    encoder = Shape(stack="encoder", num_experts=8)
+    page = open_trace(Shape(num_layers=2), encoder)
+    names = page.locator(".selection select").first.locator("option").all_inner_texts()
+    assert sorted(names) == sorted(
+        [*(f"decoder {number}" for number in (1, 2)), *(f"encoder {n}" for n in (1, 2, 3))]
+    )
+    choose(page, "Layer", "encoder 3")
+    assert page.locator("#domains h3").first.inner_text().endswith("layer encoder 3")
+    page.locator("#reader .token").last.click()
+    assert page.locator("#reader .strip tbody th").all_inner_texts() == [
+        f"encoder {number}" for number in (1, 2, 3)
+    ]
+    page.keyboard.press("Escape")
+    page.locator("#reader .token").first.click()
+    assert page.locator("#reader .strip tbody th").all_inner_texts() == ["decoder 1", "decoder 2"]
+
+
+def test_prompts_that_run_other_numbers_of_experts(open_page: OpenPage, folder: Path) -> None:
+    """Tokens of a router that skips experts have fewer choices, and may have none."""
+    shape = Shape(num_layers=2)
+    rows = make_trace(shape)
+    rng = np.random.default_rng(3)
+    ran = (rows["rank"].to_numpy() == 0) & (rng.random(rows.num_rows) < 0.9)
+    ran |= rng.random(rows.num_rows) < 0.5
+    experts = np.where(ran, rows["expert"].to_numpy(), -1).astype(np.int16)
+    rows = rows.set_column(rows.column_names.index("expert"), "expert", pa.array(experts))
+    path = write_trace(folder / "fewer.parquet", rows, metadata=describe(shape))
+    write_report(path, folder / "fewer.html")
+    page = open_page(folder / "fewer.html")
+    prompt = page.locator("#reader h3").inner_text().split(" · prompt ")[1]
+    frame = rows.to_pandas()
+    mine = frame[(frame["prompt_id"] == prompt) & (frame["expert"] >= 0)]
+    seen = set()
+    for position in range(24):
+        page.locator("#reader .token").nth(position).hover()
+        shown = page.locator("#reader .strip tbody button").all_inner_texts()
+        here = mine[mine["position"] == position].sort_values(["layer", "rank"])
+        assert [int(text) for text in shown] == here["expert"].tolist()
+        seen.add(len(shown))
+    assert len(seen) > 1
+    walk(page)
+
+
+def test_load_table(open_page: OpenPage, folder: Path) -> None:
+    load = np.random.default_rng(0).integers(1, 50, size=(2, 8))
+    table = pa.table(
+        {
+            "layer": np.repeat([0, 1], 8).astype(np.int16),
+            "expert": np.tile(np.arange(8), 2).astype(np.int16),
+            "count": load.ravel().astype(np.int64),
+        }
+    )
+    columns = ("layer", "expert", "count")
+    path = folder / "loads.parquet"
+    schema = pa.schema([LOAD_SCHEMA.field(name) for name in columns])
+    write_loads(
+        [table.cast(schema)], path, describe=lambda: LoadMetadata(format="csv"), columns=columns
+    )
+    write_report(path, folder / "loads.html")
+    page = open_page(folder / "loads.html")
+    for panel in ("reader", "domains", "togetherness"):
+        assert read_missing(page, panel), panel
+    rows = read_twin(page, "map")
+    assert [int(row[2]) for row in rows] == load.ravel().tolist()
+    choose(page, "Expert", "3")
+    assert page.locator("#expert h2").inner_text() == "Expert 3 of layer 0"
+    assert page.locator("#expert p").first.inner_text().startswith(f"{load[0, 3]} assignments,")
+    assert "NaN" not in page.locator("main").inner_text()
+
+
+def test_pages_leave_out_whole_prompts_of_all_domains_and_say_so(
+    open_page: OpenPage, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moetool.library.questions import report
+
+    monkeypatch.setattr(report, "_MOST_ASSIGNMENTS_OF_FEW", 144 * 4)
+    monkeypatch.setattr(report, "_MOST_ASSIGNMENTS", 144 * 4)
+    shape = Shape()
+    metadata = replace(describe(shape), model=None)
+    path = write_trace(folder / "sampled.parquet", make_trace(shape), metadata=metadata)
+    write_report(path, folder / "sampled.html")
+    page = open_page(folder / "sampled.html")
+    shown = page.locator(".prompts button .muted").all_inner_texts()
+    assert len(shown) == 4
+    assert {text.split(" · ")[0] for text in shown} == {"code", "law", "prose"}
+    assert "of 12 prompts" in page.locator("#data").inner_text()
+    # All other figures are those of the whole trace.
+    assert sum(int(row[2]) for row in read_twin(page, "map")) == 3 * 12 * 24 * 2
