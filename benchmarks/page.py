@@ -63,6 +63,7 @@ CLICKS = {
 
 
 def main() -> None:
+    """Print the table."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     print("| trace | tokens | made in, s | size, kB | open, ms | " + " | ".join(CLICKS) + " |")
     print("|---|---:|---:|---:|---:|" + "---:|" * len(CLICKS))
