@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from moetool.library.questions.confidence import measure_confidence as measure_confidence
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
+    from moetool.library.questions.report import render_report as render_report
+    from moetool.library.questions.report import write_report as write_report
+    from moetool.library.questions.sample import sample_prompts as sample_prompts
     from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
         measure_specialization as measure_specialization,
@@ -93,12 +96,15 @@ _HOME_OF = {
     "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
+    "render_report": "moetool.library.questions.report",
+    "sample_prompts": "moetool.library.questions.sample",
     "select_experts": "moetool.library.questions.select",
     "simulate_caches": "moetool.library.questions.cache",
     "tabulate_prompt": "moetool.library.questions.tokens",
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
     "validate_trace": "moetool.library.questions.validate",
+    "write_report": "moetool.library.questions.report",
 }
 
 __all__ = [
@@ -140,12 +146,15 @@ __all__ = [
     "merge_traces",
     "place_experts",
     "read_trace",
+    "render_report",
+    "sample_prompts",
     "select_experts",
     "simulate_caches",
     "tabulate_prompt",
     "to_frame",
     "trace_model",
     "validate_trace",
+    "write_report",
 ]
 
 

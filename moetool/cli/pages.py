@@ -75,12 +75,19 @@ def check_page_of_run(
 
 
 def make_page_of_run(page: Path | None, *, trace: Path | None, force: bool, is_quiet: bool) -> None:
-    """Make the page about the trace of a run that has ended; nothing for None."""
+    """Make the page about the trace of a run that has ended; nothing for None.
+
+    Where it can't be made, the trace stays, and the last lines begin with that.
+    """
     if page is None or trace is None:
         return
-    with show_status(is_quiet=is_quiet) as show:
-        show("making the page")
-        from moetool.library.questions.report import render_report
+    try:
+        with show_status(is_quiet=is_quiet) as show:
+            show("making the page")
+            from moetool.library.questions.report import render_report
 
-        text = render_report(trace, show=show)
-    put_page(text, page, force=force, is_quiet=is_quiet)
+            text = render_report(trace, show=show)
+        put_page(text, page, force=force, is_quiet=is_quiet)
+    except BaseException:
+        say(f"{trace} holds the whole trace; only the page is missing")
+        raise

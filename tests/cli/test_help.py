@@ -23,7 +23,7 @@ FIGURES = {f"plot {name}": module for name, _, module, _ in plots.COMMANDS}
 MODULES = {name: module for name, _, module, _ in _COMMANDS} | {"plot": plots} | FIGURES
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 # Their format is that of the file's name.
-WITHOUT_FORMAT = {"merge", *FIGURES}
+WITHOUT_FORMAT = {"merge", "report", *FIGURES}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
@@ -45,7 +45,7 @@ OPTIONS = {
     }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
-    | {"--saliency"}
+    | {"--saliency", "--report"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}
     | {"--layer-offset", "--micro-batch-size"},
@@ -67,6 +67,7 @@ OPTIONS = {
     | {"--by", "--average", "--model", "--top-p", "--shared-experts", "--export"}
     | {"--non-expert-modules", "--freeze-list", "--prune-ratio", "--groups", "--saliency"}
     | {"--domain"},
+    "report": OF_TRACES | {"--by", "--compare", "--redact-text"},
     "fits": {
         "--gpu",
         "--family",
@@ -94,8 +95,8 @@ PANELS = {
     "Models": ["inspect", "memory-estimate", "fits", "models", "gpus"],
     "Traces": ["route-trace", "import", "validate", "merge"],
     "Questions to a trace": [
-        *("balance", "specialize", "coactivation", "tokens", "compare", "place", "select"),
-        "cache",
+        *("report", "balance", "specialize", "coactivation", "tokens", "compare", "place"),
+        *("select", "cache"),
     ],
     "Figures": ["plot"],
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.sampling.choosing import choose_prompts
 from moetool.analysis.sampling.result import PromptSample, SampledLayer, SampledPrompt
+from moetool.errors import InputError
+from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.layer_shapes import Place
 from moetool.trace.windows.reader import DecisionReader
@@ -40,7 +42,7 @@ def sample_prompts(
     *,
     by: str,
     most_assignments: int,
-    only: Collection[str] | None = None,
+    like: PromptSample | None = None,
 ) -> PromptSample:
     """Return whole prompts of a trace with all their decisions, of all groups alike.
 
@@ -51,40 +53,61 @@ def sample_prompts(
         groups: Of each of the reader's prompts.
         by: Column that the groups are from.
         most_assignments: Experts of all tokens in all layers; at least one token is kept.
-        only: Ids of the prompts to take, whole; None to choose.
+        like: A sample of another trace, whose prompts are to be taken, with as many of their first
+            tokens; None to choose.
+
+    Raises:
+        InputError: A check of the trace fails, or it has none of the prompts of `like`.
     """
-    per_token = {
-        stack: sum(layer.top_k for layer in reader.layers if layer.stack == stack)
-        for stack in {layer.stack for layer in reader.layers}
-    }
-    num_rows = reader.num_rows_of_prompts
-    if only is not None:
-        wanted = set(only)
-        chosen = [index for index, prompt in enumerate(reader.prompts) if prompt in wanted]
-    else:
-        chosen = choose_prompts(
-            reader.prompts, groups, num_rows.tolist(), most_rows=most_assignments
+    stacks = sorted({layer.stack for layer in reader.layers})
+    if like is None:
+        limits = _choose(reader, groups, stacks, most_assignments=most_assignments)
+        # By group, then as in the trace.
+        chosen = sorted(
+            np.flatnonzero(limits.any(axis=1)).tolist(), key=lambda one: (groups[one], one)
         )
-    most_tokens = None
-    if not chosen:
-        chosen = [int(np.argmin(num_rows))]
-        most_tokens = max(1, most_assignments // max(1, sum(per_token.values())))
-    is_chosen = np.zeros(len(reader.prompts), dtype=bool)
-    is_chosen[chosen] = True
-    stacks = sorted(per_token)
+    else:
+        lengths = like.count_tokens()
+        limits = np.array(
+            [[lengths.get((one, stack), 0) for stack in stacks] for one in reader.prompts]
+        )
+        index_of = {prompt: index for index, prompt in enumerate(reader.prompts)}
+        chosen = [index_of[one.prompt_id] for one in like.prompts if one.prompt_id in index_of]
+        if not chosen:
+            raise InputError(
+                f"'{printable(reader.path)}' has none of the sample's prompts.",
+                hint="Give a trace of the same prompts.",
+            )
     kept = _Kept()
     num_of_prompt = np.zeros(len(reader.prompts), dtype=np.int64)
     for window in reader:
         num_of_prompt += np.bincount(window.prompt, minlength=len(num_of_prompt))
         stack_of = _find_stacks(window, stacks)
-        is_kept = is_chosen[window.prompt]
-        if most_tokens is not None:
-            is_kept &= _count_within(window.prompt, stack_of) < most_tokens
+        is_kept = _count_within(window.prompt, stack_of) < limits[window.prompt, stack_of]
         if is_kept.any():
             _keep(kept, window, stack_of, is_kept)
     return _assemble(
-        kept, reader, groups, by=by, stacks=stacks, chosen=is_chosen, num_of_prompt=num_of_prompt
+        kept, reader, groups, by=by, stacks=stacks, chosen=chosen, num_of_prompt=num_of_prompt
     )
+
+
+def _choose(
+    reader: DecisionReader, groups: Sequence[str], stacks: Sequence[str], *, most_assignments: int
+) -> NDArray[np.int64]:
+    """Return how many tokens of each prompt and stack to keep.
+
+    Returns:
+        # (num_prompts, num_stacks)
+    """
+    num_rows = reader.num_rows_of_prompts
+    limits = np.zeros((len(reader.prompts), len(stacks)), dtype=np.int64)
+    chosen = choose_prompts(reader.prompts, groups, num_rows.tolist(), most_rows=most_assignments)
+    if chosen:
+        limits[chosen] = np.iinfo(np.int64).max
+    else:
+        rows_per_token = sum(layer.top_k for layer in reader.layers)
+        limits[np.argmin(num_rows)] = max(1, most_assignments // rows_per_token)
+    return limits
 
 
 def _find_stacks(window: DecisionWindow, stacks: Sequence[str]) -> NDArray[np.int64]:
@@ -135,19 +158,17 @@ def _assemble(
     *,
     by: str,
     stacks: Sequence[str],
-    chosen: NDArray[np.bool_],
+    chosen: Sequence[int],
     num_of_prompt: NDArray[np.int64],
 ) -> PromptSample:
     prompt, stack = np.concatenate(kept.prompt), np.concatenate(kept.stack)
     position = np.concatenate(kept.position)
-    # By group, then as in the trace.
-    ordered = sorted(np.flatnonzero(chosen).tolist(), key=lambda one: (groups[one], one))
-    rank = np.zeros(len(chosen), dtype=np.int64)
-    rank[ordered] = np.arange(len(ordered))
+    rank = np.zeros(len(groups), dtype=np.int64)
+    rank[chosen] = np.arange(len(chosen))
     order = np.lexsort((position, stack, rank[prompt]))
     new_place = np.empty(len(order), dtype=np.int64)
     new_place[order] = np.arange(len(order))
-    num_kept = np.bincount(prompt, minlength=len(chosen))
+    num_kept = np.bincount(prompt, minlength=len(groups))
     return PromptSample(
         trace=reader.facts,
         by=by,
@@ -158,7 +179,7 @@ def _assemble(
                 num_tokens=int(num_kept[one]),
                 num_left_out=int(num_of_prompt[one] - num_kept[one]),
             )
-            for one in ordered
+            for one in chosen
         ),
         prompt=rank[prompt][order],
         stack=[stacks[one] for one in stack[order].tolist()],

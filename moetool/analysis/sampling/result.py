@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.trace.decisions import PHASES
 from moetool.trace.facts import TraceFacts
 from moetool.trace.metadata import RoutedLayer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,11 @@ class PromptSample:
             f"{self.num_tokens:,} of {self.trace.num_tokens:,} tokens>"
         )
 
+    def count_tokens(self) -> dict[tuple[str, str], int]:
+        """Return the number of tokens by prompt id and stack."""
+        ids = [prompt.prompt_id for prompt in self.prompts]
+        return Counter(zip((ids[one] for one in self.prompt.tolist()), self.stack, strict=True))
+
     def has_tokens_of(self, other: PromptSample) -> bool:
         """Return whether two samples have the same tokens of the same prompts."""
         names = ([prompt.prompt_id for prompt in each.prompts] for each in (self, other))
@@ -110,6 +120,44 @@ class PromptSample:
         if self.token_id is None:
             return [None] * self.num_tokens
         return [self.pieces.get(one) for one in self.token_id.tolist()]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the sample's rows: one for each expert that ran, as a trace has them.
+
+        Rows are in the order of layers and tokens. Columns that the trace lacks are left out, except
+        for `rank`, which counts the experts of a decision as they are ordered here.
+        """
+        import pandas as pd
+
+        return pd.concat([self._tabulate(layer) for layer in self.layers], ignore_index=True)
+
+    def _tabulate(self, layer: SampledLayer) -> pd.DataFrame:
+        import pandas as pd
+
+        decision, rank = np.nonzero(layer.experts >= 0)
+        token = layer.token[decision]
+        prompts = np.array([(one.prompt_id, one.domain) for one in self.prompts], dtype=object)
+        columns: dict[str, Any] = {
+            "prompt_id": prompts[self.prompt[token], 0],
+            self.by: prompts[self.prompt[token], 1],
+            "stack": layer.layer.stack,
+            "position": self.position[token],
+        }
+        if self.token_id is not None:
+            columns["token_id"] = self.token_id[token]
+            if self.pieces:
+                columns["token"] = np.array(self.list_pieces(), dtype=object)[token]
+        if self.phase is not None:
+            # -1 stands for other words.
+            columns["phase"] = np.array([*PHASES, None], dtype=object)[self.phase[token]]
+        columns |= {
+            "layer": layer.layer.layer,
+            "rank": rank,
+            "expert": layer.experts[decision, rank],
+        }
+        if layer.weights is not None:
+            columns["weight"] = layer.weights[decision, rank]
+        return pd.DataFrame(columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the sample holds, without its decisions, as plain values."""

@@ -12,7 +12,6 @@ from moetool.analysis.caching import measure as caching
 from moetool.analysis.caching.budgets import parse_budgets
 from moetool.analysis.caching.result import Caching
 from moetool.analysis.placement.result import Placement
-from moetool.analysis.sampling.measure import COLUMNS, sample_prompts
 from moetool.analysis.sampling.result import PromptSample
 from moetool.choices import take_flag, take_path, take_text
 from moetool.errors import InputError, MoetoolError
@@ -22,13 +21,13 @@ from moetool.library.questions.cache import DEFAULT_BUDGETS
 from moetool.library.questions.coactivation import measure_coactivation
 from moetool.library.questions.compare import compare_traces
 from moetool.library.questions.place import place_experts
+from moetool.library.questions.sample import sample_prompts
 from moetool.library.questions.specialize import measure_specialization
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
 from moetool.report.page.contents import PageContents
 from moetool.report.page.rendering import render_page
 from moetool.trace.loads.table import is_load_table
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reading.prompt_groups import read_prompt_groups
 
 if TYPE_CHECKING:
     from moetool.library.opening import GivenTrace
@@ -183,7 +182,7 @@ class _Asking:
         tokens: Any = self._ask(
             "token_specialization", lambda: measure_specialization(trace, by="token", **options)
         )
-        sample = self._ask("sample", lambda: self._read_sample(trace))
+        sample = self._ask("sample", lambda: self._sample(balance))
         return PageContents(
             facts=balance.trace,
             metadata=_read_metadata(trace),
@@ -198,7 +197,7 @@ class _Asking:
             caching=self._ask("caching", self._fill_batches),
             comparison=comparison,
             sample=sample,
-            other_sample=self._read_other(compare, sample),
+            other_sample=self._sample_other(compare, sample),
             missing=self._missing,
             redacts_text=redacts_text,
         )
@@ -238,21 +237,19 @@ class _Asking:
             reader, budgets=budgets, expert_bytes=None, tokens_per_batch=None, notes=()
         )
 
-    def _read_sample(self, trace: GivenTrace, only: Collection[str] | None = None) -> PromptSample:
-        reader = open_reader(trace, by=self._by, columns=COLUMNS, **self._options)
-        groups = read_prompt_groups(open_any(trace, by=self._by), reader.prompts, by=self._by)
-        is_small = int(reader.num_rows_of_prompts.sum()) <= _MOST_ASSIGNMENTS_OF_FEW
+    def _sample(self, balance: Balance) -> PromptSample:
+        is_small = balance.trace.num_assignments <= _MOST_ASSIGNMENTS_OF_FEW
         most = _MOST_ASSIGNMENTS_OF_FEW if is_small else _MOST_ASSIGNMENTS
-        return sample_prompts(reader, groups, by=self._by, most_assignments=most, only=only)
+        return sample_prompts(self._trace, most_assignments=most, by=self._by, **self._options)
 
-    def _read_other(
+    def _sample_other(
         self, compare: GivenTrace | None, sample: PromptSample | None
     ) -> PromptSample | None:
-        """Return the sample's prompts in the other trace; None if their tokens differ."""
+        """Return the sample's prompts in the other trace."""
         if compare is None or sample is None:
             return None
-        other = self._read_sample(compare, [prompt.prompt_id for prompt in sample.prompts])
-        return other if other.has_tokens_of(sample) else None
+        self._show(_STEPS["sample"])
+        return sample_prompts(compare, like=sample, by=self._by, **self._options)
 
 
 def _read_metadata(trace: GivenTrace) -> TraceMetadata | None:
