@@ -64,8 +64,10 @@ def make_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> list[dic
 
 def _list_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> Iterator[dict[str, Any]]:
     facts = contents.facts
-    yield {"label": "prompts", "value": f"{facts.num_prompts:,}"}
-    yield {"label": "tokens", "value": f"{facts.num_tokens:,}"}
+    for label, number in (("prompts", facts.num_prompts), ("tokens", facts.num_tokens)):
+        # A load table has neither.
+        if number is not None:
+            yield {"label": label, "value": f"{number:,}"}
     if layers:
         top_k = sorted({layer.top_k for layer in layers})
         sizes = sorted({layer.num_experts for layer in layers})
@@ -73,7 +75,7 @@ def _list_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> Iterato
         yield {
             "label": "experts per layer",
             "value": " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
-            "note": f"top-{'/'.join(str(k) for k in top_k)}",
+            "note": f"top-{'/'.join(str(k) for k in top_k)}" if all(top_k) else "",
         }
     balance = contents.balance
     if balance is not None:

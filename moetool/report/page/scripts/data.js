@@ -8,12 +8,16 @@
 const FULL_WEIGHT = 255;
 
 /**
- * Returns the bytes of an island: base64 of raw deflate.
+ * Returns the bytes of an island: base64 of raw deflate, or nothing.
  * @param {string} id
  * @returns {Promise<Uint8Array<ArrayBuffer>>}
  */
 async function unpack(id) {
   const text = document.getElementById(id)?.textContent?.trim() ?? "";
+  if (!text) {
+    // Nothing is not a deflated stream.
+    return new Uint8Array();
+  }
   const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   return new Uint8Array(await new Response(stream).arrayBuffer());

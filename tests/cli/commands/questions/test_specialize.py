@@ -125,4 +125,4 @@ def test_a_trace_of_someone_elses_making_is_accepted(
         ours["layers"][3]["mutual_information_nats"]
     )
     assert any("8 experts are assumed" in note for note in theirs["notes"])
-    assert any("top-2" in note for note in theirs["notes"])
+    assert any("Top-2 is assumed" in note for note in theirs["notes"])

@@ -76,8 +76,11 @@ function showSizes({ payload }, layer, expert) {
   const total = load.load.reduce((sum, each) => sum + each, 0);
   const rank = load.load.filter((each) => each > count).length + 1;
   const prompts = load.prompts_choosing;
+  const numTokens = payload.layers[layer].num_tokens;
   const words = [
-    `${showShare(count / Math.max(1, payload.layers[layer].num_tokens))} of the layer's tokens choose it (${showCount(count)}),`,
+    numTokens
+      ? `${showShare(count / numTokens)} of the layer's tokens choose it (${showCount(count)}),`
+      : `${showCount(count)} assignments,`,
     `${showTimes(total ? (count * load.load.length) / total : null)} the mean load, number ${rank} of ${load.load.length}.`,
     prompts ? `${showCount(prompts[expert])} of ${showCount(load.num_prompts)} prompts do.` : "",
   ];
