@@ -58,7 +58,7 @@ OPTIONS = {
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
     | {"--by", "--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-count"},
-    "cache": OF_TRACES | {"--budget", "--expert-bytes", "--model", "--tokens-per-batch"},
+    "cache": OF_TRACES | {"--budget", "--by", "--expert-bytes", "--model", "--tokens-per-batch"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
