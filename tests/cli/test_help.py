@@ -53,7 +53,7 @@ OPTIONS = {
     "coactivation": OF_TRACES | {"--by", "--pairs"},
     "tokens": OF_TRACES
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
-    | {"--min-count"},
+    | {"--by", "--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-count"},
     "cache": OF_TRACES | {"--budget", "--expert-bytes", "--model", "--tokens-per-batch"},
     "place": OF_TRACES

@@ -13,17 +13,20 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from moetool.analysis.sampling.shrinking import choose_fewer, keep_prompts
+from moetool.errors import UsageError
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.assembly import DETAILS, make_payload, make_title
+from moetool.report.page.payload.layers import list_layers
 from moetool.report.page.payload.reading import pack_decisions
 from moetool.report.page.scripts import join_scripts, read_asset
 from moetool.report.page.tables import make_tables
+from moetool.wording import number_of
 
 # In bytes; a page of few tokens has no reason to be large.
 MOST_BYTES, MOST_BYTES_OF_FEW_TOKENS = 2_000_000, 1_000_000
 FEW_TOKENS = 10_000
-# The rest is for the figures of all tokens.
-_SHARE_OF_DECISIONS = 0.6
+# Of a page: the most that single decisions take, and the least if they need it.
+_MOST_OF_DECISIONS, _LEAST_OF_DECISIONS = 0.6, 0.25
 # Fewer prompts than would fit if all were alike, so that a second try is rare.
 _LESS = 0.95
 _STYLES = ("base.css", "layout.css", "panels.css", "print.css")
@@ -33,17 +36,39 @@ def render_page(contents: PageContents) -> str:
     """Return the page as HTML, with as much detail as its size allows.
 
     Raises:
-        ValueError: Even with the least detail, the page is too large.
+        UsageError: Even with the least detail, the page is too large.
     """
     has_few_tokens = (contents.facts.num_tokens or 0) <= FEW_TOKENS
-    limit = MOST_BYTES_OF_FEW_TOKENS if has_few_tokens else MOST_BYTES
-    contents, packed = _fit_sample(contents, limit=int(_SHARE_OF_DECISIONS * limit))
+    # Layers and experts can be too many for a small page, however few the tokens are.
+    limits = (MOST_BYTES_OF_FEW_TOKENS, MOST_BYTES) if has_few_tokens else (MOST_BYTES,)
+    for limit in limits:
+        page = _fit(contents, limit=limit)
+        if page is not None:
+            return page
+    raise UsageError(
+        f"The page would have more than {MOST_BYTES / 1e6:.0f} MB: "
+        f"the trace has {number_of(len(list_layers(contents)), 'layer')}.",
+        hint="Choose layers with --layers (layers= in Python).",
+    )
+
+
+def _fit(contents: PageContents, *, limit: int) -> str | None:
+    """Return the page with the most detail that fits; None if not even the least does."""
+    contents, packed = _fit_sample(contents, limit=int(_MOST_OF_DECISIONS * limit))
     for detail in DETAILS:
-        payload = make_payload(contents, detail)
-        page = _fill(contents, payload, packed)
+        page = _fill(contents, make_payload(contents, detail), packed)
+        excess = len(page.encode()) - limit
+        if excess <= 0:
+            return page
+        room = len(packed) - excess
+        if room < min(len(packed), _LEAST_OF_DECISIONS * limit) and detail != DETAILS[-1]:
+            continue
+        # Texts of fewer prompts take less room, too.
+        fewer, less_packed = _fit_sample(contents, limit=room)
+        page = _fill(fewer, make_payload(fewer, detail), less_packed)
         if len(page.encode()) <= limit:
             return page
-    raise ValueError(f"The page has {len(page.encode()):,} bytes, more than {limit:,}.")
+    return None
 
 
 def _fit_sample(contents: PageContents, *, limit: int) -> tuple[PageContents, str]:
@@ -52,11 +77,14 @@ def _fit_sample(contents: PageContents, *, limit: int) -> tuple[PageContents, st
     if sample is None:
         return contents, ""
     packed = _pack(pack_decisions(sample))
-    while len(packed) > limit and len(sample.prompts) > 1:
+    while len(packed) > limit and len(sample.prompts) > 1 and limit > 0:
         prompts = choose_fewer(sample, share=_LESS * limit / len(packed))
         sample = keep_prompts(sample, prompts)
         other = None if other is None else keep_prompts(other, prompts)
         packed = _pack(pack_decisions(sample))
+    if len(packed) > limit:
+        missing = {**contents.missing, "sample": "Prompts take more room than this page has."}
+        return replace(contents, sample=None, other_sample=None, missing=missing), ""
     return replace(contents, sample=sample, other_sample=other), packed
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moetool.analysis.sampling.changes import find_changed_tokens
+from moetool.analysis.sampling.result import PromptSample
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.capacity import (
     make_capacity,
@@ -21,6 +22,7 @@ from moetool.report.page.payload.names import show_model, show_path
 from moetool.report.page.payload.provenance import make_notes, make_provenance
 from moetool.report.page.payload.reading import make_sample
 from moetool.report.page.payload.verdict import make_tiles, make_verdict
+from moetool.wording import number_of
 
 SCHEMA = "moetool.page/1"
 
@@ -34,12 +36,14 @@ class Detail:
         most_partners: Partners of an expert.
         most_pairs: Pairs of a layer.
         has_all_intervals: Lifts that may be chance have intervals, too.
+        has_all_lifts: Lifts that may be chance are shown.
     """
 
     most_tokens: int
     most_partners: int
     most_pairs: int
     has_all_intervals: bool
+    has_all_lifts: bool = True
 
 
 # From the most to the least.
@@ -48,6 +52,8 @@ DETAILS = (
     Detail(6, 5, 20, False),
     Detail(3, 3, 10, False),
     Detail(1, 1, 10, False),
+    Detail(1, 1, 5, False, has_all_lifts=False),
+    Detail(0, 0, 5, False, has_all_lifts=False),
 )
 
 
@@ -65,7 +71,9 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
         "domains": make_domains(contents.specialization),
         "load": make_load(contents.balance),
         "specialization": make_specialization(
-            contents.specialization, has_all_intervals=detail.has_all_intervals
+            contents.specialization,
+            has_all_intervals=detail.has_all_intervals,
+            has_all_lifts=detail.has_all_lifts,
         ),
         "tokens": make_tokens(
             None if contents.redacts_text else tokens, layers, most_tokens=detail.most_tokens
@@ -100,18 +108,33 @@ def list_left_out(contents: PageContents, detail: Detail) -> list[str]:
     sentences = []
     sample = contents.sample
     if sample is not None and not sample.is_complete:
-        sentences.append(
-            f"Single tokens are those of {len(sample.prompts):,} of {sample.trace.num_prompts:,} "
-            f"prompts ({sample.num_tokens:,} of {sample.trace.num_tokens:,} tokens), chosen by "
-            f"their ids alike from every {contents.by}; all other figures are of the whole trace."
-        )
+        sentences.append(_say_sampled(sample))
     if contents.redacts_text:
         sentences.append("Texts of prompts and tokens were left out, as asked for.")
-    if not detail.has_all_intervals:
+    if not detail.has_all_lifts:
+        sentences.append("Lifts that may be chance are not shown.")
+    elif not detail.has_all_intervals:
         sentences.append("Lifts that may be chance are shown without their intervals.")
-    if detail != DETAILS[0]:
+    if not detail.most_tokens:
+        sentences.append("Characteristic tokens and partners of experts are not shown.")
+    elif detail != DETAILS[0]:
         sentences.append(
-            f"Experts have at most {detail.most_tokens} characteristic tokens and "
-            f"{detail.most_partners} partners here."
+            f"Experts have at most {number_of(detail.most_tokens, 'characteristic token')} and "
+            f"{number_of(detail.most_partners, 'partner')} here."
         )
     return sentences
+
+
+def _say_sampled(sample: PromptSample) -> str:
+    trace = sample.trace
+    tokens = f"{sample.num_tokens:,} of {trace.num_tokens:,} tokens"
+    if any(prompt.num_left_out for prompt in sample.prompts):
+        where = "the beginning of the shortest prompt"
+        return (
+            f"Single tokens are those of {where} ({tokens}); all other figures are of all tokens."
+        )
+    return (
+        f"Single tokens are those of {len(sample.prompts):,} of {trace.num_prompts:,} prompts "
+        f"({tokens}), chosen by their ids alike from every {sample.by}; all other figures are of "
+        "the whole trace."
+    )

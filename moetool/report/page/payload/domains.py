@@ -23,13 +23,14 @@ def make_domains(result: Specialization | None) -> list[dict[str, Any]]:
 
 
 def make_specialization(
-    result: Specialization | None, *, has_all_intervals: bool
+    result: Specialization | None, *, has_all_intervals: bool, has_all_lifts: bool = True
 ) -> dict[str, Any] | None:
     """Return the lift of every domain and expert, and the information of each layer.
 
     Args:
         result: None if there is none.
         has_all_intervals: Otherwise, only lifts that are beyond chance have intervals.
+        has_all_lifts: Otherwise, other lifts are left out.
     """
     if result is None:
         return None
@@ -57,25 +58,29 @@ def make_specialization(
             for layer in result.layers
         ],
         "lifts": [
-            [_make_cells(row, has_all_intervals=has_all_intervals) for row in rows]
+            [
+                _make_cells(row, has_all_intervals=has_all_intervals, has_all_lifts=has_all_lifts)
+                for row in rows
+            ]
             for rows in cells.values()
         ],
     }
 
 
 def _make_cells(
-    row: list[DomainExpertTest | None], *, has_all_intervals: bool
+    row: list[DomainExpertTest | None], *, has_all_intervals: bool, has_all_lifts: bool
 ) -> dict[str, list[Any]]:
     """Return the columns of one layer's lifts in one domain, with an entry for each expert."""
     certainty = [_find_certainty(cell) for cell in row]
-    shown = [
-        cell if has_all_intervals or sure > _UNSURE else None
-        for cell, sure in zip(row, certainty, strict=True)
+    sure_cells = [
+        cell if sure > _UNSURE else None for cell, sure in zip(row, certainty, strict=True)
     ]
+    with_lift = row if has_all_lifts else sure_cells
+    with_interval = row if has_all_intervals else sure_cells
     return {
-        "lift": shorten_all(None if cell is None else cell.lift for cell in row),
-        "low": shorten_all(None if cell is None else cell.lift_low for cell in shown),
-        "high": shorten_all(None if cell is None else cell.lift_high for cell in shown),
+        "lift": shorten_all(None if cell is None else cell.lift for cell in with_lift),
+        "low": shorten_all(None if cell is None else cell.lift_low for cell in with_interval),
+        "high": shorten_all(None if cell is None else cell.lift_high for cell in with_interval),
         "certainty": certainty,
     }
 
