@@ -57,6 +57,18 @@ export function makeBars(caption, header, bars, scale = {}) {
 }
 
 /**
+ * Marks one row of a chart as selected; none if there is no such row.
+ * @param {HTMLTableElement} chart
+ * @param {number} index
+ */
+export function selectBar(chart, index) {
+  [...chart.tBodies[0].rows].forEach((row, at) => {
+    row.classList.toggle("selected", at === index);
+    row.querySelector("button")?.setAttribute("aria-pressed", String(at === index));
+  });
+}
+
+/**
  * @param {Bar} bar
  * @param {(value: number) => string} percent
  */

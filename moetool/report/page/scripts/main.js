@@ -2,6 +2,7 @@
 
 import { readData } from "./data.js";
 import { make } from "./elements.js";
+import { holdFocus } from "./focus.js";
 import { listenToKeys } from "./keyboard.js";
 import { makeComparison } from "./panels/comparison.js";
 import { makeCompute } from "./panels/compute.js";
@@ -71,9 +72,11 @@ async function build() {
   );
   const parts = [bar, ...panels];
   store.subscribe((state, changed) => {
+    const returnFocus = holdFocus();
     for (const part of parts) {
       part.update(state, changed);
     }
+    returnFocus();
   });
   for (const part of parts) {
     part.update(store.get(), everything);
