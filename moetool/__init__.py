@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moetool.library.questions.cache import simulate_caches as simulate_caches
     from moetool.library.questions.coactivation import measure_coactivation as measure_coactivation
     from moetool.library.questions.compare import compare_traces as compare_traces
+    from moetool.library.questions.confidence import measure_confidence as measure_confidence
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
     from moetool.library.questions.report import render_report as render_report
@@ -44,6 +45,14 @@ if TYPE_CHECKING:
     from moetool.plain import to_frame as to_frame
     from moetool.quantized.kinds import Quantization as Quantization
     from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
+    from moetool.report.figures.capacity import draw_capacity as draw_capacity
+    from moetool.report.figures.coactivation import draw_coactivation as draw_coactivation
+    from moetool.report.figures.confidence import draw_confidence as draw_confidence
+    from moetool.report.figures.domains import draw_domains as draw_domains
+    from moetool.report.figures.load import draw_load as draw_load
+    from moetool.report.figures.memory import draw_memory as draw_memory
+    from moetool.report.figures.parameters import draw_parameters as draw_parameters
+    from moetool.report.figures.specialization import draw_specialization as draw_specialization
     from moetool.trace.reading.reader import read_trace as read_trace
     from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
 
@@ -64,6 +73,14 @@ _HOME_OF = {
     "Trace": "moetool.library.trace",
     "compare_traces": "moetool.library.questions.compare",
     "detect_format": "moetool.interchange.imports.detect",
+    "draw_capacity": "moetool.report.figures.capacity",
+    "draw_coactivation": "moetool.report.figures.coactivation",
+    "draw_confidence": "moetool.report.figures.confidence",
+    "draw_domains": "moetool.report.figures.domains",
+    "draw_load": "moetool.report.figures.load",
+    "draw_memory": "moetool.report.figures.memory",
+    "draw_parameters": "moetool.report.figures.parameters",
+    "draw_specialization": "moetool.report.figures.specialization",
     "estimate_memory": "moetool.memory.estimate",
     "export_placement": "moetool.library.questions.place",
     "find_fitting_models": "moetool.memory.fitting.catalogue_fits",
@@ -73,6 +90,7 @@ _HOME_OF = {
     "list_token_experts": "moetool.library.questions.tokens",
     "measure_balance": "moetool.library.questions.balance",
     "measure_coactivation": "moetool.library.questions.coactivation",
+    "measure_confidence": "moetool.library.questions.confidence",
     "measure_specialization": "moetool.library.questions.specialize",
     "measure_tokens": "moetool.library.questions.tokens",
     "merge_traces": "moetool.library.merge",
@@ -105,6 +123,14 @@ __all__ = [
     "__version__",
     "compare_traces",
     "detect_format",
+    "draw_capacity",
+    "draw_coactivation",
+    "draw_confidence",
+    "draw_domains",
+    "draw_load",
+    "draw_memory",
+    "draw_parameters",
+    "draw_specialization",
     "estimate_memory",
     "export_placement",
     "find_fitting_models",
@@ -114,6 +140,7 @@ __all__ = [
     "list_token_experts",
     "measure_balance",
     "measure_coactivation",
+    "measure_confidence",
     "measure_specialization",
     "measure_tokens",
     "merge_traces",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from itertools import islice
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 from moetool.choices import take_flag
 from moetool.errors import UsageError
+from moetool.html_table import show_rows, show_values
+from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +23,15 @@ if TYPE_CHECKING:
 # Longer collections are shown by their length.
 _ITEMS_SHOWN = 6
 _TEXT_SHOWN = 120
+# In a notebook.
+_ROWS_SHOWN, _COLUMNS_SHOWN = 5, 9
 
 
 class Tabular(ABC):
     """A result that can be shown as rows. `moetool.to_frame` puts several of them into a frame."""
+
+    # Columns that a notebook shows; by default the first ones.
+    _SHOWN: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -44,6 +52,29 @@ class Tabular(ABC):
         Whole numbers that may be unknown are of the dtype Int64, which has room for that.
         """
         return make_frame(self.to_rows(), self.column_types())
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the CSV report."""
+        yield from self.to_rows()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the repr, the first rows, and how to get the rest."""
+        columns = list(self.column_types())
+        shown = self._SHOWN or tuple(columns[:_COLUMNS_SHOWN])
+        rows = list(islice(self.iter_rows(), _ROWS_SHOWN + 1))
+        headline = repr(self).removeprefix("<").removesuffix(">")
+        notes = len(getattr(self, "notes", ()))
+        more = [
+            f"all rows and {number_of(len(columns), 'column')}: .to_frame()",
+            "everything: .to_dict()",
+            *([f"{number_of(notes, 'note')}: .notes"] if notes else []),
+        ]
+        if len(rows) == 1:
+            values = {name: rows[0][name] for name in shown}
+            return show_values(headline, values, more=" · ".join(more))
+        if len(rows) > _ROWS_SHOWN:
+            more.insert(0, f"the first {_ROWS_SHOWN} rows")
+        return show_rows(headline, rows[:_ROWS_SHOWN], shown, more=" · ".join(more))
 
 
 def to_frame(results: Tabular | Iterable[Tabular], *, summary: bool = False) -> pd.DataFrame:

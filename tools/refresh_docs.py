@@ -31,6 +31,7 @@ DOCUMENTS = (
     "docs/questions/place.md",
     "docs/questions/compare.md",
     "docs/questions/cache.md",
+    "docs/figures.md",
     "docs/traces/route-trace.md",
     "docs/traces/validate.md",
     "docs/traces/merge.md",

@@ -24,6 +24,7 @@ class RoutingSummary:
         num_idle_experts: Experts that were never chosen, over all layers.
         domain_tokens: Tokens of each domain in the first routed layer.
         most_lifted: The over-represented experts of each domain, the surest first.
+        layers: The load of every layer.
     """
 
     least_even: LayerLoad | None
@@ -31,6 +32,7 @@ class RoutingSummary:
     num_idle_experts: int
     domain_tokens: Mapping[str, int]
     most_lifted: Mapping[str, Sequence[DomainExpert]]
+    layers: tuple[LayerLoad, ...] = ()
 
     def __repr__(self) -> str:
         words = [number_of(self.num_idle_experts, "idle expert")]
@@ -57,4 +59,5 @@ def summarize_routing(counts: ExpertCounts) -> RoutingSummary:
         num_idle_experts=sum(load.num_idle_experts for load in loads),
         domain_tokens={cell.domain: cell.tokens for cell in reversed(lifts)},
         most_lifted=find_most_lifted(lifts),
+        layers=tuple(loads),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 _MARGIN = 1
@@ -63,6 +64,23 @@ class ExampleCommand(_EndsInLines, TyperCommand):
 
 class ExampleGroup(_EndsInLines, TyperGroup):
     """A group of commands whose help ends in examples, a line each."""
+
+
+# A command's name, its function, the module with its summary and examples, and its panel.
+CommandEntry = tuple[str, Callable[..., object], Any, str]
+
+
+def add_commands(group: typer.Typer, commands: Iterable[CommandEntry]) -> None:
+    """Add commands to a group, each with the help of its function and its module."""
+    for name, command, module, panel in commands:
+        group.command(
+            name,
+            cls=ExampleCommand,
+            help=unwrap(command.__doc__),
+            short_help=module.SUMMARY,
+            epilog=list_examples(module.EXAMPLES),
+            rich_help_panel=panel,
+        )(command)
 
 
 def _hide_flag_types(params: Sequence[Any]) -> list[Any]:

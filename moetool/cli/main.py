@@ -23,19 +23,15 @@ from moetool.cli.commands.questions import (
 )
 from moetool.cli.commands.traces import import_files, merge, route_trace, validate
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
-from moetool.cli.help import (
-    ExampleCommand,
-    ExampleGroup,
-    list_examples,
-    list_exit_codes,
-    unwrap,
-)
+from moetool.cli.help import ExampleGroup, add_commands, list_examples, list_exit_codes
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
+from moetool.cli.plots import plots
 from moetool.quiet import silence_process
 
 _MODELS = "Models"
 _TRACES = "Traces"
 _QUESTIONS = "Questions to a trace"
+_FIGURES = "Figures"
 
 # In the order of a first hour.
 _COMMANDS = (
@@ -79,15 +75,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command, module, panel in _COMMANDS:
-    app.command(
-        name,
-        cls=ExampleCommand,
-        help=unwrap(command.__doc__),
-        short_help=module.SUMMARY,
-        epilog=list_examples(module.EXAMPLES),
-        rich_help_panel=panel,
-    )(command)
+add_commands(app, _COMMANDS)
+app.add_typer(plots, rich_help_panel=_FIGURES)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from moetool.anatomy.components import Component
 from moetool.anatomy.parameters import ActiveDefinition
@@ -86,6 +86,10 @@ class Inspection(Tabular):
     published: PublishedFigures | None = None
     reported: ReportedSystem | None = None
     notes: tuple[str, ...] = ()
+
+    _SHOWN: ClassVar[tuple[str, ...]] = (
+        *("stack", "layer", "component", "params", "active_params", "dtype", "bytes"),
+    )
 
     def __repr__(self) -> str:
         return f"<Inspection {printable(self.model)}: {', '.join(self._headline())}>"

@@ -13,6 +13,7 @@ import pyarrow as pa
 from moetool.analysis.routing_summary import RoutingSummary, summarize_routing
 from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
+from moetool.html_table import show_values
 from moetool.printable import printable
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
@@ -60,6 +61,22 @@ class Trace:
         )
         layers = number_of(len(metadata.layers), "layer")
         return f"<Trace of {printable(metadata.model)}: {sizes}; {routing} in {layers}{where}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the figures of the trace, and where its rows are."""
+        metadata = self.metadata
+        values = {
+            **{
+                name: getattr(metadata, name)
+                for name in ("model", "num_prompts", "num_tokens", "num_decisions")
+            },
+            "num_rows": self.num_rows,
+            "num_layers": len(metadata.layers),
+            "domains": ", ".join(self.summary.domain_tokens),
+        }
+        more = "rows: .to_frame() · load and domains: .summary · how it was made: .metadata"
+        headline = repr(self).removeprefix("<").removesuffix(">")
+        return show_values(headline, values, more=more)
 
     @cached_property
     def summary(self) -> RoutingSummary:

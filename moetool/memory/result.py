@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from moetool.memory.figures import (
     Basis,
@@ -114,6 +114,11 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+
+    _SHOWN: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
+        *("gpu", "does_fit", "headroom_bytes"),
+    )
 
     def __repr__(self) -> str:
         scenario = self.scenario

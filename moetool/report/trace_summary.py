@@ -12,6 +12,7 @@ from moetool.analysis.routing_summary import RoutingSummary
 from moetool.analysis.specialization.lift import DomainExpert
 from moetool.printable import printable
 from moetool.report.renderer import DEFAULT_VIEW, View
+from moetool.report.text.heat_map import AROUND_ONE, HeatMap, MapLayer, suits_map
 from moetool.report.text.lines import make_notes, make_paragraphs, make_whole_lines
 from moetool.report.text.numbers import format_place, format_stack
 from moetool.report.text.page import render_page
@@ -69,6 +70,7 @@ def render_trace_summary(
     blocks = (
         *make_excerpts(excerpts, metadata.layers, view),
         make_paragraphs([*_describe_size(metadata, num_rows), *_describe_load(routing)]),
+        _map_load(routing, view),
         list(_describe_domains(routing)) if metadata.num_prompts > 1 else [],
         make_notes(_explain(routing)),
         make_whole_lines(written),
@@ -129,6 +131,18 @@ def _describe_load(routing: RoutingSummary) -> Iterator[Words]:
     if routing.num_idle_experts:
         idle = number_of(routing.num_idle_experts, "expert")
         yield style_words(f"{idle} {_was(routing.num_idle_experts)} never chosen", Style.WARNING)
+
+
+def _map_load(routing: RoutingSummary, view: View) -> list[RenderableType]:
+    layers = [
+        MapLayer(load.stack, load.layer, load.over_mean)
+        for load in routing.layers
+        if load.over_mean is not None
+    ]
+    if not layers or not suits_map(view):
+        return []
+    title = "load of each expert over the mean of its layer; 1× is even"
+    return [HeatMap(title, layers, AROUND_ONE, by="mean")]
 
 
 def _name_layer(load: LayerLoad) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,15 +13,17 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
+from moetool.cli import plots
 from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import _COMMANDS, app
 from tests.command import RunMoetool
 
-MODULES = {name: module for name, _, module, _ in _COMMANDS}
+FIGURES = {f"plot {name}": module for name, _, module, _ in plots.COMMANDS}
+MODULES = {name: module for name, _, module, _ in _COMMANDS} | {"plot": plots} | FIGURES
 COMMON = {"--format", "--output", "-o", "--force", "--quiet", "-q", "--help", "-h"}
 # Their format is that of the file's name.
-WITHOUT_FORMAT = {"merge", "report"}
+WITHOUT_FORMAT = {"merge", "report", *FIGURES}
 OF_MODELS = {"--revision", "--trust-remote-code"}
 OF_TRACES = {"--layers", "--num-experts", "--top-k", "--no-validate"}
 OPTIONS = {
@@ -53,9 +56,9 @@ OPTIONS = {
     "coactivation": OF_TRACES | {"--by", "--pairs"},
     "tokens": OF_TRACES
     | {"--layer", "--expert", "--stack", "--token", "--token-id", "--prompt", "--top"}
-    | {"--min-count"},
+    | {"--by", "--min-count"},
     "compare": OF_TRACES | {"--by", "--common-tokens", "--min-count"},
-    "cache": OF_TRACES | {"--budget", "--expert-bytes", "--model", "--tokens-per-batch"},
+    "cache": OF_TRACES | {"--budget", "--by", "--expert-bytes", "--model", "--tokens-per-batch"},
     "place": OF_TRACES
     | {"--gpus", "--nodes", "--redundant", "--groups", "--tokens-per-batch", "--seed", "--by"}
     | {"--balance-weight", "--export", "--method", "--model", "--hidden-size"}
@@ -75,6 +78,16 @@ OPTIONS = {
         "--sort",
     }
     | {"--no-cache", "--quantization", "--double-quantization", "--experts"},
+    "plot load": OF_TRACES | {"--by", "--width"},
+    "plot capacity": OF_TRACES | {"--by", "--tokens-per-batch", "--width"},
+    "plot confidence": OF_TRACES | {"--width"},
+    "plot specialization": OF_TRACES | {"--by", "--permutations", "--seed", "--width"},
+    "plot domains": OF_TRACES | {"--by", "--layer", "--permutations", "--seed", "--width"},
+    "plot coactivation": OF_TRACES | {"--layer", "--width"},
+    "plot parameters": OF_MODELS | {"--width"},
+    "plot memory": OF_MODELS
+    | {"--batch-size", "--prompt-tokens", "--new-tokens", "--gpu", "--dtype", "--quantization"}
+    | {"--width"},
     "models": {"--family", "--kind", "--max-total", "--max-active", "--sort"},
     "gpus": {"--vendor", "--min-memory"},
 }
@@ -85,6 +98,7 @@ PANELS = {
         *("report", "balance", "specialize", "coactivation", "tokens", "compare", "place"),
         *("select", "cache"),
     ],
+    "Figures": ["plot"],
 }
 
 
@@ -98,7 +112,7 @@ def read_help(*command: str, columns: int = 80) -> str:
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_help_names_exactly_the_options_there_are(command: str) -> None:
-    text = read_help(command, columns=200)
+    text = read_help(*command.split(), columns=200)
     rows = [line.removeprefix("│ ").split("  ") for line in text.splitlines() if "│" in line]
     words = {word for row in rows for cell in row for word in cell.strip().split(",")}
     common = COMMON - {"--format"} if command in WITHOUT_FORMAT else COMMON
@@ -108,22 +122,23 @@ def test_help_names_exactly_the_options_there_are(command: str) -> None:
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("command", OPTIONS)
 def test_help_is_as_wide_as_the_terminal_and_cuts_nothing(command: str, columns: int) -> None:
-    text = read_help(command, columns=columns)
+    text = read_help(*command.split(), columns=columns)
     assert max(map(len, text.splitlines())) == columns
     assert "…" not in text
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_no_panel_of_options_has_more_than_ten(command: str) -> None:
-    panels = read_help(command).split("╭─")[1:]
-    sizes = [sum(line.startswith("│ -") for line in panel.splitlines()) for panel in panels]
+    panels = read_help(*command.split()).split("╭─")[1:]
+    # A star marks what is required, and moves the other options of its panel to the right.
+    sizes = [len(re.findall(r"^│ \*? *--?[a-z]", panel, re.M)) for panel in panels]
     assert max(sizes) <= 10
     assert sum(sizes) >= 5
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_help_ends_in_examples_on_a_line_each(command: str) -> None:
-    text = read_help(command)
+    text = read_help(*command.split())
     _, _, end = text.partition("\n Examples:")
     lines = [line.rstrip() for line in end.rstrip().splitlines()[1:]]
     assert lines == [f"   {example}" for example in MODULES[command].EXAMPLES]
@@ -198,9 +213,11 @@ def test_help_without_rich_ends_in_the_same_lines() -> None:
 def test_an_example_names_options_and_models_that_exist(example: str) -> None:
     program, command, *arguments = shlex.split(example)
     assert program == "moetool"
+    if command == "plot":
+        command = f"plot {arguments.pop(0)}"
     given = {word for word in arguments if word.startswith("-")}
     assert given <= OPTIONS[command] | COMMON
-    if command in ("inspect", "memory-estimate"):
+    if command in ("inspect", "memory-estimate", "plot parameters", "plot memory"):
         end = next((index for index, word in enumerate(arguments) if word[0] == "-"), None)
         for model in arguments[:end]:
             assert model in read_published_models() or model.startswith("./")
@@ -236,7 +253,8 @@ def test_an_option_is_not_named_after_its_placeholder() -> None:
     # Typer 0.27 derives the name of an option from a placeholder with the same letters.
     options = [
         (name, option)
-        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+        for group in (app, plots.plots)
+        for name, command in get_command(group).commands.items()  # type: ignore[attr-defined]
         for parameter in command.params
         for option in parameter.opts
         if option.startswith("-")

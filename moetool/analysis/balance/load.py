@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class LayerLoad:
             `N`: `1 - (E - k) / (2 N ln E)`, where a decision runs k experts on average.
         max_over_mean: The busiest expert's load over the mean load.
         num_idle_experts: Experts that were never chosen.
+        over_mean: Each expert's load over the mean load; None where no expert ever ran.
     """
 
     stack: str
@@ -32,6 +33,7 @@ class LayerLoad:
     random_entropy: float | None
     max_over_mean: float | None
     num_idle_experts: int
+    over_mean: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
@@ -58,6 +60,9 @@ def measure_load(counts: ExpertCounts) -> list[LayerLoad]:
                 if evenness.max_violation is None
                 else 1 + evenness.max_violation,
                 num_idle_experts=int((per_expert == 0).sum()),
+                over_mean=tuple((per_expert * (num_experts / num_assignments)).tolist())
+                if num_assignments
+                else None,
             )
         )
     return loads

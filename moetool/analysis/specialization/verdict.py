@@ -1,9 +1,14 @@
-"""The answer of `moetool specialize` in a few numbers and a word."""
+"""The answer of `moetool specialize` in a few numbers and a word, and at a glance."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moetool.analysis.specialization.result import DomainExpertTest, LayerSpecialization
 
 
 class Answer(StrEnum):
@@ -88,3 +93,31 @@ def choose_answer(
         return Answer.VOCABULARY
     is_little = most_conditional_normalized is None or most_conditional_normalized < _LITTLE
     return Answer.LITTLE if is_little else Answer.BEYOND_VOCABULARY
+
+
+@dataclass(frozen=True)
+class StrongestLifts:
+    """The largest lift of each expert of a layer.
+
+    Attributes:
+        lifts: Over the domains that use the expert more than all tokens do, with a q-value of at
+            most 5 %; None for experts without one. # (num_experts,)
+    """
+
+    stack: str
+    layer: int
+    lifts: tuple[float | None, ...]
+
+
+def find_strongest_lifts(
+    layers: Sequence[LayerSpecialization], experts: Sequence[DomainExpertTest]
+) -> list[StrongestLifts]:
+    """Return the strongest lifts of each layer, in the order of the layers."""
+    found: dict[tuple[str, int], list[float | None]] = {
+        (layer.stack, layer.layer): [None] * layer.num_experts for layer in layers
+    }
+    for cell in experts:
+        if cell.is_domain_expert and cell.lift is not None:
+            lifts = found[cell.stack, cell.layer]
+            lifts[cell.expert] = max(cell.lift, lifts[cell.expert] or 0.0)
+    return [StrongestLifts(*place, tuple(lifts)) for place, lifts in found.items()]

@@ -14,6 +14,7 @@ import typer
 
 from moetool.cli.usage.near_misses import find_option
 from moetool.cli.usage.values import explain_value, find_sizes
+from moetool.wording import join_words
 
 # Typer's own messages, with the words that they quote. Its exceptions are not public.
 _UNKNOWN_COMMAND = re.compile(r"No such command ['\"](.*?)['\"]\.")
@@ -51,6 +52,8 @@ def explain(error: typer.TyperException, words: Sequence[str]) -> tuple[str, str
     if message.startswith("Missing argument") and parameter is not None:
         name = parameter.metavar or "argument"
         return f"`{path}` needs a {name.removesuffix('...')}.", f"Name one, or {look}"
+    if message.startswith("Missing option") and parameter is not None:
+        return f"`{path}` needs {_long_name(parameter)}.", f"Add it, or {look}"
     if parameter is not None:
         explained = explain_value(error.message, _long_name(parameter), words)
         if explained is not None:
@@ -67,6 +70,8 @@ def _guess_path(words: Sequence[str]) -> str:
 
 
 def _explain_command(name: str, context: Any) -> tuple[str, str]:
+    if context.parent is not None:
+        return _explain_figure(name, context)
     from moetool.catalogue.names import DEMO
     from moetool.catalogue.published import read_published_models
 
@@ -79,6 +84,18 @@ def _explain_command(name: str, context: Any) -> tuple[str, str]:
     if f"--{name}" in ("--help", "--version"):
         return message, f"Run `moetool --{name}`."
     return message, "Run `moetool --help` to list the commands."
+
+
+def _explain_figure(name: str, context: Any) -> tuple[str, str]:
+    path = context.command_path
+    figures = list(context.command.commands)
+    message = f"`{path}` has no figure '{name}'."
+    close = difflib.get_close_matches(name.lower(), figures, n=1)
+    if close:
+        return message, f"Did you mean `{path} {close[0]}`?"
+    if PurePath(name).suffix:
+        return message, f"A figure comes first, as in `{path} {figures[0]} {name}`."
+    return message, f"Choose {join_words(figures, last='or')}."
 
 
 def _explain_option(option: str, context: Any) -> tuple[str, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from rich.console import RenderableType
+
 from moetool.analysis.specialization.lift import DomainExpert
 from moetool.analysis.specialization.result import Specialization
+from moetool.analysis.specialization.verdict import find_strongest_lifts
 from moetool.report import envelope
 from moetool.report.questions.specialization.tables import (
     make_divergences,
@@ -20,6 +23,7 @@ from moetool.report.questions.specialization.verdict import (
     word_verdict,
 )
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
+from moetool.report.text.heat_map import ABOVE_ONE, HeatMap, MapLayer, suits_map
 from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_place, format_stack
 from moetool.report.text.page import render_page
@@ -42,6 +46,7 @@ def render_table_text(result: Specialization, view: View = DEFAULT_VIEW) -> str:
     ]
     blocks = (
         make_paragraphs(word_verdict(result)),
+        _map_lifts(result, view),
         [make_layers(result)],
         [vocabulary] if vocabulary else [],
         [make_domains(result)],
@@ -54,6 +59,17 @@ def render_table_text(result: Specialization, view: View = DEFAULT_VIEW) -> str:
         make_paragraphs(legend, Style.MUTED),
     )
     return render_page(blocks, view)
+
+
+def _map_lifts(result: Specialization, view: View) -> list[RenderableType]:
+    if not result.verdict.num_domain_experts or not suits_map(view):
+        return []
+    layers = [
+        MapLayer(each.stack, each.layer, each.lifts)
+        for each in find_strongest_lifts(result.layers, result.experts)
+    ]
+    title = f"lift of each expert in the {name_group(result)} that prefers it most, at q ≤ 5%"
+    return [HeatMap(title, layers, ABOVE_ONE, by="max")]
 
 
 def _explain_information(result: Specialization) -> str:

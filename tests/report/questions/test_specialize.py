@@ -14,6 +14,7 @@ import pytest
 
 import moetool
 from moetool.analysis.specialization.result import Specialization
+from moetool.analysis.specialization.verdict import find_strongest_lifts
 from moetool.report.questions.specialize import (
     RENDERERS,
     render_csv,
@@ -152,7 +153,29 @@ def test_figures_notes_and_legend_differ_on_a_terminal() -> None:
         assert f"\x1b[{strong}m{lift:.1f}\x1b" in text
     plain = render_table_text(result, VIEW)
     lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
-    assert lines == plain.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("lift of each expert in the"))
+    end = lines.index("", start) + 1
+    assert [line[:3] for line in lines[start + 1 : start + 3]] == ["L0 ", "L1 "]
+    assert lines[:start] + lines[end:] == plain.splitlines()
+
+
+def test_the_map_shows_the_strongest_sure_lift_of_each_expert() -> None:
+    result = make_result(make_counts(["code", "law", "prose"], prompts_per_domain=12))
+    layers = find_strongest_lifts(result.layers, result.experts)
+    assert [layer.layer for layer in layers] == [0, 1]
+    for layer in layers:
+        for expert, strongest in enumerate(layer.lifts):
+            sure = [
+                cell.lift or 0
+                for cell in result.experts
+                if (cell.layer, cell.expert) == (layer.layer, expert)
+                and (cell.lift or 0) > 1
+                and (cell.q_value or 0) <= 0.05
+            ]
+            assert strongest == max(sure, default=None)
+    nothing = replace(result.verdict, num_domain_experts=0)
+    text = render_table_text(replace(result, verdict=nothing), replace(VIEW, has_color=True))
+    assert "lift of each expert in" not in text
 
 
 def test_the_lift_shown_is_the_share_over_the_share_of_all_tokens() -> None:

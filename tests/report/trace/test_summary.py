@@ -205,7 +205,19 @@ def test_figures_warnings_and_legends_differ_on_a_terminal() -> None:
     assert find_styles("load evenness: entropy", text) == muted
     plain = render_summary(counts, metadata=metadata, view=View(width=80))
     assert "\x1b" not in plain
-    assert re.sub(r"\x1b\[[\d;]*m", "", text) == plain
+    uncolored = re.sub(r"\x1b\[[\d;]*m", "", text)
+    before, _, after = uncolored.partition("\nload of each expert over")
+    assert before + after[after.index("\n\n") + 1 :] == plain
+
+
+def test_a_terminal_with_colour_shows_a_map_of_the_load() -> None:
+    text = render_summary(view=View(width=80, has_color=True))
+    lines = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+    start = lines.index("load of each expert over the mean of its layer; 1× is even")
+    assert [line[:3] for line in lines[start + 1 : start + 3]] == ["L0 ", "L1 "]
+    narrow, pipe = View(width=59, has_color=True), View(has_color=True)
+    for view in (narrow, pipe, View(width=80), View()):
+        assert "load of each expert over" not in render_summary(view=view)
 
 
 def test_domains_beyond_thirty_are_counted() -> None:

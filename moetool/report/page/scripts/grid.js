@@ -58,7 +58,18 @@ export function makeGrid(options) {
    */
   const isLabelled = (index, size) => index % Math.max(1, Math.ceil(22 / size)) === 0;
 
+  let isScheduled = false;
+
+  /** Paints once before the next frame, however often it is called until then. */
+  function schedule() {
+    if (!isScheduled) {
+      isScheduled = true;
+      requestAnimationFrame(paint);
+    }
+  }
+
   function paint() {
+    isScheduled = false;
     const numColumns = Math.max(1, ...cells.map((line) => line.length));
     const room = Math.floor(((scroll.clientWidth || 600) - LABEL_WIDTH - 2) / numColumns);
     cellWidth = Math.max(LEAST_CELL, Math.min(options.isSquare ? MOST_HEIGHT : MOST_WIDTH, room));
@@ -201,11 +212,11 @@ export function makeGrid(options) {
   canvas.addEventListener("focus", () => {
     isMoving = canvas.matches(":focus-visible");
     read();
-    paint();
+    schedule();
   });
   canvas.addEventListener("blur", () => {
     isMoving = false;
-    paint();
+    schedule();
   });
   canvas.addEventListener("keydown", (event) => {
     /** @type {Record<string, [number, number]>} */
@@ -219,7 +230,7 @@ export function makeGrid(options) {
       column = Math.min(Math.max(column + right, 0), (cells[row]?.length ?? 1) - 1);
       isMoving = true;
       read();
-      paint();
+      schedule();
     } else if (event.key === "Enter" || event.key === " ") {
       options.choose(row, column);
     } else {
@@ -245,7 +256,7 @@ export function makeGrid(options) {
       columnLabels = tops;
       row = Math.min(row, Math.max(0, cells.length - 1));
       column = Math.min(column, Math.max(0, (cells[row]?.length ?? 1) - 1));
-      paint();
+      schedule();
     },
     /**
      * @param {number | null} y
@@ -256,7 +267,7 @@ export function makeGrid(options) {
       if (selected && !isMoving) {
         [row, column] = selected;
       }
-      paint();
+      schedule();
     },
     repaint: paint,
   };

@@ -102,7 +102,9 @@ def test_by_token_the_table_json_and_csv_agree(
         assert layer["vocabulary_specialization"] > layer["loads"]["vocabulary_specialization"]
     rows = list(csv.DictReader((tmp_path / "result.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["token"] for row in rows] == [token["token"] for token in result["tokens"]]
-    assert rows[0].keys() == result["tokens"][0].keys()
+    loads = [float(row["loads_shrunken_lift"]) for row in rows]
+    assert loads == [token["loads"]["shrunken_lift"] for token in result["tokens"]]
+    assert {*rows[0]} - {"loads_shrunken_lift"} == {*result["tokens"][0]} - {"loads"}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from moetool.library.questions.report import write_report
-from tests.report.page.browser.opening import Opening
+from tests.report.page.browser.opening import Opening, find_browser
 from tests.report.page.browser.results import Results
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
-
-_COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 
 MakePage = Callable[..., Path]
 OpenPage = Callable[..., Page]
@@ -25,7 +22,7 @@ OpenPage = Callable[..., Page]
 def browser() -> Iterator[Browser]:
     """A browser without a window, for the tests of this folder."""
     with sync_playwright() as playwright:
-        path = _find_browser(playwright.chromium)
+        path = find_browser(playwright.chromium)
         if path is None:
             reason = "No browser is installed; install one with: apt-get install chromium"
             if os.environ.get("CI"):
@@ -35,14 +32,6 @@ def browser() -> Iterator[Browser]:
         args = ["--no-sandbox"] if os.geteuid() == 0 else []
         with playwright.chromium.launch(executable_path=path, args=args) as found:
             yield found
-
-
-def _find_browser(chromium: BrowserType) -> str | None:
-    """Return the path of the system's browser, else of the one that Playwright brought."""
-    found = next((path for path in map(shutil.which, _COMMANDS) if path), None)
-    if found is None and Path(chromium.executable_path).exists():
-        return chromium.executable_path
-    return found
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    BrowserType,
     ConsoleMessage,
     Error,
     Locator,
@@ -17,9 +19,19 @@ from playwright.sync_api import (
 
 Rows = list[list[str]]
 
+_COMMANDS = ("chromium", "chromium-browser", "google-chrome")
+
 # Bars repeat a number of their row, and are hidden from what reads the page aloud.
 _READ_ROWS = """table => [...table.tBodies].flatMap(body => [...body.rows]).map(
   row => [...row.cells].filter(cell => !cell.ariaHidden).map(cell => cell.textContent))"""
+
+
+def find_browser(chromium: BrowserType) -> str | None:
+    """Return the path of the system's browser, else of the one that Playwright brought."""
+    found = next((path for path in map(shutil.which, _COMMANDS) if path), None)
+    if found is None and Path(chromium.executable_path).exists():
+        return chromium.executable_path
+    return found
 
 
 class Opening:

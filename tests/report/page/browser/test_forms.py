@@ -32,7 +32,8 @@ def read_background(page: Page) -> str:
 
 
 def read_pixels(page: Page) -> list[str]:
-    """Return the pictures of all grids."""
+    """Return the pictures of all grids, which are painted before the next frame."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
     pictures: list[str] = page.locator("canvas").evaluate_all(
         "all => all.map(one => one.toDataURL())"
     )
@@ -65,7 +66,6 @@ def test_theme_follows_the_system_until_one_is_chosen(open_page: OpenPage, page_
     dark = read_pixels(by_system)
     assert dark != light
     # Grids are drawn anew as the system changes.
-    page.wait_for_timeout(50)
     assert read_pixels(page) == dark
     theme.select_option(label="light")
     assert read_background(page) == LIGHT
@@ -132,7 +132,6 @@ def test_paper_has_all_panels_in_black_on_white(open_page: OpenPage, page_file: 
         assert cut == []
         assert overflows(page) == []
         assert list_pale(page) == []
-        page.wait_for_timeout(50)
         pictures.append(read_pixels(page))
         assert page.pdf().startswith(b"%PDF")
     assert pictures[0] == pictures[1]

@@ -210,7 +210,7 @@ def test_keys_walk_through_tokens_and_layers(page: Page) -> None:
 
 
 def test_keys_that_work_everywhere(page: Page) -> None:
-    for key, layer in [*["[1", "]2", "]3", "]3", "[2"]]:
+    for key, layer in (("[", "1"), ("]", "2"), ("]", "3"), ("]", "3"), ("[", "2")):
         page.keyboard.press(key)
         assert read_bar(page)[0] == layer
     page.keyboard.press("/")

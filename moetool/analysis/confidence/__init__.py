@@ -1,0 +1,1 @@
+"""Confidence: how much of a decision's weight the first choice has."""

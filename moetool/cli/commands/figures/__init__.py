@@ -1,0 +1,1 @@
+"""Commands that draw figures: one file each."""
