@@ -38,6 +38,16 @@ class Evenness:
     num_dead: float | None
     percentiles: Mapping[str, float] | None
 
+    @property
+    def max_over_mean(self) -> float | None:
+        """The largest `c` over the mean."""
+        return find_over_mean(self.max_violation)
+
+
+def find_over_mean(violation: float | None) -> float | None:
+    """Return a load over the mean load from how far it exceeds that; None for None."""
+    return None if violation is None else 1 + violation
+
 
 def measure_evenness(load: NDArray[np.int64]) -> Evenness:
     """Return the evenness of the assignments of each expert: (num_experts,)."""

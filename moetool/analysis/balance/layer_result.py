@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moetool.analysis.balance.between_prompts.hot import HotExpert
 from moetool.analysis.balance.capacity.result import LayerShare
-from moetool.analysis.balance.evenness import Evenness
+from moetool.analysis.balance.evenness import Evenness, find_over_mean
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Baseline(Evenness):
     unused_per_prompt: float | None = None
     aux_loss: float | None = None
     mean_squared: float | None = None
+
+    @property
+    def max_over_mean_batch(self) -> float | None:
+        """Mean of `max_over_mean` over batches."""
+        return find_over_mean(self.max_violation_batch)
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,8 @@ class LayerBalance(Evenness, CountedLayer):
     groups: tuple[PartBalance, ...]
     phases: tuple[PartBalance, ...]
     baseline: Baseline
+
+    @property
+    def max_over_mean_batch(self) -> float | None:
+        """Mean of `max_over_mean` over batches."""
+        return find_over_mean(self.max_violation_batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from moetool.analysis.balance.capacity.result import CapacityShare, ExpertChoice
+from moetool.analysis.balance.evenness import find_over_mean
 from moetool.analysis.balance.layer_result import LayerBalance, PartBalance
 from moetool.analysis.balance.losses import Loss
 from moetool.choices import choose_word
@@ -92,6 +93,16 @@ class Verdict:
     random_max_violation: float | None
     random_max_violation_batch: float | None
     random_num_dead: float | None
+
+    @property
+    def max_over_mean(self) -> float | None:
+        """The largest load of an expert over the mean load of its layer."""
+        return find_over_mean(self.max_violation[1])
+
+    @property
+    def random_max_over_mean(self) -> float | None:
+        """The largest one expected of a random router; None if it is unknown."""
+        return find_over_mean(self.random_max_violation)
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,13 @@ class Specialization(Tabular):
             pair: sum(values) / len(values) if values else None for pair, values in found.items()
         }
 
+    @property
+    def strongest(self) -> DomainExpertTest | None:
+        """The largest lift that is certain, beyond vocabulary if any is; None if there is none."""
+        certain = [cell for cell in self.experts if cell.is_certain_expert]
+        beyond = [cell for cell in certain if cell.is_beyond_vocabulary]
+        return max(beyond or certain, key=lambda cell: cell.lift or 0.0, default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the object of the JSON report. Values are plain; unknown ones are None."""
         names = (

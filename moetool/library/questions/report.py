@@ -207,14 +207,8 @@ class _Asking:
         try:
             return question()
         except MoetoolError as error:
-            self._missing[name] = self._hide_folder(error.message)
+            self._missing[name] = error.message
             return None
-
-    def _hide_folder(self, sentence: str) -> str:
-        """Return a sentence that names the trace without its folder."""
-        if not isinstance(self._trace, str | PathLike):
-            return sentence
-        return sentence.replace(str(self._trace), Path(self._trace).name)
 
     def _place(self, balance: Balance) -> tuple[Placement, ...]:
         sizes = {layer.num_experts for layer in balance.layers}

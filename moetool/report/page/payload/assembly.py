@@ -18,7 +18,7 @@ from moetool.report.page.payload.comparison import make_comparison
 from moetool.report.page.payload.domains import make_domains, make_specialization
 from moetool.report.page.payload.experts import make_togetherness, make_tokens
 from moetool.report.page.payload.layers import list_layers, make_layers, make_load
-from moetool.report.page.payload.names import show_model, show_path
+from moetool.report.page.payload.names import show_model, show_path, show_sentence
 from moetool.report.page.payload.provenance import make_notes, make_provenance
 from moetool.report.page.payload.reading import make_sample
 from moetool.report.page.payload.verdict import make_tiles, make_verdict
@@ -92,7 +92,7 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
         "changed": find_changed_tokens(sample, contents.other_sample) if sample else [],
         "provenance": make_provenance(contents),
         "notes": make_notes(contents),
-        "missing": dict(contents.missing),
+        "missing": {name: show_sentence(reason) for name, reason in contents.missing.items()},
         "left_out": list_left_out(contents, detail),
     }
 

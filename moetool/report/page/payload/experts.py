@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from moetool.analysis.coactivation.matrices import PairMatrix
 from moetool.analysis.coactivation.result import Coactivation, LayerCoactivation
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
@@ -139,8 +137,3 @@ def _make_transition(layer: LayerCoactivation) -> dict[str, Any] | None:
         "popularity": shorten(prediction.popularity) if prediction else None,
         "random": shorten(prediction.baseline.hit_rate) if prediction else None,
     }
-
-
-def count_experts(layers: Sequence[LayerFacts]) -> int:
-    """Return the number of experts of all layers."""
-    return int(np.sum([layer.num_experts for layer in layers], dtype=np.int64))

@@ -52,10 +52,7 @@ def make_load(balance: Balance | None) -> dict[str, Any] | None:
     """Return the load of every expert and what a random router's would be; None if unknown."""
     if balance is None:
         return None
-    return {
-        "layers": [_make_layer(layer) for layer in balance.layers],
-        "num_dead": sum(len(layer.dead) for layer in balance.layers),
-    }
+    return {"layers": [_make_layer(layer) for layer in balance.layers]}
 
 
 def _make_layer(layer: LayerBalance) -> dict[str, Any]:
@@ -64,17 +61,12 @@ def _make_layer(layer: LayerBalance) -> dict[str, Any]:
         "load": list(layer.load),
         "prompts_choosing": None if prompts is None else list(prompts),
         "num_prompts": layer.num_prompts,
-        "max_over_mean": _over_mean(layer.max_violation),
-        "random_max_over_mean": _over_mean(layer.baseline.max_violation),
-        "batch_max_over_mean": _over_mean(layer.max_violation_batch),
-        "random_batch_max_over_mean": _over_mean(layer.baseline.max_violation_batch),
+        "max_over_mean": shorten(layer.max_over_mean),
+        "random_max_over_mean": shorten(layer.baseline.max_over_mean),
+        "batch_max_over_mean": shorten(layer.max_over_mean_batch),
+        "random_batch_max_over_mean": shorten(layer.baseline.max_over_mean_batch),
         "entropy": shorten(layer.entropy),
         "random_entropy": shorten(layer.baseline.entropy),
-        "num_dead": len(layer.dead),
+        "num_dead": shorten(layer.num_dead),
         "random_num_dead": shorten(layer.baseline.num_dead),
     }
-
-
-def _over_mean(violation: float | None) -> float | int | None:
-    """Return the largest load over the mean one, from its excess."""
-    return None if violation is None else shorten(1 + violation)

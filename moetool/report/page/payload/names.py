@@ -12,7 +12,15 @@ from moetool.printable import printable
 # A longer piece or prompt id is cut.
 _LONGEST_PIECE = 120
 _LONGEST_NAME = 80
+_LONGEST_SENTENCE = 1000
 _LOOKS_LOCAL = re.compile(r"^([~./\\]|[A-Za-z]:[\\/])")
+# A quoted text that may be a path, or a path of at least two parts that is not quoted.
+_PATH = re.compile(
+    r"(?<![\w'])'(?P<quoted>[^'\n]*[/\\][^'\n]*)'"
+    r"|(?<![\w)/\\.:<~])(?P<bare>(?:~|[A-Za-z]:)?(?:[/\\][\w.+@~-]*[\w+@~-]){2,})"
+)
+# Names of files, which one that stands for a model on the Hub doesn't end in.
+_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".html", ".txt", ".py", ".safetensors", ".pt")
 # Symbols for characters that have no shape.
 _SYMBOLS = {"\n": "⏎\n", "\r": "␍", "\t": "⇥\t", "\x1b": "␛", "\x00": "␀"}
 
@@ -32,6 +40,20 @@ def show_model(model: str | None) -> str | None:
     if _LOOKS_LOCAL.match(model) or model.count("/") > 1:
         return show_path(model.rstrip("/\\"))
     return printable(model, max_length=_LONGEST_NAME)
+
+
+def show_sentence(sentence: str) -> str:
+    """Return a note or a reason; of the paths that it names, only the last parts."""
+    return printable(_PATH.sub(_shorten_path, sentence), max_length=_LONGEST_SENTENCE)
+
+
+def _shorten_path(found: re.Match[str]) -> str:
+    quoted, bare = found["quoted"], found["bare"]
+    if quoted is None:
+        return show_path(bare) or ""
+    is_file = PurePath(quoted).suffix in _SUFFIXES
+    shown = show_path(quoted) if is_file else show_model(quoted)
+    return f"'{shown}'"
 
 
 def show_name(name: str) -> str:

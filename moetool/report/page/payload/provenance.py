@@ -8,10 +8,10 @@ from typing import Any
 import moetool
 from moetool.printable import printable
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.names import show_model, show_path
+from moetool.report.page.payload.names import show_model, show_path, show_sentence
 
-# Names, values and sentences of a file may be of any length.
-_LONGEST, _LONGEST_NOTE = 200, 1000
+# Names and values of a file may be of any length.
+_LONGEST = 200
 
 # Fields of a trace's metadata that say how it was made, and how the page names them.
 _FIELDS = {
@@ -33,7 +33,10 @@ _FIELDS = {
 def make_provenance(contents: PageContents) -> list[list[str]]:
     """Return pairs of a name and a value."""
     return [
-        [printable(name, max_length=_LONGEST), printable(value, max_length=_LONGEST)]
+        [
+            printable(show_sentence(name), max_length=_LONGEST),
+            printable(show_sentence(value), max_length=_LONGEST),
+        ]
         for name, value in _list_facts(contents)
     ]
 
@@ -76,8 +79,7 @@ def make_notes(contents: PageContents) -> list[dict[str, Any]]:
         for sentence in sentences:
             if sentence not in seen:
                 seen.add(sentence)
-                text = printable(sentence, max_length=_LONGEST_NOTE)
-                notes.append({"about": about, "text": text})
+                notes.append({"about": about, "text": show_sentence(sentence)})
     return notes
 
 

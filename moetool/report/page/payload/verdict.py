@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from moetool.analysis.specialization.result import Specialization
+from moetool.analysis.specialization.result import DomainExpertTest
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.experts import count_experts
-from moetool.report.page.payload.names import show_name
+from moetool.report.page.payload.names import show_name, show_sentence
 from moetool.report.questions.specialization.verdict import word_verdict
 from moetool.trace.facts import LayerFacts
 from moetool.wording import number_of
@@ -23,28 +22,20 @@ def _say(contents: PageContents) -> Iterator[str]:
     result = contents.specialization
     if result is not None:
         yield str(word_verdict(result)[0])
-        strongest = _find_strongest(result)
-        if strongest:
-            yield strongest
-    balance = contents.balance
-    if balance is not None:
-        uneven = [layer.is_uneven for layer in balance.layers]
-        if any(uneven):
-            yield (
-                f"The load is uneven in {sum(map(bool, uneven))} of "
-                f"{number_of(len(uneven), 'layer')}, beyond what a random router and the choice of "
-                "prompts give."
-            )
+        if result.strongest is not None:
+            yield _say_strongest(result.strongest)
+    elif "specialization" in contents.missing:
+        yield show_sentence(contents.missing["specialization"])
+    balance = contents.balance.verdict if contents.balance is not None else None
+    if balance is not None and balance.num_uneven:
+        yield (
+            f"The load is uneven in {balance.num_uneven} of "
+            f"{number_of(len(balance.layers), 'layer')}, beyond what a random router and the "
+            "choice of prompts give."
+        )
 
 
-def _find_strongest(result: Specialization) -> str | None:
-    """Return a sentence on the largest lift that is certain, and beyond vocabulary if any is."""
-    certain = [cell for cell in result.experts if cell.is_certain_expert]
-    beyond = [cell for cell in certain if cell.is_beyond_vocabulary]
-    cells = beyond or certain
-    if not cells:
-        return None
-    cell = max(cells, key=lambda one: one.lift or 0.0)
+def _say_strongest(cell: DomainExpertTest) -> str:
     stack = "" if cell.stack == "decoder" else f"{cell.stack} "
     interval = (
         f" (95% interval {cell.lift_low:.1f} to {cell.lift_high:.1f})"
@@ -77,22 +68,16 @@ def _list_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> Iterato
             "value": " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
             "note": f"top-{'/'.join(str(k) for k in top_k)}" if all(top_k) else "",
         }
-    balance = contents.balance
+    balance = contents.balance.verdict if contents.balance is not None else None
     if balance is not None:
-        known = [one.max_violation for one in balance.layers if one.max_violation is not None]
-        random = [
-            one.baseline.max_violation
-            for one in balance.layers
-            if one.baseline.max_violation is not None
-        ]
-        if known:
-            yield {
-                "label": "busiest expert",
-                "value": f"{1 + max(known):.2f}×",
-                "note": f"the mean load; at random {1 + max(random):.2f}×" if random else "",
-            }
+        random = balance.random_max_over_mean
+        yield {
+            "label": "busiest expert",
+            "value": f"{balance.max_over_mean:.2f}×",
+            "note": "" if random is None else f"the mean load; at random {random:.2f}×",
+        }
         yield {
             "label": "never chosen",
-            "value": f"{sum(len(one.dead) for one in balance.layers):,}",
-            "note": f"of {count_experts(layers):,} experts",
+            "value": f"{balance.num_dead:,}",
+            "note": f"of {balance.num_experts:,} experts",
         }

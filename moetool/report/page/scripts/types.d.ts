@@ -183,7 +183,7 @@ export interface Payload {
   tiles: { label: string; value: string; note?: string }[];
   layers: Layer[];
   domains: Domain[];
-  load: { layers: LayerLoad[]; num_dead: number } | null;
+  load: { layers: LayerLoad[] } | null;
   specialization: {
     num_permutations: number;
     information: Information[];
