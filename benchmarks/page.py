@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
-from moetool.library.questions.report import write_report
+from moetool.library.report import write_report
 from tests.command import run_main
 from tests.report.page.browser.opening import find_browser
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace

@@ -11,8 +11,8 @@ import { makeExpertCard } from "./panels/expert_card.js";
 import { makeExpertMap } from "./panels/expert_map.js";
 import { makeLoad } from "./panels/load.js";
 import { makeProvenance } from "./panels/provenance.js";
-import { makeReader } from "./panels/reader.js";
 import { makeTogetherness } from "./panels/togetherness.js";
+import { makeReader } from "./reader/reader.js";
 import { makeSelectionBar } from "./selection_bar.js";
 import { createStore } from "./store.js";
 

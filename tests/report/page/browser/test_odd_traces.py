@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from moetool.library.questions import report
-from moetool.library.questions.report import write_report
+from moetool.library.report import write_report
 from moetool.trace.loads.metadata import LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads

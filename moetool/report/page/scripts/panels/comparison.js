@@ -1,6 +1,6 @@
 // The same tokens in two traces.
 
-import { makeBarKey, makeBars, selectBar } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
 import { make, makeSection } from "../elements.js";
 import { showCount, showInterval, showShare } from "../numbers.js";
 

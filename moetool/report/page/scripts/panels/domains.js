@@ -1,11 +1,11 @@
 // Domains: how much each layer's choice tells about them, and who uses whom in one layer.
 
-import { makeBarKey, makeBars, selectBar } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
+import { makeGrid } from "../charts/grid.js";
+import { makeTwin } from "../charts/tables.js";
 import { liftColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection } from "../elements.js";
-import { makeGrid } from "../grid.js";
 import { showInterval, showNumber, showShare, showTimes } from "../numbers.js";
-import { makeTwin } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */

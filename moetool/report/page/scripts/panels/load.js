@@ -1,9 +1,9 @@
 // Load of the busiest experts, what a capacity drops, and what GPUs would carry.
 
-import { makeBarKey, makeBars, selectBar } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
+import { makeTable } from "../charts/tables.js";
 import { make, makeEmptyPanel, makeSection, makeSelect, makeSlider } from "../elements.js";
 import { showCount, showNumber, showShare, showTimes } from "../numbers.js";
-import { makeTable } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */

@@ -1,11 +1,11 @@
 // Experts that are chosen together in a layer, and the flow to the next.
 
-import { makeBars, selectBar } from "../bars.js";
+import { makeBars, selectBar } from "../charts/bars.js";
+import { makeGrid } from "../charts/grid.js";
+import { makeTable, makeTwin } from "../charts/tables.js";
 import { liftColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection } from "../elements.js";
-import { makeGrid } from "../grid.js";
 import { showCount, showInterval, showShare, showTimes } from "../numbers.js";
-import { makeTable, makeTwin } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */

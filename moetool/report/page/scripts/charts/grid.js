@@ -1,7 +1,7 @@
 // A grid of coloured cells on a canvas that pointer and keyboard read cell by cell.
 
-import { inkOn } from "./colors.js";
-import { make } from "./elements.js";
+import { inkOn } from "../colors.js";
+import { make } from "../elements.js";
 
 const LABEL_WIDTH = 64;
 const LABEL_HEIGHT = 18;

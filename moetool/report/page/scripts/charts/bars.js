@@ -1,6 +1,6 @@
 // Bar charts that are tables: each row has its numbers, and a bar that shows one of them.
 
-import { make, makeButton } from "./elements.js";
+import { make, makeButton } from "../elements.js";
 
 /**
  * @typedef {object} Bar
