@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 # The page carries five significant digits, and rounds those once more.
 _CARRIED = 5e-5
-_NUMBER = re.compile(r"(?P<digits>-?[\d,]+(?:\.(?P<places>\d+))?)(?P<unit>%|×|)")
+_SCALES = {"%": 1e2, "K": 1e-3, "M": 1e-6, "B": 1e-9, "T": 1e-12}
+_NUMBER = re.compile(r"(?P<digits>-?[\d,]+(?:\.(?P<places>\d+))?)(?P<unit>[%×KMBT]?)")
 
 
 def shows(text: str, value: float | None) -> bool:
@@ -20,7 +21,7 @@ def shows(text: str, value: float | None) -> bool:
     found = _NUMBER.fullmatch(text)
     if found is None:
         return False
-    scale = 100 if found["unit"] == "%" else 1
+    scale = _SCALES.get(found["unit"], 1)
     last = 0.5 * 10.0 ** -len(found["places"] or "")
     number = float(found["digits"].replace(",", ""))
     return abs(number - scale * value) <= last * 1.000001 + _CARRIED * abs(scale * value)

@@ -143,6 +143,17 @@ def test_experts_touched_by_a_batch(page: Page, results: Results) -> None:
             assert differences(shown, [each.batch_size, each.experts, each.baseline.experts]) == []
 
 
+def test_parameters_and_flops_of_the_model(page: Page) -> None:
+    sizes = read_table(page, "compute", "Parameters")
+    total, active = 46_702_792_704, 12_879_925_248
+    assert differences(sizes[0], ["all", total, 1]) == []
+    assert differences(sizes[1], ["active for a token", active, active / total]) == []
+    flops = read_table(page, "compute", "FLOPs per token in a prompt of 512 tokens")
+    dense, routed = 93_285_515_264.0, 25_640_566_784.5
+    assert differences(flops[0], ["if all experts ran", dense, 1]) == []
+    assert differences(flops[1], ["as routed", routed, routed / dense]) == []
+
+
 def test_prediction_of_the_next_layer(page: Page, results: Results) -> None:
     rows = read_table(page, "togetherness", "Share of the next layer")
     known = [layer for layer in results.coactivation.layers if layer.next_layer is not None]

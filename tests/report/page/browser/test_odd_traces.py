@@ -151,6 +151,24 @@ def test_many_experts(open_trace: MakeAndOpen) -> None:
     mine = rows[(rows["prompt_id"] == name) & (rows["position"] == 7)]
     assert [int(text) for text in shown] == mine.sort_values(["layer", "rank"])["expert"].tolist()
     assert page.locator("#togetherness canvas").is_hidden()
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def test_prompts_of_thousands_of_tokens(open_trace: MakeAndOpen) -> None:
+    shape = Shape(lengths=(3200, 20), num_layers=1, num_experts=4, top_k=1, domains=("code",))
+    page = open_trace(shape)
+    tokens = page.locator("#reader .token")
+    more = page.get_by_role("button", name="Show more tokens")
+    for count in (1500, 3000, 3200):
+        assert tokens.count() == count
+        if count < 3200:
+            more.click()
+    assert more.is_hidden()
+    # An address may name a token that is not among the first.
+    page.evaluate("location.hash = '#layer=0&token=3100'")
+    page.locator("#reader .token.selected").wait_for()
+    assert page.locator("#reader .token.selected").get_attribute("data-token") == "3100"
 
 
 def test_stacks_of_an_encoder_and_a_decoder(open_trace: MakeAndOpen) -> None:

@@ -118,6 +118,11 @@ def describe(*shapes: Shape, model: str = "org/planted") -> TraceMetadata:
         model=model,
         model_type="planted_moe",
         dtype="float32",
+        total_parameters=46_702_792_704,
+        active_parameters=12_879_925_248,
+        flops_per_token=25_640_566_784.5,
+        dense_flops_per_token=93_285_515_264.0,
+        flops_prompt_tokens=512,
         versions={"torch": "2.0"},
         layers=tuple(
             RoutedLayer(

@@ -44,11 +44,14 @@ export function makeBars(caption, header, bars, scale = {}) {
       ...bar.texts.map((text) => make("td", { class: "number" }, [text])),
     ]),
   );
-  const names = header.map((name, index) =>
-    index === 1
-      ? make("td", { class: "bar-head", "aria-hidden": "true" }, [name])
-      : make("th", { scope: "col", class: index > 1 ? "number" : null }, [name]),
-  );
+  const names = header.map((name, index) => {
+    if (index === 1) {
+      return make("td", { class: "bar-head", "aria-hidden": "true" }, [name]);
+    }
+    return name
+      ? make("th", { scope: "col", class: index > 1 ? "number" : null }, [name])
+      : make("td");
+  });
   return make("table", { class: "bars" }, [
     make("caption", {}, [caption]),
     make("thead", {}, [make("tr", {}, names)]),

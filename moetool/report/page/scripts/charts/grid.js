@@ -47,7 +47,7 @@ export function makeGrid(options) {
   let rowLabels = [];
   /** @type {string[] | null} */
   let columnLabels = null;
-  let [cellWidth, cellHeight] = [MOST_WIDTH, MOST_HEIGHT];
+  let [cellWidth, cellHeight, density] = [MOST_WIDTH, MOST_HEIGHT, 1];
   let [row, column] = [0, 0];
   let isMoving = false;
   /** @type {[number, number] | null} */
@@ -69,8 +69,39 @@ export function makeGrid(options) {
     }
   }
 
+  // The cells without marks: moving a mark does not paint them anew.
+  const picture = document.createElement("canvas");
+  let isStale = true;
+
   function paint() {
     isScheduled = false;
+    if (isStale) {
+      paintPicture();
+      isStale = false;
+    }
+    const context = canvas.getContext("2d");
+    if (!context) {
+      return;
+    }
+    context.resetTransform();
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(picture, 0, 0);
+    context.scale(density, density);
+    const style = getComputedStyle(canvas);
+    if (selected) {
+      outline(context, selected, style.color, 2);
+    }
+    if (isMoving) {
+      outline(context, [row, column], style.getPropertyValue("--accent").trim() || style.color, 2);
+    }
+  }
+
+  function paintAnew() {
+    isStale = true;
+    paint();
+  }
+
+  function paintPicture() {
     const numColumns = Math.max(1, ...cells.map((line) => line.length));
     const room = Math.floor(((scroll.clientWidth || 600) - LABEL_WIDTH - 2) / numColumns);
     cellWidth = Math.max(LEAST_CELL, Math.min(options.isSquare ? MOST_HEIGHT : MOST_WIDTH, room));
@@ -78,16 +109,18 @@ export function makeGrid(options) {
     const width = LABEL_WIDTH + numColumns * cellWidth + 2;
     const height = LABEL_HEIGHT + cells.length * cellHeight + 2;
     // Browsers leave a canvas blank that is longer or larger.
-    const density = Math.min(
+    density = Math.min(
       window.devicePixelRatio || 1,
       MOST_PIXELS_A_SIDE / Math.max(width, height),
       Math.sqrt(MOST_PIXELS / (width * height)),
     );
-    canvas.width = width * density;
-    canvas.height = height * density;
+    for (const each of [canvas, picture]) {
+      each.width = width * density;
+      each.height = height * density;
+    }
     // The height follows, also where a narrower page makes it shrink.
     canvas.style.width = `${width}px`;
-    const context = canvas.getContext("2d");
+    const context = picture.getContext("2d");
     if (!context) {
       return;
     }
@@ -103,12 +136,6 @@ export function makeGrid(options) {
         }
       });
     });
-    if (selected) {
-      outline(context, selected, style.color, 2);
-    }
-    if (isMoving) {
-      outline(context, [row, column], style.getPropertyValue("--accent").trim() || style.color, 2);
-    }
   }
 
   /**
@@ -243,9 +270,9 @@ export function makeGrid(options) {
     }
     event.preventDefault();
   });
-  new ResizeObserver(() => paint()).observe(scroll);
+  new ResizeObserver(() => paintAnew()).observe(scroll);
   for (const query of ["print", "(prefers-color-scheme: dark)"]) {
-    matchMedia(query).addEventListener("change", () => paint());
+    matchMedia(query).addEventListener("change", () => paintAnew());
   }
 
   return {
@@ -261,6 +288,7 @@ export function makeGrid(options) {
       columnLabels = tops;
       row = Math.min(row, Math.max(0, cells.length - 1));
       column = Math.min(column, Math.max(0, (cells[row]?.length ?? 1) - 1));
+      isStale = true;
       schedule();
     },
     /**
@@ -274,6 +302,6 @@ export function makeGrid(options) {
       }
       schedule();
     },
-    repaint: paint,
+    repaint: paintAnew,
   };
 }
