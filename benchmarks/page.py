@@ -2,9 +2,11 @@
 
     python -m benchmarks.page                  all geometries
     python -m benchmarks.page "26 x 64"        those whose name has these letters
+    python -m benchmarks.page page.html        a page that exists
 
 Times are those of `performance.now` in the page, in Chromium without a window: from the start of
-the navigation until all panels stand, and from a click until the next frame is on the screen.
+the navigation until all panels stand, and from a click until the next frame is on the screen. In
+brackets: the processor time of the page's thread, which other work on the machine affects less.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+import pyarrow.parquet as pq
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
-from moetool.library.questions.report import write_report
+from moetool.library.report import write_report
 from tests.command import run_main
 from tests.report.page.browser.opening import find_browser
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
@@ -65,18 +67,21 @@ CLICKS = {
 def main() -> None:
     """Print the table."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    print("| trace | tokens | made in, s | size, kB | open, ms | " + " | ".join(CLICKS) + " |")
+    print("| trace | tokens | made in, s | size, kB | open, ms | " + ", ms | ".join(CLICKS) + " |")
     print("|---|---:|---:|---:|---:|" + "---:|" * len(CLICKS))
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         path = find_browser(playwright.chromium)
         with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser:
+            if wanted.endswith(".html"):
+                print(show_row(browser, Path(wanted).resolve(), name=wanted))
+                return
             for name, shape in GEOMETRIES.items():
                 if wanted in name:
                     print(measure(browser, Path(folder), name, shape), flush=True)
 
 
 def measure(browser: Browser, folder: Path, name: str, shape: Shape | None) -> str:
-    """Return a row of the table."""
+    """Return a row of the table for a trace that is made first."""
     trace, page = folder / "trace.parquet", folder / "page.html"
     if shape is None:
         run_main(
@@ -84,44 +89,67 @@ def measure(browser: Browser, folder: Path, name: str, shape: Shape | None) -> s
             *("-o", trace, "--force"),
             cwd=folder,
         )
-        num_tokens = 0
+        places = pq.read_table(trace, columns=["prompt_id", "position"]).to_pandas()
+        num_tokens = f"{len(places.drop_duplicates()):,}"
     else:
         write_trace(trace, make_trace(shape), metadata=describe(shape))
-        num_tokens = sum(shape.lengths)
+        num_tokens = f"{sum(shape.lengths):,}"
     start = time.perf_counter()
     write_report(trace, page, overwrite=True)
-    made = time.perf_counter() - start
-    opened, clicks = zip(*(open_once(browser, page) for _ in range(3)), strict=True)
-    medians = [
-        statistics.median(value for found in clicks for value in found[kind]) for kind in CLICKS
-    ]
-    cells = [
-        *(name, f"{num_tokens:,}" if num_tokens else "", f"{made:.1f}"),
-        *(f"{page.stat().st_size / 1000:,.0f}", f"{statistics.median(opened):,.0f}"),
-        *(f"{median:.0f}" for median in medians),
-    ]
-    return f"| {' | '.join(cells)} |"
+    made = f"{time.perf_counter() - start:.1f}"
+    return show_row(browser, page, name=name, num_tokens=num_tokens, made=made)
 
 
-def open_once(browser: Browser, path: Path) -> tuple[float, dict[str, list[float]]]:
-    """Return the milliseconds until the page is open, and until it answers clicks of each kind."""
+def show_row(
+    browser: Browser, page: Path, *, name: str, num_tokens: str = "", made: str = ""
+) -> str:
+    """Return a row of the table, with medians."""
+    runs = [open_once(browser, page) for _ in range(3)]
+    times = [
+        "{:.0f} ({:.0f})".format(
+            *(
+                statistics.median(part)
+                for part in zip(*(one for run in runs for one in run[kind]), strict=True)
+            )
+        )
+        for kind in runs[0]
+    ]
+    size = f"{page.stat().st_size / 1000:,.0f}"
+    return f"| {' | '.join([name, num_tokens, made, size, *times])} |"
+
+
+def open_once(browser: Browser, path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return the milliseconds of opening a page and of each click, by kind: wall, processor."""
     context = browser.new_context(viewport={"width": 1300, "height": 900})
     page = context.new_page()
     page.add_init_script(WATCH)
+    session = context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(path.as_uri())
     page.wait_for_function("window.readyAt", timeout=120_000)
-    opened: float = page.evaluate("window.readyAt")
-    clicks = {kind: list(press_all(page, selector)) for kind, selector in CLICKS.items()}
+    times = {"open": [(page.evaluate("window.readyAt"), read_processor_ms(session))]}
+    for kind, selector in CLICKS.items():
+        times[kind] = list(press_all(page, session, selector))
     context.close()
-    return opened, clicks
+    return times
 
 
-def press_all(page: Any, selector: str) -> Iterator[float]:
+def press_all(page: Page, session: CDPSession, selector: str) -> Iterator[tuple[float, float]]:
     """Press some of the elements, one after the other, none of them twice in a row."""
     elements = page.locator(selector)
     count = elements.count()
     for number in range(REPEATS):
-        yield elements.nth(1 + number % max(1, count - 1)).evaluate(PRESS)
+        element = elements.nth(1 + number % max(1, count - 1)).element_handle()
+        start = read_processor_ms(session)
+        wall: float = element.evaluate(PRESS)
+        yield wall, read_processor_ms(session) - start
+
+
+def read_processor_ms(session: CDPSession) -> float:
+    """Return the processor time that the page's thread has taken."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    seconds: float = next(one["value"] for one in metrics if one["name"] == "TaskDuration")
+    return 1000 * seconds
 
 
 if __name__ == "__main__":

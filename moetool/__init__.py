@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from moetool.library.questions.confidence import measure_confidence as measure_confidence
     from moetool.library.questions.place import export_placement as export_placement
     from moetool.library.questions.place import place_experts as place_experts
-    from moetool.library.questions.report import render_report as render_report
-    from moetool.library.questions.report import write_report as write_report
     from moetool.library.questions.sample import sample_prompts as sample_prompts
     from moetool.library.questions.select import select_experts as select_experts
     from moetool.library.questions.specialize import (
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from moetool.library.questions.tokens import measure_tokens as measure_tokens
     from moetool.library.questions.tokens import tabulate_prompt as tabulate_prompt
     from moetool.library.questions.validate import validate_trace as validate_trace
+    from moetool.library.report import render_report as render_report
+    from moetool.library.report import write_report as write_report
     from moetool.library.trace import Trace as Trace
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
@@ -96,7 +96,7 @@ _HOME_OF = {
     "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
     "read_trace": "moetool.trace.reading.reader",
-    "render_report": "moetool.library.questions.report",
+    "render_report": "moetool.library.report",
     "sample_prompts": "moetool.library.questions.sample",
     "select_experts": "moetool.library.questions.select",
     "simulate_caches": "moetool.library.questions.cache",
@@ -104,7 +104,7 @@ _HOME_OF = {
     "to_frame": "moetool.plain",
     "trace_model": "moetool.library.trace_model",
     "validate_trace": "moetool.library.questions.validate",
-    "write_report": "moetool.library.questions.report",
+    "write_report": "moetool.library.report",
 }
 
 __all__ = [

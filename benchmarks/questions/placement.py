@@ -33,8 +33,8 @@ from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.layer_statistics import StatisticsCounter
 from moetool.analysis.placement.result import COACTIVATION, METHODS, MethodPlacement
 from moetool.analysis.placement.scoring import LayerScorer
-from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.reading.reader import open_trace
+from moetool.trace.windows.prompt_groups import read_prompt_groups
 from moetool.trace.windows.reader import DecisionReader
 
 _LAYERS, _EXPERTS, _TOP_K = 58, 256, 8

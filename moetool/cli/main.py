@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import moetool
+from moetool.cli.commands.figures.plot import plots
 from moetool.cli.commands.models import fits, gpus, inspect, memory_estimate, models
 from moetool.cli.commands.questions import (
     balance,
@@ -25,7 +26,6 @@ from moetool.cli.commands.traces import import_files, merge, route_trace, valida
 from moetool.cli.errors import DONE, EXIT_CODES, discard_stdout, say_usage_error
 from moetool.cli.help import ExampleGroup, add_commands, list_examples, list_exit_codes
 from moetool.cli.interrupts import INTERRUPTED, catch_interrupts
-from moetool.cli.plots import plots
 from moetool.quiet import silence_process
 
 _MODELS = "Models"

@@ -36,8 +36,8 @@ from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
 from moetool.trace.metadata import RoutedLayer
-from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.reading.reader import TraceSource
+from moetool.trace.windows.prompt_groups import read_prompt_groups
 from moetool.trace.windows.reader import DecisionReader
 from moetool.wording import format_bytes, number_of
 

@@ -11,7 +11,7 @@ from moetool.analysis.caching.result import Caching
 from moetool.choices import take_count, take_text
 from moetool.errors import InputError, UsageError
 from moetool.library.opening import open_reader
-from moetool.library.questions.expert_sizes import (
+from moetool.library.sizes.expert_sizes import (
     ExpertSize,
     find_expert_sizes,
     read_expert_sizes,

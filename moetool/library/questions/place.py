@@ -26,7 +26,7 @@ from moetool.choices import (
 from moetool.interchange.exports.files import FORMATS, Engine, check_suffix, list_remarks
 from moetool.interchange.exports.slots import make_slot_plan, unknown_hidden_layers
 from moetool.library.opening import open_any, take_layers, take_shape
-from moetool.library.questions.model_sizes import ModelSizes, find_model_sizes, read_model_sizes
+from moetool.library.sizes.model_sizes import ModelSizes, find_model_sizes, read_model_sizes
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
 from moetool.trace.loads.table import LoadTable, is_load_table, open_loads
 from moetool.trace.metadata_fields import MOST_IDS

@@ -9,7 +9,7 @@ from moetool.analysis.sampling import measure as sampling
 from moetool.analysis.sampling.result import PromptSample
 from moetool.choices import take_count
 from moetool.library.opening import open_any, open_reader
-from moetool.trace.reading.prompt_groups import read_prompt_groups
+from moetool.trace.windows.prompt_groups import read_prompt_groups
 
 if TYPE_CHECKING:
     from moetool.library.opening import GivenTrace

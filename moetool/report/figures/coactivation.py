@@ -12,6 +12,7 @@ from moetool.report.figures.style import (
     COLUMN_WIDTH_IN,
     RANDOM,
     draw_ratios,
+    find_end,
     name_layer,
     name_layers,
     put_legend,
@@ -130,7 +131,7 @@ def _draw_strongest(axes: Axes, layers: Sequence[LayerCoactivation]) -> None:
     axes.set_yscale("log")
     lifts = [lift for _, lift in random] + [pair.lift for _, pair in known]
     tops = [pair.lift_high or pair.lift for _, pair in known]
-    low, high = min([0.5, *lifts]), max([2.0, *lifts, *tops])
+    low, high = min([0.5, *lifts]), find_end(lifts, tops)
     scale_ratios(axes.yaxis, least=low, most=high, most_ticks=4)
     axes.set_ylim(low / 1.2, high * 1.2)
     name_layers(axes.xaxis, layers)

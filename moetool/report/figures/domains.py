@@ -18,6 +18,7 @@ from moetool.report.figures.style import (
     COLUMN_WIDTH_IN,
     RANDOM,
     draw_ratios,
+    find_end,
     name_layer,
     put_legend,
     say,
@@ -133,7 +134,9 @@ def _draw_surest(axes: Axes, cells: Sequence[DomainExpertTest], result: Speciali
         axes.plot(lifts, range(len(cells)), "o", color=BLUE, label="lift")
     axes.axvline(1, **RANDOM, label="random router")
     axes.set_xscale("log")
-    highest = max([2.0, *(cell.lift_high or cell.lift or 1.0 for cell in cells)])
+    highest = find_end(
+        lifts, [cell.lift_high or lift for cell, lift in zip(cells, lifts, strict=True)]
+    )
     scale_ratios(axes.xaxis, least=1, most=highest, most_ticks=_MOST_TICKS)
     axes.set_xlim(0.8, highest * 1.1)
     axes.set_ylim(max(0.5, len(cells) - 0.5), -0.5)

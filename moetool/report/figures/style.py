@@ -76,6 +76,8 @@ _PIXELS_PER_INCH = 600
 # Of a scale of ratios: it ends at a power of 2, which this share of the cells is below.
 _LEAST_REACH, _MOST_REACH = 2.0, 8.0
 _INSIDE = 0.98
+# Of an axis of ratios.
+_LEAST_END, _BEYOND, _MOST_POWER = 2.0, 30.0, 12
 
 
 class _OfALayer(Protocol):
@@ -261,18 +263,26 @@ def draw_ratios(
     bar.set_label(label)
 
 
+def find_end(lifts: Sequence[float], limits: Sequence[float]) -> float:
+    """Return the end of an axis of lifts and the upper limits of their intervals.
+
+    A limit far beyond the largest lift says that little is known, and would leave no room for what
+    is: its interval goes on beyond the axis.
+    """
+    most = max([_LEAST_END, *lifts])
+    return min(max([most, *limits]), most * _BEYOND)
+
+
 def scale_ratios(axis: Axis, *, least: float, most: float, most_ticks: int) -> None:
     """Number a logarithmic axis of ratios, so that the numbers don't touch."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    ticks = [
-        leading * 10.0**power
-        for power in range(-3, 7)
-        for leading in (1, 2, 5)
-        if least <= leading * 10.0**power <= most
-    ]
+    powers = range(-_MOST_POWER, _MOST_POWER)
+    ticks = [leading * 10.0**power for power in powers for leading in (1, 2, 5)]
+    ticks = [tick for tick in ticks if least <= tick <= most]
     if len(ticks) > most_ticks:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
+        ticks = [10.0**power for power in powers if least <= 10.0**power <= most]
+        ticks = ticks[:: -(-len(ticks) // most_ticks)]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter("{x:g}×")
     axis.set_minor_locator(NullLocator())

@@ -13,8 +13,8 @@ from moetool.analysis.sampling.measure import COLUMNS, sample_prompts
 from moetool.analysis.sampling.result import PromptSample
 from moetool.trace.decisions import PHASES
 from moetool.trace.reading.frames import open_frame
-from moetool.trace.reading.prompt_groups import read_prompt_groups
 from moetool.trace.windows import reader as windows
+from moetool.trace.windows.prompt_groups import read_prompt_groups
 from moetool.trace.windows.reader import DecisionReader
 from tests.analysis.dropped_choices import drop_choices
 from tests.analysis.random_traces import Router, make_random_trace

@@ -9,7 +9,7 @@ import pytest
 
 import moetool
 from moetool.errors import UsageError
-from moetool.library.questions.model_sizes import find_model_sizes, read_model_sizes
+from moetool.library.sizes.model_sizes import find_model_sizes, read_model_sizes
 
 
 def test_a_frame_gives_what_its_file_gives(demo_trace: Path) -> None:

@@ -65,7 +65,7 @@ def test_hostile_names_are_words_in_an_svg() -> None:
 
 def test_a_map_of_many_cells_is_stored_as_pixels() -> None:
     few = render("svg")
-    many = draw_load(make_results(num_layers=94, num_experts=128, top_k=8, first_layer=3).balance)
+    many = draw_load(make_results(num_layers=94, num_experts=64, top_k=8, first_layer=3).balance)
     text = render_figure(many, "svg")
     assert b"<image" in text
     assert b"<image" not in few

@@ -37,7 +37,7 @@ DOMAINS = tuple(f"domain {number:02d}" for number in range(60))
 SIZES: dict[str, Callable[[], Results]] = {
     "usual": make_results,
     "one layer": lambda: make_results(num_layers=1),
-    "many": lambda: make_results(num_layers=94, num_experts=128, top_k=8, first_layer=3),
+    "many": lambda: make_results(num_layers=94, num_experts=64, top_k=8, first_layer=3),
     "many domains": lambda: make_results(num_layers=1, num_experts=16, domains=DOMAINS),
     "hostile": lambda: make_results(domains=HOSTILE),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from moetool.cli.errors import speaks_errors
-from moetool.cli.figures import check_figure, write_figure
 from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
 from moetool.cli.options.shared import ForceOption, QuietOption
@@ -16,6 +15,7 @@ from moetool.cli.options.traces import (
 )
 from moetool.cli.options.values import parse_layers
 from moetool.cli.progress import show_status
+from moetool.cli.writing.figures import check_figure, write_figure
 
 SUMMARY = "Draw the weight of first choices."
 EXAMPLES = (

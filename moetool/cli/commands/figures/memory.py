@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from moetool.cli.errors import speaks_errors
-from moetool.cli.figures import check_figure, write_figure
 from moetool.cli.inputs import list_model_files
 from moetool.cli.options import loading
 from moetool.cli.options.completion import complete_gpus, complete_models
@@ -15,6 +14,7 @@ from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOpti
 from moetool.cli.options.shared import ForceOption, QuietOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_numbers
 from moetool.cli.progress import show_status
+from moetool.cli.writing.figures import check_figure, write_figure
 from moetool.memory.scenario import NUM_NEW_TOKENS, Dtype, Scenario
 from moetool.quantized.kinds import Quantization
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from moetool.cli.errors import speaks_errors
-from moetool.cli.figures import check_figure, write_figure
 from moetool.cli.inputs import list_model_files
 from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
 from moetool.cli.options.shared import (
@@ -14,6 +13,7 @@ from moetool.cli.options.shared import (
     TrustOption,
 )
 from moetool.cli.progress import show_status
+from moetool.cli.writing.figures import check_figure, write_figure
 
 SUMMARY = "Draw parameters by component."
 EXAMPLES = (

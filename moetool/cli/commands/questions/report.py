@@ -19,8 +19,8 @@ from moetool.cli.options.traces import (
     TraceArgument,
 )
 from moetool.cli.options.values import parse_layers
-from moetool.cli.pages import check_page_path, put_page
 from moetool.cli.progress import show_status
+from moetool.cli.writing.pages import check_page_path, put_page
 
 SUMMARY = "Make an HTML page about a trace."
 EXAMPLES = (
@@ -66,7 +66,7 @@ def report(
     """
     with show_status(is_quiet=quiet) as show:
         show("starting")
-        from moetool.library.questions.report import render_report
+        from moetool.library.report import render_report
 
     inputs = [*list_trace_files(trace), *list_trace_files(compare)]
     check_page_path(output, force=force, inputs=inputs)

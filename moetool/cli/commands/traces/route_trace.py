@@ -11,7 +11,7 @@ from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
-from moetool.cli.pages import check_page_of_run, make_page_of_run
+from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.limits import PromptLimits

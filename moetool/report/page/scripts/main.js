@@ -2,6 +2,7 @@
 
 import { readData } from "./data.js";
 import { make } from "./elements.js";
+import { holdFocus } from "./focus.js";
 import { listenToKeys } from "./keyboard.js";
 import { makeComparison } from "./panels/comparison.js";
 import { makeCompute } from "./panels/compute.js";
@@ -10,8 +11,8 @@ import { makeExpertCard } from "./panels/expert_card.js";
 import { makeExpertMap } from "./panels/expert_map.js";
 import { makeLoad } from "./panels/load.js";
 import { makeProvenance } from "./panels/provenance.js";
-import { makeReader } from "./panels/reader.js";
 import { makeTogetherness } from "./panels/togetherness.js";
+import { makeReader } from "./reader/reader.js";
 import { makeSelectionBar } from "./selection_bar.js";
 import { createStore } from "./store.js";
 
@@ -71,9 +72,11 @@ async function build() {
   );
   const parts = [bar, ...panels];
   store.subscribe((state, changed) => {
+    const returnFocus = holdFocus();
     for (const part of parts) {
       part.update(state, changed);
     }
+    returnFocus();
   });
   for (const part of parts) {
     part.update(store.get(), everything);

@@ -20,7 +20,7 @@ from tests.command import RunMoetool
 KEPT = b"something worth keeping"
 ROUTER = Router(num_experts=4, top_k=2, num_layers=2)
 LENGTHS = (6, 5, 7, 4)
-CHECK = "moetool.library.questions.report.render_report"
+CHECK = "moetool.library.report.render_report"
 
 
 def write_trace(path: Path, table: pa.Table, metadata: TraceMetadata | None = None) -> Path:

@@ -11,7 +11,7 @@ from moetool.errors import InputError
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.command import Completed, RunMoetool
 
-PAGE_MAKER = "moetool.library.questions.report.render_report"
+PAGE_MAKER = "moetool.library.report.render_report"
 PROMPTS = ("--prompt", "The cat sat.", "--prompt", "A dog ran away.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from moetool.library.questions.report import write_report
+from moetool.library.report import write_report
 from tests.report.page.browser.opening import Opening, find_browser
 from tests.report.page.browser.results import Results
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace

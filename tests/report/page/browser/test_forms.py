@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from moetool.library.questions.report import write_report
+from moetool.library.report import write_report
 from tests.report.page.browser.conftest import OpenPage
 from tests.report.page.browser.opening import Opening, read_rows
 from tests.report.page.browser.results import Results

@@ -228,6 +228,25 @@ def test_keys_that_work_everywhere(page: Page) -> None:
     assert read_bar(page) == ["2", NONE, "all"]
 
 
+@pytest.mark.parametrize(
+    ("panel", "button"),
+    [("load", "3"), ("domains", "2"), ("expert", "law"), ("togetherness", None), ("reader", None)],
+)
+def test_keyboard_stays_at_the_button_that_was_pressed(
+    open_page: OpenPage, page_file: Path, panel: str, button: str | None
+) -> None:
+    page = open_page(page_file, hash_="#layer=0&expert=4")
+    buttons = page.locator(f"#{panel} :is(.bars, .prompts)").get_by_role("button")
+    pressed = buttons.get_by_text(button, exact=True) if button else buttons.nth(1)
+    pressed.focus()
+    before = page.evaluate("document.activeElement.textContent")
+    old = page.url
+    page.keyboard.press("Enter")
+    assert page.url != old
+    assert page.evaluate("document.activeElement.tagName") == "BUTTON"
+    assert page.evaluate("document.activeElement.textContent") == before
+
+
 def test_search_finds_texts_ids_and_nothing(page: Page) -> None:
     search, prompts = page.locator("#prompt-search"), page.locator(".prompts button")
     assert prompts.count() == 12

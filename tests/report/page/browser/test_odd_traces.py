@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from playwright.sync_api import Page
 
-from moetool.library.questions.report import write_report
+from moetool.library.questions import report
+from moetool.library.report import write_report
 from moetool.trace.loads.metadata import LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads
@@ -23,8 +24,15 @@ MakeAndOpen = Callable[..., Page]
 
 
 @pytest.fixture
-def open_trace(open_page: OpenPage, folder: Path, request: pytest.FixtureRequest) -> MakeAndOpen:
+def open_trace(
+    open_page: OpenPage,
+    folder: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> MakeAndOpen:
     """Write a trace of some shapes, without some columns, and open its page."""
+    # Placing 512 experts on each number of GPUs takes longer than all the rest.
+    monkeypatch.setattr(report, "_NUMS_GPUS", (2,))
 
     def make(*shapes: Shape, without: tuple[str, ...] = (), **options: object) -> Page:
         name = request.node.name.replace("/", "_")
@@ -219,8 +227,6 @@ def test_load_table(open_page: OpenPage, folder: Path) -> None:
 def test_pages_leave_out_whole_prompts_of_all_domains_and_say_so(
     open_page: OpenPage, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moetool.library.questions import report
-
     monkeypatch.setattr(report, "_MOST_ASSIGNMENTS_OF_FEW", 144 * 4)
     monkeypatch.setattr(report, "_MOST_ASSIGNMENTS", 144 * 4)
     shape = Shape()

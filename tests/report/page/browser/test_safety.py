@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from playwright.sync_api import Page
 
-from moetool.library.questions.report import render_report, write_report
+from moetool.library.report import render_report, write_report
 from tests.report.page.browser.conftest import OpenPage
 from tests.report.page.browser.opening import Opening
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace

@@ -1,12 +1,11 @@
 // The same tokens in two traces.
 
-import { makeBarKey, makeBars } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
 import { make, makeSection } from "../elements.js";
 import { showCount, showInterval, showShare } from "../numbers.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
-/** @typedef {import("../types").State} State */
 
 /**
  * Returns the panel; null if no trace is compared.
@@ -19,7 +18,24 @@ export function makeComparison({ payload, store }) {
     return null;
   }
   const { overall } = comparison;
-  const byLayer = make("div", {});
+  const byLayer = makeBars(
+    "Experts in common, as a share of the larger set",
+    ["layer", "", "overlap", "at random", "first choice flips"],
+    comparison.layers.map((layer, index) => ({
+      label: layers[index].name,
+      value: layer.overlap,
+      low: layer.overlap_low,
+      high: layer.overlap_high,
+      baseline: layer.random_overlap,
+      select: () => store.set({ layer: index }),
+      texts: [
+        showShare(layer.overlap),
+        showShare(layer.random_overlap),
+        showShare(layer.first_choice_flips),
+      ],
+    })),
+    { most: 1 },
+  );
   const element = makeSection(
     "comparison",
     `Compared with ${comparison.other}`,
@@ -49,35 +65,11 @@ export function makeComparison({ payload, store }) {
       ),
     ],
   );
-  /** @param {State} state */
-  function draw(state) {
-    byLayer.replaceChildren(
-      makeBars(
-        "Experts in common, as a share of the larger set",
-        ["layer", "", "overlap", "at random", "first choice flips"],
-        (comparison?.layers ?? []).map((layer, index) => ({
-          label: layers[index].name,
-          value: layer.overlap,
-          low: layer.overlap_low,
-          high: layer.overlap_high,
-          baseline: layer.random_overlap,
-          isSelected: index === state.layer,
-          select: () => store.set({ layer: index }),
-          texts: [
-            showShare(layer.overlap),
-            showShare(layer.random_overlap),
-            showShare(layer.first_choice_flips),
-          ],
-        })),
-        { most: 1 },
-      ),
-    );
-  }
   return {
     element,
     update(state, changed) {
       if (changed.has("layer")) {
-        draw(state);
+        selectBar(byLayer, state.layer);
       }
     },
   };

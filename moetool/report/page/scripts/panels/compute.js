@@ -1,6 +1,6 @@
 // Dense against sparse: parameters, FLOPs, and the experts that a batch touches.
 
-import { makeBarKey, makeBars } from "../bars.js";
+import { makeBarKey, makeBars } from "../charts/bars.js";
 import { make, makeSection } from "../elements.js";
 import { showCount, showLarge, showNumber, showShare } from "../numbers.js";
 

@@ -1,11 +1,11 @@
 // Domains: how much each layer's choice tells about them, and who uses whom in one layer.
 
-import { makeBarKey, makeBars } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
+import { makeGrid } from "../charts/grid.js";
+import { makeTwin } from "../charts/tables.js";
 import { liftColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection } from "../elements.js";
-import { makeGrid } from "../grid.js";
 import { showInterval, showNumber, showShare, showTimes } from "../numbers.js";
-import { makeTwin } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
@@ -26,7 +26,21 @@ export function makeDomains({ payload, store }) {
   if (!specialization) {
     return makeEmptyPanel(ID, title, payload.missing.specialization ?? "There are no domains.");
   }
-  const information = make("div", {});
+  const information = makeBars(
+    `What the choice of experts tells about the ${by}, as a share of all there is to know`,
+    ["layer", "", "share", "p", "once the token is known"],
+    specialization.information.map((each, index) => ({
+      label: layers[index].name,
+      value: each.normalized,
+      isFaint: each.p_value === null || each.p_value > 0.05,
+      select: () => store.set({ layer: index }),
+      texts: [
+        showShare(each.normalized),
+        each.p_value === null ? "unknown" : each.p_value.toPrecision(2),
+        showShare(each.conditional_normalized),
+      ],
+    })),
+  );
   const heading = make("h3", {});
   const grid = makeGrid({
     label: `A grid with a row for each ${by} and a column for each expert of the layer. The table below has its numbers.`,
@@ -61,24 +75,7 @@ export function makeDomains({ payload, store }) {
 
   /** @param {State} state */
   const draw = (state) => {
-    information.replaceChildren(
-      makeBars(
-        `What the choice of experts tells about the ${by}, as a share of all there is to know`,
-        ["layer", "", "share", "p", "once the token is known"],
-        specialization.information.map((each, index) => ({
-          label: layers[index].name,
-          value: each.normalized,
-          isFaint: each.p_value === null || each.p_value > 0.05,
-          isSelected: index === state.layer,
-          select: () => store.set({ layer: index }),
-          texts: [
-            showShare(each.normalized),
-            each.p_value === null ? "unknown" : each.p_value.toPrecision(2),
-            showShare(each.conditional_normalized),
-          ],
-        })),
-      ),
-    );
+    selectBar(information, state.layer);
     heading.textContent = `Lift of the experts of layer ${layers[state.layer].name}`;
     grid.draw(
       specialization.lifts[state.layer].map((cells) =>

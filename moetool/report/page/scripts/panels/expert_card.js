@@ -1,6 +1,6 @@
 // One expert: its share, the domains that use it, its tokens, partners and contexts.
 
-import { makeBarKey, makeBars } from "../bars.js";
+import { makeBarKey, makeBars } from "../charts/bars.js";
 import { make, makeButton, makeSection } from "../elements.js";
 import { showCount, showInterval, showNumber, showShare, showTimes } from "../numbers.js";
 

@@ -1,10 +1,10 @@
 // The map of layers and experts: load, or lift in a domain.
 
+import { makeGrid } from "../charts/grid.js";
+import { makeTwin } from "../charts/tables.js";
 import { liftColor, shareColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection, makeSelect } from "../elements.js";
-import { makeGrid } from "../grid.js";
 import { showCount, showInterval, showTimes } from "../numbers.js";
-import { makeTwin } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */

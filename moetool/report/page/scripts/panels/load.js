@@ -1,13 +1,12 @@
 // Load of the busiest experts, what a capacity drops, and what GPUs would carry.
 
-import { makeBarKey, makeBars } from "../bars.js";
+import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
+import { makeTable } from "../charts/tables.js";
 import { make, makeEmptyPanel, makeSection, makeSelect, makeSlider } from "../elements.js";
 import { showCount, showNumber, showShare, showTimes } from "../numbers.js";
-import { makeTable } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
-/** @typedef {import("../types").State} State */
 
 const ID = "load";
 const TITLE = "Load, capacity and GPUs";
@@ -23,7 +22,23 @@ export function makeLoad(page) {
   if (!load) {
     return makeEmptyPanel(ID, TITLE, payload.missing.balance ?? "There are no loads.");
   }
-  const busiest = make("div", {});
+  const busiest = makeBars(
+    "Load of the busiest expert over the mean load",
+    ["layer", "", "busiest", "at random", "in a batch", "never chosen"],
+    load.layers.map((each, index) => ({
+      label: layers[index].name,
+      value: each.max_over_mean,
+      baseline: each.random_max_over_mean,
+      select: () => store.set({ layer: index }),
+      texts: [
+        showTimes(each.max_over_mean),
+        showTimes(each.random_max_over_mean),
+        showTimes(each.batch_max_over_mean),
+        showCount(each.num_dead),
+      ],
+    })),
+    { origin: 0 },
+  );
   const element = makeSection(ID, TITLE, "The busiest expert decides how long a layer takes.", [
     make(
       "div",
@@ -39,34 +54,11 @@ export function makeLoad(page) {
     makeCapacity(page),
     makeGpus(page),
   ]);
-  /** @param {State} state */
-  function draw(state) {
-    busiest.replaceChildren(
-      makeBars(
-        "Load of the busiest expert over the mean load",
-        ["layer", "", "busiest", "at random", "in a batch", "never chosen"],
-        (load?.layers ?? []).map((each, index) => ({
-          label: layers[index].name,
-          value: each.max_over_mean,
-          baseline: each.random_max_over_mean,
-          isSelected: index === state.layer,
-          select: () => store.set({ layer: index }),
-          texts: [
-            showTimes(each.max_over_mean),
-            showTimes(each.random_max_over_mean),
-            showTimes(each.batch_max_over_mean),
-            showCount(each.num_dead),
-          ],
-        })),
-        { origin: 0 },
-      ),
-    );
-  }
   return {
     element,
     update(state, changed) {
       if (changed.has("layer")) {
-        draw(state);
+        selectBar(busiest, state.layer);
       }
     },
   };

@@ -1,7 +1,7 @@
 // Where the numbers come from, and what is not shown.
 
+import { makeTwin } from "../charts/tables.js";
 import { make, makeSection } from "../elements.js";
-import { makeTwin } from "../tables.js";
 
 /**
  * Returns the panel.

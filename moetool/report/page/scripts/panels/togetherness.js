@@ -1,11 +1,11 @@
 // Experts that are chosen together in a layer, and the flow to the next.
 
-import { makeBars } from "../bars.js";
+import { makeBars, selectBar } from "../charts/bars.js";
+import { makeGrid } from "../charts/grid.js";
+import { makeTable, makeTwin } from "../charts/tables.js";
 import { liftColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection } from "../elements.js";
-import { makeGrid } from "../grid.js";
 import { showCount, showInterval, showShare, showTimes } from "../numbers.js";
-import { makeTable, makeTwin } from "../tables.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
@@ -28,7 +28,21 @@ export function makeTogetherness({ payload, store }) {
   const summary = make("p", {});
   const groups = make("div", {});
   const flow = make("div", {});
-  const prediction = make("div", {});
+  const predicted = togetherness.layers.flatMap((layer, index) =>
+    layer.next?.hit_rate == null ? [] : [{ index, next: layer.next }],
+  );
+  const prediction = makeBars(
+    "Share of the next layer's experts that a layer's experts predict, on prompts held out",
+    ["layer", "", "predicted", "the most popular ones", "random ones"],
+    predicted.map(({ index, next }) => ({
+      label: layers[index].name,
+      value: next.hit_rate,
+      baseline: next.random,
+      select: () => store.set({ layer: index }),
+      texts: [showShare(next.hit_rate), showShare(next.popularity), showShare(next.random)],
+    })),
+    { most: 1 },
+  );
   /** Expert of each row and column. @type {number[]} */
   let order = [];
   const grid = makeGrid({
@@ -160,32 +174,6 @@ export function makeTogetherness({ payload, store }) {
     );
   }
 
-  /** @param {State} state */
-  function drawPrediction(state) {
-    const known = togetherness?.layers.flatMap((layer, index) =>
-      layer.next?.hit_rate == null ? [] : [{ index, next: layer.next }],
-    );
-    prediction.replaceChildren(
-      known?.length
-        ? makeBars(
-            "Share of the next layer's experts that a layer's experts predict, on prompts held out",
-            ["layer", "", "predicted", "the most popular ones", "random ones"],
-            known.map(({ index, next }) => ({
-              label: layers[index].name,
-              value: next.hit_rate,
-              baseline: next.random,
-              isSelected: index === state.layer,
-              select: () => store.set({ layer: index }),
-              texts: [showShare(next.hit_rate), showShare(next.popularity), showShare(next.random)],
-            })),
-            { most: 1 },
-          )
-        : make("p", { class: "missing" }, [
-            "Prompts are too few to predict the next layer's experts.",
-          ]),
-    );
-  }
-
   const element = makeSection(
     ID,
     TITLE,
@@ -205,7 +193,13 @@ export function makeTogetherness({ payload, store }) {
           role: "region",
           "aria-label": "Prediction of the next layer",
         },
-        [prediction],
+        [
+          predicted.length
+            ? prediction
+            : make("p", { class: "missing" }, [
+                "Prompts are too few to predict the next layer's experts.",
+              ]),
+        ],
       ),
     ],
   );
@@ -214,7 +208,10 @@ export function makeTogetherness({ payload, store }) {
     update(state, changed) {
       if (changed.has("layer") || changed.has("theme")) {
         draw(state);
-        drawPrediction(state);
+        selectBar(
+          prediction,
+          predicted.findIndex(({ index }) => index === state.layer),
+        );
       } else if (changed.has("expert")) {
         mark(state);
       }

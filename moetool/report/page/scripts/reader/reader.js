@@ -1,9 +1,11 @@
 // The reader: a prompt's text, tinted by where its tokens went.
 
-import { hueOf, inkOn, liftColor, NUM_HUES, shareColor } from "../colors.js";
+import { inkOn } from "../colors.js";
 import { make, makeButton, makeEmptyPanel, makeSection, makeSelect } from "../elements.js";
 import { showShare } from "../numbers.js";
-import { findPrompt } from "../store.js";
+import { makePromptList } from "./prompt_list.js";
+import { readTexts } from "./texts.js";
+import { listColored, makePins, paintToken } from "./tinting.js";
 import { makeTokenStrip } from "./token_strip.js";
 
 /** @typedef {import("../types").Page} Page */
@@ -25,24 +27,14 @@ export function makeReader({ payload, decisions, store }) {
   if (!sample || !decisions) {
     return makeEmptyPanel(ID, TITLE, payload.missing.sample ?? "The trace holds no single tokens.");
   }
-  const starts = sample.prompts.map(() => 0);
-  sample.prompts.reduce((start, prompt, index) => {
-    starts[index] = start;
-    return start + prompt.num_tokens;
-  }, 0);
+  const texts = readTexts(payload);
+  const prompts = makePromptList({ payload, store }, texts);
   const isNew = new Set(sample.new_tokens);
   const changedIn = payload.changed.map((tokens) => new Set(tokens));
   let numShown = TOKENS_AT_ONCE;
   /** @type {HTMLElement[]} */
   let spans = [];
 
-  const search = make("input", {
-    id: "prompt-search",
-    type: "search",
-    "aria-label": "Search prompts",
-    placeholder: "Search prompts  ( / )",
-  });
-  const list = make("ul", { class: "prompts scroll", tabindex: 0, "aria-label": "Prompts" });
   const colorings = makeSelect(
     "Colour by",
     [
@@ -56,7 +48,7 @@ export function makeReader({ payload, decisions, store }) {
     ],
     (value) => store.set({ coloring: /** @type {State["coloring"]} */ (value) }),
   );
-  const pins = make("div", { class: "pins", role: "group", "aria-label": "Experts with a colour" });
+  const pins = makePins({ payload, store });
   const heading = make("h3", {});
   const text = make("div", {
     class: "tokens",
@@ -69,72 +61,13 @@ export function makeReader({ payload, decisions, store }) {
   });
   const strip = makeTokenStrip({ payload, decisions, store });
 
-  search.addEventListener("input", () => showList(store.get()));
-
-  /** @param {number} token */
-  function textOf(token) {
-    return sample?.text_of
-      ? (sample.texts[sample.text_of[token]] ?? "?")
-      : `${token - starts[findPrompt(token, payload)]} `;
-  }
-
-  /** @param {number} index */
-  function wholeText(index) {
-    const prompt = sample?.prompts[index];
-    if (!prompt || !sample?.text_of) {
-      return "";
-    }
-    const tokens = sample.text_of.slice(starts[index], starts[index] + prompt.num_tokens);
-    return tokens.map((at) => sample.texts[at]).join("");
-  }
-
-  /** @param {State} state */
-  function showList(state) {
-    const wanted = search.value.trim().toLowerCase();
-    const chosen = state.domain === null ? null : domains[state.domain].name;
-    const items = (sample?.prompts ?? []).map((prompt, index) => {
-      const isWanted =
-        (chosen === null || prompt.domain === chosen) &&
-        (!wanted ||
-          `${prompt.id} ${prompt.domain}`.toLowerCase().includes(wanted) ||
-          wholeText(index).toLowerCase().includes(wanted));
-      if (!isWanted) {
-        return null;
-      }
-      const button = makeButton("", () => store.set({ prompt: index, token: null }), {
-        class: "plain",
-        "aria-current": index === state.prompt ? "true" : null,
-      });
-      button.append(
-        make("span", { class: "prompt-text", dir: "auto" }, [
-          wholeText(index)
-            .replace(/^<[^>]*>/, "")
-            .slice(0, 80)
-            .replaceAll("⏎\n", " ") || `prompt ${prompt.id}`,
-        ]),
-        make("span", { class: "muted" }, [
-          `${prompt.domain} · ${prompt.id} · ${prompt.num_tokens}`,
-        ]),
-      );
-      return make("li", {}, [button]);
-    });
-    const shown = items.filter((item) => item !== null);
-    list.replaceChildren(
-      ...(shown.length ? shown : [make("li", { class: "muted" }, ["No prompt has these words."])]),
-    );
-    const current = list.querySelector("[aria-current]");
-    if (current instanceof HTMLElement) {
-      list.scrollTop = current.offsetTop - list.offsetTop - list.clientHeight / 3;
-    }
-  }
-
   /** @param {State} state */
   function showPrompt(state) {
     const prompt = sample?.prompts[state.prompt];
     if (!prompt || !sample) {
       return;
     }
-    const start = starts[state.prompt];
+    const start = texts.starts[state.prompt];
     if (state.token !== null && state.token - start >= numShown) {
       numShown = state.token - start + 1;
     }
@@ -151,7 +84,7 @@ export function makeReader({ payload, decisions, store }) {
           dir: "auto",
           "data-token": token,
         },
-        [textOf(token)],
+        [texts.ofToken(token)],
       );
     });
     if (spans.length) {
@@ -163,45 +96,29 @@ export function makeReader({ payload, decisions, store }) {
     markToken(state);
   }
 
-  /**
-   * Returns the experts that have a colour: those pinned, else the selected one, else the prompt's most frequent.
-   * @param {State} state
-   */
-  function listColored(state) {
-    if (state.pins.length) {
-      return state.pins;
-    }
-    const numExperts = layers[state.layer].num_experts;
-    if (state.expert !== null) {
-      return [state.expert];
-    }
-    if (numExperts <= NUM_HUES) {
-      return Array.from({ length: numExperts }, (_, id) => id);
-    }
-    /** @type {Map<number, number>} */
-    const counts = new Map();
-    for (const span of spans) {
-      const first = decisions?.choices(state.layer, Number(span.dataset.token))[0];
-      if (first) {
-        counts.set(first.expert, (counts.get(first.expert) ?? 0) + 1);
-      }
-    }
-    const ordered = [...counts].sort((one, other) => other[1] - one[1] || one[0] - other[0]);
-    return ordered.slice(0, 6).map(([expert]) => expert);
-  }
-
   /** @param {State} state */
   function tint(state) {
-    const colored = state.coloring === "expert" ? listColored(state) : [];
+    const choicesOf = spans.map(
+      (span) => decisions?.choices(state.layer, Number(span.dataset.token)) ?? [],
+    );
+    const colored =
+      state.coloring === "expert"
+        ? listColored(state, layers[state.layer].num_experts, () => choicesOf)
+        : [];
     const own = domains.findIndex((each) => each.name === sample?.prompts[state.prompt]?.domain);
     const domain = state.domain ?? own;
     const lifts = domain < 0 ? null : (specialization?.lifts[state.layer][domain] ?? null);
     const changed = changedIn[state.layer];
     let before = "";
-    for (const span of spans) {
+    spans.forEach((span, index) => {
       const token = Number(span.dataset.token);
-      const choices = decisions?.choices(state.layer, token) ?? [];
-      const { color, mark } = paintToken(state, choices, colored, lifts);
+      const { color, mark } = paintToken(
+        state,
+        choicesOf[index],
+        colored,
+        lifts,
+        Boolean(sample?.has_ranks),
+      );
       span.style.backgroundColor = color ?? "";
       span.style.color = color ? inkOn(color) : "";
       span.classList.toggle("changed", Boolean(changed?.has(token)));
@@ -212,71 +129,8 @@ export function makeReader({ payload, decisions, store }) {
         delete span.dataset.mark;
       }
       before = mark;
-    }
-    showPins(state, colored);
-  }
-
-  /**
-   * @param {State} state
-   * @param {import("../types").Choice[]} choices
-   * @param {number[]} colored
-   * @param {import("../types").Lifts | null} lifts
-   */
-  function paintToken(state, choices, colored, lifts) {
-    const first = choices[0];
-    if (!first) {
-      return { color: null, mark: "" };
-    }
-    if (state.coloring === "lift") {
-      const lift = lifts?.lift[first.expert] ?? null;
-      return { color: lift === null ? null : liftColor(lift), mark: "" };
-    }
-    if (state.coloring === "confidence") {
-      return { color: first.weight === null ? null : shareColor(first.weight), mark: "" };
-    }
-    const found = choices.find((choice) => colored.includes(choice.expert));
-    // With pins, any choice of a pinned expert counts; otherwise the first choice alone.
-    const shown = state.pins.length || state.expert !== null || !sample?.has_ranks ? found : first;
-    const index = shown ? colored.indexOf(shown.expert) : -1;
-    return index < 0
-      ? { color: null, mark: "" }
-      : { color: hueOf(index), mark: String(colored[index]) };
-  }
-
-  /**
-   * @param {State} state
-   * @param {number[]} colored
-   */
-  function showPins(state, colored) {
-    if (state.coloring !== "expert") {
-      const words =
-        state.coloring === "lift"
-          ? "Orange: an expert that the domain uses more than all tokens do. Blue: less."
-          : "Dark violet: the first choice has no weight. Yellow: all of it.";
-      pins.replaceChildren(make("span", { class: "muted" }, [words]));
-      return;
-    }
-    const chips = colored.map((expert, index) => {
-      const chip = makeButton(`expert ${expert}`, () => togglePin(expert), {
-        class: "chip",
-        "aria-pressed": state.pins.includes(expert),
-      });
-      chip.style.backgroundColor = hueOf(index);
-      chip.style.color = inkOn(hueOf(index));
-      return chip;
     });
-    const words = state.pins.length
-      ? "Press an expert to take its colour away."
-      : `Layer ${layers[state.layer].name}. Press an expert to keep its colour alone; tokens without a colour went elsewhere.`;
-    pins.replaceChildren(...chips, make("span", { class: "muted" }, [words]));
-  }
-
-  /** @param {number} expert */
-  function togglePin(expert) {
-    const { pins: pinned } = store.get();
-    store.set({
-      pins: pinned.includes(expert) ? pinned.filter((pin) => pin !== expert) : [...pinned, expert],
-    });
+    pins.show(state, colored);
   }
 
   /** @param {State} state */
@@ -286,7 +140,7 @@ export function makeReader({ payload, decisions, store }) {
       span.classList.toggle("selected", isIt);
       span.setAttribute("aria-pressed", String(isIt));
     }
-    strip.show(state.layer, state.token, state.token === null ? "" : textOf(state.token));
+    strip.show(state.layer, state.token, state.token === null ? "" : texts.ofToken(state.token));
   }
 
   /** @param {Event} event */
@@ -299,14 +153,14 @@ export function makeReader({ payload, decisions, store }) {
     const span = findToken(event);
     if (span && store.get().token === null) {
       const token = Number(span.dataset.token);
-      strip.show(store.get().layer, token, textOf(token));
+      strip.show(store.get().layer, token, texts.ofToken(token));
     }
   });
   text.addEventListener("focusin", (event) => {
     const span = findToken(event);
     if (span && store.get().token === null) {
       const token = Number(span.dataset.token);
-      strip.show(store.get().layer, token, textOf(token));
+      strip.show(store.get().layer, token, texts.ofToken(token));
     }
   });
   text.addEventListener("click", (event) => {
@@ -363,10 +217,10 @@ export function makeReader({ payload, decisions, store }) {
             `${sample.prompts.length} prompts are shown here, ${showShare(sample.num_tokens / Math.max(1, totalTokens(payload)))} of the trace's tokens.`,
           ]),
       make("div", { class: "reader" }, [
-        make("div", { class: "prompt-list" }, [search, list]),
+        prompts.element,
         make("div", { class: "prompt" }, [
           make("div", { class: "controls" }, [colorings.element]),
-          pins,
+          pins.element,
           heading,
           text,
           more,
@@ -383,9 +237,11 @@ export function makeReader({ payload, decisions, store }) {
         numShown = TOKENS_AT_ONCE;
       }
       if (changed.has("prompt") || changed.has("domain")) {
-        showList(state);
+        prompts.show(state);
       }
-      if (changed.has("prompt")) {
+      const isBeyond =
+        state.token !== null && state.token >= texts.starts[state.prompt] + spans.length;
+      if (changed.has("prompt") || isBeyond) {
         showPrompt(state);
       } else if (
         ["layer", "coloring", "pins", "domain", "expert", "theme"].some((key) =>

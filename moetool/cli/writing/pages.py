@@ -84,7 +84,7 @@ def make_page_of_run(page: Path | None, *, trace: Path | None, force: bool, is_q
     try:
         with show_status(is_quiet=is_quiet) as show:
             show("making the page")
-            from moetool.library.questions.report import render_report
+            from moetool.library.report import render_report
 
             text = render_report(trace, show=show)
         put_page(text, page, force=force, is_quiet=is_quiet)

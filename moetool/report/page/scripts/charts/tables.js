@@ -1,6 +1,6 @@
 // Tables: the form that every chart can be read in, and copied from.
 
-import { make, makeButton } from "./elements.js";
+import { make, makeButton } from "../elements.js";
 
 // Rows that a table shows; a copy has all of them.
 const MOST_ROWS = 500;

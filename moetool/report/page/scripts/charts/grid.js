@@ -1,7 +1,7 @@
 // A grid of coloured cells on a canvas that pointer and keyboard read cell by cell.
 
-import { inkOn } from "./colors.js";
-import { make } from "./elements.js";
+import { inkOn } from "../colors.js";
+import { make } from "../elements.js";
 
 const LABEL_WIDTH = 64;
 const LABEL_HEIGHT = 18;
@@ -9,7 +9,8 @@ const LEAST_CELL = 4;
 const MOST_HEIGHT = 36;
 const MOST_WIDTH = 76;
 const LINE_HEIGHT = 13;
-const MOST_PIXELS = 32_000;
+const MOST_PIXELS_A_SIDE = 32_000;
+const MOST_PIXELS = 16_000_000;
 // Cells of this width have room for a line across those that may be chance, and for a number.
 const HATCHED_CELL = 7;
 const NUMBERED_CELL = 34;
@@ -76,8 +77,12 @@ export function makeGrid(options) {
     cellHeight = Math.min(MOST_HEIGHT, Math.max(cellWidth, options.isSquare ? 0 : 12));
     const width = LABEL_WIDTH + numColumns * cellWidth + 2;
     const height = LABEL_HEIGHT + cells.length * cellHeight + 2;
-    // Browsers leave a canvas blank that is larger.
-    const density = Math.min(window.devicePixelRatio || 1, MOST_PIXELS / Math.max(width, height));
+    // Browsers leave a canvas blank that is longer or larger.
+    const density = Math.min(
+      window.devicePixelRatio || 1,
+      MOST_PIXELS_A_SIDE / Math.max(width, height),
+      Math.sqrt(MOST_PIXELS / (width * height)),
+    );
     canvas.width = width * density;
     canvas.height = height * density;
     // The height follows, also where a narrower page makes it shrink.

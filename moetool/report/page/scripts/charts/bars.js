@@ -1,6 +1,6 @@
 // Bar charts that are tables: each row has its numbers, and a bar that shows one of them.
 
-import { make, makeButton } from "./elements.js";
+import { make, makeButton } from "../elements.js";
 
 /**
  * @typedef {object} Bar
@@ -54,6 +54,18 @@ export function makeBars(caption, header, bars, scale = {}) {
     make("thead", {}, [make("tr", {}, names)]),
     make("tbody", {}, rows),
   ]);
+}
+
+/**
+ * Marks one row of a chart as selected; none if there is no such row.
+ * @param {HTMLTableElement} chart
+ * @param {number} index
+ */
+export function selectBar(chart, index) {
+  [...chart.tBodies[0].rows].forEach((row, at) => {
+    row.classList.toggle("selected", at === index);
+    row.querySelector("button")?.setAttribute("aria-pressed", String(at === index));
+  });
 }
 
 /**

@@ -1,0 +1,1 @@
+"""Files of commands that are not reports: HTML pages and figures."""

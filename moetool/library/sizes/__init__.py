@@ -1,0 +1,1 @@
+"""Sizes of a model, for questions to a trace that does not have them."""

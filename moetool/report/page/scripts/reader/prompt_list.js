@@ -1,0 +1,74 @@
+// The list of prompts, with its search.
+
+import { make, makeButton } from "../elements.js";
+
+/** @typedef {import("../types").State} State */
+
+const LONGEST_TEXT = 80;
+
+/**
+ * Returns the list; `show` lists the prompts that the search and the selected domain leave.
+ * @param {Pick<import("../types").Page, "payload" | "store">} page
+ * @param {import("./texts").Texts} texts
+ */
+export function makePromptList({ payload, store }, texts) {
+  const prompts = payload.sample?.prompts ?? [];
+  const search = make("input", {
+    id: "prompt-search",
+    type: "search",
+    "aria-label": "Search prompts",
+    placeholder: "Search prompts  ( / )",
+  });
+  const list = make("ul", { class: "prompts scroll", tabindex: 0, "aria-label": "Prompts" });
+
+  /**
+   * @param {number} index
+   * @param {State} state
+   */
+  function isWanted(index, state) {
+    const { id, domain } = prompts[index];
+    const wanted = search.value.trim().toLowerCase();
+    return (
+      (state.domain === null || domain === payload.domains[state.domain].name) &&
+      (!wanted || `${id} ${domain} ${texts.ofPrompt(index)}`.toLowerCase().includes(wanted))
+    );
+  }
+
+  /**
+   * @param {number} index
+   * @param {State} state
+   */
+  function makeItem(index, state) {
+    const { id, domain, num_tokens: numTokens } = prompts[index];
+    // Without a special token at its beginning.
+    const text = texts.ofPrompt(index).replace(/^<[^>]*>/, "");
+    const button = makeButton("", () => store.set({ prompt: index, token: null }), {
+      class: "plain",
+      "aria-current": index === state.prompt ? "true" : null,
+    });
+    button.append(
+      make("span", { class: "prompt-text", dir: "auto" }, [
+        text.slice(0, LONGEST_TEXT).replaceAll("⏎\n", " ") || `prompt ${id}`,
+      ]),
+      make("span", { class: "muted" }, [`${domain} · ${id} · ${numTokens} tokens`]),
+    );
+    return make("li", {}, [button]);
+  }
+
+  /** @param {State} state */
+  function show(state) {
+    const wanted = prompts.map((_, index) => index).filter((index) => isWanted(index, state));
+    list.replaceChildren(
+      ...(wanted.length
+        ? wanted.map((index) => makeItem(index, state))
+        : [make("li", { class: "muted" }, ["No prompt has these words."])]),
+    );
+    const current = list.querySelector("[aria-current]");
+    if (current instanceof HTMLElement) {
+      list.scrollTop = current.offsetTop - list.offsetTop - list.clientHeight / 3;
+    }
+  }
+
+  search.addEventListener("input", () => show(store.get()));
+  return { element: make("div", { class: "prompt-list" }, [search, list]), show };
+}

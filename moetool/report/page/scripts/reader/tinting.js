@@ -1,0 +1,131 @@
+// Colours of tokens, and of the experts that they stand for.
+
+import { hueOf, inkOn, liftColor, NUM_HUES, shareColor } from "../colors.js";
+import { make, makeButton } from "../elements.js";
+
+/** @typedef {import("../types").State} State */
+/** @typedef {import("../types").Choice} Choice */
+
+// Experts that have a colour unasked where a layer has more than there are hues.
+const MOST_UNASKED = 6;
+
+/**
+ * Returns the experts that have a colour: those pinned, else the selected one, else all of a small
+ * layer, else the most frequent first choices.
+ * @param {State} state
+ * @param {number} numExperts Of the layer.
+ * @param {() => Choice[][]} readChoices Choices of the tokens in view.
+ */
+export function listColored(state, numExperts, readChoices) {
+  if (state.pins.length) {
+    return state.pins;
+  }
+  if (state.expert !== null) {
+    return [state.expert];
+  }
+  if (numExperts <= NUM_HUES) {
+    return Array.from({ length: numExperts }, (_, id) => id);
+  }
+  /** @type {Map<number, number>} */
+  const counts = new Map();
+  for (const [first] of readChoices()) {
+    if (first) {
+      counts.set(first.expert, (counts.get(first.expert) ?? 0) + 1);
+    }
+  }
+  const ordered = [...counts].sort((one, other) => other[1] - one[1] || one[0] - other[0]);
+  return ordered.slice(0, MOST_UNASKED).map(([expert]) => expert);
+}
+
+/**
+ * Returns the colour of a token, and the number of the expert that the colour stands for.
+ * @param {State} state
+ * @param {Choice[]} choices Of the token.
+ * @param {number[]} colored
+ * @param {import("../types").Lifts | null} lifts
+ * @param {boolean} hasRanks
+ * @returns {{ color: string | null, mark: string }}
+ */
+export function paintToken(state, choices, colored, lifts, hasRanks) {
+  const [first] = choices;
+  if (!first) {
+    return { color: null, mark: "" };
+  }
+  if (state.coloring === "lift") {
+    const lift = lifts?.lift[first.expert] ?? null;
+    return { color: lift === null ? null : liftColor(lift), mark: "" };
+  }
+  if (state.coloring === "confidence") {
+    return { color: first.weight === null ? null : shareColor(first.weight), mark: "" };
+  }
+  // Any choice of an expert that was asked for counts; otherwise the first choice alone.
+  const isAnyRank = state.pins.length > 0 || state.expert !== null || !hasRanks;
+  const shown = isAnyRank ? choices.find(({ expert }) => colored.includes(expert)) : first;
+  const index = shown ? colored.indexOf(shown.expert) : -1;
+  return index < 0
+    ? { color: null, mark: "" }
+    : { color: hueOf(index), mark: String(colored[index]) };
+}
+
+/**
+ * Returns the key to the colours, whose experts can be pinned.
+ * @param {Pick<import("../types").Page, "payload" | "store">} page
+ */
+export function makePins({ payload, store }) {
+  const element = make("div", {
+    class: "pins",
+    role: "group",
+    "aria-label": "Experts with a colour",
+  });
+
+  /** @param {number} expert */
+  function toggle(expert) {
+    const { pins } = store.get();
+    store.set({
+      pins: pins.includes(expert) ? pins.filter((pin) => pin !== expert) : [...pins, expert],
+    });
+  }
+
+  /**
+   * @param {State} state
+   * @param {number} expert
+   * @param {number} index
+   */
+  function makeChip(state, expert, index) {
+    const chip = makeButton(`expert ${expert}`, () => toggle(expert), {
+      class: "chip",
+      "aria-pressed": state.pins.includes(expert),
+    });
+    chip.style.backgroundColor = hueOf(index);
+    chip.style.color = inkOn(hueOf(index));
+    return chip;
+  }
+
+  /** @param {State} state */
+  function explain(state) {
+    switch (state.coloring) {
+      case "lift":
+        return `Orange: an expert that the ${payload.by} uses more than all tokens do. Blue: less.`;
+      case "confidence":
+        return "Dark violet: the first choice has no weight. Yellow: all of it.";
+      default:
+        return state.pins.length
+          ? "Press an expert to take its colour away."
+          : `Layer ${payload.layers[state.layer].name}. Press an expert to keep its colour alone; tokens without a colour went elsewhere.`;
+    }
+  }
+
+  return {
+    element,
+    /**
+     * @param {State} state
+     * @param {number[]} colored
+     */
+    show(state, colored) {
+      element.replaceChildren(
+        ...colored.map((expert, index) => makeChip(state, expert, index)),
+        make("span", { class: "muted" }, [explain(state)]),
+      );
+    },
+  };
+}
