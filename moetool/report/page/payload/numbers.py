@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 # Significant digits; the page shows three at most.
-_DIGITS = 5
+_DIGITS = 6
 
 
 def shorten(value: float | None) -> float | int | None:

@@ -192,7 +192,10 @@ export function makeGrid(options) {
       const middle = top + cellHeight / 2 - ((lines.length - 1) * LINE_HEIGHT) / 2;
       lines.forEach((line, index) => {
         const height = middle + index * LINE_HEIGHT;
-        context.fillText(line, left + cellWidth / 2, height, cellWidth - 4);
+        // A word that does not fit would be squeezed.
+        if (index === 0 || context.measureText(line).width <= 1.2 * (cellWidth - 4)) {
+          context.fillText(line, left + cellWidth / 2, height, cellWidth - 4);
+        }
       });
     }
   }
@@ -232,6 +235,9 @@ export function makeGrid(options) {
       [row, column] = [place.y, place.x];
       read();
     }
+  });
+  canvas.addEventListener("pointerleave", () => {
+    readout.textContent = "\u00a0";
   });
   canvas.addEventListener("click", (event) => {
     const place = find(event);
