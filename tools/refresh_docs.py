@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/first-ten-minutes.md",
+    "docs/questions/report.md",
     "docs/questions/balance.md",
     "docs/questions/specialize.md",
     "docs/questions/coactivation.md",

@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from moetool.catalogue.published import read_published_models
-from moetool.cli import plots
+from moetool.cli.commands.figures import plot as plots
 from moetool.cli.commands.models import models
 from moetool.cli.errors import EXIT_CODES
 from moetool.cli.main import _COMMANDS, app

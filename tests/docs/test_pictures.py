@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.cli import plots
+from moetool.cli.commands.figures import plot as plots
 from tests.command import run_main
 from tools.draw_figures import FIGURES, PAGE, read_commands
 from tools.draw_figures import read_words as read_figure_words

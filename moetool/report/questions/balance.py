@@ -69,7 +69,7 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
         if verdict.random_max_violation_batch is not None:
             busiest += f"; at random, {_times(verdict.random_max_violation_batch)} on average"
     yield from make_paragraphs(
-        [style_words(_judge(verdict), Style.STRONG), f"{busiest}.", _word_dead(verdict)]
+        [style_words(judge_load(verdict), Style.STRONG), f"{busiest}.", _word_dead(verdict)]
     )
 
 
@@ -85,7 +85,7 @@ def _word_dead(verdict: Verdict) -> str:
     return f"{never}; a random router would leave out {verdict.random_num_dead:,.1f}."
 
 
-def _judge(verdict: Verdict) -> str:
+def judge_load(verdict: Verdict) -> str:
     """Return whether the load is uneven beyond chance, in words."""
     if verdict.num_uneven is None:
         return (

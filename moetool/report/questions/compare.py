@@ -34,7 +34,7 @@ def render_table_text(result: Comparison, view: View = DEFAULT_VIEW) -> str:
     # Of equal traces, rows of zeros for each layer are enough.
     differs = result.verdict is not Verdict.IDENTICAL or bool(result.overall.weight_change)
     blocks: tuple[Block, ...] = (
-        make_paragraphs(_word_verdict(result)),
+        make_paragraphs(word_verdict(result)),
         [_make_layers(result), *_note_more(len(result.layers), "layer")],
         [_make_groups(result), *_note_more(len(result.groups), "group")] if differs else (),
         [_make_positions(result)] if differs else (),
@@ -46,7 +46,7 @@ def render_table_text(result: Comparison, view: View = DEFAULT_VIEW) -> str:
     return render_page(blocks, view)
 
 
-def _word_verdict(result: Comparison) -> list[Words]:
+def word_verdict(result: Comparison) -> list[Words]:
     overall = result.overall
     if result.verdict is Verdict.UNKNOWN:
         return [style_words("No decision of the two traces could be compared.", Style.STRONG)]

@@ -86,7 +86,7 @@ function fit(next, before, payload) {
  * @param {number} token
  * @param {Payload} payload
  */
-export function findPrompt(token, payload) {
+function findPrompt(token, payload) {
   let end = 0;
   const prompts = payload.sample?.prompts ?? [];
   return Math.max(

@@ -10,7 +10,7 @@ import pytest
 
 from moetool import render_report, write_report
 from moetool.errors import UsageError
-from moetool.library.questions import report as asking
+from moetool.library import report as asking
 from moetool.trace.metadata import TraceMetadata
 from tests.analysis.random_traces import Router, describe_router, make_random_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused

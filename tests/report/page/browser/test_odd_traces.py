@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from playwright.sync_api import Page
 
-from moetool.library.questions import report
+from moetool.library import report
 from moetool.library.report import write_report
 from moetool.trace.loads.metadata import LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
