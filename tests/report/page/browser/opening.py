@@ -103,6 +103,12 @@ def read_twin(page: Page, section: str) -> Rows:
     return read_rows(table)
 
 
+def read_address(page: Page) -> str:
+    """Return the hash of the page's address as it is now; `Page.url` follows some time later."""
+    hash_: str = page.evaluate("location.hash")
+    return hash_
+
+
 def choose(page: Page, label: str, option: str) -> None:
     """Choose from one of the lists of the bar at the top, by what the list says."""
     select = page.locator(".selection label").filter(has_text=label).locator("select")
