@@ -16,6 +16,9 @@ def shorten(value: float | None) -> float | int | None:
     if isinstance(value, int):
         return value
     short = float(f"{value:.{_DIGITS}g}")
+    if not math.isfinite(short):
+        # The largest numbers would be rounded up to infinity.
+        return value
     return int(short) if short.is_integer() and abs(short) < 2**53 else short
 
 
