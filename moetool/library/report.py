@@ -20,7 +20,7 @@ from moetool.library.questions.balance import measure_balance
 from moetool.library.questions.cache import DEFAULT_BUDGETS
 from moetool.library.questions.coactivation import measure_coactivation
 from moetool.library.questions.compare import compare_traces
-from moetool.library.questions.place import place_experts
+from moetool.library.questions.place import place_on_each
 from moetool.library.questions.sample import sample_prompts
 from moetool.library.questions.specialize import measure_specialization
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
@@ -218,10 +218,7 @@ class _Asking:
                 f"The experts of a layer can't be shared out evenly among {_NUMS_GPUS[0]} GPUs.",
                 hint="Name a number of GPUs: moetool place.",
             )
-        return tuple(
-            place_experts(self._trace, num_gpus=gpus, by=self._by, **self._options)
-            for gpus in numbers
-        )
+        return tuple(place_on_each(self._trace, numbers, by=self._by, **self._options))
 
     def _fill_batches(self) -> Caching:
         """Return the experts that batches touch, which takes no size of an expert."""
