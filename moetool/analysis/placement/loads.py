@@ -82,6 +82,11 @@ def measure_load_placement(
         held_out = split_prompts(names, seed=options.seed)
         fitted = ~held_out
         split = Split("step", int(fitted.sum()), int(held_out.sum()), options.seed)
+        notes.append(
+            f"Scores are of placements fitted on {number_of(split.num_fitted, 'step')} and scored on "
+            f"{number_of(split.num_held_out, 'other')}; physical_to_logical and exports are fitted "
+            "on all."
+        )
     described = tuple(
         _describe_layer(
             layer,

@@ -47,6 +47,7 @@ def render_table_text(result: Comparison, view: View = DEFAULT_VIEW) -> str:
 
 
 def word_verdict(result: Comparison) -> list[Words]:
+    """Return the verdict and the facts behind it, a paragraph each."""
     overall = result.overall
     if result.verdict is Verdict.UNKNOWN:
         return [style_words("No decision of the two traces could be compared.", Style.STRONG)]
