@@ -29,6 +29,7 @@ from moetool.printable import printable
 from moetool.trace.loads.table import LoadTable
 from moetool.trace.reading.counts import LayerCounts
 from moetool.trace.reading.layer_shapes import check_layers
+from moetool.wording import number_of
 
 Place = tuple[str, int]
 
