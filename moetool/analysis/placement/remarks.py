@@ -38,7 +38,8 @@ def _say_fitted(result: Placement) -> str:
             "The trace has a single prompt, so none is held out: scores are of the prompt that the "
             "placements were fitted on, and whether they are better than chance is unknown. Even "
             "there, a method can score worse than contiguous placement: EPLB evens out the load of "
-            "all tokens together and not of each batch, and co-activation trades balance for traffic."
+            "all tokens together, not that of each batch, and ignores traffic; co-activation weighs "
+            "traffic against even loads."
         )
     by = printable(result.by or "", max_length=60)
     return (

@@ -76,7 +76,7 @@ def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
             f"{_EVENNESS[change.verdict]} (busiest GPU {load} times the mean, not "
             f"{_format(start.batch_imbalance)})"
             if change.verdict in _EVENNESS
-            else f"has a busiest GPU of {load} times the mean, not {_format(start.batch_imbalance)}"
+            else f"has a busiest GPU of {load} times the mean (not {_format(start.batch_imbalance)})"
         )
     change, reached = found.fan_out_change, _format(found.fan_out)
     if change is not None:
