@@ -14,11 +14,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from moetool.analysis.sampling.shrinking import shrink
 from moetool.errors import UsageError
+from moetool.report.page.assets import join_scripts, read_asset
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.assembly import DETAILS, make_payload, make_title
 from moetool.report.page.payload.layers import list_layers
 from moetool.report.page.payload.reading import pack_decisions
-from moetool.report.page.scripts import join_scripts, read_asset
 from moetool.report.page.tables import make_tables
 from moetool.wording import number_of
 

@@ -159,7 +159,10 @@ def list_left_out(contents: PageContents, detail: Detail) -> list[str]:
     if sample is not None and not sample.is_complete:
         sentences.append(_say_sampled(sample))
     if contents.redacts_text:
-        sentences.append("Texts of prompts and tokens were left out, as asked for.")
+        sentences.append(
+            "Texts of prompts and tokens, ids of prompts and the trace's own notes were left out, as "
+            "asked for."
+        )
     if not detail.has_all_lifts:
         sentences.append("Lifts that may be chance are not shown.")
     elif not detail.has_all_intervals:
@@ -184,6 +187,6 @@ def _say_sampled(sample: PromptSample) -> str:
         )
     return (
         f"Single tokens are those of {len(sample.prompts):,} of {trace.num_prompts:,} prompts "
-        f"({tokens}), chosen by their ids alike from every {sample.by}; all other figures are of "
+        f"({tokens}), chosen by their ids from each {sample.by} in turn; all other figures are of "
         "the whole trace."
     )

@@ -17,8 +17,7 @@ def shorten(value: float | None) -> float | int | None:
         return value
     short = float(f"{value:.{_DIGITS}g}")
     if not math.isfinite(short):
-        # The largest numbers would be rounded up to infinity.
-        return value
+        return value  # The largest numbers round up to infinity, which JSON lacks.
     return int(short) if short.is_integer() and abs(short) < 2**53 else short
 
 

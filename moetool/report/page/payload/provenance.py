@@ -73,7 +73,7 @@ def make_notes(contents: PageContents) -> list[dict[str, Any]]:
     notes = []
     metadata = contents.metadata
     results = {
-        "trace": metadata.notes if metadata else (),
+        "trace": metadata.notes if metadata and not contents.redacts_text else (),
         "balance": contents.balance.notes if contents.balance else (),
         "specialization": contents.specialization.notes if contents.specialization else (),
         "coactivation": contents.coactivation.notes if contents.coactivation else (),

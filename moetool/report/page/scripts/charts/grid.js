@@ -229,6 +229,20 @@ export function makeGrid(options) {
     readout.textContent = cells[row]?.[column] ? options.describe(row, column) : "\u00a0";
   }
 
+  /** Scrolls to the cell that the keyboard is on. */
+  function follow() {
+    const [left, top] = [LABEL_WIDTH + column * cellWidth, LABEL_HEIGHT + row * cellHeight];
+    const { clientWidth, clientHeight } = scroll;
+    scroll.scrollLeft = Math.min(
+      left - LABEL_WIDTH,
+      Math.max(scroll.scrollLeft, left + 2 * cellWidth - clientWidth),
+    );
+    scroll.scrollTop = Math.min(
+      top - LABEL_HEIGHT,
+      Math.max(scroll.scrollTop, top + 2 * cellHeight - clientHeight),
+    );
+  }
+
   canvas.addEventListener("pointermove", (event) => {
     const place = find(event);
     if (place) {
@@ -268,6 +282,7 @@ export function makeGrid(options) {
       column = Math.min(Math.max(column + right, 0), (cells[row]?.length ?? 1) - 1);
       isMoving = true;
       read();
+      follow();
       schedule();
     } else if (event.key === "Enter" || event.key === " ") {
       options.choose(row, column);
