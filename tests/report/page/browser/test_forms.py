@@ -18,7 +18,7 @@ from tests.report.page.browser.shown import differences, interval, shows
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
 
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(13, 17, 23)"
-ALL_SELECTED = "#layer=1&expert=4&token=30&domain=1"
+ALL_SELECTED = "#layer=2&expert=4&token=30&domain=law"
 NARROW = {"viewport": {"width": 400, "height": 800}}
 PANELS = (
     *("reader", "map", "expert", "domains", "togetherness", "load"),
@@ -101,7 +101,7 @@ def test_targets_are_large_enough_for_fingers(open_page: OpenPage, page_file: Pa
     canvas = page.locator("#map canvas")
     canvas.scroll_into_view_if_needed()
     canvas.tap(position={"x": 90, "y": 25})
-    assert "layer=0" in read_address(page)
+    assert "layer=1" in read_address(page)
     assert "expert=" in read_address(page)
 
 
@@ -142,11 +142,16 @@ def list_pale(page: Page) -> list[str]:
     found: list[str] = page.locator(
         "main :is(p, td, th, button, h2, h3, li, caption)"
     ).evaluate_all(
-        """all => all.filter(one => one.checkVisibility() && one.textContent.trim())
+        """all => {
+          const luminance = color => {
+            const [red, green, blue] = color.match(/\\d+/g).map(Number);
+            return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+          };
+          return all.filter(one => one.checkVisibility() && one.textContent.trim())
           .map(one => [one.outerHTML.slice(0, 80), getComputedStyle(one)])
           .filter(([, style]) => style.backgroundColor === "rgba(0, 0, 0, 0)"
-            && Math.max(...style.color.match(/\\d+/g).slice(0, 2).map(Number)) > 120)
-          .map(([html, style]) => `${html} ${style.color}`)"""
+            && luminance(style.color) > 110)
+          .map(([html, style]) => `${html} ${style.color}`); }"""
     )
     return found
 

@@ -185,6 +185,7 @@ def test_stacks_of_an_encoder_and_a_decoder(open_trace: MakeAndOpen) -> None:
         f"encoder {number}" for number in (1, 2, 3)
     ]
     page.keyboard.press("Escape")
+    choose(page, "Layer", "decoder 1")
     page.locator("#reader .token").first.click()
     assert page.locator("#reader .strip tbody th").all_inner_texts() == ["decoder 1", "decoder 2"]
 
@@ -254,7 +255,7 @@ def test_pages_leave_out_whole_prompts_of_all_domains_and_say_so(
     page = open_page(folder / "sampled.html")
     shown = page.locator(".prompts button .muted").all_inner_texts()
     assert len(shown) == 4
-    assert {text.split(" · ")[0] for text in shown} == {"code", "law", "prose"}
+    assert {text.split(" · ")[1] for text in shown} == {"code", "law", "prose"}
     assert "of 12 prompts" in page.locator("#data").inner_text()
     # All other figures are those of the whole trace.
     assert sum(int(row[2]) for row in read_twin(page, "map")) == 3 * 12 * 24 * 2
