@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moetool import (
@@ -197,6 +197,7 @@ def test_more_than_255_experts_take_two_bytes_and_new_tokens_are_marked() -> Non
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.none() | st.integers())
+@example(1.79765e308)
 def test_numbers_keep_five_digits(value: float | None) -> None:
     found = shorten(value)
     if value is None or not math.isfinite(value):

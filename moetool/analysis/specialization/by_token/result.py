@@ -96,6 +96,11 @@ class ExpertToken:
     shrunken_lift: float
     loads: LoadsLift
 
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the token exceeds what any would under a router that ignores tokens."""
+        return self.shrunken_lift > self.loads.shrunken_lift
+
 
 @dataclass(frozen=True)
 class TokenVerdict:
