@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from moetool.library.questions.report import _Asking
 
 from moetool import render_report
 from moetool.analysis.balance.result import Balance

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moetool.report.page import assets
 from moetool.report.page.assets import join_scripts, read_asset
 
 FOLDER = Path(assets.__file__).parent / "scripts"
