@@ -19,8 +19,8 @@ from moetool.report.text.styles import THEME
 FILE_WIDTH = 80
 _ANY_WIDTH = 1_000_000
 _ANY_HEIGHT = 100
-# Top, right, bottom and left of a cell: three columns between cells, two, or one.
-_WIDE, _CLOSE, _CLOSEST = (0, 1, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0)
+# Top, right, bottom and left of a cell: two columns between cells, or one.
+_CLOSE, _CLOSEST = (0, 1, 0, 0), (0, 0, 0, 0)
 
 # What stands together, without an empty line in between.
 Block = Sequence[RenderableType]
@@ -69,9 +69,10 @@ def _fit_table(table: Table, console: Console, view: View) -> Table:
     if view.width is None:
         console.width = max(FILE_WIDTH, size.maximum)
         return table
+    if size.maximum <= view.width:
+        return table
     broken = _break_headings(table, console, options)
-    for kind, padding in ((table, _WIDE), (table, _CLOSE), (broken, _WIDE), (broken, _CLOSE)):
-        fitting = _pad(kind, padding)
+    for fitting in (_pad(table, _CLOSE), broken, _pad(broken, _CLOSE)):
         if Measurement.get(console, options, fitting).maximum <= view.width:
             return fitting
     narrow = _pad(broken, _CLOSEST)
