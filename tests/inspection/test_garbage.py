@@ -92,7 +92,7 @@ def test_building_and_simulating_search_seldom(
         moetool.inspect_model(model)
     monkeypatch.setattr("moetool.memory.simulated.model_runs.run_scenario", stop)
     with pytest.raises(InputError, match="Seen"):
-        make_runs(model).simulate(Scenario())
+        make_runs(model).simulate(Scenario(num_prompt_tokens=4, num_new_tokens=2, dtype="float32"))
     assert len(seen) == 2
     assert min(seen) > 10 * USUAL[0]
     assert gc.get_threshold() == USUAL

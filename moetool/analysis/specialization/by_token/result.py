@@ -96,6 +96,11 @@ class ExpertToken:
     shrunken_lift: float
     loads: LoadsLift
 
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the expert gets the token more than any token would be by chance."""
+        return self.shrunken_lift > self.loads.shrunken_lift
+
 
 @dataclass(frozen=True)
 class TokenVerdict:
