@@ -24,15 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.measure import (
-    PlacementOptions,
-    measure_placement,
-    place_by_every_method,
-)
+from moetool.analysis.placement.measure import PlacementOptions, measure_placement
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.layer_statistics import StatisticsCounter
 from moetool.analysis.placement.result import COACTIVATION, METHODS, MethodPlacement
 from moetool.analysis.placement.scoring import LayerScorer
+from moetool.analysis.placement.trial import place_by_every_method
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.windows.prompt_groups import read_prompt_groups
 from moetool.trace.windows.reader import DecisionReader

@@ -11,16 +11,17 @@ from moetool.analysis.balance.result import Balance
 from moetool.analysis.caching import measure as caching
 from moetool.analysis.caching.budgets import parse_budgets
 from moetool.analysis.caching.result import Caching
+from moetool.analysis.comparison.result import Comparison
 from moetool.analysis.placement.result import Placement
 from moetool.analysis.sampling.result import PromptSample
 from moetool.choices import take_flag, take_path, take_text
-from moetool.errors import InputError, MoetoolError
+from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.library.opening import open_any, open_reader, take_layers
 from moetool.library.questions.balance import measure_balance
 from moetool.library.questions.cache import DEFAULT_BUDGETS
 from moetool.library.questions.coactivation import measure_coactivation
 from moetool.library.questions.compare import compare_traces
-from moetool.library.questions.place import place_experts
+from moetool.library.questions.place import place_on_each
 from moetool.library.questions.sample import sample_prompts
 from moetool.library.questions.specialize import measure_specialization
 from moetool.output.targets import check_target_file, saying_what_failed, write_file
@@ -35,7 +36,12 @@ if TYPE_CHECKING:
 # Experts of all tokens that can be read one by one, in a page of few tokens and in others.
 _MOST_ASSIGNMENTS_OF_FEW, _MOST_ASSIGNMENTS = 350_000, 700_000
 # Numbers of GPUs that share the experts, where they can be shared out evenly.
-_NUMS_GPUS = (2, 4, 8, 16, 32, 64)
+_NUMS_GPUS = (2, 4, 8, 16)
+
+# Columns of a trace that have several values in a prompt.
+_WITHIN_PROMPTS = ("phase", "position", "token_id", "token", "stack", "layer", "rank", "expert")
+# In hints on traces of other tokens.
+_COMMON_TOKENS = "--common-tokens"
 
 # What is being done for each result that may be missing.
 _STEPS = {
@@ -82,9 +88,15 @@ def render_report(
         UsageError: An argument is out of range, or there is no such column or layer.
     """
     redacts_text = take_flag(redact_text, name="redact_text")
+    by = take_text(by, name="column to group by")
+    if by in _WITHIN_PROMPTS:
+        raise UsageError(
+            f"A page groups whole prompts, but '{by}' differs within a prompt.",
+            hint="Name a column with one value for each prompt, such as domain.",
+        )
     asking = _Asking(
         trace,
-        by=take_text(by, name="column to group by"),
+        by=by,
         layers=take_layers(layers),
         num_experts=num_experts,
         top_k=top_k,
@@ -175,7 +187,7 @@ class _Asking:
         comparison = None
         if compare is not None:
             self._show("comparing the traces")
-            comparison = compare_traces(trace, compare, by=by, **options)
+            comparison = self._compare(compare)
         specialization: Any = self._ask(
             "specialization", lambda: measure_specialization(trace, by=by, **options)
         )
@@ -202,6 +214,20 @@ class _Asking:
             redacts_text=redacts_text,
         )
 
+    def _compare(self, other: GivenTrace) -> Comparison:
+        try:
+            return compare_traces(self._trace, other, by=self._by, **self._options)
+        except MoetoolError as error:
+            if _COMMON_TOKENS not in error.hint:
+                raise
+            # Tokens that only one trace has would be missing in the reader.
+            raise type(error)(
+                error.message,
+                hint="Give two traces of the same prompts; moetool compare --common-tokens compares "
+                "what others share.",
+                facts=error.facts,
+            ) from error
+
     def _ask(self, name: str, question: Callable[[], Result]) -> Result | None:
         self._show(_STEPS[name])
         try:
@@ -218,10 +244,7 @@ class _Asking:
                 f"The experts of a layer can't be shared out evenly among {_NUMS_GPUS[0]} GPUs.",
                 hint="Name a number of GPUs: moetool place.",
             )
-        return tuple(
-            place_experts(self._trace, num_gpus=gpus, by=self._by, **self._options)
-            for gpus in numbers
-        )
+        return tuple(place_on_each(self._trace, numbers, by=self._by, **self._options))
 
     def _fill_batches(self) -> Caching:
         """Return the experts that batches touch, which takes no size of an expert."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory import estimate_scenario, named_gpu
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.figures import Method
@@ -24,7 +24,6 @@ from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues
-from tests.families.tiny.models import available
 from tests.memory.saved_configs import make_runs, save_config
 
 TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3, dtype="float32")
@@ -280,40 +279,6 @@ def test_nothing_is_simulated_if_it_can_not_be_measured(
     with pytest.raises(UsageError, match="no GPU that torch can use"):
         estimate_memory(tiny, [TINY], measure=True, on_progress=words.append)
     assert words == []
-
-
-# Families that are refused, and why.
-REFUSED: dict[str, tuple[type[MoetoolError], str]] = {
-    "deepseek_ocr2_text": (UntraceableError, "no language-model class"),
-    "diffusion_gemma": (InputError, "its forward needs"),
-    "glm5_next": (InputError, "its forward needs data"),
-    "openai_privacy_filter": (UsageError, "doesn't generate text"),
-    "qwen3_omni_moe_talker_text": (UntraceableError, "no language-model class"),
-    "unlimited_ocr_text": (UntraceableError, "no language-model class"),
-}
-# Their code asks which experts were chosen.
-APPROXIMATE = ["dbrx", "jetmoe", "longcat_flash", "nllb-moe", "step3p7", "switch_transformers"]
-
-
-@pytest.mark.parametrize("family", [name for name in available() if name not in REFUSED])
-def test_every_family_is_estimated(family: str, tmp_path: Path) -> None:
-    (estimate,) = estimate_memory(save_config(family, tmp_path), [TINY])
-    assert (estimate.method is Method.APPROXIMATE) == (family in APPROXIMATE)
-    assert estimate.at_peak is not None
-    assert estimate.at_peak.allocated_bytes == estimate.figures.peak_allocated_bytes
-    assert all((getattr(estimate.figures, name) or 0) > 0 for name in FIGURES)
-
-
-# `torch.distributions` warns of torch's own code.
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize("family", [name for name in available() if name in REFUSED])
-def test_a_family_that_can_not_be_estimated_is_refused_with_a_reason(
-    family: str, tmp_path: Path
-) -> None:
-    kind, words = REFUSED[family]
-    with pytest.raises(kind, match=words) as caught:
-        estimate_memory(save_config(family, tmp_path), [TINY])
-    assert caught.value.hint
 
 
 def test_a_trace_without_a_gpu_is_refused() -> None:

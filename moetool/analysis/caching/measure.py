@@ -131,7 +131,7 @@ def simulate_caches(
         groups=list_groups(simulated, random, names=reader.groups),
         touched=list_touched(simulated),
         layers=list_layers(simulated, random),
-        notes=explain_caching(reader, simulated, given=notes),
+        notes=explain_caching(reader, simulated, by=by, given=notes),
     )
 
 

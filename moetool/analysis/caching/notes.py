@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moetool.analysis.caching.simulation.policies import Policy
 from moetool.analysis.caching.summary import Simulated
+from moetool.printable import printable
 from moetool.trace.windows.reader import DecisionReader
 from moetool.wording import number_of
 
@@ -12,11 +14,12 @@ _FEW_PROMPTS = 20
 
 
 def explain_caching(
-    reader: DecisionReader, result: Simulated, *, given: Sequence[str]
+    reader: DecisionReader, result: Simulated, *, by: str | None, given: Sequence[str]
 ) -> tuple[str, ...]:
     """Return what was assumed, and why numbers are unknown.
 
     Args:
+        by: Column of the groups; None if there are none.
         given: Sentences on the arguments.
     """
     notes = [*reader.notes]
@@ -37,6 +40,12 @@ def explain_caching(
             f"{number_of(result.num_mixed, 'token')} of prompts are counted in the group of the first "
             "token of their step, which is another than theirs."
         )
+    if by is not None and Policy.LFU in result.policies and _has_groups(result):
+        notes.append(
+            "LFU counts uses since the beginning of the trace, so its hits by "
+            f"{printable(by, max_length=60)} depend on the order of the prompts: in another order, "
+            "other groups would have more."
+        )
     notes += given
     if not result.is_fitted:
         notes.append(
@@ -46,3 +55,8 @@ def explain_caching(
     if len(reader.prompts) < _FEW_PROMPTS:
         notes.append(f"Fewer than {_FEW_PROMPTS} prompts: intervals are wide.")
     return tuple(dict.fromkeys(notes))
+
+
+def _has_groups(result: Simulated) -> bool:
+    """Return whether the steps of a phase belong to several groups."""
+    return any(len(groups) > 1 for groups in result.groups)

@@ -124,6 +124,10 @@ class LayerPolicyResult:
     baseline: HitBaseline
 
 
+# Of a size and kind, in each layer: fewer are left out of the page.
+ENOUGH_BATCHES = 5
+
+
 @dataclass(frozen=True)
 class TouchedBaseline:
     """The distinct experts that a uniform random router would need."""
@@ -140,6 +144,7 @@ class Touched:
         of: `one text` for consecutive tokens of a prompt, `several texts` for the n-th tokens of
             as many prompts.
         num_batches: Batches in all layers.
+        fewest_batches: Batches in the layer that has the fewest.
         experts: Distinct experts per layer.
         by_load: Of tokens that choose independently with the load of the trace,
             `sum_e (1 - (1 - p_e)^B)`.
@@ -150,9 +155,15 @@ class Touched:
     batch_size: int
     of: str
     num_batches: int
+    fewest_batches: int
     experts: float
     by_load: float
     baseline: TouchedBaseline
+
+    @property
+    def has_enough_batches(self) -> bool:
+        """Whether the mean is over more than a few batches, which may be those of one text."""
+        return self.fewest_batches >= ENOUGH_BATCHES
 
 
 @dataclass(frozen=True)

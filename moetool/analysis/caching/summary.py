@@ -254,6 +254,7 @@ def _list_touched(result: Simulated, layers: Sequence[int]) -> tuple[Touched, ..
                     batch_size=size,
                     of=name,
                     num_batches=int(sum(counters[layer].number[index] for layer in known)),
+                    fewest_batches=int(min(counters[layer].number[index] for layer in known)),
                     experts=_mean([_mean_of(counters[layer], index) for layer in known]),
                     by_load=_mean(
                         [

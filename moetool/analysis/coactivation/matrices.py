@@ -61,6 +61,13 @@ class PairMatrix:
         untested = np.zeros(len(self), dtype=bool)
         return untested if self.is_significant is None else self.is_significant
 
+    @property
+    def over_expected(self) -> Floats:
+        """Return each lift over that of a router with the same loads; NaN if one is unknown."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio: Floats = np.where(self.expected_lift > 0, self.lift / self.expected_lift, np.nan)
+        return ratio
+
     def take(self, index: Ints) -> PairMatrix:
         """Return the pairs at an index."""
         taken: dict[str, Any] = {

@@ -93,6 +93,13 @@ class OverallAgreement(Agreement):
 
     popularity: Baseline | None
 
+    @property
+    def is_well_below_engines(self) -> bool:
+        """Whether less than half as many decisions changed, for certain, as between two engines."""
+        changed, high = self.changed_decisions, self.changed_decisions_high
+        most = changed if high is None else high
+        return most is not None and most < ENGINES_DIFFER / 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAgreement(Agreement, LayerFacts):

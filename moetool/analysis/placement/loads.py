@@ -29,6 +29,7 @@ from moetool.printable import printable
 from moetool.trace.loads.table import LoadTable
 from moetool.trace.reading.counts import LayerCounts
 from moetool.trace.reading.layer_shapes import check_layers
+from moetool.wording import number_of
 
 Place = tuple[str, int]
 
@@ -82,6 +83,11 @@ def measure_load_placement(
         held_out = split_prompts(names, seed=options.seed)
         fitted = ~held_out
         split = Split("step", int(fitted.sum()), int(held_out.sum()), options.seed)
+        notes.append(
+            f"Scores are of placements fitted on {number_of(split.num_fitted, 'step')} and scored on "
+            f"{number_of(split.num_held_out, 'other')}; physical_to_logical and exports are fitted "
+            "on all."
+        )
     described = tuple(
         _describe_layer(
             layer,

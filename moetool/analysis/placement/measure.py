@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.placement.advice import add_candidates, choose_settings
-from moetool.analysis.placement.methods.cluster import Cluster, spread_evenly
-from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT, place_by_coactivation
-from moetool.analysis.placement.methods.eplb import place_by_load
+from moetool.analysis.placement.advice import choose_settings
+from moetool.analysis.placement.methods.cluster import Cluster
+from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT
 from moetool.analysis.placement.methods.layer_statistics import LayerStatistics, StatisticsCounter
 from moetool.analysis.placement.remarks import list_notes
-from moetool.analysis.placement.result import (
-    COACTIVATION,
-    CONTIGUOUS,
-    EPLB,
-    METHODS,
-    GroupShare,
-    Placement,
-    Split,
-    name_layer,
-)
-from moetool.analysis.placement.scoring import LayerScorer
-from moetool.analysis.placement.summary import (
-    PromptSums,
-    SentBytes,
-    describe_layers,
-    describe_methods,
-)
+from moetool.analysis.placement.result import GroupShare, Placement, Split, name_layer
+from moetool.analysis.placement.summary import SentBytes, describe_layers, describe_methods
+from moetool.analysis.placement.trial import Trial, place_by_every_method
 from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError
 from moetool.printable import printable
@@ -97,9 +82,26 @@ def measure_placement(
 ) -> Placement:
     """Return how contiguous placement, EPLB's, and placement by co-activation compare.
 
-    The trace is read twice. Scores are those of placements that were fitted on half of the prompts,
+    Scores are those of placements that were fitted on half of the prompts,
     on the other half; the placements that are returned are fitted on all prompts. A single prompt
     is both fitted and scored on.
+
+    Raises:
+        InputError: The trace fails a check, or has too many pairs of experts.
+        UsageError: A layer's experts can't be shared out evenly, or there is no such column.
+    """
+    (placement,) = measure_placements(source, [cluster], options)
+    return placement
+
+
+def measure_placements(
+    source: TraceSource,
+    clusters: Sequence[Cluster],
+    options: PlacementOptions = PlacementOptions(),
+) -> list[Placement]:
+    """Return the placements on several clusters, each as `measure_placement` does.
+
+    The trace is read twice, however many they are.
 
     Raises:
         InputError: The trace fails a check, or has too many pairs of experts.
@@ -114,7 +116,8 @@ def measure_placement(
         is_checked=options.is_checked,
     )
     for layer in reader.layers:
-        cluster.check_layer(say_layer(layer.stack, layer.layer), layer.num_experts)
+        for cluster in clusters:
+            cluster.check_layer(say_layer(layer.stack, layer.layer), layer.num_experts)
     num_cells = sum(layer.num_experts**2 for layer in reader.layers)
     if num_cells > _MOST_CELLS:
         raise InputError(
@@ -125,35 +128,37 @@ def measure_placement(
         )
     groups = read_prompt_groups(source, reader.prompts, by=options.by)
     held_out = split_prompts(reader.prompts, groups=groups, seed=options.seed)
-    has_held_out = not held_out.all()
     halves = _count_halves(reader, held_out, options)
     layers = [layer for layer in reader.layers if _place(layer) in halves.fitted]
-    placements = {
-        _place(layer): place_by_every_method(
-            halves.fitted[_place(layer)], cluster, balance_weight=options.balance_weight
-        )
-        for layer in layers
-    }
-    candidates = dict(placements)
-    if options.advises_vllm:
-        candidates = {
-            place: add_candidates(found, halves.fitted[place].load, cluster)
-            for place, found in placements.items()
-        }
-    scorers = {
-        _place(layer): LayerScorer(
-            candidates[_place(layer)],
-            num_experts=layer.num_experts,
-            cluster=cluster,
+    trials = [
+        Trial(
+            cluster,
+            layers,
+            halves.fitted,
+            num_prompts=len(reader.prompts),
             tokens_per_batch=options.tokens_per_batch,
+            balance_weight=options.balance_weight,
+            advises_vllm=options.advises_vllm,
         )
-        for layer in layers
-    }
-    by_prompt = _score_held_out(reader, held_out, scorers)
+        for cluster in clusters
+    ]
+    _score_held_out(reader, held_out, trials)
+    return [_describe(trial, halves, reader, held_out, options) for trial in trials]
+
+
+def _describe(
+    trial: Trial,
+    halves: _Halves,
+    reader: DecisionReader,
+    held_out: NDArray[np.bool_],
+    options: PlacementOptions,
+) -> Placement:
+    cluster, scorers = trial.cluster, trial.scorers
+    has_held_out = not held_out.all()
     described = describe_layers(
-        layers,
+        trial.layers,
         totals=halves.total,
-        placements=placements,
+        placements=trial.placements,
         scorers=scorers,
         cluster=cluster,
         tokens_per_batch=options.tokens_per_batch,
@@ -187,31 +192,16 @@ def measure_placement(
         methods=describe_methods(
             described,
             final,
-            scored={name_layer(*place): found for place, found in placements.items()}
+            scored={name_layer(*place): found for place, found in trial.placements.items()}
             if has_held_out
             else None,
-            by_prompt=by_prompt,
+            by_prompt=trial.sum_by_prompt(held_out),
         ),
         notes=(),
         vllm=choose_settings(scorers.values(), cluster) if options.advises_vllm else None,
     )
-    notes = list_notes(result, has_groups=options.by in source.columns, sent=options.sent)
+    notes = list_notes(result, has_groups=options.by in reader.columns, sent=options.sent)
     return replace(result, notes=(*notes, *reader.notes))
-
-
-def place_by_every_method(
-    statistics: LayerStatistics, cluster: Cluster, *, balance_weight: float = BALANCE_WEIGHT
-) -> dict[str, NDArray[np.int64]]:
-    """Return the expert of each slot by the name of the method.
-
-    Returns:
-        # (num_slots,)
-    """
-    return {
-        CONTIGUOUS: spread_evenly(len(statistics.load), cluster),
-        EPLB: place_by_load(statistics.load.astype(np.float64), cluster),
-        COACTIVATION: place_by_coactivation(statistics, cluster, balance_weight=balance_weight),
-    }
 
 
 def _count_halves(
@@ -252,23 +242,15 @@ def _count_halves(
 
 
 def _score_held_out(
-    reader: DecisionReader, held_out: NDArray[np.bool_], scorers: Mapping[Place, LayerScorer]
-) -> dict[str, PromptSums]:
-    """Score the placements, and return sums over the layers for each held-out prompt, by method."""
-    reached = {name: np.zeros(len(reader.prompts)) for name in METHODS}
-    imbalance = {name: np.zeros(len(reader.prompts)) for name in METHODS}
+    reader: DecisionReader, held_out: NDArray[np.bool_], trials: Sequence[Trial]
+) -> None:
     for window in reader:
         is_held_out = held_out[window.prompt]
         for place, choices in window.layers.items():
             mine = is_held_out[choices.token]
-            prompt = window.prompt[choices.token[mine]]
-            scored = scorers[place].add(choices.experts[mine])
-            for name in METHODS:
-                np.add.at(reached[name], prompt, scored[name].reached)
-                np.add.at(imbalance[name], prompt[scored[name].last], scored[name].imbalance)
-    return {
-        name: PromptSums(reached[name][held_out], imbalance[name][held_out]) for name in METHODS
-    }
+            prompt, experts = window.prompt[choices.token[mine]], choices.experts[mine]
+            for trial in trials:
+                trial.add(place, prompt, experts)
 
 
 def _place(layer: RoutedLayer) -> Place:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from moetool.analysis.placement.result import Placement
 from moetool.analysis.placement.summary import SentBytes
 from moetool.printable import printable
+from moetool.trace.decisions import NO_DOMAIN
 from moetool.wording import number_of
 
 # Of the tokens: one domain decides the load.
@@ -26,25 +27,41 @@ def list_notes(result: Placement, *, has_groups: bool, sent: SentBytes) -> tuple
         sent: The source of the size of a token.
     """
     reasons = (sent.reason,) if sent.reason else ()
-    fitted = (
-        "Scores are of placements that are fitted on half of the prompts and scored on the others; "
-        "physical_to_logical and exports are fitted on all."
-        if result.split.unit is not None
-        else "The trace has a single prompt, so none is held out: scores are of the prompt that the "
-        "placements were fitted on, and whether they are better than chance is unknown."
-    )
     warnings = (*_warn_of_groups(result, has_groups=has_groups), *_warn_of_sizes(result))
-    return (*warnings, fitted, *reasons)
+    return (_say_fitted(result), *warnings, *reasons)
+
+
+def _say_fitted(result: Placement) -> str:
+    split = result.split
+    if split.unit is None:
+        return (
+            "The trace has a single prompt, so none is held out: scores are of the prompt that the "
+            "placements were fitted on, and whether they are better than chance is unknown. Even "
+            "there, a method can score worse than contiguous placement: EPLB evens out the load of "
+            "all tokens together, not that of each batch, and ignores traffic; co-activation weighs "
+            "traffic against even loads."
+        )
+    by = printable(result.by or "", max_length=60)
+    return (
+        f"Scores are of placements fitted on {number_of(split.num_fitted, split.unit)} and scored on "
+        f"{number_of(split.num_held_out, 'other')}, half of each {by}; physical_to_logical and "
+        "exports are fitted on all."
+    )
 
 
 def _warn_of_groups(result: Placement, *, has_groups: bool) -> Iterator[str]:
+    if result.split.unit is None:
+        return  # A single prompt is of one group.
     if not has_groups:
         yield f"The trace has no column {result.by} that says whether texts are mixed: {_TRANSFER}"
         return
     num_tokens = sum(group.num_tokens for group in result.groups)
     first = result.groups[0]
-    name = f"{printable(result.by or '', max_length=60)}, '{printable(first.group, max_length=60)}'"
-    if len(result.groups) == 1:
+    by = printable(result.by or "", max_length=60)
+    name = f"{by}, '{printable(first.group, max_length=60)}'"
+    if len(result.groups) == 1 and first.group == NO_DOMAIN:
+        yield f"No prompt has a value of {by} that says whether texts are mixed: {_TRANSFER}"
+    elif len(result.groups) == 1:
         yield f"All prompts are of one {name}: {_TRANSFER}"
     elif first.num_tokens >= _DOMINANT * num_tokens:
         yield f"{first.num_tokens / num_tokens:.0%} of the tokens are of one {name}: {_TRANSFER}"

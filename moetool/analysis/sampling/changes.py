@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from moetool.analysis.sampling.result import PromptSample, SampledLayer
+from moetool.trace.decisions import NO_EXPERT
 
 
-def find_changed_tokens(sample: PromptSample, other: PromptSample | None) -> list[list[int]]:
-    """Return, for each layer, the sample's tokens whose set of experts the other trace changed."""
-    if other is None:
-        return []
+def find_changed_tokens(sample: PromptSample, other: PromptSample) -> list[dict[int, list[int]]]:
+    """Return, for each layer, the tokens whose set of experts the other trace changed.
+
+    Returns:
+        By token of the sample, the experts that the other trace chose.
+    """
     theirs = {(each.layer.stack, each.layer.layer): each for each in other.layers}
     return [
         _list_changed(mine, theirs.get((mine.layer.stack, mine.layer.layer)))
@@ -18,9 +21,9 @@ def find_changed_tokens(sample: PromptSample, other: PromptSample | None) -> lis
     ]
 
 
-def _list_changed(mine: SampledLayer, theirs: SampledLayer | None) -> list[int]:
+def _list_changed(mine: SampledLayer, theirs: SampledLayer | None) -> dict[int, list[int]]:
     if theirs is None:
-        return []
+        return {}
     shared, at, other_at = np.intersect1d(mine.token, theirs.token, return_indices=True)
     width = max(mine.experts.shape[1], theirs.experts.shape[1])
     sets = [
@@ -29,5 +32,9 @@ def _list_changed(mine: SampledLayer, theirs: SampledLayer | None) -> list[int]:
         )
         for experts in (mine.experts[at], theirs.experts[other_at])
     ]
-    changed: list[int] = shared[(sets[0] != sets[1]).any(axis=1)].tolist()
-    return changed
+    is_changed = (sets[0] != sets[1]).any(axis=1)
+    experts = theirs.experts[other_at[is_changed]].tolist()
+    return {
+        token: [expert for expert in chosen if expert != NO_EXPERT]
+        for token, chosen in zip(shared[is_changed].tolist(), experts, strict=True)
+    }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 
+# A byte that a tokenizer has no other piece for.
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Letters that tokenizers write for a space.
 _SPACES = str.maketrans("Ġ▁", "  ")
 
@@ -42,6 +46,43 @@ def read_piece(piece: str) -> str:
         with suppress(UnicodeDecodeError):
             return bytes(letters[letter] for letter in piece).decode()
     return piece.translate(_SPACES)
+
+
+def read_pieces(pieces: Sequence[str | None]) -> list[str | None]:
+    """Return the texts that the pieces of a text stand for, one after the other.
+
+    A character whose bytes several pieces share is the text of the last of these; the others have
+    none. Bytes that make no character become U+FFFD.
+    """
+    known = [piece for piece in pieces if piece is not None]
+    has_byte_letters = any("Ġ" in piece or "Ċ" in piece for piece in known) and not any(
+        "▁" in piece for piece in known
+    )
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    texts: list[str | None] = []
+    for piece in pieces:
+        content = None if piece is None else _find_bytes(piece, has_byte_letters=has_byte_letters)
+        if content is not None:
+            texts.append(decoder.decode(content))
+            continue
+        # Whatever was begun ends here.
+        rest = decoder.decode(b"", final=True)
+        decoder.reset()
+        texts.append(None if piece is None else rest + read_piece(piece))
+    rest = decoder.decode(b"", final=True)
+    if rest and texts and texts[-1] is not None:
+        texts[-1] += rest
+    return texts
+
+
+def _find_bytes(piece: str, *, has_byte_letters: bool) -> bytes | None:
+    """Return the bytes that a piece stands for; None if it stands for characters."""
+    if found := _BYTE.fullmatch(piece):
+        return bytes([int(found[1], 16)])
+    letters = _list_byte_letters()
+    if has_byte_letters and all(letter in letters for letter in piece):
+        return bytes(letters[letter] for letter in piece)
+    return None
 
 
 @cache

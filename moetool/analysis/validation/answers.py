@@ -20,6 +20,7 @@ _QUESTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("which experts to train, by choices", "select --by token", ()),
     ("which experts to train, by weights", "select --by gate", ("weight",)),
     ("how other models route these tokens", "compare", ()),
+    ("all of it on one page for a browser", "report", ()),
 )
 
 

@@ -118,15 +118,6 @@ Format = Annotated[
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
-Report = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        metavar="FILE",
-        help="Also make an HTML page about the trace, as `moetool report` does.",
-        rich_help_panel=OUTPUT_PANEL,
-    ),
-]
 Show = Annotated[
     int | None,
     typer.Option(

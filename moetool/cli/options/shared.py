@@ -95,6 +95,15 @@ OutputOption = Annotated[
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
+PageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also make an HTML page about the trace, as `moetool report` does.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 ForceOption = Annotated[
     bool,
     typer.Option(

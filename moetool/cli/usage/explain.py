@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from moetool.cli.usage.near_misses import find_option
+from moetool.cli.usage.near_misses import find_instead, find_option
 from moetool.cli.usage.values import explain_value, find_sizes
 from moetool.wording import join_words
 
@@ -60,13 +60,13 @@ def explain(error: typer.TyperException, words: Sequence[str]) -> tuple[str, str
             return explained
     sentence = message.replace("Value error, ", "")
     ended = sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."
-    return ended, look[0].upper() + look[1:]
+    return ended, f"R{look[1:]}"
 
 
 def _guess_path(words: Sequence[str]) -> str:
     """Return the command that was typed, where Typer does not say; options come after it."""
-    is_command = bool(words) and re.fullmatch(r"[a-z][a-z-]*", words[0]) is not None
-    return f"moetool {words[0]}" if is_command else "moetool"
+    command = words and re.fullmatch(r"[a-z][a-z-]*", words[0])
+    return f"moetool {words[0]}" if command else "moetool"
 
 
 def _explain_command(name: str, context: Any) -> tuple[str, str]:
@@ -90,8 +90,7 @@ def _explain_figure(name: str, context: Any) -> tuple[str, str]:
     path = context.command_path
     figures = list(context.command.commands)
     message = f"`{path}` has no figure '{name}'."
-    close = difflib.get_close_matches(name.lower(), figures, n=1)
-    if close:
+    if close := difflib.get_close_matches(name.lower(), figures, n=1):
         return message, f"Did you mean `{path} {close[0]}`?"
     if PurePath(name).suffix:
         return message, f"A figure comes first, as in `{path} {figures[0]} {name}`."
@@ -101,6 +100,8 @@ def _explain_figure(name: str, context: Any) -> tuple[str, str]:
 def _explain_option(option: str, context: Any) -> tuple[str, str]:
     path = context.command_path
     message = f"`{path}` has no option {option}."
+    if instead := find_instead(context.info_name, option):
+        return message, instead
     meant = find_option(option, _list_options(context.command))
     hints = [f"Did you mean {meant}?"] if meant else []
     root = context.find_root().command

@@ -60,8 +60,19 @@ _MEANT_VALUE: Mapping[tuple[str, str], str] = {
     **dict.fromkeys([("--format", word) for word in ("tsv", "excel", "xlsx")], "csv"),
 }
 
+# By command and option that was typed: what to do where the command can't have such an option.
+_INSTEAD: Mapping[tuple[str, str], str] = {
+    ("report", option): "report writes HTML; its figures: `moetool balance --format json`."
+    for option in ("--format", "--json", "--csv")
+}
+
 # Formats of published checkpoints, which bitsandbytes does not make.
 _PUBLISHED_FORMATS = ("fp8", "mxfp4", "nvfp4", "awq", "gptq")
+
+
+def find_instead(command: str, typed: str) -> str | None:
+    """Return a hint at another command, for an option that a command can't have; else None."""
+    return _INSTEAD.get((command, typed))
 
 
 def find_option(typed: str, options: Collection[str]) -> str | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetool.analysis.placement.loads import measure_load_placement
-from moetool.analysis.placement.measure import PlacementOptions, measure_placement
+from moetool.analysis.placement.measure import PlacementOptions, measure_placements
 from moetool.analysis.placement.methods.cluster import Cluster
 from moetool.analysis.placement.methods.coactivation import BALANCE_WEIGHT
 from moetool.analysis.placement.result import COACTIVATION, EPLB, METHODS, Placement
@@ -122,9 +122,45 @@ def place_experts(
         sent=_find_sent_bytes(sizes, hidden_size=size),
         advises_vllm=take_flag(advises_vllm, name="advises_vllm"),
     )
+    return _measure(source, [cluster], options)[0]
+
+
+def place_on_each(
+    trace: GivenTrace,
+    nums_gpus: Sequence[int],
+    *,
+    by: str,
+    layers: Collection[int] | None,
+    num_experts: int | None,
+    top_k: int | None,
+    validate: bool,
+) -> list[Placement]:
+    """Return what `place_experts` does for each of several numbers of GPUs, reading the trace once.
+
+    Raises:
+        InputError: There is no trace, or it fails a check.
+        UsageError: An argument is out of range, or the experts can't be shared out evenly.
+    """
+    source = _open_any(trace, by=by)
+    sizes = find_model_sizes(source.metadata.model if source.metadata is not None else None)
+    options = PlacementOptions(
+        by=by,
+        layers=take_layers(layers),
+        num_experts=num_experts,
+        top_k=top_k,
+        is_checked=validate,
+        sent=_find_sent_bytes(sizes, hidden_size=None),
+    )
+    clusters = [Cluster(gpus, 1, 0, sizes.num_groups or 1) for gpus in nums_gpus]
+    return _measure(source, clusters, options)
+
+
+def _measure(
+    source: Any, clusters: Sequence[Cluster], options: PlacementOptions
+) -> list[Placement]:
     if isinstance(source, LoadTable):
-        return measure_load_placement(source, cluster, options)
-    return measure_placement(source, cluster, options)
+        return [measure_load_placement(source, cluster, options) for cluster in clusters]
+    return measure_placements(source, clusters, options)
 
 
 def export_placement(

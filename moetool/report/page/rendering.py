@@ -12,13 +12,13 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from moetool.analysis.sampling.shrinking import choose_fewer, keep_prompts
+from moetool.analysis.sampling.shrinking import shrink
 from moetool.errors import UsageError
+from moetool.report.page.assets import join_scripts, read_asset
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.assembly import DETAILS, make_payload, make_title
 from moetool.report.page.payload.layers import list_layers
 from moetool.report.page.payload.reading import pack_decisions
-from moetool.report.page.scripts import join_scripts, read_asset
 from moetool.report.page.tables import make_tables
 from moetool.wording import number_of
 
@@ -76,12 +76,11 @@ def _fit_sample(contents: PageContents, *, limit: int) -> tuple[PageContents, st
     sample, other = contents.sample, contents.other_sample
     if sample is None:
         return contents, ""
-    packed = _pack(pack_decisions(sample))
-    while len(packed) > limit and len(sample.prompts) > 1 and limit > 0:
-        prompts = choose_fewer(sample, share=_LESS * limit / len(packed))
-        sample = keep_prompts(sample, prompts)
-        other = None if other is None else keep_prompts(other, prompts)
-        packed = _pack(pack_decisions(sample))
+    layers = list_layers(contents)
+    packed = _pack(pack_decisions(sample, layers))
+    while len(packed) > limit > 0 and sample.num_tokens > 1:
+        sample, other = shrink(sample, other, share=_LESS * limit / len(packed))
+        packed = _pack(pack_decisions(sample, layers))
     if len(packed) > limit:
         missing = {**contents.missing, "sample": "Prompts take more room than this page has."}
         return replace(contents, sample=None, other_sample=None, missing=missing), ""

@@ -89,7 +89,7 @@ def _list_loads(payload: dict[str, Any]) -> StaticTable:
 
 
 def _show(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _show_share(value: float | None) -> str:

@@ -97,17 +97,17 @@ def judge_load(verdict: Verdict) -> str:
             "Whether the load is uneven beyond these prompts is unknown: counts without prompts, or "
             "fewer than three prompts, don't show how much prompts differ."
         )
-    chance = "a random router and the choice of prompts"
+    chance = "chance and the choice of prompts"
     if len(verdict.layers) == 1:
         name = _name(verdict.layers[0])
         return (
-            f"The load of {name} is uneven, beyond what {chance} give."
+            f"The load of {name} is uneven, more than {chance} explain."
             if verdict.num_uneven
             else f"The load of {name} is not surely more uneven than {chance} make it."
         )
     layers = number_of(len(verdict.layers), "layer")
     return (
-        f"The load is uneven in {verdict.num_uneven:,} of {layers}, beyond what {chance} give."
+        f"The load is uneven in {verdict.num_uneven:,} of {layers}, more than {chance} explain."
         if verdict.num_uneven
         else f"In none of {layers} is the load surely more uneven than {chance} make it."
     )

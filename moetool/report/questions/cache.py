@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from moetool.analysis.caching.result import Caching, PhaseSize, PolicyResult, Touched
+from moetool.analysis.caching.result import (
+    ENOUGH_BATCHES,
+    Caching,
+    PhaseSize,
+    PolicyResult,
+    Touched,
+)
 from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
@@ -82,16 +88,22 @@ def _make_phase(result: Caching, size: PhaseSize) -> Block:
 
 
 def _word_phase(size: PhaseSize) -> str:
-    per_step = "one at a time" if size.num_steps == size.num_tokens else "together by batch"
+    is_alone = size.num_steps == size.num_tokens
+    per_step = "one at a time" if is_alone else "together by batch"
     cost = (
         ""
         if size.uncached_bytes_per_token is None
         else f", {format_bytes(round(size.uncached_bytes_per_token))} if none is on the GPU"
     )
+    number = f"{size.requests_per_token:.3g}"
+    needs = (
+        f"Each token needs {number} experts"
+        if is_alone
+        else f"The tokens of a step share experts: per token, {number} must be present"
+    )
     return (
         f"{size.phase}: {number_of(size.num_tokens, 'token')} in "
-        f"{number_of(size.num_steps, 'step')}, {per_step}. Each token needs "
-        f"{size.requests_per_token:.3g} experts, over all layers{cost}."
+        f"{number_of(size.num_steps, 'step')}, {per_step}. {needs}, over all layers{cost}."
     )
 
 
@@ -125,6 +137,14 @@ def _make_groups(result: Caching) -> Iterator[RenderableType]:
     if result.verdict is None or not shown:
         return
     best, _ = result.verdict
+    if len(shown) == 1:
+        yield from make_paragraphs(
+            [
+                f"All tokens of {best.phase} have one {printable(result.by or '', max_length=20)}, "
+                f"{printable(shown[0].group, max_length=40)}: its hits are those above."
+            ]
+        )
+        return
     kept = sorted(shown, key=lambda group: group.hit_rates.get(best.policy) or 0.0)[:_GROUPS_SHOWN]
     yield from make_paragraphs(
         [
@@ -167,20 +187,31 @@ def _make_touched(touched: Sequence[Touched]) -> Table:
         by_size.setdefault(item.batch_size, {})[item.of] = item
     rows = []
     for size, items in by_size.items():
+        items = {name: item for name, item in items.items() if item.has_enough_batches}
+        if not items:
+            continue
         any_item = next(iter(items.values()))
         rows.append(
             (
                 f"{size:,}",
-                *(
-                    f"{items[name].experts:.1f}" if name in items else _UNKNOWN
-                    for name in ("one text", "several texts")
-                ),
+                *_show_batches(items.get("one text")),
+                *_show_batches(items.get("several texts")),
                 f"{any_item.by_load:.1f}",
                 f"{any_item.baseline.experts:.1f}",
             )
         )
-    headers = ("tokens at once", "of one text", "of several", "independent", "random")
-    return make_table(headers, rows, right=range(5))
+    headers = (
+        *("tokens at once", "of one text", "batches", "of several", "batches"),
+        *("independent", "random"),
+    )
+    return make_table(headers, rows, right=range(7))
+
+
+def _show_batches(item: Touched | None) -> tuple[str, str]:
+    """Return the experts that batches need, and the number of batches."""
+    if item is None:
+        return _UNKNOWN, _UNKNOWN
+    return f"{item.experts:.1f}", f"{item.fewest_batches:,}"
 
 
 def _make_legend(result: Caching) -> list[str]:
@@ -195,7 +226,7 @@ def _make_legend(result: Caching) -> list[str]:
             "steps of all groups pass through. random and moved are those of "
             f"{_NAMES[result.verdict[0].policy]}."
         ]
-        if result.groups and result.verdict is not None
+        if result.verdict is not None and len(result.list_groups_of_verdict()) > 1
         else []
     )
     return [
@@ -212,8 +243,9 @@ def _make_legend(result: Caching) -> list[str]:
         "from prompt to prompt. Experts at work that do not stay have room apart from the budget.",
         *groups,
         "tokens at once: distinct experts that a layer needs for a batch of them. of one text: "
-        "consecutive tokens; of several: the n-th tokens of as many prompts. independent: tokens "
-        "that choose independently with the same load. random: of a random router, "
+        "consecutive tokens; of several: the n-th tokens of as many prompts. batches: their "
+        f"number in a layer; sizes with fewer than {ENOUGH_BATCHES} are left out. Only long prompts "
+        "fill large batches, so the prompts differ from size to size. independent: tokens that choose independently with the same load. random: of a random router, "
         "E·(1−(1−k/E)^B) if each token runs k of E experts.",
     ]
 

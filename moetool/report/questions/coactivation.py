@@ -20,7 +20,7 @@ from moetool.report.text.lines import make_paragraphs
 from moetool.report.text.numbers import format_stack
 from moetool.report.text.page import Block, render_page
 from moetool.report.text.styles import Style, Words, style_words
-from moetool.report.text.tables import make_table
+from moetool.report.text.tables import Cell, Items, make_table
 from moetool.wording import number_of
 
 _LAYERS_SHOWN = 30
@@ -174,15 +174,18 @@ def _make_predictions(layers: Sequence[LayerCoactivation]) -> Table:
 
 def _make_groups(by: str, groups: Sequence[GroupSummary]) -> Table:
     """Return a table of the strongest pairs of each group of tokens."""
-    rows: list[tuple[Words, ...]] = [
+    rows: list[tuple[Cell, ...]] = [
         (
             printable(group.group, max_length=40),
             f"{group.num_tokens:,}",
-            ", ".join(
-                f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} {_word_lift(pair)}"
-                for layer, pair in group.pairs[:_STRONGEST_SHOWN]
-            )
-            or "none",
+            Items(
+                tuple(
+                    f"{format_stack(layer.stack)}L{layer.layer}.{_name_pair(pair)} "
+                    f"{_word_lift(pair)}"
+                    for layer, pair in group.pairs[:_STRONGEST_SHOWN]
+                )
+                or ("none",)
+            ),
         )
         for group in groups
     ]

@@ -25,7 +25,7 @@ _ROWS_SHOWN = 24
 _TOKENS_SHOWN = 5
 # In a column of numbers; a word would widen it.
 _UNKNOWN = "–"
-_ENGINES = f"the about {ENGINES_DIFFER:.0%} by which two engines that run the same weights differ"
+_ENGINES = f"the roughly {ENGINES_DIFFER:.0%} by which two engines with the same weights differ"
 _MEASURES = ("same experts", "sets differ", "95%", "first differs", "weight moved")
 
 
@@ -47,16 +47,18 @@ def render_table_text(result: Comparison, view: View = DEFAULT_VIEW) -> str:
 
 
 def word_verdict(result: Comparison) -> list[Words]:
+    """Return the verdict and the facts behind it, a paragraph each."""
     overall = result.overall
     if result.verdict is Verdict.UNKNOWN:
         return [style_words("No decision of the two traces could be compared.", Style.STRONG)]
     assert overall.changed_decisions is not None
     limits = _word_limits(overall)
+    below = "well below" if overall.is_well_below_engines else "below"
     changed = f"{word_share(overall.changed_decisions)} of decisions choose other experts{limits}"
     verdict = {
         Verdict.IDENTICAL: "The same routing: all decisions choose the same experts.",
-        Verdict.ALIKE: f"{changed}: fewer than {_ENGINES}.",
-        Verdict.AS_ENGINES: f"{changed}: about as many as {_ENGINES}.",
+        Verdict.ALIKE: f"{changed}: {below} {_ENGINES}.",
+        Verdict.AS_ENGINES: f"{changed}: not surely different from {_ENGINES}.",
         Verdict.DIFFERENT: f"{changed}: more than {_ENGINES}.",
         Verdict.UNRELATED: "Unrelated routing: the traces have no more experts in common than two "
         "routers that choose independently.",

@@ -16,7 +16,6 @@ from moetool.analysis.placement.result import (
     Placement,
 )
 from moetool.analysis.placement.scoring import PlacementScore
-from moetool.printable import printable
 from moetool.report import envelope
 from moetool.report.renderer import DEFAULT_VIEW, Renderers, ReportFormat, View
 from moetool.report.text.lines import make_notes, make_paragraphs
@@ -47,10 +46,10 @@ def render_table_text(result: Placement, view: View = DEFAULT_VIEW) -> str:
     """Return the verdict, the methods next to each other, the layers, and how to read them."""
     blocks = (
         make_paragraphs([_say_verdict(result)], Style.STRONG),
+        make_notes(result.notes, Style.WARNING),
         [_make_methods(result)],
         [_make_layers(result)],
         make_paragraphs([_say_left_out(result)], Style.MUTED),
-        make_notes(result.notes, Style.WARNING),
         make_paragraphs(_explain(result), Style.MUTED),
     )
     return render_page(blocks, view)
@@ -77,7 +76,7 @@ def _say_changes(found: MethodPlacement, start: MethodPlacement) -> str:
             f"{_EVENNESS[change.verdict]} (busiest GPU {load} times the mean, not "
             f"{_format(start.batch_imbalance)})"
             if change.verdict in _EVENNESS
-            else f"has a busiest GPU of {load} times the mean, not {_format(start.batch_imbalance)}"
+            else f"has a busiest GPU of {load} times the mean (not {_format(start.batch_imbalance)})"
         )
     change, reached = found.fan_out_change, _format(found.fan_out)
     if change is not None:
@@ -128,7 +127,7 @@ def _make_methods(result: Placement) -> Table:
         )
         rows.append(
             (
-                style_words("random router", Style.MUTED),
+                style_words(f"{label}, random", Style.MUTED),
                 *(
                     style_words(write(getattr(found and found.baseline, name, None)), Style.MUTED)
                     for found in scores
@@ -170,28 +169,16 @@ def _say_left_out(result: Placement) -> str:
 
 
 def _explain(result: Placement) -> list[str]:
-    split = result.split
     cluster = result.cluster
-    what = "counts" if result.tokens_per_batch is None else "prompt"
-    scored = (
-        f"Scores are those of the {what} that the placements were fitted on."
-        if split.unit is None
-        else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
-        f"{number_of(split.num_held_out, 'other')}: half of each {printable(result.by or '')}."
-        if split.unit == "prompt"
-        else f"Fitted on {number_of(split.num_fitted, split.unit)}, scored on "
-        f"{number_of(split.num_held_out, 'other')}."
-    )
     batch = (
         "steps of the table"
         if result.tokens_per_batch is None
         else f"batches of {number_of(result.tokens_per_batch, 'consecutive token')}"
     )
     shown = [
-        scored,
         f"batch max/mean: load of the busiest GPU over the mean of all, averaged over {batch}; 1 is "
         "even, and a layer waits for its busiest GPU. all max/mean: the same of all tokens "
-        "together, which hides that batches differ. random router: the same placement under a "
+        "together, which hides that batches differ. random: the same placement under a "
         "router that chooses at random.",
     ]
     if _has_fan_out(result):

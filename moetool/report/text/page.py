@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from moetool.report.renderer import View
 from moetool.report.text.styles import THEME
@@ -17,6 +19,8 @@ from moetool.report.text.styles import THEME
 FILE_WIDTH = 80
 _ANY_WIDTH = 1_000_000
 _ANY_HEIGHT = 100
+# Top, right, bottom and left of a cell: two columns between cells, or one.
+_CLOSE, _CLOSEST = (0, 1, 0, 0), (0, 0, 0, 0)
 
 # What stands together, without an empty line in between.
 Block = Sequence[RenderableType]
@@ -56,7 +60,7 @@ def _render_block(block: Block, view: View) -> str:
 
 
 def _fit_table(table: Table, console: Console, view: View) -> Table:
-    """Return a table with less space between its columns if that keeps cells or words whole.
+    """Return a table with less space and lower headings if that keeps its cells whole.
 
     Where there is no terminal, the console becomes as wide as the table.
     """
@@ -67,7 +71,33 @@ def _fit_table(table: Table, console: Console, view: View) -> Table:
         return table
     if size.maximum <= view.width:
         return table
-    narrow = copy(table)
-    narrow.padding = 0
+    broken = _break_headings(table, console, options)
+    for fitting in (_pad(table, _CLOSE), broken, _pad(broken, _CLOSE)):
+        if Measurement.get(console, options, fitting).maximum <= view.width:
+            return fitting
+    narrow = _pad(broken, _CLOSEST)
     keeps_cells = Measurement.get(console, options, narrow).maximum <= view.width
-    return narrow if keeps_cells or size.minimum > view.width else table
+    if keeps_cells:
+        return narrow
+    return _pad(table, _CLOSEST) if size.minimum > view.width else table
+
+
+def _pad(table: Table, padding: tuple[int, int, int, int]) -> Table:
+    padded = copy(table)
+    padded.padding = padding
+    return padded
+
+
+def _break_headings(table: Table, console: Console, options: ConsoleOptions) -> Table:
+    """Return a table whose headings are broken between words, to the width of the cells below."""
+    broken = copy(table)
+    broken.columns = []
+    for column in table.columns:
+        heading = column.header if isinstance(column.header, Text) else Text(str(column.header))
+        widths = [Measurement.get(console, options, cell).maximum for cell in column.cells]
+        longest = Measurement.get(console, options, heading).minimum
+        lines = heading.wrap(console, max(longest, 1, *widths))
+        for line in lines:
+            line.rstrip()
+        broken.columns.append(replace(column, header=Text("\n").join(lines)))
+    return broken

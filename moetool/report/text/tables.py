@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -59,12 +60,36 @@ def draw_bar(share: float, *, width: int) -> str:
     return "█" * full + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[part]
 
 
-# A line of text, several lines, or a bar.
-Cell = Words | tuple[str, ...] | Bar
+@dataclass(frozen=True)
+class Items:
+    """Words that commas separate, on lines that end only between them."""
+
+    items: tuple[str, ...]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(cell_len, self._parts())), cell_len(" ".join(self._parts())))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines: list[str] = []
+        for part in self._parts():
+            if lines and cell_len(f"{lines[-1]} {part}") <= options.max_width:
+                lines[-1] += f" {part}"
+            else:
+                lines.append(part)
+        yield Text("\n".join(lines), overflow="fold")
+
+    def _parts(self) -> list[str]:
+        """Return the items, all but the last with a comma."""
+        shown = [printable(item, max_length=_LONGEST_CELL) for item in self.items]
+        return [*(f"{item}," for item in shown[:-1]), *shown[-1:]]
 
 
-def _make_cell(words: Cell) -> Text | Bar:
-    if isinstance(words, Text | Bar):
+# A line of text, several lines, items, or a bar.
+Cell = Words | tuple[str, ...] | Bar | Items
+
+
+def _make_cell(words: Cell) -> Text | Bar | Items:
+    if isinstance(words, Text | Bar | Items):
         return words
     lines = (words,) if isinstance(words, str) else words
     return Text("\n".join(printable(line, max_length=_LONGEST_CELL) for line in lines))

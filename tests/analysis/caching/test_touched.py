@@ -82,6 +82,21 @@ def test_independent_tokens_need_as_many_experts_as_expected() -> None:
             assert item.baseline.experts > item.by_load + 1
 
 
+def test_batches_are_counted_in_the_layer_that_has_the_fewest() -> None:
+    table = make_random_trace(LENGTHS, router=SKEWED)
+    result = simulate(table, "2", router=SKEWED)
+    for item in result.touched:
+        mine = [
+            each.num_batches
+            for layer in result.layers
+            for each in layer.touched
+            if (each.of, each.batch_size) == (item.of, item.batch_size)
+        ]
+        assert (item.fewest_batches, item.num_batches) == (min(mine), sum(mine))
+        assert item.has_enough_batches == (min(mine) >= 5)
+    assert len({item.has_enough_batches for item in result.touched}) == 2
+
+
 def test_budgets_are_experts_shares_or_bytes() -> None:
     budgets = parse_budgets("8, 25%,1.5GiB,2kb,8")
     assert [budget.text for budget in budgets] == ["8", "25%", "1.5GiB", "2kb"]

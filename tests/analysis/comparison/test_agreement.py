@@ -135,12 +135,19 @@ def test_a_trace_agrees_with_itself() -> None:
 
 @pytest.mark.parametrize(
     ("share", "verdict"),
-    [(0.001, Verdict.ALIKE), (0.11, Verdict.AS_ENGINES), (0.5, Verdict.DIFFERENT)],
+    [
+        (0.001, Verdict.ALIKE),
+        (0.075, Verdict.ALIKE),
+        (0.11, Verdict.AS_ENGINES),
+        (0.5, Verdict.DIFFERENT),
+    ],
 )
 def test_the_verdict_follows_the_interval(share: float, verdict: Verdict) -> None:
     router = Router(num_experts=64, top_k=4)
     first, second = make_pair(share=share, lengths=(30,) * 20, router=router)
-    assert compare_rows(first, second, router=router).verdict is verdict
+    result = compare_rows(first, second, router=router)
+    assert result.verdict is verdict
+    assert result.overall.is_well_below_engines is (share < 0.05)
 
 
 def test_intervals_hold_the_mean_of_more_prompts() -> None:

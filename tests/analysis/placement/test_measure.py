@@ -19,6 +19,7 @@ from moetool.analysis.placement.result import METHODS, Direction, Placement
 from moetool.analysis.placement.summary import SentBytes, estimate_change
 from moetool.analysis.statistics.halves import split_prompts
 from moetool.errors import InputError, UsageError
+from moetool.trace.decisions import NO_DOMAIN
 from moetool.trace.reading.reader import TraceSource, open_trace
 from tests.analysis.placement import reference
 from tests.analysis.random_traces import (
@@ -214,17 +215,23 @@ def test_interval_of_a_change_covers_the_truth() -> None:
     ("domains", "words"),
     [
         (("code",), "All prompts are of one domain, 'code'"),
+        ((NO_DOMAIN,), "No prompt has a value of domain"),
         (("code",) * 9 + ("prose",), "88% of the tokens are of one domain, 'code'"),
     ],
 )
 def test_one_domain_is_warned_of(domains: tuple[str, ...], words: str) -> None:
-    (note,) = [each for each in measure(make_trace(domains=domains)).notes if "domain" in each]
+    notes = measure(make_trace(domains=domains)).notes
+    (note,) = [each for each in notes if "load balance does not carry over" in each]
     assert note.startswith(words)
-    assert "load balance does not carry over" in note
 
 
 def test_mixed_domains_are_not_warned_of() -> None:
-    assert not any("domain" in note for note in measure(make_trace()).notes)
+    assert not any("carry over" in note for note in measure(make_trace()).notes)
+
+
+def test_a_single_prompt_is_not_warned_of_its_domain() -> None:
+    (note,) = measure(make_random_trace((40,), router=ROUTER)).notes
+    assert note.startswith("The trace has a single prompt, so none is held out")
 
 
 def test_unknown_numbers_are_none_with_a_reason() -> None:

@@ -31,7 +31,10 @@ def make_frame(*, seed: int, lengths: tuple[int, ...] = (4, 1, 6, 3, 2)) -> pd.D
         frame = drop_choices(table, 0.3, seed=seed).to_pandas()
         parts.append(frame.assign(stack=stack))
     frame = pd.concat(parts, ignore_index=True)
-    return frame.astype({"token": str, "prompt_id": str, "stack": str, "domain": str, "phase": str})
+    words: pd.DataFrame = frame.astype(
+        {"token": str, "prompt_id": str, "stack": str, "domain": str, "phase": str}
+    )
+    return words
 
 
 def sample(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moetool.analysis.sampling.changes import find_changed_tokens
 from moetool.analysis.sampling.result import PromptSample
-from moetool.analysis.sampling.shrinking import choose_fewer, keep_prompts
+from moetool.analysis.sampling.shrinking import choose_fewer, keep_beginning, keep_prompts
 from tests.analysis.sampling.plain_samples import list_decisions, list_tokens
 from tests.analysis.sampling.test_measure import make_frame, sample
 
@@ -65,18 +65,18 @@ def test_changed_tokens_are_those_with_another_set_of_experts() -> None:
     ours, after = list_decisions(mine), list_decisions(theirs)
     tokens = list_tokens(mine)
     expected = [
-        [
-            index
+        {
+            index: set(after[token, layer.layer.layer])
             for index, token in enumerate(tokens)
             if token[1] == layer.layer.stack
             and ours[token, layer.layer.layer].keys() != after[token, layer.layer.layer].keys()
-        ]
+        }
         for layer in mine.layers
     ]
-    assert find_changed_tokens(mine, theirs) == expected
+    found = find_changed_tokens(mine, theirs)
+    assert [{token: set(chosen) for token, chosen in each.items()} for each in found] == expected
     assert sum(map(len, expected)) >= 4
-    assert find_changed_tokens(mine, mine) == [[] for _ in mine.layers]
-    assert find_changed_tokens(mine, None) == []
+    assert find_changed_tokens(mine, mine) == [{} for _ in mine.layers]
 
 
 def test_a_layer_of_another_width_is_compared_by_the_experts_that_ran() -> None:
@@ -86,9 +86,9 @@ def test_a_layer_of_another_width_is_compared_by_the_experts_that_ran() -> None:
     narrow = frame[frame["rank"] == 0].reset_index(drop=True)
     theirs = sample(narrow, like=mine, top_k=1)
     assert {layer.experts.shape[1] for layer in theirs.layers} == {1}
-    assert find_changed_tokens(mine, theirs) == [[] for _ in mine.layers]
+    assert find_changed_tokens(mine, theirs) == [{} for _ in mine.layers]
     lacking = sample(narrow[narrow["layer"] == 0].reset_index(drop=True), like=mine, top_k=1)
-    assert find_changed_tokens(mine, lacking) == [[] for _ in mine.layers]
+    assert find_changed_tokens(mine, lacking) == [{} for _ in mine.layers]
 
 
 def test_a_sample_says_how_much_it_holds(whole: PromptSample) -> None:
@@ -108,3 +108,22 @@ def test_a_frame_of_a_sample_has_the_rows_of_the_trace(whole: PromptSample) -> N
     pd.testing.assert_frame_equal(
         found[list(expected.columns)], expected, check_dtype=False, check_index_type=False
     )
+
+
+@given(share=st.floats(0, 1))
+def test_the_beginning_of_a_prompt_is_a_share_of_each_stack(
+    share: float, whole: PromptSample
+) -> None:
+    for prompt in whole.prompts:
+        mine = keep_prompts(whole, [prompt.prompt_id])
+        small = keep_beginning(mine, share=share)
+        tokens, kept = list_tokens(mine), list_tokens(small)
+        for stack in set(mine.stack):
+            of_stack = [token for token in tokens if token[1] == stack]
+            number = max(1, int(share * len(of_stack)))
+            assert [token for token in kept if token[1] == stack] == of_stack[:number]
+        assert small.prompts[0].num_tokens == len(kept)
+        assert small.prompts[0].num_left_out == prompt.num_left_out + len(tokens) - len(kept)
+        ours, theirs = list_decisions(mine), list_decisions(small)
+        assert theirs == {key: ours[key] for key in theirs}
+        assert not small.is_complete

@@ -17,6 +17,11 @@ USAGE: dict[tuple[str, ...], Refusal] = {
     (*INSPECT, "--format", "yaml"): Refusal(
         2, error="--format can't be 'yaml'.", hint="Did you mean json? Choose table, json or csv."
     ),
+    ("report", "t.parquet", "--format", "json"): Refusal(
+        2,
+        error="`moetool report` has no option --format.",
+        hint="report writes HTML; its figures: `moetool balance --format json`.",
+    ),
     (*INSPECT, "--source", "header"): Refusal(
         2, error="--source can't be 'header'.", hint="Did you mean headers? Choose auto, headers"
     ),

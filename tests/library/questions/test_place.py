@@ -9,7 +9,9 @@ import pytest
 
 import moetool
 from moetool.errors import UsageError
+from moetool.library.questions.place import place_on_each
 from moetool.library.sizes.model_sizes import find_model_sizes, read_model_sizes
+from tests.analysis.random_traces import Router, make_random_trace
 
 
 def test_a_frame_gives_what_its_file_gives(demo_trace: Path) -> None:
@@ -75,3 +77,20 @@ def test_sizes_of_catalogue_models() -> None:
 def test_models_that_are_not_at_hand_have_no_sizes(model: str | None) -> None:
     sizes = find_model_sizes(model)
     assert set(vars(sizes).values()) == {None}
+
+
+def test_several_numbers_of_gpus_are_placed_in_one_reading_as_one_by_one() -> None:
+    frame = make_random_trace((30, 40, 20, 30), router=Router(num_experts=8)).to_pandas()
+    found = place_on_each(
+        frame,
+        [2, 4, 8],
+        by="domain",
+        layers=[0, 2],
+        num_experts=None,
+        top_k=None,
+        validate=True,
+    )
+    expected = [
+        moetool.place_experts(frame, num_gpus=number, layers=[0, 2]) for number in (2, 4, 8)
+    ]
+    assert [each.to_dict() for each in found] == [each.to_dict() for each in expected]

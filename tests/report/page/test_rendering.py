@@ -20,7 +20,7 @@ from moetool import render_report
 from moetool.analysis.balance.result import Balance
 from moetool.analysis.specialization.result import Specialization
 from moetool.errors import UsageError
-from moetool.library.questions.report import _Asking
+from moetool.library.report import _Asking
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.names import show_sentence
 from moetool.report.page.rendering import MOST_BYTES, render_page

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from moetool.report.page import scripts
-from moetool.report.page.scripts import join_scripts, read_asset
+from moetool.report.page import assets
+from moetool.report.page.assets import join_scripts, read_asset
 
-FOLDER = Path(scripts.__file__).parent / "scripts"
+FOLDER = Path(assets.__file__).parent / "scripts"
 MODULES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js"))
 
-# Statements that the modules use; `scripts.py` turns each of them into plain code.
+# Statements that the modules use; `assets.py` turns each of them into plain code.
 IMPORT = re.compile(r'^import \{([\w\s,]+)\} from "(\.{1,2}/[\w/.]+\.js)";$', re.MULTILINE)
 EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
 STARTS = re.compile(r"^(?:import|export)\b", re.MULTILINE)
@@ -74,7 +74,7 @@ def test_modules_are_joined_once_and_after_what_they_import() -> None:
 def join(monkeypatch: pytest.MonkeyPatch, **modules: str) -> str:
     """Return the script of some modules, without that of the page in the cache."""
     monkeypatch.setattr(
-        scripts, "read_asset", lambda _, name: modules[name.removesuffix(".js").replace("/", "_")]
+        assets, "read_asset", lambda _, name: modules[name.removesuffix(".js").replace("/", "_")]
     )
     return join_scripts.__wrapped__()
 

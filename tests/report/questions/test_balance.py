@@ -45,7 +45,7 @@ def test_the_page_fits_the_terminal(result: Balance, width: int) -> None:
 
 def test_the_verdict_comes_first() -> None:
     text = unwrap(render_table_text(UNEVEN_RESULT, View(width=80)))
-    assert text.startswith("The load is uneven in 3 of 3 layers, beyond what a random router")
+    assert text.startswith("The load is uneven in 3 of 3 layers, more than chance and")
     assert "3 of 48 experts are never chosen; a random router would leave out 0.0." in text
 
 

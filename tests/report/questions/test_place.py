@@ -84,15 +84,27 @@ def test_layers_that_are_left_out_are_counted() -> None:
 
 
 def test_nodes_have_rows_if_there_are_several() -> None:
-    assert "nodes" not in render_table_text(RESULTS["one node"], View()).split("\n\n")[1]
-    table = render_table_text(RESULTS["nodes and replicas"], View()).split("\n\n")[1]
+    assert "nodes" not in render_table_text(RESULTS["one node"], View()).split("\n\n")[2]
+    table = render_table_text(RESULTS["nodes and replicas"], View()).split("\n\n")[2]
     assert "\nnodes per token " in table
     assert "\nbetween nodes " in table
 
 
+def test_the_prompts_behind_the_scores_are_said_once_below_the_verdict() -> None:
+    text = render_table_text(RESULTS["one node"], View())
+    assert text.split("\n\n")[1].startswith("Scores are of placements fitted on ")
+    assert unwrap(text).lower().count("fitted on") == 2  # The second is what is exported.
+
+
+def test_each_random_row_names_what_it_belongs_to() -> None:
+    table = render_table_text(RESULTS["one node"], View()).split("\n\n")[2].splitlines()[2:]
+    names = [line.split("  ")[0] for line in table]
+    assert names[1::2] == [f"{name}, random" for name in names[::2]]
+
+
 def test_unknown_numbers_are_dashes_with_a_reason() -> None:
     text = render_table_text(RESULTS["unknown"], View())
-    assert text.split("\n\n")[1].count("–") == 4 * 3
+    assert text.split("\n\n")[2].count("–") == 4 * 3
     assert "Batch imbalance is unknown" in text
     assert "bytes are unknown" in text
 

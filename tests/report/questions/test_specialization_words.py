@@ -76,11 +76,16 @@ def read(result: Specialization) -> str:
             "prompts drawn at random.",
         ),
         (
+            {"num_tested_layers": 1, "num_significant_layers": 0},
+            "Experts do not specialize by domain: domains don't differ more than prompts drawn at "
+            "random in the one layer tested.",
+        ),
+        (
             {"num_tested_layers": 0, "num_significant_layers": 0},
             "No expert ran in any layer: there is nothing to compare.",
         ),
     ],
-    ids=["beyond", "hardly", "vocabulary", "unknown", "nothing", "idle"],
+    ids=["beyond", "hardly", "vocabulary", "unknown", "nothing", "nothing in one layer", "idle"],
 )
 def test_the_verdict_is_what_the_numbers_support(figures: dict[str, Any], words: str) -> None:
     assert read(with_verdict(**figures)).startswith(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from moetool.report.renderer import View
 from moetool.report.text.page import render_page
-from moetool.report.text.tables import Cell, draw_bar, make_table
+from moetool.report.text.tables import Cell, Items, draw_bar, make_table
 
 WIDTH = 80
 
@@ -41,6 +42,28 @@ def test_a_table_is_never_wider_than_a_terminal(rows: list[tuple[str, str, str]]
     for line in render_table(("one", "two", "three"), rows).splitlines():
         assert len(line) <= WIDTH
         assert line == line.rstrip()
+
+
+def test_headings_are_broken_before_cells_are_and_columns_keep_apart() -> None:
+    names = ("first thing", "second thing", "third thing", "fourth thing", "fifth thing")
+    text = render_table((*names, "last thing", "95%"), [("x" * 9,) * 6 + ("10%–20%",)])
+    upper, lower, _, row = text.splitlines()
+    assert upper.split() == ["first", "second", "third", "fourth", "fifth", "last"]
+    assert lower.split() == ["thing"] * 6 + ["95%"]
+    assert row.split() == ["x" * 9] * 6 + ["10%–20%"]
+    assert len(re.findall(r"(?<=\S)\s{2,}(?=\S)", row)) == 6
+
+
+@pytest.mark.parametrize("width", range(12, 60))
+def test_lines_of_items_end_between_items(width: int) -> None:
+    items = ("E0+E6 6.0", "E3+E5 6.0", "E3+E6 4.5")
+    table = make_table(("a", "pairs"), [("1", Items(items))])
+    _, _, *lines = render_page(
+        [[table]], View(width=max(width, 4 + len("E0+E6 6.0,")))
+    ).splitlines()
+    shown = [line.removeprefix("1").strip() for line in lines]
+    assert " ".join(shown) == ", ".join(items)
+    assert all(line.rstrip(",").split(", ")[-1] in items for line in shown)
 
 
 def test_a_word_that_is_too_long_is_folded_and_not_cut() -> None:

@@ -98,7 +98,7 @@ class ExpertToken:
 
     @property
     def is_beyond_chance(self) -> bool:
-        """Whether the expert gets the token more than any token would be by chance."""
+        """Whether the token exceeds what any would under a router that ignores tokens."""
         return self.shrunken_lift > self.loads.shrunken_lift
 
 

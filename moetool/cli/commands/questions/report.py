@@ -9,9 +9,9 @@ import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.shared import FLAG, ForceOption, OutputOption, QuietOption
+from moetool.cli.options.shared import FLAG, OUTPUT_PANEL, ForceOption, QuietOption
 from moetool.cli.options.traces import (
-    ByOption,
+    TRACE_PANEL,
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
@@ -49,12 +49,29 @@ def report(
             help="Leave the texts of prompts and tokens out.",
         ),
     ] = False,
-    by: ByOption = "domain",
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            metavar="COLUMN",
+            help="Column of prompts whose values are compared, such as domain.",
+            rich_help_panel=TRACE_PANEL,
+        ),
+    ] = "domain",
     layers: LayersOption = None,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
     no_validate: NoValidateOption = False,
-    output: OutputOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write to this .html file instead of stdout.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
+from moetool.cli.options.questions.token_page import TokenPage, TokenQuestion
 from moetool.cli.options.questions.tokens import (
     ExpertOption,
     GroupOption,
@@ -15,8 +16,6 @@ from moetool.cli.options.questions.tokens import (
     StackOption,
     TokenIdOption,
     TokenOption,
-    TokenPage,
-    TokenQuestion,
     TopOption,
 )
 from moetool.cli.options.shared import (

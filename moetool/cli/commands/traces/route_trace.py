@@ -9,7 +9,7 @@ from moetool.cli.inputs import list_run_inputs
 from moetool.cli.options import generation as generating
 from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
-from moetool.cli.options.shared import ForceOption, RevisionOption, TrustOption
+from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.memory.scenario import CacheKind, Dtype
@@ -55,7 +55,7 @@ def route_trace(
     save_text: generating.SaveText = None,
     output: recording.Output = None,
     output_format: recording.Format = None,
-    report: recording.Report = None,
+    report: PageOption = None,
     force: ForceOption = False,
     show: recording.Show = None,
     quiet: recording.QuietOption = False,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moetool.analysis.sampling.changes import find_changed_tokens
 from moetool.analysis.sampling.result import PromptSample
 from moetool.report.page.contents import PageContents
+from moetool.report.page.payload.alignment import align, place_of
 from moetool.report.page.payload.capacity import (
     make_capacity,
     make_counts,
@@ -18,10 +20,11 @@ from moetool.report.page.payload.comparison import make_comparison
 from moetool.report.page.payload.domains import make_domains, make_specialization
 from moetool.report.page.payload.experts import make_togetherness, make_tokens
 from moetool.report.page.payload.layers import list_layers, make_layers, make_load
-from moetool.report.page.payload.names import show_model, show_path, show_sentence
+from moetool.report.page.payload.names import show_model, show_name, show_path, show_sentence
 from moetool.report.page.payload.provenance import make_notes, make_provenance
 from moetool.report.page.payload.reading import make_sample
 from moetool.report.page.payload.verdict import make_tiles, make_verdict
+from moetool.trace.facts import LayerFacts
 from moetool.wording import number_of
 
 SCHEMA = "moetool.page/1"
@@ -64,6 +67,7 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "title": make_title(contents),
+        "subtitle": make_subtitle(contents),
         "by": contents.by,
         "verdict": make_verdict(contents),
         "tiles": make_tiles(contents, layers),
@@ -72,6 +76,7 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
         "load": make_load(contents.balance),
         "specialization": make_specialization(
             contents.specialization,
+            layers,
             has_all_intervals=detail.has_all_intervals,
             has_all_lifts=detail.has_all_lifts,
         ),
@@ -80,6 +85,7 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
         ),
         "togetherness": make_togetherness(
             contents.coactivation,
+            layers,
             most_partners=detail.most_partners,
             most_pairs=detail.most_pairs,
         ),
@@ -87,14 +93,57 @@ def make_payload(contents: PageContents, detail: Detail) -> dict[str, Any]:
         "placements": make_placements(contents.placements),
         "touched": make_touched(contents.caching),
         "counts": make_counts(contents.metadata),
-        "comparison": make_comparison(contents.comparison),
-        "sample": make_sample(sample, redacts_text=contents.redacts_text) if sample else None,
-        "changed": find_changed_tokens(sample, contents.other_sample) if sample else [],
+        "comparison": make_comparison(contents.comparison, layers),
+        "sample": make_sample(sample, layers, redacts_text=contents.redacts_text)
+        if sample
+        else None,
+        "changed": _make_changed(contents, layers),
+        "start": find_start(contents, layers),
         "provenance": make_provenance(contents),
         "notes": make_notes(contents),
         "missing": {name: show_sentence(reason) for name, reason in contents.missing.items()},
         "left_out": list_left_out(contents, detail),
     }
+
+
+def _make_changed(contents: PageContents, layers: Sequence[LayerFacts]) -> list[list[list[int]]]:
+    """Return, for each layer, lists of a changed token and the experts of the other trace."""
+    sample, other = contents.sample, contents.other_sample
+    if sample is None or other is None or not other.has_tokens_of(sample):
+        return []
+    changed = zip(sample.layers, find_changed_tokens(sample, other), strict=True)
+    by_place = (((each.layer.stack, each.layer.layer), tokens) for each, tokens in changed)
+    return [
+        [[token, *experts] for token, experts in (tokens or {}).items()]
+        for tokens in align(layers, by_place)
+    ]
+
+
+def find_start(contents: PageContents, layers: Sequence[LayerFacts]) -> dict[str, int]:
+    """Return the layer and the prompt that a page opens with: those of the largest difference."""
+    strongest = contents.specialization.strongest if contents.specialization else None
+    prompts = contents.sample.prompts if contents.sample else ()
+    if strongest is None:
+        return {"layer": 0, "prompt": 0}
+    places = [place_of(layer) for layer in layers]
+    place = (strongest.stack, strongest.layer)
+    return {
+        "layer": places.index(place) if place in places else 0,
+        "prompt": next(
+            (at for at, each in enumerate(prompts) if each.domain == strongest.domain), 0
+        ),
+    }
+
+
+def make_subtitle(contents: PageContents) -> list[str]:
+    """Return what identifies the trace in few words: its file, the dtype, the revision."""
+    metadata = contents.metadata
+    parts = [
+        show_path(contents.facts.trace),
+        metadata.dtype if metadata else None,
+        metadata.quantization if metadata else None,
+    ]
+    return [show_name(part) for part in parts if part]
 
 
 def make_title(contents: PageContents) -> str:
@@ -110,7 +159,10 @@ def list_left_out(contents: PageContents, detail: Detail) -> list[str]:
     if sample is not None and not sample.is_complete:
         sentences.append(_say_sampled(sample))
     if contents.redacts_text:
-        sentences.append("Texts of prompts and tokens were left out, as asked for.")
+        sentences.append(
+            "Texts of prompts and tokens, ids of prompts and the trace's own notes were left out, as "
+            "asked for."
+        )
     if not detail.has_all_lifts:
         sentences.append("Lifts that may be chance are not shown.")
     elif not detail.has_all_intervals:
@@ -135,6 +187,6 @@ def _say_sampled(sample: PromptSample) -> str:
         )
     return (
         f"Single tokens are those of {len(sample.prompts):,} of {trace.num_prompts:,} prompts "
-        f"({tokens}), chosen by their ids alike from every {sample.by}; all other figures are of "
+        f"({tokens}), chosen by their ids from each {sample.by} in turn; all other figures are of "
         "the whole trace."
     )

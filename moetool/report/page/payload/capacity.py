@@ -43,6 +43,7 @@ def make_placements(placements: Sequence[Placement]) -> list[dict[str, Any]]:
             "tokens_per_batch": placement.tokens_per_batch,
             "num_held_out": placement.split.num_held_out,
             "num_fitted": placement.split.num_fitted,
+            "unit": placement.split.unit,
             "methods": {
                 name: _make_method(found)
                 for name, found in placement.methods.items()
@@ -70,6 +71,7 @@ def make_touched(caching: Caching | None) -> list[dict[str, Any]]:
     return [
         {
             "batch_size": each.batch_size,
+            "num_batches": each.num_batches,
             "of": each.of,
             "experts": shorten(each.experts),
             "random": shorten(each.baseline.experts),

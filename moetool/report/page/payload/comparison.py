@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from moetool.analysis.comparison.result import Agreement, Comparison
-from moetool.report.page.payload.names import show_model, show_name, show_path
+from moetool.report.page.payload.alignment import align, place_of
+from moetool.report.page.payload.names import show_name, show_other
 from moetool.report.page.payload.numbers import shorten
+from moetool.trace.facts import LayerFacts
 
-_FIGURES = ("overlap", "jaccard", "changed_decisions", "first_choice_flips", "weight_change")
+_FIGURES = ("overlap", "changed_decisions", "first_choice_flips")
 
 
-def make_comparison(result: Comparison | None) -> dict[str, Any] | None:
+def make_comparison(
+    result: Comparison | None, layers: Sequence[LayerFacts]
+) -> dict[str, Any] | None:
     """Return how far both traces agree over all, by layer and by domain; None if not asked for."""
     if result is None:
         return None
     return {
-        "other": show_path(result.other.trace) or show_model(result.other.model) or "a frame",
-        "verdict": result.verdict,
+        "other": show_other(result),
         "overall": _make_agreement(result.overall),
         "layers": [
-            {
+            None
+            if layer is None
+            else {
                 **_make_agreement(layer),
-                "random_overlap": shorten(layer.baseline.overlap),
-                "random_first_choice_flips": shorten(layer.baseline.first_choice_flips),
+                "random_changed_decisions": shorten(layer.baseline.changed_decisions),
             }
-            for layer in result.layers
+            for layer in align(layers, ((place_of(layer), layer) for layer in result.layers))
         ],
         "groups": [
             {"group": show_name(group.group), **_make_agreement(group)} for group in result.groups

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from moetool.analysis.specialization.result import DomainExpertTest, Specialization, is_small
+from moetool.analysis.specialization.result import (
+    DomainExpertTest,
+    LayerSpecialization,
+    Specialization,
+    is_small,
+)
+from moetool.report.page.payload.alignment import Place, align, place_of
 from moetool.report.page.payload.names import show_name
 from moetool.report.page.payload.numbers import shorten, shorten_all
+from moetool.trace.facts import LayerFacts
 
 # Codes of a cell's certainty.
 _UNSURE, _DISCOVERY, _CERTAIN, _BEYOND_VOCABULARY = range(4)
@@ -23,39 +31,34 @@ def make_domains(result: Specialization | None) -> list[dict[str, Any]]:
 
 
 def make_specialization(
-    result: Specialization | None, *, has_all_intervals: bool, has_all_lifts: bool = True
+    result: Specialization | None,
+    layers: Sequence[LayerFacts],
+    *,
+    has_all_intervals: bool,
+    has_all_lifts: bool = True,
 ) -> dict[str, Any] | None:
     """Return the lift of every domain and expert, and the information of each layer.
 
     Args:
         result: None if there is none.
+        layers: Of the page.
         has_all_intervals: Otherwise, only lifts that are beyond chance have intervals.
         has_all_lifts: Otherwise, other lifts are left out.
     """
     if result is None:
         return None
     index_of = {size.domain: index for index, size in enumerate(result.domains)}
-    cells: dict[tuple[str, int], list[list[DomainExpertTest | None]]] = {}
-    for layer in result.layers:
-        cells[layer.stack, layer.layer] = [[None] * layer.num_experts for _ in result.domains]
+    cells: dict[Place, list[list[DomainExpertTest | None]]] = {
+        place_of(layer): [[None] * layer.num_experts for _ in result.domains] for layer in layers
+    }
     for cell in result.experts:
-        cells[cell.stack, cell.layer][index_of[cell.domain]][cell.expert] = cell
+        if (cell.stack, cell.layer) in cells:
+            cells[cell.stack, cell.layer][index_of[cell.domain]][cell.expert] = cell
     return {
         "num_permutations": result.num_permutations,
         "information": [
-            {
-                "normalized": shorten(layer.normalized),
-                "p_value": shorten(layer.p_value),
-                "q_value": shorten(layer.q_value),
-                "excess_nats": shorten(layer.excess_nats),
-                "null_nats": shorten(layer.null_nats),
-                "random_nats": shorten(
-                    layer.baseline.mutual_information_nats if layer.baseline else None
-                ),
-                "conditional_normalized": shorten(layer.conditional_normalized),
-                "conditional_p_value": shorten(layer.conditional_p_value),
-            }
-            for layer in result.layers
+            _make_information(layer)
+            for layer in align(layers, ((place_of(layer), layer) for layer in result.layers))
         ],
         "lifts": [
             [
@@ -64,6 +67,16 @@ def make_specialization(
             ]
             for rows in cells.values()
         ],
+    }
+
+
+def _make_information(layer: LayerSpecialization | None) -> dict[str, Any]:
+    """Return what a layer tells about the domain; unknown if it was not measured."""
+    return {
+        "normalized": shorten(layer.normalized if layer else None),
+        "p_value": shorten(layer.p_value if layer else None),
+        "is_significant": layer is not None and is_small(layer.q_value),
+        "conditional_normalized": shorten(layer.conditional_normalized if layer else None),
     }
 
 

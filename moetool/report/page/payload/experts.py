@@ -8,6 +8,7 @@ from typing import Any
 from moetool.analysis.coactivation.matrices import PairMatrix
 from moetool.analysis.coactivation.result import Coactivation, LayerCoactivation
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
+from moetool.report.page.payload.alignment import align, place_of
 from moetool.report.page.payload.names import show_piece
 from moetool.report.page.payload.numbers import shorten, shorten_all
 from moetool.trace.facts import LayerFacts
@@ -15,6 +16,18 @@ from moetool.trace.facts import LayerFacts
 # The whole matrix of a layer with more experts would fill the page.
 _MOST_EXPERTS_OF_MATRIX = 64
 _NUM_TRANSITIONS = 10
+
+# A layer that was not measured.
+_UNKNOWN_LAYER: dict[str, Any] = {
+    "num_pairs": 0,
+    "num_above": 0,
+    "num_below": 0,
+    "pairs": [],
+    "groups": [],
+    "partners": [],
+    "matrix": None,
+    "next": None,
+}
 
 
 def make_tokens(
@@ -32,6 +45,8 @@ def make_tokens(
     lists: list[list[list[Any]]] = [[[] for _ in range(layer.num_experts)] for layer in layers]
     index_of = {(layer.stack, layer.layer): index for index, layer in enumerate(layers)}
     for each in result.tokens:
+        if (each.stack, each.layer) not in index_of:
+            continue
         mine = lists[index_of[each.stack, each.layer]][each.expert]
         if len(mine) < most_tokens:
             text = show_piece(each.token)
@@ -41,18 +56,24 @@ def make_tokens(
                     each.assignments,
                     each.occurrences,
                     shorten(each.lift),
+                    each.is_beyond_chance,
                 ]
             )
     return {"min_count": result.min_count, "experts": lists}
 
 
 def make_togetherness(
-    result: Coactivation | None, *, most_partners: int, most_pairs: int
+    result: Coactivation | None,
+    layers: Sequence[LayerFacts],
+    *,
+    most_partners: int,
+    most_pairs: int,
 ) -> dict[str, Any] | None:
     """Return partners, groups, pairs and transitions of every layer; None if unknown.
 
     Args:
         result: None if there is none.
+        layers: Of the page.
         most_partners: Of an expert.
         most_pairs: Of a layer.
     """
@@ -64,7 +85,9 @@ def make_togetherness(
         "random": shorten(result.baseline.hit_rate) if result.baseline else None,
         "layers": [
             _make_layer(layer, most_partners=most_partners, most_pairs=most_pairs)
-            for layer in result.layers
+            if layer
+            else _UNKNOWN_LAYER
+            for layer in align(layers, ((place_of(layer), layer) for layer in result.layers))
         ],
     }
 
@@ -114,12 +137,16 @@ def _list_partners(matrix: PairMatrix, num_experts: int, *, most: int) -> list[l
     return partners
 
 
-def _make_matrix(layer: LayerCoactivation) -> list[Any] | None:
+def _make_matrix(layer: LayerCoactivation) -> dict[str, Any] | None:
     """Return the lift of each pair i < j, row by row; None for a layer with many experts."""
     matrix = layer.matrix
     if not len(matrix) or layer.num_experts > _MOST_EXPERTS_OF_MATRIX:
         return None
-    return shorten_all(matrix.lift.tolist())
+    return {
+        "lift": shorten_all(matrix.lift.tolist()),
+        "over_expected": shorten_all(matrix.over_expected.tolist()),
+        "is_significant": matrix.is_tested.astype(int).tolist(),
+    }
 
 
 def _make_transition(layer: LayerCoactivation) -> dict[str, Any] | None:

@@ -11,8 +11,6 @@ from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.numbers import shorten
 from moetool.trace.facts import LayerFacts
 
-Place = tuple[str, int]
-
 
 def list_layers(contents: PageContents) -> list[LayerFacts]:
     """Return the layers that the page shows, in the order of stack and layer."""
@@ -65,8 +63,6 @@ def _make_layer(layer: LayerBalance) -> dict[str, Any]:
         "random_max_over_mean": shorten(layer.baseline.max_over_mean),
         "batch_max_over_mean": shorten(layer.max_over_mean_batch),
         "random_batch_max_over_mean": shorten(layer.baseline.max_over_mean_batch),
-        "entropy": shorten(layer.entropy),
-        "random_entropy": shorten(layer.baseline.entropy),
         "num_dead": shorten(layer.num_dead),
         "random_num_dead": shorten(layer.baseline.num_dead),
     }

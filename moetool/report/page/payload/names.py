@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePath, PureWindowsPath
 
-from moetool.analysis.tokens.pieces import read_piece
+from moetool.analysis.comparison.result import Comparison
+from moetool.analysis.tokens.pieces import read_piece, read_pieces
 from moetool.printable import printable
 
 # A longer piece or prompt id is cut.
@@ -21,6 +23,7 @@ _PATH = re.compile(
 )
 # Names of files, which one that stands for a model on the Hub doesn't end in.
 _SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".html", ".txt", ".py", ".safetensors", ".pt")
+_PART = "·"
 # Symbols for characters that have no shape.
 _SYMBOLS = {"\n": "⏎\n", "\r": "␍", "\t": "⇥\t", "\x1b": "␛", "\x00": "␀"}
 
@@ -56,6 +59,12 @@ def _shorten_path(found: re.Match[str]) -> str:
     return f"'{shown}'"
 
 
+def show_other(comparison: Comparison) -> str:
+    """Return what a trace is compared with: its file, else its model."""
+    other = comparison.other
+    return show_path(other.trace) or show_model(other.model) or "another trace"
+
+
 def show_name(name: str) -> str:
     """Return a prompt's id or a domain's name."""
     return printable(name, max_length=_LONGEST_NAME)
@@ -66,9 +75,21 @@ def show_piece(piece: str | None) -> str | None:
 
     Line breaks and tabs are kept after their symbols.
     """
-    if piece is None:
-        return None
-    text = read_piece(piece)
+    return None if piece is None else _show_text(read_piece(piece))
+
+
+def show_pieces(pieces: Sequence[str | None]) -> list[str | None]:
+    """Return the texts of tokens that follow each other, as `show_piece` does.
+
+    A token that holds a part of a character, which a later one completes, is shown as a dot.
+    """
+    return [
+        None if text is None else _show_text(text) if text or not piece else _PART
+        for text, piece in zip(read_pieces(pieces), pieces, strict=True)
+    ]
+
+
+def _show_text(text: str) -> str:
     if len(text) > _LONGEST_PIECE:
         text = f"{text[:_LONGEST_PIECE]}…"
     return "".join(_show_character(letter) for letter in text)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 # Significant digits; the page shows three at most.
-_DIGITS = 5
+_DIGITS = 6
 
 
 def shorten(value: float | None) -> float | int | None:
@@ -16,6 +16,8 @@ def shorten(value: float | None) -> float | int | None:
     if isinstance(value, int):
         return value
     short = float(f"{value:.{_DIGITS}g}")
+    if not math.isfinite(short):
+        return value  # The largest numbers round up to infinity, which JSON lacks.
     return int(short) if short.is_integer() and abs(short) < 2**53 else short
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import moetool
 from moetool.printable import printable
 from moetool.report.page.contents import PageContents
 from moetool.report.page.payload.names import show_model, show_path, show_sentence
+
+_OF_COMMANDS = re.compile(r"--\w|[a-z]_[a-z]|loss")
 
 # Names and values of a file may be of any length.
 _LONGEST = 200
@@ -62,12 +65,15 @@ def _list_facts(contents: PageContents) -> Iterator[tuple[str, str]]:
 
 
 def make_notes(contents: PageContents) -> list[dict[str, Any]]:
-    """Return the notes of all results, each with the name of what it is about, and once."""
+    """Return the notes of all results, each with the name of what it is about, and once.
+
+    Notes that name an option or a key of JSON are about commands, not about the page.
+    """
     seen: set[str] = set()
     notes = []
     metadata = contents.metadata
     results = {
-        "trace": metadata.notes if metadata else (),
+        "trace": metadata.notes if metadata and not contents.redacts_text else (),
         "balance": contents.balance.notes if contents.balance else (),
         "specialization": contents.specialization.notes if contents.specialization else (),
         "coactivation": contents.coactivation.notes if contents.coactivation else (),
@@ -77,7 +83,7 @@ def make_notes(contents: PageContents) -> list[dict[str, Any]]:
     }
     for about, sentences in results.items():
         for sentence in sentences:
-            if sentence not in seen:
+            if sentence not in seen and not _OF_COMMANDS.search(sentence):
                 seen.add(sentence)
                 notes.append({"about": about, "text": show_sentence(sentence)})
     return notes

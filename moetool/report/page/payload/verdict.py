@@ -7,10 +7,11 @@ from typing import Any
 
 from moetool.analysis.specialization.result import DomainExpertTest
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.names import show_name, show_sentence
+from moetool.report.page.payload.names import show_name, show_other, show_sentence
+from moetool.report.questions import balance as balance_report
+from moetool.report.questions import compare as comparison_report
 from moetool.report.questions.specialization.verdict import word_verdict
 from moetool.trace.facts import LayerFacts
-from moetool.wording import number_of
 
 
 def make_verdict(contents: PageContents) -> list[str]:
@@ -19,6 +20,9 @@ def make_verdict(contents: PageContents) -> list[str]:
 
 
 def _say(contents: PageContents) -> Iterator[str]:
+    if contents.comparison is not None:
+        other = show_other(contents.comparison)
+        yield f"Next to {other}: {comparison_report.word_verdict(contents.comparison)[0]}"
     result = contents.specialization
     if result is not None:
         yield str(word_verdict(result)[0])
@@ -27,12 +31,12 @@ def _say(contents: PageContents) -> Iterator[str]:
     elif "specialization" in contents.missing:
         yield show_sentence(contents.missing["specialization"])
     balance = contents.balance.verdict if contents.balance is not None else None
-    if balance is not None and balance.num_uneven:
-        yield (
-            f"The load is uneven in {balance.num_uneven} of "
-            f"{number_of(len(balance.layers), 'layer')}, beyond what a random router and the "
-            "choice of prompts give."
-        )
+    if balance is not None:
+        yield balance_report.judge_load(balance)
+
+
+def _say_random(number: float | None) -> str:
+    return "" if number is None else f"; at random {number:.1f}"
 
 
 def _say_strongest(cell: DomainExpertTest) -> str:
@@ -42,9 +46,16 @@ def _say_strongest(cell: DomainExpertTest) -> str:
         if cell.lift_low is not None and cell.lift_high is not None
         else ""
     )
+    elsewhere = (
+        f"; of the tokens that other prompts share, {cell.shared_share:.0%} go there, and "
+        f"{cell.share_elsewhere:.0%} of the same tokens elsewhere"
+        if cell.shared_share is not None and cell.share_elsewhere is not None
+        else ""
+    )
     return (
-        f"The largest such difference: {stack}layer {cell.layer}, expert {cell.expert} takes "
-        f"{cell.lift:.1f} times its share of all tokens in {show_name(cell.domain)}{interval}."
+        f"The largest difference: in {show_name(cell.domain)}, expert {cell.expert} of "
+        f"{stack}layer {cell.layer} gets {cell.lift:.1f} times its share of all tokens{interval}"
+        f"{elsewhere}."
     )
 
 
@@ -79,5 +90,5 @@ def _list_tiles(contents: PageContents, layers: Sequence[LayerFacts]) -> Iterato
         yield {
             "label": "never chosen",
             "value": f"{balance.num_dead:,}",
-            "note": f"of {balance.num_experts:,} experts",
+            "note": f"of {balance.num_experts:,} experts{_say_random(balance.random_num_dead)}",
         }

@@ -6,14 +6,16 @@
  */
 export function listenToKeys({ payload, store }) {
   document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) {
+    // Some keyboards write brackets with Alt.
+    if (event.ctrlKey || event.metaKey || event.defaultPrevented) {
       return;
     }
     const target = /** @type {HTMLElement} */ (event.target);
     const isTyping = target.matches("input[type=search], textarea");
     if (event.key === "Escape") {
       if (isTyping) {
-        target.blur();
+        // The search clears itself first.
+        return;
       }
       store.set({ expert: null, domain: null, token: null, pins: [] });
     } else if (isTyping) {

@@ -53,7 +53,7 @@ async function build() {
       const id = link.querySelector("a")?.getAttribute("href")?.slice(1) ?? "";
       const target = document.getElementById(id);
       target?.scrollIntoView();
-      target?.querySelector("h2")?.focus();
+      target?.querySelector("h2")?.focus({ preventScroll: true });
     });
   }
   document.getElementById("without-scripts")?.remove();

@@ -36,7 +36,21 @@ export function showShare(value) {
   if (value === null) {
     return UNKNOWN;
   }
-  return value > 0 && value < 0.0005 ? "<0.1%" : `${(100 * value).toFixed(1)}%`;
+  if (value > 0 && value < 0.0005) {
+    return "<0.1%";
+  }
+  const text = (100 * value).toFixed(1);
+  return text === "-0.0" ? "0.0%" : `${text}%`;
+}
+
+/**
+ * Returns a share that is often small, with two digits after the point below 10%.
+ * @param {Known} value
+ */
+export function showChange(value) {
+  return value !== null && value >= 0.0005 && value < 0.1
+    ? `${(100 * value).toFixed(2)}%`
+    : showShare(value);
 }
 
 /**
@@ -73,4 +87,17 @@ export function showLarge(value) {
  */
 export function showInterval(low, high, show = showNumber) {
   return low === null || high === null ? "" : `${show(low)} to ${show(high)}`;
+}
+
+/**
+ * Returns a p-value from permutations, which are too few for smaller ones.
+ * @param {Known} value
+ * @param {number} numPermutations
+ */
+export function showPValue(value, numPermutations) {
+  if (value === null) {
+    return UNKNOWN;
+  }
+  const text = value.toPrecision(2);
+  return value <= 1.0001 / (numPermutations + 1) ? `≤ ${text}` : text;
 }

@@ -46,8 +46,17 @@ export function createStore(payload) {
   return {
     get: () => state,
     set(changes) {
-      replace(fit({ ...state, ...changes }, state, payload));
-      history.replaceState(null, "", writeHash(state));
+      replace(fit(changes, state, payload));
+      const hash = writeHash(state, payload);
+      if (hash === location.hash) {
+        return;
+      }
+      // Going back undoes a selection; walking over tokens would bury it.
+      if (Object.keys(changes).every((key) => key === "token")) {
+        history.replaceState(null, "", hash);
+      } else {
+        history.pushState(null, "", hash);
+      }
     },
     subscribe(listener) {
       listeners.push(listener);
@@ -57,24 +66,32 @@ export function createStore(payload) {
 
 /**
  * Returns a state whose parts fit together: an expert of the layer, a token of the prompt.
- * @param {State} next
+ * @param {Partial<State>} changes
  * @param {State} before
  * @param {Payload} payload
  * @returns {State}
  */
-function fit(next, before, payload) {
-  const fitted = { ...next };
+function fit(changes, before, payload) {
+  const fitted = { ...before, ...changes };
   const layer = payload.layers[fitted.layer];
   if (fitted.layer !== before.layer) {
     // Experts of two layers have nothing but a number in common.
-    fitted.pins = next.pins === before.pins ? [] : next.pins;
-    fitted.expert = next.expert === before.expert ? null : next.expert;
+    fitted.pins = changes.pins ?? [];
+    fitted.expert = changes.expert ?? null;
   }
   if (fitted.expert !== null && layer && fitted.expert >= layer.num_experts) {
     fitted.expert = null;
   }
   if (fitted.token !== null && fitted.token !== before.token && payload.sample) {
     fitted.prompt = findPrompt(fitted.token, payload);
+  } else if (fitted.domain !== null && fitted.domain !== before.domain && payload.sample) {
+    const { name } = payload.domains[fitted.domain];
+    const { prompts } = payload.sample;
+    const first = prompts.findIndex((prompt) => prompt.domain === name);
+    if (first >= 0 && prompts[fitted.prompt].domain !== name) {
+      fitted.prompt = first;
+      fitted.token = null;
+    }
   } else if (fitted.prompt !== before.prompt && fitted.token === before.token) {
     fitted.token = null;
   }
@@ -105,42 +122,64 @@ function findPrompt(token, payload) {
 function readHash(payload) {
   const found = new URLSearchParams(location.hash.slice(1));
   const sample = payload.sample;
-  const layer = readNumber(found.get("layer"), payload.layers.length) ?? START.layer;
+  const names = payload.layers.map((each) => each.name);
+  const layer = readName(found.get("layer"), names) ?? payload.start.layer;
   const numExperts = payload.layers[layer]?.num_experts ?? 0;
   const token = readNumber(found.get("token"), sample?.num_tokens ?? 0);
-  const prompt = readNumber(found.get("prompt"), sample?.prompts.length ?? 0) ?? START.prompt;
+  const prompt =
+    readNumber(found.get("prompt"), sample?.prompts.length ?? 0) ?? payload.start.prompt;
   const coloring = found.get("color") ?? "";
   const theme = found.get("theme") ?? "";
   return {
     layer,
     expert: readNumber(found.get("expert"), numExperts),
-    domain: readNumber(found.get("domain"), payload.domains.length),
+    domain: readName(
+      found.get("domain"),
+      payload.domains.map((each) => each.name),
+    ),
     token,
     prompt: token === null ? prompt : findPrompt(token, payload),
     coloring: COLORINGS.includes(coloring) ? /** @type {Coloring} */ (coloring) : START.coloring,
-    pins: (found.get("pins") ?? "")
-      .split(".")
-      .map((text) => readNumber(text, numExperts))
-      .filter((pin) => pin !== null),
+    pins: [
+      ...new Set(
+        (found.get("pins") ?? "")
+          .split(".")
+          .map((text) => readNumber(text, numExperts))
+          .filter((pin) => pin !== null),
+      ),
+    ],
     theme: THEMES.includes(theme) ? /** @type {State["theme"]} */ (theme) : START.theme,
   };
 }
 
-/** @param {State} state */
-function writeHash(state) {
+/**
+ * @param {State} state
+ * @param {Payload} payload
+ */
+function writeHash(state, payload) {
   /** @type {[string, string | number | null][]} */
   const parts = [
-    ["layer", state.layer],
+    ["layer", payload.layers[state.layer]?.name ?? null],
     ["expert", state.expert],
-    ["domain", state.domain],
-    ["prompt", state.token === null && state.prompt ? state.prompt : null],
+    ["domain", state.domain === null ? null : payload.domains[state.domain].name],
+    ["prompt", state.token === null && state.prompt !== payload.start.prompt ? state.prompt : null],
     ["token", state.token],
     ["color", state.coloring === START.coloring ? null : state.coloring],
     ["pins", state.pins.length ? state.pins.join(".") : null],
     ["theme", state.theme === START.theme ? null : state.theme],
   ];
   const known = parts.filter(([, value]) => value !== null);
-  return `#${known.map(([name, value]) => `${name}=${value}`).join("&")}`;
+  return `#${known.map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`).join("&")}`;
+}
+
+/**
+ * Returns the index of a name; null for anything else.
+ * @param {string | null} text
+ * @param {string[]} names
+ */
+function readName(text, names) {
+  const index = text === null ? -1 : names.indexOf(text);
+  return index < 0 ? null : index;
 }
 
 /**

@@ -25,8 +25,6 @@ export interface LayerLoad {
   random_max_over_mean: Known;
   batch_max_over_mean: Known;
   random_batch_max_over_mean: Known;
-  entropy: Known;
-  random_entropy: Known;
   num_dead: number;
   random_num_dead: Known;
 }
@@ -43,16 +41,12 @@ export interface Lifts {
 export interface Information {
   normalized: Known;
   p_value: Known;
-  q_value: Known;
-  excess_nats: Known;
-  null_nats: Known;
-  random_nats: Known;
+  is_significant: boolean;
   conditional_normalized: Known;
-  conditional_p_value: Known;
 }
 
-/** Text, assignments, occurrences, lift. */
-export type CharacteristicToken = [string, number, number, Known];
+/** Text, assignments, occurrences, lift, whether it is beyond chance. */
+export type CharacteristicToken = [string, number, number, Known, boolean];
 
 /** Two experts, count, lift, expected lift, lower and upper limit, whether it is significant. */
 export type Pair = [number, number, number, Known, Known, Known, Known, boolean | null];
@@ -83,8 +77,8 @@ export interface LayerTogetherness {
   groups: Group[];
   /** Of each expert: a partner, its lift, and the lift that their loads explain. */
   partners: [number, Known, Known][][];
-  /** Lifts of pairs i < j, row by row. */
-  matrix: Known[] | null;
+  /** Of pairs i < j, row by row. */
+  matrix: { lift: Known[]; over_expected: Known[]; is_significant: (0 | 1)[] } | null;
   next: Transition | null;
 }
 
@@ -111,11 +105,14 @@ export interface Placement {
   tokens_per_batch: Known;
   num_held_out: number;
   num_fitted: number;
+  /** What is held out; null if nothing is. */
+  unit: string | null;
   methods: Record<string, Method>;
 }
 
 export interface Touched {
   batch_size: number;
+  num_batches: number;
   of: string;
   experts: Known;
   random: Known;
@@ -136,19 +133,16 @@ export interface Agreement {
   overlap: Known;
   overlap_low: Known;
   overlap_high: Known;
-  jaccard: Known;
   changed_decisions: Known;
   changed_decisions_low: Known;
   changed_decisions_high: Known;
   first_choice_flips: Known;
-  weight_change: Known;
 }
 
 export interface Comparison {
   other: string;
-  verdict: string;
   overall: Agreement;
-  layers: (Agreement & { random_overlap: Known; random_first_choice_flips: Known })[];
+  layers: ((Agreement & { random_changed_decisions: Known }) | null)[];
   groups: (Agreement & { group: string })[];
 }
 
@@ -173,11 +167,14 @@ export interface Sample {
   shapes: [number, number][];
   has_weights: boolean;
   weight_scale: number[];
+  /** For each layer of the page: index of its stack. */
+  layer_stacks: number[];
 }
 
 export interface Payload {
   schema: string;
   title: string;
+  subtitle: string[];
   by: string;
   verdict: string[];
   tiles: { label: string; value: string; note?: string }[];
@@ -203,7 +200,10 @@ export interface Payload {
   counts: Counts | null;
   comparison: Comparison | null;
   sample: Sample | null;
-  changed: number[][];
+  /** For each layer: a token and the experts that the other trace chose. */
+  changed: number[][][];
+  /** What the page opens with. */
+  start: { layer: number; prompt: number };
   provenance: [string, string][];
   notes: { about: string; text: string }[];
   missing: Record<string, string>;

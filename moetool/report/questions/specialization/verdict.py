@@ -52,16 +52,19 @@ def _word_layers(result: Specialization) -> str:
     verdict = result.verdict
     group, groups = name_group(result), name_groups(result)
     total = number_of(verdict.num_tested_layers, "layer")
-    part = f"{verdict.num_significant_layers} of {total}"
+    has_one = verdict.num_tested_layers == 1
+    part = "the one layer tested" if has_one else f"{verdict.num_significant_layers} of {total}"
     share = _word_shares(verdict.least_conditional_normalized, verdict.most_conditional_normalized)
-    beyond = f"{verdict.num_layers_beyond_vocabulary} of {total}"
+    beyond = part if has_one else f"{verdict.num_layers_beyond_vocabulary} of {total}"
     if verdict.answer is Answer.UNKNOWN:
         return "No expert ran in any layer: there is nothing to compare."
     if verdict.answer is Answer.ALIKE:
-        return (
-            f"Experts do not specialize by {group}: in none of {total} do {groups} differ more "
-            "than prompts drawn at random."
+        differ = (
+            f"{groups} don't differ more than prompts drawn at random in {part}"
+            if has_one
+            else f"in none of {total} do {groups} differ more than prompts drawn at random"
         )
+        return f"Experts do not specialize by {group}: {differ}."
     if verdict.answer is Answer.DIFFERENT:
         return (
             f"Experts specialize by {group} in {part}; how much of that is vocabulary is unknown."

@@ -28,8 +28,8 @@ def render_table_text(result: ExpertTokens, view: View = DEFAULT_VIEW) -> str:
     """Return a verdict, a table of tokens, one of contexts, and how to read them."""
     verdict = (
         f"Expert {result.expert} of layer {show_layer(result)} gets {result.share:.1%} of the tokens "
-        f"(random: {result.baseline.share:.1%}): {result.count:,} tokens of {result.num_token_ids:,} "
-        f"ids, of the layer's {result.num_layer_ids:,} ids."
+        f"(random: {result.baseline.share:.1%}): {result.count:,} tokens, with {result.num_token_ids:,} "
+        f"of the layer's {result.num_layer_ids:,} ids."
     )
     blocks: list[Block] = [make_paragraphs([style_words(verdict, Style.STRONG)])]
     if result.tokens:

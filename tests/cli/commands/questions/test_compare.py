@@ -35,7 +35,7 @@ def test_the_page_begins_with_what_the_numbers_say(
     assert completed.returncode == 0, completed.stderr
     text = " ".join(completed.stdout.split())
     assert "of decisions choose other experts (95%: " in text.partition(" layer ")[0]
-    assert ": more than the about 10% by which two engines that run the same weights" in text
+    assert ": more than the roughly 10% by which two engines with the same weights" in text
     same = run_moetool("compare", pair[0], pair[0])
     assert same.stdout.startswith("The same routing: all decisions choose the same experts.")
 

@@ -65,6 +65,13 @@ def test_a_page_goes_to_a_file_and_to_a_pipe(
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
+def test_help_names_what_a_page_takes(run_moetool: RunMoetool) -> None:
+    words = " ".join(run_moetool("report", "--help").stdout.replace("│", " ").split())
+    assert "Write to this .html file instead of stdout." in words
+    assert ".json" not in words
+    assert "prompt_id" not in words
+
+
 def test_a_library_user_writes_the_same_page(trace: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     write_report(trace, page, redact_text=True, layers=[1])

@@ -45,7 +45,7 @@ class Opening:
     def __call__(self, path: Path, *, hash_: str = "", **options: Any) -> Page:
         """Open a file in a new context, with the options of one."""
         context = self._browser.new_context(**options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         self._contexts.append(context)
         page = context.new_page()
         page.on("console", self._keep_message)
@@ -101,6 +101,12 @@ def read_twin(page: Page, section: str) -> Rows:
     table = twin.locator("table")
     table.wait_for()
     return read_rows(table)
+
+
+def read_address(page: Page) -> str:
+    """Return the hash of the page's address as it is now; `Page.url` follows some time later."""
+    hash_: str = page.evaluate("location.hash")
+    return hash_
 
 
 def choose(page: Page, label: str, option: str) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from moetool.analysis.comparison.result import Agreement
 from tests.report.page.browser.opening import Opening, choose, read_rows, read_table, read_twin
 from tests.report.page.browser.results import Results
-from tests.report.page.browser.shown import differences, interval, shows
+from tests.report.page.browser.shown import differences, shows
+
+METHODS = {"contiguous": "contiguous", "eplb": "EPLB", "coactivation": "co-activation"}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,8 @@ def test_verdict_and_tiles(page: Page, results: Results) -> None:
     beyond = [one for one in certain if one.is_beyond_vocabulary]
     strongest = max(beyond or certain, key=lambda one: one.lift or 0)
     text = page.locator("#verdict").inner_text()
-    assert f"layer {strongest.layer}, expert {strongest.expert} takes {strongest.lift:.1f}" in text
-    assert f"in {strongest.domain} (95% interval {strongest.lift_low:.1f}" in text
+    assert f"expert {strongest.expert} of layer {strongest.layer} gets {strongest.lift:.1f}" in text
+    assert f"share of all tokens (95% interval {strongest.lift_low:.1f}" in text
     tiles = dict(
         zip(
             page.locator(".tile dt").all_inner_texts(),
@@ -71,7 +74,7 @@ def test_information_of_each_layer(page: Page, results: Results) -> None:
     rows = read_table(page, "domains", "What the choice")
     for shown, layer in zip(rows, results.specialization.layers, strict=True):
         assert differences(shown[:2], [layer.layer, layer.normalized]) == []
-        assert float(shown[2]) == pytest.approx(layer.p_value, rel=0.05)
+        assert float(shown[2].removeprefix("≤ ")) == pytest.approx(layer.p_value, rel=0.05)
         assert shows(shown[3], layer.conditional_normalized)
     sizes = results.specialization.domains
     lead = page.locator("#domains .lead").inner_text()
@@ -84,7 +87,9 @@ def test_busiest_expert_of_each_layer(page: Page, results: Results) -> None:
         values = [
             *(layer.layer, _over_mean(layer.max_violation)),
             _over_mean(layer.baseline.max_violation),
-            *(_over_mean(layer.max_violation_batch), len(layer.dead)),
+            _over_mean(layer.max_violation_batch),
+            _over_mean(layer.baseline.max_violation_batch),
+            *(len(layer.dead), layer.baseline.num_dead),
         ]
         assert differences(shown, values) == []
 
@@ -127,7 +132,7 @@ def test_gpu_slider_shows_each_placement(page: Page, results: Results) -> None:
         rows = read_table(page, "load", f"Fitted on {placement.split.num_fitted} prompts")
         for shown, (name, found) in zip(rows, known.items(), strict=True):
             values = [
-                *(name, found.batch_imbalance, found.baseline.batch_imbalance),
+                *(METHODS[name], found.batch_imbalance, found.baseline.batch_imbalance),
                 *(found.fan_out, found.baseline.fan_out, found.all_to_all_bytes_per_token),
             ]
             assert differences(shown, values) == []
@@ -140,7 +145,12 @@ def test_experts_touched_by_a_batch(page: Page, results: Results) -> None:
         rows = read_table(page, "compute", f"Tokens of {kind}")
         mine = [each for each in results.caching.touched if each.of == kind]
         for shown, each in zip(rows, mine, strict=True):
-            assert differences(shown, [each.batch_size, each.experts, each.baseline.experts]) == []
+            assert (
+                differences(
+                    shown, [each.batch_size, each.experts, each.baseline.experts, each.num_batches]
+                )
+                == []
+            )
 
 
 def test_parameters_and_flops_of_the_model(page: Page) -> None:
@@ -166,22 +176,24 @@ def test_prediction_of_the_next_layer(page: Page, results: Results) -> None:
 
 def test_comparison_by_layer_and_group(page: Page, results: Results) -> None:
     comparison = results.comparison
-    rows = read_table(page, "comparison", "Experts in common")
+    rows = read_table(page, "comparison", "Decisions with other experts")
     for shown, layer in zip(rows, comparison.layers, strict=True):
-        values = [layer.layer, layer.overlap, layer.baseline.overlap, layer.first_choice_flips]
-        assert differences(shown, values) == []
-    groups = read_table(page, "comparison", "Changed decisions by group")
+        shares = (layer.changed_decisions, layer.baseline.changed_decisions)
+        values = [layer.layer, *shares, layer.first_choice_flips, layer.overlap]
+        assert differences([*shown[:2], *shown[3:]], values) == []
+        assert differences(shown[2].split(" to "), _limits(layer)) == []
+    groups = read_table(page, "comparison", "Decisions with other experts, by domain")
     for shown, group in zip(groups, comparison.groups, strict=True):
-        limits = interval(shown[2])
         found = [group.changed_decisions, group.first_choice_flips]
         assert differences([shown[1], shown[3]], found) == []
-        assert (limits is None) == (group.changed_decisions_low is None)
-        if limits:
-            ends = [group.changed_decisions_low, group.changed_decisions_high]
-            assert differences(limits, ends) == []
+        assert differences(shown[2].split(" to "), _limits(group)) == []
     lead = page.locator("#comparison .lead").inner_text()
     assert shows(lead.split(" of ")[0], comparison.overall.changed_decisions)
     assert shows(lead.split(" of ")[1].split(" decisions")[0], comparison.overall.num_decisions)
+
+
+def _limits(agreement: Agreement) -> list[float | None]:
+    return [agreement.changed_decisions_low, agreement.changed_decisions_high]
 
 
 def test_data_names_the_trace_and_all_notes(page: Page, results: Results) -> None:
@@ -191,6 +203,6 @@ def test_data_names_the_trace_and_all_notes(page: Page, results: Results) -> Non
     assert facts["complete"] == "yes"
     assert facts["traced with torch"] == "2.0"
     shown = page.locator("#data li").all_inner_texts()
-    assert results.balance.notes
-    for note in (*results.balance.notes, *results.specialization.notes):
+    assert results.specialization.notes
+    for note in (*results.specialization.notes, *results.coactivation.notes):
         assert any(note in line for line in shown), note

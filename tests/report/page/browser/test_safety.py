@@ -89,7 +89,7 @@ def assert_inert(page: Page) -> None:
 
 
 def test_hostile_texts_are_visible_and_inert(open_page: OpenPage, hostile_file: Path) -> None:
-    page = open_page(hostile_file, hash_="#layer=1&expert=4")
+    page = open_page(hostile_file, hash_="#layer=2&expert=4")
     assert_inert(page)
     assert page.title().startswith("org/<img")
     shown: set[str] = set()
@@ -177,9 +177,9 @@ def test_redacted_pages_hold_no_text(open_page: OpenPage, folder: Path) -> None:
     assert any("left out" in sentence for sentence in payload["left_out"])
     path = folder / "redacted.html"
     path.write_text(html, encoding="utf-8")
-    page = open_page(path, hash_="#layer=1&expert=4&token=3")
+    page = open_page(path, hash_="#layer=2&expert=4&token=3")
     assert page.locator("#reader .token").count() == 24
-    assert "Texts were left out." in page.locator("#expert").inner_text()
+    assert "texts were left out." in page.locator("#expert").inner_text()
     assert "qzx" not in page.content()
 
 

@@ -29,7 +29,7 @@ CERTAINTIES = ("not significant", "significant", "certain", "beyond vocabulary")
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     """The page with an expert of the second layer selected."""
     opening = Opening(browser)
-    yield opening(page_file, hash_="#layer=1&expert=4")
+    yield opening(page_file, hash_="#layer=2&expert=4")
     opening.close()
     assert opening.complaints == []
 
@@ -43,9 +43,9 @@ def test_card_states_load_and_prompts(page: Page, results: Results) -> None:
     assert f"({load:,})" in " ".join(words)
     assert shows(words[words.index("mean") - 2], load * 12 / sum(layer.load))
     rank = 1 + sum(each > load for each in layer.load)
-    assert f"number {rank} of 12" in " ".join(words)
+    assert f"number {rank} of 12 by load" in " ".join(words)
     mine = {one.prompt_id for one in results.decisions if one.layer == 2 and 4 in one.experts}
-    assert f"{len(mine)} of 12 prompts do" in " ".join(words)
+    assert f"{len(mine)} of 12 prompts use it" in " ".join(words)
 
 
 def test_card_has_lift_and_interval_in_each_domain(page: Page, results: Results) -> None:
@@ -65,7 +65,11 @@ def test_card_has_lift_and_interval_in_each_domain(page: Page, results: Results)
 
 
 def test_card_has_characteristic_tokens(page: Page, results: Results) -> None:
-    mine = [one for one in results.tokens.tokens if (one.layer, one.expert) == (LAYER, EXPERT)]
+    mine = [
+        one
+        for one in results.tokens.tokens
+        if (one.layer, one.expert) == (LAYER, EXPERT) and one.is_beyond_chance
+    ]
     assert mine
     rows = read_table(page, "expert", "Tokens that go here")
     for shown, one in zip(rows, mine[:10], strict=True):
@@ -93,7 +97,7 @@ def test_card_has_partners_by_lift(page: Page, results: Results) -> None:
         for pair, count in pairs.items()
         if EXPERT in pair
     }
-    rows = read_table(page, "expert", "Decisions with both")
+    rows = read_table(page, "expert", "How often both are chosen")
     strongest = sorted(lifts, key=lambda one: -lifts[one])[:5]
     expected = {
         next(iter(set(pair.experts) - {EXPERT})): pair.expected_lift
@@ -125,7 +129,12 @@ def test_card_counts_weights(page: Page, results: Results) -> None:
 
 
 def test_card_has_contexts_with_the_largest_weights(page: Page, results: Results) -> None:
-    shown = page.locator("#expert .contexts button").all_inner_texts()
+    shown = [
+        str(label).split("weight ")[1]
+        for label in page.locator("#expert .contexts button").evaluate_all(
+            "all => all.map(one => one.ariaLabel)"
+        )
+    ]
     weights = sorted(
         (
             weight
@@ -170,7 +179,7 @@ def test_pairs_of_the_layer(page: Page, results: Results) -> None:
 def test_groups_of_the_layer(page: Page, results: Results) -> None:
     groups = results.coactivation.layers[1].expert_groups
     assert (4, 5) in [group.experts for group in groups]
-    rows = read_table(page, "togetherness", "Experts of which")
+    rows = read_table(page, "togetherness", "Groups whose members")
     for shown, group in zip(rows, groups, strict=True):
         assert shown[0] == ", ".join(map(str, group.experts))
         shares = (group.share_of_pairs, group.loads.share_of_pairs, group.baseline.share_of_pairs)
@@ -202,6 +211,9 @@ def test_reader_has_the_experts_of_each_token(page: Page, results: Results, prom
     domain, name = heading.split(" · prompt ")
     mine = {(one.position, one.layer): one for one in results.decisions if one.prompt_id == name}
     assert {one.domain for one in mine.values()} == {domain}
+    others = {
+        (one.position, one.layer): one for one in results.other_decisions if one.prompt_id == name
+    }
     tokens = page.locator("#reader .token")
     assert tokens.count() == 24
     for position in (0, 11, 23):
@@ -212,7 +224,11 @@ def test_reader_has_the_experts_of_each_token(page: Page, results: Results, prom
         rows = read_rows(find_table(page, "reader", "Experts of"))
         for shown in rows:
             decision = mine[position, int(shown[0])]
-            pairs = [text.split() for text in _split_weights(shown[1:])]
+            pairs = [text.split() for text in _split_weights(shown[1:3])]
+            other = others[position, int(shown[0])]
+            is_same = set(other.experts) == set(decision.experts)
+            there = f"there {', '.join(map(str, other.experts))}"
+            assert shown[3] == ("same" if is_same else there)
             assert [int(expert) for expert, _ in pairs] == list(decision.experts)
             weights = [float(weight) for _, weight in pairs]
             assert weights == pytest.approx(decision.weights, abs=0.008)

@@ -96,14 +96,28 @@ function makeBar(bar, percent) {
   return track;
 }
 
-/** Returns the key to the marks of all bar charts. */
-export function makeBarKey() {
-  return make("p", { class: "key" }, [
-    make("span", { class: "key-baseline", "aria-hidden": "true" }),
-    " a random router",
-    make("span", { class: "key-interval", "aria-hidden": "true" }),
-    " 95% interval over prompts",
-    make("span", { class: "key-faint", "aria-hidden": "true" }),
-    " not significant",
-  ]);
+/**
+ * Returns the key to the marks of bar charts.
+ * @param {{ baseline?: string, interval?: boolean, faint?: boolean }} marks Those that are drawn.
+ */
+export function makeBarKey({ baseline, interval, faint }) {
+  /** @type {[string, string][]} */
+  const parts = [];
+  if (baseline) {
+    parts.push(["key-baseline", baseline]);
+  }
+  if (interval) {
+    parts.push(["key-interval", "95% interval over prompts"]);
+  }
+  if (faint) {
+    parts.push(["key-faint", "not significant"]);
+  }
+  return make(
+    "p",
+    { class: "key" },
+    parts.flatMap(([name, text]) => [
+      make("span", { class: name, "aria-hidden": "true" }),
+      ` ${text}`,
+    ]),
+  );
 }

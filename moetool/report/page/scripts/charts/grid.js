@@ -192,7 +192,10 @@ export function makeGrid(options) {
       const middle = top + cellHeight / 2 - ((lines.length - 1) * LINE_HEIGHT) / 2;
       lines.forEach((line, index) => {
         const height = middle + index * LINE_HEIGHT;
-        context.fillText(line, left + cellWidth / 2, height, cellWidth - 4);
+        // A word that does not fit would be squeezed.
+        if (index === 0 || context.measureText(line).width <= 1.2 * (cellWidth - 4)) {
+          context.fillText(line, left + cellWidth / 2, height, cellWidth - 4);
+        }
       });
     }
   }
@@ -226,12 +229,29 @@ export function makeGrid(options) {
     readout.textContent = cells[row]?.[column] ? options.describe(row, column) : "\u00a0";
   }
 
+  /** Scrolls to the cell that the keyboard is on. */
+  function follow() {
+    const [left, top] = [LABEL_WIDTH + column * cellWidth, LABEL_HEIGHT + row * cellHeight];
+    const { clientWidth, clientHeight } = scroll;
+    scroll.scrollLeft = Math.min(
+      left - LABEL_WIDTH,
+      Math.max(scroll.scrollLeft, left + 2 * cellWidth - clientWidth),
+    );
+    scroll.scrollTop = Math.min(
+      top - LABEL_HEIGHT,
+      Math.max(scroll.scrollTop, top + 2 * cellHeight - clientHeight),
+    );
+  }
+
   canvas.addEventListener("pointermove", (event) => {
     const place = find(event);
     if (place) {
       [row, column] = [place.y, place.x];
       read();
     }
+  });
+  canvas.addEventListener("pointerleave", () => {
+    readout.textContent = "\u00a0";
   });
   canvas.addEventListener("click", (event) => {
     const place = find(event);
@@ -262,6 +282,7 @@ export function makeGrid(options) {
       column = Math.min(Math.max(column + right, 0), (cells[row]?.length ?? 1) - 1);
       isMoving = true;
       read();
+      follow();
       schedule();
     } else if (event.key === "Enter" || event.key === " ") {
       options.choose(row, column);

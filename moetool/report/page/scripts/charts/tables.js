@@ -103,7 +103,9 @@ function toCsv(columns, rows) {
 
 /** @param {string | number | boolean | null} value */
 function quote(value) {
-  const text = value === null ? "" : String(value);
+  const plain = value === null ? "" : String(value);
+  // A spreadsheet would run a text as a formula.
+  const text = typeof value === "string" && /^[=+\-@]/.test(plain) ? `'${plain}` : plain;
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

@@ -1,11 +1,15 @@
 // The same tokens in two traces.
 
 import { makeBarKey, makeBars, selectBar } from "../charts/bars.js";
-import { make, makeSection } from "../elements.js";
-import { showCount, showInterval, showShare } from "../numbers.js";
+import { make, makeButton, makeSection } from "../elements.js";
+import { showChange, showCount, showInterval, showShare } from "../numbers.js";
+import { readTexts } from "../reader/texts.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
+
+// Of the tokens that changed.
+const MOST_TOKENS = 20;
 
 /**
  * Returns the panel; null if no trace is compared.
@@ -19,47 +23,59 @@ export function makeComparison({ payload, store }) {
   }
   const { overall } = comparison;
   const byLayer = makeBars(
-    "Experts in common, as a share of the larger set",
-    ["layer", "", "overlap", "at random", "first choice flips"],
+    "Decisions with other experts",
+    [
+      "layer",
+      "",
+      "changed",
+      "95% interval",
+      "at random",
+      "first choice flips",
+      "experts in common",
+    ],
     comparison.layers.map((layer, index) => ({
       label: layers[index].name,
-      value: layer.overlap,
-      low: layer.overlap_low,
-      high: layer.overlap_high,
-      baseline: layer.random_overlap,
+      value: layer?.changed_decisions ?? null,
+      low: layer?.changed_decisions_low,
+      high: layer?.changed_decisions_high,
       select: () => store.set({ layer: index }),
-      texts: [
-        showShare(layer.overlap),
-        showShare(layer.random_overlap),
-        showShare(layer.first_choice_flips),
-      ],
+      texts: layer
+        ? [
+            showChange(layer.changed_decisions),
+            showInterval(layer.changed_decisions_low, layer.changed_decisions_high, showChange) ||
+              "–",
+            showShare(layer.random_changed_decisions),
+            showChange(layer.first_choice_flips),
+            showShare(layer.overlap),
+          ]
+        : ["not in the other trace", "", "", "", ""],
     })),
-    { most: 1 },
   );
   const element = makeSection(
     "comparison",
     `Compared with ${comparison.other}`,
-    `${showShare(overall.changed_decisions)} of ${showCount(overall.num_decisions)} decisions have other experts there (95% interval ${showInterval(overall.changed_decisions_low, overall.changed_decisions_high, showShare) || "unknown"}). Changed tokens are outlined in the reader.`,
+    `${showChange(overall.changed_decisions)} of ${showCount(overall.num_decisions)} decisions use different experts in ${comparison.other} (95% interval ${showInterval(overall.changed_decisions_low, overall.changed_decisions_high, showChange) || "unknown"}). In the reader, tokens whose set of experts changed in the layer are outlined, and the strip shows the other trace's experts.`,
     [
       make(
         "div",
         { class: "scroll", tabindex: 0, role: "region", "aria-label": "Changes in each layer" },
         [byLayer],
       ),
-      makeBarKey(),
+      makeBarKey({ interval: true }),
+      makeChangedTokens(payload, store),
       makeBars(
-        "Changed decisions by group",
-        ["group", "", "changed", "95% interval", "first choice flips"],
+        `Decisions with other experts, by ${payload.by}`,
+        [payload.by, "", "changed", "95% interval", "first choice flips"],
         comparison.groups.map((group) => ({
           label: group.group,
           value: group.changed_decisions,
           low: group.changed_decisions_low,
           high: group.changed_decisions_high,
           texts: [
-            showShare(group.changed_decisions),
-            showInterval(group.changed_decisions_low, group.changed_decisions_high, showShare) ||
+            showChange(group.changed_decisions),
+            showInterval(group.changed_decisions_low, group.changed_decisions_high, showChange) ||
               "–",
-            showShare(group.first_choice_flips),
+            showChange(group.first_choice_flips),
           ],
         })),
       ),
@@ -73,4 +89,45 @@ export function makeComparison({ payload, store }) {
       }
     },
   };
+}
+
+/**
+ * Returns the tokens of the sample that changed in most layers, as buttons that select them.
+ * @param {import("../types").Payload} payload
+ * @param {import("../types").Store} store
+ */
+function makeChangedTokens(payload, store) {
+  /** @type {Map<number, number[]>} */
+  const layersOf = new Map();
+  payload.changed.forEach((tokens, layer) => {
+    for (const [token] of tokens) {
+      layersOf.set(token, [...(layersOf.get(token) ?? []), layer]);
+    }
+  });
+  if (!layersOf.size) {
+    return make("p", { class: "missing" }, ["No token of the prompts shown here changed."]);
+  }
+  const texts = readTexts(payload);
+  const most = [...layersOf]
+    .sort((one, other) => other[1].length - one[1].length || one[0] - other[0])
+    .slice(0, MOST_TOKENS);
+  return make("div", {}, [
+    make("h3", {}, ["Tokens that changed in most layers"]),
+    make(
+      "ul",
+      { class: "inline" },
+      most.map(([token, layers]) =>
+        make("li", {}, [
+          makeButton(
+            `${texts.ofToken(token).trim() || "␠"} (${layers.length})`,
+            () => {
+              store.set({ token, layer: layers[0] });
+              document.getElementById("reader")?.scrollIntoView();
+            },
+            { dir: "auto" },
+          ),
+        ]),
+      ),
+    ),
+  ]);
 }

@@ -1,4 +1,4 @@
-// Dense against sparse: parameters, FLOPs, and the experts that a batch touches.
+// Dense and sparse compute: parameters, FLOPs, and the experts that a batch touches.
 
 import { makeBarKey, makeBars } from "../charts/bars.js";
 import { make, makeSection } from "../elements.js";
@@ -15,7 +15,7 @@ import { showCount, showLarge, showNumber, showShare } from "../numbers.js";
 export function makeCompute({ payload }) {
   const element = makeSection(
     "compute",
-    "Dense against sparse",
+    "Dense and sparse compute",
     "A token runs few experts; a batch of tokens needs most of them.",
     [makeCounts(payload), ...makeTouched(payload)],
   );
@@ -23,11 +23,9 @@ export function makeCompute({ payload }) {
 }
 
 /** @param {import("../types").Payload} payload */
-function makeCounts({ counts, missing }) {
+function makeCounts({ counts }) {
   if (!counts) {
-    return make("p", { class: "missing" }, [
-      missing.counts ?? "The trace does not state the model's parameters.",
-    ]);
+    return make("p", { class: "missing" }, ["The trace does not state the model's parameters."]);
   }
   const { total_parameters: total, active_parameters: active } = counts;
   const tables = [
@@ -74,7 +72,7 @@ function makeTouched({ touched, missing }) {
   return [
     title,
     make("p", { class: "hint" }, [
-      "Distinct experts per layer that the tokens of a batch need together. A random router touches the most.",
+      "Distinct experts per layer that the tokens of a batch need together. Large batches are those of the longest prompts alone.",
     ]),
     make(
       "div",
@@ -82,18 +80,22 @@ function makeTouched({ touched, missing }) {
       kinds.map((kind) =>
         makeBars(
           `Tokens of ${kind}`,
-          ["tokens", "", "experts", "at random"],
+          ["tokens", "", "experts", "at random", "batches"],
           touched
             .filter((each) => each.of === kind)
             .map((each) => ({
               label: showCount(each.batch_size),
               value: each.experts,
               baseline: each.random,
-              texts: [showNumber(each.experts), showNumber(each.random)],
+              texts: [
+                showNumber(each.experts),
+                showNumber(each.random),
+                showCount(each.num_batches),
+              ],
             })),
         ),
       ),
     ),
-    makeBarKey(),
+    makeBarKey({ baseline: "a random router" }),
   ];
 }

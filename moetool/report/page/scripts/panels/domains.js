@@ -5,7 +5,7 @@ import { makeGrid } from "../charts/grid.js";
 import { makeTwin } from "../charts/tables.js";
 import { liftColor } from "../colors.js";
 import { make, makeEmptyPanel, makeSection } from "../elements.js";
-import { showInterval, showNumber, showShare, showTimes } from "../numbers.js";
+import { showInterval, showNumber, showPValue, showShare, showTimes } from "../numbers.js";
 
 /** @typedef {import("../types").Page} Page */
 /** @typedef {import("../types").Panel} Panel */
@@ -32,11 +32,11 @@ export function makeDomains({ payload, store }) {
     specialization.information.map((each, index) => ({
       label: layers[index].name,
       value: each.normalized,
-      isFaint: each.p_value === null || each.p_value > 0.05,
+      isFaint: !each.is_significant,
       select: () => store.set({ layer: index }),
       texts: [
         showShare(each.normalized),
-        each.p_value === null ? "unknown" : each.p_value.toPrecision(2),
+        showPValue(each.p_value, specialization.num_permutations),
         showShare(each.conditional_normalized),
       ],
     })),
@@ -97,9 +97,9 @@ export function makeDomains({ payload, store }) {
       { class: "scroll", tabindex: 0, role: "region", "aria-label": "Information of each layer" },
       [information],
     ),
-    makeBarKey(),
+    makeBarKey({ faint: true }),
     make("p", { class: "hint" }, [
-      `The expectation under chance is taken off: 0 is what permuting the labels of the prompts gives. p: ${specialization.num_permutations} permutations.`,
+      `Chance is subtracted: 0 is what shuffled labels of the prompts give, on average. p: the share of ${specialization.num_permutations} shuffles that reach as much; significant at a false discovery rate of 5% over the layers. Last column: the share of what is left to know once the token is known.`,
     ]),
     heading,
     grid.element,

@@ -12,6 +12,8 @@ const ID = "expert";
 const NUM_CONTEXTS = 10;
 const TOKENS_AROUND = 8;
 const NUM_BINS = 10;
+const CERTAINTY =
+  "Significant: beyond what shuffled labels of the prompts give, at a false discovery rate of 5%; certain: at a family-wise error rate of 5%; beyond vocabulary: also more than the same tokens do elsewhere. Shuffling also mixes in how much prompts of other domains differ, so that an interval may leave out 1 without being significant.";
 
 /**
  * Returns the panel.
@@ -33,7 +35,7 @@ export function makeExpertCard(page) {
       }
       content.replaceChildren(
         make("p", { class: "missing" }, [
-          "Select an expert: in the map, in a table, or in the bar at the top.",
+          "Select an expert: in the map, in a chart, or in the bar at the top.",
         ]),
       );
       return;
@@ -47,7 +49,10 @@ export function makeExpertCard(page) {
         showPartners(page, state.layer, state.expert, (expert) => store.set({ expert })),
         showWeights(page, state.layer, state.expert),
       ]),
-      showContexts(page, state.layer, state.expert, (token) => store.set({ token })),
+      showContexts(page, state.layer, state.expert, (token) => {
+        store.set({ token });
+        document.getElementById("reader")?.scrollIntoView();
+      }),
     ];
     content.replaceChildren(...parts.filter((part) => part !== null));
   }
@@ -81,8 +86,10 @@ function showSizes({ payload }, layer, expert) {
     numTokens
       ? `${showShare(count / numTokens)} of the layer's tokens choose it (${showCount(count)}),`
       : `${showCount(count)} assignments,`,
-    `${showTimes(total ? (count * load.load.length) / total : null)} the mean load, number ${rank} of ${load.load.length}.`,
-    prompts ? `${showCount(prompts[expert])} of ${showCount(load.num_prompts)} prompts do.` : "",
+    `${showTimes(total ? (count * load.load.length) / total : null)} the mean load, number ${rank} of ${load.load.length} by load.`,
+    prompts
+      ? `${showCount(prompts[expert])} of ${showCount(load.num_prompts)} prompts use it.`
+      : "",
   ];
   return make("p", {}, [words.join(" ")]);
 }
@@ -123,7 +130,8 @@ function showLifts({ payload, store }, state) {
       [payload.by, "", "lift", "95% interval", "certainty"],
       bars,
     ),
-    makeBarKey(),
+    makeBarKey({ baseline: "1: as by all tokens", interval: true, faint: true }),
+    make("p", { class: "hint" }, [CERTAINTY]),
   ]);
 }
 
@@ -133,11 +141,12 @@ function showLifts({ payload, store }, state) {
  * @param {number} expert
  */
 function showTokens({ payload }, layer, expert) {
-  const tokens = payload.tokens?.experts[layer]?.[expert] ?? [];
+  const listed = payload.tokens?.experts[layer]?.[expert] ?? [];
+  const tokens = listed.filter(([, , , , isBeyondChance]) => isBeyondChance);
   if (!payload.tokens || !tokens.length) {
     const reason = payload.tokens
-      ? `No token that occurs ${payload.tokens.min_count} times is more frequent here than elsewhere.`
-      : (payload.missing.token_specialization ?? "Texts were left out.");
+      ? `No token that occurs ${payload.tokens.min_count} times goes here more often than chance explains.`
+      : `Unknown: ${payload.missing.token_specialization ?? "texts were left out."}`;
     return makeMissing("Characteristic tokens", reason);
   }
   const rows = tokens.map(([text, assignments, occurrences, lift]) =>
@@ -150,7 +159,9 @@ function showTokens({ payload }, layer, expert) {
   return make("div", { class: "block" }, [
     make("h3", {}, ["Characteristic tokens"]),
     make("table", {}, [
-      make("caption", {}, ["Tokens that go here more often than others do"]),
+      make("caption", {}, [
+        "Tokens that go here more often than a router that ignores tokens would send any",
+      ]),
       make("thead", {}, [
         make(
           "tr",
@@ -182,7 +193,7 @@ function showPartners({ payload }, layer, expert, choose) {
   return make("div", { class: "block" }, [
     make("h3", {}, ["Partners"]),
     makeBars(
-      "Decisions with both, over those of independent choices; the mark: what their loads explain",
+      "How often both are chosen, relative to independent choices; mark: expected from their loads",
       ["expert", "", "lift", "expected"],
       partners.map(([other, lift, expected]) => ({
         label: `expert ${other}`,
@@ -246,14 +257,15 @@ function showContexts({ payload, decisions }, layer, expert, choose) {
   /** @param {number} token */
   const textOf = (token) => sample.texts[sample.text_of?.[token] ?? 0];
   const rows = found.map(({ token, weight }) => {
-    const isNear = (/** @type {number} */ other) => prompts[other] === prompts[token];
+    const isNear = (/** @type {number} */ other) =>
+      prompts[other] === prompts[token] && sample.stack_of?.[other] === sample.stack_of?.[token];
     const range = (/** @type {number} */ from, /** @type {number} */ to) =>
       Array.from({ length: to - from }, (_, step) => from + step)
         .filter(isNear)
         .map(textOf)
         .join("");
     return make("li", { dir: "auto" }, [
-      makeButton(weight === null ? "read" : weight.toFixed(2), () => choose(token), {
+      makeButton("read", () => choose(token), {
         "aria-label": `Read the prompt of this context${weight === null ? "" : `, weight ${weight.toFixed(2)}`}`,
       }),
       " ",

@@ -31,7 +31,7 @@ export function makeExpertMap({ payload, store }) {
     "Show",
     specialization
       ? [
-          ["lift", `lift in the ${payload.by}`],
+          ["lift", `lift by ${payload.by}`],
           ["load", "load"],
         ]
       : [["load", "load"]],
@@ -88,7 +88,12 @@ export function makeExpertMap({ payload, store }) {
     if (chosen !== null || !specialization) {
       return chosen ?? 0;
     }
-    const lifts = specialization.lifts[row].map((each) => each.lift[expert] ?? -1);
+    // A small domain may have a large lift by chance: those beyond it come first.
+    const cells = specialization.lifts[row];
+    const isAnySure = cells.some((each) => each.certainty[expert] > 0 && isAbove(each, expert));
+    const lifts = cells.map((each) =>
+      isAnySure && each.certainty[expert] === 0 ? -1 : (each.lift[expert] ?? -1),
+    );
     return lifts.indexOf(Math.max(...lifts));
   }
 
@@ -204,4 +209,12 @@ export function makeExpertMap({ payload, store }) {
 /** @param {number[]} values */
 function sum(values) {
   return values.reduce((total, value) => total + value, 0);
+}
+
+/**
+ * @param {import("../types").Lifts} lifts
+ * @param {number} expert
+ */
+function isAbove(lifts, expert) {
+  return (lifts.lift[expert] ?? 0) > 1;
 }

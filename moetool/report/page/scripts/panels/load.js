@@ -10,6 +10,8 @@ import { showCount, showNumber, showShare, showTimes } from "../numbers.js";
 
 const ID = "load";
 const TITLE = "Load, capacity and GPUs";
+/** @type {Record<string, string>} */
+const METHODS = { contiguous: "contiguous", eplb: "EPLB", coactivation: "co-activation" };
 
 /**
  * Returns the panel.
@@ -24,7 +26,16 @@ export function makeLoad(page) {
   }
   const busiest = makeBars(
     "Load of the busiest expert over the mean load",
-    ["layer", "", "busiest", "at random", "in a batch", "never chosen"],
+    [
+      "layer",
+      "",
+      "busiest",
+      "at random",
+      wordBatch(payload),
+      "at random",
+      "never chosen",
+      "at random",
+    ],
     load.layers.map((each, index) => ({
       label: layers[index].name,
       value: each.max_over_mean,
@@ -34,7 +45,9 @@ export function makeLoad(page) {
         showTimes(each.max_over_mean),
         showTimes(each.random_max_over_mean),
         showTimes(each.batch_max_over_mean),
+        showTimes(each.random_batch_max_over_mean),
         showCount(each.num_dead),
+        showNumber(each.random_num_dead),
       ],
     })),
     { origin: 0 },
@@ -50,7 +63,7 @@ export function makeLoad(page) {
       },
       [busiest],
     ),
-    makeBarKey(),
+    makeBarKey({ baseline: "a random router" }),
     makeCapacity(page),
     makeGpus(page),
   ]);
@@ -86,10 +99,10 @@ function makeCapacity({ payload }) {
   });
   slider.input.id = "capacity-slider";
   const who = makeSelect(
-    "First come",
+    "Kept first",
     policies.map((each) => [
       each,
-      each === "position" ? "the earlier tokens" : "the more probable",
+      each === "position" ? "earlier tokens" : "tokens with a larger weight",
     ]),
     (value) => {
       policy = value;
@@ -156,17 +169,17 @@ function makeGpus({ payload }) {
     slider.input.setAttribute("aria-valuetext", String(placement.num_gpus));
     result.replaceChildren(
       makeTable(
-        `Fitted on ${placement.num_fitted} prompts, measured on ${placement.num_held_out} others${placement.tokens_per_batch ? `, in batches of ${placement.tokens_per_batch} tokens` : ""}`,
+        wordFit(placement),
         [
           { name: "placement" },
           { name: "busiest GPU over the mean", show: showTimes },
-          { name: "a random router", show: showTimes },
-          { name: "GPUs of a token", show: showNumber },
-          { name: "a random router", show: showNumber },
+          { name: "of a random router", show: showTimes },
+          { name: "GPUs per token", show: showNumber },
+          { name: "per token of a random router", show: showNumber },
           { name: "bytes sent per token", show: showCount },
         ],
         Object.entries(placement.methods).map(([name, method]) => [
-          name,
+          METHODS[name] ?? name,
           method.batch_imbalance,
           method.random_batch_imbalance,
           method.fan_out,
@@ -178,4 +191,22 @@ function makeGpus({ payload }) {
   }
   draw(0);
   return make("div", {}, [title, make("div", { class: "controls" }, [slider.element]), result]);
+}
+
+/** @param {import("../types").Payload} payload */
+function wordBatch({ capacity }) {
+  return capacity?.batches === "prompt" ? "in one prompt" : "in a batch";
+}
+
+/** @param {import("../types").Placement} placement */
+function wordFit({
+  num_fitted: numFitted,
+  num_held_out: numHeldOut,
+  unit,
+  tokens_per_batch: size,
+}) {
+  const batches = size ? `, in batches of ${size} tokens` : "";
+  return unit === null
+    ? `Fitted and measured on the same decisions${batches}`
+    : `Fitted on ${numFitted} ${unit}${numFitted === 1 ? "" : "s"}, measured on ${numHeldOut} other${numHeldOut === 1 ? "" : "s"}${batches}`;
 }

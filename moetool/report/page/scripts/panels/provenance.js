@@ -22,10 +22,10 @@ export function makeProvenance({ payload }) {
       payload.notes.map((note) => `${note.about}: ${note.text}`),
     ),
     makeList("Keys", [
-      "Arrow keys move between tokens and cells; Enter selects.",
-      "[ and ] change the layer.",
+      "Arrow keys move between prompts, tokens and cells; Enter selects.",
+      "[ and ], or up and down in the reader, change the layer; a selected expert is of one layer.",
       "/ goes to the search of prompts.",
-      "Esc clears the selection.",
+      "Esc clears the search, then the selection.",
     ]),
   ]);
   return { element, update() {} };

@@ -51,7 +51,7 @@ export function makeTogetherness({ payload, store }) {
     isSquare: true,
     describe(row, column) {
       const layer = store.get().layer;
-      const lift = liftOf(
+      const pair = readPair(
         togetherness.layers[layer],
         layers[layer].num_experts,
         order[row],
@@ -59,15 +59,15 @@ export function makeTogetherness({ payload, store }) {
       );
       return row === column
         ? `Expert ${order[row]} with itself`
-        : `Experts ${order[row]} and ${order[column]}: lift ${showTimes(lift)}`;
+        : `Experts ${order[row]} and ${order[column]}: ${showTimes(pair.overExpected)} what their loads explain (lift ${showTimes(pair.lift)})${pair.isSignificant ? "" : ", not significant"}`;
     },
     choose: (row) => store.set({ expert: order[row] }),
   });
   const matrix = make("div", {}, [
-    make("h3", {}, ["Lift of each pair"]),
+    make("h3", {}, ["Pairs, relative to what their loads explain"]),
     grid.element,
     make("p", { class: "key" }, [
-      "Orange: chosen together more than their loads explain. Blue: less. Rows and columns begin with the strongest groups.",
+      "Orange: chosen together more than their loads explain. Blue: less. Pale and struck out: not significant. Rows and columns begin with the strongest groups.",
     ]),
   ]);
   const twin = makeTwin("The strongest pairs of the layer", () => ({
@@ -104,7 +104,7 @@ export function makeTogetherness({ payload, store }) {
     groups.replaceChildren(
       mine.groups.length
         ? makeTable(
-            "Experts of which every two are chosen together more than their loads explain",
+            "Groups whose members are all paired more often than their loads explain",
             [
               { name: "experts" },
               { name: "share of all pairs", show: showShare },
@@ -126,10 +126,14 @@ export function makeTogetherness({ payload, store }) {
       grid.draw(
         order.map((one) =>
           order.map((other) => {
-            const lift = one === other ? null : liftOf(mine, numExperts, one, other);
-            return lift === null
+            const { overExpected, isSignificant } = readPair(mine, numExperts, one, other);
+            return one === other || overExpected === null
               ? { color: null }
-              : { color: liftColor(lift), text: lift.toFixed(lift < 10 ? 2 : 0) };
+              : {
+                  color: liftColor(overExpected),
+                  isFaint: !isSignificant,
+                  text: overExpected.toFixed(overExpected < 10 ? 2 : 0),
+                };
           }),
         ),
         order.map(String),
@@ -161,7 +165,7 @@ export function makeTogetherness({ payload, store }) {
     }
     flow.replaceChildren(
       makeBars(
-        `From layer ${layers[state.layer].name} to layer ${next.layer}: pairs that follow each other more than chance`,
+        `From layer ${layers[state.layer].name} to layer ${next.layer}: the pairs of experts with the largest lifts, which are not tested`,
         ["experts", "", "lift", "times", "if the first is chosen"],
         next.pairs.map(([from, to, count, lift, given]) => ({
           label: `${from} → ${to}`,
@@ -197,7 +201,7 @@ export function makeTogetherness({ payload, store }) {
           predicted.length
             ? prediction
             : make("p", { class: "missing" }, [
-                "Prompts are too few to predict the next layer's experts.",
+                "No layer here has a next one, or prompts are too few to predict its experts.",
               ]),
         ],
       ),
@@ -220,15 +224,20 @@ export function makeTogetherness({ payload, store }) {
 }
 
 /**
- * Returns the lift of a pair from the rows above the diagonal.
+ * Returns a pair from the rows above the diagonal.
  * @param {LayerTogetherness} layer
  * @param {number} numExperts
  * @param {number} one
  * @param {number} other
  */
-function liftOf(layer, numExperts, one, other) {
+function readPair({ matrix }, numExperts, one, other) {
   const [i, j] = one < other ? [one, other] : [other, one];
-  return layer.matrix?.[i * numExperts - (i * (i + 1)) / 2 + j - i - 1] ?? null;
+  const place = i * numExperts - (i * (i + 1)) / 2 + j - i - 1;
+  return {
+    lift: matrix?.lift[place] ?? null,
+    overExpected: matrix?.over_expected[place] ?? null,
+    isSignificant: matrix?.is_significant[place] === 1,
+  };
 }
 
 /**

@@ -30,7 +30,7 @@ export function makeReader({ payload, decisions, store }) {
   const texts = readTexts(payload);
   const prompts = makePromptList({ payload, store }, texts);
   const isNew = new Set(sample.new_tokens);
-  const changedIn = payload.changed.map((tokens) => new Set(tokens));
+  const changedIn = payload.changed.map((tokens) => new Set(tokens.map(([token]) => token)));
   let numShown = TOKENS_AT_ONCE;
   /** @type {HTMLElement[]} */
   let spans = [];
@@ -71,11 +71,14 @@ export function makeReader({ payload, decisions, store }) {
     if (state.token !== null && state.token - start >= numShown) {
       numShown = state.token - start + 1;
     }
-    const count = Math.min(prompt.num_tokens, numShown);
-    heading.textContent = `${prompt.domain} · prompt ${prompt.id}`;
-    spans = Array.from({ length: count }, (_, offset) => {
-      const token = start + offset;
-      return make(
+    const stack = sample.layer_stacks[state.layer];
+    const tokens = Array.from({ length: prompt.num_tokens }, (_, offset) => start + offset).filter(
+      (token) => !sample.stack_of || sample.stack_of[token] === stack,
+    );
+    const shown = tokens.slice(0, numShown);
+    heading.textContent = `${prompt.domain} · prompt ${prompt.id}${prompt.num_left_out ? `, without its last ${prompt.num_left_out} tokens` : ""}${sample.stack_of ? `, ${sample.stacks[stack]}` : ""}`;
+    spans = shown.map((token) =>
+      make(
         "span",
         {
           class: isNew.has(token) ? "token new" : "token",
@@ -85,13 +88,13 @@ export function makeReader({ payload, decisions, store }) {
           "data-token": token,
         },
         [texts.ofToken(token)],
-      );
-    });
+      ),
+    );
     if (spans.length) {
       spans[0].tabIndex = 0;
     }
     text.replaceChildren(...spans);
-    more.hidden = count === prompt.num_tokens;
+    more.hidden = shown.length === tokens.length;
     tint(state);
     markToken(state);
   }
@@ -204,13 +207,16 @@ export function makeReader({ payload, decisions, store }) {
   const element = makeSection(
     ID,
     TITLE,
-    "Each token of a prompt, tinted by the expert that it went to. Point at a token, or move to it with the arrow keys, for its experts in every layer; [ and ] change the layer.",
+    "Each token of a prompt, tinted by the expert that it went to. Point at a token, or move to it with ← and →, for its experts in every layer; ↑ and ↓, or [ and ], change the layer.",
     [
       sample.text_of
         ? null
         : make("p", { class: "muted" }, [
             "The texts of tokens are not on this page: numbers stand for them.",
           ]),
+      sample.new_tokens.length
+        ? make("p", { class: "muted" }, ["Underlined: tokens that the model wrote."])
+        : null,
       sample.is_complete
         ? null
         : make("p", { class: "muted" }, [
@@ -239,9 +245,10 @@ export function makeReader({ payload, decisions, store }) {
       if (changed.has("prompt") || changed.has("domain")) {
         prompts.show(state);
       }
-      const isBeyond =
-        state.token !== null && state.token >= texts.starts[state.prompt] + spans.length;
-      if (changed.has("prompt") || isBeyond) {
+      const isMissing =
+        state.token !== null && !spans.some((span) => Number(span.dataset.token) === state.token);
+      const isOtherStack = changed.has("layer") && Boolean(sample.stack_of);
+      if (changed.has("prompt") || isOtherStack || isMissing) {
         showPrompt(state);
       } else if (
         ["layer", "coloring", "pins", "domain", "expert", "theme"].some((key) =>

@@ -38,6 +38,16 @@ export function listColored(state, numExperts, readChoices) {
 }
 
 /**
+ * Returns the number of the hue of one of the experts that have a colour: of small numbers its own,
+ * so that it keeps its colour when others lose theirs.
+ * @param {number[]} colored
+ * @param {number} index
+ */
+function hueIndex(colored, index) {
+  return colored.every((expert) => expert < NUM_HUES) ? colored[index] : index;
+}
+
+/**
  * Returns the colour of a token, and the number of the expert that the colour stands for.
  * @param {State} state
  * @param {Choice[]} choices Of the token.
@@ -56,7 +66,8 @@ export function paintToken(state, choices, colored, lifts, hasRanks) {
     return { color: lift === null ? null : liftColor(lift), mark: "" };
   }
   if (state.coloring === "confidence") {
-    return { color: first.weight === null ? null : shareColor(first.weight), mark: "" };
+    const sum = choices.reduce((total, { weight }) => total + (weight ?? 0), 0);
+    return { color: sum > 0 ? shareColor((first.weight ?? 0) / sum) : null, mark: "" };
   }
   // Any choice of an expert that was asked for counts; otherwise the first choice alone.
   const isAnyRank = state.pins.length > 0 || state.expert !== null || !hasRanks;
@@ -64,7 +75,7 @@ export function paintToken(state, choices, colored, lifts, hasRanks) {
   const index = shown ? colored.indexOf(shown.expert) : -1;
   return index < 0
     ? { color: null, mark: "" }
-    : { color: hueOf(index), mark: String(colored[index]) };
+    : { color: hueOf(hueIndex(colored, index)), mark: String(colored[index]) };
 }
 
 /**
@@ -90,14 +101,16 @@ export function makePins({ payload, store }) {
    * @param {State} state
    * @param {number} expert
    * @param {number} index
+   * @param {number[]} colored
    */
-  function makeChip(state, expert, index) {
+  function makeChip(state, expert, index, colored) {
     const chip = makeButton(`expert ${expert}`, () => toggle(expert), {
       class: "chip",
       "aria-pressed": state.pins.includes(expert),
     });
-    chip.style.backgroundColor = hueOf(index);
-    chip.style.color = inkOn(hueOf(index));
+    const hue = hueOf(hueIndex(colored, index));
+    chip.style.backgroundColor = hue;
+    chip.style.color = inkOn(hue);
     return chip;
   }
 
@@ -107,12 +120,26 @@ export function makePins({ payload, store }) {
       case "lift":
         return `Orange: an expert that the ${payload.by} uses more than all tokens do. Blue: less.`;
       case "confidence":
-        return "Dark violet: the first choice has no weight. Yellow: all of it.";
+        return "Dark violet: the first choice has no part of the token's weight. Yellow: all of it.";
       default:
-        return state.pins.length
-          ? "Press an expert to take its colour away."
-          : `Layer ${payload.layers[state.layer].name}. Press an expert to keep its colour alone; tokens without a colour went elsewhere.`;
+        return explainExperts(state);
     }
+  }
+
+  /** @param {State} state */
+  function explainExperts(state) {
+    const { name, num_experts: numExperts } = payload.layers[state.layer];
+    if (state.pins.length) {
+      return "Every token that chose one of these, whatever its rank. Press an expert to take its colour away.";
+    }
+    if (state.expert !== null) {
+      return `Every token that chose expert ${state.expert}, whatever its rank.`;
+    }
+    const which =
+      numExperts > NUM_HUES
+        ? `The ${MOST_UNASKED} most frequent first choices of this prompt in layer ${name}.`
+        : `First choices in layer ${name}.`;
+    return `${which} Press experts to show only these.`;
   }
 
   return {
@@ -123,7 +150,7 @@ export function makePins({ payload, store }) {
      */
     show(state, colored) {
       element.replaceChildren(
-        ...colored.map((expert, index) => makeChip(state, expert, index)),
+        ...colored.map((expert, index) => makeChip(state, expert, index, colored)),
         make("span", { class: "muted" }, [explain(state)]),
       );
     },

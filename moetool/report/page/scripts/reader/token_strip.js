@@ -17,6 +17,7 @@ export function makeTokenStrip({ payload, decisions, store }) {
     make("th", { scope: "col", colspan: most }, [
       payload.sample?.has_weights ? "experts, with their weights" : "experts",
     ]),
+    ...(payload.comparison ? [make("th", { scope: "col" }, [payload.comparison.other])] : []),
   ]);
   const table = make("table", {}, [caption, make("thead", {}, [head]), body]);
   const element = make(
@@ -29,8 +30,9 @@ export function makeTokenStrip({ payload, decisions, store }) {
    * @param {number} layer
    * @param {number} expert
    * @param {number | null} weight
+   * @param {number} sum Of the token's weights.
    */
-  function makeChoice(layer, expert, weight) {
+  function makeChoice(layer, expert, weight, sum) {
     const button = makeButton(String(expert), () => store.set({ layer, expert }), {
       class: "plain",
       "aria-label": `expert ${expert} of layer ${payload.layers[layer].name}`,
@@ -39,11 +41,30 @@ export function makeTokenStrip({ payload, decisions, store }) {
       return make("td", {}, [button]);
     }
     const fill = make("span", { class: "fill" });
-    fill.style.width = `${Math.min(100, 100 * weight)}%`;
+    fill.style.width = `${sum > 0 ? (100 * weight) / sum : 0}%`;
     return make("td", {}, [
       button,
       make("span", { class: "weight" }, [weight.toFixed(2)]),
       make("span", { class: "track", "aria-hidden": "true" }, [fill]),
+    ]);
+  }
+
+  const others = payload.changed.map(
+    (tokens) => new Map(tokens.map(([token, ...experts]) => [token, experts])),
+  );
+
+  /**
+   * Returns what the other trace chose, where it differs.
+   * @param {number} layer
+   * @param {number} token
+   */
+  function makeOther(layer, token) {
+    const experts = others[layer]?.get(token);
+    if (!payload.comparison) {
+      return "";
+    }
+    return make("td", { class: experts ? "other" : null }, [
+      experts ? `there ${experts.join(", ")}` : "same",
     ]);
   }
 
@@ -66,9 +87,11 @@ export function makeTokenStrip({ payload, decisions, store }) {
         if (!choices.length) {
           return null;
         }
+        const sum = choices.reduce((total, { weight }) => total + (weight ?? 0), 0);
         return make("tr", { class: index === current ? "selected" : null }, [
           make("th", { scope: "row" }, [layer.name]),
-          ...choices.map((choice) => makeChoice(index, choice.expert, choice.weight)),
+          ...choices.map((choice) => makeChoice(index, choice.expert, choice.weight, sum)),
+          makeOther(index, token),
         ]);
       });
       body.replaceChildren(...rows.filter((row) => row !== null));
