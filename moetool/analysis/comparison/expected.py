@@ -44,12 +44,12 @@ def sum_expected(
     number = number.reshape(num_cells, len(codes))
     sums = np.stack([number @ np.nan_to_num(table), number @ np.isfinite(table)], axis=-1)
     if changes.first_weights is not None and changes.second_weights is not None:
-        one, moved, number = pair_weights(changes)
+        one, moved, stands_for = pair_weights(changes)
         of_pair = cell[one]
         sums[:, MEASURES.index("weight_change")] = np.stack(
             [
-                np.bincount(of_pair, weights=moved * number, minlength=num_cells),
-                np.bincount(of_pair, weights=number, minlength=num_cells),
+                np.bincount(of_pair, weights=moved * stands_for, minlength=num_cells),
+                np.bincount(of_pair, weights=stands_for, minlength=num_cells),
             ],
             axis=-1,
         )

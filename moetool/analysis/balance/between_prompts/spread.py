@@ -75,7 +75,7 @@ class PromptSpread:
         self.num_choosing += np.bincount(expert, minlength=size)
         self.load += np.bincount(expert, weights=a, minlength=size)
         self.squares += np.bincount(expert, weights=a * a, minlength=size)
-        self._lengths.append(totals[totals > 0])
+        self._lengths.append(totals[totals > 0].astype(np.float64))
         at_once = max(1, _MOST_CELLS // size)
         for first in range(0, len(totals), at_once):
             part = slice(*np.searchsorted(prompt, (first, first + at_once)))
@@ -161,7 +161,7 @@ class PromptSpread:
             return 1.0
         residuals, weight = self._weigh()
         crossed = residuals.T @ residuals + weight * self._others.cross(self._share)
-        squared = float((crossed**2).sum()) / self.load.sum() ** 4
+        squared = float((crossed**2).sum()) / float(self.load.sum()) ** 4
         # The traces of V**2 and of V, squared, without their bias at this number of prompts.
         of_square = df**2 / ((df - 1) * (df + 2)) * (squared - trace**2 / df)
         if of_square <= 0:
