@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from playwright.sync_api import Page
 
+from moetool import compare_traces, measure_balance, measure_specialization
+from moetool.analysis.specialization.result import Specialization
 from moetool.library import report
 from moetool.library.report import write_report
 from moetool.trace.loads.metadata import LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.loads.writing import write_loads
 from tests.report.page.browser.conftest import OpenPage
-from tests.report.page.browser.opening import choose, read_twin
+from tests.report.page.browser.opening import choose, read_table, read_twin
+from tests.report.page.browser.shown import shows
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
 
 MakeAndOpen = Callable[..., Page]
@@ -153,6 +157,13 @@ def test_many_experts(open_trace: MakeAndOpen) -> None:
     assert page.locator("#togetherness canvas").is_hidden()
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+    # The grid scrolls to the cell that the keyboard is on.
+    page.locator("#map canvas").focus()
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert page.locator("#map .readout").inner_text().startswith("Layer 2, expert 508:")
+    left = page.locator("#map .grid").evaluate("one => [one.scrollLeft, one.clientWidth]")
+    assert left[0] <= 64 + 508 * 4 <= left[0] + left[1]
 
 
 def test_prompts_of_thousands_of_tokens(open_trace: MakeAndOpen) -> None:
@@ -185,8 +196,17 @@ def test_stacks_of_an_encoder_and_a_decoder(open_trace: MakeAndOpen) -> None:
         f"encoder {number}" for number in (1, 2, 3)
     ]
     page.keyboard.press("Escape")
+    # Only the tokens of the layer's stack are shown.
+    tokens = page.locator("#reader .token")
+    assert tokens.count() == 24
+    assert page.locator("#reader h3").inner_text().endswith(", encoder")
+    encoded = tokens.evaluate_all("all => all.map(one => one.dataset.token)")
     choose(page, "Layer", "decoder 1")
-    page.locator("#reader .token").first.click()
+    assert tokens.count() == 24
+    assert page.locator("#reader h3").inner_text().endswith(", decoder")
+    decoded = tokens.evaluate_all("all => all.map(one => one.dataset.token)")
+    assert set(encoded).isdisjoint(decoded)
+    tokens.first.click()
     assert page.locator("#reader .strip tbody th").all_inner_texts() == ["decoder 1", "decoder 2"]
 
 
@@ -259,3 +279,69 @@ def test_pages_leave_out_whole_prompts_of_all_domains_and_say_so(
     assert "of 12 prompts" in page.locator("#data").inner_text()
     # All other figures are those of the whole trace.
     assert sum(int(row[2]) for row in read_twin(page, "map")) == 3 * 12 * 24 * 2
+
+
+def test_pages_open_with_the_largest_difference(open_page: OpenPage, folder: Path) -> None:
+    rows = make_trace(seed=2)
+    path = write_trace(folder / "opened.parquet", rows, metadata=describe(Shape()))
+    specialization = measure_specialization(path)
+    assert isinstance(specialization, Specialization)
+    strongest = specialization.strongest
+    assert strongest
+    # Neither the first layer nor the first domain.
+    assert strongest.layer > 1
+    assert strongest.domain != "code"
+    write_report(path, folder / "opened.html")
+    page = open_page(folder / "opened.html")
+    layer = page.locator(".selection select").first
+    assert layer.evaluate("one => one.selectedOptions[0].text") == str(strongest.layer)
+    assert page.locator("#reader h3").inner_text().startswith(f"{strongest.domain} · prompt ")
+
+
+def test_confidence_is_a_share_of_the_weight_of_a_token(open_page: OpenPage, folder: Path) -> None:
+    shape = Shape(num_layers=1, top_k=1)
+    rows = make_trace(shape)
+    weights = np.random.default_rng(1).uniform(0.1, 0.7, rows.num_rows).astype(np.float32)
+    rows = rows.set_column(rows.column_names.index("weight"), "weight", pa.array(weights))
+    path = write_trace(folder / "single.parquet", rows, metadata=describe(shape))
+    write_report(path, folder / "single.html")
+    page = open_page(folder / "single.html", hash_="#color=confidence")
+    colors = page.locator("#reader .token").evaluate_all(
+        "all => all.map(one => one.style.backgroundColor)"
+    )
+    # An only choice has all of it.
+    assert set(colors) == {"rgb(253, 231, 37)"}
+
+
+def test_results_with_other_layers_are_paired_by_layer(open_page: OpenPage, folder: Path) -> None:
+    """Layer 2 has metadata but no rows, and the other trace lacks layer 3."""
+    shape = Shape(num_layers=4)
+    rows, others = make_trace(shape), make_trace(shape, redrawn=0.3)
+    has_layer = pc.not_equal(rows["layer"], 2)
+    path = write_trace(folder / "lacks2.parquet", rows.filter(has_layer), metadata=describe(shape))
+    has_both = pc.and_(pc.not_equal(others["layer"], 2), pc.not_equal(others["layer"], 3))
+    other = write_trace(
+        folder / "lacks3.parquet", others.filter(has_both), metadata=describe(shape)
+    )
+    write_report(path, folder / "pairs.html", compare=other)
+    page = open_page(folder / "pairs.html")
+    names = page.locator(".selection select").first.locator("option").all_inner_texts()
+    balance = {one.layer: one.load for one in measure_balance(path).layers}
+    loads: dict[int, list[int]] = {}
+    for row in read_twin(page, "map"):
+        loads.setdefault(int(row[0]), []).append(int(row[2].replace(",", "")))
+    assert sorted(loads) == sorted(map(int, names))
+    for number in (1, 3, 4):
+        assert loads[number] == list(balance[number])
+    changed = {one.layer: one.changed_decisions for one in compare_traces(path, other).layers}
+    assert sorted(changed) == [1, 4]
+    shown = {int(row[0]): row[1] for row in read_table(page, "comparison", "Decisions with other")}
+    for number in (1, 4):
+        assert shows(shown[number], changed[number])
+    assert shown[3] == "not in the other trace"
+    assert sorted(shown) == [1, 3, 4]
+    assert names == ["1", "3", "4"]
+    walk(page)
+    page.locator("#reader .token").first.click()
+    strip = page.locator("#reader .strip tbody th").all_inner_texts()
+    assert strip == ["1", "3", "4"]

@@ -164,13 +164,18 @@ def test_redacted_pages_hold_no_text(open_page: OpenPage, folder: Path) -> None:
     shape = Shape(pieces=words)
     tables = [make_trace(shape), make_trace(shape, redrawn=0.3)]
     paths = [
-        write_trace(folder / f"secret{number}.parquet", rows, metadata=describe(shape))
+        write_trace(
+            folder / f"secret{number}.parquet",
+            _rename_prompts(rows),
+            metadata=replace(describe(shape), notes=("Prompts about qzxnote.",)),
+        )
         for number, rows in enumerate(tables)
     ]
     html = render_report(paths[0], compare=paths[1], redact_text=True)
     payload, decisions = decode_islands(html)
     open_html = render_report(paths[0], compare=paths[1])
-    assert "qzx3w" in json.dumps(decode_islands(open_html)[0])
+    for secret in ("qzx3w", "qzxp3", "qzxnote"):
+        assert secret in json.dumps(decode_islands(open_html)[0])
     for content in (html, json.dumps(payload, ensure_ascii=False)):
         assert "qzx" not in content
     assert b"qzx" not in decisions
@@ -181,6 +186,16 @@ def test_redacted_pages_hold_no_text(open_page: OpenPage, folder: Path) -> None:
     assert page.locator("#reader .token").count() == 24
     assert "texts were left out." in page.locator("#expert").inner_text()
     assert "qzx" not in page.content()
+    # Prompts have numbers instead of ids.
+    prompts = page.locator(".prompts .prompt-text").all_inner_texts()
+    assert prompts == [f"prompt {number}" for number in range(1, 13)]
+
+
+def _rename_prompts(rows: pa.Table) -> pa.Table:
+    index = rows.column_names.index("prompt_id")
+    names = [f"qzx{name}" for name in rows["prompt_id"].to_pylist()]
+    kind = rows.schema.field("prompt_id").type
+    return rows.set_column(index, "prompt_id", pa.array(names).dictionary_encode().cast(kind))
 
 
 def test_pages_hold_nothing_of_the_machine(folder: Path, trace: Path) -> None:

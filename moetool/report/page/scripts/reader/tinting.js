@@ -44,6 +44,7 @@ export function listColored(state, numExperts, readChoices) {
  * @param {number} index
  */
 function hueIndex(colored, index) {
+  /** @type {Set<number>} */
   const taken = new Set();
   let hue = 0;
   for (const expert of colored.slice(0, index + 1)) {
