@@ -22,8 +22,8 @@ IMAGE = REPOSITORY / "docs" / "images" / "page.webp"
 
 _TRACE = ("route-trace", "demo", "--prompts", "sample_prompts", "-q")
 _WIDTH, _HEIGHT = 1240, 940
-# A German prompt in the last layer, with one of its tokens selected.
-_SELECTION = "#layer=5&token=20500"
+# Of the prompt that the page opens with.
+_TOKEN = 30
 _QUALITY = 80
 
 
@@ -57,8 +57,9 @@ def photograph(path: Path) -> bytes:
         playwright.chromium.launch(executable_path=browser_path, args=args) as browser,
     ):
         page = browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT})
-        page.goto(f"{path.as_uri()}{_SELECTION}")
+        page.goto(path.as_uri())
         page.wait_for_selector("html[data-ready]")
+        page.locator(".token").nth(_TOKEN).dispatch_event("click")
         session = page.context.new_cdp_session(page)
         found = session.send("Page.captureScreenshot", {"format": "webp", "quality": _QUALITY})
         return base64.b64decode(found["data"])

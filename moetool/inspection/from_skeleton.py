@@ -29,6 +29,7 @@ from moetool.catalogue.published import ExtraParameters
 from moetool.checkpoint.config import first_line, make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import InputError
+from moetool.garbage import seldom_collected
 from moetool.inspection.differences import explain_differences
 from moetool.inspection.figures import Files, Flops
 from moetool.inspection.notes import note_config, note_flops, note_routing, note_towers
@@ -49,6 +50,7 @@ _FINAL_BUDGET = replace(DEFAULT_OPERATION_BUDGET, is_final=True)
 
 
 @quiet_transformers()
+@seldom_collected()
 def inspect_skeleton(
     subject: Subject, files: HeaderTable | None, *, trust_remote_code: bool
 ) -> Inspection:

@@ -25,8 +25,8 @@ from moetool.analysis.balance.layer_meter import LayerMeter
 from moetool.analysis.balance.layer_result import LayerBalance
 from moetool.analysis.balance.losses import LayerLosses, summarize_losses
 from moetool.analysis.balance.probabilities import ProbabilityReading, read_probabilities
-from moetool.analysis.balance.random_router import expect_squared_cv
-from moetool.analysis.balance.result import Balance
+from moetool.analysis.balance.random_router import expect_largest_violation, expect_squared_cv
+from moetool.analysis.balance.result import Balance, LargestBaseline
 from moetool.analysis.statistics.decision_sizes import Sizes, make_sizes
 from moetool.errors import InputError
 from moetool.printable import printable
@@ -113,6 +113,12 @@ def measure_balance(
         batches="prompt" if tokens_per_batch is None else "tokens",
         capacity=make_capacity(drops, tokens_per_batch=tokens_per_batch),
         expert_choice=make_expert_choice(list(reading.choices.values()), tokens_per_batch=mean),
+        baseline=_expect_largest(
+            [
+                (meter.num_experts, make_sizes(meter.groups.num_decisions.sum(axis=0)))
+                for meter in seen.values()
+            ]
+        ),
         notes=(
             *reader.notes,
             *_explain_batches(tokens_per_batch, mean),
@@ -170,6 +176,9 @@ def measure_balance_of_counts(
         batches="step" if drops else None,
         capacity=make_capacity(list(drops.values()), tokens_per_batch=None) if drops else (),
         expert_choice=(),
+        baseline=_expect_largest(
+            [(layer.num_experts, find_sizes(layer)) for layer in counts.layers]
+        ),
         notes=(
             *counts.notes,
             f"A load table has counts but no tokens: {', '.join(unknown)} and losses of "
@@ -203,6 +212,11 @@ def _make_losses(meter: LayerMeter, reading: ProbabilityReading, place: Place) -
 def _expect_mean_squared(num_experts: int, sizes: Sizes | None) -> float | None:
     squared_cv = None if sizes is None else expect_squared_cv(num_experts, sizes)
     return None if squared_cv is None else squared_cv / num_experts**2
+
+
+def _expect_largest(layers: Sequence[tuple[int, Sizes | None]]) -> LargestBaseline:
+    known = [(num_experts, sizes) for num_experts, sizes in layers if sizes is not None]
+    return LargestBaseline(expect_largest_violation(known) if len(known) == len(layers) else None)
 
 
 def _explain_batches(tokens_per_batch: int | None, mean: float | None) -> Iterator[str]:

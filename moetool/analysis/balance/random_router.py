@@ -15,6 +15,8 @@ Simulated routers agree within 1 % where experts have two assignments or more, a
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -55,6 +57,55 @@ def expect_evenness(num_experts: int, sizes: Sizes) -> Evenness:
         num_dead=expect_num_dead(num_experts, sizes),
         percentiles=find_percentiles(by_rank),
     )
+
+
+def expect_largest_violation(layers: Sequence[tuple[int, Sizes]]) -> float | None:
+    """Return the expected `max_violation` of the layer in which it is largest.
+
+    Loads of layers are independent of each other, and within a layer as `expect_evenness` has it.
+
+    Args:
+        layers: Experts of each layer, and sizes of its decisions; those that ran no expert don't
+            count.
+
+    Returns:
+        None if no expert ran in any layer.
+    """
+    number = Counter((num_experts, sizes) for num_experts, sizes in layers if sizes)
+    if sum(number.values()) < 2:
+        return next((expect_evenness(*layer).max_violation for layer in number), None)
+    tails = [
+        _find_violations(*layer, num_layers=num_layers) for layer, num_layers in number.items()
+    ]
+    grid = np.linspace(0, max(violation[-1] for violation, _ in tails), 2 * _MOST_POINTS)
+    log = np.zeros(len(grid))
+    for violation, log_below in tails:
+        at = np.searchsorted(violation, grid, side="right") - 1
+        log += np.where(at < 0, -np.inf, log_below[np.maximum(at, 0)])
+    exceeds = -np.expm1(log)
+    return float(grid[1] * (exceeds.sum() - (exceeds[0] + exceeds[-1]) / 2))
+
+
+def _find_violations(
+    num_experts: int, sizes: Sizes, *, num_layers: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return values of the largest violation of layers, and the log chance of at most each.
+
+    Returns:
+        In ascending order # (num_values,) each
+    """
+    if num_experts == 1:
+        return np.zeros(1), np.zeros(1)
+    start, chance = find_load_distribution(num_experts, sizes)
+    load = start + np.arange(len(chance))
+    mean = sum(size * number for size, number in sizes) / num_experts
+    scaled = mean + (load - mean) * math.sqrt(num_experts / (num_experts - 1))
+    with np.errstate(divide="ignore"):
+        log_below = np.log(np.minimum(np.cumsum(chance), 1))
+    log_below[-1] = 0.0
+    # An expert gets at most one assignment of each decision.
+    most = sum(number for _, number in sizes)
+    return np.minimum(scaled, most) / mean - 1, num_layers * num_experts * log_below
 
 
 def expect_squared_cv(num_experts: int, sizes: Sizes) -> float | None:

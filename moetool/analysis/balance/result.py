@@ -26,6 +26,17 @@ TableName = Literal["layers", "experts", "capacity"]
 
 
 @dataclass(frozen=True)
+class LargestBaseline:
+    """The largest figures of all layers that a uniform random router is expected to show.
+
+    Attributes:
+        max_violation: None if it is unknown in a layer, or no expert ran.
+    """
+
+    max_violation: float | None
+
+
+@dataclass(frozen=True)
 class AcrossLayers:
     """Percentiles of a figure over the layers in which an expert ran."""
 
@@ -79,8 +90,9 @@ class Verdict:
         max_violation_batch: The same of means over batches; None without batches.
         num_experts: Experts of all layers.
         num_dead: Of these, experts that were never chosen.
-        random_max_violation: The largest one expected of a random router; None if it is unknown.
-        random_max_violation_batch: The same over batches.
+        random_max_violation: The largest of all layers expected of a random router; None if it is
+            unknown.
+        random_max_violation_batch: The largest one that is expected of a layer, over batches.
         random_num_dead: Expected of a random router; None if it is unknown.
     """
 
@@ -120,6 +132,7 @@ class Balance(Tabular):
             `step` for the steps of a load table; None for counts without them.
         capacity: Shares of dropped assignments over all layers; empty without batches.
         expert_choice: Empty where no probabilities were recorded.
+        baseline: Of a uniform random router, over all layers.
         notes: What was inferred, and why something is unknown: a sentence each.
     """
 
@@ -132,6 +145,7 @@ class Balance(Tabular):
     batches: Literal["prompt", "tokens", "step"] | None
     capacity: tuple[CapacityShare, ...]
     expert_choice: tuple[ExpertChoice, ...]
+    baseline: LargestBaseline
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -157,7 +171,7 @@ class Balance(Tabular):
             max_violation_batch=_span([layer.max_violation_batch for layer in layers]),
             num_experts=sum(layer.num_experts for layer in layers),
             num_dead=sum(len(layer.dead) for layer in layers),
-            random_max_violation=_find_largest([each.baseline.max_violation for each in layers]),
+            random_max_violation=self.baseline.max_violation,
             random_max_violation_batch=_find_largest(
                 [each.baseline.max_violation_batch for each in layers]
             ),

@@ -44,38 +44,48 @@ def sum_expected(
     number = number.reshape(num_cells, len(codes))
     sums = np.stack([number @ np.nan_to_num(table), number @ np.isfinite(table)], axis=-1)
     if changes.first_weights is not None and changes.second_weights is not None:
-        one, moved = pair_weights(changes)
+        one, moved, stands_for = pair_weights(changes)
         of_pair = cell[one]
         sums[:, MEASURES.index("weight_change")] = np.stack(
             [
-                np.bincount(of_pair, weights=moved, minlength=num_cells),
-                np.bincount(of_pair, minlength=num_cells),
+                np.bincount(of_pair, weights=moved * stands_for, minlength=num_cells),
+                np.bincount(of_pair, weights=stands_for, minlength=num_cells),
             ],
             axis=-1,
         )
     return sums
 
 
-def pair_weights(changes: DecisionChanges) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def pair_weights(
+    changes: DecisionChanges,
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
     """Return how much weight would move if decisions had another token's weights in random order.
 
-    Each decision of the first trace goes with one of the second for another token, with as many
-    experts. Over all orders of w', the mean of `sum_i |w_i - w'_i|` for n experts is
+    Each decision with the same set in both traces, the ones whose weights are compared, goes with
+    another token's of them with as many experts: its weights of the first trace with the other's of
+    the second. Over all orders of w', the mean of `sum_i |w_i - w'_i|` for n experts is
     `sum_ij |w_i - w'_j| / n`.
 
     Returns:
-        Index of decisions, and the share of weight that moved. # (num_pairs,) each
+        Index of decisions, the share of weight that moved, and how many decisions each stands for.
+        # (num_pairs,) each
     """
     assert changes.first_weights is not None
     assert changes.second_weights is not None
     found: list[NDArray[np.intp]] = []
     shares: list[NDArray[np.float64]] = []
-    is_equal = (changes.num_first == changes.num_second) & (changes.num_first > 0)
+    numbers: list[NDArray[np.float64]] = []
+    is_equal = ~changes.is_changed
     for size in np.unique(changes.num_first[is_equal]):
-        mine = np.flatnonzero(is_equal & (changes.num_first == size))
-        if len(mine) < 2:
-            continue
+        has_size = changes.num_first == size
+        mine = np.flatnonzero(is_equal & has_size)
         other = np.roll(mine, len(mine) // 2)
+        if len(mine) == 1:
+            # No other set of this size is the same: any weights of another one.
+            others = np.flatnonzero(has_size & (changes.num_second == size))
+            other = others[others != mine][:1]
+            if not len(other):
+                continue
         step = -(-len(mine) // _MOST_PAIRS)
         one, other = mine[::step], other[::step]
         first = _take_ran(changes.first[one], changes.first_weights[one], int(size))
@@ -87,9 +97,10 @@ def pair_weights(changes: DecisionChanges) -> tuple[NDArray[np.intp], NDArray[np
         is_known = total > 0
         found.append(one[is_known])
         shares.append(moved[is_known] / total[is_known])
+        numbers.append(np.full(int(is_known.sum()), len(mine) / len(one)))
     if not found:
-        return np.zeros(0, dtype=np.intp), np.zeros(0)
-    return np.concatenate(found), np.concatenate(shares)
+        return np.zeros(0, dtype=np.intp), np.zeros(0), np.zeros(0)
+    return np.concatenate(found), np.concatenate(shares), np.concatenate(numbers)
 
 
 def _take_ran(

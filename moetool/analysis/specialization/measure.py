@@ -303,7 +303,7 @@ def _reach_verdict(
     ]
     numbers = {
         "num_tested_layers": sum(layer.p_value is not None for layer in layers),
-        "num_significant_layers": sum(is_small(layer.q_value) for layer in layers),
+        "num_significant_layers": sum(layer.is_significant for layer in layers),
         "num_shared_layers": sum(layer.conditional_p_value is not None for layer in layers),
         "num_layers_beyond_vocabulary": len(beyond),
     }

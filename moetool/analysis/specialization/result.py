@@ -90,6 +90,11 @@ class LayerSpecialization(LayerFacts):
     conditional_q_value: float | None = None
     baseline: LayerBaseline | None = None
 
+    @property
+    def is_significant(self) -> bool:
+        """Whether the use of experts differs between domains, beyond chance."""
+        return is_small(self.q_value)
+
 
 @dataclass(frozen=True)
 class DomainSize:

@@ -1,17 +1,8 @@
 """Success of predictions on prompts that they were not fitted on, with an interval over prompts.
 
 Let a prediction gain `g_p` hits on prompt p, which has `c_p` choices to predict. The gain is
-`r = sum g / sum c`. Its variance between prompts is, to first order,
-
-    sum of e_p² / (1 - h_p) / (sum c)²,   e_p = g_p - r c_p,   h_p = c_p / sum c
-
-which has no bias if the variance of `g_p` grows with `c_p`, however unequal the prompts are
-(MacKinnon and White 1985, J. Econometrics 29:305, HC2). Student's t has the degrees of freedom that
-such a variance is worth (Bell and McCaffrey 2002, Survey Methodology 28:169):
-
-    1 / (sum of h_p² + sum over p != q of h_p² h_q² / ((1 - h_p) (1 - h_q)))
-
-from 1 to `prompts - 1`. A few prompts may agree by chance: the variance is at least that of
+`r = sum g / sum c`, with the variance between prompts and the degrees of freedom that `ratios` states
+for prompts of any length. A few prompts may agree by chance: the variance is at least that of
 independent tokens, `sum over tokens of (g - r c)² / (sum c)²`, with half a token of the largest
 deviation added, so that a few equal tokens do not look certain.
 """
@@ -24,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetool.analysis.statistics.students_t import find_quantile
+from moetool.analysis.statistics.ratios import find_degrees_of_freedom, weigh_squares
+from moetool.analysis.statistics.students_t import interpolate_quantile
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -134,30 +125,7 @@ def find_reach(gained: Ints, chosen: Ints, prompt: Ints) -> float | None:
     total = float(c.sum())
     deviation = g - g.sum() / total * c
     e, h = np.bincount(index, weights=deviation), np.bincount(index, weights=c) / total
-    between = float((e * e / (1 - h)).sum())
+    between = float(e * e @ weigh_squares(h, h))
     independent = float(deviation @ deviation + c.max() ** 2 / 2)
-    quantile = _find_quantile(_find_degrees_of_freedom(h))
+    quantile = interpolate_quantile(find_degrees_of_freedom(h))
     return quantile * math.sqrt(max(between, independent)) / total
-
-
-def _find_degrees_of_freedom(h: Floats) -> float:
-    """Return what the variance is worth, see above.
-
-    Args:
-        h: Share of each prompt, at least two. # (num_prompts,)
-    """
-    w = h * h / (1 - h)
-    return 1 / float((h * h).sum() + w.sum() ** 2 - (w * w).sum())
-
-
-def _find_quantile(degrees_of_freedom: float) -> float:
-    """Return Student's quantile at any degrees of freedom from 1: exact or up to 3 % too large.
-
-    Its logarithm is interpolated between whole numbers, over their reciprocals.
-    """
-    # Rounding must not take equal prompts below a whole number.
-    df = max(1.0, degrees_of_freedom * (1 + 1e-9))
-    whole = int(df)
-    weight = (1 / whole - 1 / df) * whole * (whole + 1)
-    low, high = find_quantile(whole), find_quantile(whole + 1)
-    return low * math.exp(weight * math.log(high / low))

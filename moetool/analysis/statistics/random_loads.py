@@ -115,4 +115,7 @@ def _draw_experts(
         draw_choices(rng, num_experts, np.full(min(step, total - start), num_choices))
         for start in range(0, total, step)
     ]
-    return np.concatenate(parts).astype(np.int32).reshape(num_draws, num_tokens, num_choices)
+    experts = np.concatenate(parts).astype(np.int32)
+    # All callers share it.
+    experts.setflags(write=False)
+    return experts.reshape(num_draws, num_tokens, num_choices)

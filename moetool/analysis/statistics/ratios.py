@@ -8,6 +8,21 @@ prompts are forgotten once they are read.
 A few prompts may agree by chance. Limits are therefore Student's with P - 1 degrees of freedom, and
 the variance is at least that of independent decisions, `r (1 - r) / N`, the largest that values
 from 0 to 1 can have, with half a decision added so that none of N does not look certain.
+
+Where the length of each prompt is at hand, each square has a weight instead of `P / (P - 1)`: with a
+prompt's share of all decisions `h_p = n_p / sum n`, and `H = sum h_p^2`,
+
+    sum of (x_p - r n_p)^2 / (1 - 2 h_p + H) / (sum n)^2
+
+If the ratios of prompts, x_p / n_p, differ with one variance v, the expectation of a square is
+`n_p^2 v (1 - 2 h_p + H)`, so that this has no bias, however unequal the prompts are. If the variance
+of x_p grows with n_p instead, as that of independent decisions does, it is too large, never too small.
+For prompts of one length it is the formula above.
+
+Student's t then has the degrees of freedom of such a sum of squares (Bell and McCaffrey 2002, Survey
+Methodology 28:169), from 1 to P - 1:
+
+    1 / (sum of h_p^2 + sum over p != q of h_p^2 h_q^2 / ((1 - h_p) (1 - h_q)))
 """
 
 from __future__ import annotations
@@ -107,3 +122,26 @@ def _find_ratio(x: float, n: float, xx: float, xn: float, nn: float, num_prompts
     by_decisions = shrunk * (1 - shrunk) / n
     reach = find_quantile(int(num_prompts) - 1) * max(by_prompts, by_decisions) ** 0.5
     return Ratio(ratio, max(0.0, ratio - reach), min(1.0, ratio + reach))
+
+
+def weigh_squares(h: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of squares, `1 / (1 - 2 h + H)`, see above.
+
+    Args:
+        h: Shares to return the weights of. # (num_weights,)
+        shares: Share of every prompt, at least two. # (num_prompts,)
+
+    Returns:
+        # (num_weights,)
+    """
+    return 1 / (1 - 2 * h + float(shares @ shares))
+
+
+def find_degrees_of_freedom(shares: NDArray[np.float64]) -> float:
+    """Return the degrees of freedom of a sum of squares over prompts, see above.
+
+    Args:
+        shares: Share of every prompt, at least two. # (num_prompts,)
+    """
+    w = shares * shares / (1 - shares)
+    return 1 / float(shares @ shares + w.sum() ** 2 - w @ w)

@@ -42,6 +42,19 @@ def find_quantile(degrees_of_freedom: int) -> float:
     return z + math.fsum(term / df ** (power + 1) for power, term in enumerate(terms))
 
 
+def interpolate_quantile(degrees_of_freedom: float) -> float:
+    """Return the same quantile at any degrees of freedom from 1: exact or up to 3 % too large.
+
+    Its logarithm is interpolated between whole numbers, over their reciprocals.
+    """
+    # Rounding must not take equal prompts below a whole number.
+    df = max(1.0, degrees_of_freedom * (1 + 1e-9))
+    whole = int(df)
+    weight = (1 / whole - 1 / df) * whole * (whole + 1)
+    low, high = find_quantile(whole), find_quantile(whole + 1)
+    return low * math.exp(weight * math.log(high / low))
+
+
 def find_quantiles(degrees_of_freedom: Floats) -> Floats:
     """Return the two-sided quantiles at `CONFIDENCE`, within 1 % above 3.5 degrees of freedom.
 

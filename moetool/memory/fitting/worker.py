@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import MoetoolError
-from moetool.garbage import collect_seldom
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
@@ -119,7 +118,6 @@ def main() -> None:
     os.dup2(2, 1)
     tasks = _receive_tasks()
     silence_process()
-    collect_seldom()
     import torch
 
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from moetool.errors import InputError
+from moetool.garbage import seldom_collected
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import LoadingOptions, Scenario
@@ -110,6 +111,7 @@ class ModelRuns:
         """Take over what an earlier process found: why the model's code needs balanced routing."""
         self._needs_data[scenario.loading] = needs_data
 
+    @seldom_collected()
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)

@@ -59,7 +59,12 @@ def _make_verdict(result: Balance) -> Iterator[RenderableType]:
         "load"
     )
     if verdict.random_max_violation is not None:
-        busiest += f"; a random router's gets {_times(verdict.random_max_violation)} on average"
+        largest = _times(verdict.random_max_violation)
+        busiest += (
+            f"; a random router's gets {largest} on average"
+            if len(verdict.layers) == 1
+            else f"; the busiest of all layers of a random router gets {largest} on average"
+        )
     if verdict.max_violation_batch is not None and result.batches is not None:
         batch = {"prompt": "one prompt", "step": "one step"}.get(result.batches, "one batch")
         busiest += (

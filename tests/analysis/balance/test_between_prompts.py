@@ -28,13 +28,41 @@ def test_the_variance_of_a_share_is_that_of_a_ratio_of_sums_over_prompts() -> No
     variance = spread_of(loads).find_share_variance()
     assert variance is not None
     total = loads.sum()
-    # Equally long prompts that are as informative.
-    num_prompts = total**2 / sum(sum(row) ** 2 for row in loads.tolist())
+    h = [sum(row) / total for row in loads.tolist()]
+    sum_of_squares = sum(each**2 for each in h)
     for expert in range(5):
         share = loads[:, expert].sum() / total
-        squares = sum((row[expert] - share * sum(row)) ** 2 for row in loads.tolist())
-        expected = num_prompts / (num_prompts - 1) * squares / total**2
+        expected = sum(
+            (row[expert] / total - share * each) ** 2 / (1 - 2 * each + sum_of_squares)
+            for row, each in zip(loads.tolist(), h, strict=True)
+        )
         assert variance[expert] == pytest.approx(expected)
+
+
+def test_the_variance_of_equally_long_prompts_is_that_of_their_mean() -> None:
+    loads = np.random.default_rng(0).multinomial(30, [0.4, 0.3, 0.2, 0.1], size=7)
+    variance = spread_of(loads).find_share_variance()
+    assert variance == pytest.approx((loads / 30).var(axis=0, ddof=1) / 7)
+    assert spread_of(loads).find_degrees_of_freedom() == pytest.approx(6)
+
+
+@pytest.mark.parametrize("is_one_long", [False, True])
+def test_the_variance_has_no_bias_where_prompts_differ_in_length(*, is_one_long: bool) -> None:
+    rng = np.random.default_rng(1)
+    lengths = np.array([400] + [20] * 9 if is_one_long else [20, 40, 80, 160, 320])
+    num_runs = 2000
+    shares, variances = [], []
+    for _ in range(num_runs):
+        chance = rng.dirichlet([0.5] * 6, size=len(lengths))
+        # What a prompt's own preference adds: no chance of single tokens.
+        loads = lengths[:, None] * np.rint(chance * 10_000).astype(np.int64)
+        shares.append(loads.sum(axis=0) / loads.sum())
+        variance = spread_of(loads).find_share_variance()
+        assert variance is not None
+        variances.append(variance)
+    seen, stated = np.var(shares, axis=0, ddof=1).mean(), np.mean(variances)
+    error = np.std([each.mean() for each in variances]) / sqrt(num_runs)
+    assert abs(stated - seen) < 4 * (seen * sqrt(2 / num_runs) + error)
 
 
 def test_the_variance_is_that_of_repeated_draws_of_prompts() -> None:
@@ -146,6 +174,30 @@ def test_an_even_router_of_unlike_prompts_is_rarely_flagged() -> None:
     assert (np.array(p_values) <= 0.05).mean() < 0.05 + 3.5 * sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [[400] + [20] * 9, [200] + [50] * 5, [20, 40, 80], [20, 40, 80, 160, 320], [50] * 10],
+    ids=["one long", "one longer", "three", "doubled", "equal"],
+)
+@pytest.mark.parametrize("num_experts", [16, 64])
+def test_prompts_of_other_lengths_with_preferences_are_rarely_flagged(
+    lengths: list[int], num_experts: int
+) -> None:
+    """Preferences of single prompts are even on average over prompts."""
+    rng = np.random.default_rng(0)
+    p_values, num_hot, num_runs = [], 0, 300
+    for _ in range(num_runs):
+        chance = rng.dirichlet(np.full(num_experts, 0.3), size=len(lengths))
+        spread = spread_of(rng.multinomial(2 * np.array(lengths), chance))
+        p_values.append(spread.find_evenness_p_value())
+        num_hot += len(find_hot(spread, above=1))
+    for level in (0.01, 0.05):
+        error = sqrt(level * (1 - level) / num_runs)
+        assert (np.array(p_values) <= level).mean() < level + 3.5 * error
+    # Only one limit of a 95 % interval counts.
+    assert num_hot / num_runs / num_experts < 0.025
+
+
 def test_one_long_prompt_is_not_evidence() -> None:
     rng = np.random.default_rng(0)
     loads = rng.multinomial(10, np.full(6, 1 / 6), size=5)
@@ -164,10 +216,16 @@ def test_the_p_value_is_that_of_the_formulas(monkeypatch: pytest.MonkeyPatch) ->
     loads[4] *= 3
     n = loads.sum(axis=1)
     total, share = n.sum(), loads.sum(axis=0) / n.sum()
-    effective = total**2 / (n**2).sum()
-    residuals = loads - np.outer(n, share)
-    v = effective / (effective - 1) * residuals.T @ residuals / total**2
-    df = effective - 1
+    h = n / total
+    v = np.zeros((7, 7))
+    for row, each in zip(loads, h, strict=True):
+        residual = row / total - share * each
+        v += np.outer(residual, residual) / (1 - 2 * each + (h**2).sum())
+    inverse_df = (h**2).sum()
+    for one in range(11):
+        for other in set(range(11)) - {one}:
+            inverse_df += (h[one] * h[other]) ** 2 / ((1 - h[one]) * (1 - h[other]))
+    df = 1 / inverse_df
     squared = df**2 / ((df - 1) * (df + 2)) * (np.trace(v @ v) - np.trace(v) ** 2 / df)
     f = (np.trace(v) ** 2 - 2 * squared / df) / squared
     assert 1 < f < 6
@@ -189,3 +247,21 @@ def test_parts_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = find_p_value(loads)
     monkeypatch.setattr("moetool.analysis.balance.between_prompts.spread._MOST_CELLS", 15)
     assert find_p_value(loads) == pytest.approx(whole)
+
+
+def test_the_longest_prompts_are_weighed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    lengths = np.append(np.full(500, 20), [900, 400])
+    loads = rng.multinomial(lengths, rng.dirichlet([0.5] * 6, size=len(lengths)))[::-1]
+    found, p_value = spread_of(loads).find_share_variance(), find_p_value(loads)
+    monkeypatch.setattr("moetool.analysis.balance.between_prompts.spread._MOST_KEPT", 1000)
+    exact = spread_of(loads).find_share_variance()
+    # All prompts that are not kept have one length, and so one weight.
+    assert found == pytest.approx(exact)
+    assert p_value == pytest.approx(find_p_value(loads))
+    monkeypatch.setattr("moetool.analysis.balance.between_prompts.spread._MOST_KEPT", 1)
+    larger = spread_of(loads).find_share_variance()
+    assert found is not None
+    assert larger is not None
+    # The second of the long ones gives its weight to all others.
+    assert (larger > found).all()

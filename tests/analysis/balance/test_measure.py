@@ -106,13 +106,13 @@ def test_the_prompt_cv_is_that_of_the_spread_between_prompts() -> None:
     total = 2 * sum(LENGTHS)
     load = count(decisions, 6)
     variance = 0.0
+    squares = sum(length**2 for length in LENGTHS) / sum(LENGTHS) ** 2
     for expert in range(6):
         for prompt, length in enumerate(LENGTHS):
             mine = count([each for each in decisions if each.prompt_id == f"p{prompt}"], 6)
-            variance += (mine[expert] - load[expert] / total * 2 * length) ** 2
-    # Equally long prompts that are as informative.
-    num_prompts = sum(LENGTHS) ** 2 / sum(length**2 for length in LENGTHS)
-    variance *= num_prompts / (num_prompts - 1) / total**2
+            h = length / sum(LENGTHS)
+            residual = (mine[expert] - load[expert] * h) / total
+            variance += residual**2 / (1 - 2 * h + squares)
     assert layer.prompt_cv == pytest.approx((6 * variance) ** 0.5)
 
 

@@ -12,6 +12,7 @@ from scipy.stats import binom, norm
 from moetool.analysis.balance.evenness import Evenness, measure_evenness
 from moetool.analysis.balance.random_router import (
     expect_evenness,
+    expect_largest_violation,
     expect_num_dead,
     expect_squared_cv,
     find_binomial,
@@ -140,3 +141,35 @@ def test_more_tokens_than_are_evaluated_one_by_one_give_the_same_order_of_loads(
 def test_sizes_leave_out_what_chose_nothing() -> None:
     assert make_sizes(np.array([3, 0, 5])) == ((2, 5),)
     assert make_sizes({2: 4, 1: 0}) == ((2, 4),)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [(64, ((2, 300),))] * 24,
+        [(16, ((1, 200), (3, 100)))] * 6 + [(8, ((2, 150),))] * 3,
+        [(32, ((1, 2000),)), (32, ())],
+    ],
+    ids=["alike", "unlike", "one"],
+)
+def test_the_largest_of_all_layers_is_that_of_simulated_routers(
+    layers: list[tuple[int, Sizes]],
+) -> None:
+    rng = np.random.default_rng(0)
+    largest = []
+    for _ in range(60):
+        loads = [draw_load(*layer, rng) for layer in layers]
+        largest.append(max(load.max() / load.mean() - 1 for load in loads if load.any()))
+    expected = expect_largest_violation(layers)
+    error = np.std(largest) / np.sqrt(len(largest))
+    # Independent experts with scaled deviations are an approximation.
+    assert expected == pytest.approx(np.mean(largest), abs=4 * error + 0.01)
+
+
+def test_the_largest_of_one_layer_is_its_own_and_of_none_unknown() -> None:
+    sizes = ((2, 40),)
+    assert (
+        expect_largest_violation([(8, sizes), (8, ())]) == expect_evenness(8, sizes).max_violation
+    )
+    assert expect_largest_violation([(8, ())]) is None
+    assert expect_largest_violation([(1, ((1, 5),))] * 2) == 0

@@ -92,13 +92,38 @@ def test_two_routers_with_one_skew_land_on_the_baseline_of_popularity() -> None:
     assert layer.popularity.overlap > layer.baseline.overlap + 0.1
 
 
-def test_weight_that_moves_where_sets_agree_by_chance() -> None:
-    """A third of random pairs of 3 experts agree, with weights in any order."""
-    router = Router(num_experts=3, top_k=2, num_layers=1)
-    first, second = make_pair(router=router, share=1, lengths=(100,) * 60)
-    (layer,) = compare_rows(first, second, router=router).layers
+@pytest.mark.parametrize("dropped", [0.0, 0.6])
+def test_weight_that_moves_where_sets_agree_by_chance(dropped: float) -> None:
+    """A third of random pairs of 3 experts agree, with weights in any order.
+
+    Where choices are dropped, single experts agree by chance more often, and move no weight.
+    """
+    router = Router(num_experts=12 if dropped else 3, top_k=2, num_layers=1)
+    first, second = (
+        drop_choices(table, dropped, seed=seed)
+        for seed, table in enumerate(make_pair(router=router, share=1, lengths=(200,) * 120))
+    )
+    result = compare_rows(first, second, router=router)
+    (layer,) = result.layers
     assert layer.weight_change is not None
     assert layer.baseline.weight_change is not None
-    # 2,000 sets agree, and 4,096 pairs are drawn; shares of moved weight deviate by less than 0.3.
-    error = 0.3 * np.sqrt(1 / 2_000 + 1 / 4_096)
+    # Of this many sets; shares of moved weight deviate by less than 0.3.
+    assert layer.changed_decisions is not None
+    num_equal = layer.num_decisions * (1 - layer.changed_decisions)
+    error = 0.3 * np.sqrt(2 / num_equal)
+    assert num_equal > 400
     assert abs(layer.weight_change - layer.baseline.weight_change) < 4 * error
+
+
+def test_sizes_of_which_only_some_pairs_are_drawn_count_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    router = Router(num_experts=3, top_k=2, num_layers=1)
+    first, second = (
+        drop_choices(table, 0.3, seed=seed)
+        for seed, table in enumerate(make_pair(router=router, share=1, lengths=(100,) * 60))
+    )
+    whole = compare_rows(first, second, router=router).layers[0].baseline.weight_change
+    monkeypatch.setattr("moetool.analysis.comparison.expected._MOST_PAIRS", 400)
+    part = compare_rows(first, second, router=router).layers[0].baseline.weight_change
+    assert part == pytest.approx(whole, abs=4 * 0.3 / np.sqrt(400) * 0.5)

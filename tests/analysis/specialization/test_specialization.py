@@ -69,6 +69,7 @@ def test_the_demo_specializes_by_domain_in_every_layer(counts: ExpertCounts) -> 
     assert len(result.layers) == 6
     for layer in result.layers:
         assert layer.p_value == 1 / 1000
+        assert layer.is_significant
         assert layer.excess_nats is not None
         assert layer.null_nats is not None
         assert layer.excess_nats > 10 * layer.null_nats
@@ -135,6 +136,7 @@ def test_experts_used_alike_carry_nothing_and_are_not_significant() -> None:
     (layer,) = measure_specialization(two_domains([[5, 5]] * 40)).layers
     assert layer.mutual_information_nats == pytest.approx(0, abs=1e-12)
     assert layer.p_value == 1
+    assert not layer.is_significant
 
 
 def test_the_seed_alone_decides_the_permutations(counts: ExpertCounts) -> None:
@@ -165,6 +167,7 @@ def test_a_layer_where_no_expert_ran_has_neither_information_nor_p() -> None:
     first, idle = result.layers
     assert first == alone.layers[0]
     assert set(astuple(idle)[5:]) == {None}
+    assert not idle.is_significant
     assert any("neither MI nor p" in note for note in result.notes)
     assert {cell.lift for cell in result.experts if cell.layer == 1} == {None}
     assert any("Lift is unknown in 4 of 8 cases" in note for note in result.notes)

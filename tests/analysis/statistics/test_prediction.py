@@ -20,7 +20,7 @@ TOKENS = st.lists(
 
 
 @pytest.mark.parametrize("num_prompts", [2, 3, 5, 10])
-@pytest.mark.parametrize("spread", ["even", "uneven"])
+@pytest.mark.parametrize("spread", ["even", "uneven", "one long"])
 @pytest.mark.parametrize("differs", [False, True], ids=["alike", "different"])
 def test_the_interval_covers_the_true_gain(num_prompts: int, spread: str, *, differs: bool) -> None:
     rng = np.random.default_rng(num_prompts)
@@ -29,6 +29,8 @@ def test_the_interval_covers_the_true_gain(num_prompts: int, spread: str, *, dif
         lengths = np.full(num_prompts, 30)
         if spread == "uneven":
             lengths = rng.integers(2, 80, size=num_prompts)
+        elif spread == "one long":
+            lengths[0] = 1000
         prompt = np.repeat(np.arange(num_prompts), lengths)
         # Prompts differ in their chance, which is 0.3 on average.
         chance = rng.beta(3, 7, size=num_prompts) if differs else np.full(num_prompts, 0.3)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from moetool.analysis.statistics.random_loads import list_sizes, simulate_loads
+from moetool.analysis.statistics.random_loads import _draw_experts, list_sizes, simulate_loads
 
 NUM_DRAWS = 2_000
 # A decision that ran all choices, one with a choice of weight 0, and one that ran none.
@@ -68,3 +68,8 @@ def test_sizes_as_decisions() -> None:
     assert share.tolist() == [0.6, 0.2, 0.2]
     none, share = list_sizes((), 4)
     assert simulate_loads(5, none, share, num_tokens=9, num_draws=2).tolist() == [[[0.0] * 5] * 2]
+
+
+def test_the_choices_that_simulations_share_are_read_only() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        _draw_experts(5, 2, 3, 4)[0, 0, 0] = 1

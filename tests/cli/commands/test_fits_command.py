@@ -175,7 +175,7 @@ def test_what_is_wrong_is_refused_before_any_work(run_moetool: RunMoetool) -> No
     for arguments, message in (
         (("--gpu", "h2000"), "There is no GPU called 'h2000'."),
         (("--gpu", "24GiB", "--batch-size", "0"), "The batch size can't be 0."),
-        ((), "Missing option '--gpu'."),
+        ((), "`moetool fits` needs --gpu."),
     ):
         completed = run_moetool("fits", *arguments)
         assert completed.returncode == 2

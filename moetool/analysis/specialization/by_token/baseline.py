@@ -110,4 +110,7 @@ def _draw_uniform(num_experts: int, top_k: int, seed: int) -> NDArray[np.int16]:
         draw_choices(rng, num_experts, np.full(min(step, total - start), top_k)).astype(np.int16)
         for start in range(0, total, step)
     ]
-    return np.concatenate(parts).reshape(_NUM_RUNS, _MOST_SIMULATED, top_k)
+    experts = np.concatenate(parts)
+    # All callers share it.
+    experts.setflags(write=False)
+    return experts.reshape(_NUM_RUNS, _MOST_SIMULATED, top_k)

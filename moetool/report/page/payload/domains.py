@@ -75,7 +75,7 @@ def _make_information(layer: LayerSpecialization | None) -> dict[str, Any]:
     return {
         "normalized": shorten(layer.normalized if layer else None),
         "p_value": shorten(layer.p_value if layer else None),
-        "is_significant": layer is not None and is_small(layer.q_value),
+        "is_significant": layer is not None and layer.is_significant,
         "conditional_normalized": shorten(layer.conditional_normalized if layer else None),
     }
 

@@ -8,6 +8,7 @@ import scipy.stats
 
 from moetool.analysis.specialization.by_token.baseline import (
     UsualShares,
+    _draw_uniform,
     simulate_same_loads,
     simulate_uniform,
 )
@@ -76,3 +77,8 @@ def test_the_mean_is_over_token_ids() -> None:
     shares = find_shares(8, 1)
     each = [shares.mean(np.array([occurrences])) for occurrences in (2, 50, 50)]
     assert shares.mean(np.array([2, 50, 50])) == pytest.approx(np.mean(each))
+
+
+def test_the_choices_that_layers_share_are_read_only() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        _draw_uniform(4, 2, 0)[0, 0, 0] = 1

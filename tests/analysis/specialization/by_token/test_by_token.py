@@ -120,6 +120,9 @@ def test_a_router_that_ignores_the_token_lands_on_its_baseline(
     best = {(each.layer, each.expert): each for each in reversed(result.tokens)}.values()
     ratio = [each.shrunken_lift / each.loads.shrunken_lift for each in best]
     assert np.mean(ratio) == pytest.approx(1, abs=4 * np.std(ratio, ddof=1) / np.sqrt(len(ratio)))
+    # About half are above the mean of the largest by chance.
+    assert 0.2 < np.mean([each.is_beyond_chance for each in best]) < 0.8
+    assert [each.is_beyond_chance for each in best] == [each > 1 for each in ratio]
 
 
 def test_a_router_decided_by_the_token_id_has_the_usual_expert_always() -> None:
@@ -127,6 +130,7 @@ def test_a_router_decided_by_the_token_id_has_the_usual_expert_always() -> None:
     token_id, rank = (table.column(name).to_numpy() for name in ("token_id", "rank"))
     expert = pa.array(((token_id + 3 * rank) % 6).astype(np.int16))
     table = table.set_column(table.column_names.index("expert"), "expert", expert)
+    assert all(each.is_beyond_chance for each in measure(table).tokens if each.share == 1)
     for layer in measure(table).layers:
         assert layer.vocabulary_specialization == layer.first_vocabulary_specialization == 1
         assert layer.baseline is not None

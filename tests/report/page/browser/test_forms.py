@@ -1,7 +1,9 @@
-"""The page in each form that people read it in: dark, narrow, touched, on paper, without scripts."""
+"""The page in each form that people read it in: dark, narrow, touched, on paper, as plain tables."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from playwright.sync_api import Browser, Page
 
 from moetool.library.report import write_report
 from tests.report.page.browser.conftest import OpenPage
-from tests.report.page.browser.opening import Opening, read_address, read_rows
+from tests.report.page.browser.opening import Opening, read_address, read_rows, read_twin
 from tests.report.page.browser.results import Results
 from tests.report.page.browser.shown import differences, interval, shows
 from tests.report.page.browser.traces import Shape, describe, make_trace, write_trace
@@ -101,8 +103,7 @@ def test_targets_are_large_enough_for_fingers(open_page: OpenPage, page_file: Pa
     canvas = page.locator("#map canvas")
     canvas.scroll_into_view_if_needed()
     canvas.tap(position={"x": 90, "y": 25})
-    assert "layer=1" in read_address(page)
-    assert "expert=" in read_address(page)
+    assert read_address(page).startswith("#layer=1&expert=1&")
 
 
 def test_motion_is_left_out_where_it_is_not_wanted(open_page: OpenPage, page_file: Path) -> None:
@@ -183,6 +184,29 @@ def test_tables_stand_in_where_scripts_are_off(
         assert busiest is not None
         assert at_random is not None
         assert differences(shown, [layer.layer, 1 + busiest, 1 + at_random, len(layer.dead)]) == []
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_a_copy_as_csv_equals_the_table(
+    open_page: OpenPage, page_file: Path, results: Results, has_clipboard: bool
+) -> None:
+    page = open_page(page_file, permissions=["clipboard-read", "clipboard-write"])
+    if not has_clipboard:
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+    shown = read_twin(page, "map")
+    page.locator("#map").get_by_role("button", name="Copy as CSV").click()
+    page.get_by_text("36 rows copied.").wait_for()
+    head, *rows = csv.reader(io.StringIO(page.evaluate("navigator.clipboard.readText()")))
+    assert head == page.locator("#map .twin th").all_inner_texts()
+    assert len(rows) == len(shown) == 36
+    for row, texts in zip(rows, shown, strict=True):
+        assert [row[0], row[1], row[4]] == [texts[0], texts[1], texts[4]]
+        layer = results.balance.layers[int(row[0]) - 1]
+        load = layer.load[int(row[1])]
+        test = results.tests[int(row[0]), int(row[1]), row[4]]
+        assert int(row[2]) == load
+        assert float(row[3]) == pytest.approx(load * 12 / sum(layer.load))
+        assert float(row[5]) == pytest.approx(test.lift, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from tests.report.page.browser.opening import (
     find_table,
     read_address,
     read_rows,
-    read_twin,
 )
 from tests.report.page.browser.results import Results
 
@@ -39,6 +36,11 @@ def read_bar(page: Page) -> list[str]:
         "all => all.slice(0, 3).map(one => one.selectedOptions[0].text)"
     )
     return chosen
+
+
+def read_prompt(page: Page) -> str:
+    """Return the id of the prompt in the reader."""
+    return page.locator("#reader h3").inner_text().split(" · prompt ")[1]
 
 
 def point_at(page: Page, panel: str, row: str, column: str) -> None:
@@ -68,6 +70,12 @@ def test_a_cell_of_the_map_selects_its_expert_everywhere(page: Page) -> None:
     assert page.locator("#reader .chip").all_inner_texts() == ["expert 4"]
     selected = page.locator("#load .bars tr.selected th, #domains .bars tr.selected th")
     assert set(selected.all_inner_texts()) == {"2"}
+    # The expert of another layer with the same number.
+    point_at(page, "map", "Layer 3,", ", expert 4:")
+    page.mouse.down()
+    page.mouse.up()
+    assert read_hash(page) == {"layer": "3", "expert": "4"}
+    assert read_bar(page) == ["3", "4", "all"]
 
 
 def test_lists_bars_and_contexts_select(page: Page) -> None:
@@ -78,7 +86,10 @@ def test_lists_bars_and_contexts_select(page: Page) -> None:
     assert read_bar(page) == ["3", "5", "law"]
     prompts = page.locator(".prompts button .muted").all_inner_texts()
     assert len(prompts) == 4
-    assert all("law" in text for text in prompts)
+    assert all(" · law · " in text for text in prompts)
+    # The reader shows the first of them.
+    assert page.locator(".prompts button[aria-current] .muted").inner_text() == prompts[0]
+    assert read_prompt(page) == prompts[0].rpartition(" · ")[2]
     page.locator("#expert").get_by_role("button", name="law", exact=True).click()
     assert read_bar(page) == ["3", "5", "all"]
     partner = find_table(page, "expert", "How often both are chosen").get_by_role("button").first
@@ -99,9 +110,35 @@ def test_lists_bars_and_contexts_select(page: Page) -> None:
 
 
 def _prompt(page: Page) -> dict[str, str]:
-    """Return the prompt in the address, if it is not the first."""
+    """Return the prompt in the address, if it is not the one that the page opens with."""
     found = read_hash(page)
     return {"prompt": found["prompt"]} if "prompt" in found else {}
+
+
+def test_going_back_undoes_selections_but_not_steps_over_tokens(page: Page) -> None:
+    choose(page, "Layer", "2")
+    choose(page, "Expert", "3")
+    tokens = page.locator("#reader .token")
+    tokens.first.click()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert read_hash(page) == {"layer": "2", "expert": "3", "token": "3"}
+    choose(page, "Domain", "prose")
+    assert "token" not in read_hash(page)
+    for hash_, bar, token in [
+        ("#layer=2&expert=3&token=3", ["2", "3", "all"], "3"),
+        ("#layer=2", ["2", NONE, "all"], None),
+        ("", ["1", NONE, "all"], None),
+    ]:
+        page.go_back()
+        page.wait_for_function("hash => location.hash === hash", arg=hash_)
+        assert read_bar(page) == bar
+        selected = page.locator("#reader .token.selected")
+        assert selected.count() == (0 if token is None else 1)
+        assert token is None or selected.get_attribute("data-token") == token
+    page.go_forward()
+    page.wait_for_function("location.hash === '#layer=2'")
+    assert read_bar(page) == ["2", NONE, "all"]
 
 
 def test_pinned_experts_alone_have_a_colour(page: Page, results: Results) -> None:
@@ -114,12 +151,27 @@ def test_pinned_experts_alone_have_a_colour(page: Page, results: Results) -> Non
     colors = page.locator("#reader .token").evaluate_all(
         "all => all.map(one => one.style.backgroundColor)"
     )
-    prompt = page.locator("#reader h3").inner_text().split(" · prompt ")[1]
+    prompt = read_prompt(page)
     mine = [one for one in results.decisions if (one.prompt_id, one.layer) == (prompt, 1)]
-    assert [bool(color) for color in colors] == [int(expert) in one.experts for one in mine]
+    chosen = [int(expert) in one.experts for one in mine]
+    assert [bool(color) for color in colors] == chosen
     assert len(set(colors)) == 2
+    # The number stands above the first of several tokens in a row.
+    marks = page.locator("#reader .token").evaluate_all("all => all.map(one => one.dataset.mark)")
+    first = [now and not before for now, before in zip(chosen, [False, *chosen], strict=False)]
+    assert marks == [expert if one else None for one in first]
     page.locator("#reader .chip").click()
     assert "pins" not in read_hash(page)
+
+
+def test_pins_keep_their_colour_as_others_go(open_page: OpenPage, page_file: Path) -> None:
+    page = open_page(page_file, hash_="#pins=1.11.7")
+    read = "all => all.map(one => [one.textContent, one.style.backgroundColor])"
+    before = page.locator("#reader .chip").evaluate_all(read)
+    assert [name for name, _ in before] == ["expert 1", "expert 11", "expert 7"]
+    assert len({color for _, color in before}) == 3
+    page.locator("#reader .chip").first.click()
+    assert page.locator("#reader .chip").evaluate_all(read) == before[1:]
 
 
 def test_address_opens_the_same_page_again(open_page: OpenPage, page_file: Path) -> None:
@@ -223,10 +275,16 @@ def test_keys_that_work_everywhere(page: Page) -> None:
     page.keyboard.type("]p1")
     assert read_bar(page)[0] == "2"
     assert page.locator("#prompt-search").input_value() == "]p1"
+    # Esc clears the search, then leaves it, then clears the selection.
+    choose(page, "Expert", "7")
+    page.keyboard.press("/")
     page.keyboard.press("Escape")
     assert page.locator("#prompt-search").input_value() == ""
-    page.locator("#prompt-search").blur()
-    choose(page, "Expert", "7")
+    assert page.locator(".prompts button").count() == 12
+    assert page.evaluate("document.activeElement.id") == "prompt-search"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "prompt-search"
+    assert read_bar(page) == ["2", "7", "all"]
     choose(page, "Domain", "law")
     page.locator("#reader .token").first.click()
     page.keyboard.press("Escape")
@@ -262,32 +320,26 @@ def test_search_finds_texts_ids_and_nothing(page: Page) -> None:
     prompts.first.click()
     assert " zebra" in page.locator("#reader .token").all_text_contents()
     search.fill("p11")
-    assert [text.split(" · ")[-1] for text in prompts.locator(".muted").all_inner_texts()] == [
-        "p11"
-    ]
+    assert prompts.locator(".muted").all_inner_texts() == ["24 tokens · prose · p11"]
+    page.keyboard.press("Enter")
+    assert read_prompt(page) == "p11"
     search.fill("no such words")
     assert prompts.count() == 0
     assert page.locator(".prompts").inner_text() == "No prompt has these words."
 
 
-@pytest.mark.parametrize("has_clipboard", [True, False])
-def test_a_copy_as_csv_equals_the_table(
-    open_page: OpenPage, page_file: Path, results: Results, has_clipboard: bool
-) -> None:
-    page = open_page(page_file, permissions=["clipboard-read", "clipboard-write"])
-    if not has_clipboard:
-        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
-    shown = read_twin(page, "map")
-    page.locator("#map").get_by_role("button", name="Copy as CSV").click()
-    page.get_by_text("36 rows copied.").wait_for()
-    head, *rows = csv.reader(io.StringIO(page.evaluate("navigator.clipboard.readText()")))
-    assert head == page.locator("#map .twin th").all_inner_texts()
-    assert len(rows) == len(shown) == 36
-    for row, texts in zip(rows, shown, strict=True):
-        assert [row[0], row[1], row[4]] == [texts[0], texts[1], texts[4]]
-        layer = results.balance.layers[int(row[0]) - 1]
-        load = layer.load[int(row[1])]
-        test = results.tests[int(row[0]), int(row[1]), row[4]]
-        assert int(row[2]) == load
-        assert float(row[3]) == pytest.approx(load * 12 / sum(layer.load))
-        assert float(row[5]) == pytest.approx(test.lift, rel=1e-4)
+def test_list_of_prompts_is_one_stop_whose_arrows_move(page: Page) -> None:
+    prompts = page.locator(".prompts button")
+    stops = "all => all.filter(one => one.tabIndex === 0).map(one => one.ariaCurrent)"
+    assert prompts.evaluate_all(stops) == ["true"]
+    page.locator("#prompt-search").focus()
+    place = "[...document.querySelectorAll('.prompts button')].indexOf(document.activeElement)"
+    for key, at in [
+        *(("ArrowDown", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1), ("ArrowUp", 0)),
+        *(("ArrowUp", -1), ("ArrowDown", 0), ("ArrowDown", 1), ("Enter", 1)),
+    ]:
+        page.keyboard.press(key)
+        assert page.evaluate(place) == at, key
+    assert read_hash(page)["prompt"] == "1"
+    assert prompts.evaluate_all(stops) == ["true"]
+    assert prompts.nth(1).get_attribute("aria-current") == "true"

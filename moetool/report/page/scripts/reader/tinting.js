@@ -38,13 +38,22 @@ export function listColored(state, numExperts, readChoices) {
 }
 
 /**
- * Returns the number of the hue of one of the experts that have a colour: of small numbers its own,
- * so that it keeps its colour when others lose theirs.
+ * Returns the number of the hue of one of the experts that have a colour: that of its own number, so
+ * that it keeps its colour when others lose theirs, else the next that no expert before it has.
  * @param {number[]} colored
  * @param {number} index
  */
 function hueIndex(colored, index) {
-  return colored.every((expert) => expert < NUM_HUES) ? colored[index] : index;
+  const taken = new Set();
+  let hue = 0;
+  for (const expert of colored.slice(0, index + 1)) {
+    hue = expert % NUM_HUES;
+    while (taken.has(hue) && taken.size < NUM_HUES) {
+      hue = (hue + 1) % NUM_HUES;
+    }
+    taken.add(hue);
+  }
+  return hue;
 }
 
 /**
