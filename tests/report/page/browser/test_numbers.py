@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_verdict_and_tiles(page: Page, results: Results) -> None:
     beyond = [one for one in certain if one.is_beyond_vocabulary]
     strongest = max(beyond or certain, key=lambda one: one.lift or 0)
     text = page.locator("#verdict").inner_text()
-    assert f"expert {strongest.expert} of layer {strongest.layer} gets {strongest.lift:.1f}" in text
+    place = f"expert {strongest.expert} of layer {strongest.layer}"
+    assert f"in {strongest.domain}, {place} gets {strongest.lift:.1f}" in text
     assert f"share of all tokens (95% interval {strongest.lift_low:.1f}" in text
     tiles = dict(
         zip(
@@ -74,6 +76,9 @@ def test_information_of_each_layer(page: Page, results: Results) -> None:
     rows = read_table(page, "domains", "What the choice")
     for shown, layer in zip(rows, results.specialization.layers, strict=True):
         assert differences(shown[:2], [layer.layer, layer.normalized]) == []
+        # Permutations can't show a smaller one than that of none that reaches as much.
+        is_smallest = layer.p_value == 1 / (results.specialization.num_permutations + 1)
+        assert shown[2].startswith("≤ ") == is_smallest
         assert float(shown[2].removeprefix("≤ ")) == pytest.approx(layer.p_value, rel=0.05)
         assert shows(shown[3], layer.conditional_normalized)
     sizes = results.specialization.domains
@@ -145,12 +150,8 @@ def test_experts_touched_by_a_batch(page: Page, results: Results) -> None:
         rows = read_table(page, "compute", f"Tokens of {kind}")
         mine = [each for each in results.caching.touched if each.of == kind]
         for shown, each in zip(rows, mine, strict=True):
-            assert (
-                differences(
-                    shown, [each.batch_size, each.experts, each.baseline.experts, each.num_batches]
-                )
-                == []
-            )
+            values = [each.batch_size, each.experts, each.baseline.experts, each.num_batches]
+            assert differences(shown, values) == []
 
 
 def test_parameters_and_flops_of_the_model(page: Page) -> None:
@@ -176,6 +177,7 @@ def test_prediction_of_the_next_layer(page: Page, results: Results) -> None:
 
 def test_comparison_by_layer_and_group(page: Page, results: Results) -> None:
     comparison = results.comparison
+    overall = comparison.overall
     rows = read_table(page, "comparison", "Decisions with other experts")
     for shown, layer in zip(rows, comparison.layers, strict=True):
         shares = (layer.changed_decisions, layer.baseline.changed_decisions)
@@ -188,12 +190,27 @@ def test_comparison_by_layer_and_group(page: Page, results: Results) -> None:
         assert differences([shown[1], shown[3]], found) == []
         assert differences(shown[2].split(" to "), _limits(group)) == []
     lead = page.locator("#comparison .lead").inner_text()
-    assert shows(lead.split(" of ")[0], comparison.overall.changed_decisions)
-    assert shows(lead.split(" of ")[1].split(" decisions")[0], comparison.overall.num_decisions)
+    assert shows(lead.split(" of ")[0], overall.changed_decisions)
+    assert shows(lead.split(" of ")[1].split(" decisions")[0], overall.num_decisions)
+    assert (
+        differences(lead.split("interval ")[1].split(")")[0].split(" to "), _limits(overall)) == []
+    )
 
 
 def _limits(agreement: Agreement) -> list[float | None]:
     return [agreement.changed_decisions_low, agreement.changed_decisions_high]
+
+
+def test_tokens_that_changed_in_most_layers(page: Page, results: Results) -> None:
+    pairs = zip(results.decisions, results.other_decisions, strict=True)
+    counts = Counter(
+        (one.prompt_id, one.position)
+        for one, other in pairs
+        if set(one.experts) != set(other.experts)
+    )
+    shown = page.locator("#comparison .inline button").all_inner_texts()
+    numbers = [int(text.rsplit("(")[-1].removesuffix(")")) for text in shown]
+    assert numbers == sorted(counts.values(), reverse=True)[:20]
 
 
 def test_data_names_the_trace_and_all_notes(page: Page, results: Results) -> None:
@@ -203,6 +220,13 @@ def test_data_names_the_trace_and_all_notes(page: Page, results: Results) -> Non
     assert facts["complete"] == "yes"
     assert facts["traced with torch"] == "2.0"
     shown = page.locator("#data li").all_inner_texts()
-    assert results.specialization.notes
-    for note in (*results.specialization.notes, *results.coactivation.notes):
-        assert any(note in line for line in shown), note
+    notes = [
+        *(*results.balance.notes, *results.specialization.notes, *results.coactivation.notes),
+        *(*results.caching.notes, *results.comparison.notes),
+    ]
+    # Options are of commands: a reader of the page has none.
+    of_commands = [note for note in notes if " --" in f" {note}" or "(route-trace" in note]
+    assert of_commands
+    assert len(of_commands) < len(notes)
+    for note in notes:
+        assert any(note in line for line in shown) == (note not in of_commands), note

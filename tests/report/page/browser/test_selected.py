@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, permutations, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from moetool.analysis.specialization.result import DomainExpertTest
 from tests.report.page.browser.opening import (
     Opening,
     choose,
@@ -59,9 +62,19 @@ def test_card_has_lift_and_interval_in_each_domain(page: Page, results: Results)
         assert shows(shown[1], test.lift)
         assert limits
         assert differences(limits, [test.lift_low, test.lift_high]) == []
-        assert shown[3] in CERTAINTIES
-        assert (shown[3] != CERTAINTIES[0]) == test.is_domain_expert
-        assert (shown[3] in CERTAINTIES[2:]) == test.is_certain_expert
+        assert shown[3] == CERTAINTIES[count_hurdles(test)]
+    faint = page.locator("#expert .block").first.locator("tbody tr:has(.fill.faint)")
+    assert faint.count() == sum(not count_hurdles(test) for test in lifts)
+
+
+def count_hurdles(test: DomainExpertTest) -> int:
+    """Return how many thresholds a test passes, each of which is higher than the one before."""
+    return test.is_domain_expert + test.is_certain_expert + test.is_beyond_vocabulary
+
+
+def test_card_explains_certainty(page: Page) -> None:
+    words = page.locator("#expert .hint").all_inner_texts()
+    assert any(all(f"{name}:" in each.lower() for name in CERTAINTIES[1:]) for each in words)
 
 
 def test_card_has_characteristic_tokens(page: Page, results: Results) -> None:
@@ -99,14 +112,66 @@ def test_card_has_partners_by_lift(page: Page, results: Results) -> None:
     }
     rows = read_table(page, "expert", "How often both are chosen")
     strongest = sorted(lifts, key=lambda one: -lifts[one])[:5]
-    expected = {
-        next(iter(set(pair.experts) - {EXPERT})): pair.expected_lift
-        for pair in results.coactivation.layers[1].pairs
-        if EXPERT in pair.experts
-    }
+    tests = list_pairs(results)
     for shown, one in zip(rows, strongest, strict=True):
-        assert differences(shown[:2], [f"expert {one}", lifts[one]]) == []
-        assert one not in expected or shows(shown[2], expected[one])
+        expected = tests[frozenset((EXPERT, one))]["expected_lift"]
+        assert differences(shown, [f"expert {one}", lifts[one], expected]) == []
+
+
+def list_pairs(results: Results) -> dict[frozenset[int], dict[str, Any]]:
+    """Return the rows of the layer's pairs, by their experts."""
+    return {
+        frozenset((row["expert_i"], row["expert_j"])): row
+        for row in results.coactivation.iter_rows()
+        if row["layer"] == LAYER and row["next_layer"] is None
+    }
+
+
+def walk_grid(page: Page, panel: str, num_rows: int) -> list[str]:
+    """Return what a grid of 12 columns reads out at each cell, moved to by keys."""
+    page.locator(f"#{panel} canvas").focus()
+    for key, number in (("ArrowUp", num_rows), ("ArrowLeft", 12)):
+        for _ in range(number):
+            page.keyboard.press(key)
+    readout = page.locator(f"#{panel} .readout")
+    found = []
+    for row in range(num_rows):
+        for column in range(12):
+            found.append(readout.inner_text())
+            if column < 11:
+                # Every other row is read from the right to the left.
+                page.keyboard.press("ArrowLeft" if row % 2 else "ArrowRight")
+        page.keyboard.press("ArrowDown")
+    return found
+
+
+def test_grid_of_pairs_reads_out_each(page: Page, results: Results) -> None:
+    singles, counted, total = count_pairs(results)
+    tests = list_pairs(results)
+    texts = [text for text in walk_grid(page, "togetherness", 12) if "with itself" not in text]
+    pattern = r"Experts (\d+) and (\d+): (\S+) what their loads explain \(lift (\S+)\)(, not significant)?"
+    found = [re.fullmatch(pattern, text) for text in texts]
+    shown = {(int(one[1]), int(one[2])): one.groups()[2:] for one in found if one}
+    assert set(shown) == set(permutations(range(12), 2))
+    assert {each[2] is None for each in shown.values()} == {True, False}
+    for pair, (over_expected, lift, is_faint) in shown.items():
+        test = tests[frozenset(pair)]
+        value = counted[frozenset(pair)] * total / (singles[pair[0]] * singles[pair[1]])
+        assert differences([over_expected, lift], [value / test["expected_lift"], value]) == []
+        assert (is_faint is None) == bool(test["is_significant"])
+
+
+def test_grid_of_domains_reads_out_each(page: Page, results: Results) -> None:
+    texts = walk_grid(page, "domains", 3)
+    pattern = r"(\w+), expert (\d+): lift (\S+) \((\S+) to (\S+)\)(, not significant)?"
+    found = [re.fullmatch(pattern, text) for text in texts]
+    shown = {(one[1], int(one[2])): one.groups()[2:] for one in found if one}
+    assert set(shown) == set(product(("code", "law", "prose"), range(12)))
+    for (domain, expert), (lift, low, high, is_faint) in shown.items():
+        test = results.tests[LAYER, expert, domain]
+        limits = [test.lift_low, test.lift_high]
+        assert differences([lift, low, high], [test.lift, *limits]) == []
+        assert (is_faint is None) == (test.q_value is not None and test.q_value <= 0.05)
 
 
 def test_card_counts_weights(page: Page, results: Results) -> None:
@@ -121,8 +186,12 @@ def test_card_counts_weights(page: Page, results: Results) -> None:
     counts = [int(row[1]) for row in rows]
     assert sum(counts) == len(weights)
     # The page has weights in steps of 1/255: only those near an edge may be in the bin next to it.
-    for number, count in enumerate(counts):
-        low, high = number / 10, (number + 1) / 10
+    largest = max(weights)
+    edges = [[float(end) for end in row[0].split(" to ")] for row in rows]
+    assert [low for low, _ in edges[1:]] == [high for _, high in edges[:-1]]
+    assert edges[0][0] == 0
+    assert edges[-1][0] - 0.002 < largest < edges[-1][1] + 0.002
+    for (low, high), count in zip(edges, counts, strict=True):
         surely = sum(low + 0.002 < weight < high - 0.002 for weight in weights)
         maybe = sum(low - 0.002 < weight < high + 0.002 for weight in weights)
         assert surely <= count <= maybe
