@@ -41,3 +41,8 @@ LayerOption = Annotated[
         help="Show this layer in the map. Default: the most telling one.",
     ),
 ]
+PermutationsOption = Annotated[
+    int,
+    typer.Option("--permutations", min=1, metavar="N", help="Permutations of the prompts' labels."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]

@@ -60,6 +60,15 @@ TopKOption = Annotated[
         rich_help_panel=TRACE_PANEL,
     ),
 ]
+TokensPerBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens-per-batch",
+        min=1,
+        metavar="N",
+        help="Consecutive tokens that make a batch. Default: each prompt is a batch.",
+    ),
+]
 NoValidateOption = Annotated[
     bool,
     typer.Option(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
 from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
@@ -15,6 +11,7 @@ from moetool.cli.options.traces import (
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
+    TokensPerBatchOption,
     TopKOption,
     TraceArgument,
 )
@@ -34,14 +31,7 @@ def capacity(
     trace: TraceArgument,
     output: FigureOption,
     by: ByOption = "domain",
-    tokens_per_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Consecutive tokens that make a batch. Default: each prompt is a batch.",
-        ),
-    ] = None,
+    tokens_per_batch: TokensPerBatchOption = None,
     layers: LayersOption = None,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,

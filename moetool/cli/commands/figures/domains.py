@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, LayerOption, WidthOption
+from moetool.cli.options.figures import (
+    COLUMN_WIDTH_IN,
+    FigureOption,
+    LayerOption,
+    PermutationsOption,
+    SeedOption,
+    WidthOption,
+)
 from moetool.cli.options.shared import ForceOption, QuietOption
 from moetool.cli.options.traces import (
     ByOption,
@@ -36,10 +39,8 @@ def domains(
     by: ByOption = "domain",
     layers: LayersOption = None,
     layer: LayerOption = None,
-    permutations: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Permutations of the prompts' labels.")
-    ] = 999,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
+    permutations: PermutationsOption = 999,
+    seed: SeedOption = 0,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
     no_validate: NoValidateOption = False,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
-from moetool.cli.options.figures import COLUMN_WIDTH_IN, FigureOption, WidthOption
+from moetool.cli.options.figures import (
+    COLUMN_WIDTH_IN,
+    FigureOption,
+    PermutationsOption,
+    SeedOption,
+    WidthOption,
+)
 from moetool.cli.options.shared import ForceOption, QuietOption
 from moetool.cli.options.traces import (
     ByOption,
@@ -25,7 +27,7 @@ from moetool.cli.writing.figures import check_figure, write_figure
 SUMMARY = "Draw how far experts specialize."
 EXAMPLES = (
     "moetool plot specialization trace.parquet -o specialization.svg",
-    "moetool plot specialization trace.parquet --by phase -o phases.pdf",
+    "moetool plot specialization trace.parquet --layers 0-11 -o early.pdf",
 )
 
 
@@ -35,10 +37,8 @@ def specialization(
     output: FigureOption,
     by: ByOption = "domain",
     layers: LayersOption = None,
-    permutations: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Permutations of the prompts' labels.")
-    ] = 999,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")] = 0,
+    permutations: PermutationsOption = 999,
+    seed: SeedOption = 0,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
     no_validate: NoValidateOption = False,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
-
-import typer
 
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_trace_files
@@ -15,6 +12,7 @@ from moetool.cli.options.traces import (
     LayersOption,
     NoValidateOption,
     NumExpertsOption,
+    TokensPerBatchOption,
     TopKOption,
     TraceArgument,
 )
@@ -34,14 +32,7 @@ EXAMPLES = (
 def balance(
     trace: TraceArgument,
     by: ByOption = "domain",
-    tokens_per_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Consecutive tokens that make a batch. Default: each prompt is a batch.",
-        ),
-    ] = None,
+    tokens_per_batch: TokensPerBatchOption = None,
     layers: LayersOption = None,
     num_experts: NumExpertsOption = None,
     top_k: TopKOption = None,
