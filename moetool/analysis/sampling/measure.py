@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.sampling.choosing import choose_prompts
+from moetool.analysis.sampling.places import find_places
 from moetool.analysis.sampling.result import PromptSample, SampledLayer, SampledPrompt
 from moetool.errors import InputError
 from moetool.printable import printable
@@ -83,7 +84,8 @@ def sample_prompts(
     for window in reader:
         num_of_prompt += np.bincount(window.prompt, minlength=len(num_of_prompt))
         stack_of = _find_stacks(window, stacks)
-        is_kept = _count_within(window.prompt, stack_of) < limits[window.prompt, stack_of]
+        within, _ = find_places(window.prompt, stack_of)
+        is_kept = within < limits[window.prompt, stack_of]
         if is_kept.any():
             _keep(kept, window, stack_of, is_kept)
     return _assemble(
@@ -116,14 +118,6 @@ def _find_stacks(window: DecisionWindow, stacks: Sequence[str]) -> NDArray[np.in
     for (stack, _), choices in window.layers.items():
         stack_of[choices.token] = stacks.index(stack)
     return stack_of
-
-
-def _count_within(prompt: NDArray[np.int64], stack: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many earlier tokens each token's prompt has in its stack."""
-    begins = np.flatnonzero(np.diff(prompt, prepend=-1) | np.diff(stack, prepend=-1))
-    size = np.diff(begins, append=len(prompt))
-    within: NDArray[np.int64] = np.arange(len(prompt)) - np.repeat(begins, size)
-    return within
 
 
 def _keep(

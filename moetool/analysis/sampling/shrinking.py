@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetool.analysis.sampling.choosing import choose_prompts
+from moetool.analysis.sampling.places import find_places
 from moetool.analysis.sampling.result import PromptSample, SampledLayer
 
 
@@ -63,10 +64,8 @@ def keep_beginning(sample: PromptSample, *, share: float) -> PromptSample:
     """Return the first tokens of each prompt and stack of a sample: a share, at least one."""
     stacks = sorted(set(sample.stack))
     stack = np.array([stacks.index(each) for each in sample.stack])
-    begins = np.flatnonzero(np.diff(sample.prompt, prepend=-1) | np.diff(stack, prepend=-1))
-    sizes = np.diff(begins, append=sample.num_tokens)
-    place = np.arange(sample.num_tokens) - np.repeat(begins, sizes)
-    mine = place < np.repeat(np.maximum(1, (share * sizes).astype(np.int64)), sizes)
+    place, size = find_places(sample.prompt, stack)
+    mine = place < np.maximum(1, (share * size).astype(np.int64))
     kept = np.bincount(sample.prompt[mine], minlength=len(sample.prompts)).tolist()
     return replace(
         _take(sample, mine),

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from moetool.trace.facts import LayerFacts
+from moetool.trace.reading.layer_shapes import Place
 
 Item = TypeVar("Item")
-
-Place = tuple[str, int]
 
 
 def place_of(layer: LayerFacts) -> Place:

@@ -136,7 +136,7 @@ def find_start(contents: PageContents, layers: Sequence[LayerFacts]) -> dict[str
 
 
 def make_subtitle(contents: PageContents) -> list[str]:
-    """Return what identifies the trace in few words: its file, the dtype, the revision."""
+    """Return what identifies the trace in few words: its file, dtype and quantization."""
     metadata = contents.metadata
     parts = [
         show_path(contents.facts.trace),

@@ -11,10 +11,11 @@ from moetool.analysis.specialization.result import (
     Specialization,
     is_small,
 )
-from moetool.report.page.payload.alignment import Place, align, place_of
+from moetool.report.page.payload.alignment import align, place_of
 from moetool.report.page.payload.names import show_name
 from moetool.report.page.payload.numbers import shorten, shorten_all
 from moetool.trace.facts import LayerFacts
+from moetool.trace.reading.layer_shapes import Place
 
 # Codes of a cell's certainty.
 _UNSURE, _DISCOVERY, _CERTAIN, _BEYOND_VOCABULARY = range(4)

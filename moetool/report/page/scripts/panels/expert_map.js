@@ -22,7 +22,7 @@ const STRONGEST_LOAD = 3;
 export function makeExpertMap({ payload, store }) {
   const { layers, load, specialization, domains } = payload;
   if (!load) {
-    return makeEmptyPanel(ID, TITLE, payload.missing.balance ?? "There are no loads.");
+    return makeEmptyPanel(ID, TITLE, "There are no loads.");
   }
   let [mode, order] = [specialization ? "lift" : "load", "id"];
   /** Expert of each column, by layer. @type {number[][]} */

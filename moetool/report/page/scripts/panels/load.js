@@ -22,7 +22,7 @@ export function makeLoad(page) {
   const { payload, store } = page;
   const { load, layers } = payload;
   if (!load) {
-    return makeEmptyPanel(ID, TITLE, payload.missing.balance ?? "There are no loads.");
+    return makeEmptyPanel(ID, TITLE, "There are no loads.");
   }
   const busiest = makeBars(
     "Load of the busiest expert over the mean load",
@@ -84,9 +84,7 @@ function makeCapacity({ payload }) {
   if (!capacity) {
     return make("div", {}, [
       title,
-      make("p", { class: "missing" }, [
-        payload.missing.capacity ?? "The trace has no batches to fill.",
-      ]),
+      make("p", { class: "missing" }, ["The trace has no batches to fill."]),
     ]);
   }
   const factors = [...new Set(capacity.shares.map((share) => share.factor))].sort((a, b) => a - b);
