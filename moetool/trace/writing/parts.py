@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from moetool.errors import UsageError
 from moetool.output.targets import new_file, put_in_place, refuse_as_removed
 from moetool.trace.schema import plain_schema
+from moetool.trace.writing.parquet_files import choose_group_size, join_parquet, new_parquet
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
@@ -88,8 +88,8 @@ class PartWriter:
         self._check_folder()
         try:
             footer = {**self._footer(), _RUN_KEY: self._run}
-            with _new_parquet(unfinished, self.schema, footer=footer) as writer:
-                writer.write_table(rows)
+            with new_parquet(unfinished, self.schema, footer=footer) as writer:
+                writer.write_table(rows, row_group_size=choose_group_size(rows.num_rows))
             put_in_place(unfinished, part, replace_existing=False)
         except (FileExistsError, UsageError) as error:
             raise _refuse_as_shared(self.folder) from error
@@ -99,9 +99,10 @@ class PartWriter:
 
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        with _new_parquet(path, self.schema, footer=footer) as writer:
-            for table in self._read_groups():
-                writer.write_table(table)
+        self.flush()
+        for part in self._parts:
+            self._check_is_ours(part)
+        join_parquet(self._parts, path, self.schema, footer=footer)
 
     def merge_into_csv(self, path: Path) -> None:
         """Write the rows of all parts into one new CSV file."""
@@ -122,39 +123,25 @@ class PartWriter:
         if group:
             yield _join(group)
 
+    def _check_is_ours(self, path: Path) -> None:
+        try:
+            with path.open("rb") as source:
+                self._check_run(pq.read_metadata(source))
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise refuse_as_removed(path) from error
+
+    def _check_run(self, metadata: pq.FileMetaData) -> None:
+        if metadata.metadata.get(_RUN_KEY) != self._run:
+            raise _refuse_as_shared(self.folder)
+
     def _read_part(self, path: Path) -> pa.Table:
         try:
             # Opened here, because pyarrow only accepts names in UTF-8.
             with path.open("rb") as source, pq.ParquetFile(source) as file:
-                if file.metadata.metadata.get(_RUN_KEY) != self._run:
-                    raise _refuse_as_shared(self.folder)
+                self._check_run(file.metadata)
                 return file.read().cast(self.schema)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise refuse_as_removed(path) from error
-
-
-@contextmanager
-def _new_parquet(
-    path: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
-) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of a new file, which is removed if the block fails.
-
-    Args:
-        footer: Metadata of the file. It is also that of the schema, where pyarrow and pandas look.
-    """
-    # Routing weights rarely repeat: split into byte planes, they compress better than by dictionary.
-    floats = [field.name for field in schema if pa.types.is_float32(field.type)]
-    with (
-        new_file(path) as file,
-        pq.ParquetWriter(
-            file,
-            schema.with_metadata(footer),
-            compression="zstd",
-            use_dictionary=[name for name in schema.names if name not in floats],
-            use_byte_stream_split=floats,
-        ) as writer,
-    ):
-        yield writer
 
 
 def _join(tables: list[pa.Table]) -> pa.Table:
