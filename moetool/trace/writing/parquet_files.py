@@ -221,18 +221,23 @@ def _read_part(path: Path, source: BinaryIO, *, schema: Value) -> _Part:
 
 def _has_its_pages(part: _Part) -> bool:
     """Return whether the pages of each column lie in the file itself, before its footer."""
-    for group in part.metadata[_File.ROW_GROUPS].content.contents:
+    for group in _list_groups(part):
         for chunk in group[_Group.COLUMNS].content.contents:
             if _Chunk.FILE_PATH in chunk or _Chunk.METADATA not in chunk:
                 return False
             column = chunk[_Chunk.METADATA].content
-            places = [column[_Column.DATA_OFFSET].content]
+            start = column[_Column.DATA_OFFSET].content
             if _Column.DICTIONARY_OFFSET in column:
-                places.append(column[_Column.DICTIONARY_OFFSET].content)
-            start = min((place for place in places if place), default=0)
+                start = min(start, column[_Column.DICTIONARY_OFFSET].content or start)
             if not len(_MARK) <= start <= part.end - column[_Column.COMPRESSED_BYTES].content:
                 return False
     return True
+
+
+def _list_groups(part: _Part) -> list[Fields]:
+    """Return the row groups that have rows."""
+    groups = part.metadata[_File.ROW_GROUPS].content.contents
+    return [group for group in groups if group[_Group.NUM_ROWS].content]
 
 
 def _read_length(tail: bytes) -> int:
@@ -243,9 +248,8 @@ def _read_length(tail: bytes) -> int:
 
 
 def _shift_groups(part: _Part, shift: int) -> list[Fields]:
-    """Return the row groups of a part that have rows, their places moved by a number of bytes."""
-    groups: list[Fields] = part.metadata[_File.ROW_GROUPS].content.contents
-    groups = [group for group in groups if group[_Group.NUM_ROWS].content]
+    """Return the row groups of a part, their places moved by a number of bytes."""
+    groups = _list_groups(part)
     for group in groups:
         _shift(group, (_Group.FILE_OFFSET,), shift)
         for chunk in group[_Group.COLUMNS].content.contents:
