@@ -42,8 +42,10 @@ class ReceivedWatch:
         self._meter = OutputFactorMeter(model, self._layer)
         hooks.on_removal(self._meter.remove)
 
+        path = self._layer.experts_path
+
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids, weights = find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
+            ids, weights = find_decision([*args, *kwargs.values()], path=path)
             router.identify(ids, weights)
             decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
             report(self._layer, decision)
