@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import pyarrow as pa
-import pyarrow.csv
 
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.schema import TRACE_SCHEMA, plain_schema
+from moetool.trace.schema import TRACE_SCHEMA
+from moetool.trace.writing.csv_text import csv_bytes, csv_header
 
 
 class _KeepsNothing:
@@ -35,17 +35,12 @@ class TraceStream(_KeepsNothing):
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._schema = plain_schema(TRACE_SCHEMA)
-        self._options = pa.csv.WriteOptions(include_header=False)
-        header = ",".join(f'"{name}"' for name in self._schema.names)
-        self._stream.write(f"{header}\n".encode())
+        self._stream.write(csv_header(TRACE_SCHEMA))
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Write rows to the stream."""
         assert probabilities is None, "a stream carries one table"
-        buffer = pa.BufferOutputStream()
-        pa.csv.write_csv(rows.cast(self._schema), buffer, self._options)
-        self._stream.write(buffer.getvalue())
+        self._stream.write(csv_bytes(rows))
         self._stream.flush()
 
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:

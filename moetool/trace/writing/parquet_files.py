@@ -90,10 +90,18 @@ class _Part:
     end: int
 
 
+class ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
+    """A writer that divides a table into as few even row groups as need be."""
+
+    def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+        """Write a table in row groups of a given size, or of about `ROWS_PER_GROUP` rows."""
+        super().write_table(table, row_group_size or _choose_group_size(table.num_rows))
+
+
 @contextmanager
 def new_parquet(
     path: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
-) -> Iterator[pq.ParquetWriter]:
+) -> Iterator[ParquetWriter]:
     """Yield a writer of a new file, which is removed if the block fails.
 
     Args:
@@ -105,10 +113,23 @@ def new_parquet(
         yield writer
 
 
-def choose_group_size(num_rows: int) -> int:
-    """Return the rows of a row group, of a table that is divided into as few even ones as need be."""
-    num_groups = max(1, round(num_rows / ROWS_PER_GROUP))
-    return max(1, -(-num_rows // num_groups))
+@contextmanager
+def open_part(path: Path) -> Iterator[BinaryIO]:
+    """Open a Parquet file that a run wrote, and read it within the block.
+
+    Raises:
+        UsageError: It is missing or damaged.
+    """
+    try:
+        # pyarrow itself only opens names in UTF-8.
+        with path.open("rb") as source:
+            yield source
+    except (FileNotFoundError, pa.ArrowException, ValueError) as error:
+        raise refuse_as_removed(path) from error
+    except OSError as error:
+        if error.errno is None:  # From pyarrow, which could not make sense of the bytes.
+            raise refuse_as_removed(path) from error
+        raise
 
 
 def join_parquet(
@@ -133,7 +154,7 @@ def join_parquet(
     with new_file(target) as file:
         file.write(_MARK)
         for path in parts:
-            with _open_part(path) as source:
+            with open_part(path) as source:
                 part = _read_part(path, source, schema=joined[_File.SCHEMA])
                 shift = file.tell() - len(_MARK)
                 groups += _shift_groups(part, shift)
@@ -148,9 +169,14 @@ def join_parquet(
         file.write(written + len(written).to_bytes(_LENGTH_BYTES, "little") + _MARK)
 
 
+def _choose_group_size(num_rows: int) -> int:
+    num_groups = max(1, round(num_rows / ROWS_PER_GROUP))
+    return max(1, -(-num_rows // num_groups))
+
+
 def _open_writer(
     file: BinaryIO | pa.BufferOutputStream, schema: pa.Schema, footer: Mapping[bytes, bytes]
-) -> pq.ParquetWriter:
+) -> ParquetWriter:
     columns = [field.name for field in schema if not pa.types.is_list(field.type)]
     # Routing weights rarely repeat: split into byte planes, they compress better than by dictionary.
     encodings = {
@@ -158,7 +184,7 @@ def _open_writer(
     }
     if "position" in columns:
         encodings["position"] = "DELTA_BINARY_PACKED"  # Mostly, the next is the same or one more.
-    return pq.ParquetWriter(
+    return ParquetWriter(
         file,
         schema.with_metadata(footer),
         compression="zstd",
@@ -189,32 +215,16 @@ def _make_footer(schema: pa.Schema, footer: Mapping[bytes, bytes]) -> Fields:
     return read_struct(content[-len(_MARK) - _LENGTH_BYTES - length :])
 
 
-@contextmanager
-def _open_part(path: Path) -> Iterator[BinaryIO]:
-    try:
-        source = path.open("rb")
-    except FileNotFoundError as error:
-        raise refuse_as_removed(path) from error
-    with source:
-        yield source
-
-
 def _read_part(path: Path, source: BinaryIO, *, schema: Value) -> _Part:
     """Return the footer of a part, after checks that pyarrow can read it and that it fits."""
-    try:
-        # pyarrow's reader of footers withstands any damage.
-        pq.read_metadata(source)
-        tail = len(_MARK) + _LENGTH_BYTES
-        end = source.seek(-tail, os.SEEK_END)
-        length = _read_length(source.read(tail))
-        source.seek(end - length)
-        part = _Part(read_struct(source.read(length)), end - length)
-        is_whole = part.metadata[_File.SCHEMA] == schema and _has_its_pages(part)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # Not from pyarrow.
-            raise
-        raise refuse_as_removed(path) from error
-    if not is_whole:
+    # pyarrow's reader of footers withstands any damage.
+    pq.read_metadata(source)
+    tail = len(_MARK) + _LENGTH_BYTES
+    end = source.seek(-tail, os.SEEK_END)
+    length = _read_length(source.read(tail))
+    source.seek(end - length)
+    part = _Part(read_struct(source.read(length)), end - length)
+    if part.metadata[_File.SCHEMA] != schema or not _has_its_pages(part):
         raise refuse_as_removed(path)
     return part
 

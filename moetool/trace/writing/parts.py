@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.errors import UsageError
-from moetool.output.targets import new_file, put_in_place, refuse_as_removed
-from moetool.trace.schema import plain_schema
-from moetool.trace.writing.parquet_files import choose_group_size, join_parquet, new_parquet
+from moetool.output.targets import put_in_place, refuse_as_removed
+from moetool.trace.writing.csv_text import join_csv
+from moetool.trace.writing.parquet_files import join_parquet, new_parquet, open_part
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
@@ -89,7 +88,7 @@ class PartWriter:
         try:
             footer = {**self._footer(), _RUN_KEY: self._run}
             with new_parquet(unfinished, self.schema, footer=footer) as writer:
-                writer.write_table(rows, row_group_size=choose_group_size(rows.num_rows))
+                writer.write_table(rows)
             put_in_place(unfinished, part, replace_existing=False)
         except (FileExistsError, UsageError) as error:
             raise _refuse_as_shared(self.folder) from error
@@ -99,49 +98,21 @@ class PartWriter:
 
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        self.flush()
-        for part in self._parts:
-            self._check_is_ours(part)
-        join_parquet(self._parts, path, self.schema, footer=footer)
+        join_parquet(self._list_own_parts(), path, self.schema, footer=footer)
 
     def merge_into_csv(self, path: Path) -> None:
         """Write the rows of all parts into one new CSV file."""
-        schema = plain_schema(self.schema)
-        with new_file(path) as file, pa.csv.CSVWriter(file, schema) as writer:
-            for table in self._read_groups():
-                writer.write_table(table.cast(schema))
+        join_csv(self._list_own_parts(), path, self.schema)
 
-    def _read_groups(self) -> Iterator[pa.Table]:
-        """Yield the rows of all parts in order, about `ROWS_PER_PART` at a time."""
+    def _list_own_parts(self) -> list[Path]:
+        """Return all parts, after checks that none of them is another run's."""
         self.flush()
-        group: list[pa.Table] = []
         for path in self._parts:
-            group.append(self._read_part(path))
-            if sum(table.num_rows for table in group) >= ROWS_PER_PART:
-                yield _join(group)
-                group = []
-        if group:
-            yield _join(group)
-
-    def _check_is_ours(self, path: Path) -> None:
-        try:
-            with path.open("rb") as source:
-                self._check_run(pq.read_metadata(source))
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise refuse_as_removed(path) from error
-
-    def _check_run(self, metadata: pq.FileMetaData) -> None:
-        if metadata.metadata.get(_RUN_KEY) != self._run:
-            raise _refuse_as_shared(self.folder)
-
-    def _read_part(self, path: Path) -> pa.Table:
-        try:
-            # Opened here, because pyarrow only accepts names in UTF-8.
-            with path.open("rb") as source, pq.ParquetFile(source) as file:
-                self._check_run(file.metadata)
-                return file.read().cast(self.schema)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise refuse_as_removed(path) from error
+            with open_part(path) as source:
+                footer = pq.read_metadata(source).metadata
+            if footer.get(_RUN_KEY) != self._run:
+                raise _refuse_as_shared(self.folder)
+        return self._parts
 
 
 def _join(tables: list[pa.Table]) -> pa.Table:
