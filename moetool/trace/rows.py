@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from moetool.trace.decisions import PHASES, LayerDecisions, TracedTokens
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
 
-Column = NDArray[Any] | pa.DictionaryArray
-
 # numpy fills shorter rows of a matrix faster by its columns.
 _LONG_ROW = 8
 
@@ -32,30 +30,17 @@ def assignment_rows(tokens: TracedTokens, layers: Sequence[LayerDecisions]) -> p
     token, layer = _order_decisions(tokens, num_layers=len(layers))
     columns = {**_token_columns(tokens, token), **_layer_columns(layers, layer)}
     top_k = np.array([decisions.experts.shape[1] for decisions in layers])
-    if len(set(top_k.tolist())) == 1:
-        experts, weights = _take_ranked(layers, layer, token)
-        width = experts.shape[1]
+    if (top_k == top_k[0]).all():
+        width = int(top_k[0])
         spread = {name: _spread(column, width) for name, column in columns.items()}
         rank = _spread_ranks(len(token), width)
+        experts, weights = _take_ranked(layers, layer, token)
     else:
         widths = top_k[layer]  # (num_decisions,)
         decision = np.repeat(np.arange(len(token)), widths)  # (num_rows,)
         spread = {name: _take(column, decision) for name, column in columns.items()}
         rank = np.arange(len(decision)) - (np.cumsum(widths) - widths)[decision]
-        experts = np.empty(len(decision), dtype=np.int16)
-        weights = np.empty(len(decision), dtype=np.float32)
-        for width in np.unique(top_k):
-            numbers = np.cumsum(top_k == width) - 1  # Of the layers of this width among them.
-            (chosen,) = np.nonzero(widths == width)
-            is_chosen = (widths == width)[decision]
-            experts[is_chosen], weights[is_chosen] = (
-                values.ravel()
-                for values in _take_ranked(
-                    [layers[index] for index in np.flatnonzero(top_k == width)],
-                    numbers[layer[chosen]],
-                    token[chosen],
-                )
-            )
+        experts, weights = _take_mixed(layers, layer, token, width=widths[decision])
     return pa.table(
         {
             **spread,
@@ -133,14 +118,41 @@ def _take_ranked(
     return experts, weights
 
 
+def _take_mixed(
+    layers: Sequence[LayerDecisions],
+    layer: NDArray[np.intp],
+    token: NDArray[np.intp],
+    *,
+    width: NDArray[np.intp],
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Return what `_take_ranked` does for layers that differ in their number of experts.
+
+    Args:
+        layers: Those of the decisions.
+        layer: Index of each decision's layer. # (num_decisions,)
+        token: Index of its token. # (num_decisions,)
+        width: Number of experts of the decision of each assignment. # (num_rows,)
+    """
+    experts = np.empty(len(width), dtype=np.int16)
+    weights = np.empty(len(width), dtype=np.float32)
+    top_k = np.array([decisions.experts.shape[1] for decisions in layers])
+    for number in np.unique(top_k):
+        (alike,) = np.nonzero(top_k == number)
+        (chosen,) = np.nonzero(top_k[layer] == number)
+        index = np.searchsorted(alike, layer[chosen])  # Of each decision's layer among them.
+        ranked = _take_ranked([layers[one] for one in alike.tolist()], index, token[chosen])
+        rows = width == number
+        experts[rows], weights[rows] = (values.ravel() for values in ranked)
+    return experts, weights
+
+
 def _find_unordered(weights: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return the decisions in which a weight isn't known to be at most the one before it."""
     top_k = weights.shape[1]
     flat = weights.ravel()
     rises = ~(flat[1:] <= flat[:-1])
     rises[top_k - 1 :: top_k] = False  # From one decision to the next.
-    (places,) = np.nonzero(rises)
-    decisions = places // top_k
+    decisions: NDArray[np.intp] = np.flatnonzero(rises) // top_k
     return decisions[np.diff(decisions, prepend=-1) > 0]
 
 
@@ -234,7 +246,9 @@ def _allocate(shape: tuple[int, int], kind: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(buffer, dtype=kind).reshape(shape)
 
 
-def _spread(column: Column, top_k: int) -> Column:
+def _spread(
+    column: NDArray[Any] | pa.DictionaryArray, top_k: int
+) -> NDArray[Any] | pa.DictionaryArray:
     """Return a column of decisions as a column of assignments, the same number for each decision."""
     if isinstance(column, pa.DictionaryArray):
         return _with_codes(column, _spread(column.indices.to_numpy(), top_k))
@@ -253,7 +267,9 @@ def _spread_ranks(num_decisions: int, top_k: int) -> NDArray[np.int16]:
     return rows.ravel()
 
 
-def _take(column: Column, decision: NDArray[np.intp]) -> Column:
+def _take(
+    column: NDArray[Any] | pa.DictionaryArray, decision: NDArray[np.intp]
+) -> NDArray[Any] | pa.DictionaryArray:
     """Return a column of decisions as a column of assignments, given the decision of each."""
     if isinstance(column, pa.DictionaryArray):
         return _with_codes(column, column.indices.to_numpy().take(decision))
