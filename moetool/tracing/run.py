@@ -21,7 +21,7 @@ from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
-from moetool.tracing.running.batches import make_batches, split_windows
+from moetool.tracing.running.batches import make_batches, plan_windows
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -116,7 +116,8 @@ def trace_prompts(
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    generation, batch_size = options.generation, options.batch_size
+    generation = options.generation
+    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -139,6 +140,8 @@ def trace_prompts(
         for batch in make_batches(
             window,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
@@ -159,7 +162,13 @@ def trace_prompts(
     excerpts: list[PromptExcerpt] = []
     num_new_tokens = 0
     with settings, recorder:
-        for window in split_windows(prompts, batch_size=batch_size):
+        for planned in plan_windows(
+            prompts,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
+        ):
+            window = prompts[planned.start : planned.stop]
             passes = run_window(window)
             rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
             if maker.num_windows == 1:

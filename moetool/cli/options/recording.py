@@ -40,8 +40,22 @@ Model = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Prompts per batch.", rich_help_panel=MODEL_PANEL),
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Prompts per batch, at most. Default: 8, or no limit with --max-batch-tokens.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens per batch, at most, with pads and new tokens. A longer prompt runs alone.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 DtypeOption = Annotated[Dtype, make_dtype_option("checkpoint", panel=MODEL_PANEL)]
 Device = Annotated[
