@@ -194,6 +194,7 @@ def trace_model(
         path=place.target,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
+        timings=run.timings,
     )
 
 

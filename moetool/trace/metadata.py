@@ -289,9 +289,7 @@ _READERS: Mapping[str, Reader] = {
     "temperature": or_none(as_number),
     "top_p": or_none(as_number),
     "seed": or_none(as_count(-(2**63), 2**64 - 1)),
-    **dict.fromkeys(
-        ("max_prompt_tokens", "batch_size", "max_batch_tokens"), or_none(as_count(1))
-    ),
+    **dict.fromkeys(("max_prompt_tokens", "batch_size", "max_batch_tokens"), or_none(as_count(1))),
     "versions": as_text_by_name,
     "notes": as_texts,
 }

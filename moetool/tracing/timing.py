@@ -32,14 +32,13 @@ class RunTimings:
         elapsed_s: Wall time of the whole run.
         stages_s: Wall time during which at least one thread was in a stage, by stage: reading and
             checking tokens, loading weights, forward passes, copies from the device, building rows,
-            writing them. Stages overlap, so their sum may exceed the wall time of the run.
-        other_s: Wall time during which no stage was under way, as while libraries load.
+            writing them. Stages overlap, so their sum may exceed the wall time of the run. `other`
+            is the time during which no stage was under way, as while libraries load.
         num_tokens: Tokens that went through the model.
     """
 
     elapsed_s: float
     stages_s: dict[str, float]
-    other_s: float
     num_tokens: int
 
     __repr__ = show_fields
@@ -99,7 +98,9 @@ class StageClock:
             elapsed_s = time.perf_counter() - self._started_s
             return RunTimings(
                 elapsed_s=elapsed_s,
-                stages_s={stage.value: self._seconds[stage] for stage in Stage},
-                other_s=elapsed_s - self._seconds[None],
+                stages_s={
+                    **{stage.value: self._seconds[stage] for stage in Stage},
+                    "other": elapsed_s - self._seconds[None],
+                },
                 num_tokens=num_tokens,
             )
