@@ -13,6 +13,8 @@ from typing import Any, Self
 from moetool.errors import UsageError
 from moetool.printable import printable
 
+# The name of the value that counts the windows of the run.
+NUM_WINDOWS = "number of windows"
 _LONGEST_VALUE = 80
 
 
@@ -53,6 +55,11 @@ class RunIdentity:
         return (
             hashlib.sha256(self.to_json().encode(errors="surrogatepass")).hexdigest()[:16].encode()
         )
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows of the run; None if unknown."""
+        return self.values.get(NUM_WINDOWS)
 
     def check_same(self, earlier: RunIdentity, *, folder: Path) -> None:
         """Check that this run may continue an earlier one.

@@ -15,6 +15,7 @@ from moetool.trace.companions import (
     sidecar_path,
 )
 from moetool.trace.writing.partial import check_partial_folder, partial_folder
+from moetool.trace.writing.unfinished.resuming import may_replace
 
 FILE_SUFFIXES = (".parquet", ".csv")
 
@@ -44,7 +45,8 @@ def check_target(
 
     Args:
         target: Path of the trace.
-        replace_existing: Accept an existing trace, and the parts of an unfinished run.
+        replace_existing: Accept an existing trace, and the parts of an unfinished run. A resumed
+            run replaces what the unfinished one would have.
         with_probabilities: The run also writes probabilities.
         with_saliency: The run also writes saliency.
         inputs: Files that the run reads.
@@ -60,7 +62,8 @@ def check_target(
             f"The format of '{target}' is unknown.", hint="End the name in .parquet or .csv."
         )
     if resume:
-        refuse_if_finished(target)
+        replace_existing = may_replace(partial_folder(target))
+        _check_resumed(target, may_replace=replace_existing)
     check_target_file(target, replace_existing=replace_existing, inputs=inputs)
     check_names(
         [
@@ -78,18 +81,20 @@ def check_target(
     )
     if not is_running:
         with saying_what_failed(target):
-            check_partial_folder(target, discard=replace_existing, resume=resume)
+            check_partial_folder(target, discard=replace_existing and not resume, resume=resume)
 
 
-def refuse_if_finished(target: Path) -> None:
-    """Refuse to resume a run that has ended.
-
-    Raises:
-        UsageError: Its trace is there.
-    """
-    if os.path.lexists(target) and not os.path.lexists(partial_folder(target)):
+def _check_resumed(target: Path, *, may_replace: bool) -> None:
+    if not os.path.lexists(target) or may_replace:
+        return
+    if not os.path.lexists(partial_folder(target)):
         raise UsageError(
-            f"'{target}' is there already, and no part of an unfinished run: nothing is left to do.",
+            f"'{target}' is finished, and no run left '{partial_folder(target)}': there is nothing "
+            "to resume.",
             hint="Leave out --resume and choose another name, or give --force instead to trace "
             "again.",
         )
+    raise UsageError(
+        f"'{target}' exists, next to the parts of an unfinished run.",
+        hint="Move it elsewhere and resume again.",
+    )

@@ -18,7 +18,7 @@ from typing import Protocol, Self
 import pyarrow as pa
 import pyarrow.csv
 
-from moetool.errors import MoetoolError
+from moetool.errors import MoetoolError, ResumableInterrupt
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.targets import (
     new_file,
@@ -46,6 +46,7 @@ from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME
+from moetool.trace.writing.unfinished.resuming import may_replace
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
 
@@ -127,7 +128,7 @@ class TraceFile:
         check_target(target, replace_existing=replace_existing, resume=resume)
         self.target = target
         self.partial = partial_folder(target)
-        self._replace_existing = replace_existing
+        self._replace_existing = may_replace(self.partial) if resume else replace_existing
         self._keeps_parts = keeps_parts
         self._is_finished = False
         self._metadata = replace(metadata, complete=False)
@@ -139,7 +140,11 @@ class TraceFile:
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
         self._pieces = PieceStore(
-            self._folder, schema=schema, identity=self._identity, footer=self._footer
+            self._folder,
+            schema=schema,
+            identity=self._identity,
+            footer=self._footer,
+            may_replace=self._replace_existing,
         )
         if resume:
             try:
@@ -172,8 +177,22 @@ class TraceFile:
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                rows = number_of(num_rows, "row")
-                error.add_note(f"rows traced so far: {self.partial} ({rows})")
+                self._note_rows(error, num_rows)
+
+    def _note_rows(self, error: BaseException, num_rows: int) -> None:
+        """Add where the rows are, and how to go on."""
+        note = f"rows traced so far: {self.partial} ({number_of(num_rows, 'row')})"
+        if not self._pieces.num_rows:
+            error.add_note(note)
+        elif not isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{note}; --resume goes on with them")
+        else:
+            interrupt = ResumableInterrupt(
+                "Interrupted.",
+                hint="Run the same command with --resume to go on, or with --force to start over.",
+            )
+            interrupt.add_note(note)
+            raise interrupt from error
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Collect rows, and close a part now and then.

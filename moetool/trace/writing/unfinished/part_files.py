@@ -47,6 +47,7 @@ class PartInfo:
         num_pieces: Pieces of its window; None for a batch.
         facts: Of the piece or the batch.
         companions: Names of the folders that hold a file that belongs to it.
+        may_replace: Whether its run may replace a trace at the target.
         num_rows: Its assignments.
         metadata: The trace's, as JSON.
     """
@@ -58,6 +59,7 @@ class PartInfo:
     num_pieces: int | None
     facts: PieceFacts | BatchFacts
     companions: tuple[str, ...]
+    may_replace: bool
     num_rows: int
     metadata: bytes
 
@@ -107,7 +109,11 @@ def is_part_name(name: str) -> bool:
 
 
 def make_part_entry(
-    part: TracePiece | TraceBatch, *, identity: RunIdentity, companions: Mapping[str, Any]
+    part: TracePiece | TraceBatch,
+    *,
+    identity: RunIdentity,
+    companions: Mapping[str, Any],
+    may_replace: bool,
 ) -> dict[bytes, bytes]:
     """Return the entry of a part's footer."""
     place = (
@@ -119,6 +125,7 @@ def make_part_entry(
         "identity": identity.values,
         **place,
         "companions": list(companions),
+        "may_replace": may_replace,
         **asdict(part.facts),
     }
     return {PART_KEY: json.dumps(values).encode()}
@@ -140,6 +147,7 @@ def read_part_info(path: Path) -> PartInfo | None:
             num_pieces=int(values["num_pieces"]) if is_piece else None,
             facts=PieceFacts.from_dict(values) if is_piece else BatchFacts.from_dict(values),
             companions=tuple(name for name in values["companions"] if name in COMPANION_SUFFIXES),
+            may_replace=bool(values["may_replace"]),
             num_rows=footer.num_rows,
             metadata=entries[FOOTER_KEY],
         )

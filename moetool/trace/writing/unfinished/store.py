@@ -55,6 +55,7 @@ class PieceStore:
         schema: Schema of the rows.
         identity: Of the run; each part states it.
         footer: Returns the metadata for the next part, as entries of its footer.
+        may_replace: Whether the run may replace a trace at the target.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class PieceStore:
         schema: pa.Schema,
         identity: RunIdentity,
         footer: Callable[[], Mapping[bytes, bytes]],
+        may_replace: bool = False,
     ) -> None:
         self._folder = folder
+        self._may_replace = may_replace
         self._schema = schema
         self._identity = identity
         self._footer = footer
@@ -145,16 +148,19 @@ class PieceStore:
         """Return the pieces of the whole run in the order of its rows.
 
         Raises:
-            UsageError: A part that was written is gone.
+            UsageError: A part is gone, or was never written.
         """
         finished = self.list_finished()
         parts = [part for window in finished.values() for part in window.parts]
         found = {part.stem for part in parts}
         with self._mutex:
             lost = sorted(stem for stem in self._num_rows_of if stem not in found)
+        num_windows = self._identity.num_windows
+        if num_windows is None:
+            num_windows = max(finished, default=-1) + 1
+        lost += [name_piece(window, 0) for window in range(num_windows) if window not in finished]
         if lost:
             raise refuse_as_removed(self._folder.path / f"{lost[0]}.parquet")
-        assert list(finished) == list(range(len(finished))), "the run skipped a window"
         return parts
 
     def take_over(self) -> None:
@@ -192,7 +198,12 @@ class PieceStore:
         companions = {name: each for name, each in contents.items() if each is not None}
         footer = {
             **self._footer(),
-            **make_part_entry(part, identity=self._identity, companions=companions),
+            **make_part_entry(
+                part,
+                identity=self._identity,
+                companions=companions,
+                may_replace=self._may_replace,
+            ),
             RUN_KEY: self._identity.token,
         }
         self._folder.check_held()
