@@ -6,6 +6,7 @@ import itertools
 import pickle
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ _connections: dict[ProcessPlace, _Connection] = {}
 class MessageStore:
     """A store of values that all processes reach, with signs of life and the first failure.
 
-    Each process gives a sign of life every second, from a thread. A process that waits for another
-    waits as long as that one lives.
+    Each process gives a sign of life every second, from a thread, which also watches: the first
+    process watches all others, and these watch the first. Who waits for another waits as long as
+    that one lives.
 
     Args:
         place: Of this process, one of several.
@@ -61,13 +63,16 @@ class MessageStore:
     def __init__(self, place: ProcessPlace, *, start_timeout_s: float, lost_after_s: float) -> None:
         self._place = place
         self._start_timeout_s = start_timeout_s
-        self._lost_after_s = lost_after_s
+        self._most_misses = max(int(lost_after_s / _BEAT_S), 1)
         connection = _connect(place, timeout_s=start_timeout_s)
         connection.num_runs += 1
         self._store = connection.store
         self._prefix = f"moetool/{connection.num_runs}"
+        # Set by the thread.
         self._failure: Failure | None = None
-        self._last_beats: dict[int, tuple[bytes, float]] = {}
+        self._loss: str | None = None
+        self._last_beats: dict[int, bytes] = {}
+        self._num_misses: Counter[int] = Counter()
         self._is_over = threading.Event()
         self._beating = threading.Thread(target=self._keep_beating, daemon=True)
         self._beating.start()
@@ -82,7 +87,7 @@ class MessageStore:
         return first
 
     def check(self) -> None:
-        """Check that no process has failed, as far as this one knows; takes no time.
+        """Check that no process has failed or died, as far as this one knows; takes no time.
 
         Raises:
             LostProcessError: One has.
@@ -93,6 +98,8 @@ class MessageStore:
                 f"{self._failure.message}",
                 hint=self._failure.hint,
             )
+        if self._loss is not None:
+            raise LostProcessError(self._loss, hint=_LOOK_HINT)
 
     def put(self, key: str, value: object) -> None:
         """Publish a value that can be pickled."""
@@ -118,10 +125,17 @@ class MessageStore:
         """Wait until each of some processes, given by rank, has published a key.
 
         Raises:
-            LostProcessError: One has failed, or gives no sign of life.
+            LostProcessError: A process has failed, or gives no sign of life.
         """
         for rank in self._poll(keys):
-            self._check_alive(rank)
+            with self._reaching():
+                # In this order, because the key may come just before the farewell.
+                has_left = self._store.check([self._name(f"left/{rank}")])
+                if has_left and not self._store.check([self._name(keys[rank])]):
+                    raise LostProcessError(
+                        f"Process {rank} of {self._place.number} has ended early.",
+                        hint=_LOOK_HINT,
+                    )
 
     def wait_for_start(self) -> None:
         """Wait until every process has come.
@@ -174,29 +188,40 @@ class MessageStore:
             name = self._name(f"beat/{rank}")
             return self._store.get(name) if self._store.check([name]) else b""
 
-    def _check_alive(self, rank: int) -> None:
-        now, beat = time.monotonic(), self._find_beat(rank)
-        last, since = self._last_beats.setdefault(rank, (beat, now))
-        if beat != last:
-            self._last_beats[rank] = (beat, now)
-        elif now - since > self._lost_after_s:
-            raise LostProcessError(
-                f"Process {rank} of {self._place.number} has not answered for "
-                f"{self._lost_after_s:g} s.",
-                hint=_LOOK_HINT,
-            )
-
     def _keep_beating(self) -> None:
-        """Give signs of life, and look for failures, until it is over."""
-        for count in itertools.count():
-            # Whoever waits for a message will notice that the store is gone.
-            with suppress(RuntimeError):
-                self._set(f"beat/{self._place.rank}", str(count).encode())
+        """Give signs of life, and look for those of others and for failures, until it is over."""
+        for beat in itertools.count():
+            try:
+                self._set(f"beat/{self._place.rank}", str(beat).encode())
                 name = self._name("failure")
                 if self._failure is None and self._store.check([name]):
                     self._failure = _read_failure(self._store.get(name))
+                for rank in range(1, self._place.number) if self._place.rank == 0 else [0]:
+                    self._watch(rank)
+            except (RuntimeError, LostProcessError):
+                # A store that does not answer is a process that does not.
+                self._count_miss(0)
             if self._is_over.wait(_BEAT_S):
                 return
+
+    def _watch(self, rank: int) -> None:
+        """Count the signs of life that a process has failed to give."""
+        beat = self._find_beat(rank)
+        if beat != self._last_beats.get(rank, beat):
+            self._num_misses[rank] = 0
+        elif rank in self._last_beats and not self._store.check([self._name(f"left/{rank}")]):
+            self._count_miss(rank)
+        if beat:
+            self._last_beats[rank] = beat
+
+    def _count_miss(self, rank: int) -> None:
+        # In signs of this process's own life, so that a machine may sleep.
+        self._num_misses[rank] += 1
+        if self._num_misses[rank] >= self._most_misses:
+            self._loss = (
+                f"Process {rank} of {self._place.number} has not answered for "
+                f"{self._num_misses[rank] * _BEAT_S:.0f} s."
+            )
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

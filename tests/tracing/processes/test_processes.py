@@ -30,7 +30,7 @@ def test_a_single_process_needs_no_others() -> None:
 
 def test_values_reach_the_processes_that_they_are_meant_for() -> None:
     # More than the store takes at once.
-    large = np.arange(3_000_000)
+    large = np.arange(700_000)
 
     def exchange(processes: Processes) -> tuple[str, list[int], int]:
         said = processes.broadcast(f"from {processes.rank}")
@@ -139,16 +139,28 @@ def test_a_process_that_never_comes_is_named() -> None:
         assert caught.value.message.startswith(sentence)
 
 
-def test_a_process_that_dies_is_named() -> None:
+def test_a_process_that_ends_early_is_named() -> None:
     def run(processes: Processes) -> None:
         processes.meet()
         if processes.is_first:
             processes.barrier()
 
-    first, second = run_in_each(2, run, lost_after_s=2.0)
+    first, second = run_in_each(2, run)
     second.result()
-    with pytest.raises(LostProcessError, match=r"Process 1 of 2 has not answered for 2 s\."):
+    with pytest.raises(LostProcessError, match=r"Process 1 of 2 has ended early\."):
         first.result()
+
+
+def test_a_process_that_dies_is_named() -> None:
+    launcher = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # What a second process leaves there that comes and dies.
+    for key, value in (("here/1", "0"), ("beat/1", "0")):
+        launcher.set(f"moetool/1/{key}", value)
+    place = ProcessPlace(number=2, address="127.0.0.1", port=launcher.port, has_agent=True)
+    processes = Processes(place, lost_after_s=1.0)
+    with pytest.raises(LostProcessError, match=r"Process 1 of 2 has not answered for 1 s\."):
+        processes.barrier()
+    processes.close()
 
 
 def test_a_port_that_is_taken_is_named() -> None:
