@@ -39,6 +39,16 @@ class ProcessPlace:
     has_agent: bool = False
 
 
+def is_first_of_host(environment: Mapping[str, str] | None = None) -> bool:
+    """Return whether no process of this host was started before this one, as far as is known.
+
+    Args:
+        environment: None for that of this process.
+    """
+    given = os.environ if environment is None else environment
+    return given.get("WORLD_SIZE") in (None, "", "1") or given.get("LOCAL_RANK") in (None, "", "0")
+
+
 def read_place(environment: Mapping[str, str] | None = None) -> ProcessPlace:
     """Return the place that torchrun or accelerate gave this process; the only one by default.
 

@@ -9,7 +9,7 @@ from platform import python_version
 from typing import TypeVar
 
 import moetool
-from moetool.errors import UsageError
+from moetool.errors import MoetoolError, UsageError
 from moetool.tracing.processes.environment import ProcessPlace, read_place
 from moetool.tracing.processes.failures import Failure
 from moetool.tracing.processes.messages import MessageStore
@@ -34,6 +34,7 @@ class Processes:
         number: Of processes.
         local_rank: Rank among the processes of this host.
         local_number: Number of processes of this host; None if unknown.
+        have_met: Whether all have come.
 
     Args:
         place: See `read_place`; None is a single process.
@@ -54,7 +55,8 @@ class Processes:
         self._start_timeout_s = start_timeout_s
         self._lost_after_s = lost_after_s
         self._messages: MessageStore | None = None
-        self._has_met = False
+        self._unreachable: MoetoolError | None = None
+        self.have_met = False
         self._rounds = count()
 
     @property
@@ -74,9 +76,9 @@ class Processes:
             UsageError: One hasn't come in time.
             LostProcessError: One has failed.
         """
-        if self.are_several and not self._has_met:
+        if self.are_several and not self.have_met:
             self._connect().wait_for_start()
-            self._has_met = True
+            self.have_met = True
 
     def broadcast(self, value: Value) -> Value:
         """Return the value that the first process gives.
@@ -166,12 +168,19 @@ class Processes:
             self._messages = None
 
     def _connect(self) -> MessageStore:
+        if self._unreachable is not None:
+            # Nobody waits twice for processes that have not come.
+            raise self._unreachable
         if self._messages is None:
-            self._messages = MessageStore(
-                self._place,
-                start_timeout_s=self._start_timeout_s,
-                lost_after_s=self._lost_after_s,
-            )
+            try:
+                self._messages = MessageStore(
+                    self._place,
+                    start_timeout_s=self._start_timeout_s,
+                    lost_after_s=self._lost_after_s,
+                )
+            except MoetoolError as error:
+                self._unreachable = error
+                raise
         return self._messages
 
     def _begin(self, action: str) -> tuple[MessageStore, str]:

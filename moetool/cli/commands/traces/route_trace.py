@@ -11,6 +11,7 @@ from moetool.cli.options import prompts as prompt_options
 from moetool.cli.options import recording
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
+from moetool.cli.processes import current_processes, join_processes, runs_together
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
@@ -25,6 +26,7 @@ EXAMPLES = (
 
 
 @speaks_errors
+@runs_together
 def route_trace(
     model: recording.Model,
     prompts: prompt_options.Prompts = None,
@@ -68,7 +70,8 @@ def route_trace(
     from moetool.cli.observer import TerminalObserver
 
     started = time.monotonic()
-    with TerminalObserver(is_quiet=quiet) as observer:
+    processes = current_processes()
+    with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.analysis.routing_summary import summarize_routing
         from moetool.checkpoint.reference import resolve_model
@@ -121,6 +124,7 @@ def route_trace(
         inputs=inputs,
     )
     with observer:
+        join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
@@ -133,6 +137,8 @@ def route_trace(
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
         )
+    if not processes.is_first:
+        return
     if not quiet:
         summary = render_trace_summary(
             run.metadata,
