@@ -24,6 +24,7 @@ from moetool.tracing.prompts.tokens import (
     tokenize_prompts,
 )
 from moetool.tracing.running.texts import TextFile
+from moetool.tracing.timing import Stage, StageClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ def trace_model(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
+    clock: StageClock | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -91,10 +93,12 @@ def trace_model(
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
+        clock: Measures the whole run; None measures from here on.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
+    clock = clock or StageClock()
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -116,19 +120,22 @@ def trace_model(
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=traceable.num_token_ids)
+    with clock.measure(Stage.TOKENIZE):
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+        vocabulary = traceable.num_token_ids
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
-        model = load_model(
-            checkpoint,
-            config,
-            auto_class=traceable.auto_class,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        )
+        with clock.measure(Stage.LOAD):
+            model = load_model(
+                checkpoint,
+                config,
+                auto_class=traceable.auto_class,
+                device_map=device_map,
+                offload_folder=offload_folder,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+            )
         metadata = describe_run(
             model,
             options,
@@ -148,6 +155,7 @@ def trace_model(
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
+            clock=clock,
         )
 
 
@@ -178,10 +186,13 @@ def trace_loaded_model(
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
 
+    clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
+    with clock.measure(Stage.TOKENIZE):
+        vocabulary = count_embeddings(model)
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
     metadata = describe_run(
         model,
         options,
@@ -200,6 +211,7 @@ def trace_loaded_model(
         open_sink=open_sink,
         observer=observer,
         open_texts=open_texts,
+        clock=clock,
     )
 
 
@@ -214,6 +226,7 @@ def _run(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
+    clock: StageClock,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
@@ -234,6 +247,7 @@ def _run(
             texts=texts,
             advance=observer.advance,
             num_excerpts=num_excerpts,
+            clock=clock,
         )
 
 
