@@ -144,7 +144,7 @@ def trace_prompts(
             layers=recorder.layers,
             describe=lambda: sink.describe(describe()),
         )
-        if advance is not None:
+        if advance is not None and run.kept_token_ids:
             advance(count_tokens(run.kept_token_ids, generation))
         batches = make_batches(
             window.prompts,

@@ -16,6 +16,7 @@ from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import split_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +40,7 @@ def identify_run(
     fingerprint: str,
     prompts: Sequence[Prompt],
     tokenized: Sequence[TokenizedPrompt],
-    device_type: str,
-    num_windows: int,
+    device: object,
     with_texts: bool,
 ) -> RunIdentity:
     """Return what another run must share to go on where this one ends.
@@ -52,8 +52,7 @@ def identify_run(
         fingerprint: From `fingerprint_checkpoint` or `fingerprint_model`.
         prompts: All that are traced.
         tokenized: The same as tokens.
-        device_type: Such as `cuda`.
-        num_windows: Number of windows that the prompts are divided into.
+        device: The model's, or its device map.
         with_texts: Whether generated texts are kept.
     """
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
@@ -71,13 +70,13 @@ def identify_run(
             "prompts (SHA-256)": hash_prompts(prompts)[:_SHOWN_DIGITS],
             **chosen,
             **generation,
-            "device": device_type,
+            "device": getattr(device, "type", device),
             "generated texts": with_texts,
             "files of the model (SHA-256)": fingerprint,
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
             "tokens of the prompts (SHA-256)": _hash_tokens(tokenized),
-            NUM_WINDOWS: num_windows,
+            NUM_WINDOWS: len(list(split_windows(tokenized, batch_size=options.batch_size))),
         }
     )
 
