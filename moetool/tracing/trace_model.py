@@ -14,6 +14,7 @@ from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
+from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
@@ -24,6 +25,7 @@ from moetool.tracing.prompts.tokens import (
     tokenize_prompts,
 )
 from moetool.tracing.running.texts import TextFile
+from moetool.tracing.timing import Stage, StageClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,16 @@ class Observer(Protocol):
         """Count tokens that went through it."""
 
 
+class TracePlace(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
+
+
 @dataclass(frozen=True)
 class _Traceable:
     """Facts that a skeleton shows about a checkpoint that can be traced.
@@ -72,10 +84,11 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
+    clock: StageClock | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -86,15 +99,17 @@ def trace_model(
         reference: The model, see `resolve_model`.
         prompts: See `read_prompts`.
         options: Settings for loading the model and for recording.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
+        clock: Measures the whole run; None measures from here on.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
+    clock = clock or StageClock()
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -105,6 +120,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
+    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
@@ -116,19 +132,34 @@ def trace_model(
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=traceable.num_token_ids)
+    with clock.measure(Stage.TOKENIZE):
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+        vocabulary = traceable.num_token_ids
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
+    identity = identify_run(
+        options,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        fingerprint=fingerprint_checkpoint(checkpoint),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=device,
+        with_texts=open_texts is not None,
+    )
+    place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
-        model = load_model(
-            checkpoint,
-            config,
-            auto_class=traceable.auto_class,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        )
+        with clock.measure(Stage.LOAD):
+            model = load_model(
+                checkpoint,
+                config,
+                auto_class=traceable.auto_class,
+                device_map=device_map,
+                offload_folder=offload_folder,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+            )
         metadata = describe_run(
             model,
             options,
@@ -144,10 +175,12 @@ def trace_model(
             tokenized,
             options,
             metadata=metadata,
-            open_sink=open_sink,
+            place=place,
+            identity=identity,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
+            clock=clock,
         )
 
 
@@ -157,7 +190,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -168,7 +201,7 @@ def trace_loaded_model(
         tokenizer: The model's own.
         prompts: See `read_prompts`.
         options: Those about loading have no effect here.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
 
@@ -177,16 +210,32 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
+    from moetool.tracing.running.identity import fingerprint_model, identify_run
 
+    clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
+    with clock.measure(Stage.TOKENIZE):
+        vocabulary = count_embeddings(model)
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+    revision = getattr(config, "_commit_hash", None)
+    identity = identify_run(
+        options,
+        model=name,
+        revision=revision,
+        fingerprint=fingerprint_model(model),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=model.device,
+        with_texts=open_texts is not None,
+    )
+    place.check(identity)
     metadata = describe_run(
         model,
         options,
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision,
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),
@@ -197,9 +246,11 @@ def trace_loaded_model(
         tokenized,
         options,
         metadata=metadata,
-        open_sink=open_sink,
+        place=place,
+        identity=identity,
         observer=observer,
         open_texts=open_texts,
+        clock=clock,
     )
 
 
@@ -210,10 +261,12 @@ def _run(
     options: TraceOptions,
     *,
     metadata: TraceMetadata,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
+    identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
+    clock: StageClock,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
@@ -222,7 +275,7 @@ def _run(
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
         open_texts() if open_texts else nullcontext() as texts,
-        open_sink(metadata) as sink,
+        place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
             model,
@@ -234,6 +287,7 @@ def _run(
             texts=texts,
             advance=observer.advance,
             num_excerpts=num_excerpts,
+            clock=clock,
         )
 
 
