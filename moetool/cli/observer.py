@@ -31,10 +31,12 @@ class TerminalObserver:
 
     Attributes:
         is_quiet: Show nothing except warnings.
+        is_silent: Show nothing at all.
     """
 
-    def __init__(self, *, is_quiet: bool) -> None:
-        self.is_quiet = is_quiet
+    def __init__(self, *, is_quiet: bool, is_silent: bool = False) -> None:
+        self.is_quiet = is_quiet or is_silent
+        self.is_silent = is_silent
         self._status = ExitStack()
         self._show_step: Callable[[str], None] | None = None
         self._words = ""
@@ -107,6 +109,8 @@ class TerminalObserver:
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
         self._end_step()
+        if self.is_silent:
+            return
         warning = printable(f"warning: {line}", max_length=_LONGEST_LINE)
         sys.stderr.write(f"{paint_label(warning)}\n")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -99,8 +102,15 @@ def is_grouped_linear(module: nn.Module) -> bool:
 
 def num_inputs(module: nn.Module) -> int:
     """Return how many named parameters the module's forward takes."""
+    function = getattr(module.forward, "__func__", None)
+    # Methods are counted once: the modules of a model's layers share theirs.
+    return _count_inputs(module.forward) if function is None else _count_inputs(function) - 1
+
+
+@cache
+def _count_inputs(function: Callable[..., Any]) -> int:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = inspect.signature(function).parameters.values()
     return sum(parameter.kind not in kinds for parameter in parameters)
 
 

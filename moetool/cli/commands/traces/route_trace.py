@@ -10,6 +10,7 @@ from moetool.cli.options.route_trace import prompts as prompt_options
 from moetool.cli.options.route_trace import recording, running
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
+from moetool.cli.processes import current_processes, join_processes, runs_together
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.cli.writing.runs import show_timings, summarize_run
 from moetool.memory.scenario import CacheKind, Dtype
@@ -26,6 +27,7 @@ EXAMPLES = (
 
 
 @speaks_errors
+@runs_together
 def route_trace(
     model: running.Model,
     prompts: prompt_options.Prompts = None,
@@ -69,7 +71,8 @@ def route_trace(
     --output, only the summary is shown. Progress and summary go to stderr.
     """
     clock = StageClock()
-    with TerminalObserver(is_quiet=quiet) as observer:
+    processes = current_processes()
+    with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
         from moetool.checkpoint.reference import resolve_model
         from moetool.trace.writing.sink_choice import choose_sink
@@ -121,6 +124,7 @@ def route_trace(
         inputs=inputs,
     )
     with observer:
+        join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
@@ -134,6 +138,8 @@ def route_trace(
             num_excerpts=0 if quiet else show,
             clock=clock,
         )
+    if not processes.is_first:
+        return
     summarize_run(run, observer, sink=sink, texts=save_text)
     make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
     if verbose:

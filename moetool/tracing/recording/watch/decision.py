@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -13,8 +12,7 @@ from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.tracing.recording.hooks import Hooks
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The decision of one call of a routed layer for all its tokens, pads included.
 
     Attributes:

@@ -42,8 +42,10 @@ class ReceivedWatch:
         self._meter = OutputFactorMeter(model, self._layer)
         hooks.on_removal(self._meter.remove)
 
+        path = self._layer.experts_path
+
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids, weights = find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
+            ids, weights = find_decision([*args, *kwargs.values()], path=path)
             router.identify(ids, weights)
             decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
             report(self._layer, decision)
@@ -77,16 +79,15 @@ def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.
     Returns:
         Both # (num_slots, top_k)
     """
-    tensors = [
-        value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2
-    ]
-    ids = [value for value in tensors if not value.is_floating_point()]
-    weights = [value for value in tensors if value.is_floating_point()]
+    ids, weights = [], []
+    for value in values[1:]:
+        if isinstance(value, torch.Tensor) and value.dim() == 2:
+            (weights if value.is_floating_point() else ids).append(value)
     if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
-        shapes = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors) or "nothing"
+        seen = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in (*ids, *weights))
         raise UntraceableError(
             f"{path} was not called with one tensor of ids and one of weights.",
             hint="moetool records experts that are called as (hidden_states, ids, weights).",
-            facts=[f"seen: {shapes}"],
+            facts=[f"seen: {seen or 'nothing'}"],
         )
     return ids[0], weights[0]
