@@ -26,7 +26,7 @@ def pair(demo: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def out_of_memory(module: torch.nn.Module, *, on_call: int) -> Iterator[None]:
-    """Have a module run out of memory on one of its calls, counted from 1."""
+    """Have a module run out of memory at the end of one of its calls, counted from 1."""
     num_calls = 0
 
     def fail(*_: object) -> None:
@@ -35,7 +35,7 @@ def out_of_memory(module: torch.nn.Module, *, on_call: int) -> Iterator[None]:
         if num_calls == on_call:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    hook = module.register_forward_pre_hook(fail)
+    hook = module.register_forward_hook(fail)
     try:
         yield
     finally:
