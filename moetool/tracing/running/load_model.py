@@ -107,11 +107,14 @@ def load_model(
 
 def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None:
     """Refuse quantized weights that transformers would read as if they were plain."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
     method = find_method(stated)
     named = name_quantization(stated)
-    if named is None or method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
+    if named is None:
+        return
+    # Imports every quantizer, which takes a second.
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    if method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
         return
     raise _unloadable(checkpoint, named)
 
