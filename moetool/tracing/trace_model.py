@@ -15,6 +15,7 @@ from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
+from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
@@ -55,6 +56,16 @@ class Observer(Protocol):
         """Count tokens that went through it."""
 
 
+class TracePlace(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
+
+
 @dataclass(frozen=True)
 class _Traceable:
     """Facts that a skeleton shows about a checkpoint that can be traced.
@@ -77,7 +88,7 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
@@ -92,7 +103,7 @@ def trace_model(
         reference: The model, see `resolve_model`.
         prompts: See `read_prompts`.
         options: Settings for loading the model and for recording.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
@@ -113,6 +124,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
+    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
@@ -130,6 +142,18 @@ def trace_model(
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
+    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
+    identity = identify_run(
+        options,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        fingerprint=fingerprint_checkpoint(checkpoint),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=device,
+        with_texts=open_texts is not None,
+    )
+    place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
@@ -158,7 +182,8 @@ def trace_model(
             tokenized,
             options,
             metadata=metadata,
-            open_sink=open_sink,
+            place=place,
+            identity=identity,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
@@ -172,7 +197,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -183,7 +208,7 @@ def trace_loaded_model(
         tokenizer: The model's own.
         prompts: See `read_prompts`.
         options: Those about loading have no effect here.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
 
@@ -192,6 +217,7 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
+    from moetool.tracing.running.identity import fingerprint_model, identify_run
 
     clock = StageClock()
     config = model.config
@@ -202,11 +228,23 @@ def trace_loaded_model(
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
+    revision = getattr(config, "_commit_hash", None)
+    identity = identify_run(
+        options,
+        model=name,
+        revision=revision,
+        fingerprint=fingerprint_model(model),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=model.device,
+        with_texts=open_texts is not None,
+    )
+    place.check(identity)
     metadata = describe_run(
         model,
         options,
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision,
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),
@@ -217,7 +255,8 @@ def trace_loaded_model(
         tokenized,
         options,
         metadata=metadata,
-        open_sink=open_sink,
+        place=place,
+        identity=identity,
         observer=observer,
         open_texts=open_texts,
         clock=clock,
@@ -231,7 +270,8 @@ def _run(
     options: TraceOptions,
     *,
     metadata: TraceMetadata,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
+    identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
@@ -244,7 +284,7 @@ def _run(
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
         open_texts() if open_texts else nullcontext() as texts,
-        open_sink(metadata) as sink,
+        place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
             model,
