@@ -1,4 +1,4 @@
-"""What was under way when memory ran out in a batch."""
+"""The phase, layer and batch in which memory ran out."""
 
 from __future__ import annotations
 
