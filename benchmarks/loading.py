@@ -82,7 +82,8 @@ def write_checkpoint(folder: Path, *, num_layers: int) -> int:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    config: Any = CONFIG_MAPPING["qwen3_moe"](
+    make_config: Any = CONFIG_MAPPING["qwen3_moe"]
+    config = make_config(
         hidden_size=2048,
         moe_intermediate_size=768,
         num_hidden_layers=num_layers,
