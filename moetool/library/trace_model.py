@@ -276,6 +276,9 @@ class _Listener:
         """Warn the caller of `trace_model`."""
         warnings.warn(line, UserWarning, stacklevel=5)
 
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Say nothing: the step itself has been announced."""
+
     def start(self, num_tokens: int) -> None:
         """Begin a run of at most this many tokens."""
         self._num_tokens = num_tokens

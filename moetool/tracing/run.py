@@ -32,6 +32,7 @@ from moetool.tracing.running.generation import (
     generation_settings,
     takes_left_pads,
 )
+from moetool.tracing.running.memory_errors import explaining_memory
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
@@ -130,7 +131,7 @@ def trace_prompts(
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
-        with clock.measure(Stage.FORWARD):
+        with clock.measure(Stage.FORWARD), explaining_memory(recorder, batch):
             if generation is None:
                 sequences = read_batch(recorded, batch, token_ids=token_ids)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +45,9 @@ class Observer(Protocol):
 
     def step(self, words: str) -> None:
         """Show the step that begins, before any token goes through the model."""
+
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Show how much of the current step is done."""
 
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
@@ -135,7 +139,9 @@ def trace_model(
     with clock.measure(Stage.TOKENIZE):
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
     identity = identify_run(
         options,
@@ -159,6 +165,7 @@ def trace_model(
                 offload_folder=offload_folder,
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
+                advance=partial(observer.count, unit="tensors"),
             )
         metadata = describe_run(
             model,
@@ -218,7 +225,9 @@ def trace_loaded_model(
     _warn_of_inexact(_check_recordable(model, options), name, observer)
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     revision = getattr(config, "_commit_hash", None)
     identity = identify_run(
         options,
@@ -298,6 +307,7 @@ def _tokenize(
     options: TraceOptions,
     *,
     vocabulary: int | None,
+    observer: Observer,
 ) -> list[TokenizedPrompt]:
     return tokenize_prompts(
         prompts,
@@ -307,6 +317,7 @@ def _tokenize(
         vocabulary=vocabulary,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
+        advance=partial(observer.count, unit="prompts"),
     )
 
 
