@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from torch import nn
 
+from moetool.anatomy.routing.shards import find_signature
+
 
 class RoutingRule(StrEnum):
     """The way in which a layer's decisions are read.
@@ -100,7 +102,7 @@ def is_grouped_linear(module: nn.Module) -> bool:
 def num_inputs(module: nn.Module) -> int:
     """Return how many named parameters the module's forward takes."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = find_signature(module).parameters.values()
     return sum(parameter.kind not in kinds for parameter in parameters)
 
 
