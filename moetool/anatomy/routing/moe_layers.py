@@ -60,6 +60,10 @@ class MoeLayer:
     num_identity_experts: int
     rule: RoutingRule
 
+    def __hash__(self) -> int:
+        # Hashed in every layer of every call that is recorded, where all fields would take longer.
+        return hash(self.experts_path)
+
 
 @dataclass(frozen=True)
 class FoundExperts:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from moetool.tracing.recording.calls import find_input
+from moetool.tracing.recording.call_tokens import find_input
 from moetool.tracing.recording.token_masks import is_token_mask
 
 _METHOD = "prepare_inputs_for_generation"

@@ -6,8 +6,10 @@ The steps of one recorded call, all of them hooks that `RoutingRecorder` places 
    where the batch holds real tokens.
 2. While the scope runs, each layer's watch (see `watch`) reads its decision, pads included, and
    reports it to `_take_decision`.
-3. `_end_call`, after the forward, refuses layers that no watch saw, drops the pads, checks the
-   decisions, copies them to host memory and appends a `RecordedCall`.
+3. `_end_call`, after the forward, refuses layers that no watch saw, and sends the decisions on their
+   way to host memory, where pads are dropped and a `RecordedCall` is made of them (see `inbox`).
+
+A GPU is never waited for: hooks only copy on it, and checks and transfers run on a side stream.
 """
 
 from __future__ import annotations
@@ -23,18 +25,14 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
-from moetool.tracing.recording.calls import (
-    CallTokens,
-    RecordedCall,
-    RecordedLayer,
-    check_decisions,
-    find_input,
-    locate_tokens,
-    name_inputs,
-)
+from moetool.tracing.recording.buffers import DecisionBuffers
+from moetool.tracing.recording.call_tokens import CallInputs, find_input, name_inputs
+from moetool.tracing.recording.calls import RecordedCall, RecordedLayer, SentCall
 from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.host_copies import SideStreams
+from moetool.tracing.recording.inbox import Inbox, Receipt
 from moetool.tracing.recording.saliency.meter import SaliencyMeter, check_saliency
 from moetool.tracing.recording.saliency.sums import SaliencySums
 from moetool.tracing.recording.scopes import (
@@ -109,8 +107,10 @@ class RoutingRecorder:
         if take_flag(keep_saliency, name="keep_saliency"):
             check_saliency(type(model).__name__, self.layers)
             self._meter = SaliencyMeter(self.layers)
-        self.calls: list[RecordedCall] = []
+        self._inbox = Inbox()
+        self._receipts: list[Receipt] = []
         self._num_calls = 0
+        self._streams = SideStreams()
         self._hooks = Hooks()
         self._watches: dict[str, Watch] = {
             layer.experts_path: watch_layer(layer, keep_scores=keep_scores) for layer in self.layers
@@ -118,8 +118,8 @@ class RoutingRecorder:
         self._masks = GenerateMasks(model)
         self._allow_chance = allow_inexact
         # The calls under way: where their tokens are, and the decisions of their layers so far.
-        self._tokens: dict[CallScope, CallTokens] = {}
-        self._decisions: dict[MoeLayer, Decision] = {}
+        self._inputs: dict[CallScope, CallInputs] = {}
+        self._buffers: dict[CallScope, DecisionBuffers] = {}
         self._scopes: dict[MoeLayer, CallScope] = {}
         self._was_called = False
 
@@ -140,6 +140,7 @@ class RoutingRecorder:
         traceback: TracebackType | None,
     ) -> None:
         self._remove()
+        self._inbox.close(raises=kind is None)
         if kind is None and not self._was_called:
             raise UntraceableError(
                 f"No call of {type(self.model).__name__} was seen.",
@@ -164,8 +165,13 @@ class RoutingRecorder:
 
     def _remove(self) -> None:
         self._hooks.remove()
-        self._tokens.clear()
-        self._decisions.clear()
+        self._inputs.clear()
+        self._buffers.clear()
+
+    @property
+    def calls(self) -> list[RecordedCall]:
+        """The calls recorded and not yet taken, for which this waits."""
+        return [receipt.result() for receipt in self._receipts]
 
     @property
     def saliency(self) -> Mapping[MoeLayer, SaliencySums]:
@@ -173,9 +179,17 @@ class RoutingRecorder:
         return {} if self._meter is None else self._meter.sums
 
     def take_calls(self) -> list[RecordedCall]:
-        """Return the calls recorded since the last time, and forget them."""
-        calls, self.calls = self.calls, []
-        return calls
+        """Return the calls recorded since the last time, for which this waits, and forget them."""
+        return [receipt.result() for receipt in self.take_receipts()]
+
+    def take_receipts(self) -> list[Receipt]:
+        """Return receipts for the calls recorded since the last time, and forget these calls.
+
+        The calls may still be on their way from a GPU: `result` of a receipt waits for its call, in
+        any thread.
+        """
+        receipts, self._receipts = self._receipts, []
+        return receipts
 
     def find_router(self, layer: MoeLayer) -> str | None:
         """Return the module path of a layer's router, once a call was recorded.
@@ -222,70 +236,62 @@ class RoutingRecorder:
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._was_called = True
-            for layer in scope.layers:
-                self._decisions.pop(layer, None)
+            self._inbox.wait_for_room()
             inputs = name_inputs(module, args, kwargs)
             mask = find_input(inputs, "attention_mask")
             if mask is not None and not is_token_mask(mask):
                 inputs = self._masks.restore(inputs)
-            self._tokens[scope] = locate_tokens(inputs)
+            self._inputs[scope] = CallInputs(inputs)
+            self._buffers[scope] = DecisionBuffers(len(scope.layers))
             chance.begin()
 
         return hook
 
     def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
         self._was_called = True
-        path, tokens = layer.experts_path, self._tokens.get(self._scopes[layer])
-        if tokens is None:
+        scope = self._scopes[layer]
+        inputs = self._inputs.get(scope)
+        if inputs is None:
             raise UntraceableError(
-                f"{path} ran outside a forward call of the recorded model.",
+                f"{layer.experts_path} ran outside a forward call of the recorded model.",
                 hint="Record the module that you call.",
             )
-        if layer in self._decisions:
+        buffers = self._buffers[scope]
+        if layer in buffers.decisions:
             raise UntraceableError(
-                f"{path} ran twice in one forward call.",
+                f"{layer.experts_path} ran twice in one forward call.",
                 hint="moetool records models whose layers run once per call.",
             )
         num_decisions = decision.experts.shape[0]
-        if num_decisions != tokens.num_slots:
+        if num_decisions != inputs.num_slots:
             raise UntraceableError(
-                f"{path} received {number_of(num_decisions, 'decision')} for "
-                f"{number_of(tokens.num_slots, 'token')}.",
+                f"{layer.experts_path} received {number_of(num_decisions, 'decision')} for "
+                f"{number_of(inputs.num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
-        # Copies, because blocks may go on to change these tensors in place.
-        scores = decision.scores
-        self._decisions[layer] = Decision(
-            decision.experts.detach().to(torch.int32, copy=True),
-            decision.weights.detach().to(torch.float32, copy=True),
-            None if scores is None else scores.detach().to(torch.float32, copy=True),
-        )
+        buffers.copy(layer, decision)
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
-        decision, tokens = self._decisions[layer], self._tokens[self._scopes[layer]]
-        return torch.from_numpy(tokens.slots).to(decision.experts.device), decision
+        scope = self._scopes[layer]
+        decision = self._buffers[scope].decisions[layer]
+        slots = self._inputs[scope].tokens.slots
+        return torch.from_numpy(slots).to(decision.experts.device), decision
 
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
             chance.end()
-            tokens = self._tokens.pop(scope)
-            decisions = {
-                layer: self._decisions.pop(layer)
-                for layer in scope.layers
-                if layer in self._decisions
-            }
-            self._check_none_silent(scope, decisions)
-            recorded = _keep_real_tokens(decisions, tokens)
-            self.calls.append(
-                RecordedCall(
-                    call=self._num_calls,
-                    scope=scope.path,
-                    batch_index=tokens.batch_index,
-                    position=tokens.position,
-                    layers=tuple(recorded[layer] for layer in scope.layers if layer in recorded),
-                )
+            inputs, buffers = self._inputs.pop(scope), self._buffers.pop(scope)
+            self._check_none_silent(scope, buffers.decisions)
+            sent = SentCall(
+                self._num_calls,
+                scope.path,
+                inputs,
+                buffers,
+                order=scope.layers,
+                streams=self._streams,
             )
+            self._receipts.append(self._inbox.receive(sent))
             self._num_calls += 1
 
         return hook
@@ -298,36 +304,6 @@ class RoutingRecorder:
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))
-
-
-def _keep_real_tokens(
-    decisions: Mapping[MoeLayer, Decision], tokens: CallTokens
-) -> dict[MoeLayer, RecordedLayer]:
-    """Return the layers' decisions without pads, checked, in host memory.
-
-    Layers of one shape and device are handled together, because a GPU waits for the number of
-    operations, not for their size.
-    """
-    alike: dict[tuple[torch.device, int], list[MoeLayer]] = {}
-    for layer, decision in decisions.items():
-        alike.setdefault((decision.experts.device, decision.experts.shape[1]), []).append(layer)
-    recorded = {}
-    for (device, _), layers in alike.items():
-        slots = torch.from_numpy(tokens.slots).to(device)  # (num_tokens,)
-        # From here on without pads, both (num_layers, num_tokens, top_k).
-        ids = torch.stack([decisions[layer].experts for layer in layers]).index_select(1, slots)
-        weights = torch.stack([decisions[layer].weights for layer in layers]).index_select(1, slots)
-        check_decisions(layers, ids, weights)
-        host_ids, host_weights = ids.to(torch.int16).cpu().numpy(), weights.cpu().numpy()
-        for index, layer in enumerate(layers):
-            scores = decisions[layer].scores
-            recorded[layer] = RecordedLayer(
-                layer=layer,
-                experts=host_ids[index],
-                weights=host_weights[index],
-                scores=None if scores is None else scores[slots].cpu().numpy(),
-            )
-    return recorded
 
 
 def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:

@@ -23,20 +23,29 @@ def is_token_mask(mask: object) -> TypeGuard[torch.Tensor]:
     return isinstance(mask, torch.Tensor) and mask.dim() == 2
 
 
-def read_token_mask(mask: object, *, num_rows: int) -> NDArray[np.bool_]:
-    """Return where a mask marks tokens.
-
-    Returns:
-        # (num_rows, num_mask_columns)
+def check_mask_rows(mask: object, *, num_rows: int) -> torch.Tensor:
+    """Return a mask that has one number per row and column of tokens.
 
     Raises:
-        UntraceableError: It does not consist of ones and zeros, one for each token.
+        UntraceableError: It has another shape.
     """
     if not is_token_mask(mask) or mask.shape[0] != num_rows:
         kind = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise UntraceableError(
             f"Can't tell pads from tokens: the attention mask is {kind}.", hint=_HINT
         )
+    return mask
+
+
+def read_token_mask(mask: torch.Tensor) -> NDArray[np.bool_]:
+    """Return where a mask marks tokens.
+
+    Returns:
+        # (num_rows, num_mask_columns)
+
+    Raises:
+        UntraceableError: It does not consist of ones and zeros.
+    """
     values = mask.detach().cpu()
     is_one = values == 1
     is_other = ~is_one & (values != 0)

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from moetool import RoutingRecorder
 from moetool.anatomy.caches import find_cache_keyword, find_caches, looks_like_cache, name_fields
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.calls import CallTokens, locate_tokens, name_inputs
+from moetool.tracing.recording.call_tokens import CallTokens, locate_tokens, name_inputs
 from tests.tiny_models import build_model
 
 NUM_CACHED, NUM_ROWS = 6, 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -14,8 +13,7 @@ from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The decision of one call of a routed layer for all its tokens, pads included.
 
     Attributes:

@@ -41,13 +41,15 @@ class ReceivedWatch:
         self._router = router
         self._meter = OutputFactorMeter(model, self._layer)
         hooks.on_removal(self._meter.remove)
-        experts = model.get_submodule(self._layer.experts_path)
-        check = SharedExpertsCheck(experts, path=self._layer.experts_path)
+        path = self._layer.experts_path
+        experts = model.get_submodule(path)
+        check = SharedExpertsCheck(experts, path=path)
         hooks.on_removal(check.remove)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids, weights = find_decision([*args, *kwargs.values()], path=self._layer.experts_path)
-            check.begin(ids, weights)
+            ids, weights = find_decision([*args, *kwargs.values()], path=path)
+            if not check.is_done:
+                check.begin(ids, weights)
             router.identify(ids, weights)
             decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
             report(self._layer, decision)

@@ -62,8 +62,6 @@ class SharedExpertsCheck:
             ids: # (num_slots, top_k)
             weights: # (num_slots, top_k)
         """
-        if self.is_done:
-            return
         self._whole = (ids, weights)
         for own, put in list(_find_own_forwards(self._experts)):
             put(self._watch(own))
