@@ -98,6 +98,8 @@ class TraceMetadata:
         seed: For sampling.
         cache: `dynamic` or `static`, in generation.
         device_map: As requested, if the model was spread over devices.
+        parallel: transformers' plan, `tensor` or `expert`, if processes shared the model.
+        parallel_size: Number of these processes.
         score_function: Function that turned router scores into probabilities, if recorded.
         notes: Sentences that a reader of the trace should know.
     """
@@ -116,6 +118,8 @@ class TraceMetadata:
     quantization: str | None = None
     device: str | None = None
     device_map: str | None = None
+    parallel: str | None = None
+    parallel_size: int | None = None
     attention_implementation: str | None = None
     experts_implementation: str | None = None
     total_parameters: int | None = None
@@ -264,7 +268,8 @@ _READERS: Mapping[str, Reader] = {
     **dict.fromkeys(
         (
             *("model", "revision", "model_type", "auto_class", "dtype", "quantization", "device"),
-            *("device_map", "attention_implementation", "experts_implementation", "cache"),
+            *("device_map", "parallel", "attention_implementation", "experts_implementation"),
+            "cache",
             *("special_tokens", "prompts_sha256", "score_function", "imported_from"),
         ),
         or_none(as_text),
@@ -285,6 +290,7 @@ _READERS: Mapping[str, Reader] = {
     "top_p": or_none(as_number),
     "seed": or_none(as_count(-(2**63), 2**64 - 1)),
     "max_prompt_tokens": or_none(as_count(1)),
+    "parallel_size": or_none(as_count(1)),
     "versions": as_text_by_name,
     "notes": as_texts,
 }

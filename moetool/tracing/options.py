@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import get_args
 
 from moetool.choices import (
@@ -85,6 +86,18 @@ class GenerationOptions:
         return self.temperature is None and self.top_p is None
 
 
+class ParallelPlan(StrEnum):
+    """Ways in which processes share one model, by transformers' own plans.
+
+    Attributes:
+        TENSOR: Each process holds a part of every matrix.
+        EXPERT: Each process holds some of the experts, and a part of every other matrix.
+    """
+
+    TENSOR = "tensor"
+    EXPERT = "expert"
+
+
 @dataclass(frozen=True)
 class TraceOptions:
     """Options for loading and tracing a model.
@@ -95,6 +108,7 @@ class TraceOptions:
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead, see `choose_device_map`.
+        parallel: The plan under which the processes share one model; None if each has its own.
         batch_size: Prompts that go through the model together.
         layers: Record only these layer numbers.
         special_tokens: Who adds special tokens to the prompts.
@@ -114,6 +128,7 @@ class TraceOptions:
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
+    parallel: ParallelPlan | None = None
     batch_size: int = 8
     layers: frozenset[int] | None = None
     special_tokens: SpecialTokens = "tokenizer"
@@ -136,6 +151,7 @@ class TraceOptions:
                 "A device and a device map exclude each other.",
                 hint="Leave out --device, or --device-map.",
             )
+        self._check_parallel()
         for name in ("trust_remote_code", "with_probabilities", "with_saliency", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
         take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
@@ -152,6 +168,22 @@ class TraceOptions:
             raise UsageError(
                 f"The generation options can't be of type {type(self.generation).__name__}.",
                 hint="Give GenerationOptions, or None.",
+            )
+
+    def _check_parallel(self) -> None:
+        if self.parallel is None:
+            return
+        object.__setattr__(self, "parallel", choose(self.parallel, ParallelPlan, name="plan"))
+        for option, value in (("--device", self.device), ("--device-map", self.device_map)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} and --parallel exclude each other: each process has its own GPU.",
+                    hint=f"Leave out {option}, or --parallel.",
+                )
+        if self.with_saliency:
+            raise UsageError(
+                "The outputs of single experts can't be measured while processes share a model.",
+                hint="Leave out --saliency, or use --device-map auto instead of --parallel.",
             )
 
 

@@ -18,6 +18,7 @@ from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
@@ -94,6 +95,7 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
+    agreement: Agreement | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -110,6 +112,7 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        agreement: Compares what is recorded with other processes that share the model.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
@@ -149,7 +152,10 @@ def trace_prompts(
                 sequences = read_batch(recorded, batch, token_ids=token_ids)
             else:
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids)
-            passes.add(TracedBatch(batch.prompts, sequences, recorder.take_calls()), written)
+            calls = recorder.take_calls()
+            if agreement is not None:
+                agreement.add(calls)
+            passes.add(TracedBatch(batch.prompts, sequences, calls), written)
             if advance is not None:
                 advance(count_tokens(token_ids, generation))
         return passes
@@ -161,6 +167,8 @@ def trace_prompts(
     with settings, recorder:
         for window in split_windows(prompts, batch_size=batch_size):
             passes = run_window(window)
+            if agreement is not None:
+                agreement.check()
             rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
             if maker.num_windows == 1:
                 sink.describe(note_routing(metadata, describe_layers(recorder, maker.top_k)))

@@ -14,6 +14,7 @@ from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
+from moetool.trace.writing.fileless import NoTrace
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
@@ -28,6 +29,7 @@ from moetool.tracing.running.texts import TextFile
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from moetool.tracing.parallel.model_sharing import ModelSharing
     from moetool.tracing.run import TracedRun
 
 
@@ -95,6 +97,7 @@ def trace_model(
     Raises:
         MoetoolError: See the functions that this one calls.
     """
+    sharing = _share_model(options)
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -107,13 +110,16 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.load_model import load_model
 
-    if options.device_map is None:
-        device_map: str | dict[str, Any] = {"": choose_device(options.device)}
-    else:
+    device_map: str | dict[str, Any] | None = None
+    if options.device_map is not None:
         device_map = choose_device_map(options.device_map)
+    elif sharing is None:
+        device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
+    traceable = _check_traceable(
+        config, checkpoint, options, device_map=device_map, sharing=sharing
+    )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
@@ -126,9 +132,12 @@ def trace_model(
             auto_class=traceable.auto_class,
             device_map=device_map,
             offload_folder=offload_folder,
+            distributed_config=sharing.make_config() if sharing else None,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
+        if sharing is not None:
+            sharing.check_loaded(model, name=checkpoint.name)
         metadata = describe_run(
             model,
             options,
@@ -137,12 +146,14 @@ def trace_model(
             auto_class=traceable.auto_class,
             prompts=prompts,
             counted=traceable.counted,
+            parallel_size=sharing.group.number if sharing else None,
         )
         return _run(
             model,
             tokenizer,
             tokenized,
             options,
+            sharing=sharing,
             metadata=metadata,
             open_sink=open_sink,
             observer=observer,
@@ -209,6 +220,7 @@ def _run(
     prompts: Sequence[TokenizedPrompt],
     options: TraceOptions,
     *,
+    sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
     open_sink: Callable[[TraceMetadata], TraceSink],
     observer: Observer,
@@ -219,6 +231,8 @@ def _run(
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
+    if sharing is not None and not sharing.writes:
+        open_sink, open_texts = _keep_nothing, None
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
         open_texts() if open_texts else nullcontext() as texts,
@@ -234,7 +248,12 @@ def _run(
             texts=texts,
             advance=observer.advance,
             num_excerpts=num_excerpts,
+            agreement=sharing.watch() if sharing else None,
         )
+
+
+def _keep_nothing(_metadata: TraceMetadata) -> TraceSink:
+    return NoTrace()
 
 
 def _tokenize(
@@ -268,7 +287,8 @@ def _check_traceable(
     checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
+    sharing: ModelSharing | None,
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
@@ -279,14 +299,26 @@ def _check_traceable(
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     reasons = _check_recordable(skeleton, options)
-    if options.device_map is not None:
+    if device_map is not None and options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    return _Traceable(
+    traceable = _Traceable(
         auto_class=auto_class,
         inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
         counted=count_checkpoint(config, skeleton),
     )
+    if sharing is not None:
+        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
+    return traceable
+
+
+def _share_model(options: TraceOptions) -> ModelSharing | None:
+    """Return the way in which processes share the model; None if each has its own."""
+    if options.parallel is None:
+        return None
+    from moetool.tracing.parallel.model_sharing import share_model
+
+    return share_model(options.parallel)
 
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:

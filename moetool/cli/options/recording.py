@@ -17,6 +17,7 @@ from moetool.cli.options.shared import (
     silence_libraries,
 )
 from moetool.memory.scenario import Dtype
+from moetool.tracing.options import ParallelPlan
 
 _RECORDING_PANEL = "Recording"
 # More would fill a terminal's scrollback.
@@ -59,6 +60,16 @@ DeviceMap = Annotated[
         metavar="MAP",
         help="Spread the model over devices: auto (CPU and disk hold the rest), balanced, "
         "sequential, or a .json file that maps module paths to devices.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Parallel = Annotated[
+    ParallelPlan | None,
+    typer.Option(
+        metavar="PLAN",
+        case_sensitive=False,
+        help="Share the model among processes that torchrun starts, one for each GPU: tensor or "
+        "expert.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

@@ -20,6 +20,7 @@ _OF_THE_RUN = (
     *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
 )
 # Of one file; several files together have none.
+_OF_THE_MACHINE = ("device", "device_map", "parallel", "parallel_size")
 _OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
 _NEVER_UNKNOWN = ("max_new_tokens",)
 _COUNTS = ("num_prompts", "num_tokens", "num_decisions", "num_cut_prompts", "num_new_tokens")
@@ -88,7 +89,7 @@ def keep_common(merged: TraceMetadata, parts: Sequence[Part]) -> TraceMetadata:
     each = [part.metadata for part in parts if part.metadata is not None]
     unknown = [
         name
-        for name in (*_OF_THE_RUN, "device", "device_map", "seed", *_OF_A_FILE)
+        for name in (*_OF_THE_RUN, *_OF_THE_MACHINE, "seed", *_OF_A_FILE)
         if name not in _NEVER_UNKNOWN and len({getattr(one, name) for one in each}) > 1
     ]
     changes: dict[str, Any] = dict.fromkeys(unknown)

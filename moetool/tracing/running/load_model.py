@@ -25,8 +25,9 @@ def load_model(
     config: PreTrainedConfig,
     *,
     auto_class: str,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
     offload_folder: str | None = None,
+    distributed_config: Any = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -39,8 +40,9 @@ def load_model(
         checkpoint: Files with weights.
         config: The checkpoint's configuration.
         auto_class: Name of transformers' class that loads it, see `find_auto_class`.
-        device_map: Devices of the weights, as accelerate takes them.
+        device_map: Devices of the weights, as accelerate takes them; None if processes share them.
         offload_folder: Takes the weights that the device map sends to disk.
+        distributed_config: How processes share the weights, see `make_distributed_config`.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         trust_remote_code: Run the repository's own code.
 
@@ -54,6 +56,8 @@ def load_model(
     stated = read_json(checkpoint.folder / "config.json", missing="")
     _refuse_format(checkpoint, stated)
     wishes: dict[str, Any] = {}
+    if distributed_config is not None:
+        wishes["distributed_config"] = distributed_config
     if find_method(config) == "mxfp4":
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
