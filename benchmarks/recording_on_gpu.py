@@ -1,14 +1,18 @@
-"""Measure the cost of recording a prefill on a GPU, in published geometries with random weights.
+"""Measure the cost of recording on a GPU, in published geometries with random weights.
 
-    python benchmarks/recording_on_gpu.py
+    python -m benchmarks.recording_on_gpu
 
-Each figure is the time of a forward with recording over that of the plain forward: the median over
-pairs that alternate in one process.
+Each figure is the time of some passes inside a recorder, entering and leaving it included, over that
+of the same passes without one: the median over rounds in which all variants take turns in one
+process. The last columns are the largest increase in the GPU's reserved memory and in the process's
+resident memory while 40 more passes are recorded and their calls taken.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -49,56 +53,165 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 151936,
         },
     ),
+    "Mixtral-8x7B": (
+        "mixtral",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "vocab_size": 32000,
+        },
+    ),
 }
-SHAPES = ((8, 2048), (1, 512))
-PAIRS = 15
+# Bytes of a layer of Mixtral in bfloat16, to leave out layers where a GPU cannot hold them all.
+MIXTRAL_LAYER_BYTES = 2.92e9
+ROUNDS = 5
+NUM_NEW_TOKENS = 48
+NUM_PASSES_FOR_MEMORY = 40
 
 
 def main() -> None:
-    """Measure every geometry and shape."""
-    name = torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}\n")
-    print("| geometry | batch × tokens | plain, tokens/s | recording | with router scores |")
-    print("|---|---|---:|---:|---:|")
-    for geometry, (model_type, values) in GEOMETRIES.items():
-        config = CONFIG_MAPPING[model_type](**values)
-        with torch.device("cuda"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-        for batch_size, num_tokens in SHAPES:
-            ids = torch.randint(0, config.vocab_size, (batch_size, num_tokens), device="cuda")
-            plain, recorded, scored = measure(model, ids)
-            print(
-                f"| {geometry} | {batch_size} × {num_tokens} | {ids.numel() / plain:,.0f} "
-                f"| {recorded:.3f} | {scored:.3f} |",
-                flush=True,
+    """Measure the geometries named on the command line, or all."""
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}\n"
+    )
+    print(
+        "| geometry | passes | plain, tokens/s | recording | with router scores | GPU memory | host memory |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for name in sys.argv[1:] or GEOMETRIES:
+        model, label = build(name)
+        vocabulary = model.config.vocab_size
+        for title, run, num_tokens in (
+            ("8 of 8 × 2048", read(model, 8, 2048, vocabulary, times=8), 8 * 8 * 2048),
+            ("32 of 1 × 512", read(model, 1, 512, vocabulary, times=32), 32 * 512),
+            (
+                f"generate, 8 × 512 + {NUM_NEW_TOKENS}",
+                write(model, 8, 512, vocabulary),
+                8 * (512 + NUM_NEW_TOKENS),
+            ),
+        ):
+            plain, recorded, scored = measure(model, run)
+            line = (
+                f"| {label} | {title} | {num_tokens / plain:,.0f} | {recorded:.3f} | {scored:.3f} "
             )
-        del model
+            if title.startswith("8 of"):
+                on_gpu, on_host = memory(model, vocabulary)
+                line += f"| {on_gpu:+.2f} % | {on_host:+.0f} MiB |"
+            else:
+                line += "| | |"
+            print(line, flush=True)
+        del model, run
+        gc.collect()
         torch.cuda.empty_cache()
 
 
-def measure(model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, float, float]:
-    """Return the plain forward's seconds, and the two ratios over it."""
+def build(name: str) -> tuple[Any, str]:
+    """Return a model of a geometry, cut to the layers that fit, and its label."""
+    model_type, values = GEOMETRIES[name]
+    label, values = name, dict(values)
+    if model_type == "mixtral":
+        free = torch.cuda.mem_get_info()[0] - 12e9
+        fitting = min(values["num_hidden_layers"], int(free / MIXTRAL_LAYER_BYTES))
+        if fitting < values["num_hidden_layers"]:
+            label = f"{name}, {fitting} layers"
+        values["num_hidden_layers"] = fitting
+    config = CONFIG_MAPPING[model_type](**values)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    return model, label
+
+
+def read(
+    model: Any, num_rows: int, num_columns: int, vocabulary: int, *, times: int
+) -> Callable[[], None]:
+    """Return a function that reads a batch several times."""
+    ids = torch.randint(0, vocabulary, (num_rows, num_columns), device="cuda")
+    mask = torch.ones_like(ids)
+
+    def run() -> None:
+        for _ in range(times):
+            model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+
+    return run
+
+
+def write(model: Any, num_rows: int, num_columns: int, vocabulary: int) -> Callable[[], None]:
+    """Return a function that continues a batch."""
+    ids = torch.randint(0, vocabulary, (num_rows, num_columns), device="cuda")
+    mask = torch.ones_like(ids)
+
+    def run() -> None:
+        model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=NUM_NEW_TOKENS,
+            min_new_tokens=NUM_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    return run
+
+
+def measure(model: Any, run: Callable[[], None]) -> tuple[float, float, float]:
+    """Return the plain passes' seconds, and the two ratios over them."""
     variants: list[Callable[[], AbstractContextManager[Any]]] = [
         nullcontext,
         lambda: RoutingRecorder(model),
         lambda: RoutingRecorder(model, keep_scores=True),
     ]
     times: list[list[float]] = [[], [], []]
-    for round_ in range(PAIRS + 2):
+    for round_ in range(ROUNDS + 1):
         for index, variant in enumerate(variants):
-            with variant(), torch.inference_mode():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with variant() as recorder, torch.inference_mode():
+                run()
                 torch.cuda.synchronize()
-                start = time.perf_counter()
-                model(input_ids=ids, use_cache=False, logits_to_keep=1)
-                torch.cuda.synchronize()
-                seconds = time.perf_counter() - start
-            if round_ >= 2:
+            seconds = time.perf_counter() - start
+            if recorder is not None:
+                recorder.take_calls()
+            if round_:
                 times[index].append(seconds)
     plain = times[0]
     recorded, scored = (
         statistics.median(b / a for a, b in zip(plain, other, strict=True)) for other in times[1:]
     )
     return statistics.median(plain), recorded, scored
+
+
+def memory(model: Any, vocabulary: int) -> tuple[float, float]:
+    """Return the growth of the GPU's reserved memory in percent of all, and of the host's in MiB."""
+    run = read(model, 8, 2048, vocabulary, times=1)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    with torch.inference_mode():
+        run()
+    torch.cuda.reset_peak_memory_stats()
+    plain = torch.cuda.memory_reserved()
+    resident = []
+    with RoutingRecorder(model) as recorder, torch.inference_mode():
+        for _ in range(NUM_PASSES_FOR_MEMORY):
+            run()
+            recorder.take_calls()
+            resident.append(read_resident())
+    grown = torch.cuda.max_memory_reserved() - plain
+    total = torch.cuda.get_device_properties(0).total_memory
+    return 100 * grown / total, resident[-1] - resident[NUM_PASSES_FOR_MEMORY // 4]
+
+
+def read_resident() -> float:
+    """Return the resident memory of this process in MiB."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from enum import StrEnum
+from functools import cache
+from typing import Any
 
 from torch import nn
 
-from moetool.anatomy.routing.shards import find_signature
+from moetool.anatomy.routing.shards import find_own_forward
 
 
 class RoutingRule(StrEnum):
@@ -101,8 +104,16 @@ def is_grouped_linear(module: nn.Module) -> bool:
 
 def num_inputs(module: nn.Module) -> int:
     """Return how many named parameters the module's forward takes."""
+    forward = find_own_forward(module)
+    function = getattr(forward, "__func__", None)
+    # Methods are counted once: the modules of a model's layers share theirs.
+    return _count_inputs(forward) if function is None else _count_inputs(function) - 1
+
+
+@cache
+def _count_inputs(function: Callable[..., Any]) -> int:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = find_signature(module).parameters.values()
+    parameters = inspect.signature(function).parameters.values()
     return sum(parameter.kind not in kinds for parameter in parameters)
 
 

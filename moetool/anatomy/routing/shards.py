@@ -7,9 +7,9 @@ process's part on to the module's own forward.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any, TypeGuard
 
 import torch
@@ -29,10 +29,10 @@ def is_of_plans(value: object) -> bool:
     return str(getattr(value, "__module__", None)).startswith(_PLANS)
 
 
-def find_signature(module: nn.Module) -> inspect.Signature:
-    """Return the signature of a module's forward: its own, if a parallel plan wraps it."""
-    forward = type(module).forward.__get__(module) if is_wrapped(module) else module.forward
-    return inspect.signature(forward)
+def find_own_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return a module's forward: its class's own, if a parallel plan wraps it."""
+    own: Callable[..., Any] = module.forward
+    return MethodType(type(module).forward, module) if is_wrapped(module) else own
 
 
 def count_shards(parameters: Iterable[torch.Tensor]) -> int:

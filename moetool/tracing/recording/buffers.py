@@ -72,6 +72,7 @@ class DecisionBuffers:
         self.scores: dict[object, LayerStack] = {}
         self._num_layers = num_layers
 
+    @torch.no_grad()
     def copy(self, layer: MoeLayer, decision: Decision) -> None:
         """Take a layer's decision."""
         ids, weights, scores = decision

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,11 @@ from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class _CallUnderWay(NamedTuple):
+    inputs: CallInputs
+    buffers: DecisionBuffers
 
 
 class RoutingRecorder:
@@ -117,10 +122,9 @@ class RoutingRecorder:
         }
         self._masks = GenerateMasks(model)
         self._allow_chance = allow_inexact
-        # The calls under way: where their tokens are, and the decisions of their layers so far.
-        self._inputs: dict[CallScope, CallInputs] = {}
-        self._buffers: dict[CallScope, DecisionBuffers] = {}
-        self._scopes: dict[MoeLayer, CallScope] = {}
+        # By the path of their scope.
+        self._under_way: dict[str, _CallUnderWay] = {}
+        self._scope_paths: dict[MoeLayer, str] = {}
         self._was_called = False
 
     def __enter__(self) -> Self:
@@ -150,7 +154,7 @@ class RoutingRecorder:
 
     def _install(self) -> None:
         for scope in self.recorded.scopes:
-            self._scopes.update(dict.fromkeys(scope.layers, scope))
+            self._scope_paths.update(dict.fromkeys(scope.layers, scope.path))
             chance = ChanceWatch(self.model, () if self._allow_chance else scope.layers)
             self._hooks.on_removal(chance.end)
             module = self.model.get_submodule(scope.path)
@@ -165,8 +169,7 @@ class RoutingRecorder:
 
     def _remove(self) -> None:
         self._hooks.remove()
-        self._inputs.clear()
-        self._buffers.clear()
+        self._under_way.clear()
 
     @property
     def calls(self) -> list[RecordedCall]:
@@ -241,53 +244,50 @@ class RoutingRecorder:
             mask = find_input(inputs, "attention_mask")
             if mask is not None and not is_token_mask(mask):
                 inputs = self._masks.restore(inputs)
-            self._inputs[scope] = CallInputs(inputs)
-            self._buffers[scope] = DecisionBuffers(len(scope.layers))
+            buffers = DecisionBuffers(len(scope.layers))
+            self._under_way[scope.path] = _CallUnderWay(CallInputs(inputs), buffers)
             chance.begin()
 
         return hook
 
     def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
         self._was_called = True
-        scope = self._scopes[layer]
-        inputs = self._inputs.get(scope)
-        if inputs is None:
+        call = self._under_way.get(self._scope_paths[layer])
+        if call is None:
             raise UntraceableError(
                 f"{layer.experts_path} ran outside a forward call of the recorded model.",
                 hint="Record the module that you call.",
             )
-        buffers = self._buffers[scope]
-        if layer in buffers.decisions:
+        if layer in call.buffers.decisions:
             raise UntraceableError(
                 f"{layer.experts_path} ran twice in one forward call.",
                 hint="moetool records models whose layers run once per call.",
             )
         num_decisions = decision.experts.shape[0]
-        if num_decisions != inputs.num_slots:
+        if num_decisions != call.inputs.num_slots:
             raise UntraceableError(
                 f"{layer.experts_path} received {number_of(num_decisions, 'decision')} for "
-                f"{number_of(inputs.num_slots, 'token')}.",
+                f"{number_of(call.inputs.num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
-        buffers.copy(layer, decision)
+        call.buffers.copy(layer, decision)
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
-        scope = self._scopes[layer]
-        decision = self._buffers[scope].decisions[layer]
-        slots = self._inputs[scope].tokens.slots
-        return torch.from_numpy(slots).to(decision.experts.device), decision
+        call = self._under_way[self._scope_paths[layer]]
+        decision = call.buffers.decisions[layer]
+        return torch.from_numpy(call.inputs.tokens.slots).to(decision.experts.device), decision
 
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
             chance.end()
-            inputs, buffers = self._inputs.pop(scope), self._buffers.pop(scope)
-            self._check_none_silent(scope, buffers.decisions)
+            call = self._under_way.pop(scope.path)
+            self._check_none_silent(scope, call.buffers.decisions)
             sent = SentCall(
                 self._num_calls,
                 scope.path,
-                inputs,
-                buffers,
+                call.inputs,
+                call.buffers,
                 order=scope.layers,
                 streams=self._streams,
             )

@@ -55,16 +55,15 @@ def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.
     Returns:
         Both # (num_slots, top_k)
     """
-    tensors = [
-        value for value in values[1:] if isinstance(value, torch.Tensor) and value.dim() == 2
-    ]
-    ids = [value for value in tensors if not value.is_floating_point()]
-    weights = [value for value in tensors if value.is_floating_point()]
+    ids, weights = [], []
+    for value in values[1:]:
+        if isinstance(value, torch.Tensor) and value.dim() == 2:
+            (weights if value.is_floating_point() else ids).append(value)
     if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
-        shapes = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in tensors) or "nothing"
+        seen = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in (*ids, *weights))
         raise UntraceableError(
             f"{path} was not called with one tensor of ids and one of weights.",
             hint="moetool records experts that are called as (hidden_states, ids, weights).",
-            facts=[f"seen: {shapes}"],
+            facts=[f"seen: {seen or 'nothing'}"],
         )
     return ids[0], weights[0]

@@ -9,6 +9,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.tracing.recording.hooks import Hooks
+from moetool.tracing.recording.host_copies import HostCopy
 
 # Enough tokens to tell a constant from a coincidence.
 _NUM_TOKENS = 32
@@ -23,14 +24,12 @@ class OutputFactorMeter:
 
     The block's output is fitted, token by token, by the outputs of its experts and of its other
     children. The weights that experts receive do not include this factor.
-
-    Attributes:
-        factor: Rounded to three significant digits; 1 if the block adds the sum as it is, None if
-            it does more than multiply it, or was not seen.
     """
 
     def __init__(self, model: nn.Module, layer: MoeLayer) -> None:
-        self.factor: float | None = None
+        # The block's output and the terms that explain it, the experts' sum first.
+        self._seen: list[HostCopy] = []
+        self._factor: float | None = None
         self._outputs: dict[str, torch.Tensor] = {}
         self._hooks = Hooks()
         self._experts_name = layer.experts_path.rpartition(".")[2]
@@ -39,6 +38,18 @@ class OutputFactorMeter:
             self._hooks.after(child, self._keep(name))
         self._hooks.after(block, self._measure)
         self._hooks.on_removal(self._outputs.clear)
+
+    @property
+    def factor(self) -> float | None:
+        """The factor, rounded to three significant digits, once a call was seen.
+
+        It is 1 if the block adds the sum as it is, and None if it does more than multiply it.
+        """
+        if self._seen:
+            total, *terms = (copy.read().double() for copy in self._seen)
+            self._factor = _fit_factor(total, terms)
+            self._seen.clear()
+        return self._factor
 
     def remove(self) -> None:
         """Remove every hook."""
@@ -59,13 +70,14 @@ class OutputFactorMeter:
             total = _some_tokens(tensor)
             others = [value for value in self._outputs.values() if value.shape == total.shape]
             if experts.shape == total.shape and len(others) < _MAX_TERMS:
-                self.factor = _fit_factor(total, [experts, *others])
+                # Fitted when it is asked for: a GPU does not wait for it.
+                self._seen = [HostCopy(value) for value in (total, experts, *others)]
         self.remove()
 
 
 def _some_tokens(hidden: torch.Tensor) -> torch.Tensor:
     """Return a copy of the first tokens, of shape `(num_tokens, hidden_size)`."""
-    return hidden.detach().flatten(0, -2)[:_NUM_TOKENS].to(torch.float64, copy=True)
+    return hidden.detach().flatten(0, -2)[:_NUM_TOKENS].clone()
 
 
 def _is_hidden(value: object) -> TypeGuard[torch.Tensor]:
@@ -79,7 +91,6 @@ def _fit_factor(total: torch.Tensor, terms: list[torch.Tensor]) -> float | None:
         total: # (num_tokens, hidden_size)
         terms: Each of the same shape.
     """
-    total, *terms = (tensor.cpu() for tensor in (total, *terms))
     ran = terms[0].abs().amax(dim=1) > 0
     columns = torch.stack([term[ran] for term in terms], dim=2)  # (…, hidden_size, num_terms)
     total = total[ran].unsqueeze(2)  # (num_tokens, hidden_size, 1)
