@@ -25,8 +25,9 @@ def is_wrapped(module: nn.Module) -> bool:
 
 
 def is_of_plans(value: object) -> bool:
-    """Return whether a function, or the class of an object, is transformers' code for plans."""
-    return str(getattr(value, "__module__", None)).startswith(_PLANS)
+    """Return whether a function, or a class of an object, is transformers' code for plans."""
+    sources = (value, *type(value).__mro__)
+    return any(str(getattr(source, "__module__", None)).startswith(_PLANS) for source in sources)
 
 
 def find_own_forward(module: nn.Module) -> Callable[..., Any]:
