@@ -29,6 +29,8 @@ from moetool.tracing.prompts.tokens import SpecialTokens
 _LOWEST_TEMPERATURE = 1e-6
 # torch's generators take seeds of 64 bits.
 _NUM_SEEDS = 1 << 64
+# The batch size where neither it nor a number of tokens is given.
+_BATCH_SIZE = 8
 # Larger than any machine can hold.
 _LARGEST_NUMBER = 2**27
 
@@ -109,7 +111,10 @@ class TraceOptions:
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead, see `choose_device_map`.
         parallel: The plan under which the processes share one model; None if each has its own.
-        batch_size: Prompts that go through the model together.
+        batch_size: Most prompts that go through the model together; None for no limit if there is
+            one of their tokens, and 8 otherwise.
+        max_batch_tokens: Most tokens that go through the model together, pads and new tokens
+            included; a single prompt may have more. None for no limit.
         layers: Record only these layer numbers.
         special_tokens: Who adds special tokens to the prompts.
         max_prompt_tokens: Truncate prompts to this length.
@@ -129,7 +134,8 @@ class TraceOptions:
     device: str | None = None
     device_map: str | None = None
     parallel: ParallelPlan | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
+    max_batch_tokens: int | None = None
     layers: frozenset[int] | None = None
     special_tokens: SpecialTokens = "tokenizer"
     max_prompt_tokens: int | None = None
@@ -154,7 +160,22 @@ class TraceOptions:
         self._check_parallel()
         for name in ("trust_remote_code", "with_probabilities", "with_saliency", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
-        take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
+        if self.batch_size is None and self.max_batch_tokens is None:
+            object.__setattr__(self, "batch_size", _BATCH_SIZE)
+        take_count(
+            self.batch_size,
+            name="batch size",
+            smallest=1,
+            largest=_LARGEST_NUMBER,
+            is_optional=True,
+        )
+        take_count(
+            self.max_batch_tokens,
+            name="limit of a batch's tokens",
+            smallest=1,
+            largest=_LARGEST_NUMBER,
+            is_optional=True,
+        )
         take_count(
             self.max_prompt_tokens,
             name="limit of a prompt's tokens",
@@ -185,6 +206,11 @@ class TraceOptions:
                 "The outputs of single experts can't be measured while processes share a model.",
                 hint="Leave out --saliency, or use --device-map auto instead of --parallel.",
             )
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens that a prompt is continued by; 0 if prompts are only read."""
+        return self.generation.max_new_tokens if self.generation else 0
 
 
 def choose_generation(

@@ -22,7 +22,7 @@ from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
-from moetool.tracing.running.batches import make_batches, split_windows
+from moetool.tracing.running.batches import make_batches, plan_windows
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -31,6 +31,7 @@ from moetool.tracing.running.generation import (
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile, decode_texts
+from moetool.tracing.timing import RunTimings, Stage, StageClock
 from moetool.tracing.windows.collect import TracedBatch, collect_scopes
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
@@ -47,12 +48,14 @@ class TracedRun:
         metadata: Metadata of the complete trace.
         counts: Assignments by domain, layer and expert.
         num_rows: Number of assignments recorded.
+        timings: Where the time went.
         excerpts: The first prompts, as many as were asked for.
     """
 
     metadata: TraceMetadata
     counts: ExpertCounts
     num_rows: int
+    timings: RunTimings
     excerpts: tuple[PromptExcerpt, ...] = ()
 
 
@@ -96,6 +99,7 @@ def trace_prompts(
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
     agreement: Agreement | None = None,
+    clock: StageClock | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -113,13 +117,16 @@ def trace_prompts(
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
         agreement: Compares what is recorded with other processes that share the model.
+        clock: Measures the whole run; None measures from here on.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    generation, batch_size = options.generation, options.batch_size
+    clock = clock or StageClock()
+    generation = options.generation
+    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -142,17 +149,21 @@ def trace_prompts(
         for batch in make_batches(
             window,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         ):
             token_ids = [window[prompt].token_ids for prompt in batch.prompts]
             written: list[Continuation] = []
-            if generation is None:
-                sequences = read_batch(recorded, batch, token_ids=token_ids)
-            else:
-                sequences, written = write_batch(recorded, batch, token_ids=token_ids)
-            calls = recorder.take_calls()
+            with clock.measure(Stage.FORWARD):
+                if generation is None:
+                    sequences = read_batch(recorded, batch, token_ids=token_ids)
+                else:
+                    sequences, written = write_batch(recorded, batch, token_ids=token_ids)
+            with clock.measure(Stage.COPY):
+                calls = recorder.take_calls()
             if agreement is not None:
                 agreement.add(calls)
             passes.add(TracedBatch(batch.prompts, sequences, calls), written)
@@ -165,14 +176,22 @@ def trace_prompts(
     excerpts: list[PromptExcerpt] = []
     num_new_tokens = 0
     with settings, recorder:
-        for window in split_windows(prompts, batch_size=batch_size):
+        for planned in plan_windows(
+            prompts,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
+        ):
+            window = prompts[planned.start : planned.stop]
             passes = run_window(window)
             if agreement is not None:
                 agreement.check()
-            rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
+            with clock.measure(Stage.BUILD):
+                rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
             if maker.num_windows == 1:
                 sink.describe(note_routing(metadata, describe_layers(recorder, maker.top_k)))
-            sink.write(rows, probabilities)
+            with clock.measure(Stage.WRITE):
+                sink.write(rows, probabilities)
             counter.add(rows)
             num_new_tokens += passes.num_new_tokens
             written = passes.in_order()
@@ -197,11 +216,14 @@ def trace_prompts(
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
         score_function=maker.score_function,
     )
-    sink.finish(complete, pack_observer_data(recorder.saliency) if options.with_saliency else None)
+    saliency = pack_observer_data(recorder.saliency) if options.with_saliency else None
+    with clock.measure(Stage.WRITE):
+        sink.finish(complete, saliency)
     return TracedRun(
         metadata=complete,
         counts=counter.counts(routed),
         num_rows=maker.num_rows,
+        timings=clock.read(num_tokens=maker.num_tokens),
         excerpts=tuple(excerpts),
     )
 

@@ -14,9 +14,10 @@ from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
-from moetool.trace.writing.fileless import NoTrace
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
+from moetool.tracing.parallel.model_sharing import ModelSharing, leaving_at_exit, share_model
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
     TokenizedPrompt,
@@ -25,11 +26,11 @@ from moetool.tracing.prompts.tokens import (
     tokenize_prompts,
 )
 from moetool.tracing.running.texts import TextFile
+from moetool.tracing.timing import Stage, StageClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from moetool.tracing.parallel.model_sharing import ModelSharing
     from moetool.tracing.run import TracedRun
 
 
@@ -78,6 +79,8 @@ def trace_model(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
+    clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -93,11 +96,16 @@ def trace_model(
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
+        clock: Measures the whole run; None measures from here on.
+        processes: This process and those that run the same; None looks for them.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
-    sharing = _share_model(options)
+    clock = clock or StageClock()
+    sharing = share_model(options.parallel, processes)
+    if sharing is not None:
+        open_sink, open_texts = sharing.choose_sinks(open_sink, open_texts)
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -122,20 +130,23 @@ def trace_model(
     )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=traceable.num_token_ids)
-    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+    with clock.measure(Stage.TOKENIZE):
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+        vocabulary = traceable.num_token_ids
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, leaving_at_exit(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
-        model = load_model(
-            checkpoint,
-            config,
-            auto_class=traceable.auto_class,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            distributed_config=sharing.make_config() if sharing else None,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        )
+        with clock.measure(Stage.LOAD):
+            model = load_model(
+                checkpoint,
+                config,
+                auto_class=traceable.auto_class,
+                device_map=device_map,
+                offload_folder=offload_folder,
+                distributed_config=sharing.make_config() if sharing else None,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+            )
         if sharing is not None:
             sharing.check_loaded(model, name=checkpoint.name)
         metadata = describe_run(
@@ -146,7 +157,7 @@ def trace_model(
             auto_class=traceable.auto_class,
             prompts=prompts,
             counted=traceable.counted,
-            parallel_size=sharing.group.number if sharing else None,
+            parallel_size=sharing.processes.number if sharing else None,
         )
         return _run(
             model,
@@ -159,6 +170,7 @@ def trace_model(
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
+            clock=clock,
         )
 
 
@@ -189,10 +201,13 @@ def trace_loaded_model(
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
 
+    clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
+    with clock.measure(Stage.TOKENIZE):
+        vocabulary = count_embeddings(model)
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
     metadata = describe_run(
         model,
         options,
@@ -211,6 +226,7 @@ def trace_loaded_model(
         open_sink=open_sink,
         observer=observer,
         open_texts=open_texts,
+        clock=clock,
     )
 
 
@@ -226,13 +242,12 @@ def _run(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
+    clock: StageClock,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
-    if sharing is not None and not sharing.writes:
-        open_sink, open_texts = _keep_nothing, None
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
         open_texts() if open_texts else nullcontext() as texts,
@@ -249,11 +264,8 @@ def _run(
             advance=observer.advance,
             num_excerpts=num_excerpts,
             agreement=sharing.watch() if sharing else None,
+            clock=clock,
         )
-
-
-def _keep_nothing(_metadata: TraceMetadata) -> TraceSink:
-    return NoTrace()
 
 
 def _tokenize(
@@ -310,15 +322,6 @@ def _check_traceable(
     if sharing is not None:
         sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
     return traceable
-
-
-def _share_model(options: TraceOptions) -> ModelSharing | None:
-    """Return the way in which processes share the model; None if each has its own."""
-    if options.parallel is None:
-        return None
-    from moetool.tracing.parallel.model_sharing import share_model
-
-    return share_model(options.parallel)
 
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from moetool.interchange.imports.runs import ImportFiles, LoadImport
 from moetool.interchange.imports.shapes import make_shapes
 from moetool.interchange.imports.write import ImportResult, write_load_table, write_trace
 from moetool.trace.metadata_fields import LARGEST_ID, MOST_IDS
-from moetool.trace.writing.writer import check_target
+from moetool.trace.writing.targets import check_target
 
 _MOST_LAYERS = 100_000
 

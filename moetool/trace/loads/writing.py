@@ -16,7 +16,7 @@ from moetool.trace.loads.metadata import LoadMetadata
 from moetool.trace.loads.rows import LOAD_SCHEMA
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.schema import plain_schema
-from moetool.trace.writing.writer import check_target
+from moetool.trace.writing.targets import check_target
 
 
 def write_loads(

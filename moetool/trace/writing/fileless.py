@@ -10,6 +10,8 @@ import pyarrow.csv
 
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
+from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
+from moetool.trace.writing.unfinished.finished import FinishedWindow
 
 
 class _KeepsNothing:
@@ -26,8 +28,25 @@ class _KeepsNothing:
     ) -> None:
         pass
 
+    @property
+    def is_overdue(self) -> bool:
+        """False: batches of a window under way are not kept."""
+        return False
+
     def describe(self, metadata: TraceMetadata) -> None:
         """Ignore the metadata."""
+
+    def list_finished(self) -> dict[int, FinishedWindow]:
+        """Return nothing: no earlier run left a window."""
+        return {}
+
+    def keep_batch(self, batch: TraceBatch) -> None:
+        """Drop the batch."""
+
+    def kept_batches(self, window: int) -> dict[int, TraceBatch]:
+        """Return nothing."""
+        del window
+        return {}
 
 
 class TraceStream(_KeepsNothing):
@@ -43,9 +62,26 @@ class TraceStream(_KeepsNothing):
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Write rows to the stream."""
         assert probabilities is None, "a stream carries one table"
+        self._write(self._spell(rows))
+
+    def encode(self, piece: TracePiece) -> EncodedPiece:
+        """Return a piece as bytes of CSV; from any thread."""
+        assert piece.probabilities is None, "a stream carries one table"
+        content = self._spell(piece.rows)
+        return encode_as(piece, num_bytes=len(content), content=content)
+
+    def commit(self, encoded: EncodedPiece) -> None:
+        """Write the bytes of a piece to the stream."""
+        self._write(encoded.content)
+
+    def _spell(self, rows: pa.Table) -> bytes:
         buffer = pa.BufferOutputStream()
         pa.csv.write_csv(rows.cast(self._schema), buffer, self._options)
-        self._stream.write(buffer.getvalue())
+        content: bytes = buffer.getvalue().to_pybytes()
+        return content
+
+    def _write(self, content: bytes) -> None:
+        self._stream.write(content)
         self._stream.flush()
 
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
@@ -76,6 +112,15 @@ class KeptTrace(_KeepsNothing):
         if probabilities is not None:
             self.probabilities.append(probabilities)
 
+    def encode(self, piece: TracePiece) -> EncodedPiece:
+        """Return the piece as it is."""
+        return encode_as(piece, kept=piece)
+
+    def commit(self, encoded: EncodedPiece) -> None:
+        """Keep the rows of a piece."""
+        assert encoded.kept is not None
+        self.write(encoded.kept.rows, encoded.kept.probabilities)
+
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Take the metadata of the complete trace."""
         self.metadata, self.saliency = metadata, saliency
@@ -86,6 +131,13 @@ class NoTrace(_KeepsNothing):
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Drop the rows."""
+
+    def encode(self, piece: TracePiece) -> EncodedPiece:
+        """Drop the rows of a piece, and return its facts."""
+        return encode_as(piece)
+
+    def commit(self, encoded: EncodedPiece) -> None:
+        """Do nothing."""
 
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Do nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,12 +12,14 @@ from typing import BinaryIO
 from moetool.errors import UsageError
 from moetool.output.locks import open_locked, refuse_as_held, write_holder
 from moetool.output.targets import refuse_as_removed
+from moetool.trace.writing.unfinished.part_files import COMPANION_SUFFIXES, is_part_name
 
-LOCK_NAME = "lock"
-PROBABILITIES_NAME = "probabilities"
+LOCK_NAME = "_lock"
 # Finished files: the trace, the metadata of a CSV, the probabilities, the saliency.
-WHOLE_NAMES = ("whole", "whole.meta.json", "whole.probabilities", "whole.saliency")
-_PART = re.compile(r"part-\d{5,}\.(parquet|unfinished)")
+WHOLE_NAMES = ("_whole", "_whole.meta.json", "_whole.probabilities", "_whole.saliency")
+# moetool 0.2 gave these names without the underscore.
+_NAMES = {LOCK_NAME, *WHOLE_NAMES} | {name.removeprefix("_") for name in (LOCK_NAME, *WHOLE_NAMES)}
+_FOLDERS = (*COMPANION_SUFFIXES, "probabilities")
 
 
 class PartialFolder:
@@ -27,16 +28,19 @@ class PartialFolder:
     Args:
         target: Trace that the run writes.
         discard: Take over and empty a folder that an earlier run left.
+        resume: Take it over as it is.
 
     Raises:
-        UsageError: Another run holds the folder, or a run may not empty it.
+        UsageError: Another run holds the folder, a run may not empty it, or, to resume, there is
+            none.
     """
 
-    def __init__(self, target: Path, *, discard: bool) -> None:
+    def __init__(self, target: Path, *, discard: bool, resume: bool = False) -> None:
         self.path = partial_folder(target)
-        self._lock = _take(target, discard=discard)
+        self._lock = _take(target, discard=discard, resume=resume)
         try:
-            self._empty()
+            if not resume:
+                self._empty()
             write_holder(self._lock)
         except BaseException:
             self._lock.close()
@@ -86,16 +90,25 @@ class PartialFolder:
         with suppress(OSError):
             self.path.rmdir()
 
+    def list_files(self) -> list[Path]:
+        """Return the files that runs put there, except the lock."""
+        found = []
+        for folder in (*(self.path / name for name in _FOLDERS), self.path):
+            with suppress(FileNotFoundError):
+                found += [path for path in sorted(folder.iterdir()) if _is_ours(path.name)]
+        return [path for path in found if path != self.path / LOCK_NAME]
+
+    def remove_file(self, path: Path) -> None:
+        """Remove a file that a run put there, if it exists."""
+        path.unlink(missing_ok=True)
+
     def _empty(self) -> None:
         """Remove the files that runs put there, except the lock."""
-        probabilities = self.path / PROBABILITIES_NAME
-        for folder in (probabilities, self.path):
+        for path in self.list_files():
+            path.unlink(missing_ok=True)
+        for name in _FOLDERS:
             with suppress(FileNotFoundError):
-                for path in folder.iterdir():
-                    if _is_ours(path.name) and path.name != LOCK_NAME:
-                        path.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            probabilities.rmdir()
+                (self.path / name).rmdir()
 
 
 def partial_folder(target: Path) -> Path:
@@ -103,14 +116,19 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
 
 
-def check_partial_folder(target: Path, *, discard: bool) -> None:
+def check_partial_folder(target: Path, *, discard: bool, resume: bool = False) -> None:
     """Check that a run may take the folder of a target's parts.
 
     Raises:
-        UsageError: Another run holds it, or a run may not empty it.
+        UsageError: Another run holds it, a run may not empty it, or, to resume, there is none.
     """
     folder = partial_folder(target)
     if not os.path.lexists(folder):
+        if resume:
+            raise UsageError(
+                f"No run left '{folder}', so there is nothing to resume.",
+                hint="Leave out --resume.",
+            )
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError(
@@ -122,19 +140,19 @@ def check_partial_folder(target: Path, *, discard: bool) -> None:
     if os.path.lexists(folder / LOCK_NAME):
         with suppress(FileNotFoundError):
             _open_lock(target).close()
-    if not discard and _holds_parts(folder):
+    if not (discard or resume) and _holds_parts(folder):
         raise UsageError(
             f"'{folder}' holds the rows of an unfinished run.",
-            hint="Read it as a trace, or add --force to discard it and start over.",
+            hint="Go on with `route-trace --resume`, or add --force to discard it and start over.",
         )
 
 
 def _check_contents(folder: Path) -> None:
     with suppress(FileNotFoundError):
         for path in sorted(folder.iterdir()):
-            inner = path.name == PROBABILITIES_NAME and path.is_dir() and not path.is_symlink()
+            inner = path.name in _FOLDERS and path.is_dir() and not path.is_symlink()
             names = [f"{path.name}/{part.name}" for part in path.iterdir()] if inner else []
-            strange = [name for name in names if not _PART.fullmatch(name.partition("/")[2])]
+            strange = [name for name in names if not is_part_name(name.partition("/")[2])]
             if not inner and (not _is_ours(path.name) or path.is_dir()):
                 strange = [path.name]
             if strange:
@@ -146,17 +164,17 @@ def _check_contents(folder: Path) -> None:
 
 def _is_ours(name: str) -> bool:
     """Return whether a run may have written a file of this name."""
-    return name in (LOCK_NAME, *WHOLE_NAMES) or _PART.fullmatch(name) is not None
+    return name in _NAMES or is_part_name(name)
 
 
 def _holds_parts(folder: Path) -> bool:
     return any(path.suffix == ".parquet" for path in folder.iterdir())
 
 
-def _take(target: Path, *, discard: bool) -> BinaryIO:
+def _take(target: Path, *, discard: bool, resume: bool) -> BinaryIO:
     folder = partial_folder(target)
     while True:
-        check_partial_folder(target, discard=discard)
+        check_partial_folder(target, discard=discard, resume=resume)
         with suppress(FileExistsError):
             folder.mkdir()
         # The run that held it may have ended and removed it in the meantime.
@@ -165,7 +183,7 @@ def _take(target: Path, *, discard: bool) -> BinaryIO:
             try:
                 # Before it was locked, another run may have put parts there.
                 _check_contents(folder)
-                if discard or not _holds_parts(folder):
+                if discard or resume or not _holds_parts(folder):
                     return lock
             except BaseException:
                 lock.close()

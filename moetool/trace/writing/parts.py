@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
 
 # The key, in a part's footer, that distinguishes the parts of two runs.
-_RUN_KEY = b"moetool.run"
+RUN_KEY = b"moetool.run"
 
 
 class PartWriter:
@@ -35,6 +34,7 @@ class PartWriter:
         schema: Schema of each table appended.
         footer: Returns the metadata for the next part, as entries of its footer.
         check_folder: Raises if the folder no longer belongs to this run; called before each part.
+        run: Distinguishes the parts of this run from those of others.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class PartWriter:
         schema: pa.Schema,
         footer: Callable[[], Mapping[bytes, bytes]],
         check_folder: Callable[[], None],
+        run: bytes,
     ) -> None:
         self.folder = folder
         self.schema = schema
@@ -53,7 +54,7 @@ class PartWriter:
         self._collected: list[pa.Table] = []
         self._num_collected = 0
         self._parts: list[Path] = []
-        self._run = secrets.token_hex(8).encode()
+        self._run = run
         self._last_part_s = time.monotonic()
 
     @property
@@ -84,22 +85,28 @@ class PartWriter:
 
     def _write_part(self, rows: pa.Table) -> None:
         part = self.folder / f"part-{len(self._parts):05d}.parquet"
-        unfinished = part.with_suffix(".unfinished")
+        # pandas reads every file of a folder except those whose names begin so.
+        unfinished = part.with_name(f"_{part.stem}.unfinished")
         self._check_folder()
         try:
-            footer = {**self._footer(), _RUN_KEY: self._run}
-            with _new_parquet(unfinished, self.schema, footer=footer) as writer:
+            footer = {**self._footer(), RUN_KEY: self._run}
+            with new_parquet(unfinished, self.schema, footer=footer) as writer:
                 writer.write_table(rows)
             put_in_place(unfinished, part, replace_existing=False)
         except (FileExistsError, UsageError) as error:
-            raise _refuse_as_shared(self.folder) from error
+            raise refuse_as_shared(self.folder) from error
         except FileNotFoundError as error:
             raise refuse_as_removed(self.folder) from error
         self._parts.append(part)
 
+    def adopt(self, part: Path, *, num_rows: int) -> None:
+        """Take a part of the same run that was closed elsewhere as the next one."""
+        self._parts.append(part)
+        self.num_rows += num_rows
+
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        with _new_parquet(path, self.schema, footer=footer) as writer:
+        with new_parquet(path, self.schema, footer=footer) as writer:
             for table in self._read_groups():
                 writer.write_table(table)
 
@@ -126,15 +133,15 @@ class PartWriter:
         try:
             # Opened here, because pyarrow only accepts names in UTF-8.
             with path.open("rb") as source, pq.ParquetFile(source) as file:
-                if file.metadata.metadata.get(_RUN_KEY) != self._run:
-                    raise _refuse_as_shared(self.folder)
+                if file.metadata.metadata.get(RUN_KEY) != self._run:
+                    raise refuse_as_shared(self.folder)
                 return file.read().cast(self.schema)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise refuse_as_removed(path) from error
 
 
 @contextmanager
-def _new_parquet(
+def new_parquet(
     path: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
 ) -> Iterator[pq.ParquetWriter]:
     """Yield a writer of a new file, which is removed if the block fails.
@@ -161,7 +168,8 @@ def _join(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
-def _refuse_as_shared(folder: Path) -> UsageError:
+def refuse_as_shared(folder: Path) -> UsageError:
+    """Return the error for a folder in which another run wrote parts."""
     return UsageError(
         f"Another run wrote to '{folder}' during this one.",
         hint="Give each run another target.",

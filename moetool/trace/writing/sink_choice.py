@@ -10,7 +10,8 @@ from pathlib import Path
 from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace, TraceStream
-from moetool.trace.writing.writer import TraceFile, TraceSink, check_target
+from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.writer import TraceFile, TraceSink
 
 _STDOUT = "-"
 

@@ -8,7 +8,7 @@ crash. The metadata of a CSV and the probabilities appear right after the trace 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +18,15 @@ from typing import Protocol, Self
 import pyarrow as pa
 import pyarrow.csv
 
-from moetool.errors import MoetoolError, UsageError
+from moetool.errors import MoetoolError, ResumableInterrupt
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.targets import (
-    check_names,
-    check_target_file,
     new_file,
     put_in_place,
     saying_what_failed,
 )
 from moetool.trace.companions import (
     TRACE_KEY,
-    check_companions,
     find_companions,
     probabilities_path,
     saliency_path,
@@ -38,17 +35,20 @@ from moetool.trace.companions import (
 )
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
+from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.partial import (
-    PROBABILITIES_NAME,
     WHOLE_NAMES,
     PartialFolder,
-    check_partial_folder,
     partial_folder,
 )
 from moetool.trace.writing.parts import PartWriter
+from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
+from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.unfinished.finished import FinishedWindow
+from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME
+from moetool.trace.writing.unfinished.resuming import may_replace
+from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
-
-FILE_SUFFIXES = (".parquet", ".csv")
 
 
 class TraceSink(Protocol):
@@ -65,11 +65,30 @@ class TraceSink(Protocol):
     ) -> None:
         """Keep the rows written so far if the run was broken off."""
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the batches that have ended since the last part are to be kept."""
+
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Take rows with `TRACE_SCHEMA`, and rows with `PROBABILITIES_SCHEMA` if recorded."""
 
     def describe(self, metadata: TraceMetadata) -> None:
         """Take what has become known about the trace since the sink was opened."""
+
+    def list_finished(self) -> dict[int, FinishedWindow]:
+        """Return the windows of this run that are on disk, by index, in order."""
+
+    def encode(self, piece: TracePiece) -> EncodedPiece:
+        """Bring a piece into the sink's form; from any thread, in any order."""
+
+    def commit(self, encoded: EncodedPiece) -> None:
+        """Take a piece; from one thread, in the order of the rows."""
+
+    def keep_batch(self, batch: TraceBatch) -> None:
+        """Take a batch of a window that will come again in the window's pieces."""
+
+    def kept_batches(self, window: int) -> dict[int, TraceBatch]:
+        """Return the batches of a window that were kept, by index."""
 
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         """Take the metadata of the complete trace, and its saliency; nothing is written after."""
@@ -87,9 +106,12 @@ class TraceFile:
         replace_existing: Replace an existing file, and unfinished parts of an earlier run.
         schema: Schema of the rows: `TRACE_SCHEMA`, or some of its columns.
         keeps_parts: Keep the parts if the trace is left before it is finished.
+        identity: What another run must share to go on with the parts; None if none may.
+        resume: Go on with the parts of an earlier run.
 
     Raises:
-        UsageError: The target cannot be written, or another run is writing it.
+        UsageError: The target cannot be written, another run is writing it, or, to resume, there
+            are no parts of a run of the same identity.
     """
 
     def __init__(
@@ -100,20 +122,37 @@ class TraceFile:
         replace_existing: bool = False,
         schema: pa.Schema = TRACE_SCHEMA,
         keeps_parts: bool = True,
+        identity: RunIdentity | None = None,
+        resume: bool = False,
     ) -> None:
-        check_target(target, replace_existing=replace_existing)
+        check_target(target, replace_existing=replace_existing, resume=resume)
         self.target = target
         self.partial = partial_folder(target)
-        self._replace_existing = replace_existing
+        self._replace_existing = may_replace(self.partial) if resume else replace_existing
         self._keeps_parts = keeps_parts
         self._is_finished = False
         self._metadata = replace(metadata, complete=False)
         with saying_what_failed(target):
-            self._folder = PartialFolder(target, discard=replace_existing)
+            self._folder = PartialFolder(target, discard=replace_existing, resume=resume)
+        self._identity = identity or RunIdentity.unique()
         self._rows = self._open_parts(self.partial, schema)
         self._probabilities = self._open_parts(
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
+        self._pieces = PieceStore(
+            self._folder,
+            schema=schema,
+            identity=self._identity,
+            footer=self._footer,
+            may_replace=self._replace_existing,
+        )
+        if resume:
+            try:
+                with saying_what_failed(target):
+                    self._pieces.take_over()
+            except BaseException:
+                self._folder.release()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -132,13 +171,28 @@ class TraceFile:
                 if self._keeps_parts:
                     self._rows.flush()
                     self._probabilities.flush()
-            if not (self._keeps_parts and self._rows.num_rows):
+            num_rows = self._rows.num_rows + self._pieces.num_rows
+            if not (self._keeps_parts and num_rows):
                 self._folder.remove()
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                rows = number_of(self._rows.num_rows, "row")
-                error.add_note(f"rows traced so far: {self.partial} ({rows})")
+                self._note_rows(error, num_rows)
+
+    def _note_rows(self, error: BaseException, num_rows: int) -> None:
+        """Add where the rows are, and how to go on."""
+        note = f"rows traced so far: {self.partial} ({number_of(num_rows, 'row')})"
+        if not self._pieces.num_rows:
+            error.add_note(note)
+        elif not isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{note}; --resume goes on with them")
+        else:
+            interrupt = ResumableInterrupt(
+                "Interrupted.",
+                hint="Run the same command with --resume to go on, or with --force to start over.",
+            )
+            interrupt.add_note(note)
+            raise interrupt from error
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Collect rows, and close a part now and then.
@@ -153,6 +207,48 @@ class TraceFile:
                     self._folder.check_held()
                     self._probabilities.folder.mkdir(exist_ok=True)
                 self._probabilities.append(probabilities)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether so much time has passed since the last part that batches are to be kept."""
+        return self._pieces.is_overdue
+
+    def encode(self, piece: TracePiece) -> EncodedPiece:
+        """Write a piece as a part; from any thread, several at once.
+
+        Raises:
+            UsageError: The part can't be written, or the folder of the parts is gone.
+        """
+        with saying_what_failed(self.target):
+            return self._pieces.encode(piece)
+
+    def commit(self, encoded: EncodedPiece) -> None:
+        """Take a piece; after a window's last, the batches that were kept of it go.
+
+        Raises:
+            UsageError: The folder of the parts is gone.
+        """
+        with saying_what_failed(self.target):
+            self._pieces.commit(encoded)
+
+    def keep_batch(self, batch: TraceBatch) -> None:
+        """Write a batch as a part that lasts until its window's pieces are there.
+
+        Raises:
+            UsageError: The part can't be written, or the folder of the parts is gone.
+        """
+        with saying_what_failed(self.target):
+            self._pieces.keep_batch(batch)
+
+    def kept_batches(self, window: int) -> dict[int, TraceBatch]:
+        """Return the batches that were kept of a window, by index."""
+        with saying_what_failed(self.target):
+            return self._pieces.kept_batches(window)
+
+    def list_finished(self) -> dict[int, FinishedWindow]:
+        """Return the windows of this run of which all parts are on disk, by index, in order."""
+        with saying_what_failed(self.target):
+            return self._pieces.list_finished()
 
     def flush(self) -> None:
         """Close the rows collected so far as a part."""
@@ -172,11 +268,19 @@ class TraceFile:
         with saying_what_failed(self.target), self._folder.emptied_of_wholes():
             self._rows.flush()
             self._probabilities.flush()
+            self._adopt_pieces()
             places = self._merge(metadata.to_footer(), saliency)
             with holding_interrupts():
                 self._put_in_place(places)
                 self._is_finished = True
                 self._folder.remove()
+
+    def _adopt_pieces(self) -> None:
+        for part in self._pieces.list_whole():
+            self._rows.adopt(part.path, num_rows=part.num_rows)
+            probabilities = part.find_companion(PROBABILITIES_NAME)
+            if probabilities is not None:
+                self._probabilities.adopt(probabilities, num_rows=part.num_rows)
 
     def _merge(self, footer: dict[bytes, bytes], saliency: bytes | None) -> list[tuple[Path, Path]]:
         """Return the finished files and the place of each, the trace first."""
@@ -219,66 +323,12 @@ class TraceFile:
 
     def _open_parts(self, folder: Path, schema: pa.Schema) -> PartWriter:
         return PartWriter(
-            folder, schema=schema, footer=self._footer, check_folder=self._folder.check_held
+            folder,
+            schema=schema,
+            footer=self._footer,
+            check_folder=self._folder.check_held,
+            run=self._identity.token,
         )
 
     def _footer(self) -> dict[bytes, bytes]:
         return self._metadata.to_footer()
-
-
-def list_places(target: Path) -> list[Path]:
-    """Return every path that a run may write for a trace at a target."""
-    return [
-        target,
-        sidecar_path(target),
-        probabilities_path(target),
-        saliency_path(target),
-        partial_folder(target),
-    ]
-
-
-def check_target(
-    target: Path,
-    *,
-    replace_existing: bool,
-    with_probabilities: bool = False,
-    with_saliency: bool = False,
-    inputs: Iterable[Path] = (),
-    is_running: bool = False,
-) -> None:
-    """Check that a trace can be written to a path, before any work is done for it.
-
-    Args:
-        target: Path of the trace.
-        replace_existing: Accept an existing trace, and the parts of an unfinished run.
-        with_probabilities: The run also writes probabilities.
-        with_saliency: The run also writes saliency.
-        inputs: Files that the run reads.
-        is_running: The run already holds the folder of the parts.
-
-    Raises:
-        UsageError: The path exists, an earlier run left parts there, another run writes there, or
-            its folder cannot be used.
-    """
-    if target.suffix not in FILE_SUFFIXES:
-        raise UsageError(
-            f"The format of '{target}' is unknown.", hint="End the name in .parquet or .csv."
-        )
-    check_target_file(target, replace_existing=replace_existing, inputs=inputs)
-    check_names(
-        [
-            partial_folder(target),
-            *([sidecar_path(target)] if target.suffix == ".csv" else []),
-            *([probabilities_path(target)] if with_probabilities else []),
-            *([saliency_path(target)] if with_saliency else []),
-        ]
-    )
-    check_companions(
-        target,
-        replace_existing=replace_existing,
-        with_probabilities=with_probabilities,
-        with_saliency=with_saliency,
-    )
-    if not is_running:
-        with saying_what_failed(target):
-            check_partial_folder(target, discard=replace_existing)

@@ -5,31 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
+from moetool.tracing.processes.processes import Processes
 
 if TYPE_CHECKING:
     from moetool.tracing.recording.calls import RecordedCall
-
-Value = TypeVar("Value")
-
-
-class Group(Protocol):
-    """The processes that share a model, see `Processes`."""
-
-    @property
-    def number(self) -> int:
-        """Number of processes."""
-
-    def gather(self, value: Value) -> list[Value]:
-        """Return the values of all processes, in the order of ranks; on the others, nothing."""
-
-    def broadcast(self, value: Value) -> Value:
-        """Return the value that the first process gives."""
 
 
 class Agreement:
@@ -39,11 +24,11 @@ class Agreement:
     routed a token differently, a choice would be carried out twice, or not at all.
 
     Args:
-        group: This process and the others.
+        processes: This process and the others.
     """
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
         self._lock = Lock()
         # Calls may be added in any order.
         self._sums: dict[int, int] = {}
@@ -65,12 +50,12 @@ class Agreement:
         """
         with self._lock:
             own, self._sums = tuple(sorted(self._sums.items())), {}
-        gathered = self._group.gather(own)
+        gathered = self._processes.gather(own)
         other = next((rank for rank, sums in enumerate(gathered) if sums != own), None)
-        rank = self._group.broadcast(other)
+        rank = self._processes.broadcast(other)
         if rank is not None:
             raise UntraceableError(
-                f"Process 0 and process {rank} of {self._group.number}, which share the model, have "
+                f"Process 0 and process {rank} of {self._processes.number}, which share the model, have "
                 "routed tokens differently.",
                 hint="Use GPUs of one kind, or --device-map auto without torchrun.",
             )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from moetool.anatomy.skeleton.build import find_dtype
-from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
+from moetool.trace.metadata import TraceMetadata
+from moetool.trace.writing.fileless import NoTrace
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
-from moetool.tracing.parallel.group import EnvironmentGroup
 from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
-from moetool.tracing.parallel.loading import check_runs, make_distributed_config
-from moetool.tracing.parallel.sharing import check_plan
+from moetool.tracing.processes.processes import Processes, find_processes
+from moetool.tracing.running.texts import TextFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+OpenSink = Callable[[TraceMetadata], TraceSink]
+OpenTexts = Callable[[], AbstractContextManager[TextFile]] | None
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,17 @@ class ModelSharing:
 
     Attributes:
         plan: transformers' plan.
-        group: This process and the others.
+        processes: This process and the others.
     """
 
     plan: ParallelPlan
-    group: EnvironmentGroup
+    processes: Processes
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes the trace: the first one does."""
-        return self.group.rank == 0
+    def choose_sinks(
+        self, open_sink: OpenSink, open_texts: OpenTexts
+    ) -> tuple[OpenSink, OpenTexts]:
+        """Return what opens this process's sinks: those given in the first, which writes for all."""
+        return (open_sink, open_texts) if self.processes.is_first else (_keep_nothing, None)
 
     def check_start(self) -> None:
         """Refuse a process that is alone, and fewer GPUs than processes.
@@ -43,8 +48,8 @@ class ModelSharing:
         Raises:
             UsageError: Either applies, or transformers is too old.
         """
-        check_several(self.plan, number=self.group.number)
-        check_gpus(local_number=self.group.local_number)
+        check_several(self.plan, number=self.processes.number)
+        check_gpus(local_number=self.processes.local_number or self.processes.number)
 
     def check_model(
         self, skeleton: PreTrainedModel, config: PreTrainedConfig, *, name: str, dtype: str | None
@@ -61,6 +66,12 @@ class ModelSharing:
             UntraceableError: transformers can't share it.
             UsageError: It can't be shared evenly, or a part doesn't fit on a GPU.
         """
+        import torch
+
+        from moetool.anatomy.skeleton.build import find_dtype
+        from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
+        from moetool.tracing.parallel.sharing import check_plan
+
         chosen = getattr(torch, dtype) if dtype else find_dtype(config)
         if chosen is not None:
             for parameter in skeleton.parameters():
@@ -71,14 +82,16 @@ class ModelSharing:
             skeleton,
             self.plan,
             name=name,
-            rank=self.group.rank,
-            number=self.group.number,
-            free_bytes=find_free_bytes(self.group.local_rank),
+            rank=self.processes.rank,
+            number=self.processes.number,
+            free_bytes=find_free_bytes(self.processes.local_rank),
         )
 
     def make_config(self) -> Any:
         """Return what transformers' `from_pretrained` takes for it."""
-        return make_distributed_config(self.plan, number=self.group.number)
+        from moetool.tracing.parallel.loading import make_distributed_config
+
+        return make_distributed_config(self.plan, number=self.processes.number)
 
     def check_loaded(self, model: PreTrainedModel, *, name: str) -> None:
         """Check that the loaded model runs.
@@ -87,23 +100,44 @@ class ModelSharing:
             InputError: transformers' forward fails under the plan.
             OutOfMemoryError: It runs out of memory.
         """
+        from moetool.tracing.parallel.loading import check_runs
+
         check_runs(model, self.plan, name=name)
 
     def watch(self) -> Agreement:
         """Return a check of what the processes record."""
-        return Agreement(self.group)
+        return Agreement(self.processes)
 
 
-def share_model(plan: ParallelPlan | None) -> ModelSharing | None:
-    """Return the way in which this process and those started with it share a model.
+def share_model(plan: ParallelPlan | None, processes: Processes | None) -> ModelSharing | None:
+    """Return the way in which processes share a model; None without a plan.
 
-    None if there is no plan: then each process has its own model.
+    Args:
+        plan: transformers' plan; None if each process has its own model.
+        processes: This process and the others; None looks for them.
 
     Raises:
         UsageError: This process is alone, has no GPU for itself, or transformers is too old.
     """
     if plan is None:
         return None
-    sharing = ModelSharing(plan, EnvironmentGroup())
+    sharing = ModelSharing(plan, processes or find_processes())
     sharing.check_start()
     return sharing
+
+
+@contextmanager
+def leaving_at_exit(sharing: ModelSharing | None) -> Iterator[None]:
+    """After the block, have torch end its communication when Python ends, or it warns of that.
+
+    After an error it is left open: other processes may be waiting in the midst of an exchange.
+    """
+    yield
+    if sharing is not None:
+        from moetool.tracing.parallel.loading import leave_at_exit
+
+        leave_at_exit()
+
+
+def _keep_nothing(_metadata: TraceMetadata) -> TraceSink:
+    return NoTrace()

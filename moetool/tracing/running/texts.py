@@ -25,7 +25,7 @@ from moetool.output.targets import (
     refuse_as_removed,
     saying_what_failed,
 )
-from moetool.trace.writing.writer import list_places
+from moetool.trace.writing.targets import list_places
 from moetool.wording import number_of
 
 if TYPE_CHECKING:

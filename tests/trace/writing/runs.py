@@ -10,7 +10,8 @@ import pytest
 
 from moetool.errors import UsageError
 from moetool.trace.rows import assignment_rows, probability_rows
-from moetool.trace.writing.writer import TraceFile, check_target
+from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import (
     BEFORE,
     break_off,

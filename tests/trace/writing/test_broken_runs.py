@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_parts_that_were_closed(target: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(partial_folder(target)) in caught.value.__notes__[0]
     assert columns_of(read_trace(partial_folder(target))) == rows.to_pydict()
-    assert names_in(partial_folder(target)) == ["lock", "part-00000.parquet"]
+    assert names_in(partial_folder(target)) == ["_lock", "part-00000.parquet"]
 
 
 def models_at(target: Path) -> dict[str, str | None]:

@@ -18,7 +18,8 @@ from moetool.errors import UsageError
 from moetool.trace.companions import probabilities_path, sidecar_path
 from moetool.trace.reading.reader import open_trace, read_trace
 from moetool.trace.writing.partial import partial_folder
-from moetool.trace.writing.writer import TraceFile, check_target
+from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import (
     BEFORE,
     columns_of,
@@ -129,7 +130,7 @@ def test_what_goes_with_a_trace_is_never_a_link(
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "part-1.parquet", "probabilities/notes.txt", "sub/a"]
+    "name", ["notes.txt", "part-1.parquet", "_probabilities/notes.txt", "sub/a"]
 )
 def test_a_folder_that_holds_more_than_parts_is_never_emptied(name: str, target: Path) -> None:
     interrupt(target, make_rows())
@@ -187,7 +188,7 @@ def test_a_target_that_appears_during_the_run_is_kept_and_so_are_the_parts(targe
     assert target.read_bytes() == b"kept"
     assert str(partial_folder(target)) in caught.value.__notes__[0]
     assert columns_of(read_trace(partial_folder(target))) == make_rows().to_pydict()
-    assert names_in(partial_folder(target)) == ["lock", "part-00000.parquet"]
+    assert names_in(partial_folder(target)) == ["_lock", "part-00000.parquet"]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -246,7 +247,7 @@ def test_a_folder_without_parts_is_in_nobody_s_way(target: Path) -> None:
     """The state after a kill before the first part."""
     folder = partial_folder(target)
     folder.mkdir()
-    (folder / "lock").write_text('{"pid": 1, "host": "a", "since": "2026"}')
+    (folder / "_lock").write_text('{"pid": 1, "host": "a", "since": "2026"}')
     (folder / "part-00000.unfinished").touch()
     write_trace(target, make_rows())
     assert columns_of(read_trace(target)) == make_rows().to_pydict()

@@ -10,7 +10,7 @@ import pytest
 
 from moetool.errors import UsageError
 from moetool.trace.companions import probabilities_path, sidecar_path
-from moetool.trace.writing.writer import check_target
+from moetool.trace.writing.targets import check_target
 from tests.trace.examples import (
     make_rows,
 )

@@ -11,7 +11,8 @@ import torch
 from moetool.errors import UsageError
 from moetool.trace.companions import saliency_path
 from moetool.trace.writing.partial import partial_folder
-from moetool.trace.writing.writer import TraceFile, check_target
+from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, make_rows
 from tests.trace.writing.runs import AFTER
 

@@ -134,7 +134,7 @@ def test_parts_are_closed_as_rows_come_in(target: Path) -> None:
         for count in range(1, 4):
             sink.write(make_rows(seed=count))
             parts = [f"part-{number:05d}.parquet" for number in range(count)]
-            assert names_in(sink.partial) == ["lock", *parts]
+            assert names_in(sink.partial) == ["_lock", *parts]
         sink.finish(AFTER)
 
 
@@ -144,7 +144,7 @@ def test_a_part_is_closed_when_enough_time_has_passed(
     monkeypatch.setattr("moetool.trace.writing.parts.SECONDS_PER_PART", 0.0)
     with TraceFile(target, metadata=BEFORE) as sink:
         sink.write(make_rows())
-        assert names_in(sink.partial) == ["lock", "part-00000.parquet"]
+        assert names_in(sink.partial) == ["_lock", "part-00000.parquet"]
         sink.finish(AFTER)
 
 

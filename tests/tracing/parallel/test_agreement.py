@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from queue import Queue
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,33 +11,11 @@ import torch
 
 from moetool.errors import UntraceableError
 from moetool.tracing.parallel.agreement import Agreement
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.recording.calls import RecordedCall
 from moetool.tracing.recording.recorder import RoutingRecorder
 from tests.tiny_models import build_model
-
-NUMBER = 2
-
-
-@dataclass
-class Post:
-    """A process that exchanges values with another through queues."""
-
-    rank: int
-    there: Queue[Any]
-    back: Queue[Any] = field(default_factory=Queue)
-    number: int = NUMBER
-
-    def gather(self, value: Any) -> list[Any]:
-        if self.rank:
-            self.there.put(value)
-            return []
-        return [value, self.there.get(timeout=60)]
-
-    def broadcast(self, value: Any) -> Any:
-        if self.rank:
-            return self.back.get(timeout=60)
-        self.back.put(value)
-        return value
+from tests.tracing.processes.threads import run_in_each
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +29,21 @@ def calls() -> list[RecordedCall]:
 
 def compare(*recorded: list[RecordedCall]) -> list[str]:
     """Return the error in each process, given what each recorded; empty where there is none."""
-    there: Queue[Any] = Queue()
-    back: Queue[Any] = Queue()
-    posts = [Post(rank, there, back) for rank in range(NUMBER)]
-    errors = [""] * NUMBER
-    for window in range(2):
-        agreements = [Agreement(post) for post in posts]
-        for agreement, added in zip(agreements, recorded, strict=True):
-            # In two steps and another order, as threads may add them.
-            agreement.add(added[window::2][1:])
-            agreement.add(added[window::2][:1])
-        errors = [found or error for found, error in zip(_check(agreements), errors, strict=True)]
-    return errors
 
-
-def _check(agreements: list[Agreement]) -> list[str]:
-    def check(agreement: Agreement) -> str:
+    def check(processes: Processes) -> str:
+        agreement = Agreement(processes)
         try:
-            agreement.check()
+            for window in range(2):
+                added = recorded[processes.rank][window::2]
+                # In another order, as threads may add them.
+                agreement.add(added[1:])
+                agreement.add(added[:1])
+                agreement.check()
         except UntraceableError as error:
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(NUMBER) as pool:
-        return list(pool.map(check, agreements))
+    return [ended.result() for ended in run_in_each(len(recorded), check)]
 
 
 def test_equal_records_are_accepted(calls: list[RecordedCall]) -> None:

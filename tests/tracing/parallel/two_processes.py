@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch.distributed import TCPStore
 
 Result = TypeVar("Result")
 
@@ -28,8 +29,9 @@ def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
         folder: Takes their results, and the file through which they meet.
     """
     context = multiprocessing.get_context("fork")
+    port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port
     children = [
-        context.Process(target=_run, args=(rank, action, folder), daemon=True)
+        context.Process(target=_run, args=(rank, action, folder, port), daemon=True)
         for rank in range(NUM_PROCESSES)
     ]
     for child in children:
@@ -48,12 +50,14 @@ def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
     return results
 
 
-def _run(rank: int, action: Callable[[int], Result], folder: Path) -> None:
+def _run(rank: int, action: Callable[[int], Result], folder: Path, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(NUM_PROCESSES),
         "LOCAL_WORLD_SIZE": str(NUM_PROCESSES),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
     result, failure = None, None
     with warnings.catch_warnings():

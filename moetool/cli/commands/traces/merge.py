@@ -61,7 +61,7 @@ def merge(
         show("starting")
         from moetool.trace.joining import merge_sources
         from moetool.trace.reading.reader import open_trace
-        from moetool.trace.writing.writer import check_target
+        from moetool.trace.writing.targets import check_target
         from moetool.wording import number_of
 
     if output is None:

@@ -1,0 +1,90 @@
+"""The facts of a run that must agree for another run to go on where it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from moetool.errors import UsageError
+from moetool.printable import printable
+
+# The name of the value that counts the windows of the run.
+NUM_WINDOWS = "number of windows"
+_LONGEST_VALUE = 80
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Named values on which the rows of a run depend; two runs with the same write the same rows.
+
+    Attributes:
+        values: Plain JSON, by the name that users read; the most telling first.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def unique(cls) -> Self:
+        """Return the identity of a run that no other may continue."""
+        return cls({"run": secrets.token_hex(8)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Return the identity in a JSON object.
+
+        Raises:
+            ValueError: The text is not one.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        return cls(values)
+
+    def to_json(self) -> str:
+        """Return the values as one JSON object."""
+        return json.dumps(self.values, ensure_ascii=False)
+
+    @property
+    def token(self) -> bytes:
+        """A short hash of the values."""
+        return (
+            hashlib.sha256(self.to_json().encode(errors="surrogatepass")).hexdigest()[:16].encode()
+        )
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows of the run; None if unknown."""
+        return self.values.get(NUM_WINDOWS)
+
+    def check_same(self, earlier: RunIdentity, *, folder: Path) -> None:
+        """Check that this run may continue an earlier one.
+
+        Args:
+            earlier: The identity of the run that left the folder.
+            folder: Holds its parts.
+
+        Raises:
+            UsageError: A value differs.
+        """
+        # As they are stored: a tuple comes back as a list.
+        ours, theirs = json.loads(self.to_json()), json.loads(earlier.to_json())
+        for name in dict.fromkeys((*ours, *theirs)):
+            if ours.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"The run in '{printable(folder)}' had another {name}: "
+                    f"{_show(theirs.get(name))}; this one has {_show(ours.get(name))}.",
+                    hint="Give the model, prompts and options of that run, or --force instead of "
+                    "--resume to start over.",
+                )
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    words = value if isinstance(value, str) else json.dumps(value)
+    return printable(words, max_length=_LONGEST_VALUE)
