@@ -9,7 +9,7 @@ from moetool.errors import UsageError
 from moetool.tracing.options import ParallelPlan
 from moetool.wording import number_of
 
-BY_DEVICE_MAP = "Use --device-map auto, without torchrun."
+BY_DEVICE_MAP = "Use --device-map auto instead of --parallel, without torchrun."
 
 
 def name_launch(number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.headers.published_format import name_packed
@@ -82,6 +82,8 @@ def load_model(
                 f"Out of memory while loading {checkpoint.name}.",
                 hint="Use a smaller --dtype, --device-map auto, or a device with more memory.",
             ) from error
+        if distributed_config is not None:
+            raise _unshareable(checkpoint, [f"seen: {first_line(error)}"]) from error
         raise InputError(
             f"The weights of {checkpoint.name} can't be loaded.",
             hint="Check that config.json and the weight files belong together."
@@ -95,6 +97,8 @@ def load_model(
         stored = _find_quantization(checkpoint, stated)
         if stored is not None:
             raise _unloadable(checkpoint, stored)
+        if distributed_config is not None:
+            raise _unshareable(checkpoint, [f"unfit: {key}" for key in sorted(wrong)[:3]])
         raise InputError(
             f"The weights of {checkpoint.name} do not match its config.json: "
             f"{number_of(len(wrong), 'tensor')} {'is' if len(wrong) == 1 else 'are'} missing or of "
@@ -122,6 +126,14 @@ def _unloadable(checkpoint: Checkpoint, stored: str) -> InputError:
         f"The weights of {checkpoint.name} are quantized in a format that transformers can't load: "
         f"{stored}.",
         hint="Name a checkpoint in bfloat16, or one in a format that transformers loads.",
+    )
+
+
+def _unshareable(checkpoint: Checkpoint, facts: Sequence[str]) -> InputError:
+    return InputError(
+        f"transformers can't share the weights of {checkpoint.name} among processes.",
+        hint="Use --device-map auto instead of --parallel, without torchrun.",
+        facts=facts,
     )
 
 
