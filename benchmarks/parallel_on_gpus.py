@@ -184,7 +184,7 @@ def whole_command(launch: Sequence[str], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way of running a model gave.
+    """The record of one way of running a model, and its cost.
 
     Attributes:
         calls: Recorded, in order.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Agreement:
     """Compares what the processes have recorded, by checksums of ids, weights and tokens.
 
-    Every process routes every token, and carries out the choices of its own experts. If two of them
+    Every process routes every token, and carries out the choices of the experts that it holds. If two of them
     routed a token differently, a choice would be carried out twice, or not at all.
 
     Args:

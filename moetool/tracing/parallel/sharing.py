@@ -42,7 +42,7 @@ def check_plan(
 
     Args:
         skeleton: The model on the meta device, in the dtypes it is loaded in.
-        plan: The plan.
+        plan: The one to share it under.
         name: The model as the user named it.
         rank: This process.
         number: Number of processes.

@@ -28,7 +28,7 @@ NUM_NEW_TOKENS = 4
 
 @dataclass(frozen=True)
 class Received:
-    """What one call of a layer's experts received in one process.
+    """The decision that one call of a layer's experts received in one process.
 
     Attributes:
         experts: Ids as the process numbers its experts. # (num_slots, top_k)
@@ -43,7 +43,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a process recorded of one model.
+    """The decisions that a process recorded of one model.
 
     Attributes:
         frame: Of the recorder.

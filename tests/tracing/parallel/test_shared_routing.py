@@ -36,7 +36,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Seen:
-    """What one process saw.
+    """The results of one process.
 
     Attributes:
         shared: By family and plan.
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[Seen]:
-    """What each process saw."""
+    """The results of each process."""
 
     def act(rank: int) -> Seen:
         return Seen(
