@@ -20,6 +20,7 @@ from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.assembly.row_threads import RowThreads
 from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
@@ -74,6 +75,7 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
+    agreement: Agreement | None = None,
     clock: StageClock | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
@@ -91,6 +93,7 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
 
     Raises:
@@ -138,6 +141,8 @@ def trace_prompts(
                 seed = choose_batch_seed(generation, window=window.index, batch=index)
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
             receipts = recorder.take_receipts()
+        if agreement is not None:
+            agreement.add(call for receipt in receipts for call in receipt.result())
         count(token_ids)
         saliency = take_sums(recorder.saliency)
         return RanBatch(batch.prompts, sequences, receipts, written, saliency)
@@ -163,7 +168,12 @@ def trace_prompts(
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        run.run(batches, partial(run_batch, window))
+        kept = run.kept_batches
+        if agreement is not None:
+            kept = agreement.share(kept)
+        run.run(batches, partial(run_batch, window), kept=kept)
+        if agreement is not None:
+            agreement.check()
         return run
 
     # A recorder that sees no call raises an error.

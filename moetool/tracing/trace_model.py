@@ -18,6 +18,8 @@ from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
+from moetool.tracing.parallel.model_sharing import ModelSharing, Place, leaving_at_exit, share_model
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
     TokenizedPrompt,
@@ -56,16 +58,6 @@ class Observer(Protocol):
         """Count tokens that went through it."""
 
 
-class TracePlace(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
-
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
-
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
-
-
 @dataclass(frozen=True)
 class _Traceable:
     """Facts that a skeleton shows about a checkpoint that can be traced.
@@ -88,11 +80,12 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
     clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -109,11 +102,15 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
+        processes: This process and those that run the same; None looks for them.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
     clock = clock or StageClock()
+    sharing = share_model(options.parallel, processes)
+    if sharing is not None:
+        place, open_texts = sharing.choose_places(place, open_texts)
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -127,13 +124,16 @@ def trace_model(
     from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
 
-    if options.device_map is None:
-        device_map: str | dict[str, Any] = {"": choose_device(options.device)}
-    else:
+    device_map: str | dict[str, Any] | None = None
+    if options.device_map is not None:
         device_map = choose_device_map(options.device_map)
+    elif sharing is None:
+        device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
+    traceable = _check_traceable(
+        config, checkpoint, options, device_map=device_map, sharing=sharing
+    )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     with clock.measure(Stage.TOKENIZE):
@@ -154,7 +154,7 @@ def trace_model(
         with_texts=open_texts is not None,
     )
     place.check(identity)
-    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, leaving_at_exit(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
             model = load_model(
@@ -163,10 +163,13 @@ def trace_model(
                 auto_class=traceable.auto_class,
                 device_map=device_map,
                 offload_folder=offload_folder,
+                distributed_config=sharing.make_config() if sharing else None,
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
                 advance=partial(observer.count, unit="tensors"),
             )
+        if sharing is not None:
+            sharing.check_loaded(model, name=checkpoint.name)
         metadata = describe_run(
             model,
             options,
@@ -175,12 +178,14 @@ def trace_model(
             auto_class=traceable.auto_class,
             prompts=prompts,
             counted=traceable.counted,
+            parallel_size=sharing.processes.number if sharing else None,
         )
         return _run(
             model,
             tokenizer,
             tokenized,
             options,
+            sharing=sharing,
             metadata=metadata,
             place=place,
             identity=identity,
@@ -197,7 +202,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -269,8 +274,9 @@ def _run(
     prompts: Sequence[TokenizedPrompt],
     options: TraceOptions,
     *,
+    sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
-    place: TracePlace,
+    place: Place,
     identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
@@ -296,6 +302,7 @@ def _run(
             texts=texts,
             advance=observer.advance,
             num_excerpts=num_excerpts,
+            agreement=sharing.watch() if sharing else None,
             clock=clock,
         )
 
@@ -333,7 +340,8 @@ def _check_traceable(
     checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
+    sharing: ModelSharing | None,
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
@@ -344,14 +352,17 @@ def _check_traceable(
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     reasons = _check_recordable(skeleton, options)
-    if options.device_map is not None:
+    if device_map is not None and options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    return _Traceable(
+    traceable = _Traceable(
         auto_class=auto_class,
         inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
         counted=count_checkpoint(config, skeleton),
     )
+    if sharing is not None:
+        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
+    return traceable
 
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:

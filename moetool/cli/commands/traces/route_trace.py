@@ -45,6 +45,7 @@ def route_trace(
     dtype: running.DtypeOption = Dtype.AUTO,
     device: running.Device = None,
     device_map: running.DeviceMap = None,
+    parallel: running.Parallel = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     layers: recording.Layers = None,
@@ -108,6 +109,7 @@ def route_trace(
         dtype=None if dtype is Dtype.AUTO else dtype,
         device=device,
         device_map=device_map,
+        parallel=parallel,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),
@@ -140,6 +142,7 @@ def route_trace(
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
             clock=clock,
+            processes=processes,
         )
     if not processes.is_first:
         return
