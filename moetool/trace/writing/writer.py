@@ -35,7 +35,7 @@ from moetool.trace.companions import (
 )
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
-from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.identity import Invitation, RunIdentity
 from moetool.trace.writing.partial import (
     WHOLE_NAMES,
     PartialFolder,
@@ -130,7 +130,7 @@ class TraceFile:
         self.partial = partial_folder(target)
         self._replace_existing = may_replace(self.partial) if resume else replace_existing
         self._keeps_parts = keeps_parts
-        self._is_finished = False
+        self._is_finished, self._is_shared = False, False
         self._metadata = replace(metadata, complete=False)
         with saying_what_failed(target):
             self._folder = PartialFolder(target, discard=replace_existing, resume=resume)
@@ -171,18 +171,20 @@ class TraceFile:
                 if self._keeps_parts:
                     self._rows.flush()
                     self._probabilities.flush()
-            num_rows = self._rows.num_rows + self._pieces.num_rows
+            num_rows = self._rows.num_rows + (
+                self._pieces.count_rows() if self._is_shared else self._pieces.num_rows
+            )
             if not (self._keeps_parts and num_rows):
                 self._folder.remove()
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                self._note_rows(error, num_rows)
+                self._note_rows(error, num_rows, has_pieces=num_rows > self._rows.num_rows)
 
-    def _note_rows(self, error: BaseException, num_rows: int) -> None:
-        """Add where the rows are, and how to go on."""
+    def _note_rows(self, error: BaseException, num_rows: int, *, has_pieces: bool) -> None:
+        """Add where the rows are, and how to go on if they are pieces of windows."""
         note = f"rows traced so far: {self.partial} ({number_of(num_rows, 'row')})"
-        if not self._pieces.num_rows:
+        if not has_pieces:
             error.add_note(note)
         elif not isinstance(error, KeyboardInterrupt):
             error.add_note(f"{note}; --resume goes on with them")
@@ -249,6 +251,11 @@ class TraceFile:
         """Return the windows of this run of which all parts are on disk, by index, in order."""
         with saying_what_failed(self.target):
             return self._pieces.list_finished()
+
+    def invite(self) -> Invitation:
+        """Return what other processes of this run need to write parts as well."""
+        self._is_shared = True
+        return Invitation(self._folder.holder, self._identity, self._replace_existing)
 
     def flush(self) -> None:
         """Close the rows collected so far as a part."""

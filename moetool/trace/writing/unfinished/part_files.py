@@ -98,6 +98,11 @@ def name_batch(window: int, batch: int) -> str:
     return f"part-{window:05d}.batch-{batch:03d}"
 
 
+def is_batch_name(stem: str) -> bool:
+    """Return whether a part's name, without a suffix, is that of a batch."""
+    return ".batch-" in stem
+
+
 def companion_path(folder: Path, folder_name: str, stem: str) -> Path:
     """Return the path of what belongs to a part, in a folder next to it."""
     return folder / folder_name / f"{stem}{COMPANION_SUFFIXES[folder_name]}"

@@ -34,6 +34,7 @@ from moetool.trace.writing.unfinished.part_files import (
     WAITING_SUFFIX,
     PartInfo,
     companion_path,
+    is_batch_name,
     make_part_entry,
     name_batch,
     name_piece,
@@ -154,7 +155,9 @@ class PieceStore:
         parts = [part for window in finished.values() for part in window.parts]
         found = {part.stem for part in parts}
         with self._mutex:
-            lost = sorted(stem for stem in self._num_rows_of if stem not in found)
+            # Other processes may have replaced batches that an earlier run had kept.
+            written = (stem for stem in self._num_rows_of if not is_batch_name(stem))
+            lost = sorted(stem for stem in written if stem not in found)
         num_windows = self._identity.num_windows
         if num_windows is None:
             num_windows = max(finished, default=-1) + 1
@@ -162,6 +165,20 @@ class PieceStore:
         if lost:
             raise refuse_as_removed(self._folder.path / f"{lost[0]}.parquet")
         return parts
+
+    def count_rows(self) -> int:
+        """Return the assignments in the parts on disk, of all processes of the run."""
+        try:
+            return sum(part.num_rows for part in self._list_parts())
+        except UsageError:
+            return 0
+
+    def find_batches(self) -> None:
+        """Find the batches that an interrupted run kept, after another process took them over."""
+        finished = self.list_finished()
+        for part in self._list_parts():
+            if part.num_pieces is None and part.window not in finished and part.is_whole:
+                self._kept_batches.setdefault(part.window, {})[part.number] = part
 
     def take_over(self) -> None:
         """Take over the parts of an interrupted run: drop what is unfinished, count the rest.
