@@ -16,8 +16,9 @@ from moetool.output.interrupts import holding_interrupts
 from moetool.output.targets import new_file, put_in_place, refuse_as_removed
 from moetool.trace.schema import PROBABILITIES_SCHEMA
 from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.parquet_files import new_parquet
 from moetool.trace.writing.partial import PartialFolder
-from moetool.trace.writing.parts import RUN_KEY, new_parquet, refuse_as_shared
+from moetool.trace.writing.parts import RUN_KEY, refuse_as_shared
 from moetool.trace.writing.pieces import (
     BatchFacts,
     EncodedPiece,
