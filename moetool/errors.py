@@ -5,7 +5,8 @@
     ├── InputError            3  a path, checkpoint or prompts file that cannot be used
     ├── DenseModelError       4  a model without routed experts, where routing is asked for
     ├── UntraceableError      5  routing that cannot be recorded exactly
-    └── OutOfMemoryError      6  out of memory, as far as Python can see
+    ├── OutOfMemoryError      6  out of memory, as far as Python can see
+    └── LostProcessError    130  another process of the run that has died or failed
 
 Library code raises them; only `moetool.cli.errors` turns them into lines on a terminal.
 """
@@ -78,3 +79,9 @@ class OutOfMemoryError(MoetoolError):
     """An allocation failed."""
 
     exit_code = 6
+
+
+class LostProcessError(MoetoolError):
+    """Another process of the run has died or failed, so this one cannot go on."""
+
+    exit_code = 130

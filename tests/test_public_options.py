@@ -208,6 +208,8 @@ def test_a_recorder_refuses_what_is_no_module(model: Any) -> None:
         {"batch_size": "8"},
         {"batch_size": 0},
         {"batch_size": True},
+        {"max_batch_tokens": 0},
+        {"max_batch_tokens": "4096"},
         {"max_prompt_tokens": 1.5},
         {"max_prompt_tokens": 0},
         {"layers": [1, "2"]},

@@ -23,6 +23,7 @@ from moetool.cli.output import paint_label
 from moetool.cli.usage.explain import explain
 from moetool.errors import MoetoolError
 from moetool.printable import printable
+from moetool.tracing.processes.environment import is_first_of_host
 
 DONE = 0
 USAGE = 2
@@ -32,7 +33,7 @@ _LONGEST_LINE = 1_000
 _MOST_FACTS = 20
 
 # Errors that only an output can cause, and only after it was opened.
-_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+OUTPUT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 EXIT_CODES = (
     (DONE, "done"),
@@ -80,7 +81,7 @@ def speaks_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
             discard_stdout()
             raise typer.Exit(DONE) from error
         except OSError as error:
-            if error.errno not in _OUTPUT_ERRNOS:
+            if error.errno not in OUTPUT_ERRNOS:
                 raise
             discard_stdout()
             sentence = f"Writing failed: {os.strerror(error.errno)}."
@@ -105,9 +106,10 @@ def say_error(error: MoetoolError) -> None:
 
 
 def say_usage_error(error: typer.TyperException) -> int:
-    """Print what was wrong with the command line, and return the exit code."""
-    message, hint = explain(error, sys.argv[1:])
-    _say(message, hint=hint)
+    """Print what was wrong with the command line, once on a host, and return the exit code."""
+    if is_first_of_host():
+        message, hint = explain(error, sys.argv[1:])
+        _say(message, hint=hint)
     return USAGE
 
 

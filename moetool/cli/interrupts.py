@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from moetool.tracing.processes.environment import is_first_of_host
+
 INTERRUPTED = 130
 MESSAGE = "Interrupted."
 # Of a command that may have written something, and of one that hasn't.
@@ -114,7 +116,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _leave() -> NoReturn:
-    if say_once():
+    if say_once() and is_first_of_host():
         # Wipe the progress line, and show the cursor again.
         clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
         hint = HINT if _State.is_in_command or _State.is_over else HINT_IF_NOTHING_LEFT

@@ -25,12 +25,14 @@ class TerminalObserver:
 
     The bar has tokens per second and the remaining time. Step and bar vanish in the end.
 
-    Args:
+    Attributes:
         is_quiet: Show nothing except warnings.
+        is_silent: Show nothing at all.
     """
 
-    def __init__(self, *, is_quiet: bool) -> None:
-        self._is_quiet = is_quiet
+    def __init__(self, *, is_quiet: bool, is_silent: bool = False) -> None:
+        self.is_quiet = is_quiet or is_silent
+        self.is_silent = is_silent
         self._status = ExitStack()
         self._show_step: Callable[[str], None] | None = None
         self._progress: Progress | None = None
@@ -57,7 +59,7 @@ class TerminalObserver:
     def step(self, words: str) -> None:
         """Show the current step, until another begins, a line is printed or the bar appears."""
         if self._show_step is None:
-            self._show_step = self._status.enter_context(show_status(is_quiet=self._is_quiet))
+            self._show_step = self._status.enter_context(show_status(is_quiet=self.is_quiet))
         self._show_step(words)
 
     def _end_step(self) -> None:
@@ -67,24 +69,21 @@ class TerminalObserver:
     def announce(self, line: str) -> None:
         """Print a line, unless asked to be quiet."""
         self._end_step()
-        if not self._is_quiet:
+        if not self.is_quiet:
             say(line)
 
     def warn(self, line: str) -> None:
         """Print a warning, even if asked to be quiet."""
         self._end_step()
+        if self.is_silent:
+            return
         warning = printable(f"warning: {line}", max_length=_LONGEST_LINE)
         sys.stderr.write(f"{paint_label(warning)}\n")
-
-    def summarize(self, text: str) -> None:
-        """Print a summary of several lines, unless asked to be quiet."""
-        if not self._is_quiet:
-            sys.stderr.write(text)
 
     def start(self, num_tokens: int) -> None:
         """Show the bar."""
         self._end_step()
-        if self._is_quiet or not sys.stderr.isatty():
+        if self.is_quiet or not sys.stderr.isatty():
             return
         from rich.progress import TextColumn, TimeRemainingColumn
 

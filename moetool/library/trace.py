@@ -20,6 +20,7 @@ from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.frames import open_table
 from moetool.trace.reading.reader import TraceSource, make_trace_frame, open_trace, read_trace
 from moetool.trace.writing.writer import TraceFile
+from moetool.tracing.timing import RunTimings
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Trace:
         path: The file that holds the rows; None if they are in memory.
         tables: The rows in memory.
         probabilities: The routers' probabilities in memory, if they were recorded.
+        timings: Where the time of the run went.
     """
 
     metadata: TraceMetadata
@@ -45,6 +47,7 @@ class Trace:
     path: Path | None = None
     tables: tuple[pa.Table, ...] = field(default=(), repr=False)
     probabilities: tuple[pa.Table, ...] = field(default=(), repr=False)
+    timings: RunTimings | None = None
 
     def __repr__(self) -> str:
         metadata = self.metadata

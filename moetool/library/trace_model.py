@@ -48,7 +48,8 @@ def trace_model(
     id_field: str = "id",
     text_field: str = "text",
     domain_field: str = "domain",
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    max_batch_tokens: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     device_map: str | None = None,
@@ -88,7 +89,10 @@ def trace_model(
         id_field: The column of the prompts' ids.
         text_field: The column of their texts.
         domain_field: The column of their domains.
-        batch_size: Prompts that go through the model together.
+        batch_size: Most prompts that go through the model together. By default 8, or no limit with
+            `max_batch_tokens`.
+        max_batch_tokens: Most tokens that go through the model together, pads and new tokens
+            included; a longer prompt runs alone.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
@@ -140,6 +144,7 @@ def trace_model(
         device=device,
         device_map=device_map,
         batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
         layers=cast("frozenset[int] | None", layers),
         special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
@@ -203,6 +208,7 @@ def trace_model(
         path=place.target,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
+        timings=run.timings,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
@@ -22,6 +23,9 @@ from moetool.report.trace_excerpt import make_excerpts
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import NOT_EXACT, TraceMetadata
 from moetool.wording import format_bytes, number_of
+
+if TYPE_CHECKING:
+    from moetool.tracing.timing import RunTimings
 
 _EXPERTS_SHOWN = 2
 _DOMAINS_SHOWN = 30
@@ -76,6 +80,18 @@ def render_trace_summary(
         make_whole_lines(written),
     )
     return render_page(blocks, view)
+
+
+def render_timings(timings: RunTimings) -> str:
+    """Return one line that says where the time of a run went."""
+    shares = timings.shares
+    stages = ", ".join(
+        f"{name} {seconds:.1f} s ({shares.get(name, 0):.0%})"
+        for name, seconds in timings.stages_s.items()
+    )
+    speed = timings.forward_tokens_per_s
+    passes = "" if speed is None else f"; forward passes at {speed:,.0f} tokens/s"
+    return f"time: {stages}{passes}\n"
 
 
 def _describe_size(metadata: TraceMetadata, num_rows: int) -> Iterator[Words]:

@@ -98,6 +98,9 @@ class TraceMetadata:
         seed: For sampling.
         cache: `dynamic` or `static`, in generation.
         device_map: As requested, if the model was spread over devices.
+        batch_size: Most prompts of a batch; None if only its tokens had a limit.
+        max_batch_tokens: Most tokens of a batch, pads included; None if there was no limit. Prompts
+            in other batches have other rounding errors.
         score_function: Function that turned router scores into probabilities, if recorded.
         notes: Sentences that a reader of the trace should know.
     """
@@ -136,6 +139,8 @@ class TraceMetadata:
     cache: str | None = None
     special_tokens: str | None = None
     max_prompt_tokens: int | None = None
+    batch_size: int | None = None
+    max_batch_tokens: int | None = None
     prompts_sha256: str | None = None
     score_function: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -284,7 +289,7 @@ _READERS: Mapping[str, Reader] = {
     "temperature": or_none(as_number),
     "top_p": or_none(as_number),
     "seed": or_none(as_count(-(2**63), 2**64 - 1)),
-    "max_prompt_tokens": or_none(as_count(1)),
+    **dict.fromkeys(("max_prompt_tokens", "batch_size", "max_batch_tokens"), or_none(as_count(1))),
     "versions": as_text_by_name,
     "notes": as_texts,
 }

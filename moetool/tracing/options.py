@@ -28,6 +28,8 @@ from moetool.tracing.prompts.tokens import SpecialTokens
 _LOWEST_TEMPERATURE = 1e-6
 # torch's generators take seeds of 64 bits.
 _NUM_SEEDS = 1 << 64
+# The batch size where neither it nor a number of tokens is given.
+_BATCH_SIZE = 8
 # Larger than any machine can hold.
 _LARGEST_NUMBER = 2**27
 
@@ -95,7 +97,10 @@ class TraceOptions:
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead, see `choose_device_map`.
-        batch_size: Prompts that go through the model together.
+        batch_size: Most prompts that go through the model together; None for no limit if there is
+            one of their tokens, and 8 otherwise.
+        max_batch_tokens: Most tokens that go through the model together, pads and new tokens
+            included; a single prompt may have more. None for no limit.
         layers: Record only these layer numbers.
         special_tokens: Who adds special tokens to the prompts.
         max_prompt_tokens: Truncate prompts to this length.
@@ -114,7 +119,8 @@ class TraceOptions:
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
+    max_batch_tokens: int | None = None
     layers: frozenset[int] | None = None
     special_tokens: SpecialTokens = "tokenizer"
     max_prompt_tokens: int | None = None
@@ -138,7 +144,22 @@ class TraceOptions:
             )
         for name in ("trust_remote_code", "with_probabilities", "with_saliency", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
-        take_count(self.batch_size, name="batch size", smallest=1, largest=_LARGEST_NUMBER)
+        if self.batch_size is None and self.max_batch_tokens is None:
+            object.__setattr__(self, "batch_size", _BATCH_SIZE)
+        take_count(
+            self.batch_size,
+            name="batch size",
+            smallest=1,
+            largest=_LARGEST_NUMBER,
+            is_optional=True,
+        )
+        take_count(
+            self.max_batch_tokens,
+            name="limit of a batch's tokens",
+            smallest=1,
+            largest=_LARGEST_NUMBER,
+            is_optional=True,
+        )
         take_count(
             self.max_prompt_tokens,
             name="limit of a prompt's tokens",
@@ -153,6 +174,11 @@ class TraceOptions:
                 f"The generation options can't be of type {type(self.generation).__name__}.",
                 hint="Give GenerationOptions, or None.",
             )
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens that a prompt is continued by; 0 if prompts are only read."""
+        return self.generation.max_new_tokens if self.generation else 0
 
 
 def choose_generation(

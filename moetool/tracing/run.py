@@ -25,7 +25,7 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_em
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches, split_windows
+from moetool.tracing.running.batches import Batch, make_batches, plan_windows
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -35,7 +35,8 @@ from moetool.tracing.running.generation import (
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile, read_text
-from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, number_windows
+from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun
+from moetool.tracing.timing import RunTimings, Stage, StageClock
 from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
@@ -52,12 +53,14 @@ class TracedRun:
         metadata: Metadata of the complete trace.
         counts: Assignments by domain, layer and expert.
         num_rows: Number of assignments recorded.
+        timings: Where the time went.
         excerpts: The first prompts, as many as were asked for.
     """
 
     metadata: TraceMetadata
     counts: ExpertCounts
     num_rows: int
+    timings: RunTimings
     excerpts: tuple[PromptExcerpt, ...] = ()
 
 
@@ -73,6 +76,7 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
+    clock: StageClock | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -89,13 +93,16 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        clock: Measures the whole run; None measures from here on.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    generation, batch_size = options.generation, options.batch_size
+    clock = clock or StageClock()
+    generation = options.generation
+    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -123,12 +130,14 @@ def trace_prompts(
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
-        if generation is None:
-            sequences = read_batch(recorded, batch, token_ids=token_ids)
-        else:
-            seed = choose_batch_seed(generation, window=window.index, batch=index)
-            sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
-        traced = TracedBatch(batch.prompts, sequences, recorder.take_calls())
+        with clock.measure(Stage.FORWARD):
+            if generation is None:
+                sequences = read_batch(recorded, batch, token_ids=token_ids)
+            else:
+                seed = choose_batch_seed(generation, window=window.index, batch=index)
+                sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
+        with clock.measure(Stage.COPY):
+            traced = TracedBatch(batch.prompts, sequences, recorder.take_calls())
         if advance is not None:
             advance(count_tokens(token_ids, generation))
         return RanBatch(traced, written, take_sums(recorder.saliency))
@@ -149,11 +158,15 @@ def trace_prompts(
         batches = make_batches(
             window.prompts,
             batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        return run.run(batches, partial(run_batch, window))
+        run.run(batches, partial(run_batch, window))
+        with clock.measure(Stage.BUILD):
+            return run.make_piece()
 
     def take_finished(window: WindowPrompts) -> tuple[list[pa.Table], bytes]:
         """Return the rows and texts of a window that an earlier run has written."""
@@ -165,11 +178,16 @@ def trace_prompts(
 
     counter = DomainCounter()
     excerpts: list[PromptExcerpt] = []
-    windows = number_windows(split_windows(prompts, batch_size=batch_size))
+    planned = plan_windows(
+        prompts,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
     # A recorder that sees no call raises an error.
-    is_left = sum(each.facts.num_prompts for each in finished.values()) < len(prompts)
-    with settings, recorder if is_left else nullcontext():
-        for window in windows:
+    with settings, recorder if len(finished) < len(planned) else nullcontext():
+        for each in planned:
+            window = WindowPrompts(each.index, each.start, prompts[each.start : each.stop])
             shown = window.prompts[: num_excerpts - len(excerpts)]
             if window.index in finished:
                 tables, lines = take_finished(window)
@@ -177,7 +195,8 @@ def trace_prompts(
                 is_spelled = texts is not None or bool(shown and generation)
                 piece = run_window(window, with_texts=is_spelled)
                 sink.describe(describe())
-                sink.commit(sink.encode(piece))
+                with clock.measure(Stage.WRITE):
+                    sink.commit(sink.encode(piece))
                 tables, lines = [piece.rows], piece.texts or b""
             for table in tables:
                 counter.add(table)
@@ -199,11 +218,14 @@ def trace_prompts(
         num_decisions=maker.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
     )
-    sink.finish(complete, join_saliency(sink, recorder.layers) if options.with_saliency else None)
+    saliency = join_saliency(sink, recorder.layers) if options.with_saliency else None
+    with clock.measure(Stage.WRITE):
+        sink.finish(complete, saliency)
     return TracedRun(
         metadata=complete,
         counts=counter.counts(complete.layers),
         num_rows=maker.num_rows,
+        timings=clock.read(num_tokens=maker.num_tokens),
         excerpts=tuple(excerpts),
     )
 

@@ -15,7 +15,7 @@ from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.writer import TraceSink
+from moetool.trace.writing.sink_choice import TracePlace
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -25,6 +25,7 @@ from moetool.tracing.prompts.tokens import (
     tokenize_prompts,
 )
 from moetool.tracing.running.texts import TextFile
+from moetool.tracing.timing import Stage, StageClock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,16 +50,6 @@ class Observer(Protocol):
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens that went through it."""
-
-
-class TracePlace(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
-
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
-
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,7 @@ def trace_model(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
+    clock: StageClock | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -102,10 +94,12 @@ def trace_model(
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
+        clock: Measures the whole run; None measures from here on.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
+    clock = clock or StageClock()
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -116,7 +110,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
-    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
+    from moetool.tracing.running.identity import identify_run
     from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
@@ -128,31 +122,30 @@ def trace_model(
     traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=traceable.num_token_ids)
-    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
-    identity = identify_run(
-        options,
-        model=checkpoint.name,
-        revision=checkpoint.revision,
-        fingerprint=fingerprint_checkpoint(checkpoint),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=device,
-        with_texts=open_texts is not None,
-    )
+    with clock.measure(Stage.TOKENIZE):
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+        vocabulary = traceable.num_token_ids
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        identity = identify_run(
+            checkpoint,
+            options,
+            prompts=tokenized,
+            device_map=device_map,
+            with_texts=open_texts is not None,
+        )
     place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
-        model = load_model(
-            checkpoint,
-            config,
-            auto_class=traceable.auto_class,
-            device_map=device_map,
-            offload_folder=offload_folder,
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-        )
+        with clock.measure(Stage.LOAD):
+            model = load_model(
+                checkpoint,
+                config,
+                auto_class=traceable.auto_class,
+                device_map=device_map,
+                offload_folder=offload_folder,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+            )
         metadata = describe_run(
             model,
             options,
@@ -173,6 +166,7 @@ def trace_model(
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
+            clock=clock,
         )
 
 
@@ -202,29 +196,24 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
-    from moetool.tracing.running.identity import fingerprint_model, identify_run
+    from moetool.tracing.running.identity import identify_loaded_run
 
+    clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
     _warn_of_inexact(_check_recordable(model, options), name, observer)
-    tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=count_embeddings(model))
-    revision = getattr(config, "_commit_hash", None)
-    identity = identify_run(
-        options,
-        model=name,
-        revision=revision,
-        fingerprint=fingerprint_model(model),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=model.device,
-        with_texts=open_texts is not None,
-    )
+    with clock.measure(Stage.TOKENIZE):
+        vocabulary = count_embeddings(model)
+        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        identity = identify_loaded_run(
+            model, options, prompts=tokenized, with_texts=open_texts is not None
+        )
     place.check(identity)
     metadata = describe_run(
         model,
         options,
         name=name,
-        revision=revision,
+        revision=getattr(config, "_commit_hash", None),
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),
@@ -239,6 +228,7 @@ def trace_loaded_model(
         identity=identity,
         observer=observer,
         open_texts=open_texts,
+        clock=clock,
     )
 
 
@@ -254,6 +244,7 @@ def _run(
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
+    clock: StageClock,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
@@ -274,6 +265,7 @@ def _run(
             texts=texts,
             advance=observer.advance,
             num_excerpts=num_excerpts,
+            clock=clock,
         )
 
 

@@ -319,6 +319,17 @@ def test_what_is_not_exact_is_a_warning_at_the_callers_line(pair: tuple[Any, Any
     assert "not exact" in trace.to_frame().attrs["notes"][0]
 
 
+def test_a_trace_says_where_the_time_of_its_run_went(pair: tuple[Any, Any]) -> None:
+    trace = trace_model(pair, TEXTS)
+    timings = trace.timings
+    assert timings is not None
+    assert timings.num_tokens == trace.metadata.num_tokens
+    for stage in ("tokenize", "forward", "build"):
+        assert 0 < timings.stages_s[stage] <= timings.elapsed_s
+    assert timings.stages_s["load"] == 0
+    assert sum(timings.stages_s.values()) >= timings.elapsed_s - 1e-6
+
+
 def test_progress_is_passed_on(pair: tuple[Any, Any]) -> None:
     said: list[str] = []
     trace_model(pair, TEXTS, batch_size=1, on_progress=said.append)

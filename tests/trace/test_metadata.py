@@ -29,6 +29,8 @@ FULL = TraceMetadata(
     num_tokens=70,
     num_decisions=140,
     max_prompt_tokens=64,
+    batch_size=8,
+    max_batch_tokens=4096,
     versions={"torch": "2.8"},
     notes=("A sentence.", 'Another, with "quotes".'),
 )
@@ -116,6 +118,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "seed": (0.5, 2**64, "0"),
     "temperature": ("hot", float("inf"), 10**400),
     "max_prompt_tokens": (0, -1),
+    "batch_size": (0, "8", 1.5),
+    "max_batch_tokens": (0, True),
     "versions": (None, [], {"torch": 2}),
     "notes": (None, "a sentence", [1], {"a": "b"}),
 }

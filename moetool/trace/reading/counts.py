@@ -147,6 +147,20 @@ class ExpertCounter:
             total = self._widen(key, width=width)
             total[group[start:end], column[start:end]] += number[start:end]
 
+    def add_counter(self, other: ExpertCounter) -> NDArray[np.intp]:
+        """Add what another counter has counted, and return the index of each of its groups."""
+        for group, domain in zip(other._index_of, other._domains, strict=True):
+            if group not in self._index_of:
+                self._index_of[group] = len(self._index_of)
+                self._domains.append(domain)
+        group = np.array([self._index_of[name] for name in other._index_of], dtype=np.intp)
+        self._num_rows += other._num_rows
+        self._width = max(self._width, other._width)
+        for key, rows in other._rows.items():
+            total = self._widen(key, width=rows.shape[1])
+            total[group[: len(rows)], : rows.shape[1]] += rows
+        return group
+
     def counts(
         self,
         layers: Iterable[RoutedLayer],

@@ -19,6 +19,8 @@ _OF_THE_RUN = (
     *("dtype", "auto_class", "attention_implementation", "experts_implementation"),
     *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
 )
+# Parts may differ in these without a note.
+_UNNOTED = ("device", "device_map", "batch_size", "max_batch_tokens", "seed")
 # Of one file; several files together have none.
 _OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
 _NEVER_UNKNOWN = ("max_new_tokens",)
@@ -88,7 +90,7 @@ def keep_common(merged: TraceMetadata, parts: Sequence[Part]) -> TraceMetadata:
     each = [part.metadata for part in parts if part.metadata is not None]
     unknown = [
         name
-        for name in (*_OF_THE_RUN, "device", "device_map", "seed", *_OF_A_FILE)
+        for name in (*_OF_THE_RUN, *_UNNOTED, *_OF_A_FILE)
         if name not in _NEVER_UNKNOWN and len({getattr(one, name) for one in each}) > 1
     ]
     changes: dict[str, Any] = dict.fromkeys(unknown)

@@ -68,6 +68,13 @@ class DomainCounter:
             )
             self._sums[place] = _add(self._sums[place], sums) if place in self._sums else sums
 
+    def add_counter(self, other: DomainCounter) -> None:
+        """Add what another counter has counted of other prompts."""
+        group = self._counter.add_counter(other._counter)
+        for place, sums in other._sums.items():
+            moved = _move(sums, group, num_groups=self._counter.num_groups)
+            self._sums[place] = _add(self._sums[place], moved) if place in self._sums else moved
+
     def counts(self, layers: Iterable[RoutedLayer]) -> ExpertCounts:
         """Return the counts so far, if each decision has as many rows as its layer's top-k."""
         counted = self._counter.counts(layers)
@@ -98,6 +105,17 @@ def _add(one: PromptSums, other: PromptSums) -> PromptSums:
         products=one.products + other.products,
         squared_decisions=one.squared_decisions + other.squared_decisions,
     )
+
+
+def _move(sums: PromptSums, group: NDArray[np.intp], *, num_groups: int) -> PromptSums:
+    """Return sums in which each group has another index."""
+
+    def move(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = np.zeros((num_groups, *values.shape[1:]))
+        moved[group[: len(values)]] = values
+        return moved
+
+    return PromptSums(**{name: move(values) for name, values in vars(sums).items()})
 
 
 def _resize(sums: PromptSums, shape: tuple[int, ...], *, top_k: int) -> PromptSums:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
@@ -17,6 +18,16 @@ from moetool.trace.writing.unfinished.resuming import check_same_run
 from moetool.trace.writing.writer import TraceFile, TraceSink
 
 _STDOUT = "-"
+
+
+class TracePlace(Protocol):
+    """The place of a run's rows, before it is opened."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)

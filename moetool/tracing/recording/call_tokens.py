@@ -15,12 +15,12 @@ from torch import nn
 
 from moetool.anatomy.caches import count_cached
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.host_copies import HostCopy, is_asynchronous
 from moetool.tracing.recording.token_masks import (
     check_mask_rows,
     read_token_mask,
     refuse_other_masks,
 )
+from moetool.tracing.recording.transfer.host_copies import HostCopy, is_asynchronous
 from moetool.wording import number_of
 
 
@@ -49,6 +49,7 @@ class CallInputs:
 
     Attributes:
         num_slots: Rows times columns of the batch, pads included.
+        device: Device of the batch.
 
     Args:
         inputs: The call's arguments by name; the call is of a model or of an encoder-decoder's stack.
@@ -59,7 +60,9 @@ class CallInputs:
     """
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
-        self._num_rows, self._num_columns = _count_slots(inputs)
+        batch = _find_batch(inputs)
+        self._num_rows, self._num_columns = batch.shape[:2]
+        self.device = batch.device
         self.num_slots = self._num_rows * self._num_columns
         self._num_cached = count_cached(inputs)
         self._copy: HostCopy | None = None
@@ -79,18 +82,6 @@ class CallInputs:
         else:
             # At once, because the caller may change the mask after the call.
             _ = self.tokens
-
-    def find_real(self, device: torch.device) -> torch.Tensor | None:
-        """Return which slots hold real tokens, on a device; None if all do.
-
-        Returns:
-            # (num_slots,)
-        """
-        if self._mask is None:
-            return None
-        columns = slice(None) if self._num_cached is None else slice(0, self._num_seen)
-        here = self._mask[:, columns][:, -self._num_columns :]
-        return (here.to(device, non_blocking=True) == 1).flatten()
 
     @cached_property
     def tokens(self) -> CallTokens:
@@ -146,8 +137,12 @@ def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
     return CallInputs(inputs).tokens
 
 
-def _count_slots(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the numbers of rows and columns of a batch."""
+def _find_batch(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the tokens of a call, or their embeddings.
+
+    Returns:
+        # (num_rows, num_columns, …)
+    """
     tokens = find_input(inputs, "input_ids")
     if tokens is None:
         tokens = find_input(inputs, "inputs_embeds")
@@ -163,7 +158,7 @@ def _count_slots(inputs: Mapping[str, Any]) -> tuple[int, int]:
             f"{number_of(num_rows, 'row')} of {number_of(num_columns, 'token')}.",
             hint="Leave out batches without tokens.",
         )
-    return num_rows, num_columns
+    return tokens
 
 
 def find_input(inputs: Mapping[str, Any], name: str) -> Any:

@@ -7,7 +7,7 @@ The steps of one recorded call, all of them hooks that `RoutingRecorder` places 
 2. While the scope runs, each layer's watch (see `watch`) reads its decision, pads included, and
    reports it to `_take_decision`.
 3. `_end_call`, after the forward, refuses layers that no watch saw, and sends the decisions on their
-   way to host memory, where pads are dropped and a `RecordedCall` is made of them (see `inbox`).
+   way to host memory, where pads are dropped and a `RecordedCall` is made of them (see `transfer`).
 
 A GPU is never waited for: hooks only copy on it, and checks and transfers run on a side stream.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -25,14 +25,11 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
-from moetool.tracing.recording.buffers import DecisionBuffers
 from moetool.tracing.recording.call_tokens import CallInputs, find_input, name_inputs
-from moetool.tracing.recording.calls import RecordedCall, RecordedLayer, SentCall
+from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
 from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.host_copies import SideStreams
-from moetool.tracing.recording.inbox import Inbox, Receipt
 from moetool.tracing.recording.saliency.meter import SaliencyMeter, check_saliency
 from moetool.tracing.recording.saliency.sums import SaliencySums
 from moetool.tracing.recording.scopes import (
@@ -41,17 +38,16 @@ from moetool.tracing.recording.scopes import (
     find_recorded_model,
 )
 from moetool.tracing.recording.token_masks import is_token_mask
+from moetool.tracing.recording.transfer.host_copies import SideStreams
+from moetool.tracing.recording.transfer.inbox import Inbox, Receipt
+from moetool.tracing.recording.transfer.sent import SentShipment
+from moetool.tracing.recording.transfer.shipment import Shipment
 from moetool.tracing.recording.watch import Decision, Watch, watch_layer
 from moetool.tracing.recording.watch.chance import ChanceWatch
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class _CallUnderWay(NamedTuple):
-    inputs: CallInputs
-    buffers: DecisionBuffers
 
 
 class RoutingRecorder:
@@ -122,8 +118,9 @@ class RoutingRecorder:
         }
         self._masks = GenerateMasks(model)
         self._allow_chance = allow_inexact
-        # By the path of their scope.
-        self._under_way: dict[str, _CallUnderWay] = {}
+        # By the path of their scope: shipments that are being filled, and calls under way.
+        self._shipments: dict[str, Shipment] = {}
+        self._inputs: dict[str, CallInputs] = {}
         self._scope_paths: dict[MoeLayer, str] = {}
         self._was_called = False
 
@@ -144,6 +141,7 @@ class RoutingRecorder:
         traceback: TracebackType | None,
     ) -> None:
         self._remove()
+        self._send_all()
         self._inbox.close(raises=kind is None)
         if kind is None and not self._was_called:
             raise UntraceableError(
@@ -169,12 +167,13 @@ class RoutingRecorder:
 
     def _remove(self) -> None:
         self._hooks.remove()
-        self._under_way.clear()
+        self._inputs.clear()
 
     @property
     def calls(self) -> list[RecordedCall]:
         """The calls recorded and not yet taken, for which this waits."""
-        return [receipt.result() for receipt in self._receipts]
+        self._send_all()
+        return [call for receipt in self._receipts for call in receipt.result()]
 
     @property
     def saliency(self) -> Mapping[MoeLayer, SaliencySums]:
@@ -183,14 +182,15 @@ class RoutingRecorder:
 
     def take_calls(self) -> list[RecordedCall]:
         """Return the calls recorded since the last time, for which this waits, and forget them."""
-        return [receipt.result() for receipt in self.take_receipts()]
+        return [call for receipt in self.take_receipts() for call in receipt.result()]
 
     def take_receipts(self) -> list[Receipt]:
         """Return receipts for the calls recorded since the last time, and forget these calls.
 
-        The calls may still be on their way from a GPU: `result` of a receipt waits for its call, in
+        The calls may still be on their way from a GPU: `result` of a receipt waits for its calls, in
         any thread.
         """
+        self._send_all()
         receipts, self._receipts = self._receipts, []
         return receipts
 
@@ -239,68 +239,88 @@ class RoutingRecorder:
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._was_called = True
-            self._inbox.wait_for_room()
             inputs = name_inputs(module, args, kwargs)
             mask = find_input(inputs, "attention_mask")
             if mask is not None and not is_token_mask(mask):
                 inputs = self._masks.restore(inputs)
-            buffers = DecisionBuffers(len(scope.layers))
-            self._under_way[scope.path] = _CallUnderWay(CallInputs(inputs), buffers)
+            self._begin_shipping(scope, CallInputs(inputs))
             chance.begin()
 
         return hook
 
     def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
         self._was_called = True
-        call = self._under_way.get(self._scope_paths[layer])
-        if call is None:
+        path = self._scope_paths[layer]
+        inputs = self._inputs.get(path)
+        if inputs is None:
             raise UntraceableError(
                 f"{layer.experts_path} ran outside a forward call of the recorded model.",
                 hint="Record the module that you call.",
             )
-        if layer in call.buffers.decisions:
+        shipment = self._shipments[path]
+        if shipment.find(layer) is not None:
             raise UntraceableError(
                 f"{layer.experts_path} ran twice in one forward call.",
                 hint="moetool records models whose layers run once per call.",
             )
         num_decisions = decision.experts.shape[0]
-        if num_decisions != call.inputs.num_slots:
+        if num_decisions != inputs.num_slots:
             raise UntraceableError(
                 f"{layer.experts_path} received {number_of(num_decisions, 'decision')} for "
-                f"{number_of(call.inputs.num_slots, 'token')}.",
+                f"{number_of(inputs.num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
-        call.buffers.copy(layer, decision)
+        shipment.copy(layer, decision)
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
-        call = self._under_way[self._scope_paths[layer]]
-        decision = call.buffers.decisions[layer]
-        return torch.from_numpy(call.inputs.tokens.slots).to(decision.experts.device), decision
+        path = self._scope_paths[layer]
+        decision = self._shipments[path].find(layer)
+        assert decision is not None
+        slots = self._inputs[path].tokens.slots
+        return torch.from_numpy(slots).to(decision.experts.device), decision
 
     def _end_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(_module: nn.Module, _args: object, _output: object) -> None:
             chance.end()
-            call = self._under_way.pop(scope.path)
-            self._check_none_silent(scope, call.buffers.decisions)
-            sent = SentCall(
-                self._num_calls,
-                scope.path,
-                call.inputs,
-                call.buffers,
-                order=scope.layers,
-                streams=self._streams,
-            )
-            self._receipts.append(self._inbox.receive(sent))
+            inputs, shipment = self._inputs.pop(scope.path), self._shipments[scope.path]
+            self._check_none_silent(scope, shipment)
+            shipment.end()
             self._num_calls += 1
+            # The next call is probably as large.
+            if not shipment.has_room(inputs.num_slots):
+                self._send(scope.path)
 
         return hook
 
-    def _check_none_silent(self, scope: CallScope, decisions: Mapping[MoeLayer, Decision]) -> None:
+    def _begin_shipping(self, scope: CallScope, inputs: CallInputs) -> None:
+        shipment = self._shipments.get(scope.path)
+        if shipment is not None and not shipment.has_room(inputs.num_slots):
+            self._send(scope.path)
+            shipment = None
+        if shipment is None:
+            self._inbox.wait_for_room()
+            shipment = self._shipments[scope.path] = Shipment(scope.path, scope.layers, inputs)
+        shipment.begin(self._num_calls, inputs)
+        self._inputs[scope.path] = inputs
+
+    def _send_all(self) -> None:
+        for path in list(self._shipments):
+            if path not in self._inputs:
+                self._send(path)
+
+    def _send(self, path: str) -> None:
+        shipment = self._shipments.pop(path)
+        if shipment.calls:
+            sent = SentShipment(shipment, self._streams)
+            receipt = self._inbox.receive(sent, is_asynchronous=shipment.is_asynchronous)
+            self._receipts.append(receipt)
+
+    def _check_none_silent(self, scope: CallScope, shipment: Shipment) -> None:
         silent = [
             layer
             for layer in scope.layers
-            if layer not in decisions and layer.stack not in OPTIONAL_STACKS
+            if shipment.find(layer) is None and layer.stack not in OPTIONAL_STACKS
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))

@@ -59,6 +59,8 @@ def describe_run(
         experts_implementation=getattr(text_config, "_experts_implementation", None),
         special_tokens=options.special_tokens,
         max_prompt_tokens=options.max_prompt_tokens,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
         prompts_sha256=hash_prompts(prompts),
         max_new_tokens=generation.max_new_tokens if generation else 0,
         temperature=generation.temperature if generation else None,

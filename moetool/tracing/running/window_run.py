@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,14 +61,6 @@ class RanBatch:
     saliency: LayerSums = field(default_factory=dict)
 
 
-def number_windows(windows: Iterable[Sequence[TokenizedPrompt]]) -> Iterator[WindowPrompts]:
-    """Yield windows with their places in the run."""
-    start = 0
-    for index, prompts in enumerate(windows):
-        yield WindowPrompts(index, start, prompts)
-        start += len(prompts)
-
-
 class WindowRun:
     """Runs the batches of one window, and turns them into rows.
 
@@ -115,10 +107,8 @@ class WindowRun:
         kept = [prompt for batch in self._kept.values() for prompt in batch.facts.prompts]
         return [self._window.prompts[prompt].token_ids for prompt in kept]
 
-    def run(
-        self, batches: Iterable[Batch], run_batch: Callable[[int, Batch], RanBatch]
-    ) -> TracePiece:
-        """Run the batches that were not kept, and return the whole window as one piece.
+    def run(self, batches: Iterable[Batch], run_batch: Callable[[int, Batch], RanBatch]) -> None:
+        """Run the batches that were not kept.
 
         Args:
             batches: All of the window.
@@ -128,6 +118,9 @@ class WindowRun:
             if index not in self._kept:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
+
+    def make_piece(self) -> TracePiece:
+        """Return the whole window, all of whose batches have run, as one piece."""
         return self._join() if self._kept else self._make()
 
     def _keep(self) -> None:

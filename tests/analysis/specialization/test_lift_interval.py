@@ -117,11 +117,18 @@ def test_prompts_counted_by_domain_give_the_same_intervals() -> None:
         for start in (0, 4, 8)
     ]
     by_domain, by_prompt = DomainCounter(), ExpertCounter(by="prompt_id")
+    together = DomainCounter()
     for table in tables:
         by_domain.add(table)
         by_prompt.add(table)
-    lifts = [measure_lift(each.counts(describe_layers())) for each in (by_domain, by_prompt)]
-    for one, other in zip(*lifts, strict=True):
+        alone = DomainCounter()
+        alone.add(table)
+        together.add_counter(alone)
+    lifts = [
+        measure_lift(each.counts(describe_layers())) for each in (by_domain, by_prompt, together)
+    ]
+    assert lifts[2] == lifts[0]
+    for one, other in zip(*lifts[:2], strict=True):
         assert (one.domain, one.layer, one.expert) == (other.domain, other.layer, other.expert)
         assert (one.assignments, one.tokens, one.lift) == (
             other.assignments,

@@ -48,6 +48,10 @@ BAD_OPTIONS: dict[str, tuple[list[str], Refusal]] = {
         ["--prompt", "hello", "--batch-size", "0"],
         Refusal(2, error="--batch-size can't be '0'", hint="at least 1"),
     ),
+    "batches of no tokens": (
+        ["--prompt", "hello", "--max-batch-tokens", "0"],
+        Refusal(2, error="--max-batch-tokens can't be '0'", hint="at least 1"),
+    ),
     "a limit of nothing": (
         ["--prompt", "hello", "--limit", "0"],
         Refusal(2, error="--limit can't be '0'", hint="at least 1"),

@@ -13,10 +13,11 @@ from moetool.analysis.balance.load import measure_load
 from moetool.analysis.routing_summary import summarize_routing
 from moetool.analysis.specialization.lift import measure_lift
 from moetool.report.renderer import DEFAULT_VIEW, View
-from moetool.report.trace_summary import render_trace_summary
+from moetool.report.trace_summary import render_timings, render_trace_summary
 from moetool.trace.excerpt import PromptExcerpt, RoutedToken, StackExcerpt
 from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
+from moetool.tracing.timing import RunTimings
 from tests.report.examples import TOP_K, make_counts
 
 COUNTS = make_counts(["code", "prose"])
@@ -287,3 +288,15 @@ def test_one_of_a_kind_is_singular() -> None:
         "wrote 1 row to stdout\n",
     ):
         assert words in text
+
+
+def test_the_time_of_a_run_is_on_one_line_with_shares_and_speed() -> None:
+    stages_s = {"load": 30.0, "forward": 8.04, "other": 2.0}
+    line = render_timings(RunTimings(elapsed_s=40.0, stages_s=stages_s, num_tokens=804_000))
+    assert line == (
+        "time: load 30.0 s (75%), forward 8.0 s (20%), other 2.0 s (5%); "
+        "forward passes at 100,000 tokens/s\n"
+    )
+    none = {"forward": 0.0, "other": 4.0}
+    line = render_timings(RunTimings(elapsed_s=4.0, stages_s=none, num_tokens=0))
+    assert line == "time: forward 0.0 s (0%), other 4.0 s (100%)\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moetool.errors import InputError
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.reading.counts import GroupColumn, count_experts
+from moetool.trace.reading.counts import ExpertCounter, GroupColumn, count_experts
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.rows import assignment_rows
 from moetool.trace.writing.partial import partial_folder
@@ -68,6 +68,21 @@ def test_counts_do_not_depend_on_the_chunks_that_rows_come_in(
     layers = layers_of(to_plain_frame(table))
     whole = count_tables([table], layers, by=by)
     assert_same_counts(count_tables(list(cut(table, num_rows=num_rows)), layers, by=by), whole)
+
+
+@pytest.mark.parametrize("by", BY)
+@settings(deadline=None, max_examples=50)
+@given(table=traces(), num_rows=st.integers(1, 40))
+def test_counts_of_several_counters_add_up(
+    by: GroupColumn, table: pa.Table, num_rows: int
+) -> None:
+    layers = layers_of(to_plain_frame(table))
+    total = ExpertCounter(by=by)
+    for part in cut(table, num_rows=num_rows):
+        counter = ExpertCounter(by=by)
+        counter.add(part)
+        total.add_counter(counter)
+    assert_same_counts(total.counts(layers), count_tables([table], layers, by=by))
 
 
 @pytest.mark.parametrize("by", BY)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
-
 from moetool.cli.errors import speaks_errors
 from moetool.cli.inputs import list_run_inputs
-from moetool.cli.options import generation as generating
-from moetool.cli.options import prompts as prompt_options
-from moetool.cli.options import recording
+from moetool.cli.observer import TerminalObserver
+from moetool.cli.options.route_trace import generation as generating
+from moetool.cli.options.route_trace import prompts as prompt_options
+from moetool.cli.options.route_trace import recording, running
 from moetool.cli.options.shared import ForceOption, PageOption, RevisionOption, TrustOption
 from moetool.cli.options.values import parse_layers
+from moetool.cli.processes import current_processes, join_processes, runs_together
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
+from moetool.cli.writing.runs import show_timings, summarize_run
 from moetool.memory.scenario import CacheKind, Dtype
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.limits import PromptLimits
+from moetool.tracing.timing import StageClock
 
 SUMMARY = "Record each token's choice of experts."
 EXAMPLES = (
@@ -25,8 +27,9 @@ EXAMPLES = (
 
 
 @speaks_errors
+@runs_together
 def route_trace(
-    model: recording.Model,
+    model: running.Model,
     prompts: prompt_options.Prompts = None,
     prompt: prompt_options.PromptOption = None,
     limit: prompt_options.Limit = None,
@@ -37,10 +40,11 @@ def route_trace(
     id_field: prompt_options.IdField = "id",
     text_field: prompt_options.TextField = "text",
     domain_field: prompt_options.DomainField = "domain",
-    batch_size: recording.BatchSize = 8,
-    dtype: recording.DtypeOption = Dtype.AUTO,
-    device: recording.Device = None,
-    device_map: recording.DeviceMap = None,
+    batch_size: running.BatchSize = None,
+    max_batch_tokens: running.MaxBatchTokens = None,
+    dtype: running.DtypeOption = Dtype.AUTO,
+    device: running.Device = None,
+    device_map: running.DeviceMap = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     layers: recording.Layers = None,
@@ -60,20 +64,18 @@ def route_trace(
     resume: recording.Resume = False,
     show: recording.Show = None,
     quiet: recording.QuietOption = False,
+    verbose: recording.VerboseOption = False,
 ) -> None:
     """Record which experts each token goes to, one row per chosen expert.
 
     Rows go to --output (.parquet or .csv), or as CSV to stdout in a pipe. On a terminal without
     --output, only the summary is shown. Progress and summary go to stderr.
     """
-    from moetool.cli.observer import TerminalObserver
-
-    started = time.monotonic()
-    with TerminalObserver(is_quiet=quiet) as observer:
+    clock = StageClock()
+    processes = current_processes()
+    with TerminalObserver(is_quiet=quiet, is_silent=not processes.is_first) as observer:
         observer.step("starting")
-        from moetool.analysis.routing_summary import summarize_routing
         from moetool.checkpoint.reference import resolve_model
-        from moetool.report.trace_summary import render_trace_summary
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
         from moetool.tracing.prompts.prompts import choose_prompts
@@ -107,6 +109,7 @@ def route_trace(
         device=device,
         device_map=device_map,
         batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),
         special_tokens=choose_special_tokens(chat=chat, special_tokens=special_tokens),
         max_prompt_tokens=max_prompt_tokens,
@@ -124,6 +127,7 @@ def route_trace(
         inputs=inputs,
     )
     with observer:
+        join_processes(observer.step, has_file=sink.target is not None)
         if prompts != "-":  # which may be typed on the terminal
             observer.step("reading prompts")
         read = choose_prompts(prompts, prompt, fields=fields, limits=limits, chat=chat)
@@ -135,19 +139,11 @@ def route_trace(
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
+            clock=clock,
         )
-    if not quiet:
-        summary = render_trace_summary(
-            run.metadata,
-            summarize_routing(run.counts),
-            num_rows=run.num_rows,
-            elapsed_s=time.monotonic() - started,
-            wrote=sink.target,
-            wrote_bytes=sink.target.stat().st_size if sink.target else 0,
-            streamed=sink.target is None and sink.keeps_rows,
-            texts=save_text,
-            excerpts=run.excerpts,
-            view=observer.view,
-        )
-        observer.summarize(summary)
+    if not processes.is_first:
+        return
+    summarize_run(run, observer, sink=sink, texts=save_text)
     make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
+    if verbose:
+        show_timings(run)

@@ -9,7 +9,7 @@ from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.host_copies import HostCopy
+from moetool.tracing.recording.transfer.host_copies import HostCopy
 
 # Enough tokens to tell a constant from a coincidence.
 _NUM_TOKENS = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -121,24 +122,44 @@ def test_the_rows_are_what_the_recorder_sees_prompt_by_prompt(
     assert traced["token"].tolist() == pieces
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 50])
-def test_the_batch_size_leaves_no_mark(
+@pytest.mark.parametrize(
+    "limits",
+    [("--batch-size", "1"), ("--batch-size", "50"), ("--max-batch-tokens", "300")],
+    ids=" ".join,
+)
+def test_the_size_of_batches_leaves_no_mark(
     run_moetool: RunMoetool,
     few_prompts: Path,
     few_trace: pd.DataFrame,
     tmp_path: Path,
-    batch_size: int,
+    limits: tuple[str, ...],
 ) -> None:
     path = tmp_path / "trace.parquet"
     completed = run_moetool(
         *("route-trace", "demo", "--prompts", few_prompts, "-o", path, "-q"),
-        *("--batch-size", str(batch_size)),
+        *limits,
     )
     assert completed.returncode == 0, completed.stderr
-    frame = as_plain(read_trace(path))
+    traced = read_trace(path)
+    kept = traced.attrs["moetool"]
+    assert (kept["batch_size"], kept["max_batch_tokens"]) == {
+        ("--batch-size", "1"): (1, None),
+        ("--batch-size", "50"): (50, None),
+        ("--max-batch-tokens", "300"): (None, 300),
+    }[limits]
+    frame = as_plain(traced)
     without = [name for name in COLUMNS if name != "weight"]
     pd.testing.assert_frame_equal(frame[without], as_plain(few_trace)[without])
     np.testing.assert_allclose(frame["weight"], few_trace["weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_line_says_where_the_time_went(run_moetool: RunMoetool) -> None:
+    completed = run_moetool("route-trace", "demo", "--prompt", "Hello there", "-v")
+    line = (
+        r"time: tokenize S, load S, forward S, copy S, build S, write S, other S; "
+        r"forward passes at [\d,]+ tokens/s\n"
+    ).replace("S", r"\d+\.\d s \(\d+%\)")
+    assert re.fullmatch(line, completed.stderr.splitlines(keepends=True)[-1])
 
 
 def test_csv_in_a_pipe_is_read_by_pandas_as_the_readme_says(

@@ -1,4 +1,4 @@
-"""Declare the options of `moetool route-trace` that load the model and record it."""
+"""Declare the options of `moetool route-trace` about what is recorded, written and shown."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moetool.cli.options.completion import complete_checkpoints
-from moetool.cli.options.shared import (
-    FLAG,
-    MODEL_PANEL,
-    OUTPUT_PANEL,
-    make_dtype_option,
-    silence_libraries,
-)
-from moetool.memory.scenario import Dtype
+from moetool.cli.options.shared import FLAG, OUTPUT_PANEL, silence_libraries
 
 _RECORDING_PANEL = "Recording"
 # More would fill a terminal's scrollback.
@@ -30,38 +22,6 @@ class TraceFormat(StrEnum):
     CSV = "csv"
 
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder, a Hub id (org/name), or 'demo'.",
-        show_default=False,
-        autocompletion=complete_checkpoints,
-    ),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Prompts per batch.", rich_help_panel=MODEL_PANEL),
-]
-DtypeOption = Annotated[Dtype, make_dtype_option("checkpoint", panel=MODEL_PANEL)]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Device to run on, such as cpu or cuda:1. Default: a GPU if there is one.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MAP",
-        help="Spread the model over devices: auto (CPU and disk hold the rest), balanced, "
-        "sequential, or a .json file that maps module paths to devices.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
 Layers = Annotated[
     str | None,
     typer.Option(
@@ -146,6 +106,16 @@ QuietOption = Annotated[
         metavar=FLAG,
         help="Show neither progress nor summary on stderr.",
         callback=silence_libraries,
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "-v",
+        "--verbose",
+        metavar=FLAG,
+        help="End with a line on stderr that says where the time went.",
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]

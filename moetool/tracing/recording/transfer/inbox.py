@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from moetool.tracing.recording.calls import RecordedCall, SentCall
+from moetool.tracing.recording.calls import RecordedCall
+from moetool.tracing.recording.transfer.sent import SentShipment
 
-# A call that waits for its result.
-Receipt = Future[RecordedCall]
+# Calls of a shipment, once they have arrived.
+Receipt = Future[list[RecordedCall]]
 
-# Calls that may be on their way at once. A model that is ahead of them waits, so that memory for
+# Shipments that may be on their way at once. A model that is ahead of them waits, so that memory for
 # recording does not grow.
 _MOST_ON_THEIR_WAY = 3
 
 
 class Inbox:
-    """Receives calls: those of a GPU in a separate thread, in their order, others at once."""
+    """Receives shipments: those of a GPU in a separate thread, in their order, others at once."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._on_their_way: deque[Receipt] = deque()
 
-    def receive(self, sent: SentCall) -> Receipt:
-        """Return the receipt of a call.
+    def receive(self, sent: SentShipment, *, is_asynchronous: bool) -> Receipt:
+        """Return the receipt of a shipment.
+
+        Args:
+            sent: The shipment.
+            is_asynchronous: Whether its device goes on meanwhile.
 
         Raises:
-            UntraceableError: A call that has arrived was no decision.
+            UntraceableError: A call can't be recorded exactly, if that is known already.
         """
-        if not sent.is_asynchronous:
+        if not is_asynchronous:
             receipt = Receipt()
             receipt.set_result(sent.receive())
             return receipt
@@ -39,7 +44,7 @@ class Inbox:
         return receipt
 
     def wait_for_room(self) -> None:
-        """Wait until another call may be sent.
+        """Wait until another shipment may be sent.
 
         Raises:
             UntraceableError: An earlier call can't be recorded exactly.
@@ -50,7 +55,7 @@ class Inbox:
             self._on_their_way.popleft().result()
 
     def close(self, *, raises: bool) -> None:
-        """Wait for all calls, and end the thread.
+        """Wait for all shipments, and end the thread.
 
         Args:
             raises: Raise the error of a call that can't be recorded exactly.

@@ -1,0 +1,1 @@
+"""Options of `moetool route-trace` alone."""

@@ -1,0 +1,51 @@
+"""Show on stderr what a run of route-trace recorded, and where its time went."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moetool.cli.observer import TerminalObserver
+
+if TYPE_CHECKING:
+    from moetool.trace.writing.sink_choice import SinkChoice
+    from moetool.tracing.run import TracedRun
+
+
+def summarize_run(
+    run: TracedRun, observer: TerminalObserver, *, sink: SinkChoice, texts: Path | None
+) -> None:
+    """Print the summary of a run, unless asked to be quiet.
+
+    Args:
+        run: The finished run.
+        observer: Followed it.
+        sink: The place of its rows.
+        texts: The file of generated texts, if there is one.
+    """
+    from moetool.analysis.routing_summary import summarize_routing
+    from moetool.report.trace_summary import render_trace_summary
+
+    if observer.is_quiet:
+        return
+    summary = render_trace_summary(
+        run.metadata,
+        summarize_routing(run.counts),
+        num_rows=run.num_rows,
+        elapsed_s=run.timings.elapsed_s,
+        wrote=sink.target,
+        wrote_bytes=sink.target.stat().st_size if sink.target else 0,
+        streamed=sink.target is None and sink.keeps_rows,
+        texts=texts,
+        excerpts=run.excerpts,
+        view=observer.view,
+    )
+    sys.stderr.write(summary)
+
+
+def show_timings(run: TracedRun) -> None:
+    """Print where the time of a run went, on one line."""
+    from moetool.report.trace_summary import render_timings
+
+    sys.stderr.write(render_timings(run.timings))

@@ -1,0 +1,1 @@
+"""The processes that trace together, as torchrun or accelerate started them."""
