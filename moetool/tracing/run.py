@@ -5,33 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.quiet import quiet_transformers
 from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
+from moetool.trace.writing.pieces import TracePiece
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
-from moetool.tracing.running.batches import make_batches, plan_windows
+from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
+from moetool.tracing.running.batches import Batch, make_batches, plan_windows
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
+    choose_batch_seed,
     generation_settings,
     takes_left_pads,
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
-from moetool.tracing.running.texts import TextFile, decode_texts
+from moetool.tracing.running.texts import TextFile, read_text
+from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun
 from moetool.tracing.timing import RunTimings, Stage, StageClock
-from moetool.tracing.windows.collect import TracedBatch, collect_scopes
+from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
 
@@ -56,33 +62,6 @@ class TracedRun:
     num_rows: int
     timings: RunTimings
     excerpts: tuple[PromptExcerpt, ...] = ()
-
-
-@dataclass(frozen=True)
-class WindowPasses:
-    """The batches of one window after they went through the model.
-
-    Attributes:
-        batches: In the order in which they ran.
-        written: Continuations, by the prompt's index in the window.
-    """
-
-    batches: list[TracedBatch]
-    written: dict[int, Continuation]
-
-    @property
-    def num_new_tokens(self) -> int:
-        """Number of tokens that the model generated."""
-        return sum(len(item.token_ids) for item in self.written.values())
-
-    def add(self, batch: TracedBatch, written: Sequence[Continuation]) -> None:
-        """Add a batch and, if the model generates text, the continuation of each row."""
-        self.batches.append(batch)
-        self.written.update(zip(batch.prompts.tolist(), written, strict=False))
-
-    def in_order(self) -> list[Continuation]:
-        """Return the continuations in the order of the window's prompts."""
-        return [self.written[index] for index in sorted(self.written)]
 
 
 @quiet_transformers()
@@ -141,84 +120,120 @@ def trace_prompts(
         settings = nullcontext()
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
-    def run_window(window: Sequence[TokenizedPrompt]) -> WindowPasses:
-        passes = WindowPasses([], {})
-        for batch in make_batches(
+    maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    finished, known = sink.list_finished(), sink.list_layers()
+
+    def describe() -> TraceMetadata:
+        layers = describe_layers(recorder, maker.top_k, known)
+        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+
+    def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
+        token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
+        written: Sequence[Continuation] = ()
+        with clock.measure(Stage.FORWARD):
+            if generation is None:
+                sequences = read_batch(recorded, batch, token_ids=token_ids)
+            else:
+                seed = choose_batch_seed(generation, window=window.index, batch=index)
+                sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
+        with clock.measure(Stage.COPY):
+            traced = TracedBatch(batch.prompts, sequences, recorder.take_calls())
+        if advance is not None:
+            advance(count_tokens(token_ids, generation))
+        return RanBatch(traced, written, take_sums(recorder.saliency))
+
+    def run_window(window: WindowPrompts, *, with_texts: bool) -> TracePiece:
+        run = WindowRun(
             window,
+            sink=sink,
+            maker=maker,
+            tokenizer=tokenizer,
+            with_texts=with_texts,
+            with_saliency=options.with_saliency,
+            layers=recorder.layers,
+            describe=lambda: sink.describe(describe()),
+        )
+        if advance is not None and run.kept_token_ids:
+            advance(count_tokens(run.kept_token_ids, generation))
+        batches = make_batches(
+            window.prompts,
             batch_size=batch_size,
             max_batch_tokens=max_batch_tokens,
             num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
-        ):
-            token_ids = [window[prompt].token_ids for prompt in batch.prompts]
-            written: list[Continuation] = []
-            with clock.measure(Stage.FORWARD):
-                if generation is None:
-                    sequences = read_batch(recorded, batch, token_ids=token_ids)
-                else:
-                    sequences, written = write_batch(recorded, batch, token_ids=token_ids)
-            with clock.measure(Stage.COPY):
-                calls = recorder.take_calls()
-            passes.add(TracedBatch(batch.prompts, sequences, calls), written)
-            if advance is not None:
-                advance(count_tokens(token_ids, generation))
-        return passes
+        )
+        run.run(batches, partial(run_batch, window))
+        with clock.measure(Stage.BUILD):
+            return run.make_piece()
+
+    def take_finished(window: WindowPrompts) -> tuple[list[pa.Table], bytes]:
+        """Return the rows and texts of a window that an earlier run has written."""
+        maker.add_finished(finished[window.index])
+        if advance is not None:
+            token_ids = [prompt.token_ids for prompt in window.prompts]
+            advance(count_tokens(token_ids, generation))
+        return list(finished[window.index].iter_tables()), finished[window.index].read_texts()
 
     counter = DomainCounter()
-    maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
     excerpts: list[PromptExcerpt] = []
-    num_new_tokens = 0
-    with settings, recorder:
-        for planned in plan_windows(
-            prompts,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
-            num_new_tokens=options.max_new_tokens,
-        ):
-            window = prompts[planned.start : planned.stop]
-            passes = run_window(window)
-            with clock.measure(Stage.BUILD):
-                rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
-            if maker.num_windows == 1:
-                sink.describe(note_routing(metadata, describe_layers(recorder, maker.top_k)))
-            with clock.measure(Stage.WRITE):
-                sink.write(rows, probabilities)
-            counter.add(rows)
-            num_new_tokens += passes.num_new_tokens
-            written = passes.in_order()
+    planned = plan_windows(
+        prompts,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
+    # A recorder that sees no call raises an error.
+    with settings, recorder if len(finished) < len(planned) else nullcontext():
+        for each in planned:
+            window = WindowPrompts(each.index, each.start, prompts[each.start : each.stop])
+            shown = window.prompts[: num_excerpts - len(excerpts)]
+            if window.index in finished:
+                tables, lines = take_finished(window)
+            else:
+                is_spelled = texts is not None or bool(shown and generation)
+                piece = run_window(window, with_texts=is_spelled)
+                sink.describe(describe())
+                with clock.measure(Stage.WRITE):
+                    sink.commit(sink.encode(piece))
+                tables, lines = [piece.rows], piece.texts or b""
+            for table in tables:
+                counter.add(table)
             if texts is not None:
-                texts.write(decode_texts(window, written, tokenizer))
-            shown = window[: num_excerpts - len(excerpts)]
-            spelled = decode_texts(shown, written[: len(shown)], tokenizer) if written else ()
-            excerpts += _excerpt_prompts(
-                shown,
-                rows,
-                written=[text.text for text in spelled],
-                most_tokens=choose_excerpt_tokens(num_excerpts),
-            )
-    routed = describe_layers(recorder, maker.top_k)
+                texts.write_lines(lines)
+            if shown:
+                excerpts += _excerpt_prompts(
+                    shown,
+                    pa.concat_tables(tables).unify_dictionaries(),
+                    written=[read_text(line) for line in lines.splitlines()[: len(shown)]],
+                    most_tokens=choose_excerpt_tokens(num_excerpts),
+                )
     complete = replace(
-        note_routing(metadata, routed),
+        describe(),
         complete=True,
         num_prompts=len(prompts),
         num_tokens=maker.num_tokens,
-        num_new_tokens=num_new_tokens,
+        num_new_tokens=maker.num_new_tokens,
         num_decisions=maker.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
-        score_function=maker.score_function,
     )
-    saliency = pack_observer_data(recorder.saliency) if options.with_saliency else None
+    saliency = join_saliency(sink, recorder.layers) if options.with_saliency else None
     with clock.measure(Stage.WRITE):
         sink.finish(complete, saliency)
     return TracedRun(
         metadata=complete,
-        counts=counter.counts(routed),
+        counts=counter.counts(complete.layers),
         num_rows=maker.num_rows,
         timings=clock.read(num_tokens=maker.num_tokens),
         excerpts=tuple(excerpts),
     )
+
+
+def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:
+    """Return the file of the sums of all windows, added in their order."""
+    sums = [window.read_saliency() for window in sink.list_finished().values()]
+    return pack_observer_data(add_sums(unpack_sums(each, layers) for each in sums if each))
 
 
 def _excerpt_prompts(

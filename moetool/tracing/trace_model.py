@@ -14,7 +14,8 @@ from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
-from moetool.trace.writing.writer import TraceSink
+from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.sink_choice import TracePlace
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -73,7 +74,7 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
@@ -88,7 +89,7 @@ def trace_model(
         reference: The model, see `resolve_model`.
         prompts: See `read_prompts`.
         options: Settings for loading the model and for recording.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
@@ -109,6 +110,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
+    from moetool.tracing.running.identity import identify_run
     from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
@@ -124,6 +126,14 @@ def trace_model(
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
         tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        identity = identify_run(
+            checkpoint,
+            options,
+            prompts=tokenized,
+            device_map=device_map,
+            with_texts=open_texts is not None,
+        )
+    place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
@@ -151,7 +161,8 @@ def trace_model(
             tokenized,
             options,
             metadata=metadata,
-            open_sink=open_sink,
+            place=place,
+            identity=identity,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
@@ -165,7 +176,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -176,7 +187,7 @@ def trace_loaded_model(
         tokenizer: The model's own.
         prompts: See `read_prompts`.
         options: Those about loading have no effect here.
-        open_sink: Opens the place of the rows, see `choose_sink`.
+        place: The place of the rows, see `choose_sink`.
         observer: Is informed of progress.
         open_texts: Opens the place of the generated texts, see `choose_texts`.
 
@@ -185,6 +196,7 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
+    from moetool.tracing.running.identity import identify_loaded_run
 
     clock = StageClock()
     config = model.config
@@ -193,6 +205,10 @@ def trace_loaded_model(
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
         tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        identity = identify_loaded_run(
+            model, options, prompts=tokenized, with_texts=open_texts is not None
+        )
+    place.check(identity)
     metadata = describe_run(
         model,
         options,
@@ -208,7 +224,8 @@ def trace_loaded_model(
         tokenized,
         options,
         metadata=metadata,
-        open_sink=open_sink,
+        place=place,
+        identity=identity,
         observer=observer,
         open_texts=open_texts,
         clock=clock,
@@ -222,7 +239,8 @@ def _run(
     options: TraceOptions,
     *,
     metadata: TraceMetadata,
-    open_sink: Callable[[TraceMetadata], TraceSink],
+    place: TracePlace,
+    identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
@@ -235,7 +253,7 @@ def _run(
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
         open_texts() if open_texts else nullcontext() as texts,
-        open_sink(metadata) as sink,
+        place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
             model,

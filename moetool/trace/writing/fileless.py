@@ -7,7 +7,7 @@ from typing import BinaryIO, Self
 
 import pyarrow as pa
 
-from moetool.trace.metadata import TraceMetadata
+from moetool.trace.metadata import RoutedLayer, TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.csv_text import csv_bytes, csv_header
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
@@ -39,6 +39,10 @@ class _KeepsNothing:
     def list_finished(self) -> dict[int, FinishedWindow]:
         """Return nothing: no earlier run left a window."""
         return {}
+
+    def list_layers(self) -> tuple[RoutedLayer, ...]:
+        """Return nothing: no layer is on disk."""
+        return ()
 
     def keep_batch(self, batch: TraceBatch) -> None:
         """Drop the batch."""

@@ -11,6 +11,8 @@ import pyarrow as pa
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.rows import assignment_rows, merge_by_prompt, probability_rows
+from moetool.trace.writing.pieces import TraceBatch
+from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.tracing.prompts.tokens import TokenizedPrompt, spell_tokens
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.windows.collect import CollectedScope
@@ -24,10 +26,10 @@ class RowMaker:
     """Makes rows window by window, and counts them.
 
     Attributes:
-        num_windows: Windows so far; the other counts are of these windows.
         num_rows: Assignments.
         num_tokens: Tokens; in an encoder-decoder, of both stacks.
         num_decisions: Tokens times the layers that routed them.
+        num_new_tokens: Generated tokens.
         top_k: Largest number of experts that each layer chose for a token.
 
     Args:
@@ -36,7 +38,7 @@ class RowMaker:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, with_probabilities: bool) -> None:
-        self.num_windows, self.num_rows, self.num_tokens, self.num_decisions = 0, 0, 0, 0
+        self.num_rows, self.num_tokens, self.num_decisions, self.num_new_tokens = 0, 0, 0, 0
         self.top_k: dict[MoeLayer, int] = {}
         self._tokenizer = tokenizer
         self._with_probabilities = with_probabilities
@@ -62,9 +64,23 @@ class RowMaker:
             self.num_tokens += len(scope.token_id)
             self.num_decisions += len(scope.token_id) * len(decisions)
         rows = merge_by_prompt(tables)
-        self.num_windows += 1
         self.num_rows += rows.num_rows
         return rows, merge_by_prompt(probabilities) if probabilities else None
+
+    def add_finished(self, finished: FinishedWindow) -> None:
+        """Count a window whose rows are on disk."""
+        facts = finished.facts
+        self.num_rows += finished.num_rows
+        self.num_tokens += facts.num_tokens
+        self.num_decisions += facts.num_decisions
+        self.num_new_tokens += facts.num_new_tokens
+
+    def add_batch(self, batch: TraceBatch) -> None:
+        """Count a batch whose rows are on disk."""
+        self.num_rows += batch.rows.num_rows
+        self.num_tokens += sum(batch.facts.num_tokens)
+        self.num_decisions += sum(batch.facts.num_decisions)
+        self.num_new_tokens += sum(batch.facts.num_new_tokens)
 
     def _name_tokens(
         self, window: Sequence[TokenizedPrompt], scope: CollectedScope
