@@ -13,6 +13,7 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.identity import Invitation
 from moetool.trace.writing.partial import PartialFolder, partial_folder
+from moetool.trace.writing.unfinished.part_files import count_rows
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.trace.writing.writer import TraceFile
 
@@ -33,11 +34,12 @@ class TraceShare(TraceFile):
         self.target = target
         self.partial = partial_folder(target)
         self._metadata = replace(metadata, complete=False)
+        self._identity = invitation.identity
         self._folder = PartialFolder.join(target, holder=invitation.holder)
         self._pieces = PieceStore(
             self._folder,
             schema=TRACE_SCHEMA,
-            identity=invitation.identity,
+            identity=self._identity,
             footer=self._footer,
             may_replace=invitation.may_replace,
         )
@@ -51,7 +53,7 @@ class TraceShare(TraceFile):
         traceback: TracebackType | None,
     ) -> None:
         with holding_interrupts():
-            num_rows = self._pieces.count_rows() if error is not None else 0
+            num_rows = count_rows(self.partial, self._identity) if error is not None else 0
             self._folder.release()
             if error is not None and num_rows:
                 self._note_rows(error, num_rows, has_pieces=True)

@@ -45,7 +45,7 @@ from moetool.trace.writing.parts import PartWriter
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.finished import FinishedWindow
-from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME
+from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME, count_rows
 from moetool.trace.writing.unfinished.resuming import may_replace
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
@@ -174,9 +174,8 @@ class TraceFile:
                 if self._keeps_parts:
                     self._rows.flush()
                     self._probabilities.flush()
-            num_rows = self._rows.num_rows + (
-                self._pieces.count_rows() if self._is_shared else self._pieces.num_rows
-            )
+            of_all = count_rows(self.partial, self._identity) if self._is_shared else None
+            num_rows = self._rows.num_rows + (of_all or self._pieces.num_rows)
             if not (self._keeps_parts and num_rows):
                 self._folder.remove()
                 return

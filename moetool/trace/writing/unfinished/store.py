@@ -37,6 +37,7 @@ from moetool.trace.writing.unfinished.part_files import (
     PartInfo,
     companion_path,
     is_batch_name,
+    list_parts,
     make_part_entry,
     name_batch,
     name_piece,
@@ -179,13 +180,6 @@ class PieceStore:
         if lost:
             raise refuse_as_removed(self._folder.path / f"{lost[0]}.parquet")
         return parts
-
-    def count_rows(self) -> int:
-        """Return the assignments in the parts on disk, of all processes of the run."""
-        try:
-            return sum(part.num_rows for part in self._list_parts())
-        except UsageError:
-            return 0
 
     def find_batches(self) -> None:
         """Find the batches that an interrupted run kept, after another process took them over."""
@@ -335,16 +329,7 @@ class PieceStore:
         self._kept_batches.clear()
 
     def _list_parts(self) -> list[PartInfo]:
-        """Return the pieces and batches of this run that are complete, in name order."""
-        try:
-            paths = sorted(self._folder.path.iterdir())
-        except FileNotFoundError as error:
-            raise refuse_as_removed(self._folder.path) from error
-        infos = [
-            read_part_info(path) for path in paths if path.suffix in (".parquet", WAITING_SUFFIX)
-        ]
-        token = self._identity.token
-        return [info for info in infos if info is not None and info.identity.token == token]
+        return list_parts(self._folder.path, self._identity)
 
     def _remove(self, path: Path, stem: str) -> None:
         """Remove a part, and then what belongs to it."""
