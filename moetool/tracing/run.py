@@ -25,7 +25,7 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_em
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches, plan_windows
+from moetool.tracing.running.batches import Batch, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -35,7 +35,7 @@ from moetool.tracing.running.generation import (
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile, read_text
-from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun
+from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.timing import RunTimings, Stage, StageClock
 from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
@@ -164,9 +164,7 @@ def trace_prompts(
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        run.run(batches, partial(run_batch, window))
-        with clock.measure(Stage.BUILD):
-            return run.make_piece()
+        return run.run(batches, partial(run_batch, window))
 
     def take_finished(window: WindowPrompts) -> tuple[list[pa.Table], bytes]:
         """Return the rows and texts of a window that an earlier run has written."""
@@ -178,16 +176,11 @@ def trace_prompts(
 
     counter = DomainCounter()
     excerpts: list[PromptExcerpt] = []
-    planned = plan_windows(
-        prompts,
-        batch_size=batch_size,
-        max_batch_tokens=max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
+    windows = list_windows(prompts, options)
     # A recorder that sees no call raises an error.
-    with settings, recorder if len(finished) < len(planned) else nullcontext():
-        for each in planned:
-            window = WindowPrompts(each.index, each.start, prompts[each.start : each.stop])
+    is_left = sum(each.facts.num_prompts for each in finished.values()) < len(prompts)
+    with settings, recorder if is_left else nullcontext():
+        for window in windows:
             shown = window.prompts[: num_excerpts - len(excerpts)]
             if window.index in finished:
                 tables, lines = take_finished(window)
@@ -195,8 +188,7 @@ def trace_prompts(
                 is_spelled = texts is not None or bool(shown and generation)
                 piece = run_window(window, with_texts=is_spelled)
                 sink.describe(describe())
-                with clock.measure(Stage.WRITE):
-                    sink.commit(sink.encode(piece))
+                sink.commit(sink.encode(piece))
                 tables, lines = [piece.rows], piece.texts or b""
             for table in tables:
                 counter.add(table)
@@ -218,9 +210,7 @@ def trace_prompts(
         num_decisions=maker.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
     )
-    saliency = join_saliency(sink, recorder.layers) if options.with_saliency else None
-    with clock.measure(Stage.WRITE):
-        sink.finish(complete, saliency)
+    sink.finish(complete, join_saliency(sink, recorder.layers) if options.with_saliency else None)
     return TracedRun(
         metadata=complete,
         counts=counter.counts(complete.layers),

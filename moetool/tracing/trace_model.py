@@ -15,7 +15,7 @@ from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.sink_choice import TracePlace
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -50,6 +50,16 @@ class Observer(Protocol):
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens that went through it."""
+
+
+class TracePlace(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
-    from moetool.tracing.running.identity import identify_run
+    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
 
     if options.device_map is None:
@@ -126,13 +136,17 @@ def trace_model(
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
         tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
-        identity = identify_run(
-            checkpoint,
-            options,
-            prompts=tokenized,
-            device_map=device_map,
-            with_texts=open_texts is not None,
-        )
+    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
+    identity = identify_run(
+        options,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        fingerprint=fingerprint_checkpoint(checkpoint),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=device,
+        with_texts=open_texts is not None,
+    )
     place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
         observer.step(f"loading the weights of {checkpoint.name}")
@@ -196,7 +210,7 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
-    from moetool.tracing.running.identity import identify_loaded_run
+    from moetool.tracing.running.identity import fingerprint_model, identify_run
 
     clock = StageClock()
     config = model.config
@@ -205,15 +219,23 @@ def trace_loaded_model(
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
         tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
-        identity = identify_loaded_run(
-            model, options, prompts=tokenized, with_texts=open_texts is not None
-        )
+    revision = getattr(config, "_commit_hash", None)
+    identity = identify_run(
+        options,
+        model=name,
+        revision=revision,
+        fingerprint=fingerprint_model(model),
+        prompts=prompts,
+        tokenized=tokenized,
+        device=model.device,
+        with_texts=open_texts is not None,
+    )
     place.check(identity)
     metadata = describe_run(
         model,
         options,
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision,
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,9 @@ import moetool
 from moetool.checkpoint.files import Checkpoint, list_weight_files
 from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
 from moetool.tracing.options import GenerationOptions, TraceOptions
-from moetool.tracing.prompts.prompts import hash_prompts
+from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
-from moetool.tracing.running.batches import plan_windows
+from moetool.tracing.running.window_run import list_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,64 +33,28 @@ _SHOWN_DIGITS = 16
 
 
 def identify_run(
-    checkpoint: Checkpoint,
-    options: TraceOptions,
-    *,
-    prompts: Sequence[TokenizedPrompt],
-    device_map: str | Mapping[str, Any],
-    with_texts: bool,
-) -> RunIdentity:
-    """Return what another run must share to go on where this one ends.
-
-    Args:
-        checkpoint: The model.
-        options: Of the run.
-        prompts: All that are traced.
-        device_map: As `load_model` takes it.
-        with_texts: Whether generated texts are kept.
-    """
-    whole = device_map.get("") if isinstance(device_map, Mapping) else None
-    return _identify(
-        options,
-        model=checkpoint.name,
-        revision=checkpoint.revision,
-        fingerprint=fingerprint_checkpoint(checkpoint),
-        prompts=prompts,
-        device=getattr(whole, "type", None),
-        with_texts=with_texts,
-    )
-
-
-def identify_loaded_run(
-    model: PreTrainedModel,
-    options: TraceOptions,
-    *,
-    prompts: Sequence[TokenizedPrompt],
-    with_texts: bool,
-) -> RunIdentity:
-    """Return the same for a model that is in memory."""
-    config = model.config
-    return _identify(
-        options,
-        model=getattr(config, "name_or_path", None) or type(model).__name__,
-        revision=getattr(config, "_commit_hash", None),
-        fingerprint=fingerprint_model(model),
-        prompts=prompts,
-        device=model.device.type,
-        with_texts=with_texts,
-    )
-
-
-def _identify(
     options: TraceOptions,
     *,
     model: str,
     revision: str | None,
     fingerprint: str,
-    prompts: Sequence[TokenizedPrompt],
-    device: str | None,
+    prompts: Sequence[Prompt],
+    tokenized: Sequence[TokenizedPrompt],
+    device: object,
     with_texts: bool,
 ) -> RunIdentity:
+    """Return what another run must share to go on where this one ends.
+
+    Args:
+        options: Of the run.
+        model: The model's name.
+        revision: Commit hash on the Hub; None if there is none.
+        fingerprint: From `fingerprint_checkpoint` or `fingerprint_model`.
+        prompts: All that are traced.
+        tokenized: The same as tokens.
+        device: The model's, or its device map.
+        with_texts: Whether generated texts are kept.
+    """
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
     chosen: dict[str, Any] = {_spell(name): getattr(options, name) for name in names}
     if options.layers is not None:
@@ -99,26 +63,20 @@ def _identify(
         _spell(each.name): getattr(options.generation, each.name, None)
         for each in fields(GenerationOptions)
     }
-    windows = plan_windows(
-        prompts,
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
     return RunIdentity(
         {
             "model": model,
             "revision": revision,
-            "prompts (SHA-256)": hash_prompts(each.prompt for each in prompts)[:_SHOWN_DIGITS],
+            "prompts (SHA-256)": hash_prompts(prompts)[:_SHOWN_DIGITS],
             **chosen,
             **generation,
-            "device": device,
+            "device": getattr(device, "type", device),
             "generated texts": with_texts,
             "files of the model (SHA-256)": fingerprint,
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
-            "tokens of the prompts (SHA-256)": _hash_tokens(prompts),
-            NUM_WINDOWS: len(windows),
+            "tokens of the prompts (SHA-256)": _hash_tokens(tokenized),
+            NUM_WINDOWS: len(list_windows(tokenized, options)),
         }
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.writing.pieces import TraceBatch, TracePiece
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.recording.saliency.sums_file import (
     LayerSums,
@@ -20,7 +21,7 @@ from moetool.tracing.recording.saliency.sums_file import (
     pack_sums,
     unpack_sums,
 )
-from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.batches import Batch, plan_windows
 from moetool.tracing.running.generation import Continuation
 from moetool.tracing.running.texts import decode_texts, encode_texts
 from moetool.tracing.windows.collect import TracedBatch, collect_scopes
@@ -59,6 +60,19 @@ class RanBatch:
     traced: TracedBatch
     written: Sequence[Continuation] = ()
     saliency: LayerSums = field(default_factory=dict)
+
+
+def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
+    """Return the windows of a run, see `plan_windows`."""
+    planned = plan_windows(
+        prompts,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
+    return [
+        WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
+    ]
 
 
 class WindowRun:
@@ -107,8 +121,10 @@ class WindowRun:
         kept = [prompt for batch in self._kept.values() for prompt in batch.facts.prompts]
         return [self._window.prompts[prompt].token_ids for prompt in kept]
 
-    def run(self, batches: Iterable[Batch], run_batch: Callable[[int, Batch], RanBatch]) -> None:
-        """Run the batches that were not kept.
+    def run(
+        self, batches: Iterable[Batch], run_batch: Callable[[int, Batch], RanBatch]
+    ) -> TracePiece:
+        """Run the batches that were not kept, and return the whole window as one piece.
 
         Args:
             batches: All of the window.
@@ -118,9 +134,6 @@ class WindowRun:
             if index not in self._kept:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
-
-    def make_piece(self) -> TracePiece:
-        """Return the whole window, all of whose batches have run, as one piece."""
         return self._join() if self._kept else self._make()
 
     def _keep(self) -> None:
