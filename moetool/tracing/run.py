@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.pieces import TracePiece
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
@@ -34,6 +35,7 @@ from moetool.tracing.running.generation import (
     takes_left_pads,
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
+from moetool.tracing.running.sharing import add_counts_of_others, find_all_windows, take_share
 from moetool.tracing.running.texts import TextFile, read_text
 from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.timing import RunTimings, Stage, StageClock
@@ -77,6 +79,7 @@ def trace_prompts(
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
     clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -94,13 +97,14 @@ def trace_prompts(
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
         clock: Measures the whole run; None measures from here on.
+        processes: Share the prompts, and all return the figures of the first; None for one process.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    clock = clock or StageClock()
+    clock, processes = clock or StageClock(), processes or Processes()
     generation = options.generation
     batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
@@ -125,7 +129,9 @@ def trace_prompts(
 
     def describe() -> TraceMetadata:
         layers = describe_layers(recorder, maker.top_k, known)
-        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+        found = (each.metadata.score_function for each in finished.values())
+        function = maker.score_function or next(found, None)
+        return replace(note_routing(metadata, layers), score_function=function)
 
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
@@ -176,31 +182,54 @@ def trace_prompts(
 
     counter = DomainCounter()
     excerpts: list[PromptExcerpt] = []
-    windows = list_windows(prompts, options)
-    # A recorder that sees no call raises an error.
-    is_left = sum(each.facts.num_prompts for each in finished.values()) < len(prompts)
-    with settings, recorder if is_left else nullcontext():
-        for window in windows:
-            shown = window.prompts[: num_excerpts - len(excerpts)]
-            if window.index in finished:
-                tables, lines = take_finished(window)
-            else:
-                is_spelled = texts is not None or bool(shown and generation)
-                piece = run_window(window, with_texts=is_spelled)
-                sink.describe(describe())
-                sink.commit(sink.encode(piece))
-                tables, lines = [piece.rows], piece.texts or b""
-            for table in tables:
-                counter.add(table)
-            if texts is not None:
-                texts.write_lines(lines)
-            if shown:
-                excerpts += _excerpt_prompts(
+    is_shared = processes.are_several
+    with_texts = processes.broadcast(texts is not None)
+
+    def keep_words(window: WindowPrompts, tables: Iterable[pa.Table], lines: bytes) -> None:
+        if texts is not None:
+            texts.write_lines(lines)
+        shown = window.prompts[: max(0, num_excerpts - window.start)]
+        if shown:
+            excerpts.extend(
+                _excerpt_prompts(
                     shown,
                     pa.concat_tables(tables).unify_dictionaries(),
                     written=[read_text(line) for line in lines.splitlines()[: len(shown)]],
                     most_tokens=choose_excerpt_tokens(num_excerpts),
                 )
+            )
+
+    windows = list_windows(prompts, options)
+    share = take_share(processes, windows, finished)
+    # A recorder that sees no call raises an error.
+    is_left = any(window.index not in finished for window in share)
+    with settings, recorder if is_left else nullcontext():
+        for window in share:
+            if window.index in finished:
+                tables, lines = take_finished(window)
+            else:
+                is_shown = window.start < num_excerpts
+                piece = run_window(window, with_texts=with_texts or bool(is_shown and generation))
+                sink.describe(describe())
+                sink.commit(sink.encode(piece))
+                tables, lines = [piece.rows], piece.texts or b""
+            for table in tables:
+                counter.add(table)
+            if not is_shared:
+                keep_words(window, tables, lines)
+    if is_shared:
+        if not processes.is_first:
+            sink.finish(describe())
+        add_counts_of_others(processes, counter, earlier=finished)
+        if not processes.is_first:
+            of_first: TracedRun = processes.receive()
+            return of_first
+        finished, known = find_all_windows(sink, number=len(windows)), sink.list_layers()
+        maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+        for window in windows:
+            written = finished[window.index]
+            maker.add_finished(written)
+            keep_words(window, written.iter_tables(), written.read_texts())
     complete = replace(
         describe(),
         complete=True,
@@ -211,13 +240,14 @@ def trace_prompts(
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
     )
     sink.finish(complete, join_saliency(sink, recorder.layers) if options.with_saliency else None)
-    return TracedRun(
+    run = TracedRun(
         metadata=complete,
         counts=counter.counts(complete.layers),
         num_rows=maker.num_rows,
         timings=clock.read(num_tokens=maker.num_tokens),
         excerpts=tuple(excerpts),
     )
+    return processes.broadcast(run)
 
 
 def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:

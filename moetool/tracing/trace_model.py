@@ -17,6 +17,7 @@ from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
     TokenizedPrompt,
@@ -89,6 +90,7 @@ def trace_model(
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
     clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -105,11 +107,13 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
+        processes: Share the prompts, each with its own copy of the model; all return the figures of
+            the first, which opens and finishes the trace. None for one process.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
-    clock = clock or StageClock()
+    clock, processes = clock or StageClock(), processes or Processes()
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -122,9 +126,12 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
+    from moetool.tracing.running.sharing import choose_own_device
 
-    if options.device_map is None:
-        device_map: str | dict[str, Any] = {"": choose_device(options.device)}
+    if processes.are_several:
+        device_map: str | dict[str, Any] = {"": choose_own_device(processes, options.device)}
+    elif options.device_map is None:
+        device_map = {"": choose_device(options.device)}
     else:
         device_map = choose_device_map(options.device_map)
     observer.step(f"finding the routed layers of {checkpoint.name}")
@@ -181,6 +188,7 @@ def trace_model(
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
             clock=clock,
+            processes=processes,
         )
 
 
@@ -267,14 +275,21 @@ def _run(
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
     clock: StageClock,
+    processes: Processes | None = None,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
+    processes = processes or Processes()
+
+    def advance(num_tokens: int) -> None:
+        processes.check()
+        observer.advance(num_tokens)
+
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
-        open_texts() if open_texts else nullcontext() as texts,
+        open_texts() if open_texts and processes.is_first else nullcontext() as texts,
         place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
@@ -285,9 +300,10 @@ def _run(
             sink=sink,
             metadata=metadata,
             texts=texts,
-            advance=observer.advance,
+            advance=advance,
             num_excerpts=num_excerpts,
             clock=clock,
+            processes=processes,
         )
 
 

@@ -3,20 +3,81 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from moetool.errors import UsageError
+from moetool.trace.reading.prompt_sums import DomainCounter
+from moetool.trace.writing.partial import JOIN_TIMEOUT_S
+from moetool.trace.writing.unfinished.finished import FinishedWindow
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.processes.processes import Processes
-from moetool.tracing.running.batches import Window
+from moetool.tracing.running.window_run import WindowPrompts
 from moetool.wording import number_of
+
+_PAUSE_S = 0.5
+_COUNTED = ("prompt_id", "domain", "stack", "layer", "expert")
+
+Item = TypeVar("Item")
+
+
+def take_share(
+    processes: Processes, windows: Sequence[WindowPrompts], finished: Collection[int]
+) -> list[WindowPrompts]:
+    """Return the windows that this process runs: all of them, finished or not, if it is alone.
+
+    Args:
+        processes: All of them have to call this.
+        windows: Of the run.
+        finished: Those that an earlier run has finished, as the first process knows them.
+    """
+    if not processes.are_several:
+        return list(windows)
+    done = processes.broadcast(set(finished))
+    left = [window for window in windows if window.index not in done]
+    sizes = [sum(len(prompt.token_ids) for prompt in window.prompts) for window in left]
+    return share_windows(left, sizes, number=processes.number)[processes.rank]
+
+
+def add_counts_of_others(
+    processes: Processes, counter: DomainCounter, *, earlier: Mapping[int, FinishedWindow]
+) -> None:
+    """Wait until all have run their windows, and add on the first process what they counted.
+
+    Args:
+        processes: All of them have to call this.
+        counter: What this process counted.
+        earlier: Windows that an earlier run has finished; they are counted as well.
+    """
+    for other in processes.gather(counter)[1:]:
+        counter.add_counter(other)
+    for window in earlier.values() if processes.is_first else ():
+        for table in window.iter_tables(_COUNTED):
+            counter.add(table)
+
+
+def find_all_windows(sink: TraceSink, *, number: int) -> dict[int, FinishedWindow]:
+    """Return the windows of a run that all processes have finished.
+
+    Network file systems show what other hosts have written after up to a minute.
+
+    Raises:
+        UsageError: A part is gone.
+    """
+    began = time.monotonic()
+    while len(finished := sink.list_finished()) < number:
+        if time.monotonic() - began > JOIN_TIMEOUT_S:
+            break
+        time.sleep(_PAUSE_S)
+    return finished
 
 
 def share_windows(
-    windows: Sequence[Window], sizes: Sequence[int], *, number: int
-) -> list[list[Window]]:
+    windows: Sequence[Item], sizes: Sequence[int], *, number: int
+) -> list[list[Item]]:
     """Return each process's windows: neighbours, so that the largest share is as small as can be.
 
     Args:
@@ -36,9 +97,9 @@ def share_windows(
     return [*shares, *([] for _ in range(number - len(shares)))]
 
 
-def _fill(windows: Sequence[Window], sizes: Sequence[int], *, limit: int) -> list[list[Window]]:
+def _fill(windows: Sequence[Item], sizes: Sequence[int], *, limit: int) -> list[list[Item]]:
     """Return windows in as few shares as their order allows, each of at most `limit` tokens."""
-    shares: list[list[Window]] = []
+    shares: list[list[Item]] = []
     filled = limit
     for window, size in zip(windows, sizes, strict=True):
         if filled + size > limit or not shares:
