@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.quiet import quiet_transformers
-from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
+from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
-from moetool.trace.reading.prompt_sums import DomainCounter
-from moetool.trace.writing.pieces import TracePiece
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.assembly.row_threads import RowThreads
+from moetool.tracing.assembly.shares import (
+    ShareResult,
+    join_results,
+    take_share,
+    wait_for_windows,
+    write_texts,
+)
+from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
@@ -35,11 +41,8 @@ from moetool.tracing.running.generation import (
     takes_left_pads,
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
-from moetool.tracing.running.sharing import add_counts_of_others, find_all_windows, take_share
-from moetool.tracing.running.texts import TextFile, read_text
-from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
+from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
-from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
 
@@ -106,7 +109,6 @@ def trace_prompts(
     """
     clock, processes = clock or StageClock(), processes or Processes()
     generation = options.generation
-    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -125,13 +127,16 @@ def trace_prompts(
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    with_texts = processes.broadcast(texts is not None)
     finished, known = sink.list_finished(), sink.list_layers()
 
     def describe() -> TraceMetadata:
         layers = describe_layers(recorder, maker.top_k, known)
-        found = (each.metadata.score_function for each in finished.values())
-        function = maker.score_function or next(found, None)
-        return replace(note_routing(metadata, layers), score_function=function)
+        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+
+    def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
+        if advance is not None and token_ids:
+            advance(count_tokens(token_ids, generation))
 
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
@@ -142,110 +147,91 @@ def trace_prompts(
             else:
                 seed = choose_batch_seed(generation, window=window.index, batch=index)
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
-        with clock.measure(Stage.COPY):
-            traced = TracedBatch(batch.prompts, sequences, recorder.take_calls())
-        if advance is not None:
-            advance(count_tokens(token_ids, generation))
-        return RanBatch(traced, written, take_sums(recorder.saliency))
+            receipts = recorder.take_receipts()
+        count(token_ids)
+        saliency = take_sums(recorder.saliency)
+        return RanBatch(batch.prompts, sequences, receipts, written, saliency)
 
-    def run_window(window: WindowPrompts, *, with_texts: bool) -> TracePiece:
+    def run_window(window: WindowPrompts) -> WindowRun:
         run = WindowRun(
             window,
             sink=sink,
             maker=maker,
             tokenizer=tokenizer,
-            with_texts=with_texts,
+            with_texts=with_texts or bool(generation and window.start < num_excerpts),
             with_saliency=options.with_saliency,
             layers=recorder.layers,
             describe=lambda: sink.describe(describe()),
         )
-        if advance is not None and run.kept_token_ids:
-            advance(count_tokens(run.kept_token_ids, generation))
+        count(run.kept_token_ids)
         batches = make_batches(
             window.prompts,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
+            batch_size=options.batch_size,
+            max_batch_tokens=options.max_batch_tokens,
             num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        return run.run(batches, partial(run_batch, window))
-
-    def take_finished(window: WindowPrompts) -> tuple[list[pa.Table], bytes]:
-        """Return the rows and texts of a window that an earlier run has written."""
-        maker.add_finished(finished[window.index])
-        if advance is not None:
-            token_ids = [prompt.token_ids for prompt in window.prompts]
-            advance(count_tokens(token_ids, generation))
-        return list(finished[window.index].iter_tables()), finished[window.index].read_texts()
-
-    counter = DomainCounter()
-    excerpts: list[PromptExcerpt] = []
-    is_shared = processes.are_several
-    with_texts = processes.broadcast(texts is not None)
-
-    def keep_words(window: WindowPrompts, tables: Iterable[pa.Table], lines: bytes) -> None:
-        if texts is not None:
-            texts.write_lines(lines)
-        shown = window.prompts[: max(0, num_excerpts - window.start)]
-        if shown:
-            excerpts.extend(
-                _excerpt_prompts(
-                    shown,
-                    pa.concat_tables(tables).unify_dictionaries(),
-                    written=[read_text(line) for line in lines.splitlines()[: len(shown)]],
-                    most_tokens=choose_excerpt_tokens(num_excerpts),
-                )
-            )
+        run.run(batches, partial(run_batch, window))
+        return run
 
     windows = list_windows(prompts, options)
     share = take_share(processes, windows, finished)
+    threads = RowThreads(
+        sink,
+        maker,
+        # Texts of several processes are joined at the end.
+        texts=None if processes.are_several else texts,
+        clock=clock,
+        num_excerpts=num_excerpts,
+    )
     # A recorder that sees no call raises an error.
     is_left = any(window.index not in finished for window in share)
-    with settings, recorder if is_left else nullcontext():
+    with settings, recorder if is_left else nullcontext(), threads:
         for window in share:
             if window.index in finished:
-                tables, lines = take_finished(window)
+                count([prompt.token_ids for prompt in window.prompts])
+                threads.take(window, finished[window.index])
             else:
-                is_shown = window.start < num_excerpts
-                piece = run_window(window, with_texts=with_texts or bool(is_shown and generation))
-                sink.describe(describe())
-                sink.commit(sink.encode(piece))
-                tables, lines = [piece.rows], piece.texts or b""
-            for table in tables:
-                counter.add(table)
-            if not is_shared:
-                keep_words(window, tables, lines)
-    if is_shared:
+                threads.make(run_window(window))
+    result = ShareResult(threads.totals, maker.score_function, metadata.device)
+    if processes.are_several:
         if not processes.is_first:
-            sink.finish(describe())
-        add_counts_of_others(processes, counter, earlier=finished)
+            sink.finish(metadata)
+        result = join_results(
+            processes, result, prompt_ids=[each.prompt.prompt_id for each in prompts]
+        )
         if not processes.is_first:
             of_first: TracedRun = processes.receive()
             return of_first
-        finished, known = find_all_windows(sink, number=len(windows)), sink.list_layers()
-        maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
-        for window in windows:
-            written = finished[window.index]
-            maker.add_finished(written)
-            keep_words(window, written.iter_tables(), written.read_texts())
+        wait_for_windows(sink, number=len(windows))
+        known = sink.list_layers()
+        if texts is not None:
+            write_texts(sink, texts)
+    totals = result.totals
+    assert totals.facts is not None
     complete = replace(
         describe(),
         complete=True,
+        score_function=result.score_function,
+        device=result.device,
         num_prompts=len(prompts),
-        num_tokens=maker.num_tokens,
-        num_new_tokens=maker.num_new_tokens,
-        num_decisions=maker.num_decisions,
+        num_tokens=totals.facts.num_tokens,
+        num_new_tokens=totals.facts.num_new_tokens,
+        num_decisions=totals.facts.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
     )
-    sink.finish(complete, join_saliency(sink, recorder.layers) if options.with_saliency else None)
+    with clock.measure(Stage.WRITE):
+        sink.finish(
+            complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
+        )
     run = TracedRun(
         metadata=complete,
-        counts=counter.counts(complete.layers),
-        num_rows=maker.num_rows,
-        timings=clock.read(num_tokens=maker.num_tokens),
-        excerpts=tuple(excerpts),
+        counts=totals.counter.counts(complete.layers),
+        num_rows=totals.num_rows,
+        timings=clock.read(num_tokens=totals.facts.num_tokens),
+        excerpts=tuple(totals.excerpts),
     )
     return processes.broadcast(run)
 
@@ -254,25 +240,6 @@ def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:
     """Return the file of the sums of all windows, added in their order."""
     sums = [window.read_saliency() for window in sink.list_finished().values()]
     return pack_observer_data(add_sums(unpack_sums(each, layers) for each in sums if each))
-
-
-def _excerpt_prompts(
-    prompts: Sequence[TokenizedPrompt],
-    rows: pa.Table,
-    *,
-    written: Sequence[str],
-    most_tokens: int,
-) -> Iterator[PromptExcerpt]:
-    """Yield excerpts of prompts whose rows are in a table; `written` is empty if none wrote."""
-    for index, item in enumerate(prompts):
-        prompt = item.prompt
-        yield PromptExcerpt(
-            prompt_id=prompt.prompt_id,
-            domain=prompt.domain,
-            prompt=prompt.text,
-            written=written[index] if written else None,
-            stacks=excerpt_rows(rows, prompt.prompt_id, most_tokens=most_tokens),
-        )
 
 
 def count_tokens(

@@ -126,7 +126,7 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
-    from moetool.tracing.running.sharing import choose_own_device
+    from moetool.tracing.running.own_device import choose_own_device
 
     if processes.are_several:
         device_map: str | dict[str, Any] = {"": choose_own_device(processes, options.device)}

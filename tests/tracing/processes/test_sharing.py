@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.errors import UsageError
+from moetool.tracing.assembly.shares import share_windows
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.running.batches import Window
-from moetool.tracing.running.sharing import choose_own_device, share_windows
+from moetool.tracing.running.own_device import choose_own_device
 from tests.tracing.processes.threads import run_in_each
 
 
