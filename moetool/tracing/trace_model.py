@@ -16,7 +16,6 @@ from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.parallel.model_sharing import ModelSharing, Place, leaving_at_exit, share_model
 from moetool.tracing.processes.processes import Processes
@@ -102,7 +101,10 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
-        processes: This process and those that run the same; None looks for them.
+        processes: This process and those that run the same. They share the prompts, each with its
+            own copy of the model, or under a plan the model; the first opens and finishes the
+            trace, and all return its figures. None looks for them under a plan, else stands for
+            one process.
 
     Raises:
         MoetoolError: See the functions that this one calls.
@@ -111,6 +113,8 @@ def trace_model(
     sharing = share_model(options.parallel, processes)
     if sharing is not None:
         place, open_texts = sharing.choose_places(place, open_texts)
+    # Those that share the prompts.
+    processes = Processes() if processes is None or sharing is not None else processes
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -123,9 +127,12 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
+    from moetool.tracing.running.own_device import choose_own_device
 
     device_map: str | dict[str, Any] | None = None
-    if options.device_map is not None:
+    if processes.are_several:
+        device_map = {"": choose_own_device(processes, options.device)}
+    elif options.device_map is not None:
         device_map = choose_device_map(options.device_map)
     elif sharing is None:
         device_map = {"": choose_device(options.device)}
@@ -193,6 +200,7 @@ def trace_model(
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
             clock=clock,
+            processes=processes,
         )
 
 
@@ -282,14 +290,23 @@ def _run(
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
     clock: StageClock,
+    processes: Processes | None = None,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
+    processes = processes or Processes()
+
+    watched = sharing.processes if sharing else processes
+
+    def advance(num_tokens: int) -> None:
+        watched.check()
+        observer.advance(num_tokens)
+
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
-        open_texts() if open_texts else nullcontext() as texts,
+        open_texts() if open_texts and processes.is_first else nullcontext() as texts,
         place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
@@ -300,10 +317,11 @@ def _run(
             sink=sink,
             metadata=metadata,
             texts=texts,
-            advance=observer.advance,
+            advance=advance,
             num_excerpts=num_excerpts,
             agreement=sharing.watch() if sharing else None,
             clock=clock,
+            processes=processes,
         )
 
 
