@@ -44,8 +44,9 @@ OPTIONS = {
         "--no-special-tokens",
     }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
-    | {"--max-batch-tokens", "--verbose", "-v", "--resume"}
-    | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
+    | {"--max-batch-tokens", "--verbose", "-v"}
+    | {"--dtype", "--device", "--device-map", "--parallel", "--layers", "--probabilities"}
+    | {"--allow-inexact"}
     | {"--saliency", "--report"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.headers.published_format import name_packed
@@ -25,8 +25,9 @@ def load_model(
     config: PreTrainedConfig,
     *,
     auto_class: str,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
     offload_folder: str | None = None,
+    distributed_config: Any = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
     advance: Callable[[int, int], None] = lambda *_: None,
@@ -40,8 +41,9 @@ def load_model(
         checkpoint: Files with weights.
         config: The checkpoint's configuration.
         auto_class: Name of transformers' class that loads it, see `find_auto_class`.
-        device_map: Devices of the weights, as accelerate takes them.
+        device_map: Devices of the weights, as accelerate takes them; None if processes share them.
         offload_folder: Takes the weights that the device map sends to disk.
+        distributed_config: How processes share the weights, see `make_distributed_config`.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         trust_remote_code: Run the repository's own code.
         advance: Called with the number of tensors that are loaded, and of all.
@@ -56,6 +58,8 @@ def load_model(
     stated = read_json(checkpoint.folder / "config.json", missing="")
     _refuse_format(checkpoint, stated)
     wishes: dict[str, Any] = {}
+    if distributed_config is not None:
+        wishes["distributed_config"] = distributed_config
     if find_method(config) == "mxfp4":
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
@@ -81,6 +85,8 @@ def load_model(
                 f"Out of memory while loading {checkpoint.name}.",
                 hint="Use a smaller --dtype, --device-map auto, or a device with more memory.",
             ) from error
+        if distributed_config is not None:
+            raise _unshareable(checkpoint, [f"seen: {first_line(error)}"]) from error
         raise InputError(
             f"The weights of {checkpoint.name} can't be loaded.",
             hint="Check that config.json and the weight files belong together."
@@ -94,6 +100,8 @@ def load_model(
         stored = _find_quantization(checkpoint, stated)
         if stored is not None:
             raise _unloadable(checkpoint, stored)
+        if distributed_config is not None:
+            raise _unshareable(checkpoint, [f"unfit: {key}" for key in sorted(wrong)[:3]])
         raise InputError(
             f"The weights of {checkpoint.name} do not match its config.json: "
             f"{number_of(len(wrong), 'tensor')} {'is' if len(wrong) == 1 else 'are'} missing or of "
@@ -124,6 +132,14 @@ def _unloadable(checkpoint: Checkpoint, stored: str) -> InputError:
         f"The weights of {checkpoint.name} are quantized in a format that transformers can't load: "
         f"{stored}.",
         hint="Name a checkpoint in bfloat16, or one in a format that transformers loads.",
+    )
+
+
+def _unshareable(checkpoint: Checkpoint, facts: Sequence[str]) -> InputError:
+    return InputError(
+        f"transformers can't share the weights of {checkpoint.name} among processes.",
+        hint="Use --device-map auto instead of --parallel, without torchrun.",
+        facts=facts,
     )
 
 
