@@ -15,6 +15,7 @@ from moetool.errors import UsageError
 from moetool.library.trace import Trace
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import KeptTrace
+from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing import trace_model as tracing
@@ -38,6 +39,7 @@ def trace_model(
     *,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     limit: int | None = None,
     limit_per_domain: int | None = None,
     chat: bool = False,
@@ -78,6 +80,7 @@ def trace_model(
             path of a file or folder of prompts.
         output: A .parquet or .csv file that takes the rows.
         overwrite: Replace files that exist.
+        resume: Go on where an interrupted run with this output and these arguments ended.
         limit: Trace only the first prompts.
         limit_per_domain: Trace only the first prompts of each domain.
         chat: Apply the tokenizer's chat template to each prompt: a text is a user's message, and
@@ -115,6 +118,7 @@ def trace_model(
         MoetoolError: The same as the command ends with.
     """
     overwrite = take_flag(overwrite, name="overwrite")
+    resume = take_flag(resume, name="resume")
     chat = take_flag(chat, name="chat")
     special_tokens = take_flag(special_tokens, name="special_tokens")
     limit = take_count(
@@ -165,14 +169,24 @@ def trace_model(
             "Saliency is written next to the trace, so the trace must go to a file.",
             hint="Name an output: output='trace.parquet'.",
         )
+    if resume and output is None:
+        raise UsageError(
+            "Only a run that writes to a file can be resumed.",
+            hint="Name the output of the interrupted run: output='trace.parquet'.",
+        )
     place = _Place(
-        output, overwrite=overwrite, with_probabilities=probabilities, with_saliency=saliency
+        output,
+        overwrite=overwrite,
+        resume=resume,
+        with_probabilities=probabilities,
+        with_saliency=saliency,
     )
     open_texts = choose_texts(
         None if save_text is None else take_path(save_text, name="file of texts"),
         generation=options.generation,
         output=place.target,
         replace_existing=overwrite,
+        resume=resume,
     )
     fields = PromptFields(prompt_id=id_field, text=text_field, domain=domain_field)
     read = take_prompts(
@@ -181,14 +195,14 @@ def trace_model(
     observer = _Listener(on_progress or (lambda _: None))
     if loaded is not None:
         run = tracing.trace_loaded_model(
-            *loaded, read, options, open_sink=place.open, observer=observer, open_texts=open_texts
+            *loaded, read, options, place=place, observer=observer, open_texts=open_texts
         )
     else:
         run = tracing.trace_model(
             _resolve(model),
             read,
             options,
-            open_sink=place.open,
+            place=place,
             observer=observer,
             open_texts=open_texts,
         )
@@ -196,7 +210,7 @@ def trace_model(
         metadata=run.metadata,
         num_rows=run.num_rows,
         counts=run.counts,
-        path=place.target,
+        path=place.target if run.metadata.complete else None,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
         timings=run.timings,
@@ -216,6 +230,7 @@ class _Place:
         output: str | PathLike[str] | None,
         *,
         overwrite: bool,
+        resume: bool,
         with_probabilities: bool,
         with_saliency: bool,
     ) -> None:
@@ -227,15 +242,21 @@ class _Place:
                 # Absolute, because the command takes "-" for stdout.
                 take_path(output, name="output").absolute(),
                 replace_existing=overwrite,
+                resume=resume,
                 with_probabilities=with_probabilities,
                 with_saliency=with_saliency,
             )
             self.target = self._file.target
 
-    def open(self, metadata: TraceMetadata) -> TraceSink:
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+        if self._file is not None:
+            self._file.check(identity)
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
         """Return the sink of the rows."""
         if self._file is not None:
-            return self._file.open(metadata)
+            return self._file.open(metadata, identity)
         self.kept = KeptTrace(metadata)
         return self.kept
 

@@ -109,7 +109,8 @@ def _slice_prompt(rows: pa.Table, prompt_id: str) -> pa.Table:
 
 def _excerpt_stack(rows: pa.Table, *, most_tokens: int) -> StackExcerpt:
     position = rows.column("position").to_numpy()  # (num_rows,)
-    is_new = _codes(rows, "phase") == _words(rows, "phase").index(PHASES[1])
+    phases = np.array(_words(rows, "phase"), dtype=object)
+    is_new = np.equal(phases, PHASES[1])[_codes(rows, "phase")]
     kept = np.concatenate(
         [take_ends(np.unique(position[is_new == phase]), most_tokens) for phase in (False, True)]
     )

@@ -5,34 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.quiet import quiet_transformers
-from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
+from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.assembly.following import LeftBatches, follow
+from moetool.tracing.assembly.row_threads import RowThreads
+from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
-from moetool.tracing.running.batches import make_batches, plan_windows
+from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
+from moetool.tracing.running.batches import Batch, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
+    choose_batch_seed,
     generation_settings,
     takes_left_pads,
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
-from moetool.tracing.running.texts import TextFile, decode_texts
+from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
-from moetool.tracing.windows.collect import TracedBatch, collect_scopes
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
 
@@ -59,33 +64,6 @@ class TracedRun:
     excerpts: tuple[PromptExcerpt, ...] = ()
 
 
-@dataclass(frozen=True)
-class WindowPasses:
-    """The batches of one window after they went through the model.
-
-    Attributes:
-        batches: In the order in which they ran.
-        written: Continuations, by the prompt's index in the window.
-    """
-
-    batches: list[TracedBatch]
-    written: dict[int, Continuation]
-
-    @property
-    def num_new_tokens(self) -> int:
-        """Number of tokens that the model generated."""
-        return sum(len(item.token_ids) for item in self.written.values())
-
-    def add(self, batch: TracedBatch, written: Sequence[Continuation]) -> None:
-        """Add a batch and, if the model generates text, the continuation of each row."""
-        self.batches.append(batch)
-        self.written.update(zip(batch.prompts.tolist(), written, strict=False))
-
-    def in_order(self) -> list[Continuation]:
-        """Return the continuations in the order of the window's prompts."""
-        return [self.written[index] for index in sorted(self.written)]
-
-
 @quiet_transformers()
 def trace_prompts(
     model: PreTrainedModel,
@@ -98,8 +76,8 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
-    agreement: Agreement | None = None,
     clock: StageClock | None = None,
+    agreement: Agreement | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -116,8 +94,9 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
-        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
+        agreement: Compares what the processes record that share the model; None if none do. The
+            first of them writes everything, and the others return no rows.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
@@ -126,7 +105,6 @@ def trace_prompts(
     """
     clock = clock or StageClock()
     generation = options.generation
-    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -144,107 +122,116 @@ def trace_prompts(
         settings = nullcontext()
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
-    def run_window(window: Sequence[TokenizedPrompt]) -> WindowPasses:
-        passes = WindowPasses([], {})
-        for batch in make_batches(
-            window,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
+    maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    finished, known = sink.list_finished(), sink.list_layers()
+
+    def describe() -> TraceMetadata:
+        layers = describe_layers(recorder, maker.top_k, known)
+        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+
+    def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
+        if advance is not None and token_ids:
+            advance(count_tokens(token_ids, generation))
+
+    def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
+        token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
+        written: Sequence[Continuation] = ()
+        with clock.measure(Stage.FORWARD):
+            if generation is None:
+                sequences = read_batch(recorded, batch, token_ids=token_ids)
+            else:
+                seed = choose_batch_seed(generation, window=window.index, batch=index)
+                sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
+            receipts = recorder.take_receipts()
+        if agreement is not None:
+            agreement.add(receipts)
+        count(token_ids)
+        saliency = take_sums(recorder.saliency)
+        return RanBatch(batch.prompts, sequences, receipts, written, saliency)
+
+    def list_batches(window: WindowPrompts) -> Iterator[Batch]:
+        return make_batches(
+            window.prompts,
+            batch_size=options.batch_size,
+            max_batch_tokens=options.max_batch_tokens,
             num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
-        ):
-            token_ids = [window[prompt].token_ids for prompt in batch.prompts]
-            written: list[Continuation] = []
-            with clock.measure(Stage.FORWARD):
-                if generation is None:
-                    sequences = read_batch(recorded, batch, token_ids=token_ids)
-                else:
-                    sequences, written = write_batch(recorded, batch, token_ids=token_ids)
-            with clock.measure(Stage.COPY):
-                calls = recorder.take_calls()
-            if agreement is not None:
-                agreement.add(calls)
-            passes.add(TracedBatch(batch.prompts, sequences, calls), written)
-            if advance is not None:
-                advance(count_tokens(token_ids, generation))
-        return passes
+        )
 
-    counter = DomainCounter()
-    maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
-    excerpts: list[PromptExcerpt] = []
-    num_new_tokens = 0
-    with settings, recorder:
-        for planned in plan_windows(
-            prompts,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
-            num_new_tokens=options.max_new_tokens,
-        ):
-            window = prompts[planned.start : planned.stop]
-            passes = run_window(window)
-            if agreement is not None:
-                agreement.check()
-            with clock.measure(Stage.BUILD):
-                rows, probabilities = maker.make_rows(window, collect_scopes(passes.batches))
-            if maker.num_windows == 1:
-                sink.describe(note_routing(metadata, describe_layers(recorder, maker.top_k)))
-            with clock.measure(Stage.WRITE):
-                sink.write(rows, probabilities)
-            counter.add(rows)
-            num_new_tokens += passes.num_new_tokens
-            written = passes.in_order()
-            if texts is not None:
-                texts.write(decode_texts(window, written, tokenizer))
-            shown = window[: num_excerpts - len(excerpts)]
-            spelled = decode_texts(shown, written[: len(shown)], tokenizer) if written else ()
-            excerpts += _excerpt_prompts(
-                shown,
-                rows,
-                written=[text.text for text in spelled],
-                most_tokens=choose_excerpt_tokens(num_excerpts),
-            )
-    routed = describe_layers(recorder, maker.top_k)
+    def run_window(window: WindowPrompts) -> WindowRun:
+        run = WindowRun(
+            window,
+            sink=sink,
+            maker=maker,
+            tokenizer=tokenizer,
+            with_texts=texts is not None or bool(generation and window.start < num_excerpts),
+            with_saliency=options.with_saliency,
+            layers=recorder.layers,
+            describe=lambda: sink.describe(describe()),
+        )
+        count(run.kept_token_ids)
+        run.run(list_batches(window), partial(run_batch, window))
+        if agreement is not None:
+            run.agreed = agreement.compare()
+        return run
+
+    windows = list_windows(prompts, options)
+    # A recorder that sees no call raises an error.
+    is_left = sum(each.facts.num_prompts for each in finished.values()) < len(prompts)
+    if agreement is not None:
+        left = agreement.broadcast(_list_left(windows, sink) if agreement.leads else {})
+        if not agreement.leads:
+            with settings, recorder if left else nullcontext():
+                follow(windows, left, agreement, list_batches=list_batches, run_batch=run_batch)
+            return TracedRun(metadata, DomainCounter().counts(()), 0, clock.read(num_tokens=0))
+    threads = RowThreads(sink, maker, texts=texts, clock=clock, num_excerpts=num_excerpts)
+    with settings, recorder if is_left else nullcontext(), threads:
+        for window in windows:
+            if window.index in finished:
+                count([prompt.token_ids for prompt in window.prompts])
+                threads.take(window, finished[window.index])
+            else:
+                threads.make(run_window(window))
+    totals = threads.totals
+    assert totals.facts is not None
     complete = replace(
-        note_routing(metadata, routed),
+        describe(),
         complete=True,
         num_prompts=len(prompts),
-        num_tokens=maker.num_tokens,
-        num_new_tokens=num_new_tokens,
-        num_decisions=maker.num_decisions,
+        num_tokens=totals.facts.num_tokens,
+        num_new_tokens=totals.facts.num_new_tokens,
+        num_decisions=totals.facts.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
-        score_function=maker.score_function,
     )
-    saliency = pack_observer_data(recorder.saliency) if options.with_saliency else None
     with clock.measure(Stage.WRITE):
-        sink.finish(complete, saliency)
+        sink.finish(
+            complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
+        )
     return TracedRun(
         metadata=complete,
-        counts=counter.counts(routed),
-        num_rows=maker.num_rows,
-        timings=clock.read(num_tokens=maker.num_tokens),
-        excerpts=tuple(excerpts),
+        counts=totals.counter.counts(complete.layers),
+        num_rows=totals.num_rows,
+        timings=clock.read(num_tokens=totals.facts.num_tokens),
+        excerpts=tuple(totals.excerpts),
     )
 
 
-def _excerpt_prompts(
-    prompts: Sequence[TokenizedPrompt],
-    rows: pa.Table,
-    *,
-    written: Sequence[str],
-    most_tokens: int,
-) -> Iterator[PromptExcerpt]:
-    """Yield excerpts of prompts whose rows are in a table; `written` is empty if none wrote."""
-    for index, item in enumerate(prompts):
-        prompt = item.prompt
-        yield PromptExcerpt(
-            prompt_id=prompt.prompt_id,
-            domain=prompt.domain,
-            prompt=prompt.text,
-            written=written[index] if written else None,
-            stacks=excerpt_rows(rows, prompt.prompt_id, most_tokens=most_tokens),
-        )
+def _list_left(windows: Sequence[WindowPrompts], sink: TraceSink) -> LeftBatches:
+    """Return the windows that no earlier run has written, with the batches of them that one kept."""
+    finished = sink.list_finished()
+    return {
+        window.index: frozenset(sink.kept_batches(window.index))
+        for window in windows
+        if window.index not in finished
+    }
+
+
+def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:
+    """Return the file of the sums of all windows, added in their order."""
+    sums = [window.read_saliency() for window in sink.list_finished().values()]
+    return pack_observer_data(add_sums(unpack_sums(each, layers) for each in sums if each))
 
 
 def count_tokens(

@@ -15,7 +15,7 @@ import pytest
 from moetool.checkpoint.reference import resolve_model
 from moetool.cli.observer import TerminalObserver
 from moetool.errors import InputError
-from moetool.trace.writing.fileless import NoTrace
+from moetool.trace.writing.sink_choice import SinkChoice
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.trace_model import trace_model
@@ -45,7 +45,7 @@ def refusal_of(folder: Path) -> InputError:
             resolve_model(str(folder)),
             make_prompt("hello"),
             TraceOptions(device="cpu"),
-            open_sink=lambda _: NoTrace(),
+            place=SinkChoice(None, keeps_rows=False),
             observer=observer,
         )
     return caught.value

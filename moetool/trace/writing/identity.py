@@ -76,8 +76,8 @@ class RunIdentity:
         for name in dict.fromkeys((*ours, *theirs)):
             if ours.get(name) != theirs.get(name):
                 raise UsageError(
-                    f"The run in '{printable(folder)}' had another {name}: "
-                    f"{_show(theirs.get(name))}; this one has {_show(ours.get(name))}.",
+                    f"This run and the one that left '{printable(folder)}' differ in {name}: "
+                    f"{_show(ours.get(name))} here, {_show(theirs.get(name))} there.",
                     hint="Give the model, prompts and options of that run, or --force instead of "
                     "--resume to start over.",
                 )

@@ -10,7 +10,10 @@ from pathlib import Path
 from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace, TraceStream
+from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.targets import check_target
+from moetool.trace.writing.unfinished.resuming import check_same_run
 from moetool.trace.writing.writer import TraceFile, TraceSink
 
 _STDOUT = "-"
@@ -24,20 +27,41 @@ class SinkChoice:
         target: The file that will hold them; None where they go to stdout or are not kept.
         keeps_rows: Whether they are written at all.
         replace_existing: Replace a trace that is there.
+        resume: Go on with the parts of an unfinished run.
     """
 
     target: Path | None
     keeps_rows: bool = True
     replace_existing: bool = False
+    resume: bool = False
 
-    def open(self, metadata: TraceMetadata) -> TraceSink:
+    def check(self, identity: RunIdentity) -> None:
+        """Check that a run may go on with what is there, before its model is loaded.
+
+        Raises:
+            UsageError: The parts are of another run.
+        """
+        if self.resume and self.target is not None:
+            check_same_run(partial_folder(self.target), identity)
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity | None = None) -> TraceSink:
         """Return the sink.
+
+        Args:
+            metadata: What is known before the run.
+            identity: What another run must share to go on with this one; None if none may.
 
         Raises:
             UsageError: The target can't be written, or another run is writing it.
         """
         if self.target is not None:
-            return TraceFile(self.target, metadata=metadata, replace_existing=self.replace_existing)
+            return TraceFile(
+                self.target,
+                metadata=metadata,
+                replace_existing=self.replace_existing,
+                identity=identity,
+                resume=self.resume,
+            )
         return TraceStream(sys.stdout.buffer) if self.keeps_rows else NoTrace()
 
 
@@ -46,6 +70,7 @@ def choose_sink(
     trace_format: str | None = None,
     *,
     replace_existing: bool = False,
+    resume: bool = False,
     with_probabilities: bool = False,
     with_saliency: bool = False,
     inputs: Iterable[Path] = (),
@@ -57,6 +82,7 @@ def choose_sink(
             that is a terminal and no format was asked for: then no rows are kept.
         trace_format: `parquet` or `csv`; None for what the output implies.
         replace_existing: Replace a trace that is there, and the parts of an unfinished run.
+        resume: Go on with the parts of an unfinished run.
         with_probabilities: The run writes probabilities as well, which takes a file.
         with_saliency: The run writes saliency as well, which takes a file.
         inputs: Files that the run reads; the output may not be one of them.
@@ -64,8 +90,18 @@ def choose_sink(
     Raises:
         UsageError: The output can't be written, or contradicts another choice.
     """
+    if resume and replace_existing:
+        raise UsageError(
+            "To resume a run and to start it over exclude each other.",
+            hint="Leave out --force to go on with what is there, or --resume to discard it.",
+        )
     target = None if output is None or str(output) == _STDOUT else output
     if target is None:
+        if resume:
+            raise UsageError(
+                "Only a run that writes to a file can be resumed.",
+                hint="Leave out --resume, or name the file with -o.",
+            )
         if with_probabilities:
             raise UsageError(
                 "Probabilities are written next to the trace, so the trace must go to a file.",
@@ -86,6 +122,7 @@ def choose_sink(
     check_target(
         target,
         replace_existing=replace_existing,
+        resume=resume,
         with_probabilities=with_probabilities,
         with_saliency=with_saliency,
         inputs=inputs,
@@ -95,4 +132,4 @@ def choose_sink(
             f"The format {trace_format} contradicts '{target}'.",
             hint="Leave out --format, or change the suffix of --output.",
         )
-    return SinkChoice(target=target, replace_existing=replace_existing)
+    return SinkChoice(target=target, replace_existing=replace_existing, resume=resume)

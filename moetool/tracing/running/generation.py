@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +122,6 @@ def generation_settings(
             "top_p": 1.0 if options.top_p is None else options.top_p,
             "top_k": 0,
         }
-        torch.manual_seed(options.seed)
     settings: dict[str, Any] = {
         **kept,
         **chosen,
@@ -175,10 +175,37 @@ def _check_static_cache(model: PreTrainedModel) -> None:
         ) from error
 
 
+def choose_batch_seed(options: GenerationOptions, *, window: int, batch: int) -> int | None:
+    """Return a seed for the sampling in one batch; None if nothing is sampled.
+
+    It depends on nothing but the batch's place, so that a resumed run, or one of several processes,
+    draws the same tokens. It is the first 8 bytes, as a little-endian number, of the SHA-256 of the
+    three numbers in decimal, separated by spaces.
+
+    Args:
+        options: Of the run, with its seed.
+        window: Index of the batch's window in the run.
+        batch: Index of the batch in its window.
+    """
+    if options.is_greedy:
+        return None
+    digest = hashlib.sha256(f"{options.seed} {window} {batch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
 def continue_batch(
-    model: PreTrainedModel, batch: Batch, *, device: torch.device
+    model: PreTrainedModel, batch: Batch, *, device: torch.device, seed: int | None = None
 ) -> list[Continuation]:
-    """Return the continuation of each prompt of a batch, under `generation_settings`."""
+    """Return the continuation of each prompt of a batch, under `generation_settings`.
+
+    Args:
+        model: The loaded model.
+        batch: The padded prompts.
+        device: Where the model's inputs go.
+        seed: Given to torch before sampling.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
     generate: Any = model.generate
     with torch.inference_mode():
         output = generate(

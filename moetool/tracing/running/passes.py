@@ -69,7 +69,11 @@ def read_batch(
 
 
 def write_batch(
-    recorded: RecordedModel, batch: Batch, *, token_ids: Sequence[NDArray[np.int32]]
+    recorded: RecordedModel,
+    batch: Batch,
+    *,
+    token_ids: Sequence[NDArray[np.int32]],
+    seed: int | None = None,
 ) -> tuple[Sequences, list[Continuation]]:
     """Continue a batch under `generation_settings`.
 
@@ -79,6 +83,7 @@ def write_batch(
         recorded: The loaded model.
         batch: The padded prompts.
         token_ids: Each row's tokens without pads.
+        seed: Given to torch before sampling, see `choose_batch_seed`.
 
     Returns:
         By the path of each module that was called, the tokens that each row put through it; and
@@ -90,7 +95,7 @@ def write_batch(
     model: Any = recorded.model
     device = find_input_device(model)
     with _memory_errors(batch, device):
-        continuations = continue_batch(model, batch, device=device)
+        continuations = continue_batch(model, batch, device=device, seed=seed)
     if recorded.encoder is None:
         pairs = zip(token_ids, continuations, strict=True)
         return {"": [_write(given, written) for given, written in pairs]}, continuations

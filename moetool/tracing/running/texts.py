@@ -70,22 +70,24 @@ class TextFile:
     Args:
         path: The file to write.
         replace_existing: Replace an existing file, and the unfinished one of an earlier run.
+        resume: Replace the unfinished one: the run writes its texts again.
 
     Raises:
         UsageError: The path can't be written.
     """
 
-    def __init__(self, path: Path, *, replace_existing: bool = False) -> None:
-        check_text_path(path, replace_existing=replace_existing)
+    def __init__(self, path: Path, *, replace_existing: bool = False, resume: bool = False) -> None:
+        check_text_path(path, replace_existing=replace_existing, resume=resume)
         self._path = path
         self._partial = _partial_file(path)
         self._replace_existing = replace_existing
+        self._discard = replace_existing or resume
         self._file: BinaryIO | None = None
         self._num_texts = 0
 
     def __enter__(self) -> Self:
         with saying_what_failed(self._path):
-            self._file = _open_partial(self._path, discard=self._replace_existing)
+            self._file = _open_partial(self._path, discard=self._discard)
             self._file.truncate()
         return self
 
@@ -118,13 +120,20 @@ class TextFile:
         Raises:
             UsageError: The lines can't be written, or their file is gone.
         """
+        self.write_lines(encode_texts(texts))
+
+    def write_lines(self, lines: bytes) -> None:
+        """Write lines that `encode_texts` made.
+
+        Raises:
+            UsageError: The lines can't be written, or their file is gone.
+        """
         assert self._file is not None
         self._check_held()
-        lines = "".join(json.dumps(vars(text), ensure_ascii=False) + "\n" for text in texts)
         with saying_what_failed(self._path):
-            self._file.write(lines.encode())
+            self._file.write(lines)
             self._file.flush()
-        self._num_texts += len(texts)
+        self._num_texts += lines.count(b"\n")
 
     def _put_in_place(self) -> None:
         assert self._file is not None
@@ -144,12 +153,26 @@ class TextFile:
         raise refuse_as_removed(self._partial)
 
 
-def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path] = ()) -> None:
+def encode_texts(texts: Iterable[WrittenText]) -> bytes:
+    """Return a line for each text."""
+    return "".join(json.dumps(vars(text), ensure_ascii=False) + "\n" for text in texts).encode()
+
+
+def read_text(line: bytes) -> str:
+    """Return the text in a line that `encode_texts` made."""
+    text: str = json.loads(line)["text"]
+    return text
+
+
+def check_text_path(
+    path: Path, *, replace_existing: bool, resume: bool = False, inputs: Iterable[Path] = ()
+) -> None:
     """Check that a file of texts can be written at a path, before any work is done for it.
 
     Args:
         path: The file to write.
         replace_existing: Accept an existing file, and the unfinished one of an earlier run.
+        resume: Accept the unfinished one.
         inputs: Files that the run reads.
 
     Raises:
@@ -165,7 +188,7 @@ def check_text_path(path: Path, *, replace_existing: bool, inputs: Iterable[Path
     check_names([_partial_file(path)])
     with saying_what_failed(path):
         if os.path.lexists(_partial_file(path)):
-            _open_partial(path, discard=replace_existing).close()
+            _open_partial(path, discard=replace_existing or resume).close()
 
 
 def choose_texts(
@@ -174,6 +197,7 @@ def choose_texts(
     generation: GenerationOptions | None,
     output: Path | None = None,
     replace_existing: bool = False,
+    resume: bool = False,
     inputs: Iterable[Path] = (),
 ) -> Callable[[], TextFile] | None:
     """Return a function that opens the file of generated texts; None if they are not kept.
@@ -183,6 +207,7 @@ def choose_texts(
         generation: The run's options for generating text; None if it generates none.
         output: The file of the run's trace, if it has one.
         replace_existing: Accept an existing file, and the unfinished one of an earlier run.
+        resume: Accept the unfinished one, whose texts the resumed run writes again.
         inputs: Files that the run reads.
 
     Raises:
@@ -205,8 +230,8 @@ def choose_texts(
                 f"The trace and the texts would both be written to '{both}'.",
                 hint="Name two different files.",
             )
-    check_text_path(path, replace_existing=replace_existing, inputs=inputs)
-    return lambda: TextFile(path, replace_existing=replace_existing)
+    check_text_path(path, replace_existing=replace_existing, resume=resume, inputs=inputs)
+    return lambda: TextFile(path, replace_existing=replace_existing, resume=resume)
 
 
 def _spell_out(path: Path) -> str:
@@ -252,7 +277,7 @@ def _check_discardable(file: BinaryIO, partial: Path, *, discard: bool) -> None:
     if first and not discard:
         raise UsageError(
             f"'{partial}' holds the texts of an unfinished run.",
-            hint="Give --force to discard it and start over.",
+            hint="Give --resume to go on with that run, or --force to discard it and start over.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 
 def describe_layers(
-    recorder: RoutingRecorder, top_k: Mapping[MoeLayer, int]
+    recorder: RoutingRecorder, top_k: Mapping[MoeLayer, int], known: Iterable[RoutedLayer] = ()
 ) -> tuple[RoutedLayer, ...]:
     """Return the layers that routed, in the model's order.
 
     Args:
-        recorder: After at least one call.
+        recorder: After at least one call of each layer in `top_k` that isn't known.
         top_k: Largest number of experts that each layer chose for a token.
+        known: Layers that an earlier process described.
     """
+    described = {(layer.stack, layer.layer): layer for layer in known}
     return tuple(
-        RoutedLayer(
+        replace(before, top_k=max(before.top_k, top_k.get(layer, 0)))
+        if (before := described.get((layer.stack, layer.layer)))
+        else RoutedLayer(
             stack=layer.stack,
             layer=layer.layer,
             module=layer.experts_path,
@@ -38,7 +42,7 @@ def describe_layers(
             output_factor=recorder.find_output_factor(layer),
         )
         for layer in recorder.layers
-        if layer in top_k
+        if layer in top_k or (layer.stack, layer.layer) in described
     )
 
 

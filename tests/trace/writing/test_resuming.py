@@ -178,10 +178,10 @@ def interrupt(target: Path, *, replace_existing: bool = False) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "huge"}, "had another model: tiny; this one has huge."),
-        ({"batch size": 4}, "had another batch size: 8; this one has 4."),
-        ({"layers": [1, 2]}, "had another layers: none; this one has [1, 2]."),
-        ({"new option": 1}, "had another new option: none; this one has 1."),
+        ({"model": "huge"}, "differ in model: huge here, tiny there."),
+        ({"batch size": 4}, "differ in batch size: 4 here, 8 there."),
+        ({"layers": [1, 2]}, "differ in layers: [1, 2] here, none there."),
+        ({"new option": 1}, "differ in new option: 1 here, none there."),
     ],
 )
 def test_another_run_is_refused_with_the_first_difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
+from moetool.trace.writing.fileless import KeptTrace
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import TokenizedPrompt
@@ -49,26 +51,14 @@ class NumberTokenizer:
         return " ".join(str(token_id) for token_id in ids)
 
 
-class KeptRows:
+class KeptRows(KeptTrace):
     """Keeps the rows that are written to it."""
 
     def __init__(self) -> None:
-        self.rows: list[pa.Table] = []
-        self.probabilities: list[pa.Table] = []
-
-    def __enter__(self) -> KeptRows:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass
+        super().__init__(TraceMetadata())
 
     def describe(self, metadata: TraceMetadata) -> None:
         assert not metadata.complete
-
-    def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
-        self.rows.append(rows)
-        if probabilities is not None:
-            self.probabilities.append(probabilities)
 
     def finish(self, metadata: TraceMetadata, saliency: bytes | None = None) -> None:
         assert metadata.complete
@@ -81,8 +71,8 @@ class KeptTexts:
     def __init__(self) -> None:
         self.texts: list[WrittenText] = []
 
-    def write(self, texts: Sequence[WrittenText]) -> None:
-        self.texts += texts
+    def write_lines(self, lines: bytes) -> None:
+        self.texts += [WrittenText(**json.loads(line)) for line in lines.splitlines()]
 
 
 @dataclass(frozen=True)
@@ -172,11 +162,11 @@ def trace(
         num_excerpts=num_excerpts,
     )
     return Traced(
-        frame=_as_plain(rows.rows),
+        frame=_as_plain(rows.tables),
         probabilities=_as_plain(rows.probabilities),
         texts=texts.texts,
         run=run,
-        num_windows=len(rows.rows),
+        num_windows=len(rows.tables),
         num_advanced=sum(advanced),
     )
 

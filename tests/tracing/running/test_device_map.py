@@ -18,7 +18,9 @@ from moetool.cli.observer import TerminalObserver
 from moetool.errors import OutOfMemoryError, UntraceableError, UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.reader import open_trace
-from moetool.trace.writing.writer import TraceFile
+from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.sink_choice import SinkChoice
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.prompts import make_prompt
 from moetool.tracing.running import load_model as loading
@@ -46,6 +48,18 @@ class Traced:
 
 
 @dataclass(frozen=True)
+class Place(SinkChoice):
+    """Counts the offloaded files when the sink is opened."""
+
+    counts: list[int] = field(default_factory=list)
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity | None = None) -> TraceSink:
+        assert self.target is not None
+        self.counts.append(len(list(self.target.parent.glob("moetool-offload-*/*"))))
+        return super().open(metadata, identity)
+
+
+@dataclass(frozen=True)
 class Tracer:
     """Traces the demonstration checkpoint, with temporary files in a separate folder."""
 
@@ -54,18 +68,13 @@ class Tracer:
 
     def trace(self, device_map: str | None) -> Traced:
         path = self.folder / "trace.parquet"
-
-        def open_sink(metadata: TraceMetadata) -> TraceFile:
-            self.counts.append(len(list(self.folder.glob("moetool-offload-*/*"))))
-            return TraceFile(path, metadata=metadata, replace_existing=True)
-
         device = "cpu" if device_map is None else None
         with TerminalObserver(is_quiet=True) as observer:
             trace_model(
                 resolve_model("demo"),
                 make_prompt(PROMPT),
                 TraceOptions(device=device, device_map=device_map),
-                open_sink=open_sink,
+                place=Place(path, replace_existing=True, counts=self.counts),
                 observer=observer,
             )
         metadata = open_trace(path).metadata

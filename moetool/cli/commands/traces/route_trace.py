@@ -62,6 +62,7 @@ def route_trace(
     output_format: recording.Format = None,
     report: PageOption = None,
     force: ForceOption = False,
+    resume: recording.Resume = False,
     show: recording.Show = None,
     quiet: recording.QuietOption = False,
     verbose: recording.VerboseOption = False,
@@ -94,6 +95,7 @@ def route_trace(
         output,
         output_format,
         replace_existing=force,
+        resume=resume,
         with_probabilities=probabilities,
         with_saliency=saliency,
         inputs=inputs,
@@ -123,6 +125,7 @@ def route_trace(
         generation=generation,
         output=sink.target,
         replace_existing=force,
+        resume=resume,
         inputs=inputs,
     )
     with observer:
@@ -134,7 +137,7 @@ def route_trace(
             reference,
             read,
             options,
-            open_sink=sink.open,
+            place=sink,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,

@@ -78,6 +78,15 @@ Format = Annotated[
         rich_help_panel=OUTPUT_PANEL,
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar=FLAG,
+        help="Go on where an interrupted run of this command ended.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 Show = Annotated[
     int | None,
     typer.Option(

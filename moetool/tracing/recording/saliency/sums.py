@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,21 @@ class SaliencySums:
         )
         self.weights = self.weights + np.bincount(experts, weights=weights, minlength=size)
         np.maximum.at(self.largest, experts, largest)
+
+    def add_sums(self, other: SaliencySums) -> None:
+        """Add the sums over other tokens."""
+        self.num_tokens += other.num_tokens
+        self.frequency = self.frequency + other.frequency
+        self.norms = self.norms + other.norms
+        self.weighted_norms = self.weighted_norms + other.weighted_norms
+        self.weights = self.weights + other.weights
+        self.largest = np.maximum(self.largest, other.largest)
+
+    def take(self) -> SaliencySums:
+        """Return the sums so far, and start again from none."""
+        taken = replace(self)
+        vars(self).update(vars(SaliencySums.empty(len(self.frequency))))
+        return taken
 
     @property
     def mean_norms(self) -> NDArray[np.float64]:
