@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,10 @@ class WindowRun:
         with_saliency: Keep sums of the experts' outputs.
         layers: The recorded ones.
         describe: Called once rows are about to be made.
+
+    Attributes:
+        agreed: Raises an error if processes that share the model have recorded other decisions;
+            None if none do.
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class WindowRun:
         self._sink, self._maker, self._tokenizer = sink, maker, tokenizer
         self._with_texts, self._with_saliency = with_texts, with_saliency
         self._layers, self._describe = layers, describe
+        self.agreed: Future[None] | None = None
         self._sums = WindowSums.empty(len(window.prompts))
         self._ran: dict[int, RanBatch] = {}
         self._kept = sink.kept_batches(window.index)
@@ -131,27 +137,19 @@ class WindowRun:
         kept = [prompt for batch in self._kept.values() for prompt in batch.facts.prompts]
         return [self._window.prompts[prompt].token_ids for prompt in kept]
 
-    @property
-    def kept_batches(self) -> list[int]:
-        """Indices of the batches that an earlier run kept."""
-        return sorted(self._kept)
-
     def run(
         self,
         batches: Iterable[Batch],
         run_batch: Callable[[int, Batch], RanBatch],
-        *,
-        kept: Collection[int],
     ) -> None:
         """Run the batches that were not kept.
 
         Args:
             batches: All of the window.
             run_batch: Puts one through the model, given its index in the window.
-            kept: Indices of those that were, here or in a process that shares the model.
         """
         for index, batch in enumerate(batches):
-            if index not in kept:
+            if index not in self._kept:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
 
@@ -161,6 +159,8 @@ class WindowRun:
         Raises:
             UntraceableError: A call can't be recorded exactly.
         """
+        if self.agreed is not None:
+            self.agreed.result()
         return self._join() if self._kept else self._collect()
 
     def _keep(self) -> None:
