@@ -25,7 +25,7 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_em
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches, plan_windows
+from moetool.tracing.running.batches import Batch, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -35,7 +35,7 @@ from moetool.tracing.running.generation import (
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile, read_text
-from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun
+from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.timing import RunTimings, Stage, StageClock
 from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
@@ -121,11 +121,12 @@ def trace_prompts(
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
-    finished, known = sink.list_finished(), sink.list_layers()
+    finished, known = sink.list_finished(), sink.known_metadata()
 
     def describe() -> TraceMetadata:
-        layers = describe_layers(recorder, maker.top_k, known)
-        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+        layers = describe_layers(recorder, maker.top_k, known.layers)
+        function = known.score_function or maker.score_function
+        return replace(note_routing(metadata, layers), score_function=function)
 
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
@@ -178,16 +179,10 @@ def trace_prompts(
 
     counter = DomainCounter()
     excerpts: list[PromptExcerpt] = []
-    planned = plan_windows(
-        prompts,
-        batch_size=batch_size,
-        max_batch_tokens=max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
+    windows = list_windows(prompts, options)
     # A recorder that sees no call raises an error.
-    with settings, recorder if len(finished) < len(planned) else nullcontext():
-        for each in planned:
-            window = WindowPrompts(each.index, each.start, prompts[each.start : each.stop])
+    with settings, recorder if len(finished) < len(windows) else nullcontext():
+        for window in windows:
             shown = window.prompts[: num_excerpts - len(excerpts)]
             if window.index in finished:
                 tables, lines = take_finished(window)

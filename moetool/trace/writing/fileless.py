@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import pyarrow as pa
-import pyarrow.csv
 
-from moetool.trace.metadata import RoutedLayer, TraceMetadata
-from moetool.trace.schema import TRACE_SCHEMA, plain_schema
+from moetool.trace.metadata import TraceMetadata
+from moetool.trace.schema import TRACE_SCHEMA
+from moetool.trace.writing.csv_text import csv_bytes, csv_header
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 
@@ -40,9 +40,9 @@ class _KeepsNothing:
         """Return nothing: no earlier run left a window."""
         return {}
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return nothing: no layer is on disk."""
-        return ()
+    def known_metadata(self) -> TraceMetadata:
+        """Return empty metadata: nothing is on disk."""
+        return TraceMetadata()
 
     def keep_batch(self, batch: TraceBatch) -> None:
         """Drop the batch."""
@@ -58,33 +58,24 @@ class TraceStream(_KeepsNothing):
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._schema = plain_schema(TRACE_SCHEMA)
-        self._options = pa.csv.WriteOptions(include_header=False)
-        header = ",".join(f'"{name}"' for name in self._schema.names)
-        self._stream.write(f"{header}\n".encode())
+        self._stream.write(csv_header(TRACE_SCHEMA))
 
     def write(self, rows: pa.Table, probabilities: pa.Table | None = None) -> None:
         """Write rows to the stream."""
         assert probabilities is None, "a stream carries one table"
-        self._write(self._spell(rows))
+        self._write(csv_bytes(rows))
 
     def encode(self, piece: TracePiece) -> EncodedPiece:
         """Return a piece as bytes of CSV; from any thread."""
         assert piece.probabilities is None, "a stream carries one table"
-        content = self._spell(piece.rows)
-        return encode_as(piece, num_bytes=len(content), content=content)
+        content = csv_bytes(piece.rows)
+        return encode_as(piece, num_bytes=content.size, content=content)
 
     def commit(self, encoded: EncodedPiece) -> None:
         """Write the bytes of a piece to the stream."""
         self._write(encoded.content)
 
-    def _spell(self, rows: pa.Table) -> bytes:
-        buffer = pa.BufferOutputStream()
-        pa.csv.write_csv(rows.cast(self._schema), buffer, self._options)
-        content: bytes = buffer.getvalue().to_pybytes()
-        return content
-
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: bytes | pa.Buffer) -> None:
         self._stream.write(content)
         self._stream.flush()
 

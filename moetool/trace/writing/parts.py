@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from moetool.errors import UsageError
-from moetool.output.targets import new_file, put_in_place, refuse_as_removed
-from moetool.trace.schema import plain_schema
+from moetool.output.targets import put_in_place, refuse_as_removed
+from moetool.trace.writing.csv_text import join_csv
+from moetool.trace.writing.parquet_files import join_parquet, new_parquet, open_part
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
@@ -106,62 +105,21 @@ class PartWriter:
 
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        with new_parquet(path, self.schema, footer=footer) as writer:
-            for table in self._read_groups():
-                writer.write_table(table)
+        join_parquet(self._list_own_parts(), path, self.schema, footer=footer)
 
     def merge_into_csv(self, path: Path) -> None:
         """Write the rows of all parts into one new CSV file."""
-        schema = plain_schema(self.schema)
-        with new_file(path) as file, pa.csv.CSVWriter(file, schema) as writer:
-            for table in self._read_groups():
-                writer.write_table(table.cast(schema))
+        join_csv(self._list_own_parts(), path, self.schema)
 
-    def _read_groups(self) -> Iterator[pa.Table]:
-        """Yield the rows of all parts in order, about `ROWS_PER_PART` at a time."""
+    def _list_own_parts(self) -> list[Path]:
+        """Return all parts, after checks that none of them is another run's."""
         self.flush()
-        group: list[pa.Table] = []
         for path in self._parts:
-            group.append(self._read_part(path))
-            if sum(table.num_rows for table in group) >= ROWS_PER_PART:
-                yield _join(group)
-                group = []
-        if group:
-            yield _join(group)
-
-    def _read_part(self, path: Path) -> pa.Table:
-        try:
-            # Opened here, because pyarrow only accepts names in UTF-8.
-            with path.open("rb") as source, pq.ParquetFile(source) as file:
-                if file.metadata.metadata.get(RUN_KEY) != self._run:
-                    raise refuse_as_shared(self.folder)
-                return file.read().cast(self.schema)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise refuse_as_removed(path) from error
-
-
-@contextmanager
-def new_parquet(
-    path: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
-) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of a new file, which is removed if the block fails.
-
-    Args:
-        footer: Metadata of the file. It is also that of the schema, where pyarrow and pandas look.
-    """
-    # Routing weights rarely repeat: split into byte planes, they compress better than by dictionary.
-    floats = [field.name for field in schema if pa.types.is_float32(field.type)]
-    with (
-        new_file(path) as file,
-        pq.ParquetWriter(
-            file,
-            schema.with_metadata(footer),
-            compression="zstd",
-            use_dictionary=[name for name in schema.names if name not in floats],
-            use_byte_stream_split=floats,
-        ) as writer,
-    ):
-        yield writer
+            with open_part(path) as source:
+                footer = pq.read_metadata(source).metadata
+            if footer.get(RUN_KEY) != self._run:
+                raise refuse_as_shared(self.folder)
+        return self._parts
 
 
 def _join(tables: list[pa.Table]) -> pa.Table:

@@ -98,7 +98,7 @@ class EncodedPiece:
     facts: PieceFacts
     num_rows: int
     num_bytes: int = 0
-    content: bytes = b""
+    content: bytes | pa.Buffer = b""
     kept: TracePiece | None = None
 
     @property

@@ -33,7 +33,7 @@ from moetool.trace.companions import (
     sidecar_path,
     sign_saliency,
 )
-from moetool.trace.metadata import FOOTER_KEY, RoutedLayer, TraceMetadata
+from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
 from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.partial import (
@@ -78,8 +78,8 @@ class TraceSink(Protocol):
     def list_finished(self) -> dict[int, FinishedWindow]:
         """Return the windows of this run that are on disk, by index, in order."""
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that parts of this run on disk describe."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return what the parts of this run on disk say about its routing."""
 
     def encode(self, piece: TracePiece) -> EncodedPiece:
         """Bring a piece into the sink's form; from any thread, in any order."""
@@ -253,10 +253,10 @@ class TraceFile:
         with saying_what_failed(self.target):
             return self._pieces.list_finished()
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that routed in the parts on disk, each with its largest top-k there."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return what the parts on disk say about routing: the layers, and the score function."""
         with saying_what_failed(self.target):
-            return self._pieces.list_layers()
+            return self._pieces.known_metadata()
 
     def flush(self) -> None:
         """Close the rows collected so far as a part."""

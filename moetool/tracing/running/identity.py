@@ -16,7 +16,7 @@ from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
-from moetool.tracing.running.batches import plan_windows
+from moetool.tracing.running.window_run import list_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,12 +99,6 @@ def _identify(
         _spell(each.name): getattr(options.generation, each.name, None)
         for each in fields(GenerationOptions)
     }
-    windows = plan_windows(
-        prompts,
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
     return RunIdentity(
         {
             "model": model,
@@ -118,7 +112,7 @@ def _identify(
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
             "tokens of the prompts (SHA-256)": _hash_tokens(prompts),
-            NUM_WINDOWS: len(windows),
+            NUM_WINDOWS: len(list_windows(prompts, options)),
         }
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.writing.pieces import TraceBatch, TracePiece
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.recording.saliency.sums_file import (
     LayerSums,
@@ -20,7 +21,7 @@ from moetool.tracing.recording.saliency.sums_file import (
     pack_sums,
     unpack_sums,
 )
-from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.batches import Batch, plan_windows
 from moetool.tracing.running.generation import Continuation
 from moetool.tracing.running.texts import decode_texts, encode_texts
 from moetool.tracing.windows.collect import TracedBatch, collect_scopes
@@ -59,6 +60,19 @@ class RanBatch:
     traced: TracedBatch
     written: Sequence[Continuation] = ()
     saliency: LayerSums = field(default_factory=dict)
+
+
+def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
+    """Return the windows of a run, see `plan_windows`."""
+    planned = plan_windows(
+        prompts,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
+    return [
+        WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
+    ]
 
 
 class WindowRun:

@@ -73,9 +73,7 @@ def test_counts_do_not_depend_on_the_chunks_that_rows_come_in(
 @pytest.mark.parametrize("by", BY)
 @settings(deadline=None, max_examples=50)
 @given(table=traces(), num_rows=st.integers(1, 40))
-def test_counts_of_several_counters_add_up(
-    by: GroupColumn, table: pa.Table, num_rows: int
-) -> None:
+def test_counts_of_several_counters_add_up(by: GroupColumn, table: pa.Table, num_rows: int) -> None:
     layers = layers_of(to_plain_frame(table))
     total = ExpertCounter(by=by)
     for part in cut(table, num_rows=num_rows):

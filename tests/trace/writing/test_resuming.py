@@ -114,8 +114,8 @@ class Snapshots:
 
     def __call__(self) -> None:
         names = frozenset(str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
-        # The slow window, until the first piece of the next one.
-        is_slow = any("part-00001" in name for name in names)
+        # The last piece of the slow window, until the first one of the next.
+        is_slow = any("part-00001-001" in name for name in names)
         if is_slow and names not in self.seen and not any("part-00002" in name for name in names):
             self.seen[names] = self.copies / str(len(self.seen))
             shutil.copytree(self.folder, self.seen[names])
@@ -146,7 +146,7 @@ def test_a_run_killed_around_any_change_of_a_file_goes_on_to_the_same_rows(
         trace(left, resume=True)
         check_whole(left)
         num_resumed += 1
-    assert num_resumed > 30
+    assert num_resumed > 15
 
 
 @pytest.fixture

@@ -150,11 +150,14 @@ def test_a_run_whose_windows_are_all_there_is_finished_without_the_model(
     def interrupt_finish(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(ResumableInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("moetool.trace.writing.writer.TraceFile.finish", interrupt_finish)
-        run(pair, tmp_path)
-    monkeypatch.setattr(type(pair[0]), "forward", lambda *_: pytest.fail("a call of the model"))
+        interrupt(pair, tmp_path, after=NUM_BATCHES + 1)
+    calls: list[object] = []
+    hook = pair[0].register_forward_pre_hook(lambda module, _: calls.append(module))
     run(pair, tmp_path, resume=True)
+    hook.remove()
+    assert calls == []
     assert hash_outputs(tmp_path) == expected
 
 

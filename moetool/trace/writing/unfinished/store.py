@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from moetool.errors import UsageError
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.targets import new_file, put_in_place, refuse_as_removed
-from moetool.trace.metadata import RoutedLayer, parse_metadata
+from moetool.trace.metadata import RoutedLayer, TraceMetadata, parse_metadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA
 from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.parquet_files import new_parquet
 from moetool.trace.writing.partial import PartialFolder
-from moetool.trace.writing.parts import RUN_KEY, new_parquet, refuse_as_shared
+from moetool.trace.writing.parts import RUN_KEY, refuse_as_shared
 from moetool.trace.writing.pieces import (
     BatchFacts,
     EncodedPiece,
@@ -145,17 +146,20 @@ class PieceStore:
             [part for part in self._list_parts() if part.path.suffix == ".parquet"]
         )
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that parts describe, each with its largest top-k."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return the layers that parts describe, each with its largest top-k, and the function."""
         largest: dict[tuple[str, int], RoutedLayer] = {}
+        function = None
         # Most parts have the same metadata.
         each = {part.metadata: part.path for part in self._list_parts()}
-        for metadata, path in each.items():
-            for layer in parse_metadata(metadata, source=str(path)).layers:
+        for text, path in each.items():
+            metadata = parse_metadata(text, source=str(path))
+            function = function or metadata.score_function
+            for layer in metadata.layers:
                 known = largest.setdefault((layer.stack, layer.layer), layer)
                 if layer.top_k > known.top_k:
                     largest[layer.stack, layer.layer] = layer
-        return tuple(largest.values())
+        return TraceMetadata(layers=tuple(largest.values()), score_function=function)
 
     def list_whole(self) -> list[PartInfo]:
         """Return the pieces of the whole run in the order of its rows.
