@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, break_off, columns_of, make_rows, write_trace
-from tests.trace.writing.pieces import IDENTITY, make_window
+from tests.trace.writing.unfinished.pieces import IDENTITY, make_window
 from tests.trace.writing.runs import AFTER, names_in
 
 WINDOWS = [make_window(index) for index in range(3)]
@@ -298,3 +301,13 @@ def test_a_trace_that_appeared_since_is_not_replaced(interrupted: Path) -> None:
     interrupted.unlink()
     trace(interrupted, resume=True)
     check_whole(interrupted)
+
+
+def test_a_killed_process_loses_no_row_that_was_taken(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.trace.writing.unfinished.killing", str(tmp_path), "25"]
+    completed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    seen = json.loads(completed.stdout)
+    assert seen["kills"] == 25
+    assert seen["left_parts"] > 0
+    assert seen["traces"] > 0
