@@ -22,8 +22,8 @@ from moetool.trace.reading.reader import read_trace
 from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, columns_of
-from tests.trace.writing.unfinished.pieces import IDENTITY, Window, make_window
 from tests.trace.writing.runs import AFTER
+from tests.trace.writing.unfinished.pieces import IDENTITY, Window, make_window
 
 _NUM_WINDOWS = 5
 _LONGEST_LIFE_S = 0.15

@@ -23,8 +23,8 @@ from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, break_off, columns_of, make_rows, write_trace
-from tests.trace.writing.unfinished.pieces import IDENTITY, make_window
 from tests.trace.writing.runs import AFTER, names_in
+from tests.trace.writing.unfinished.pieces import IDENTITY, make_window
 
 WINDOWS = [make_window(index) for index in range(3)]
 ROWS = pa.concat_tables([rows for window in WINDOWS for rows in window.rows]).to_pydict()
