@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.quiet import quiet_transformers
-from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
+from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
-from moetool.trace.reading.prompt_sums import DomainCounter
-from moetool.trace.writing.pieces import TracePiece
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.assembly.row_threads import RowThreads
+from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
@@ -34,10 +33,8 @@ from moetool.tracing.running.generation import (
     takes_left_pads,
 )
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
-from moetool.tracing.running.texts import TextFile, read_text
-from moetool.tracing.running.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
+from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
-from moetool.tracing.windows.collect import TracedBatch
 from moetool.tracing.windows.routed_layers import describe_layers, note_routing
 from moetool.tracing.windows.window import RowMaker
 
@@ -102,7 +99,6 @@ def trace_prompts(
     """
     clock = clock or StageClock()
     generation = options.generation
-    batch_size, max_batch_tokens = options.batch_size, options.max_batch_tokens
     recorder = RoutingRecorder(
         model,
         layers=options.layers,
@@ -128,6 +124,10 @@ def trace_prompts(
         function = known.score_function or maker.score_function
         return replace(note_routing(metadata, layers), score_function=function)
 
+    def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
+        if advance is not None and token_ids:
+            advance(count_tokens(token_ids, generation))
+
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
@@ -137,91 +137,66 @@ def trace_prompts(
             else:
                 seed = choose_batch_seed(generation, window=window.index, batch=index)
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
-        with clock.measure(Stage.COPY):
-            traced = TracedBatch(batch.prompts, sequences, recorder.take_calls())
-        if advance is not None:
-            advance(count_tokens(token_ids, generation))
-        return RanBatch(traced, written, take_sums(recorder.saliency))
+            receipts = recorder.take_receipts()
+        count(token_ids)
+        saliency = take_sums(recorder.saliency)
+        return RanBatch(batch.prompts, sequences, receipts, written, saliency)
 
-    def run_window(window: WindowPrompts, *, with_texts: bool) -> TracePiece:
+    def run_window(window: WindowPrompts) -> WindowRun:
         run = WindowRun(
             window,
             sink=sink,
             maker=maker,
             tokenizer=tokenizer,
-            with_texts=with_texts,
+            with_texts=texts is not None or bool(generation and window.start < num_excerpts),
             with_saliency=options.with_saliency,
             layers=recorder.layers,
             describe=lambda: sink.describe(describe()),
         )
-        if advance is not None and run.kept_token_ids:
-            advance(count_tokens(run.kept_token_ids, generation))
+        count(run.kept_token_ids)
         batches = make_batches(
             window.prompts,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
+            batch_size=options.batch_size,
+            max_batch_tokens=options.max_batch_tokens,
             num_new_tokens=options.max_new_tokens,
             pad_token_id=pad_token_id,
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
         run.run(batches, partial(run_batch, window))
-        with clock.measure(Stage.BUILD):
-            return run.make_piece()
+        return run
 
-    def take_finished(window: WindowPrompts) -> tuple[list[pa.Table], bytes]:
-        """Return the rows and texts of a window that an earlier run has written."""
-        maker.add_finished(finished[window.index])
-        if advance is not None:
-            token_ids = [prompt.token_ids for prompt in window.prompts]
-            advance(count_tokens(token_ids, generation))
-        return list(finished[window.index].iter_tables()), finished[window.index].read_texts()
-
-    counter = DomainCounter()
-    excerpts: list[PromptExcerpt] = []
+    threads = RowThreads(sink, maker, texts=texts, clock=clock, num_excerpts=num_excerpts)
     windows = list_windows(prompts, options)
     # A recorder that sees no call raises an error.
-    with settings, recorder if len(finished) < len(windows) else nullcontext():
+    with settings, recorder if len(finished) < len(windows) else nullcontext(), threads:
         for window in windows:
-            shown = window.prompts[: num_excerpts - len(excerpts)]
             if window.index in finished:
-                tables, lines = take_finished(window)
+                count([prompt.token_ids for prompt in window.prompts])
+                threads.take(window, finished[window.index])
             else:
-                is_spelled = texts is not None or bool(shown and generation)
-                piece = run_window(window, with_texts=is_spelled)
-                sink.describe(describe())
-                with clock.measure(Stage.WRITE):
-                    sink.commit(sink.encode(piece))
-                tables, lines = [piece.rows], piece.texts or b""
-            for table in tables:
-                counter.add(table)
-            if texts is not None:
-                texts.write_lines(lines)
-            if shown:
-                excerpts += _excerpt_prompts(
-                    shown,
-                    pa.concat_tables(tables).unify_dictionaries(),
-                    written=[read_text(line) for line in lines.splitlines()[: len(shown)]],
-                    most_tokens=choose_excerpt_tokens(num_excerpts),
-                )
+                threads.make(run_window(window))
+    totals = threads.totals
+    assert totals.facts is not None
     complete = replace(
         describe(),
         complete=True,
         num_prompts=len(prompts),
-        num_tokens=maker.num_tokens,
-        num_new_tokens=maker.num_new_tokens,
-        num_decisions=maker.num_decisions,
+        num_tokens=totals.facts.num_tokens,
+        num_new_tokens=totals.facts.num_new_tokens,
+        num_decisions=totals.facts.num_decisions,
         num_cut_prompts=sum(prompt.was_cut for prompt in prompts),
     )
-    saliency = join_saliency(sink, recorder.layers) if options.with_saliency else None
     with clock.measure(Stage.WRITE):
-        sink.finish(complete, saliency)
+        sink.finish(
+            complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
+        )
     return TracedRun(
         metadata=complete,
-        counts=counter.counts(complete.layers),
-        num_rows=maker.num_rows,
-        timings=clock.read(num_tokens=maker.num_tokens),
-        excerpts=tuple(excerpts),
+        counts=totals.counter.counts(complete.layers),
+        num_rows=totals.num_rows,
+        timings=clock.read(num_tokens=totals.facts.num_tokens),
+        excerpts=tuple(totals.excerpts),
     )
 
 
@@ -229,25 +204,6 @@ def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:
     """Return the file of the sums of all windows, added in their order."""
     sums = [window.read_saliency() for window in sink.list_finished().values()]
     return pack_observer_data(add_sums(unpack_sums(each, layers) for each in sums if each))
-
-
-def _excerpt_prompts(
-    prompts: Sequence[TokenizedPrompt],
-    rows: pa.Table,
-    *,
-    written: Sequence[str],
-    most_tokens: int,
-) -> Iterator[PromptExcerpt]:
-    """Yield excerpts of prompts whose rows are in a table; `written` is empty if none wrote."""
-    for index, item in enumerate(prompts):
-        prompt = item.prompt
-        yield PromptExcerpt(
-            prompt_id=prompt.prompt_id,
-            domain=prompt.domain,
-            prompt=prompt.text,
-            written=written[index] if written else None,
-            stacks=excerpt_rows(rows, prompt.prompt_id, most_tokens=most_tokens),
-        )
 
 
 def count_tokens(

@@ -75,6 +75,44 @@ def collect_scopes(batches: Sequence[TracedBatch]) -> list[CollectedScope]:
     return [_collect_scope(batches, scope) for scope in scopes]
 
 
+def cut_scopes(scopes: Sequence[CollectedScope], prompts: range) -> list[CollectedScope]:
+    """Return the part of each scope that holds consecutive prompts, which are counted from 0 again."""
+    return [_cut_scope(scope, prompts) for scope in scopes]
+
+
+def _cut_scope(scope: CollectedScope, prompts: range) -> CollectedScope:
+    first, last = np.searchsorted(scope.prompt, (prompts.start, prompts.stop)).tolist()
+    part = slice(first, last)
+    return CollectedScope(
+        prompt=scope.prompt[part] - np.int32(prompts.start),
+        position=scope.position[part],
+        token_id=scope.token_id[part],
+        phase=scope.phase[part],
+        layers=[
+            RecordedLayer(
+                layer=each.layer,
+                experts=each.experts[part],
+                weights=each.weights[part],
+                scores=None if each.scores is None else each.scores[part],
+            )
+            for each in scope.layers
+        ],
+    )
+
+
+def count_rows(scopes: Sequence[CollectedScope], *, num_prompts: int) -> NDArray[np.int64]:
+    """Return the number of assignments of each prompt.
+
+    Returns:
+        # (num_prompts,)
+    """
+    total = np.zeros(num_prompts, dtype=np.int64)
+    for scope in scopes:
+        width = sum(layer.experts.shape[1] for layer in scope.layers)
+        total += width * np.bincount(scope.prompt, minlength=num_prompts)
+    return total
+
+
 def _collect_scope(batches: Sequence[TracedBatch], scope: str) -> CollectedScope:
     collected = [_collect_batch(batch, scope) for batch in batches]
     prompt, position, token_id, phase = (

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.rows import assignment_rows, merge_by_prompt, probability_rows
-from moetool.trace.writing.pieces import TraceBatch
-from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.tracing.prompts.tokens import TokenizedPrompt, spell_tokens
 from moetool.tracing.recording.calls import RecordedLayer
 from moetool.tracing.windows.collect import CollectedScope
@@ -23,13 +24,9 @@ if TYPE_CHECKING:
 
 
 class RowMaker:
-    """Makes rows window by window, and counts them.
+    """Makes rows, in any number of threads.
 
     Attributes:
-        num_rows: Assignments.
-        num_tokens: Tokens; in an encoder-decoder, of both stacks.
-        num_decisions: Tokens times the layers that routed them.
-        num_new_tokens: Generated tokens.
         top_k: Largest number of experts that each layer chose for a token.
 
     Args:
@@ -38,22 +35,41 @@ class RowMaker:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, with_probabilities: bool) -> None:
-        self.num_rows, self.num_tokens, self.num_decisions, self.num_new_tokens = 0, 0, 0, 0
         self.top_k: dict[MoeLayer, int] = {}
         self._tokenizer = tokenizer
         self._with_probabilities = with_probabilities
         # Found once per layer.
         self._score_functions: dict[MoeLayer, ScoreFunction] = {}
+        # Guards everything above.
+        self._mutex = threading.Lock()
 
     @property
     def score_function(self) -> str | None:
         """Name of the function from scores to probabilities; None if these were not asked for."""
         return next((function.name for function in self._score_functions.values()), None)
 
+    def note_layers(self, scopes: Sequence[CollectedScope]) -> None:
+        """Learn from decisions what `top_k` and `score_function` state.
+
+        Raises:
+            UntraceableError: Probabilities are asked for, and don't follow from a router's scores.
+        """
+        with self._mutex:
+            for recorded in (layer for scope in scopes for layer in scope.layers):
+                layer, width = recorded.layer, recorded.experts.shape[1]
+                self.top_k[layer] = max(self.top_k.get(layer, 0), width)
+                if self._with_probabilities and layer not in self._score_functions:
+                    self._score_functions[layer] = find_score_function(recorded)
+
     def make_rows(
         self, window: Sequence[TokenizedPrompt], scopes: Sequence[CollectedScope]
     ) -> tuple[pa.Table, pa.Table | None]:
-        """Return a window's rows and, if asked for, those of the probabilities."""
+        """Return the rows of some prompts and, if asked for, those of the probabilities.
+
+        Args:
+            window: The prompts.
+            scopes: Their decisions, which `note_layers` has seen.
+        """
         tables, probabilities = [], []
         for scope in scopes:
             tokens = self._name_tokens(window, scope)
@@ -61,26 +77,7 @@ class RowMaker:
             tables.append(assignment_rows(tokens, decisions))
             if self._with_probabilities:
                 probabilities.append(probability_rows(tokens, decisions))
-            self.num_tokens += len(scope.token_id)
-            self.num_decisions += len(scope.token_id) * len(decisions)
-        rows = merge_by_prompt(tables)
-        self.num_rows += rows.num_rows
-        return rows, merge_by_prompt(probabilities) if probabilities else None
-
-    def add_finished(self, finished: FinishedWindow) -> None:
-        """Count a window whose rows are on disk."""
-        facts = finished.facts
-        self.num_rows += finished.num_rows
-        self.num_tokens += facts.num_tokens
-        self.num_decisions += facts.num_decisions
-        self.num_new_tokens += facts.num_new_tokens
-
-    def add_batch(self, batch: TraceBatch) -> None:
-        """Count a batch whose rows are on disk."""
-        self.num_rows += batch.rows.num_rows
-        self.num_tokens += sum(batch.facts.num_tokens)
-        self.num_decisions += sum(batch.facts.num_decisions)
-        self.num_new_tokens += sum(batch.facts.num_new_tokens)
+        return merge_by_prompt(tables), merge_by_prompt(probabilities) if probabilities else None
 
     def _name_tokens(
         self, window: Sequence[TokenizedPrompt], scope: CollectedScope
@@ -92,12 +89,11 @@ class RowMaker:
             position=scope.position,
             phase=scope.phase,
             token_id=scope.token_id,
-            pieces=spell_tokens(scope.token_id, self._tokenizer),
+            pieces=self._spell(scope.token_id),
         )
 
     def _decide(self, recorded: RecordedLayer) -> LayerDecisions:
         layer = recorded.layer
-        self.top_k[layer] = max(self.top_k.get(layer, 0), recorded.experts.shape[1])
         decisions = LayerDecisions(
             stack=layer.stack,
             layer=layer.layer,
@@ -106,8 +102,11 @@ class RowMaker:
         )
         if not self._with_probabilities:
             return decisions
-        if layer not in self._score_functions:
-            self._score_functions[layer] = find_score_function(recorded)
         assert recorded.scores is not None
         probabilities = self._score_functions[layer].apply(recorded.scores)
         return replace(decisions, probabilities=probabilities)
+
+    def _spell(self, token_ids: NDArray[np.int32]) -> list[str]:
+        # A tokenizer need not stand several threads.
+        with self._mutex:
+            return spell_tokens(token_ids, self._tokenizer)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.trace.writing.pieces import TraceBatch, TracePiece
+from moetool.trace.writing.pieces import TraceBatch
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt
@@ -21,15 +20,25 @@ from moetool.tracing.recording.saliency.sums_file import (
     pack_sums,
     unpack_sums,
 )
+from moetool.tracing.recording.transfer.inbox import Receipt
 from moetool.tracing.running.batches import Batch, plan_windows
 from moetool.tracing.running.generation import Continuation
 from moetool.tracing.running.texts import decode_texts, encode_texts
-from moetool.tracing.windows.collect import TracedBatch, collect_scopes
-from moetool.tracing.windows.kept_batches import WindowSums, join_batches
+from moetool.tracing.windows.collect import (
+    CollectedScope,
+    RoutedSequence,
+    TracedBatch,
+    collect_scopes,
+    count_rows,
+)
+from moetool.tracing.windows.kept_batches import JoinedBatches, WindowSums, join_batches
 from moetool.tracing.windows.window import RowMaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# A thread makes and writes so many at a time, and they are a row group of the file.
+_ROWS_PER_PIECE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,26 @@ class WindowPrompts:
 
 @dataclass(frozen=True)
 class RanBatch:
-    """A batch that went through the model.
+    """A batch that went through the model, and whose calls may still be on their way from a GPU.
 
     Attributes:
-        traced: Its tokens and recorded calls.
+        prompts: Index of each row's prompt in the window. # (batch_size,)
+        sequences: See `TracedBatch`.
+        receipts: Of its calls, in the order in which they ran.
         written: The continuation of each row, if the model generates text.
         saliency: Sums of the experts' outputs over it, if they are kept.
     """
 
-    traced: TracedBatch
+    prompts: NDArray[np.int32]
+    sequences: Mapping[str, Sequence[RoutedSequence]]
+    receipts: Sequence[Receipt]
     written: Sequence[Continuation] = ()
     saliency: LayerSums = field(default_factory=dict)
+
+    def receive(self) -> TracedBatch:
+        """Return the batch, for whose calls this waits."""
+        calls = [call for receipt in self.receipts for call in receipt.result()]
+        return TracedBatch(self.prompts, self.sequences, calls)
 
 
 def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
@@ -75,8 +93,31 @@ def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> l
     ]
 
 
+@dataclass(frozen=True)
+class WindowDecisions:
+    """The decisions of a window as rows, or ready to become rows.
+
+    Attributes:
+        window: Its prompts.
+        sums: Numbers of each prompt.
+        scopes: Its decisions; empty if they are rows already.
+        joined: Its rows, where some of its batches were kept as rows.
+        texts: The line of each prompt, if the run keeps generated texts.
+        saliency: The packed sums of the experts' outputs, if the run keeps them.
+        pieces: Consecutive prompts whose rows are written together.
+    """
+
+    window: WindowPrompts
+    sums: WindowSums
+    scopes: Sequence[CollectedScope]
+    joined: JoinedBatches | None
+    texts: Sequence[bytes] | None
+    saliency: bytes | None
+    pieces: Sequence[range]
+
+
 class WindowRun:
-    """Runs the batches of one window, and turns them into rows.
+    """Runs the batches of one window, and collects what they decided.
 
     Whenever the sink's last part is long ago, the batches that have ended are kept there. A later
     run of the same window takes them from there, and its rows are the same.
@@ -89,7 +130,7 @@ class WindowRun:
         with_texts: Keep generated texts.
         with_saliency: Keep sums of the experts' outputs.
         layers: The recorded ones.
-        describe: Called before batches are kept, once their rows were made.
+        describe: Called once rows are about to be made.
     """
 
     def __init__(
@@ -113,7 +154,6 @@ class WindowRun:
         self._kept = sink.kept_batches(window.index)
         for batch in self._kept.values():
             self._sums.add_batch(batch.facts)
-            maker.add_batch(batch)
 
     @property
     def kept_token_ids(self) -> list[NDArray[np.int32]]:
@@ -133,47 +173,61 @@ class WindowRun:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
 
-    def make_piece(self) -> TracePiece:
-        """Return the whole window, all of whose batches have run, as one piece."""
-        return self._join() if self._kept else self._make()
+    def collect(self) -> WindowDecisions:
+        """Return the decisions of the window, once all its batches have run; from any thread.
+
+        Raises:
+            UntraceableError: A call can't be recorded exactly.
+        """
+        return self._join() if self._kept else self._collect()
 
     def _keep(self) -> None:
         if self._sink.is_overdue:
             for index in self._ran:
                 if index not in self._kept:
                     self._kept[index] = self._make_batch(index)
-                    self._describe()
                     self._sink.keep_batch(self._kept[index])
 
     def _make_batch(self, index: int) -> TraceBatch:
         """Return a batch that has run as rows."""
         ran = self._ran[index]
-        scopes = collect_scopes([ran.traced])
+        scopes = self._take_scopes([ran])
         rows, probabilities = self._maker.make_rows(self._window.prompts, scopes)
-        self._sums.add_scopes(scopes)
-        written = self._add_written([ran])
-        texts = self._spell(written)
+        texts = self._spell(self._add_written([ran]))
         return TraceBatch(
             window=self._window.index,
             batch=index,
-            facts=self._sums.describe_batch(ran.traced.prompts.tolist()),
+            facts=self._sums.describe_batch(ran.prompts.tolist()),
             rows=rows,
             probabilities=probabilities,
             texts=None if texts is None else b"".join(texts),
             saliency=pack_sums(ran.saliency) if self._with_saliency else None,
         )
 
-    def _make(self) -> TracePiece:
-        """Return the rows of a window of which no batch was kept."""
-        ran = list(self._ran.values())
-        scopes = collect_scopes([each.traced for each in ran])
-        rows, probabilities = self._maker.make_rows(self._window.prompts, scopes)
+    def _take_scopes(self, ran: Sequence[RanBatch]) -> list[CollectedScope]:
+        """Return the decisions of batches, after everyone who needs to has seen them."""
+        scopes = collect_scopes([each.receive() for each in ran])
+        self._maker.note_layers(scopes)
         self._sums.add_scopes(scopes)
-        texts = self._spell(self._add_written(ran))
-        saliency = self._pack([each.saliency for each in ran])
-        return self._as_piece(rows, probabilities, texts, saliency)
+        self._describe()
+        return scopes
 
-    def _join(self) -> TracePiece:
+    def _collect(self) -> WindowDecisions:
+        """Return the decisions of a window of which no batch was kept."""
+        ran = list(self._ran.values())
+        scopes = self._take_scopes(ran)
+        num_rows = count_rows(scopes, num_prompts=len(self._window.prompts))
+        return WindowDecisions(
+            window=self._window,
+            sums=self._sums,
+            scopes=scopes,
+            joined=None,
+            texts=self._spell(self._add_written(ran)),
+            saliency=self._pack([each.saliency for each in ran]),
+            pieces=_divide(num_rows),
+        )
+
+    def _join(self) -> WindowDecisions:
         """Return the rows of a window of which some batches were kept."""
         for index in self._ran:
             if index not in self._kept:
@@ -182,25 +236,14 @@ class WindowRun:
             [self._kept[index] for index in sorted(self._kept)],
             [item.prompt.prompt_id for item in self._window.prompts],
         )
-        saliency = [unpack_sums(each, self._layers) for each in joined.saliency]
-        return self._as_piece(joined.rows, joined.probabilities, joined.texts, self._pack(saliency))
-
-    def _as_piece(
-        self,
-        rows: pa.Table,
-        probabilities: pa.Table | None,
-        texts: Sequence[bytes] | None,
-        saliency: bytes | None,
-    ) -> TracePiece:
-        return TracePiece(
-            window=self._window.index,
-            piece=0,
-            num_pieces=1,
-            facts=self._sums.describe(self._window.start, range(len(self._window.prompts))),
-            rows=rows,
-            probabilities=probabilities,
-            texts=None if texts is None else b"".join(texts),
-            saliency=saliency,
+        return WindowDecisions(
+            window=self._window,
+            sums=self._sums,
+            scopes=(),
+            joined=joined,
+            texts=joined.texts,
+            saliency=self._pack([unpack_sums(each, self._layers) for each in joined.saliency]),
+            pieces=[range(len(self._window.prompts))],
         )
 
     def _pack(self, batches: Sequence[LayerSums]) -> bytes | None:
@@ -212,13 +255,10 @@ class WindowRun:
         written = {
             prompt: continuation
             for each in ran
-            for prompt, continuation in zip(
-                each.traced.prompts.tolist(), each.written, strict=False
-            )
+            for prompt, continuation in zip(each.prompts.tolist(), each.written, strict=False)
         }
         for prompt, continuation in written.items():
             self._sums.num_new_tokens[prompt] = len(continuation.token_ids)
-            self._maker.num_new_tokens += len(continuation.token_ids)
         return dict(sorted(written.items()))
 
     def _spell(self, written: dict[int, Continuation]) -> list[bytes] | None:
@@ -227,3 +267,15 @@ class WindowRun:
         prompts = [self._window.prompts[prompt] for prompt in written]
         texts = decode_texts(prompts, list(written.values()), self._tokenizer)
         return [encode_texts([text]) for text in texts]
+
+
+def _divide(num_rows: NDArray[np.int64]) -> list[range]:
+    """Return runs of consecutive prompts with about `_ROWS_PER_PIECE` rows each.
+
+    Args:
+        num_rows: Of each prompt. # (num_prompts,)
+    """
+    before = np.cumsum(num_rows) - num_rows
+    _, starts = np.unique(before // _ROWS_PER_PIECE, return_index=True)
+    stops = [*starts[1:].tolist(), len(num_rows)]
+    return [range(start, stop) for start, stop in zip(starts.tolist(), stops, strict=True)]
