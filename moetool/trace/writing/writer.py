@@ -46,6 +46,7 @@ from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME
+from moetool.trace.writing.unfinished.part_writing import PartFiles
 from moetool.trace.writing.unfinished.resuming import may_replace
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
@@ -143,11 +144,13 @@ class TraceFile:
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
         self._pieces = PieceStore(
-            self._folder,
-            schema=schema,
-            identity=self._identity,
-            footer=self._footer,
-            may_replace=self._replace_existing,
+            PartFiles(
+                self._folder,
+                schema=schema,
+                identity=self._identity,
+                footer=self._footer,
+                may_replace=self._replace_existing,
+            )
         )
         if resume:
             try:

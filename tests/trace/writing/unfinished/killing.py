@@ -85,7 +85,8 @@ def kill_once(target: Path, windows: Sequence[Window], *, life_s: float) -> tupl
 def main(folder: Path, num_kills: int) -> None:
     """Kill runs a number of times, each going on from the one before, and print what was seen.
 
-    A trace that is there is whole; otherwise its parts hold at least all rows that were taken.
+    A trace that is there is whole; otherwise its parts hold at least all rows that were taken, and
+    those that were there before.
     """
     windows = [make_window(index) for index in range(_NUM_WINDOWS)]
     rows = pa.concat_tables([rows for window in windows for rows in window.rows]).to_pydict()
@@ -93,7 +94,7 @@ def main(folder: Path, num_kills: int) -> None:
     seen = dict.fromkeys(
         ("kills", "traces", "left_parts", "left_nothing", "in_swap", "in_finish"), 0
     )
-    target = folder / "0.parquet"
+    target, num_before = folder / "0.parquet", 0
     while seen["kills"] < num_kills:
         was_killed, num_taken = kill_once(
             target, windows, life_s=random.uniform(0, _LONGEST_LIFE_S)
@@ -103,15 +104,16 @@ def main(folder: Path, num_kills: int) -> None:
         if target.exists():
             assert columns_of(read_trace(target)) == rows
             seen["traces"] += 1
-            target = folder / f"{seen['traces']}.parquet"
+            num_before, target = 0, folder / f"{seen['traces']}.parquet"
         elif any(partial.glob("part-*.parquet")):
             frame = read_trace(partial)
-            assert num_taken <= len(frame) <= len(rows["prompt_id"])
+            assert max(num_taken, num_before) <= len(frame) <= len(rows["prompt_id"])
+            num_before = len(frame)
             seen["left_parts"] += 1
             seen["in_swap"] += any(partial.glob("_part-*.waiting"))
             seen["in_finish"] += any(partial.glob("_whole*"))
         else:
-            assert num_taken == 0
+            assert num_taken == num_before == 0
             seen["left_nothing"] += 1
     print(json.dumps(seen))  # noqa: T201
 
