@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -32,7 +33,7 @@ from moetool.trace.writing.writer import TraceFile
 PROMPTS = Path(__file__).parent.parent / "sample_prompts"
 OPTIONS = (
     *("--max-new-tokens", "3", "--temperature", "1.5", "--probabilities", "--saliency"),
-    *("--limit-per-domain", "20", "--batch-size", "4", "--quiet"),
+    *("--limit-per-domain", "3", "--batch-size", "1", "--quiet"),
 )
 
 
@@ -107,7 +108,8 @@ def main(num_kills: int) -> None:
         longest_s = time.monotonic() - started
         expected = hash_outputs(whole)
         print(f"a run left alone: {longest_s:.1f} s, {len(read_trace(whole / 't.parquet')):,} rows")
-        folder = Path(name) / "0"
+        numbers = count()
+        folder = Path(name) / str(next(numbers))
         num_before = 0
         while seen["kills"] < num_kills:
             folder.mkdir(exist_ok=True)
@@ -130,11 +132,11 @@ def main(num_kills: int) -> None:
             elif os.WIFSIGNALED(status):
                 assert len(read_trace(folder / "t.parquet")) == len(read_trace(whole / "t.parquet"))
                 seen["killed when the trace was in its place"] += 1
-                folder, num_before = Path(name) / str(seen["kills"]), 0
+                folder, num_before = Path(name) / str(next(numbers)), 0
             else:
                 assert hash_outputs(folder) == expected
                 seen["resumed to the same outputs"] += 1
-                folder, num_before = Path(name) / str(seen["kills"]), 0
+                folder, num_before = Path(name) / str(next(numbers)), 0
         if not (folder / "t.parquet").exists() and partial_folder(folder / "t.parquet").exists():
             child = run(folder, resume=True, report=os.open(os.devnull, os.O_WRONLY))
             assert os.waitpid(child, 0)[1] == 0
