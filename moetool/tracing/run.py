@@ -135,11 +135,12 @@ def trace_prompts(
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
     with_texts = processes.broadcast(texts is not None)
-    finished, known = sink.list_finished(), sink.list_layers()
+    finished, known = sink.list_finished(), sink.known_metadata()
 
     def describe() -> TraceMetadata:
-        layers = describe_layers(recorder, maker.top_k, known)
-        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+        layers = describe_layers(recorder, maker.top_k, known.layers)
+        function = known.score_function or maker.score_function
+        return replace(note_routing(metadata, layers), score_function=function)
 
     def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
         if advance is not None and token_ids:
@@ -225,7 +226,7 @@ def trace_prompts(
             of_first: TracedRun = processes.receive()
             return of_first
         wait_for_windows(sink, number=len(windows))
-        known = sink.list_layers()
+        known = sink.known_metadata()
         if texts is not None:
             write_texts(sink, texts)
     totals = result.totals

@@ -123,7 +123,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
-    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
+    from moetool.tracing.running.identity import identify_run
     from moetool.tracing.running.load_model import load_model
     from moetool.tracing.running.own_device import choose_own_device
 
@@ -145,17 +145,14 @@ def trace_model(
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
-    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
-    identity = identify_run(
-        options,
-        model=checkpoint.name,
-        revision=checkpoint.revision,
-        fingerprint=fingerprint_checkpoint(checkpoint),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=f"{sharing.processes.number} processes" if sharing else device,
-        with_texts=open_texts is not None,
-    )
+        identity = identify_run(
+            checkpoint,
+            options,
+            prompts=tokenized,
+            device_map=device_map,
+            num_sharing=sharing.processes.number if sharing else None,
+            with_texts=open_texts is not None,
+        )
     place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, ending_together(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
@@ -226,7 +223,7 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
-    from moetool.tracing.running.identity import fingerprint_model, identify_run
+    from moetool.tracing.running.identity import identify_loaded_run
 
     clock = StageClock()
     config = model.config
@@ -237,17 +234,9 @@ def trace_loaded_model(
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
-    revision = getattr(config, "_commit_hash", None)
-    identity = identify_run(
-        options,
-        model=name,
-        revision=revision,
-        fingerprint=fingerprint_model(model),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=model.device,
-        with_texts=open_texts is not None,
-    )
+        identity = identify_loaded_run(
+            model, options, prompts=tokenized, with_texts=open_texts is not None
+        )
     place.check(identity)
     metadata = describe_run(
         model,
