@@ -27,7 +27,7 @@ from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writing.csv_text import csv_bytes, join_csv
+from moetool.trace.writing.formats.csv_text import csv_bytes, join_csv
 from moetool.trace.writing.parquet_files import join_parquet, new_parquet
 from moetool.trace.writing.writer import TraceFile
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 
 from moetool.errors import UsageError
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
-from moetool.trace.writing import csv_text
-from moetool.trace.writing.csv_text import csv_bytes, csv_header, join_csv
+from moetool.trace.writing.formats import csv_text
+from moetool.trace.writing.formats.csv_text import csv_bytes, csv_header, join_csv
 from moetool.trace.writing.parquet_files import new_parquet
 from tests.trace.examples import make_rows, traces
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.trace.writing.compact_thrift import (
+from moetool.trace.writing.formats.compact_thrift import (
     Fields,
     Items,
     Kind,
