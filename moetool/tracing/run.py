@@ -25,7 +25,7 @@ from moetool.tracing.assembly.shares import (
     wait_for_windows,
     write_texts,
 )
-from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
+from moetool.tracing.assembly.window_run import RanBatch, WindowRun
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.processes.processes import Processes
@@ -33,7 +33,7 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_em
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches
+from moetool.tracing.running.batches import Batch, WindowPrompts, list_windows, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -214,7 +214,8 @@ def trace_prompts(
             if writes:
                 threads.take(window, finished[window.index])
     if agreement is not None and not writes:
-        return agreement.share(None)
+        first: TracedRun = agreement.receive()
+        return first
     result = ShareResult(threads.totals, maker.score_function, metadata.device)
     if processes.are_several:
         if not processes.is_first:

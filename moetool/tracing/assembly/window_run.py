@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.writing.pieces import TraceBatch
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.options import TraceOptions
-from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.recording.saliency.sums_file import (
     LayerSums,
     add_sums,
@@ -21,7 +19,7 @@ from moetool.tracing.recording.saliency.sums_file import (
     unpack_sums,
 )
 from moetool.tracing.recording.transfer.inbox import Receipt
-from moetool.tracing.running.batches import Batch, plan_windows
+from moetool.tracing.running.batches import Batch, WindowPrompts
 from moetool.tracing.running.generation import Continuation
 from moetool.tracing.running.texts import decode_texts, encode_texts
 from moetool.tracing.windows.collect import (
@@ -39,21 +37,6 @@ if TYPE_CHECKING:
 
 # A thread makes and writes so many at a time, and they are a row group of the file.
 _ROWS_PER_PIECE = 1_000_000
-
-
-@dataclass(frozen=True)
-class WindowPrompts:
-    """The prompts of a window.
-
-    Attributes:
-        index: Of the window in the run.
-        start: Index of its first prompt in the run.
-        prompts: At least one.
-    """
-
-    index: int
-    start: int
-    prompts: Sequence[TokenizedPrompt]
 
 
 @dataclass(frozen=True)
@@ -78,19 +61,6 @@ class RanBatch:
         """Return the batch, for whose calls this waits."""
         calls = [call for receipt in self.receipts for call in receipt.result()]
         return TracedBatch(self.prompts, self.sequences, calls)
-
-
-def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
-    """Return the windows of a run, see `plan_windows`."""
-    planned = plan_windows(
-        prompts,
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
-    return [
-        WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
-    ]
 
 
 @dataclass(frozen=True)

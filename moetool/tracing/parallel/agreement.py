@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ class Agreement:
         """Return the first process's value, in all of them."""
         shared: Value = self._processes.broadcast(value)
         return shared
+
+    def receive(self) -> Any:
+        """Return the value that the first process shares."""
+        return self._processes.receive()
 
     def add(self, calls: Iterable[RecordedCall]) -> None:
         """Take calls that this process has recorded, from any thread."""
