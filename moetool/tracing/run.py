@@ -27,6 +27,7 @@ from moetool.tracing.assembly.shares import (
 )
 from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
@@ -40,6 +41,7 @@ from moetool.tracing.running.generation import (
     generation_settings,
     takes_left_pads,
 )
+from moetool.tracing.running.memory_errors import explaining_memory
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
@@ -81,6 +83,7 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
+    agreement: Agreement | None = None,
     clock: StageClock | None = None,
     processes: Processes | None = None,
 ) -> TracedRun:
@@ -99,6 +102,7 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
         processes: Share the prompts, and all return the figures of the first; None for one process.
 
@@ -129,6 +133,10 @@ def trace_prompts(
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
     with_texts = processes.broadcast(texts is not None)
     finished, known = sink.list_finished(), sink.list_layers()
+    # Of several processes that share the model, all run every batch, and the first writes.
+    done, writes = list(finished), True
+    if agreement is not None:
+        done, writes = agreement.share(done), agreement.is_first
 
     def describe() -> TraceMetadata:
         layers = describe_layers(recorder, maker.top_k, known)
@@ -141,13 +149,15 @@ def trace_prompts(
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
-        with clock.measure(Stage.FORWARD):
+        with clock.measure(Stage.FORWARD), explaining_memory(recorder, batch):
             if generation is None:
                 sequences = read_batch(recorded, batch, token_ids=token_ids)
             else:
                 seed = choose_batch_seed(generation, window=window.index, batch=index)
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
             receipts = recorder.take_receipts()
+        if agreement is not None:
+            agreement.add(call for receipt in receipts for call in receipt.result())
         count(token_ids)
         saliency = take_sums(recorder.saliency)
         return RanBatch(batch.prompts, sequences, receipts, written, saliency)
@@ -173,7 +183,12 @@ def trace_prompts(
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        run.run(batches, partial(run_batch, window))
+        kept = run.kept_batches
+        if agreement is not None:
+            kept = agreement.share(kept)
+        run.run(batches, partial(run_batch, window), kept=kept)
+        if agreement is not None:
+            agreement.check()
         return run
 
     windows = list_windows(prompts, options)
@@ -187,14 +202,19 @@ def trace_prompts(
         num_excerpts=num_excerpts,
     )
     # A recorder that sees no call raises an error.
-    is_left = any(window.index not in finished for window in share)
+    is_left = any(window.index not in done for window in share)
     with settings, recorder if is_left else nullcontext(), threads:
         for window in share:
-            if window.index in finished:
-                count([prompt.token_ids for prompt in window.prompts])
+            if window.index not in done:
+                run = run_window(window)
+                if writes:
+                    threads.make(run)
+                continue
+            count([prompt.token_ids for prompt in window.prompts])
+            if writes:
                 threads.take(window, finished[window.index])
-            else:
-                threads.make(run_window(window))
+    if agreement is not None and not writes:
+        return agreement.share(None)
     result = ShareResult(threads.totals, maker.score_function, metadata.device)
     if processes.are_several:
         if not processes.is_first:
@@ -226,14 +246,14 @@ def trace_prompts(
         sink.finish(
             complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
         )
-    run = TracedRun(
+    traced = TracedRun(
         metadata=complete,
         counts=totals.counter.counts(complete.layers),
         num_rows=totals.num_rows,
         timings=clock.read(num_tokens=totals.facts.num_tokens),
         excerpts=tuple(totals.excerpts),
     )
-    return processes.broadcast(run)
+    return processes.broadcast(traced) if agreement is None else agreement.share(traced)
 
 
 def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:

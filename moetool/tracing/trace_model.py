@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,8 @@ from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
+from moetool.tracing.parallel.model_sharing import ModelSharing, Place, leaving_at_exit, share_model
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -46,21 +47,14 @@ class Observer(Protocol):
     def step(self, words: str) -> None:
         """Show the step that begins, before any token goes through the model."""
 
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Show how much of the current step is done."""
+
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
 
     def advance(self, num_tokens: int) -> None:
         """Count tokens that went through it."""
-
-
-class TracePlace(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
-
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
-
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
@@ -107,13 +101,20 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
-        processes: Share the prompts, each with its own copy of the model; all return the figures of
-            the first, which opens and finishes the trace. None for one process.
+        processes: This process and those that run the same. They share the prompts, each with its
+            own copy of the model, or under a plan the model; the first opens and finishes the
+            trace, and all return its figures. None looks for them under a plan, else stands for
+            one process.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
-    clock, processes = clock or StageClock(), processes or Processes()
+    clock = clock or StageClock()
+    sharing = share_model(options.parallel, processes)
+    if sharing is not None:
+        place, open_texts = sharing.choose_places(place, open_texts)
+    # Those that share the prompts.
+    processes = Processes() if processes is None or sharing is not None else processes
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -128,21 +129,26 @@ def trace_model(
     from moetool.tracing.running.load_model import load_model
     from moetool.tracing.running.own_device import choose_own_device
 
+    device_map: str | dict[str, Any] | None = None
     if processes.are_several:
-        device_map: str | dict[str, Any] = {"": choose_own_device(processes, options.device)}
-    elif options.device_map is None:
-        device_map = {"": choose_device(options.device)}
-    else:
+        device_map = {"": choose_own_device(processes, options.device)}
+    elif options.device_map is not None:
         device_map = choose_device_map(options.device_map)
+    elif sharing is None:
+        device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
+    traceable = _check_traceable(
+        config, checkpoint, options, device_map=device_map, sharing=sharing
+    )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     with clock.measure(Stage.TOKENIZE):
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
     identity = identify_run(
         options,
@@ -155,7 +161,7 @@ def trace_model(
         with_texts=open_texts is not None,
     )
     place.check(identity)
-    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, leaving_at_exit(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
             model = load_model(
@@ -164,9 +170,13 @@ def trace_model(
                 auto_class=traceable.auto_class,
                 device_map=device_map,
                 offload_folder=offload_folder,
+                distributed_config=sharing.make_config() if sharing else None,
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
+                advance=partial(observer.count, unit="tensors"),
             )
+        if sharing is not None:
+            sharing.check_loaded(model, name=checkpoint.name)
         metadata = describe_run(
             model,
             options,
@@ -175,12 +185,14 @@ def trace_model(
             auto_class=traceable.auto_class,
             prompts=prompts,
             counted=traceable.counted,
+            parallel_size=sharing.processes.number if sharing else None,
         )
         return _run(
             model,
             tokenizer,
             tokenized,
             options,
+            sharing=sharing,
             metadata=metadata,
             place=place,
             identity=identity,
@@ -198,7 +210,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -226,7 +238,9 @@ def trace_loaded_model(
     _warn_of_inexact(_check_recordable(model, options), name, observer)
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     revision = getattr(config, "_commit_hash", None)
     identity = identify_run(
         options,
@@ -268,8 +282,9 @@ def _run(
     prompts: Sequence[TokenizedPrompt],
     options: TraceOptions,
     *,
+    sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
-    place: TracePlace,
+    place: Place,
     identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
@@ -283,8 +298,10 @@ def _run(
     observer.start(count_tokens(token_ids, options.generation))
     processes = processes or Processes()
 
+    watched = sharing.processes if sharing else processes
+
     def advance(num_tokens: int) -> None:
-        processes.check()
+        watched.check()
         observer.advance(num_tokens)
 
     # The last to open is the first to close: when the texts appear, the trace is there.
@@ -302,6 +319,7 @@ def _run(
             texts=texts,
             advance=advance,
             num_excerpts=num_excerpts,
+            agreement=sharing.watch() if sharing else None,
             clock=clock,
             processes=processes,
         )
@@ -314,6 +332,7 @@ def _tokenize(
     options: TraceOptions,
     *,
     vocabulary: int | None,
+    observer: Observer,
 ) -> list[TokenizedPrompt]:
     return tokenize_prompts(
         prompts,
@@ -323,6 +342,7 @@ def _tokenize(
         vocabulary=vocabulary,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
+        advance=partial(observer.count, unit="prompts"),
     )
 
 
@@ -338,7 +358,8 @@ def _check_traceable(
     checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
+    sharing: ModelSharing | None,
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
@@ -349,14 +370,17 @@ def _check_traceable(
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     reasons = _check_recordable(skeleton, options)
-    if options.device_map is not None:
+    if device_map is not None and options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    return _Traceable(
+    traceable = _Traceable(
         auto_class=auto_class,
         inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
         counted=count_checkpoint(config, skeleton),
     )
+    if sharing is not None:
+        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
+    return traceable
 
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:
