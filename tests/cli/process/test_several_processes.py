@@ -198,8 +198,9 @@ def test_a_process_that_dies_ends_all_and_one_process_can_go_on(
     assert left.code == 130
     target = runs.folder / "dies.parquet"
     assert not target.exists()
-    done = open_trace(partial_folder(target))
-    assert not done.metadata.complete
+    metadata = open_trace(partial_folder(target)).metadata
+    assert metadata is not None
+    assert not metadata.complete
     completed = run_moetool("route-trace", *_PROMPTS, "-o", target, "--resume")
     assert completed.returncode == 0, completed.stderr
     assert_same_rows(target, alone.folder / "trace.csv")
