@@ -22,6 +22,7 @@ from moetool.choices import (
 )
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheKind, Dtype
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.prompts.encoding import SpecialTokens
 
 # Logits divided by much less are no longer finite.
