@@ -19,7 +19,7 @@ from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing import trace_model as tracing
-from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
+from moetool.tracing.options import GenerationOptions, ParallelPlan, TraceOptions, choose_generation
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.limits import PromptLimits
@@ -53,6 +53,7 @@ def trace_model(
     dtype: str | None = None,
     device: str | None = None,
     device_map: str | None = None,
+    parallel: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     layers: Collection[int] | None = None,
@@ -96,6 +97,8 @@ def trace_model(
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
+        parallel: Shares the model among the processes that torchrun started, each of which calls
+            this function: `tensor` or `expert`. The first returns the trace, the others an empty one.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         layers: Record only these layer numbers.
@@ -134,6 +137,7 @@ def trace_model(
             dtype=dtype,
             device=device,
             device_map=device_map,
+            parallel=parallel,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
@@ -143,6 +147,7 @@ def trace_model(
         dtype=None if dtype == "auto" else dtype,
         device=device,
         device_map=device_map,
+        parallel=cast("ParallelPlan | None", parallel),
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=cast("frozenset[int] | None", layers),
@@ -275,6 +280,9 @@ class _Listener:
     def warn(self, line: str) -> None:
         """Warn the caller of `trace_model`."""
         warnings.warn(line, UserWarning, stacklevel=5)
+
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Say nothing: the step itself has been announced."""
 
     def start(self, num_tokens: int) -> None:
         """Begin a run of at most this many tokens."""

@@ -98,6 +98,8 @@ class TraceMetadata:
         seed: For sampling.
         cache: `dynamic` or `static`, in generation.
         device_map: As requested, if the model was spread over devices.
+        parallel: transformers' plan, `tensor` or `expert`, if processes shared the model.
+        parallel_size: Number of these processes.
         batch_size: Most prompts of a batch; None if only its tokens had a limit.
         max_batch_tokens: Most tokens of a batch, pads included; None if there was no limit. Prompts
             in other batches have other rounding errors.
@@ -119,6 +121,8 @@ class TraceMetadata:
     quantization: str | None = None
     device: str | None = None
     device_map: str | None = None
+    parallel: str | None = None
+    parallel_size: int | None = None
     attention_implementation: str | None = None
     experts_implementation: str | None = None
     total_parameters: int | None = None
@@ -269,7 +273,8 @@ _READERS: Mapping[str, Reader] = {
     **dict.fromkeys(
         (
             *("model", "revision", "model_type", "auto_class", "dtype", "quantization", "device"),
-            *("device_map", "attention_implementation", "experts_implementation", "cache"),
+            *("device_map", "parallel", "attention_implementation", "experts_implementation"),
+            "cache",
             *("special_tokens", "prompts_sha256", "score_function", "imported_from"),
         ),
         or_none(as_text),
@@ -289,6 +294,7 @@ _READERS: Mapping[str, Reader] = {
     "temperature": or_none(as_number),
     "top_p": or_none(as_number),
     "seed": or_none(as_count(-(2**63), 2**64 - 1)),
+    "parallel_size": or_none(as_count(1)),
     **dict.fromkeys(("max_prompt_tokens", "batch_size", "max_batch_tokens"), or_none(as_count(1))),
     "versions": as_text_by_name,
     "notes": as_texts,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import get_args
 
 from moetool.choices import (
@@ -22,7 +23,7 @@ from moetool.choices import (
 )
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheKind, Dtype
-from moetool.tracing.prompts.tokens import SpecialTokens
+from moetool.tracing.prompts.encoding import SpecialTokens
 
 # Logits divided by much less are no longer finite.
 _LOWEST_TEMPERATURE = 1e-6
@@ -87,6 +88,18 @@ class GenerationOptions:
         return self.temperature is None and self.top_p is None
 
 
+class ParallelPlan(StrEnum):
+    """Ways in which processes share one model, by transformers' own plans.
+
+    Attributes:
+        TENSOR: Each process holds a part of every matrix.
+        EXPERT: Each process holds some of the experts, and a part of every other matrix.
+    """
+
+    TENSOR = "tensor"
+    EXPERT = "expert"
+
+
 @dataclass(frozen=True)
 class TraceOptions:
     """Options for loading and tracing a model.
@@ -97,6 +110,7 @@ class TraceOptions:
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead, see `choose_device_map`.
+        parallel: The plan under which the processes share one model; None if each has its own.
         batch_size: Most prompts that go through the model together; None for no limit if there is
             one of their tokens, and 8 otherwise.
         max_batch_tokens: Most tokens that go through the model together, pads and new tokens
@@ -119,6 +133,7 @@ class TraceOptions:
     dtype: str | None = None
     device: str | None = None
     device_map: str | None = None
+    parallel: ParallelPlan | None = None
     batch_size: int | None = None
     max_batch_tokens: int | None = None
     layers: frozenset[int] | None = None
@@ -142,6 +157,7 @@ class TraceOptions:
                 "A device and a device map exclude each other.",
                 hint="Leave out --device, or --device-map.",
             )
+        self._check_parallel()
         for name in ("trust_remote_code", "with_probabilities", "with_saliency", "allow_inexact"):
             take_flag(getattr(self, name), name=name)
         if self.batch_size is None and self.max_batch_tokens is None:
@@ -173,6 +189,22 @@ class TraceOptions:
             raise UsageError(
                 f"The generation options can't be of type {type(self.generation).__name__}.",
                 hint="Give GenerationOptions, or None.",
+            )
+
+    def _check_parallel(self) -> None:
+        if self.parallel is None:
+            return
+        object.__setattr__(self, "parallel", choose(self.parallel, ParallelPlan, name="plan"))
+        for option, value in (("--device", self.device), ("--device-map", self.device_map)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} and --parallel exclude each other: each process has its own GPU.",
+                    hint=f"Leave out {option}, or --parallel.",
+                )
+        if self.with_saliency:
+            raise UsageError(
+                "The outputs of single experts can't be measured while processes share a model.",
+                hint="Leave out --saliency, or use --device-map auto instead of --parallel.",
             )
 
     @property

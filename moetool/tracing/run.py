@@ -18,8 +18,17 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.assembly.row_threads import RowThreads
+from moetool.tracing.assembly.shares import (
+    ShareResult,
+    join_results,
+    take_share,
+    wait_for_windows,
+    write_texts,
+)
 from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
+from moetool.tracing.parallel.agreement import Agreement
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
@@ -32,6 +41,7 @@ from moetool.tracing.running.generation import (
     generation_settings,
     takes_left_pads,
 )
+from moetool.tracing.running.memory_errors import explaining_memory
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
@@ -73,7 +83,9 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
+    agreement: Agreement | None = None,
     clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -90,14 +102,16 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
+        processes: Share the prompts, and all return the figures of the first; None for one process.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    clock = clock or StageClock()
+    clock, processes = clock or StageClock(), processes or Processes()
     generation = options.generation
     recorder = RoutingRecorder(
         model,
@@ -117,7 +131,12 @@ def trace_prompts(
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    with_texts = processes.broadcast(texts is not None)
     finished, known = sink.list_finished(), sink.known_metadata()
+    # Of several processes that share the model, all run every batch, and the first writes.
+    done, writes = list(finished), True
+    if agreement is not None:
+        done, writes = agreement.share(done), agreement.is_first
 
     def describe() -> TraceMetadata:
         layers = describe_layers(recorder, maker.top_k, known.layers)
@@ -131,13 +150,15 @@ def trace_prompts(
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
-        with clock.measure(Stage.FORWARD):
+        with clock.measure(Stage.FORWARD), explaining_memory(recorder, batch):
             if generation is None:
                 sequences = read_batch(recorded, batch, token_ids=token_ids)
             else:
                 seed = choose_batch_seed(generation, window=window.index, batch=index)
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
             receipts = recorder.take_receipts()
+        if agreement is not None:
+            agreement.add(call for receipt in receipts for call in receipt.result())
         count(token_ids)
         saliency = take_sums(recorder.saliency)
         return RanBatch(batch.prompts, sequences, receipts, written, saliency)
@@ -148,7 +169,7 @@ def trace_prompts(
             sink=sink,
             maker=maker,
             tokenizer=tokenizer,
-            with_texts=texts is not None or bool(generation and window.start < num_excerpts),
+            with_texts=with_texts or bool(generation and window.start < num_excerpts),
             with_saliency=options.with_saliency,
             layers=recorder.layers,
             describe=lambda: sink.describe(describe()),
@@ -163,24 +184,59 @@ def trace_prompts(
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-        run.run(batches, partial(run_batch, window))
+        kept = run.kept_batches
+        if agreement is not None:
+            kept = agreement.share(kept)
+        run.run(batches, partial(run_batch, window), kept=kept)
+        if agreement is not None:
+            agreement.check()
         return run
 
-    threads = RowThreads(sink, maker, texts=texts, clock=clock, num_excerpts=num_excerpts)
     windows = list_windows(prompts, options)
+    share = take_share(processes, windows, finished)
+    threads = RowThreads(
+        sink,
+        maker,
+        # Texts of several processes are joined at the end.
+        texts=None if processes.are_several else texts,
+        clock=clock,
+        num_excerpts=num_excerpts,
+    )
     # A recorder that sees no call raises an error.
-    with settings, recorder if len(finished) < len(windows) else nullcontext(), threads:
-        for window in windows:
-            if window.index in finished:
-                count([prompt.token_ids for prompt in window.prompts])
+    is_left = any(window.index not in done for window in share)
+    with settings, recorder if is_left else nullcontext(), threads:
+        for window in share:
+            if window.index not in done:
+                run = run_window(window)
+                if writes:
+                    threads.make(run)
+                continue
+            count([prompt.token_ids for prompt in window.prompts])
+            if writes:
                 threads.take(window, finished[window.index])
-            else:
-                threads.make(run_window(window))
-    totals = threads.totals
+    if agreement is not None and not writes:
+        return agreement.share(None)
+    result = ShareResult(threads.totals, maker.score_function, metadata.device)
+    if processes.are_several:
+        if not processes.is_first:
+            sink.finish(metadata)
+        result = join_results(
+            processes, result, prompt_ids=[each.prompt.prompt_id for each in prompts]
+        )
+        if not processes.is_first:
+            of_first: TracedRun = processes.receive()
+            return of_first
+        wait_for_windows(sink, number=len(windows))
+        known = sink.known_metadata()
+        if texts is not None:
+            write_texts(sink, texts)
+    totals = result.totals
     assert totals.facts is not None
     complete = replace(
         describe(),
         complete=True,
+        score_function=known.score_function or result.score_function,
+        device=result.device,
         num_prompts=len(prompts),
         num_tokens=totals.facts.num_tokens,
         num_new_tokens=totals.facts.num_new_tokens,
@@ -191,13 +247,14 @@ def trace_prompts(
         sink.finish(
             complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
         )
-    return TracedRun(
+    traced = TracedRun(
         metadata=complete,
         counts=totals.counter.counts(complete.layers),
         num_rows=totals.num_rows,
         timings=clock.read(num_tokens=totals.facts.num_tokens),
         excerpts=tuple(totals.excerpts),
     )
+    return processes.broadcast(traced) if agreement is None else agreement.share(traced)
 
 
 def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,9 @@ from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.sink_choice import TracePlace
 from moetool.tracing.options import TraceOptions
+from moetool.tracing.parallel.model_sharing import ModelSharing, Place, leaving_at_exit, share_model
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
     TokenizedPrompt,
@@ -44,6 +46,9 @@ class Observer(Protocol):
 
     def step(self, words: str) -> None:
         """Show the step that begins, before any token goes through the model."""
+
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Show how much of the current step is done."""
 
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
@@ -74,11 +79,12 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
     clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Load a model, run it over prompts, write the trace, and return the figures of the run.
 
@@ -95,11 +101,20 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
+        processes: This process and those that run the same. They share the prompts, each with its
+            own copy of the model, or under a plan the model; the first opens and finishes the
+            trace, and all return its figures. None looks for them under a plan, else stands for
+            one process.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
     clock = clock or StageClock()
+    sharing = share_model(options.parallel, processes)
+    if sharing is not None:
+        place, open_texts = sharing.choose_places(place, open_texts)
+    # Those that share the prompts.
+    processes = Processes() if processes is None or sharing is not None else processes
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -112,29 +127,38 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.identity import identify_run
     from moetool.tracing.running.load_model import load_model
+    from moetool.tracing.running.own_device import choose_own_device
 
-    if options.device_map is None:
-        device_map: str | dict[str, Any] = {"": choose_device(options.device)}
-    else:
+    device_map: str | dict[str, Any] | None = None
+    if processes.are_several:
+        device_map = {"": choose_own_device(processes, options.device)}
+    elif options.device_map is not None:
         device_map = choose_device_map(options.device_map)
+    elif sharing is None:
+        device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = _check_traceable(config, checkpoint, options, device_map=device_map)
+    traceable = _check_traceable(
+        config, checkpoint, options, device_map=device_map, sharing=sharing
+    )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     with clock.measure(Stage.TOKENIZE):
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
-        identity = identify_run(
-            checkpoint,
-            options,
-            prompts=tokenized,
-            device_map=device_map,
-            with_texts=open_texts is not None,
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
+    identity = identify_run(
+        checkpoint,
+        options,
+        prompts=tokenized,
+        device_map=device_map,
+        num_processes=sharing.processes.number if sharing else None,
+        with_texts=open_texts is not None,
+    )
     place.check(identity)
-    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder:
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, leaving_at_exit(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
             model = load_model(
@@ -143,9 +167,13 @@ def trace_model(
                 auto_class=traceable.auto_class,
                 device_map=device_map,
                 offload_folder=offload_folder,
+                distributed_config=sharing.make_config() if sharing else None,
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
+                advance=partial(observer.count, unit="tensors"),
             )
+        if sharing is not None:
+            sharing.check_loaded(model, name=checkpoint.name)
         metadata = describe_run(
             model,
             options,
@@ -154,12 +182,14 @@ def trace_model(
             auto_class=traceable.auto_class,
             prompts=prompts,
             counted=traceable.counted,
+            parallel_size=sharing.processes.number if sharing else None,
         )
         return _run(
             model,
             tokenizer,
             tokenized,
             options,
+            sharing=sharing,
             metadata=metadata,
             place=place,
             identity=identity,
@@ -167,6 +197,7 @@ def trace_model(
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
             clock=clock,
+            processes=processes,
         )
 
 
@@ -176,7 +207,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -204,16 +235,19 @@ def trace_loaded_model(
     _warn_of_inexact(_check_recordable(model, options), name, observer)
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
-        identity = identify_loaded_run(
-            model, options, prompts=tokenized, with_texts=open_texts is not None
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
+    revision = getattr(config, "_commit_hash", None)
+    identity = identify_loaded_run(
+        model, options, prompts=tokenized, with_texts=open_texts is not None
+    )
     place.check(identity)
     metadata = describe_run(
         model,
         options,
         name=name,
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision,
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),
@@ -238,21 +272,31 @@ def _run(
     prompts: Sequence[TokenizedPrompt],
     options: TraceOptions,
     *,
+    sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
-    place: TracePlace,
+    place: Place,
     identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
     clock: StageClock,
+    processes: Processes | None = None,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
+    processes = processes or Processes()
+
+    watched = sharing.processes if sharing else processes
+
+    def advance(num_tokens: int) -> None:
+        watched.check()
+        observer.advance(num_tokens)
+
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
-        open_texts() if open_texts else nullcontext() as texts,
+        open_texts() if open_texts and processes.is_first else nullcontext() as texts,
         place.open(metadata, identity) as sink,
     ):
         return trace_prompts(
@@ -263,9 +307,11 @@ def _run(
             sink=sink,
             metadata=metadata,
             texts=texts,
-            advance=observer.advance,
+            advance=advance,
             num_excerpts=num_excerpts,
+            agreement=sharing.watch() if sharing else None,
             clock=clock,
+            processes=processes,
         )
 
 
@@ -276,6 +322,7 @@ def _tokenize(
     options: TraceOptions,
     *,
     vocabulary: int | None,
+    observer: Observer,
 ) -> list[TokenizedPrompt]:
     return tokenize_prompts(
         prompts,
@@ -285,6 +332,7 @@ def _tokenize(
         vocabulary=vocabulary,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
+        advance=partial(observer.count, unit="prompts"),
     )
 
 
@@ -300,7 +348,8 @@ def _check_traceable(
     checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    device_map: str | dict[str, Any],
+    device_map: str | dict[str, Any] | None,
+    sharing: ModelSharing | None,
 ) -> _Traceable:
     """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
     from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
@@ -311,14 +360,17 @@ def _check_traceable(
     with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
         skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
     reasons = _check_recordable(skeleton, options)
-    if options.device_map is not None:
+    if device_map is not None and options.device_map is not None:
         check_device_map(device_map, skeleton, name=options.device_map)
-    return _Traceable(
+    traceable = _Traceable(
         auto_class=auto_class,
         inexact_because=reasons,
         num_token_ids=count_embeddings(skeleton),
         counted=count_checkpoint(config, skeleton),
     )
+    if sharing is not None:
+        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
+    return traceable
 
 
 def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:

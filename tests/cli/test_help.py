@@ -45,7 +45,8 @@ OPTIONS = {
     }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
     | {"--max-batch-tokens", "--verbose", "-v"}
-    | {"--dtype", "--device", "--device-map", "--layers", "--probabilities", "--allow-inexact"}
+    | {"--dtype", "--device", "--device-map", "--parallel", "--layers", "--probabilities"}
+    | {"--allow-inexact"}
     | {"--saliency", "--report"}
     | {"--max-new-tokens", "--temperature", "--top-p", "--seed", "--cache", "--save-text"},
     "import": {"--detect", "--model", "--layers", "--num-layers", "--num-experts", "--top-k"}

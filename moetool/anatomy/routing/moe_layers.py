@@ -16,6 +16,7 @@ from moetool.anatomy.routing.rules import (
     rule_of,
     stacked_parameters,
 )
+from moetool.anatomy.routing.shards import count_shards
 from moetool.anatomy.routing.walk import walk_modules
 from moetool.choices import take_numbers
 from moetool.errors import DenseModelError, UntraceableError, UsageError
@@ -198,10 +199,15 @@ def _routes_within(expert: nn.Module) -> bool:
 
 
 def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
-    stacked = [parameter.shape[0] for parameter in _stacked(experts)]
+    parameters = _stacked(experts)
+    # Those of all processes, if each holds some.
+    stacked = [parameter.shape[0] for parameter in parameters]
     num_experts = getattr(experts, "num_experts", None)
     if not isinstance(num_experts, int) and rule is RoutingRule.SEPARATE_EXPERTS:
         num_experts = len(list(experts.children()))
+    num_shards = count_shards(parameters)
+    if isinstance(num_experts, int) and num_shards > 1:
+        num_experts = _add_up(num_experts, num_shards, total=min(stacked), path=path)
     # LongCat-Flash allocates one of its two matrices for the identity experts as well.
     num_routed = num_experts if isinstance(num_experts, int) else min(stacked)
     # If the block itself holds the experts, the router is one of its children.
@@ -215,6 +221,17 @@ def _describe(path: str, experts: nn.Module, rule: RoutingRule) -> MoeLayer:
         num_identity_experts=max([num_routed, *stacked]) - num_routed,
         rule=rule,
     )
+
+
+def _add_up(num_held: int, num_shards: int, *, total: int, path: str) -> int:
+    """Return the number of experts of all processes, each of which states those that it holds."""
+    if num_held * num_shards != total:
+        raise UntraceableError(
+            f"{path} holds {total} experts, but each of {num_shards} processes says it has "
+            f"{num_held}.",
+            hint="Load the model with transformers' own expert-parallel plan.",
+        )
+    return total
 
 
 def _name_stack(path: str) -> str:

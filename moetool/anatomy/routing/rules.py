@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from moetool.anatomy.routing.shards import find_own_forward
+
 
 class RoutingRule(StrEnum):
     """The way in which a layer's decisions are read.
@@ -102,9 +104,10 @@ def is_grouped_linear(module: nn.Module) -> bool:
 
 def num_inputs(module: nn.Module) -> int:
     """Return how many named parameters the module's forward takes."""
-    function = getattr(module.forward, "__func__", None)
+    forward = find_own_forward(module)
+    function = getattr(forward, "__func__", None)
     # Methods are counted once: the modules of a model's layers share theirs.
-    return _count_inputs(module.forward) if function is None else _count_inputs(function) - 1
+    return _count_inputs(forward) if function is None else _count_inputs(function) - 1
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 _ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise")
 _COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input", "packed_rowwise")
-_PACKED = ("packed_colwise", "packed_rowwise")
+PACKED_STYLES = ("packed_colwise", "packed_rowwise")
 _EMBEDDING_DIMS = {"embedding_rowwise": 0, "embedding_colwise": 1}
 _EXPERTS = "grouped_gemm"
 # These styles change the inputs and outputs of a module, not its parameters.
@@ -57,11 +57,11 @@ def find_shard(style: str, *, path: str, num_dims: int) -> Shard | None:
     Raises:
         UnknownStyle: The style is not one of transformers 5.24.
     """
-    num_packed = 2 if style in _PACKED and num_dims > 1 else 1
+    num_packed = 2 if style in PACKED_STYLES and num_dims > 1 else 1
     if style in _ROWS:
         return Shard(max(num_dims - 2, 0), num_packed=num_packed)
     if style in _COLUMNS:
-        is_kept = num_dims == 1 if style in _PACKED else path.rpartition(".")[2] == "bias"
+        is_kept = num_dims == 1 if style in PACKED_STYLES else path.rpartition(".")[2] == "bias"
         return None if is_kept else Shard(num_dims - 1, num_packed=num_packed)
     if style in _EMBEDDING_DIMS:
         return Shard(_EMBEDDING_DIMS[style])

@@ -20,7 +20,10 @@ _OF_THE_RUN = (
     *("special_tokens", "max_prompt_tokens", "max_new_tokens", "temperature", "top_p", "cache"),
 )
 # Parts may differ in these without a note.
-_UNNOTED = ("device", "device_map", "batch_size", "max_batch_tokens", "seed")
+_UNNOTED = (
+    *("device", "device_map", "parallel", "parallel_size"),
+    *("batch_size", "max_batch_tokens", "seed"),
+)
 # Of one file; several files together have none.
 _OF_A_FILE = ("prompts_sha256", "score_function", "imported_from")
 _NEVER_UNKNOWN = ("max_new_tokens",)

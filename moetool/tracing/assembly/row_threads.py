@@ -71,10 +71,21 @@ class RunTotals:
 
     def add(self, piece: DonePiece) -> None:
         """Add a piece."""
-        self.facts = piece.facts if self.facts is None else self.facts + piece.facts
+        self._add_facts(piece.facts)
         self.num_rows += piece.num_rows
         self.counter.add_counter(piece.counter)
         self.excerpts += piece.excerpts
+
+    def add_totals(self, other: RunTotals) -> None:
+        """Add the sums over other pieces."""
+        if other.facts is not None:
+            self._add_facts(other.facts)
+        self.num_rows += other.num_rows
+        self.counter.add_counter(other.counter)
+        self.excerpts += other.excerpts
+
+    def _add_facts(self, facts: PieceFacts) -> None:
+        self.facts = facts if self.facts is None else self.facts + facts
 
 
 class RowThreads:

@@ -123,6 +123,8 @@ class RoutingRecorder:
         self._inputs: dict[str, CallInputs] = {}
         self._scope_paths: dict[MoeLayer, str] = {}
         self._was_called = False
+        # The number of calls begun, and the last layer of the latest that has decided.
+        self.reached: tuple[int, MoeLayer | None] = (0, None)
 
     def __enter__(self) -> Self:
         check_not_compiled(self.model, self.layers)
@@ -239,6 +241,7 @@ class RoutingRecorder:
     def _begin_call(self, scope: CallScope, chance: ChanceWatch) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._was_called = True
+            self.reached = (self.reached[0] + 1, None)
             inputs = name_inputs(module, args, kwargs)
             mask = find_input(inputs, "attention_mask")
             if mask is not None and not is_token_mask(mask):
@@ -270,6 +273,7 @@ class RoutingRecorder:
                 f"{number_of(inputs.num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
+        self.reached = (self.reached[0], layer)
         shipment.copy(layer, decision)
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:

@@ -29,6 +29,7 @@ def describe_run(
     auto_class: str | None,
     prompts: Sequence[Prompt],
     counted: tuple[ModelCounts, tuple[str, ...]],
+    parallel_size: int | None = None,
 ) -> TraceMetadata:
     """Return the facts about a run that are known before its first batch.
 
@@ -40,6 +41,7 @@ def describe_run(
         auto_class: Name of transformers' class that loaded it; None if unknown.
         prompts: All that are traced.
         counted: Counts of the model, and notes on unknown ones.
+        parallel_size: Number of processes that share the model; None if none do.
     """
     config = model.config
     text_config = config.get_text_config()
@@ -55,6 +57,8 @@ def describe_run(
         quantization=find_method(config),
         device=name_devices(model),
         device_map=options.device_map,
+        parallel=None if options.parallel is None else str(options.parallel),
+        parallel_size=parallel_size,
         attention_implementation=getattr(text_config, "_attn_implementation", None),
         experts_implementation=getattr(text_config, "_experts_implementation", None),
         special_tokens=options.special_tokens,

@@ -38,6 +38,7 @@ def identify_run(
     *,
     prompts: Sequence[TokenizedPrompt],
     device_map: str | Mapping[str, Any],
+    num_processes: int | None,
     with_texts: bool,
 ) -> RunIdentity:
     """Return what another run must share to go on where this one ends.
@@ -47,6 +48,7 @@ def identify_run(
         options: Of the run.
         prompts: All that are traced.
         device_map: As `load_model` takes it.
+        num_processes: Processes that share the model; None if it is in one.
         with_texts: Whether generated texts are kept.
     """
     whole = device_map.get("") if isinstance(device_map, Mapping) else None
@@ -57,6 +59,7 @@ def identify_run(
         fingerprint=fingerprint_checkpoint(checkpoint),
         prompts=prompts,
         device=getattr(whole, "type", None),
+        num_processes=num_processes,
         with_texts=with_texts,
     )
 
@@ -89,6 +92,7 @@ def _identify(
     fingerprint: str,
     prompts: Sequence[TokenizedPrompt],
     device: str | None,
+    num_processes: int | None = None,
     with_texts: bool,
 ) -> RunIdentity:
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
@@ -107,6 +111,7 @@ def _identify(
             **chosen,
             **generation,
             "device": device,
+            "number of processes that share the model": num_processes,
             "generated texts": with_texts,
             "files of the model (SHA-256)": fingerprint,
             "version of moetool": moetool.__version__,

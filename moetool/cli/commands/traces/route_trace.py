@@ -45,6 +45,7 @@ def route_trace(
     dtype: running.DtypeOption = Dtype.AUTO,
     device: running.Device = None,
     device_map: running.DeviceMap = None,
+    parallel: running.Parallel = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     layers: recording.Layers = None,
@@ -78,6 +79,7 @@ def route_trace(
         from moetool.checkpoint.reference import resolve_model
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
+        from moetool.tracing.processes.shared_place import SharedPlace
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts
@@ -108,6 +110,7 @@ def route_trace(
         dtype=None if dtype is Dtype.AUTO else dtype,
         device=device,
         device_map=device_map,
+        parallel=parallel,
         batch_size=batch_size,
         max_batch_tokens=max_batch_tokens,
         layers=parse_layers(layers),
@@ -135,11 +138,12 @@ def route_trace(
             reference,
             read,
             options,
-            place=sink,
+            place=SharedPlace(sink, processes) if processes.are_several else sink,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
             clock=clock,
+            processes=processes,
         )
     if not processes.is_first:
         return

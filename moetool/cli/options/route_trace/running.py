@@ -9,6 +9,7 @@ import typer
 from moetool.cli.options.completion import complete_checkpoints
 from moetool.cli.options.shared import MODEL_PANEL, make_dtype_option
 from moetool.memory.scenario import Dtype
+from moetool.tracing.options import ParallelPlan
 
 Model = Annotated[
     str,
@@ -53,6 +54,16 @@ DeviceMap = Annotated[
         metavar="MAP",
         help="Spread the model over devices: auto (CPU and disk hold the rest), balanced, "
         "sequential, or a .json file that maps module paths to devices.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Parallel = Annotated[
+    ParallelPlan | None,
+    typer.Option(
+        metavar="PLAN",
+        case_sensitive=False,
+        help="Share the model among processes that torchrun starts, one for each GPU: tensor or "
+        "expert.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

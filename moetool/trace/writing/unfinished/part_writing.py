@@ -23,11 +23,10 @@ from moetool.trace.writing.unfinished.part_files import (
     PROBABILITIES_NAME,
     SALIENCY_NAME,
     TEXTS_NAME,
-    WAITING_SUFFIX,
     PartInfo,
     companion_path,
+    list_parts,
     make_part_entry,
-    read_part_info,
 )
 
 
@@ -151,15 +150,7 @@ class PartFiles:
         Raises:
             UsageError: The folder is gone.
         """
-        try:
-            paths = sorted(self.folder.path.iterdir())
-        except FileNotFoundError as error:
-            raise refuse_as_removed(self.folder.path) from error
-        infos = [
-            read_part_info(path) for path in paths if path.suffix in (".parquet", WAITING_SUFFIX)
-        ]
-        token = self.identity.token
-        return [info for info in infos if info is not None and info.identity.token == token]
+        return list_parts(self.folder.path, self.identity)
 
     def remove(self, path: Path, *, stem: str) -> None:
         """Remove a part, and then what belongs to it."""

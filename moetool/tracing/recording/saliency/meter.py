@@ -16,8 +16,7 @@ from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.saliency.outputs import ExpertsCall, run_separate_experts
 from moetool.tracing.recording.saliency.sums import SaliencySums
 from moetool.tracing.recording.scopes import OPTIONAL_STACKS
-from moetool.tracing.recording.watch.decision import Decision
-from moetool.tracing.recording.watch.received import find_decision
+from moetool.tracing.recording.watch.decision import Decision, find_decision
 from moetool.tracing.recording.watch.separate.rerun import find_block
 
 _REFUSED = {

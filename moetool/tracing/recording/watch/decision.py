@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
 
 
@@ -43,3 +44,26 @@ class Watch(Protocol):
 
     def install(self, model: nn.Module, report: Report, hooks: Hooks) -> None:
         """Place hooks on the layer; whoever holds them removes them."""
+
+
+def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids and weights among the arguments of an experts module.
+
+    They are recognized by dtype and shape, never by name: gpt-oss calls them `router_indices` and
+    `routing_weights`.
+
+    Returns:
+        Both # (num_slots, top_k)
+    """
+    ids, weights = [], []
+    for value in values[1:]:
+        if isinstance(value, torch.Tensor) and value.dim() == 2:
+            (weights if value.is_floating_point() else ids).append(value)
+    if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
+        seen = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in (*ids, *weights))
+        raise UntraceableError(
+            f"{path} was not called with one tensor of ids and one of weights.",
+            hint="moetool records experts that are called as (hidden_states, ids, weights).",
+            facts=[f"seen: {seen or 'nothing'}"],
+        )
+    return ids[0], weights[0]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
-from moetool.errors import UntraceableError
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.watch.decision import Decision, Report
+from moetool.tracing.recording.watch.decision import Decision, Report, find_decision
 from moetool.tracing.recording.watch.output_factor import OutputFactorMeter
 from moetool.tracing.recording.watch.routers import RouterFinder
+from moetool.tracing.recording.watch.shared_experts import SharedExpertsCheck
 
 
 class ReceivedWatch:
@@ -41,17 +41,22 @@ class ReceivedWatch:
         self._router = router
         self._meter = OutputFactorMeter(model, self._layer)
         hooks.on_removal(self._meter.remove)
-
         path = self._layer.experts_path
+        experts = model.get_submodule(path)
+        check = SharedExpertsCheck(experts, path=path)
+        hooks.on_removal(check.remove)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ids, weights = find_decision([*args, *kwargs.values()], path=path)
+            if not check.is_done:
+                check.begin(ids, weights)
             router.identify(ids, weights)
             decision = Decision(self._mark_skipped(ids, weights), weights, router.scores)
             report(self._layer, decision)
 
-        experts = model.get_submodule(self._layer.experts_path)
         hooks.before(experts, hook, with_kwargs=True)
+        if not check.is_done:
+            hooks.after(experts, check.end)
 
     def _mark_skipped(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the ids with -1 where the router let the token skip the experts.
@@ -68,26 +73,3 @@ class ReceivedWatch:
         if (self._router.num_classes or 0) <= num_experts:
             return ids
         return ids.masked_fill(weights == 0, -1)
-
-
-def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids and weights among the arguments of an experts module.
-
-    They are recognized by dtype and shape, never by name: gpt-oss calls them `router_indices` and
-    `routing_weights`.
-
-    Returns:
-        Both # (num_slots, top_k)
-    """
-    ids, weights = [], []
-    for value in values[1:]:
-        if isinstance(value, torch.Tensor) and value.dim() == 2:
-            (weights if value.is_floating_point() else ids).append(value)
-    if len(ids) != 1 or len(weights) != 1 or ids[0].shape != weights[0].shape:
-        seen = ", ".join(f"{value.dtype} {tuple(value.shape)}" for value in (*ids, *weights))
-        raise UntraceableError(
-            f"{path} was not called with one tensor of ids and one of weights.",
-            hint="moetool records experts that are called as (hidden_states, ids, weights).",
-            facts=[f"seen: {seen or 'nothing'}"],
-        )
-    return ids[0], weights[0]

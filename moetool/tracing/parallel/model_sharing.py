@@ -1,0 +1,159 @@
+"""One model shared by the processes of a run: checked, loaded, and compared while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moetool.trace.metadata import TraceMetadata
+from moetool.trace.writing.fileless import NoTrace
+from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.options import ParallelPlan
+from moetool.tracing.parallel.agreement import Agreement
+from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
+from moetool.tracing.processes.processes import Processes, find_processes
+from moetool.tracing.running.texts import TextFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+OpenTexts = Callable[[], AbstractContextManager[TextFile]] | None
+
+
+class Place(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
+
+
+@dataclass(frozen=True)
+class ModelSharing:
+    """The way in which the processes of a run share a model. All of them run every batch.
+
+    Attributes:
+        plan: transformers' plan.
+        processes: This process and the others.
+    """
+
+    plan: ParallelPlan
+    processes: Processes
+
+    def choose_places(self, place: Place, open_texts: OpenTexts) -> tuple[Place, OpenTexts]:
+        """Return where this process writes: as given in the first, which writes for all."""
+        return (place, open_texts) if self.processes.is_first else (_NoPlace(), None)
+
+    def check_start(self) -> None:
+        """Refuse a process that is alone, and fewer GPUs than processes.
+
+        Raises:
+            UsageError: Either applies, or transformers is too old.
+        """
+        check_several(self.plan, number=self.processes.number)
+        check_gpus(local_number=self.processes.local_number or self.processes.number)
+
+    def check_model(
+        self, skeleton: PreTrainedModel, config: PreTrainedConfig, *, name: str, dtype: str | None
+    ) -> None:
+        """Refuse a model that the processes can't share, before its weights load.
+
+        Args:
+            skeleton: The model on the meta device. Its parameters change their dtype.
+            config: Its configuration.
+            name: The model as the user named it.
+            dtype: The dtype that the weights are converted to; None keeps the checkpoint's own.
+
+        Raises:
+            UntraceableError: transformers can't share it.
+            UsageError: It can't be shared evenly, or a part doesn't fit on a GPU.
+        """
+        import torch
+
+        from moetool.anatomy.skeleton.build import find_dtype
+        from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
+        from moetool.tracing.parallel.sharing import check_plan
+
+        chosen = getattr(torch, dtype) if dtype else find_dtype(config)
+        if chosen is not None:
+            for parameter in skeleton.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(chosen)
+            hold_as_loaded(skeleton, chosen)
+        check_plan(
+            skeleton,
+            self.plan,
+            name=name,
+            rank=self.processes.rank,
+            number=self.processes.number,
+            free_bytes=find_free_bytes(self.processes.local_rank),
+        )
+
+    def make_config(self) -> Any:
+        """Return what transformers' `from_pretrained` takes for it."""
+        from moetool.tracing.parallel.loading import make_distributed_config
+
+        return make_distributed_config(self.plan, number=self.processes.number)
+
+    def check_loaded(self, model: PreTrainedModel, *, name: str) -> None:
+        """Check that the loaded model runs.
+
+        Raises:
+            InputError: transformers' forward fails under the plan.
+            OutOfMemoryError: It runs out of memory.
+        """
+        from moetool.tracing.parallel.loading import check_runs
+
+        check_runs(model, self.plan, name=name)
+
+    def watch(self) -> Agreement:
+        """Return a check of what the processes record."""
+        return Agreement(self.processes)
+
+
+def share_model(plan: ParallelPlan | None, processes: Processes | None) -> ModelSharing | None:
+    """Return the way in which processes share a model; None without a plan.
+
+    Args:
+        plan: transformers' plan; None if each process has its own model.
+        processes: This process and the others; None looks for them.
+
+    Raises:
+        UsageError: This process is alone, has no GPU for itself, or transformers is too old.
+    """
+    if plan is None:
+        return None
+    sharing = ModelSharing(plan, processes or find_processes())
+    sharing.check_start()
+    return sharing
+
+
+@contextmanager
+def leaving_at_exit(sharing: ModelSharing | None) -> Iterator[None]:
+    """After the block, have torch end its communication when Python ends, or it warns of that.
+
+    After an error it is left open: other processes may be waiting in the midst of an exchange.
+    """
+    yield
+    if sharing is not None:
+        from moetool.tracing.parallel.loading import leave_at_exit
+
+        leave_at_exit()
+
+
+class _NoPlace:
+    """A place that keeps nothing."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Accept any run."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return a sink that keeps no rows."""
+        del metadata, identity
+        return NoTrace()

@@ -1,0 +1,169 @@
+"""Two processes that share a model record what one process records, and each carries out its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from moetool import read_trace, trace_model
+from moetool.tracing.options import ParallelPlan
+from tests.tiny_models import build_model
+from tests.tracing.parallel.shared_models import (
+    FAMILIES,
+    NUM_PADS,
+    TAMPERED,
+    Recorded,
+    catch_refusals,
+    load,
+    record,
+    record_shared,
+)
+from tests.tracing.parallel.two_processes import NUM_PROCESSES, run_in_both
+
+PROMPTS = [
+    {"text": "The cat sat on the mat.", "domain": "english"},
+    {"text": "Der Hund schläft.", "domain": "german"},
+    {"text": "for i in range(10): print(i)", "domain": "code"},
+]
+DECISION = ["call", "batch_index", "position", "stack", "layer", "module", "rank", "expert"]
+# Sums over halves round differently than sums over the whole.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The results of one process.
+
+    Attributes:
+        shared: By family and plan.
+        refusals: The recorder's errors, by what its experts received.
+        num_traced: Rows of the trace that `trace_model` returned, by plan.
+    """
+
+    shared: dict[tuple[str, ParallelPlan], Recorded]
+    refusals: dict[str, str]
+    num_traced: dict[ParallelPlan, int]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the checkpoints are."""
+    folder = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        build_model(family).save_pretrained(folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> list[Seen]:
+    """The results of each process."""
+
+    def act(rank: int) -> Seen:
+        return Seen(
+            shared={
+                (family, plan): record_shared(folder / family, plan)
+                for family in FAMILIES
+                for plan in ParallelPlan
+            },
+            refusals=catch_refusals(folder / "mixtral"),
+            num_traced={
+                plan: trace_model(
+                    "demo", PROMPTS, parallel=plan, output=folder / f"{plan}-{rank}.parquet"
+                ).num_rows
+                for plan in ParallelPlan
+            },
+        )
+
+    return run_in_both(act, folder)
+
+
+CASES = [(family, plan) for family in FAMILIES for plan in ParallelPlan]
+
+
+@pytest.mark.parametrize(("family", "plan"), CASES)
+def test_processes_record_what_one_process_records(
+    family: str, plan: ParallelPlan, folder: Path, seen: list[Seen]
+) -> None:
+    alone = record(load(folder / family, None))
+    # A prefill, and one call for each new token that is routed.
+    assert alone.frame["call"].nunique() > 2
+    last = alone.frame.query("call == 0 and batch_index == 2")["position"].max()
+    assert last + 1 == 19 - NUM_PADS
+    for process in seen:
+        shared = process.shared[family, plan]
+        assert shared.num_experts == alone.num_experts
+        pd.testing.assert_frame_equal(shared.frame[DECISION], alone.frame[DECISION])
+        pd.testing.assert_series_equal(
+            shared.frame["weight"], alone.frame["weight"], rtol=TOLERANCE, atol=TOLERANCE
+        )
+    first, second = (process.shared[family, plan].frame for process in seen)
+    pd.testing.assert_frame_equal(first, second)
+
+
+@pytest.mark.parametrize(("family", "plan"), CASES)
+def test_the_experts_of_each_process_receive_their_part_of_what_is_recorded(
+    family: str, plan: ParallelPlan, seen: list[Seen]
+) -> None:
+    """This is seen in the code of the experts' class, whatever the recorder watches."""
+    frame = seen[0].shared[family, plan].frame
+    num_layers = frame["layer"].nunique()
+    calls = zip(*(process.shared[family, plan].received for process in seen), strict=True)
+    received = list(calls)
+    assert len(received) == num_layers * frame["call"].nunique()
+    # The prefill comes first, one call of each layer's experts after another.
+    for (_, rows), parts in zip(
+        frame[frame["call"] == 0].groupby("layer"), received[:num_layers], strict=True
+    ):
+        carried: set[tuple[int, int, float]] = set()
+        first = 0
+        for part in parts:
+            slots, places = torch.where((part.experts < part.num_held) & (part.weights > 0))
+            ids, weights = part.experts[slots, places] + first, part.weights[slots, places]
+            found = set(zip(slots.tolist(), ids.tolist(), weights.tolist(), strict=True))
+            assert found
+            if part.num_held < seen[0].shared[family, plan].num_experts[0]:
+                assert not found & carried, "two processes ran the same choice"
+                first += part.num_held
+            carried |= found
+        slots_of_rows = rows["batch_index"] * 19 + rows["position"]
+        recorded = set(zip(slots_of_rows, rows["expert"], rows["weight"], strict=True))
+        pads = {slot for slot, *_ in carried} - set(slots_of_rows)
+        assert len(pads) == NUM_PADS
+        assert {choice for choice in carried if choice[0] not in pads} == recorded
+
+
+def test_experts_are_divided_by_the_expert_plan(seen: list[Seen]) -> None:
+    for family in FAMILIES:
+        held = [p.shared[family, ParallelPlan.EXPERT].received[0].num_held for p in seen]
+        assert held == [4] * NUM_PROCESSES
+
+
+@pytest.mark.parametrize("kind", [*(kind.__name__ for kind in TAMPERED), "all_to_all"])
+def test_experts_that_receive_something_else_are_refused(kind: str, seen: list[Seen]) -> None:
+    words = {each.__name__: words for each, words in TAMPERED.items()}
+    for process in seen:
+        assert words.get(kind, "received other tokens") in process.refusals[kind]
+        assert 'ep_implementation="all_reduce"' in process.refusals[kind]
+
+
+@pytest.mark.parametrize("plan", list(ParallelPlan))
+def test_the_first_process_writes_the_trace(
+    plan: ParallelPlan, folder: Path, seen: list[Seen]
+) -> None:
+    target = folder / f"{plan}-0.parquet"
+    assert [process.num_traced[plan] for process in seen] == [len(read_trace(target))] * 2
+    found, expected = read_trace(target), trace_model("demo", PROMPTS).to_frame()
+    others = found.columns.difference(["weight"])
+    pd.testing.assert_frame_equal(found[others], expected[others])
+    pd.testing.assert_series_equal(
+        found["weight"].astype(float), expected["weight"].astype(float), rtol=TOLERANCE
+    )
+    assert not list(folder.glob(f"{plan}-1*"))
+    metadata = found.attrs["moetool"]
+    assert (metadata["parallel"], metadata["parallel_size"]) == (plan, NUM_PROCESSES)
+    assert metadata["complete"]
+    assert expected.attrs["moetool"]["parallel"] is None
