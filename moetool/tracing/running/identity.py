@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import moetool
 from moetool.checkpoint.files import Checkpoint, list_weight_files
 from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
-from moetool.tracing.assembly.window_run import list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import plan_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,6 +103,12 @@ def _identify(
         _spell(each.name): getattr(options.generation, each.name, None)
         for each in fields(GenerationOptions)
     }
+    windows = plan_windows(
+        prompts,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
     return RunIdentity(
         {
             "model": model,
@@ -117,7 +123,7 @@ def _identify(
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
             "tokens of the prompts (SHA-256)": _hash_tokens(prompts),
-            NUM_WINDOWS: len(list_windows(prompts, options)),
+            NUM_WINDOWS: len(windows),
         }
     )
 

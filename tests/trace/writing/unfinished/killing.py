@@ -1,7 +1,8 @@
 """Kill runs that write pieces as fast as they can, and look at what they leave.
 
-`python -m tests.trace.writing.unfinished.killing FOLDER NUM_KILLS` is a process of its own: it forks, and nothing
-else may run in it.
+    python -m tests.trace.writing.unfinished.killing FOLDER NUM_KILLS
+
+This process forks, so nothing else may run in it.
 """
 
 from __future__ import annotations
