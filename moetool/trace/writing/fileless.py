@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writing.csv_text import csv_bytes, csv_header
+from moetool.trace.writing.formats.csv_text import csv_bytes, csv_header
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 

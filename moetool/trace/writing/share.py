@@ -46,7 +46,7 @@ class TraceShare(TraceFile):
             )
         )
         with saying_what_failed(target):
-            self._pieces.find_parts()
+            self._pieces.look_around()
 
     def __exit__(
         self,

@@ -16,7 +16,7 @@ from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
-from moetool.tracing.running.batches import plan_windows
+from moetool.tracing.running.batches import list_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +37,8 @@ def identify_run(
     options: TraceOptions,
     *,
     prompts: Sequence[TokenizedPrompt],
-    device_map: str | Mapping[str, Any],
-    num_processes: int | None,
+    device_map: str | Mapping[str, Any] | None,
+    num_sharing: int | None = None,
     with_texts: bool,
 ) -> RunIdentity:
     """Return what another run must share to go on where this one ends.
@@ -48,7 +48,7 @@ def identify_run(
         options: Of the run.
         prompts: All that are traced.
         device_map: As `load_model` takes it.
-        num_processes: Processes that share the model; None if it is in one.
+        num_sharing: Number of processes that share the model; None if none do.
         with_texts: Whether generated texts are kept.
     """
     whole = device_map.get("") if isinstance(device_map, Mapping) else None
@@ -58,8 +58,7 @@ def identify_run(
         revision=checkpoint.revision,
         fingerprint=fingerprint_checkpoint(checkpoint),
         prompts=prompts,
-        device=getattr(whole, "type", None),
-        num_processes=num_processes,
+        device=f"{num_sharing} processes" if num_sharing else getattr(whole, "type", None),
         with_texts=with_texts,
     )
 
@@ -92,7 +91,6 @@ def _identify(
     fingerprint: str,
     prompts: Sequence[TokenizedPrompt],
     device: str | None,
-    num_processes: int | None = None,
     with_texts: bool,
 ) -> RunIdentity:
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
@@ -103,12 +101,6 @@ def _identify(
         _spell(each.name): getattr(options.generation, each.name, None)
         for each in fields(GenerationOptions)
     }
-    windows = plan_windows(
-        prompts,
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
     return RunIdentity(
         {
             "model": model,
@@ -117,13 +109,12 @@ def _identify(
             **chosen,
             **generation,
             "device": device,
-            "number of processes that share the model": num_processes,
             "generated texts": with_texts,
             "files of the model (SHA-256)": fingerprint,
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
             "tokens of the prompts (SHA-256)": _hash_tokens(prompts),
-            NUM_WINDOWS: len(windows),
+            NUM_WINDOWS: len(list_windows(prompts, options)),
         }
     )
 

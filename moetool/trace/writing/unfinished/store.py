@@ -202,10 +202,10 @@ class PieceStore:
                     is_kept = part.is_whole and part.window not in with_batches
                 if not is_kept:
                     self._files.remove(part.path, stem=part.stem)
-            self.find_parts()
+            self.look_around()
             self._files.remove_strays(set(self._num_rows_of))
 
-    def find_parts(self) -> None:
+    def look_around(self) -> None:
         """Find the parts that an interrupted run left, once a process has taken them over.
 
         Raises:
