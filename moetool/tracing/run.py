@@ -234,7 +234,7 @@ def trace_prompts(
     complete = replace(
         describe(),
         complete=True,
-        score_function=result.score_function,
+        score_function=known.score_function or result.score_function,
         device=result.device,
         num_prompts=len(prompts),
         num_tokens=totals.facts.num_tokens,

@@ -39,6 +39,7 @@ OPTIONS = {
         "--limit",
         "--limit-per-domain",
         "--show",
+        "--resume",
         "--chat",
         "--special-tokens",
         "--no-special-tokens",

@@ -20,11 +20,7 @@ import pyarrow.csv
 
 from moetool.errors import MoetoolError, ResumableInterrupt
 from moetool.output.interrupts import holding_interrupts
-from moetool.output.targets import (
-    new_file,
-    put_in_place,
-    saying_what_failed,
-)
+from moetool.output.targets import new_file, put_in_place, saying_what_failed
 from moetool.trace.companions import (
     TRACE_KEY,
     find_companions,
@@ -36,11 +32,7 @@ from moetool.trace.companions import (
 from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
 from moetool.trace.writing.identity import Invitation, RunIdentity
-from moetool.trace.writing.partial import (
-    WHOLE_NAMES,
-    PartialFolder,
-    partial_folder,
-)
+from moetool.trace.writing.partial import WHOLE_NAMES, PartialFolder, partial_folder
 from moetool.trace.writing.parts import PartWriter
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target

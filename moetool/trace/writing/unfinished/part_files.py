@@ -88,7 +88,17 @@ class PartInfo:
 
 def name_piece(window: int, piece: int) -> str:
     """Return the name of a piece's files, without a suffix."""
-    return f"part-{window:05d}-{piece:03d}"
+    return f"{name_window(window)}-{piece:03d}"
+
+
+def name_window(window: int) -> str:
+    """Return how the names of a window's pieces begin."""
+    return f"part-{window:05d}"
+
+
+def window_of(stem: str) -> str:
+    """Return how the names of all pieces of a piece's window begin."""
+    return stem.rpartition("-")[0]
 
 
 def waiting_path(path: Path) -> Path:

@@ -16,8 +16,10 @@ from moetool.trace.writing.unfinished.part_files import (
     is_batch_name,
     name_batch,
     name_piece,
+    name_window,
     read_part_info,
     waiting_path,
+    window_of,
 )
 from moetool.trace.writing.unfinished.part_writing import PartFiles
 from moetool.trace.writing.unfinished.resuming import check_same_run
@@ -163,11 +165,11 @@ class PieceStore:
         """
         finished = self.list_finished()
         parts = [part for window in finished.values() for part in window.parts]
-        found = {part.stem for part in parts}
         with self._mutex:
             # Other processes may have replaced batches that an earlier run had kept.
-            written = (stem for stem in self._num_rows_of if not is_batch_name(stem))
-            lost = sorted(stem for stem in written if stem not in found)
+            written = [stem for stem in self._num_rows_of if not is_batch_name(stem)]
+        whole = {name_window(window) for window in finished}
+        lost = sorted(stem for stem in written if window_of(stem) not in whole)
         num_windows = self._files.identity.num_windows
         if num_windows is None:
             num_windows = max(finished, default=-1) + 1
@@ -204,7 +206,11 @@ class PieceStore:
             self._files.remove_strays(set(self._num_rows_of))
 
     def look_around(self) -> None:
-        """Learn which parts are there, as every process of a resumed run does."""
+        """Find the parts that an interrupted run left, once a process has taken them over.
+
+        Raises:
+            UsageError: The folder is gone.
+        """
         parts, finished = self._files.list_parts(), self.list_finished()
         with self._mutex:
             for part in parts:

@@ -1,7 +1,8 @@
 """Kill runs that write pieces as fast as they can, and look at what they leave.
 
-`python -m tests.trace.writing.unfinished.killing FOLDER NUM_KILLS` is a process of its own: it forks, and nothing
-else may run in it.
+    python -m tests.trace.writing.unfinished.killing FOLDER NUM_KILLS
+
+This process forks, so nothing else may run in it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.trace.writing.runs import AFTER
 from tests.trace.writing.unfinished.pieces import IDENTITY, Window, make_window
 
 _NUM_WINDOWS = 5
-_LONGEST_LIFE_S = 0.15
+_LONGEST_WAIT_S = 0.02
 _SLOW = 3
 
 
@@ -61,8 +62,17 @@ def write(target: Path, windows: Sequence[Window], *, report: int) -> None:
         sink.finish(AFTER)
 
 
-def kill_once(target: Path, windows: Sequence[Window], *, life_s: float) -> tuple[bool, int]:
-    """Kill a run after some time; return whether it was killed, and the rows that it had taken."""
+def kill_once(
+    target: Path, windows: Sequence[Window], *, after: int, wait_s: float
+) -> tuple[bool, int]:
+    """Kill a run, and return whether it was killed, and the rows that it had taken.
+
+    Args:
+        target: The trace.
+        windows: All of the run.
+        after: Number of reports to wait for, on a machine of any speed.
+        wait_s: Time after the last of them.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -73,12 +83,15 @@ def kill_once(target: Path, windows: Sequence[Window], *, life_s: float) -> tupl
         finally:
             os._exit(1)
     os.close(writer)
-    time.sleep(life_s)
+    file = os.fdopen(reader, "rb", buffering=0)
+    lines = [file.readline() for _ in range(after)]
+    time.sleep(wait_s)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
-    with os.fdopen(reader, "rb") as file:
-        taken = [int(line) for line in file.read().split()]
+    with file:
+        lines += file.read().split()
+    taken = [int(line) for line in lines if line]
     return os.WIFSIGNALED(status), max(taken, default=0)
 
 
@@ -97,7 +110,10 @@ def main(folder: Path, num_kills: int) -> None:
     target, num_before = folder / "0.parquet", 0
     while seen["kills"] < num_kills:
         was_killed, num_taken = kill_once(
-            target, windows, life_s=random.uniform(0, _LONGEST_LIFE_S)
+            target,
+            windows,
+            after=random.randrange(_NUM_WINDOWS + 2),
+            wait_s=random.uniform(0, _LONGEST_WAIT_S),
         )
         seen["kills"] += was_killed
         partial = partial_folder(target)
@@ -115,6 +131,9 @@ def main(folder: Path, num_kills: int) -> None:
         else:
             assert num_taken == num_before == 0
             seen["left_nothing"] += 1
+    # The last one is left alone: this waits until it has ended.
+    kill_once(target, windows, after=_NUM_WINDOWS + 3, wait_s=0)
+    assert columns_of(read_trace(target)) == rows
     print(json.dumps(seen))  # noqa: T201
 
 

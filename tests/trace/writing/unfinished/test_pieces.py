@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +91,50 @@ def test_a_piece_that_was_written_and_is_gone_ends_the_run(target: Path) -> None
         with pytest.raises(UsageError, match=r"part-00001-00\d.parquet' was removed or changed"):
             sink.finish(AFTER)
     assert not target.exists()
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_written(target: Path) -> None:
+    first, second, *rest = all_pieces()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk() -> None:
+        with TraceFile(target, metadata=BEFORE, identity=IDENTITY) as sink:
+            sink.commit(sink.encode(first))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            sink.encode(second)
+
+    try:
+        with pytest.raises(UsageError, match=r"Can't write '.*': File too large") as caught:
+            fill_the_disk()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (note,) = caught.value.__notes__
+    assert str(partial_folder(target)) in note
+    assert note.endswith("--resume goes on with them")
+    assert columns_of(read_trace(partial_folder(target))) == first.rows.to_pydict()
+    assert not [path for path in partial_folder(target).rglob("*") if "unfinished" in path.name]
+    with TraceFile(target, metadata=BEFORE, identity=IDENTITY, resume=True) as sink:
+        for piece in (second, *rest):
+            sink.commit(sink.encode(piece))
+        sink.finish(AFTER)
+    assert columns_of(read_trace(target)) == rows_of(WINDOWS)
+
+
+def test_a_folder_that_is_removed_ends_the_run(target: Path) -> None:
+    first, second, *_ = all_pieces()
+
+    def remove_and_go_on() -> None:
+        with TraceFile(target, metadata=BEFORE, identity=IDENTITY) as sink:
+            sink.commit(sink.encode(first))
+            shutil.rmtree(sink.partial)
+            sink.encode(second)
+
+    with pytest.raises(UsageError) as caught:
+        remove_and_go_on()
+    folder = partial_folder(target)
+    assert caught.value.message == f"'{folder}' was removed or changed during the run."
+    assert not hasattr(caught.value, "__notes__")
+    assert names_in(target.parent) == []
 
 
 def test_facts_and_texts_of_windows_are_on_disk_with_them(target: Path) -> None:
