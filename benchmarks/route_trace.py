@@ -25,7 +25,6 @@ from transformers.utils import logging
 
 from moetool import RoutingRecorder
 from moetool.catalogue.names import demo_folder
-from moetool.trace.reading.reader import open_trace
 from moetool.tracing.prompts.prompts import read_prompts
 from moetool.tracing.prompts.tokens import tokenize_prompts
 from moetool.tracing.running.batches import Batch, make_batches
@@ -45,7 +44,7 @@ def main() -> None:
         f"torch {torch.__version__}"
     )
     print("\n| measured | figure |\n|---|---|")
-    for measure in (measure_help, measure_recording, measure_files, measure_memory):
+    for measure in (measure_help, measure_recording, measure_memory):
         for name, figure in measure():
             print(f"| {name} | {figure} |", flush=True)
 
@@ -117,36 +116,6 @@ def run_forward(model: torch.nn.Module, batch: Batch) -> None:
         use_cache=False,
         logits_to_keep=1,
     )
-
-
-def measure_files() -> list[tuple[str, str]]:
-    """Write the demonstration trace, repeated to more than a million rows, as Parquet and as CSV."""
-    from moetool.trace.metadata import TraceMetadata
-    from moetool.trace.schema import TRACE_SCHEMA
-    from moetool.trace.writing.writer import TraceFile
-
-    figures = []
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "source.parquet"
-        trace(SAMPLE_PROMPTS, source)
-        tables = list(open_trace(source).iter_tables(TRACE_SCHEMA.names)) * 4
-        num_millions = sum(table.num_rows for table in tables) / 1e6
-        for suffix in (".parquet", ".csv"):
-            target = Path(folder) / f"target{suffix}"
-            start = time.perf_counter()
-            with TraceFile(target, metadata=TraceMetadata()) as sink:
-                for table in tables:
-                    sink.write(table)
-                sink.finish(TraceMetadata())
-            seconds = (time.perf_counter() - start) / num_millions
-            num_bytes = target.stat().st_size / num_millions
-            figures.append(
-                (
-                    f"a million assignments as {suffix}",
-                    f"{num_bytes / 1e6:.1f} MB, {seconds:.2f} s, parts and merging included",
-                )
-            )
-    return figures
 
 
 def measure_memory() -> list[tuple[str, str]]:

@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,10 @@ _NO_DOWNLOAD_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 _lock = threading.Lock()
 _num_inside = 0
 _restore: list[Callable[[], object]] = []
+# Follows the bar of weights that transformers would show, in the thread that loads them.
+_follower: ContextVar[Callable[[int, int], None] | None] = ContextVar("follower", default=None)
+# What transformers writes before that bar.
+_WEIGHTS = "Loading weights"
 
 
 def silence_process() -> None:
@@ -31,7 +36,8 @@ def silence_process() -> None:
     is_debugged = bool(os.environ.get("MOETOOL_DEBUG"))
     level = logging.ERROR if is_debugged else _LEVELS["transformers"]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", logging.getLevelName(level).lower())
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Stated, it keeps the tokenizers library from a message when a process that used threads forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # It logs every request that it retries.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
@@ -60,6 +66,20 @@ def quiet_transformers() -> Iterator[None]:
     with ExitStack() as stack:
         _enter(stack)
         yield
+
+
+@contextmanager
+def following_weights(advance: Callable[[int, int], None]) -> Iterator[None]:
+    """Have transformers call a function while it loads weights under `quiet_transformers`.
+
+    Args:
+        advance: Takes the number of parameters that are loaded, and of all.
+    """
+    token = _follower.set(advance)
+    try:
+        yield
+    finally:
+        _follower.reset(token)
 
 
 def _enter(stack: ExitStack) -> None:
@@ -95,4 +115,14 @@ def _leave() -> None:
 def _hide_bar(
     make_bar: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
+    advance = _follower.get()
+    if advance is not None and options.get("desc") == _WEIGHTS and arguments:
+        arguments = (_counted(arguments[0], advance), *arguments[1:])
     return make_bar(*arguments, **{**options, "disable": True})
+
+
+def _counted(items: Collection[Any], advance: Callable[[int, int], None]) -> Iterator[Any]:
+    for number, item in enumerate(items):
+        advance(number, len(items))
+        yield item
+    advance(len(items), len(items))

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from moetool import RoutingRecorder, Scenario, estimate_memory, inspect_model, trace_model
 from moetool.errors import InputError
-from moetool.quiet import quiet_transformers, silence_process
+from moetool.quiet import following_weights, quiet_transformers, silence_process
 
 LOGGER = logging.getLogger("transformers")
 MASK = "The attention mask and the pad token id were not set"
@@ -115,6 +115,17 @@ def test_everything_is_heard_where_moetool_is_debugged(
     monkeypatch.setenv("MOETOOL_DEBUG", "1")
     call(padless)
     assert any(message in line for line in heard)
+
+
+def test_loaded_weights_are_counted_in_the_thread_that_loads_them(padless: Path) -> None:
+    counts: list[tuple[int, int]] = []
+    with quiet_transformers(), following_weights(lambda *both: counts.append(both)):
+        model = AutoModelForCausalLM.from_pretrained(padless)
+        other = Thread(target=AutoModelForCausalLM.from_pretrained, args=(padless,))
+        other.start()
+        other.join()
+    num_all = len(list(model.parameters()))
+    assert counts == [(number, num_all) for number in range(num_all + 1)]
 
 
 def test_a_model_that_its_user_runs_under_the_recorder_speaks(

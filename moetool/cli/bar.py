@@ -47,8 +47,10 @@ def build_bar(unit: str, columns: Iterable[ProgressColumn], *, label: str = "") 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    # A column's text is a format.
+    shown = printable(label).replace("{", "{{").replace("}", "}}")
     return Progress(
-        *([TextColumn(label)] if label else []),
+        *([TextColumn(shown, markup=False)] if label else []),
         BarColumn(),
         TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}", markup=False),
         *columns,

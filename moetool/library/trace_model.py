@@ -98,7 +98,7 @@ def trace_model(
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
         parallel: Shares the model among the processes that torchrun started, each of which calls
-            this function: `tensor` or `expert`. The first returns the trace, the others an empty one.
+            this function: `tensor` or `expert`. Takes an output, which the first of them writes.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         layers: Record only these layer numbers.
@@ -174,6 +174,12 @@ def trace_model(
             "Only a run that writes to a file can be resumed.",
             hint="Name the output of the interrupted run: output='trace.parquet'.",
         )
+    if parallel is not None and output is None:
+        raise UsageError(
+            "The first of the processes that share a model writes the trace, so it must go to a "
+            "file.",
+            hint="Name an output: output='trace.parquet'.",
+        )
     place = _Place(
         output,
         overwrite=overwrite,
@@ -210,7 +216,7 @@ def trace_model(
         metadata=run.metadata,
         num_rows=run.num_rows,
         counts=run.counts,
-        path=place.target if run.metadata.complete else None,
+        path=place.target,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
         timings=run.timings,
@@ -280,6 +286,9 @@ class _Listener:
     def warn(self, line: str) -> None:
         """Warn the caller of `trace_model`."""
         warnings.warn(line, UserWarning, stacklevel=5)
+
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Say nothing: the step itself has been announced."""
 
     def start(self, num_tokens: int) -> None:
         """Begin a run of at most this many tokens."""

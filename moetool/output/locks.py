@@ -51,16 +51,18 @@ def open_locked(path: Path) -> BinaryIO:
         file.close()
 
 
-def write_holder(file: BinaryIO) -> None:
-    """Write the holder's process, host and start into a locked file."""
+def write_holder(file: BinaryIO) -> bytes:
+    """Write the holder's process, host and start into a locked file, and return what was written."""
     holder = {
         "pid": os.getpid(),
         "host": platform.node(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+    content = json.dumps(holder).encode()
     file.truncate(0)
-    file.write(json.dumps(holder).encode())
+    file.write(content)
     file.flush()
+    return content
 
 
 def refuse_as_held(target: Path, *, lock: Path | None) -> UsageError:

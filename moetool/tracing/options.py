@@ -23,7 +23,7 @@ from moetool.choices import (
 )
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheKind, Dtype
-from moetool.tracing.prompts.tokens import SpecialTokens
+from moetool.tracing.prompts.encoding import SpecialTokens
 
 # Logits divided by much less are no longer finite.
 _LOWEST_TEMPERATURE = 1e-6

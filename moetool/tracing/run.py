@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,18 +16,24 @@ from moetool.quiet import quiet_transformers
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
-from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.assembly.following import LeftBatches, follow
 from moetool.tracing.assembly.row_threads import RowThreads
-from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
+from moetool.tracing.assembly.shares import (
+    ShareResult,
+    join_results,
+    take_share,
+    wait_for_windows,
+    write_texts,
+)
+from moetool.tracing.assembly.window_run import RanBatch, WindowRun
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.parallel.agreement import Agreement
+from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_embeddings
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches
+from moetool.tracing.running.batches import Batch, WindowPrompts, list_windows, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -35,6 +41,7 @@ from moetool.tracing.running.generation import (
     generation_settings,
     takes_left_pads,
 )
+from moetool.tracing.running.memory_errors import explaining_memory
 from moetool.tracing.running.passes import check_can_read, read_batch, write_batch
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import RunTimings, Stage, StageClock
@@ -76,8 +83,9 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
-    clock: StageClock | None = None,
     agreement: Agreement | None = None,
+    clock: StageClock | None = None,
+    processes: Processes | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
@@ -94,16 +102,16 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
+        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
-        agreement: Compares what the processes record that share the model; None if none do. The
-            first of them writes everything, and the others return no rows.
+        processes: Share the prompts, and all return the figures of the first; None for one process.
 
     Raises:
         UntraceableError: A call can't be recorded exactly.
         OutOfMemoryError: A batch doesn't fit.
         UsageError: A layer number has no routed experts, or the model can't generate.
     """
-    clock = clock or StageClock()
+    clock, processes = clock or StageClock(), processes or Processes()
     generation = options.generation
     recorder = RoutingRecorder(
         model,
@@ -123,7 +131,12 @@ def trace_prompts(
     pad_token_id = choose_pad(tokenizer, vocabulary=count_embeddings(model))
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
+    with_texts = processes.broadcast(texts is not None)
     finished, known = sink.list_finished(), sink.list_layers()
+    # Of several processes that share the model, all run every batch, and the first writes.
+    done, writes = list(finished), True
+    if agreement is not None:
+        done, writes = agreement.share(done), agreement.is_first
 
     def describe() -> TraceMetadata:
         layers = describe_layers(recorder, maker.top_k, known)
@@ -136,7 +149,7 @@ def trace_prompts(
     def run_batch(window: WindowPrompts, index: int, batch: Batch) -> RanBatch:
         token_ids = [window.prompts[prompt].token_ids for prompt in batch.prompts]
         written: Sequence[Continuation] = ()
-        with clock.measure(Stage.FORWARD):
+        with clock.measure(Stage.FORWARD), explaining_memory(recorder, batch):
             if generation is None:
                 sequences = read_batch(recorded, batch, token_ids=token_ids)
             else:
@@ -149,8 +162,19 @@ def trace_prompts(
         saliency = take_sums(recorder.saliency)
         return RanBatch(batch.prompts, sequences, receipts, written, saliency)
 
-    def list_batches(window: WindowPrompts) -> Iterator[Batch]:
-        return make_batches(
+    def run_window(window: WindowPrompts) -> WindowRun:
+        run = WindowRun(
+            window,
+            sink=sink,
+            maker=maker,
+            tokenizer=tokenizer,
+            with_texts=with_texts or bool(generation and window.start < num_excerpts),
+            with_saliency=options.with_saliency,
+            layers=recorder.layers,
+            describe=lambda: sink.describe(describe()),
+        )
+        count(run.kept_token_ids)
+        batches = make_batches(
             window.prompts,
             batch_size=options.batch_size,
             max_batch_tokens=options.max_batch_tokens,
@@ -159,46 +183,63 @@ def trace_prompts(
             pad_side="right" if generation is None or recorded.encoder else "left",
             without_pads=generation is not None and not takes_left_pads(model),
         )
-
-    def run_window(window: WindowPrompts) -> WindowRun:
-        run = WindowRun(
-            window,
-            sink=sink,
-            maker=maker,
-            tokenizer=tokenizer,
-            with_texts=texts is not None or bool(generation and window.start < num_excerpts),
-            with_saliency=options.with_saliency,
-            layers=recorder.layers,
-            describe=lambda: sink.describe(describe()),
-        )
-        count(run.kept_token_ids)
-        run.run(list_batches(window), partial(run_batch, window))
+        kept = kept_batches.get(window.index, ()) if agreement is not None else run.kept_batches
+        run.run(batches, partial(run_batch, window), kept=kept)
         if agreement is not None:
             run.agreed = agreement.compare()
         return run
 
     windows = list_windows(prompts, options)
-    # A recorder that sees no call raises an error.
-    is_left = sum(each.facts.num_prompts for each in finished.values()) < len(prompts)
+    kept_batches: dict[int, list[int]] = {}
     if agreement is not None:
-        left = agreement.broadcast(_list_left(windows, sink) if agreement.leads else {})
-        if not agreement.leads:
-            with settings, recorder if left else nullcontext():
-                follow(windows, left, agreement, list_batches=list_batches, run_batch=run_batch)
-            return TracedRun(metadata, DomainCounter().counts(()), 0, clock.read(num_tokens=0))
-    threads = RowThreads(sink, maker, texts=texts, clock=clock, num_excerpts=num_excerpts)
+        left = (window.index for window in windows if window.index not in done)
+        kept_batches = agreement.share({index: sorted(sink.kept_batches(index)) for index in left})
+    share = take_share(processes, windows, finished)
+    threads = RowThreads(
+        sink,
+        maker,
+        # Texts of several processes are joined at the end.
+        texts=None if processes.are_several else texts,
+        clock=clock,
+        num_excerpts=num_excerpts,
+    )
+    # A recorder that sees no call raises an error.
+    is_left = any(window.index not in done for window in share)
     with settings, recorder if is_left else nullcontext(), threads:
-        for window in windows:
-            if window.index in finished:
-                count([prompt.token_ids for prompt in window.prompts])
+        for window in share:
+            if window.index not in done:
+                run = run_window(window)
+                if writes:
+                    threads.make(run)
+                continue
+            count([prompt.token_ids for prompt in window.prompts])
+            if writes:
                 threads.take(window, finished[window.index])
-            else:
-                threads.make(run_window(window))
-    totals = threads.totals
+    if agreement is not None and not writes:
+        agreement.wait()
+        first: TracedRun = agreement.receive()
+        return first
+    result = ShareResult(threads.totals, maker.score_function, metadata.device)
+    if processes.are_several:
+        if not processes.is_first:
+            sink.finish(metadata)
+        result = join_results(
+            processes, result, prompt_ids=[each.prompt.prompt_id for each in prompts]
+        )
+        if not processes.is_first:
+            of_first: TracedRun = processes.receive()
+            return of_first
+        wait_for_windows(sink, number=len(windows))
+        known = sink.list_layers()
+        if texts is not None:
+            write_texts(sink, texts)
+    totals = result.totals
     assert totals.facts is not None
     complete = replace(
         describe(),
         complete=True,
+        score_function=result.score_function,
+        device=result.device,
         num_prompts=len(prompts),
         num_tokens=totals.facts.num_tokens,
         num_new_tokens=totals.facts.num_new_tokens,
@@ -209,23 +250,14 @@ def trace_prompts(
         sink.finish(
             complete, join_saliency(sink, recorder.layers) if options.with_saliency else None
         )
-    return TracedRun(
+    traced = TracedRun(
         metadata=complete,
         counts=totals.counter.counts(complete.layers),
         num_rows=totals.num_rows,
         timings=clock.read(num_tokens=totals.facts.num_tokens),
         excerpts=tuple(totals.excerpts),
     )
-
-
-def _list_left(windows: Sequence[WindowPrompts], sink: TraceSink) -> LeftBatches:
-    """Return the windows that no earlier run has written, with the batches of them that one kept."""
-    finished = sink.list_finished()
-    return {
-        window.index: frozenset(sink.kept_batches(window.index))
-        for window in windows
-        if window.index not in finished
-    }
+    return processes.broadcast(traced) if agreement is None else agreement.share(traced)
 
 
 def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moetool.checkpoint.config import load_config, load_tokenizer
-from moetool.checkpoint.files import open_checkpoint
+from moetool.checkpoint.files import Checkpoint, open_checkpoint
 from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
+from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
-from moetool.tracing.parallel.model_sharing import (
-    ModelSharing,
-    NoPlace,
-    ending_together,
-    share_model,
-)
+from moetool.tracing.parallel.model_sharing import ModelSharing, Place, ending_together, share_model
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -31,7 +28,6 @@ from moetool.tracing.prompts.tokens import (
 )
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import Stage, StageClock
-from moetool.tracing.traceable import check_recordable, check_traceable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +47,9 @@ class Observer(Protocol):
     def step(self, words: str) -> None:
         """Show the step that begins, before any token goes through the model."""
 
+    def count(self, num_done: int, num_all: int, unit: str) -> None:
+        """Show how much of the current step is done."""
+
     def start(self, num_tokens: int) -> None:
         """Begin a run in which this many tokens will go through the model."""
 
@@ -58,14 +57,21 @@ class Observer(Protocol):
         """Count tokens that went through it."""
 
 
-class TracePlace(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
+@dataclass(frozen=True)
+class _Traceable:
+    """Facts that a skeleton shows about a checkpoint that can be traced.
 
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
+    Attributes:
+        auto_class: Name of transformers' class that loads it.
+        inexact_because: Why its trace will not be exact; empty if it will be.
+        num_token_ids: Token ids of its vocabulary; None if unknown.
+        counted: Counts of the whole checkpoint, and notes on unknown ones.
+    """
 
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
+    auto_class: str
+    inexact_because: tuple[str, ...]
+    num_token_ids: int | None
+    counted: tuple[ModelCounts, tuple[str, ...]]
 
 
 def trace_model(
@@ -73,7 +79,7 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
@@ -95,15 +101,20 @@ def trace_model(
         num_excerpts: Number of prompts, from the first, to return excerpts of. None chooses all
             prompts of a run of a few.
         clock: Measures the whole run; None measures from here on.
-        processes: This process and those that run the same; None looks for them.
+        processes: This process and those that run the same. They share the prompts, each with its
+            own copy of the model, or under a plan the model; the first opens and finishes the
+            trace, and all return its figures. None looks for them under a plan, else stands for
+            one process.
 
     Raises:
         MoetoolError: See the functions that this one calls.
     """
     clock = clock or StageClock()
     sharing = share_model(options.parallel, processes)
-    if sharing is not None and not sharing.processes.is_first:
-        place, open_texts = NoPlace(), None
+    if sharing is not None:
+        place, open_texts = sharing.choose_places(place, open_texts)
+    # Those that share the prompts.
+    processes = Processes() if processes is None or sharing is not None else processes
     checkpoint = open_checkpoint(
         reference,
         revision=options.revision,
@@ -116,21 +127,28 @@ def trace_model(
     from moetool.tracing.running.devices import choose_device, choose_device_map
     from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
     from moetool.tracing.running.load_model import load_model
+    from moetool.tracing.running.own_device import choose_own_device
 
     device_map: str | dict[str, Any] | None = None
-    if options.device_map is not None:
+    if processes.are_several:
+        device_map = {"": choose_own_device(processes, options.device)}
+    elif options.device_map is not None:
         device_map = choose_device_map(options.device_map)
     elif sharing is None:
         device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = check_traceable(config, checkpoint, options, device_map=device_map, sharing=sharing)
+    traceable = _check_traceable(
+        config, checkpoint, options, device_map=device_map, sharing=sharing
+    )
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     with clock.measure(Stage.TOKENIZE):
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
         vocabulary = traceable.num_token_ids
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
     identity = identify_run(
         options,
@@ -139,7 +157,7 @@ def trace_model(
         fingerprint=fingerprint_checkpoint(checkpoint),
         prompts=prompts,
         tokenized=tokenized,
-        device=f"{sharing.processes.number} processes" if sharing else device,
+        device=device,
         with_texts=open_texts is not None,
     )
     place.check(identity)
@@ -155,6 +173,7 @@ def trace_model(
                 distributed_config=sharing.make_config() if sharing else None,
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
+                advance=partial(observer.count, unit="tensors"),
             )
         if sharing is not None:
             sharing.check_loaded(model, name=checkpoint.name)
@@ -181,6 +200,7 @@ def trace_model(
             open_texts=open_texts,
             num_excerpts=choose_num_excerpts(num_excerpts, num_prompts=len(prompts)),
             clock=clock,
+            processes=processes,
         )
 
 
@@ -190,7 +210,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: TracePlace,
+    place: Place,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -215,10 +235,12 @@ def trace_loaded_model(
     clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
-    _warn_of_inexact(check_recordable(model, options), name, observer)
+    _warn_of_inexact(_check_recordable(model, options), name, observer)
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
-        tokenized = _tokenize(prompts, tokenizer, config, options, vocabulary=vocabulary)
+        tokenized = _tokenize(
+            prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
+        )
     revision = getattr(config, "_commit_hash", None)
     identity = identify_run(
         options,
@@ -262,20 +284,29 @@ def _run(
     *,
     sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
-    place: TracePlace,
+    place: Place,
     identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
     num_excerpts: int = 0,
     clock: StageClock,
+    processes: Processes | None = None,
 ) -> TracedRun:
     from moetool.tracing.run import count_tokens, trace_prompts
 
     token_ids = [prompt.token_ids for prompt in prompts]
     observer.start(count_tokens(token_ids, options.generation))
+    processes = processes or Processes()
+
+    watched = sharing.processes if sharing else processes
+
+    def advance(num_tokens: int) -> None:
+        watched.check()
+        observer.advance(num_tokens)
+
     # The last to open is the first to close: when the texts appear, the trace is there.
     with (
-        open_texts() if open_texts else nullcontext() as texts,
+        open_texts() if open_texts and processes.is_first else nullcontext() as texts,
         place.open(metadata, identity) as sink,
         sharing.watch() if sharing else nullcontext() as agreement,
     ):
@@ -287,10 +318,11 @@ def _run(
             sink=sink,
             metadata=metadata,
             texts=texts,
-            advance=observer.advance,
+            advance=advance,
             num_excerpts=num_excerpts,
-            clock=clock,
             agreement=agreement,
+            clock=clock,
+            processes=processes,
         )
 
 
@@ -301,6 +333,7 @@ def _tokenize(
     options: TraceOptions,
     *,
     vocabulary: int | None,
+    observer: Observer,
 ) -> list[TokenizedPrompt]:
     return tokenize_prompts(
         prompts,
@@ -310,6 +343,7 @@ def _tokenize(
         vocabulary=vocabulary,
         max_prompt_tokens=options.max_prompt_tokens,
         max_new_tokens=_count_new_tokens(config, options),
+        advance=partial(observer.count, unit="prompts"),
     )
 
 
@@ -318,6 +352,56 @@ def _count_new_tokens(config: PreTrainedConfig, options: TraceOptions) -> int:
     if options.generation is None or config.is_encoder_decoder:
         return 0
     return options.generation.max_new_tokens
+
+
+def _check_traceable(
+    config: PreTrainedConfig,
+    checkpoint: Checkpoint,
+    options: TraceOptions,
+    *,
+    device_map: str | dict[str, Any] | None,
+    sharing: ModelSharing | None,
+) -> _Traceable:
+    """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
+    from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
+    from moetool.inspection.from_skeleton import count_checkpoint
+    from moetool.tracing.running.devices import check_device_map
+
+    auto_class = find_auto_class(config)
+    with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
+        skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
+    reasons = _check_recordable(skeleton, options)
+    if device_map is not None and options.device_map is not None:
+        check_device_map(device_map, skeleton, name=options.device_map)
+    traceable = _Traceable(
+        auto_class=auto_class,
+        inexact_because=reasons,
+        num_token_ids=count_embeddings(skeleton),
+        counted=count_checkpoint(config, skeleton),
+    )
+    if sharing is not None:
+        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
+    return traceable
+
+
+def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:
+    """Return why a trace of a model will not be exact, or refuse a model that can't be traced."""
+    from moetool.tracing.recording.saliency.meter import check_saliency
+    from moetool.tracing.recording.scopes import find_recorded_model
+    from moetool.tracing.running.generation import check_can_generate
+    from moetool.tracing.running.passes import check_can_read
+
+    if options.generation is not None:
+        check_can_generate(model)
+    recorded = find_recorded_model(
+        model, layers=options.layers, allow_inexact=options.allow_inexact
+    )
+    if options.with_saliency:
+        check_saliency(type(model).__name__, recorded.layers)
+    if options.generation is None:
+        check_can_read(recorded)
+    reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)
+    return tuple(reason for reason in reasons if reason)
 
 
 def _warn_of_inexact(reasons: Sequence[str], name: str, observer: Observer) -> None:

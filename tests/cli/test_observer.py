@@ -58,6 +58,26 @@ def test_the_bar_shows_speed_and_remaining_time_and_vanishes(terminal: Terminal)
     assert terminal.read_screen().strip() == ""
 
 
+def test_a_long_step_shows_how_much_of_it_is_done(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with observing(terminal) as observer:
+        observer.step("tokenizing")
+        observer.count(1, 8, "prompts")
+        assert "1 of 8" not in terminal.read_screen()
+        monkeypatch.setattr("moetool.cli.observer._BAR_AFTER_S", 0.0)
+        observer.step("loading the weights of {odd}[b]")
+        observer.count(3, 8, "tensors")
+        screen = wait_for(terminal, "3 of 8 tensors")
+        assert "loading the weights of {odd}[b]" in screen
+        observer.count(8, 8, "tensors")
+        wait_for(terminal, "8 of 8 tensors")
+        observer.start(4_000)
+        observer.advance(1_000)
+        assert "tensors" not in wait_for(terminal, "1,000 of 4,000 tokens")
+    assert terminal.read_screen().strip() == ""
+
+
 def test_an_error_leaves_no_step_behind(terminal: Terminal) -> None:
     def fail() -> None:
         with observing(terminal) as observer:
@@ -83,6 +103,7 @@ def test_a_quiet_observer_shows_nothing_but_warnings(terminal: Terminal) -> None
     with observing(terminal, is_quiet=True) as observer:
         observer.step("loading")
         observer.announce("downloading")
+        observer.count(1, 10, "tensors")
         observer.start(10)
         observer.advance(10)
         assert terminal.getvalue() == ""
@@ -93,6 +114,7 @@ def test_a_quiet_observer_shows_nothing_but_warnings(terminal: Terminal) -> None
 def test_a_pipe_gets_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalObserver(is_quiet=False) as observer:
         observer.step("loading")
+        observer.count(1, 10, "tensors")
         observer.start(10)
         observer.advance(10)
     assert capsys.readouterr().err == ""

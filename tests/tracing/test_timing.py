@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from threading import Barrier
 
 import pytest
@@ -81,7 +82,7 @@ def test_time_in_which_stages_overlap_counts_once_for_each_stage(
         fake = FakeTime()
         patch.setattr(time, "perf_counter", fake.perf_counter)
         clock = StageClock()
-        open_blocks = []
+        open_blocks: list[tuple[int, AbstractContextManager[None]]] = []
         for second in range(21):
             fake.now_s = 100.0 + second
             for _, block in [each for each in open_blocks if each[0] == second]:
@@ -98,10 +99,8 @@ def test_time_in_which_stages_overlap_counts_once_for_each_stage(
         held = (range(start, end) for stage, start, end in spans if stage in wanted)
         return len({second for each in held for second in each})
 
-    assert timings.stages_s == {
-        **{stage: covered(iter([stage])) for stage in Stage},
-        "other": 20 - covered(iter(Stage)),
-    }
+    by_stage = {stage.value: covered(iter([stage])) for stage in Stage}
+    assert timings.stages_s == {**by_stage, "other": 20 - covered(iter(Stage))}
 
 
 def test_threads_share_a_clock() -> None:

@@ -83,6 +83,21 @@ class RunIdentity:
                 )
 
 
+@dataclass(frozen=True)
+class Invitation:
+    """What another process needs to write parts of a trace, see `TraceShare`.
+
+    Attributes:
+        holder: What the lock of the folder says.
+        identity: Of the run.
+        may_replace: Whether the run may replace a trace at the target.
+    """
+
+    holder: bytes
+    identity: RunIdentity
+    may_replace: bool
+
+
 def _show(value: Any) -> str:
     if value is None:
         return "none"

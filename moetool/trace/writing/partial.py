@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from moetool.errors import UsageError
 from moetool.output.locks import open_locked, refuse_as_held, write_holder
@@ -19,11 +21,17 @@ LOCK_NAME = "_lock"
 WHOLE_NAMES = ("_whole", "_whole.meta.json", "_whole.probabilities", "_whole.saliency")
 # moetool 0.2 gave these names without the underscore.
 _NAMES = {LOCK_NAME, *WHOLE_NAMES} | {name.removeprefix("_") for name in (LOCK_NAME, *WHOLE_NAMES)}
+# Network file systems show what other hosts have made after up to a minute.
+JOIN_TIMEOUT_S = 90.0
+_JOIN_PAUSE_S = 0.1
 _FOLDERS = (*COMPANION_SUFFIXES, "probabilities")
 
 
 class PartialFolder:
     """The folder of an unfinished trace, taken for one run.
+
+    Attributes:
+        holder: What its lock says about the process that took it.
 
     Args:
         target: Trace that the run writes.
@@ -41,10 +49,39 @@ class PartialFolder:
         try:
             if not resume:
                 self._empty()
-            write_holder(self._lock)
+            self.holder = write_holder(self._lock)
         except BaseException:
             self._lock.close()
             raise
+
+    @classmethod
+    def join(cls, target: Path, *, holder: bytes, timeout_s: float = JOIN_TIMEOUT_S) -> Self:
+        """Return the folder that another process of this run has taken.
+
+        Args:
+            target: Trace that the run writes.
+            holder: What the other process wrote about itself, see `holder`.
+            timeout_s: Time that a file system of several hosts has to show the folder here.
+
+        Raises:
+            UsageError: The folder is not there.
+        """
+        path = partial_folder(target)
+        began = time.monotonic()
+        while True:
+            with suppress(OSError):
+                lock = (path / LOCK_NAME).open("rb")
+                if lock.read() == holder:
+                    joined = cls.__new__(cls)
+                    joined.path, joined._lock, joined.holder = path, lock, holder
+                    return joined
+                lock.close()
+            if time.monotonic() - began >= timeout_s:
+                raise UsageError(
+                    f"Host {platform.node()} does not see '{path}', which the first process made.",
+                    hint="Write the trace into a folder that all hosts share, under the same path.",
+                )
+            time.sleep(_JOIN_PAUSE_S)
 
     def check_held(self) -> None:
         """Check that the folder is still the one that this run took.

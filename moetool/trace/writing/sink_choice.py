@@ -6,17 +6,29 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from moetool.errors import UsageError
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace, TraceStream
-from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.identity import Invitation, RunIdentity
 from moetool.trace.writing.partial import partial_folder
+from moetool.trace.writing.share import TraceShare
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.resuming import check_same_run
 from moetool.trace.writing.writer import TraceFile, TraceSink
 
 _STDOUT = "-"
+
+
+class TracePlace(Protocol):
+    """The place of a run's rows, before it is opened."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,15 @@ class SinkChoice:
                 resume=self.resume,
             )
         return TraceStream(sys.stdout.buffer) if self.keeps_rows else NoTrace()
+
+    def join(self, metadata: TraceMetadata, invitation: Invitation) -> TraceShare:
+        """Return the sink of a process that adds parts to a file which another has opened.
+
+        Raises:
+            UsageError: The folder of the parts is not to be seen here.
+        """
+        assert self.target is not None, "only a file can be shared"
+        return TraceShare(self.target, metadata=metadata, invitation=invitation)
 
 
 def choose_sink(

@@ -35,7 +35,7 @@ from moetool.trace.companions import (
 )
 from moetool.trace.metadata import FOOTER_KEY, RoutedLayer, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
-from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.identity import Invitation, RunIdentity
 from moetool.trace.writing.partial import (
     WHOLE_NAMES,
     PartialFolder,
@@ -45,7 +45,7 @@ from moetool.trace.writing.parts import PartWriter
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.finished import FinishedWindow
-from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME
+from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME, count_rows
 from moetool.trace.writing.unfinished.resuming import may_replace
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
@@ -133,7 +133,7 @@ class TraceFile:
         self.partial = partial_folder(target)
         self._replace_existing = may_replace(self.partial) if resume else replace_existing
         self._keeps_parts = keeps_parts
-        self._is_finished = False
+        self._is_finished, self._is_shared = False, False
         self._metadata = replace(metadata, complete=False)
         with saying_what_failed(target):
             self._folder = PartialFolder(target, discard=replace_existing, resume=resume)
@@ -174,18 +174,19 @@ class TraceFile:
                 if self._keeps_parts:
                     self._rows.flush()
                     self._probabilities.flush()
-            num_rows = self._rows.num_rows + self._pieces.num_rows
+            of_all = count_rows(self.partial, self._identity) if self._is_shared else None
+            num_rows = self._rows.num_rows + (of_all or self._pieces.num_rows)
             if not (self._keeps_parts and num_rows):
                 self._folder.remove()
                 return
             self._folder.release()
             if error is not None and self.partial.is_dir():
-                self._note_rows(error, num_rows)
+                self._note_rows(error, num_rows, has_pieces=num_rows > self._rows.num_rows)
 
-    def _note_rows(self, error: BaseException, num_rows: int) -> None:
-        """Add where the rows are, and how to go on."""
+    def _note_rows(self, error: BaseException, num_rows: int, *, has_pieces: bool) -> None:
+        """Add where the rows are, and how to go on if they are pieces of windows."""
         note = f"rows traced so far: {self.partial} ({number_of(num_rows, 'row')})"
-        if not self._pieces.num_rows:
+        if not has_pieces:
             error.add_note(note)
         elif not isinstance(error, KeyboardInterrupt):
             error.add_note(f"{note}; --resume goes on with them")
@@ -252,6 +253,11 @@ class TraceFile:
         """Return the windows of this run of which all parts are on disk, by index, in order."""
         with saying_what_failed(self.target):
             return self._pieces.list_finished()
+
+    def invite(self) -> Invitation:
+        """Return what other processes of this run need to write parts as well."""
+        self._is_shared = True
+        return Invitation(self._folder.holder, self._identity, self._replace_existing)
 
     def list_layers(self) -> tuple[RoutedLayer, ...]:
         """Return the layers that routed in the parts on disk, each with its largest top-k there."""

@@ -19,8 +19,9 @@ from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.pieces import EncodedPiece, PieceFacts, TracePiece
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.assembly.window_run import WindowDecisions, WindowPrompts, WindowRun
+from moetool.tracing.assembly.window_run import WindowDecisions, WindowRun
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import WindowPrompts
 from moetool.tracing.running.texts import TextFile, read_text
 from moetool.tracing.timing import Stage, StageClock
 from moetool.tracing.windows.collect import cut_scopes
@@ -71,10 +72,21 @@ class RunTotals:
 
     def add(self, piece: DonePiece) -> None:
         """Add a piece."""
-        self.facts = piece.facts if self.facts is None else self.facts + piece.facts
+        self._add_facts(piece.facts)
         self.num_rows += piece.num_rows
         self.counter.add_counter(piece.counter)
         self.excerpts += piece.excerpts
+
+    def add_totals(self, other: RunTotals) -> None:
+        """Add the sums over other pieces."""
+        if other.facts is not None:
+            self._add_facts(other.facts)
+        self.num_rows += other.num_rows
+        self.counter.add_counter(other.counter)
+        self.excerpts += other.excerpts
+
+    def _add_facts(self, facts: PieceFacts) -> None:
+        self.facts = facts if self.facts is None else self.facts + facts
 
 
 class RowThreads:

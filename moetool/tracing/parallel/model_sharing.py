@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace
@@ -15,9 +15,23 @@ from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
 from moetool.tracing.processes.processes import Processes, find_processes
+from moetool.tracing.running.texts import TextFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+OpenTexts = Callable[[], AbstractContextManager[TextFile]] | None
+
+
+class Place(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
+
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
+
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,10 @@ class ModelSharing:
     plan: ParallelPlan
     processes: Processes
     is_own_group: bool = False
+
+    def choose_places(self, place: Place, open_texts: OpenTexts) -> tuple[Place, OpenTexts]:
+        """Return where this process writes: as given in the first, which writes for all."""
+        return (place, open_texts) if self.processes.is_first else (_NoPlace(), None)
 
     def check_start(self) -> None:
         """Refuse a process that is alone, and fewer GPUs than processes.
@@ -136,13 +154,13 @@ def ending_together(sharing: ModelSharing | None) -> Iterator[None]:
             sharing.processes.close()
 
 
-class NoPlace:
-    """The place of the rows of a process that leaves them to the first."""
+class _NoPlace:
+    """A place that keeps nothing."""
 
     def check(self, identity: RunIdentity) -> None:
-        """Accept any run: the first process checks it."""
+        """Accept any run."""
 
     def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return a sink that keeps nothing."""
+        """Return a sink that keeps no rows."""
         del metadata, identity
         return NoTrace()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import count
 from platform import python_version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import moetool
 from moetool.errors import MoetoolError, UsageError
@@ -95,6 +95,14 @@ class Processes:
         messages.wait({0: key})
         given: Value = messages.take(key)
         return given
+
+    def receive(self) -> Any:
+        """Return the value that the first process broadcasts, on another one.
+
+        Raises:
+            LostProcessError: A process has failed or died.
+        """
+        return self.broadcast(None)
 
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, in the order of ranks; on the others, nothing.

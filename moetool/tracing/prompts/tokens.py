@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetool.anatomy.config_fields import find_position_limit
-from moetool.checkpoint.config import first_line
-from moetool.checkpoint.native_messages import native_messages_dropped
-from moetool.errors import InputError, MoetoolError, UsageError
+from moetool.errors import InputError, UsageError
 from moetool.printable import printable
 from moetool.quiet import quiet_transformers
-from moetool.tracing.prompts.chat_template import ChatTemplate
-from moetool.tracing.prompts.messages import as_conversation
+from moetool.tracing.prompts.encoding import (
+    OWN_TOKENIZER,
+    SpecialTokens,
+    encode_in_order,
+    open_encoder,
+)
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.wording import number_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-SpecialTokens = Literal["tokenizer", "none", "chat template"]
-Encode = Callable[[Prompt], list[int]]
 
 # The longest text that is tokenized, as tokenizing takes seconds per megabyte: this many characters
 # (four are usual) for every token of the context but never less than the least; the most if the
@@ -34,7 +32,9 @@ _CHARACTERS_PER_TOKEN = 16
 _LEAST_CHARACTERS = 1_000_000
 _MOST_CHARACTERS = 10_000_000
 
-_OWN_TOKENIZER = "Use the tokenizer files that came with the model."
+# Tokenized by one call, in all threads that the tokenizer has.
+_CHARACTERS_AT_ONCE = 1_000_000
+_PROMPTS_AT_ONCE = 1_024
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TokenizedPrompt:
 
 @quiet_transformers()
 def tokenize_prompts(
-    prompts: Iterable[Prompt],
+    prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     *,
     special_tokens: SpecialTokens,
@@ -62,6 +62,7 @@ def tokenize_prompts(
     vocabulary: int | None = None,
     max_prompt_tokens: int | None = None,
     max_new_tokens: int = 0,
+    advance: Callable[[int, int], None] | None = None,
 ) -> list[TokenizedPrompt]:
     """Return every prompt's tokens.
 
@@ -75,6 +76,7 @@ def tokenize_prompts(
         vocabulary: Number of token ids that the model has, from 0; None if unknown.
         max_prompt_tokens: Truncate prompts to this many tokens.
         max_new_tokens: Number of tokens that will follow each prompt in the context.
+        advance: Called now and then with the number of prompts that are done, and of all.
 
     Raises:
         InputError: A prompt with its new tokens is longer than the context; the tokenizer has no
@@ -98,36 +100,73 @@ def tokenize_prompts(
             "This model's tokenizer has no chat template.",
             hint="Leave out --chat, or name a model that was trained to chat.",
         )
-    longest = _limit_characters(context_tokens)
-    tokenized = []
-    with _open_encoder(tokenizer, special_tokens, longest=longest) as encode:
-        for prompt in prompts:
-            ids = encode(prompt)
-            if not ids:
-                raise InputError(
-                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
-                    hint="Give it a text, or leave out --no-special-tokens.",
+    tokenized: list[TokenizedPrompt] = []
+    with open_encoder(
+        tokenizer, special_tokens, longest=_limit_characters(context_tokens)
+    ) as encoder:
+        for part in _split(prompts):
+            for prompt, ids in encode_in_order(encoder, part):
+                tokenized.append(
+                    _keep(
+                        prompt,
+                        ids,
+                        context_tokens=context_tokens,
+                        vocabulary=vocabulary,
+                        max_prompt_tokens=max_prompt_tokens,
+                        max_new_tokens=max_new_tokens,
+                    )
                 )
-            _check_ids(ids, prompt, vocabulary=vocabulary)
-            kept = ids[:max_prompt_tokens]
-            if context_tokens and len(kept) + max_new_tokens > context_tokens:
-                new_ones = number_of(max_new_tokens, "new one")
-                following = f" and {new_ones}" if max_new_tokens else ""
-                raise InputError(
-                    f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has "
-                    f"{number_of(len(kept), 'token')}{following}; "
-                    f"the model's context holds {context_tokens:,}.",
-                    hint=f"Truncate long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
-                    f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
-                )
-            tokenized.append(
-                TokenizedPrompt(
-                    prompt=prompt,
-                    token_ids=np.array(kept, dtype=np.int32),
-                    was_cut=len(kept) < len(ids),
-                )
-            )
+            if advance is not None:
+                advance(len(tokenized), len(prompts))
     return tokenized
+
+
+def _keep(
+    prompt: Prompt,
+    ids: Sequence[int],
+    *,
+    context_tokens: int | None,
+    vocabulary: int | None,
+    max_prompt_tokens: int | None,
+    max_new_tokens: int,
+) -> TokenizedPrompt:
+    """Return a prompt with its tokens, truncated, after checking that the model can read them."""
+    if not ids:
+        raise InputError(
+            f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has no tokens.",
+            hint="Give it a text, or leave out --no-special-tokens.",
+        )
+    _check_ids(ids, prompt, vocabulary=vocabulary)
+    kept = ids[:max_prompt_tokens]
+    if context_tokens and len(kept) + max_new_tokens > context_tokens:
+        new_ones = number_of(max_new_tokens, "new one")
+        following = f" and {new_ones}" if max_new_tokens else ""
+        raise InputError(
+            f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has "
+            f"{number_of(len(kept), 'token')}{following}; "
+            f"the model's context holds {context_tokens:,}.",
+            hint=f"Truncate long prompts with --max-prompt-tokens {context_tokens - max_new_tokens}"
+            f"{', or ask for fewer new tokens' if max_new_tokens else ''}.",
+        )
+    return TokenizedPrompt(
+        prompt=prompt,
+        token_ids=np.array(kept, dtype=np.int32),
+        was_cut=len(kept) < len(ids),
+    )
+
+
+def _split(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Yield all prompts in runs of a few characters, so that progress shows."""
+    part: list[Prompt] = []
+    num_characters = 0
+    for prompt in prompts:
+        part.append(prompt)
+        num_characters += len(prompt.text)
+        if num_characters >= _CHARACTERS_AT_ONCE or len(part) == _PROMPTS_AT_ONCE:
+            yield part
+            part, num_characters = [], 0
+    if part:
+        yield part
 
 
 def choose_special_tokens(*, chat: bool, special_tokens: bool) -> SpecialTokens:
@@ -171,95 +210,6 @@ def _limit_characters(context_tokens: int | None) -> int:
     return max(_LEAST_CHARACTERS, _CHARACTERS_PER_TOKEN * context_tokens)
 
 
-@contextmanager
-def _open_encoder(
-    tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens, *, longest: int
-) -> Iterator[Encode]:
-    """Yield a function that returns the token ids of a prompt."""
-
-    def encode_plain(prompt: Prompt) -> list[int]:
-        _check_length(prompt.text, prompt, longest=longest)
-        if prompt.messages is not None:
-            raise InputError(
-                f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' is a conversation, which "
-                "only a chat template can turn into a text.",
-                hint="Add --chat to apply the model's.",
-            )
-        with _failing_on(prompt):
-            ids = tokenizer.encode(prompt.text, add_special_tokens=special_tokens == "tokenizer")
-        return cast("list[int]", ids)
-
-    def encode_message(prompt: Prompt, template: str | None = None, text: str = "") -> list[int]:
-        conversation = as_conversation(prompt)
-        # Variables of the template.
-        variables: dict[str, Any] = {"rendered_already": text}
-        with _failing_on(prompt):
-            ids = tokenizer.apply_chat_template(
-                conversation["messages"],
-                chat_template=template,
-                add_generation_prompt=conversation["add_generation_prompt"],
-                tokenize=True,
-                return_dict=False,
-                **(variables if template else {}),
-            )
-        return cast("list[int]", ids)
-
-    if special_tokens != "chat template":
-        yield encode_plain
-    elif _has_own_chat(tokenizer):
-        yield encode_message
-    else:
-        with ChatTemplate(tokenizer) as chat:
-
-            def encode_rendered(prompt: Prompt) -> list[int]:
-                _check_length(prompt.text, prompt, longest=longest)
-                text = chat.render(prompt)
-                _check_length(text, prompt, longest=longest)
-                # transformers adds the tokens, as it does after its own rendering.
-                return encode_message(prompt, "{{ rendered_already }}", text)
-
-            yield encode_rendered
-
-
-def _has_own_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer's class renders messages in code, without a template."""
-    from transformers import PreTrainedTokenizerBase
-
-    own = type(tokenizer).apply_chat_template
-    return own is not PreTrainedTokenizerBase.apply_chat_template
-
-
-@contextmanager
-def _failing_on(prompt: Prompt) -> Iterator[None]:
-    """Turn any exception of a tokenizer into an error that names the prompt."""
-    try:
-        with native_messages_dropped():
-            yield
-    except (MoetoolError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    # A panic in the tokenizers library is not an Exception.
-    except BaseException as error:
-        raise InputError(
-            f"{prompt.origin}: the tokenizer fails on prompt '{printable(prompt.prompt_id)}'.",
-            hint=_OWN_TOKENIZER,
-            facts=[f"seen: {first_line(error)}"],
-        ) from error
-
-
-def _check_length(text: str, prompt: Prompt, *, longest: int) -> None:
-    """Refuse a text that would take long to tokenize and fit into no context.
-
-    Raises:
-        InputError: It is longer than `longest`.
-    """
-    if len(text) > longest:
-        raise InputError(
-            f"{prompt.origin}: prompt '{printable(prompt.prompt_id)}' has {len(text):,} characters; "
-            f"at most {longest:,} are tokenized for this model.",
-            hint="Shorten its text.",
-        )
-
-
 def _check_ids(ids: Sequence[int], prompt: Prompt, *, vocabulary: int | None) -> None:
     """Check that a model has all tokens of a prompt.
 
@@ -271,5 +221,5 @@ def _check_ids(ids: Sequence[int], prompt: Prompt, *, vocabulary: int | None) ->
         raise InputError(
             f"{prompt.origin}: the tokenizer gives prompt '{printable(prompt.prompt_id)}' the token "
             f"{wrong:,}, but the model has only 0 to {vocabulary - 1:,}.",
-            hint=_OWN_TOKENIZER,
+            hint=OWN_TOKENIZER,
         )

@@ -16,9 +16,9 @@ from moetool.checkpoint.config import first_line
 from moetool.errors import InputError, UntraceableError, UsageError
 from moetool.memory.scenario import CacheKind
 from moetool.tracing.options import GenerationOptions
-from moetool.tracing.prompts.token_settings import check_token_settings
 from moetool.tracing.prompts.tokens import choose_pad, count_embeddings
 from moetool.tracing.running.batches import Batch
+from moetool.tracing.running.token_settings import check_token_settings
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

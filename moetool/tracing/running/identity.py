@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import moetool
 from moetool.checkpoint.files import Checkpoint, list_weight_files
 from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
-from moetool.tracing.assembly.window_run import list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import list_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.headers.published_format import name_packed
@@ -11,7 +11,7 @@ from moetool.checkpoint.files import Checkpoint, read_json
 from moetool.checkpoint.headers.local_headers import read_local_headers
 from moetool.checkpoint.stated.quantization import find_method, name_quantization
 from moetool.errors import InputError, MoetoolError, OutOfMemoryError
-from moetool.quiet import quiet_transformers
+from moetool.quiet import following_weights, quiet_transformers
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.wording import number_of
 
@@ -30,6 +30,7 @@ def load_model(
     distributed_config: Any = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    advance: Callable[[int, int], None] = lambda *_: None,
 ) -> PreTrainedModel:
     """Return the checkpoint's model in evaluation mode.
 
@@ -45,6 +46,7 @@ def load_model(
         distributed_config: How processes share the weights, see `make_distributed_config`.
         dtype: Convert the weights to it; None keeps the checkpoint's own.
         trust_remote_code: Run the repository's own code.
+        advance: Called with the number of tensors that are loaded, and of all.
 
     Raises:
         InputError: The weights do not match the configuration, or can't be loaded.
@@ -62,18 +64,19 @@ def load_model(
         make_config: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - lazily exported
         wishes["quantization_config"] = make_config(dequantize=True)
     try:
-        model, report = loader.from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=str(dtype or "auto"),
-            device_map=device_map,
-            offload_folder=offload_folder,
-            trust_remote_code=trust_remote_code,
-            # Reported below in plainer words.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **wishes,
-        )
+        with following_weights(advance):
+            model, report = loader.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=str(dtype or "auto"),
+                device_map=device_map,
+                offload_folder=offload_folder,
+                trust_remote_code=trust_remote_code,
+                # Reported below in plainer words.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **wishes,
+            )
     except ImportError as error:
         raise missing_package(checkpoint.name, error) from error
     except Exception as error:
@@ -112,11 +115,14 @@ def load_model(
 
 def _refuse_format(checkpoint: Checkpoint, stated: Mapping[str, object]) -> None:
     """Refuse quantized weights that transformers would read as if they were plain."""
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
-
     method = find_method(stated)
     named = name_quantization(stated)
-    if named is None or method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
+    if named is None:
+        return
+    # Imports every quantizer, which takes a second.
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    if method == "bitsandbytes" or method in AUTO_QUANTIZER_MAPPING:
         return
     raise _unloadable(checkpoint, named)
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moetool.errors import OutOfMemoryError, UsageError
-from moetool.tracing.out_of_memory import is_out_of_memory
+from moetool.errors import UsageError
 from moetool.tracing.recording.scopes import RecordedModel
 from moetool.tracing.running.batches import Batch
 from moetool.tracing.running.devices import find_input_device
 from moetool.tracing.running.generation import Continuation, continue_batch
 from moetool.tracing.windows.collect import RoutedSequence
-from moetool.wording import number_of
 
 Sequences = dict[str, list[RoutedSequence]]
 
@@ -49,9 +46,6 @@ def read_batch(
 
     Returns:
         By the path of the module that was called, the tokens that each row put through it.
-
-    Raises:
-        OutOfMemoryError: The batch doesn't fit.
     """
     path = recorded.encoder or ""
     reader = recorded.model.get_submodule(path)
@@ -59,7 +53,7 @@ def read_batch(
     # Neither a cache nor, where the model takes this option, logits of every position.
     wishes: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
     device = find_input_device(recorded.model)
-    with _memory_errors(batch, device), torch.inference_mode():
+    with torch.inference_mode():
         reader(
             input_ids=torch.from_numpy(batch.input_ids).to(device),
             attention_mask=torch.from_numpy(batch.attention_mask).to(device),
@@ -88,14 +82,10 @@ def write_batch(
     Returns:
         By the path of each module that was called, the tokens that each row put through it; and
         each row's continuation.
-
-    Raises:
-        OutOfMemoryError: The batch doesn't fit.
     """
     model: Any = recorded.model
     device = find_input_device(model)
-    with _memory_errors(batch, device):
-        continuations = continue_batch(model, batch, device=device, seed=seed)
+    continuations = continue_batch(model, batch, device=device, seed=seed)
     if recorded.encoder is None:
         pairs = zip(token_ids, continuations, strict=True)
         return {"": [_write(given, written) for given, written in pairs]}, continuations
@@ -114,18 +104,3 @@ def _read(token_ids: Sequence[NDArray[np.int32]]) -> list[RoutedSequence]:
 def _write(given: NDArray[np.int32], continuation: Continuation) -> RoutedSequence:
     written = continuation.token_ids[:-1]
     return RoutedSequence(np.concatenate([given, written]), num_given=len(given))
-
-
-@contextmanager
-def _memory_errors(batch: Batch, device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            num_rows, num_slots = batch.input_ids.shape
-            raise OutOfMemoryError(
-                f"Out of memory in a batch of {number_of(num_rows, 'prompt')} of up to "
-                f"{number_of(num_slots, 'token')} on {device}.",
-                hint="Give a smaller --batch-size, or shorten prompts with --max-prompt-tokens.",
-            ) from error
-        raise

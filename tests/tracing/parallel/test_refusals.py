@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from moetool import trace_model
 from moetool.anatomy.skeleton.build import build_skeleton
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
 from moetool.tracing.options import ParallelPlan, TraceOptions
@@ -138,6 +139,11 @@ def test_a_process_alone_is_refused(run_moetool: RunMoetool, tmp_path: Path) -> 
         hint="torchrun --nproc-per-node 2 -m moetool route-trace",
     )
     assert_refused(completed, expected, target=target)
+
+
+def test_rows_in_memory_are_refused() -> None:
+    with pytest.raises(UsageError, match="so it must go to a file"):
+        trace_model("demo", ["x"], parallel="tensor")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from moetool.checkpoint.config import load_tokenizer
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError
+from moetool.tracing.prompts.encoding import SpecialTokens
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.prompts import Prompt, hash_prompts, read_prompts
-from moetool.tracing.prompts.tokens import SpecialTokens, TokenizedPrompt, tokenize_prompts
+from moetool.tracing.prompts.tokens import TokenizedPrompt, tokenize_prompts
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}{{ message.get('name', '') }}] "

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase, SwitchTransformersConfig
 from moetool.checkpoint.config import load_config, load_tokenizer
 from moetool.checkpoint.files import Checkpoint
 from moetool.errors import InputError, UsageError
+from moetool.tracing.prompts.encoding import SpecialTokens
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
-    SpecialTokens,
     TokenizedPrompt,
     choose_pad,
     read_context_tokens,
@@ -216,7 +216,7 @@ def test_a_panic_inside_the_tokenizers_library_is_an_error_and_announces_nothing
     with pytest.raises(
         InputError, match=r"a\.jsonl:1: the tokenizer fails on prompt '1'"
     ) as caught:
-        tokenize(panicking, "Hello")
+        tokenize(panicking, "Hello", "you")
     assert "PanicException" in caught.value.facts[0]
     assert capfd.readouterr().err == ""
 

@@ -79,6 +79,7 @@ def route_trace(
         from moetool.checkpoint.reference import resolve_model
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
+        from moetool.tracing.processes.shared_place import SharedPlace
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts
@@ -137,7 +138,7 @@ def route_trace(
             reference,
             read,
             options,
-            place=sink,
+            place=SharedPlace(sink, processes) if processes.are_several else sink,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moetool.errors import UsageError
+from moetool.output.targets import refuse_as_removed
 from moetool.trace.metadata import FOOTER_KEY
 from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.pieces import BatchFacts, PieceFacts, TraceBatch, TracePiece
@@ -30,6 +32,7 @@ SALIENCY_NAME = "_saliency"
 COMPANION_SUFFIXES = {PROBABILITIES_NAME: ".parquet", TEXTS_NAME: ".jsonl", SALIENCY_NAME: ".sums"}
 
 WAITING_SUFFIX = ".waiting"
+_SUFFIXES = (".parquet", WAITING_SUFFIX)
 _NAME = re.compile(
     r"_?part-\d{5,}(-\d{3,}|\.batch-\d{3,})?\.(parquet|unfinished|waiting|jsonl|sums)"
 )
@@ -98,6 +101,11 @@ def name_batch(window: int, batch: int) -> str:
     return f"part-{window:05d}.batch-{batch:03d}"
 
 
+def is_batch_name(stem: str) -> bool:
+    """Return whether a part's name, without a suffix, is that of a batch."""
+    return ".batch-" in stem
+
+
 def companion_path(folder: Path, folder_name: str, stem: str) -> Path:
     """Return the path of what belongs to a part, in a folder next to it."""
     return folder / folder_name / f"{stem}{COMPANION_SUFFIXES[folder_name]}"
@@ -153,3 +161,26 @@ def read_part_info(path: Path) -> PartInfo | None:
         )
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def list_parts(folder: Path, identity: RunIdentity) -> list[PartInfo]:
+    """Return the pieces and batches of a run that are complete, in name order.
+
+    Raises:
+        UsageError: The folder was removed.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except FileNotFoundError as error:
+        raise refuse_as_removed(folder) from error
+    infos = map(read_part_info, (path for path in paths if path.suffix in _SUFFIXES))
+    token = identity.token
+    return [info for info in infos if info is not None and info.identity.token == token]
+
+
+def count_rows(folder: Path, identity: RunIdentity) -> int:
+    """Return the assignments in the parts of a run that are on disk, by whichever process."""
+    try:
+        return sum(part.num_rows for part in list_parts(folder, identity))
+    except UsageError:
+        return 0

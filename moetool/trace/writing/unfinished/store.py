@@ -36,6 +36,8 @@ from moetool.trace.writing.unfinished.part_files import (
     WAITING_SUFFIX,
     PartInfo,
     companion_path,
+    is_batch_name,
+    list_parts,
     make_part_entry,
     name_batch,
     name_piece,
@@ -168,7 +170,9 @@ class PieceStore:
         parts = [part for window in finished.values() for part in window.parts]
         found = {part.stem for part in parts}
         with self._mutex:
-            lost = sorted(stem for stem in self._num_rows_of if stem not in found)
+            # Other processes may have replaced batches that an earlier run had kept.
+            written = (stem for stem in self._num_rows_of if not is_batch_name(stem))
+            lost = sorted(stem for stem in written if stem not in found)
         num_windows = self._identity.num_windows
         if num_windows is None:
             num_windows = max(finished, default=-1) + 1
@@ -176,6 +180,13 @@ class PieceStore:
         if lost:
             raise refuse_as_removed(self._folder.path / f"{lost[0]}.parquet")
         return parts
+
+    def find_batches(self) -> None:
+        """Find the batches that an interrupted run kept, after another process took them over."""
+        finished = self.list_finished()
+        for part in self._list_parts():
+            if part.num_pieces is None and part.window not in finished and part.is_whole:
+                self._kept_batches.setdefault(part.window, {})[part.number] = part
 
     def take_over(self) -> None:
         """Take over the parts of an interrupted run: drop what is unfinished, count the rest.
@@ -318,16 +329,7 @@ class PieceStore:
         self._kept_batches.clear()
 
     def _list_parts(self) -> list[PartInfo]:
-        """Return the pieces and batches of this run that are complete, in name order."""
-        try:
-            paths = sorted(self._folder.path.iterdir())
-        except FileNotFoundError as error:
-            raise refuse_as_removed(self._folder.path) from error
-        infos = [
-            read_part_info(path) for path in paths if path.suffix in (".parquet", WAITING_SUFFIX)
-        ]
-        token = self._identity.token
-        return [info for info in infos if info is not None and info.identity.token == token]
+        return list_parts(self._folder.path, self._identity)
 
     def _remove(self, path: Path, stem: str) -> None:
         """Remove a part, and then what belongs to it."""

@@ -142,11 +142,12 @@ def test_the_size_of_batches_leaves_no_mark(
     assert completed.returncode == 0, completed.stderr
     traced = read_trace(path)
     kept = traced.attrs["moetool"]
-    assert (kept["batch_size"], kept["max_batch_tokens"]) == {
+    expected: dict[tuple[str, ...], tuple[int | None, int | None]] = {
         ("--batch-size", "1"): (1, None),
         ("--batch-size", "50"): (50, None),
         ("--max-batch-tokens", "300"): (None, 300),
-    }[limits]
+    }
+    assert (kept["batch_size"], kept["max_batch_tokens"]) == expected[limits]
     frame = as_plain(traced)
     without = [name for name in COLUMNS if name != "weight"]
     pd.testing.assert_frame_equal(frame[without], as_plain(few_trace)[without])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moetool.errors import InputError
-from moetool.tracing.prompts.token_settings import check_token_settings
+from moetool.tracing.running.token_settings import check_token_settings
 
 
 @pytest.mark.parametrize(
