@@ -111,6 +111,7 @@ def trace_model(
     """
     clock = clock or StageClock()
     sharing = share_model(options.parallel, processes)
+    with_texts = open_texts is not None
     if sharing is not None:
         place, open_texts = sharing.choose_places(place, open_texts)
     # Those that share the prompts.
@@ -157,8 +158,8 @@ def trace_model(
         fingerprint=fingerprint_checkpoint(checkpoint),
         prompts=prompts,
         tokenized=tokenized,
-        device=device,
-        with_texts=open_texts is not None,
+        device=f"{sharing.processes.number} processes" if sharing else device,
+        with_texts=with_texts,
     )
     place.check(identity)
     with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, ending_together(sharing):

@@ -121,5 +121,5 @@ def _sum_up_call(call: RecordedCall) -> int:
     arrays += [array for layer in call.layers for array in (layer.experts, layer.weights)]
     total = 0
     for array in arrays:
-        total = zlib.crc32(np.ascontiguousarray(array), total)
+        total = zlib.crc32(np.ascontiguousarray(array).data, total)
     return total

@@ -50,7 +50,8 @@ class ModelSharing:
 
     def choose_places(self, place: Place, open_texts: OpenTexts) -> tuple[Place, OpenTexts]:
         """Return where this process writes: as given in the first, which writes for all."""
-        return (place, open_texts) if self.processes.is_first else (_NoPlace(), None)
+        texts = open_texts if self.processes.is_first else None
+        return _FirstPlace(place, self.processes), texts
 
     def check_start(self) -> None:
         """Refuse a process that is alone, and fewer GPUs than processes.
@@ -154,13 +155,19 @@ def ending_together(sharing: ModelSharing | None) -> Iterator[None]:
             sharing.processes.close()
 
 
-class _NoPlace:
-    """A place that keeps nothing."""
+class _FirstPlace:
+    """A place to which only the first process writes, after all have agreed on the run."""
+
+    def __init__(self, place: Place, processes: Processes) -> None:
+        self._place = place
+        self._processes = processes
 
     def check(self, identity: RunIdentity) -> None:
-        """Accept any run."""
+        """Check that all processes run the same, and that the first may write it."""
+        if self._processes.is_first:
+            self._place.check(identity)
+        self._processes.agree(identity.values)
 
     def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return a sink that keeps no rows."""
-        del metadata, identity
-        return NoTrace()
+        """Return the sink of the rows in the first process, and one that keeps none in others."""
+        return self._place.open(metadata, identity) if self._processes.is_first else NoTrace()

@@ -60,13 +60,12 @@ def load(folder: Path, plan: ParallelPlan | None, **wishes: Any) -> PreTrainedMo
     """Return a model that the processes share under a plan, or that each has, in float32."""
     if plan is not None:
         wishes["distributed_config"] = make_distributed_config(plan, number=NUM_PROCESSES)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, **wishes
-    )
-    return model.eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **wishes)
+    model: PreTrainedModel = loaded.eval()
+    return model
 
 
-def run(model: PreTrainedModel) -> None:
+def run(model: Any) -> None:
     """Read a batch with pads, and continue it."""
     ids = torch.randint(3, 250, (3, 19), generator=torch.Generator().manual_seed(0))
     real = torch.ones_like(ids)
@@ -111,6 +110,8 @@ def is_experts(path: str) -> bool:
 class TamperedEP(AllReduceEP):
     """Experts that receive something else than their part of the decision."""
 
+    num_local_experts: int
+
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return other ids and weights."""
         return ids, weights
@@ -151,7 +152,7 @@ class ForeignWeights(TamperedEP):
     """A choice of another process's expert has a weight here."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids, weights.masked_fill(ids == self.num_local_experts, 0.5)
+        return ids, weights.masked_fill(ids.eq(self.num_local_experts), 0.5)
 
 
 class ForeignChoices(TamperedEP):

@@ -138,7 +138,7 @@ def route_trace(
             reference,
             read,
             options,
-            place=SharedPlace(sink, processes) if processes.are_several else sink,
+            place=SharedPlace(sink, processes) if processes.are_several and not parallel else sink,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
