@@ -61,7 +61,7 @@ def current_processes() -> Processes:
 
 
 def join_processes(step: Callable[[str], None], *, has_file: bool) -> None:
-    """Wait for the other processes, if there are any, and check that they can share the prompts.
+    """Wait for the other processes, if there are any, and check that they can work together.
 
     Args:
         step: Shows the current step.
@@ -74,7 +74,13 @@ def join_processes(step: Callable[[str], None], *, has_file: bool) -> None:
     processes, arguments = current_processes(), _arguments.get()
     if not processes.are_several:
         return
-    _check_shareable(arguments, number=f"{processes.number} processes", has_file=has_file)
+    if arguments["prompts"] == "-":
+        raise UsageError(
+            f"{processes.number} processes can't read the same prompts from stdin.",
+            hint="Write them to a file, and name it with --prompts.",
+        )
+    if arguments["parallel"] is None:
+        _check_shareable(arguments, number=f"{processes.number} processes", has_file=has_file)
     step("waiting for the other processes")
     processes.agree(
         {
@@ -98,11 +104,6 @@ def _check_shareable(arguments: Mapping[str, object], *, number: str, has_file: 
     if not has_file:
         raise UsageError(
             f"The rows of {number} can only go to a file.", hint="Add -o trace.parquet."
-        )
-    if arguments["prompts"] == "-":
-        raise UsageError(
-            f"Prompts on stdin can't be shared among {number}.",
-            hint="Write them to a file, and name it with --prompts.",
         )
 
 

@@ -98,7 +98,7 @@ def trace_model(
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
         parallel: Shares the model among the processes that torchrun started, each of which calls
-            this function: `tensor` or `expert`. Takes an output, which the first of them writes.
+            this function: `tensor` or `expert`. Takes an output. The first returns the trace, the others one without rows.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         layers: Record only these layer numbers.
@@ -216,7 +216,7 @@ def trace_model(
         metadata=run.metadata,
         num_rows=run.num_rows,
         counts=run.counts,
-        path=place.target,
+        path=place.target if run.metadata.complete else None,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
         timings=run.timings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -105,7 +105,7 @@ class WindowRun:
 
     Attributes:
         agreed: Raises an error if processes that share the model have recorded other decisions;
-            None if none share it.
+            None if none do.
     """
 
     def __init__(
@@ -137,27 +137,19 @@ class WindowRun:
         kept = [prompt for batch in self._kept.values() for prompt in batch.facts.prompts]
         return [self._window.prompts[prompt].token_ids for prompt in kept]
 
-    @property
-    def kept_batches(self) -> list[int]:
-        """Indices of the batches that an earlier run kept."""
-        return sorted(self._kept)
-
     def run(
         self,
         batches: Iterable[Batch],
         run_batch: Callable[[int, Batch], RanBatch],
-        *,
-        kept: Collection[int],
     ) -> None:
         """Run the batches that were not kept.
 
         Args:
             batches: All of the window.
             run_batch: Puts one through the model, given its index in the window.
-            kept: Indices of those that were, here or in a process that shares the model.
         """
         for index, batch in enumerate(batches):
-            if index not in kept:
+            if index not in self._kept:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
 

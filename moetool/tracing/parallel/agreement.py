@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ class Agreement:
         self._processes = processes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="moetool-agreement")
         self._sums: list[Future[list[int]]] = []
-        self._compared: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -51,25 +50,17 @@ class Agreement:
         self._thread.shutdown(wait=True)
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process writes for all."""
+    def leads(self) -> bool:
+        """Whether this is the first process, which writes the trace."""
         return self._processes.is_first
 
-    def share(self, value: Value) -> Value:
-        """Return the first process's value, in all of them; not while calls are compared.
+    def broadcast(self, value: Value) -> Value:
+        """Return the value that the first process gives; before anything is compared.
 
         Raises:
             LostProcessError: A process has failed or died.
         """
         return self._processes.broadcast(value)
-
-    def receive(self) -> Any:
-        """Return the value that the first process shares; not while calls are compared.
-
-        Raises:
-            LostProcessError: A process has failed or died.
-        """
-        return self._processes.receive()
 
     def add(self, receipts: Sequence[Receipt]) -> None:
         """Take calls that this process has recorded, and that may still be on their way."""
@@ -83,20 +74,7 @@ class Agreement:
             processes, and LostProcessError if one has failed or died.
         """
         sums, self._sums = self._sums, []
-        compared = self._thread.submit(self._compare, sums)
-        self._compared.append(compared)
-        return compared
-
-    def wait(self) -> None:
-        """Wait until everything is compared.
-
-        Raises:
-            UntraceableError: The processes have recorded different decisions.
-            LostProcessError: A process has failed or died.
-        """
-        compared, self._compared = self._compared, []
-        for each in compared:
-            each.result()
+        return self._thread.submit(self._compare, sums)
 
     def _compare(self, added: Sequence[Future[list[int]]]) -> None:
         own = [each for sums in added for each in sums.result()]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace
@@ -15,23 +15,9 @@ from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
 from moetool.tracing.processes.processes import Processes, find_processes
-from moetool.tracing.running.texts import TextFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-
-OpenTexts = Callable[[], AbstractContextManager[TextFile]] | None
-
-
-class Place(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
-
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
-
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +33,6 @@ class ModelSharing:
     plan: ParallelPlan
     processes: Processes
     is_own_group: bool = False
-
-    def choose_places(self, place: Place, open_texts: OpenTexts) -> tuple[Place, OpenTexts]:
-        """Return where this process writes: as given in the first, which writes for all."""
-        texts = open_texts if self.processes.is_first else None
-        return _FirstPlace(place, self.processes), texts
 
     def check_start(self) -> None:
         """Refuse a process that is alone, and fewer GPUs than processes.
@@ -155,19 +136,13 @@ def ending_together(sharing: ModelSharing | None) -> Iterator[None]:
             sharing.processes.close()
 
 
-class _FirstPlace:
-    """A place to which only the first process writes, after all have agreed on the run."""
-
-    def __init__(self, place: Place, processes: Processes) -> None:
-        self._place = place
-        self._processes = processes
+class NoPlace:
+    """The place of the rows of a process that leaves them to the first."""
 
     def check(self, identity: RunIdentity) -> None:
-        """Check that all processes run the same, and that the first may write it."""
-        if self._processes.is_first:
-            self._place.check(identity)
-        self._processes.agree(identity.values)
+        """Accept any run: the first process checks it."""
 
     def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows in the first process, and one that keeps none in others."""
-        return self._place.open(metadata, identity) if self._processes.is_first else NoTrace()
+        """Return a sink that keeps nothing."""
+        del metadata, identity
+        return NoTrace()

@@ -203,7 +203,7 @@ def find_processes() -> Processes:
     Raises:
         UsageError: The environment names a part of what it takes, or contradicts itself.
     """
-    return Processes(read_place())
+    return Processes(read_place(), start_timeout_s=START_TIMEOUT_S, lost_after_s=LOST_AFTER_S)
 
 
 def _list_versions() -> dict[str, str]:

@@ -138,7 +138,9 @@ def route_trace(
             reference,
             read,
             options,
-            place=SharedPlace(sink, processes) if processes.are_several and not parallel else sink,
+            place=SharedPlace(sink, processes)
+            if processes.are_several and parallel is None
+            else sink,
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
