@@ -110,7 +110,11 @@ def is_experts(path: str) -> bool:
 class TamperedEP(AllReduceEP):
     """Experts that receive something else than their part of the decision."""
 
-    num_local_experts: int
+    @property
+    def num_held(self) -> int:
+        """Number of experts that this process holds."""
+        number: Any = self.num_local_experts
+        return int(number)
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return other ids and weights."""
@@ -133,9 +137,7 @@ class OtherIds(TamperedEP):
     """Every id is that of the expert before."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return torch.where(
-            ids < self.num_local_experts, (ids + 1) % self.num_local_experts, ids
-        ), weights
+        return torch.where(ids < self.num_held, (ids + 1) % self.num_held, ids), weights
 
 
 class OtherWeights(TamperedEP):
@@ -152,14 +154,14 @@ class ForeignWeights(TamperedEP):
     """A choice of another process's expert has a weight here."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids, weights.masked_fill(ids.eq(self.num_local_experts), 0.5)
+        return ids, weights.masked_fill(ids.eq(self.num_held), 0.5)
 
 
 class ForeignChoices(TamperedEP):
     """A choice of another process's expert is one of an expert here, with weight 0."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids.clamp(max=self.num_local_experts - 1), weights
+        return ids.clamp(max=self.num_held - 1), weights
 
 
 class FewerTokens(TamperedEP):
