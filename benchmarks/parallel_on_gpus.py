@@ -177,6 +177,7 @@ def whole_command(launch: Sequence[str], folder: Path) -> None:
         from moetool.trace.reading.reader import open_trace
 
         metadata = open_trace(target).metadata
+        assert metadata is not None
         print(
             f"{metadata.num_decisions:,} decisions, {metadata.parallel} x {metadata.parallel_size}, "
             f"{time.perf_counter() - began:.0f} s"
@@ -234,7 +235,8 @@ def work(folder: Path, names: Sequence[str]) -> None:
 def build(name: str, folder: Path) -> None:
     """Write a checkpoint of random weights with the demonstration model's tokenizer."""
     model_type, values = GEOMETRIES[name]
-    config = transformers.CONFIG_MAPPING[model_type](
+    make_config: Any = transformers.CONFIG_MAPPING[model_type]
+    config = make_config(
         **{**values, **({} if HAS_GPU else TINY)},
         max_position_embeddings=4096,
         pad_token_id=0,

@@ -99,7 +99,7 @@ def trace_model(
         device: Device to run on; None takes a GPU if there is one.
         device_map: Spreads the model over several devices instead: `auto`, or a JSON file.
         parallel: Shares the model among the processes that torchrun started, each of which calls
-            this function: `tensor` or `expert`. The first returns the trace, the others an empty one.
+            this function: `tensor` or `expert`. Takes an output. The first returns the trace, the others one without rows.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         layers: Record only these layer numbers.
@@ -174,6 +174,12 @@ def trace_model(
         raise UsageError(
             "Only a run that writes to a file can be resumed.",
             hint="Name the output of the interrupted run: output='trace.parquet'.",
+        )
+    if parallel is not None and output is None:
+        raise UsageError(
+            "The first of the processes that share a model writes the trace, so it must go to a "
+            "file.",
+            hint="Name an output: output='trace.parquet'.",
         )
     place = _Place(
         output,

@@ -60,13 +60,12 @@ def load(folder: Path, plan: ParallelPlan | None, **wishes: Any) -> PreTrainedMo
     """Return a model that the processes share under a plan, or that each has, in float32."""
     if plan is not None:
         wishes["distributed_config"] = make_distributed_config(plan, number=NUM_PROCESSES)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, **wishes
-    )
-    return model.eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **wishes)
+    model: PreTrainedModel = loaded.eval()
+    return model
 
 
-def run(model: PreTrainedModel) -> None:
+def run(model: Any) -> None:
     """Read a batch with pads, and continue it."""
     ids = torch.randint(3, 250, (3, 19), generator=torch.Generator().manual_seed(0))
     real = torch.ones_like(ids)
@@ -111,6 +110,12 @@ def is_experts(path: str) -> bool:
 class TamperedEP(AllReduceEP):
     """Experts that receive something else than their part of the decision."""
 
+    @property
+    def num_held(self) -> int:
+        """Number of experts that this process holds."""
+        number: Any = self.num_local_experts
+        return int(number)
+
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return other ids and weights."""
         return ids, weights
@@ -132,9 +137,7 @@ class OtherIds(TamperedEP):
     """Every id is that of the expert before."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return torch.where(
-            ids < self.num_local_experts, (ids + 1) % self.num_local_experts, ids
-        ), weights
+        return torch.where(ids < self.num_held, (ids + 1) % self.num_held, ids), weights
 
 
 class OtherWeights(TamperedEP):
@@ -151,14 +154,14 @@ class ForeignWeights(TamperedEP):
     """A choice of another process's expert has a weight here."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids, weights.masked_fill(ids == self.num_local_experts, 0.5)
+        return ids, weights.masked_fill(ids.eq(self.num_held), 0.5)
 
 
 class ForeignChoices(TamperedEP):
     """A choice of another process's expert is one of an expert here, with weight 0."""
 
     def tamper(self, ids: torch.Tensor, weights: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids.clamp(max=self.num_local_experts - 1), weights
+        return ids.clamp(max=self.num_held - 1), weights
 
 
 class FewerTokens(TamperedEP):

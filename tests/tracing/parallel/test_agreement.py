@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.tracing.processes.threads import run_in_each
 @pytest.fixture(scope="module")
 def calls() -> list[RecordedCall]:
     """Those of a prefill and two further tokens."""
-    model = build_model("mixtral", num_hidden_layers=2)
+    model: Any = build_model("mixtral", num_hidden_layers=2)
     with RoutingRecorder(model) as recorder, torch.inference_mode():
         model.generate(torch.tensor([[5, 9, 11, 4]]), max_new_tokens=3, do_sample=False)
     return recorder.take_calls()

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import PreTrainedModel
+from transformers.distributed import configuration_utils
 
+from moetool import trace_model
 from moetool.anatomy.skeleton.build import build_skeleton
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
 from moetool.tracing.options import ParallelPlan, TraceOptions
@@ -105,7 +106,7 @@ def test_weights_that_do_not_fit_are_refused_with_what_would(plan: ParallelPlan)
 
 def test_the_share_is_that_of_the_dtype() -> None:
     """Half as many bytes for each number fit where the others do not."""
-    model = skeleton("mixtral")
+    model: Any = skeleton("mixtral")
     whole = sum(parameter.nbytes for parameter in model.parameters())
     assert refuse(model, free_bytes=whole // 2)
     check_plan(model.to(torch.bfloat16), EXPERT, name="it", rank=0, number=2, free_bytes=whole // 2)
@@ -140,6 +141,11 @@ def test_a_process_alone_is_refused(run_moetool: RunMoetool, tmp_path: Path) -> 
     assert_refused(completed, expected, target=target)
 
 
+def test_rows_in_memory_are_refused() -> None:
+    with pytest.raises(UsageError, match="so it must go to a file"):
+        trace_model("demo", ["x"], parallel="tensor")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -160,7 +166,7 @@ def test_other_options_that_do_not_go_with_it_are_refused(
 def test_an_older_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_several(EXPERT, number=2)
     older = make_dataclass("DistributedConfig", ["tp_size", "tp_plan", "ep_size"])
-    monkeypatch.setattr(transformers.distributed, "DistributedConfig", older)
+    monkeypatch.setattr(configuration_utils, "DistributedConfig", older)
     with pytest.raises(UsageError, match=r"needs transformers 5\.23 or newer"):
         check_several(EXPERT, number=2)
 

@@ -16,6 +16,7 @@ from moetool.trace.writing.unfinished import store
 from moetool.tracing import run
 from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.running.passes import read_batch
+from tests.command import run_main
 from tests.tiny_models import build_model
 from tests.tracing.parallel.shared_models import (
     FAMILIES,
@@ -50,12 +51,14 @@ class Seen:
         shared: By family and plan.
         refusals: The recorder's errors, by what its experts received.
         num_traced: Rows of the trace that `trace_model` returned, by plan.
+        exit_code: Of the command.
         num_batches: Batches of an interrupted run, and of the one that went on with it.
     """
 
     shared: dict[tuple[str, ParallelPlan], Recorded]
     refusals: dict[str, str]
     num_traced: dict[ParallelPlan, int]
+    exit_code: int
     num_batches: list[int]
 
 
@@ -86,6 +89,10 @@ def seen(folder: Path) -> list[Seen]:
                 ).num_rows
                 for plan in ParallelPlan
             },
+            exit_code=run_main(
+                *("route-trace", "demo", "--prompt", "Hello", "--max-new-tokens", "3"),
+                *("--parallel", "expert", "-o", folder / "by-command.parquet"),
+            ).returncode,
             num_batches=resume(folder / "resumed.parquet"),
         )
 
@@ -220,3 +227,12 @@ def test_a_run_goes_on_where_an_interrupted_one_ended(folder: Path, seen: list[S
         resumed["weight"].astype(float), expected["weight"].astype(float), rtol=TOLERANCE
     )
     assert not list(folder.glob("resumed*.partial"))
+
+
+def test_the_command_traces_with_both_processes(folder: Path, seen: list[Seen]) -> None:
+    assert [process.exit_code for process in seen] == [0] * NUM_PROCESSES
+    found = read_trace(folder / "by-command.parquet")
+    expected = trace_model("demo", ["Hello"], max_new_tokens=3).to_frame()
+    assert set(found["phase"]) == {"prefill", "decode"}
+    columns = ["phase", "position", "token_id", "layer", "rank", "expert"]
+    pd.testing.assert_frame_equal(found[columns], expected[columns], check_categorical=False)
