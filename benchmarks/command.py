@@ -26,11 +26,10 @@ import transformers
 from benchmarks.recording_on_gpu import build
 from moetool import Trace, trace_model
 from moetool.tracing.assembly.row_threads import count_cores
-from moetool.tracing.assembly.window_run import list_windows
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.tokens import choose_pad, tokenize_prompts
-from moetool.tracing.running.batches import make_batches
+from moetool.tracing.running.batches import list_windows, make_batches
 
 DEMO = Path("moetool/catalogue/demo")
 NUM_PROMPTS = {"demo": 840, "OLMoE-1B-7B": 1200, "Qwen3-30B-A3B": 400, "Mixtral-8x7B": 300}

@@ -44,6 +44,7 @@ from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.loading import make_distributed_config
 from moetool.tracing.processes.processes import find_processes
 from moetool.tracing.recording.calls import RecordedCall
+from moetool.tracing.recording.transfer.inbox import Receipt
 
 NUM_GPUS = 2
 GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -270,11 +271,13 @@ def measure(name: str, folder: Path, dtype: torch.dtype, *, rank: int, processes
         expected = expect(model.config, dtype, plan)
         del model
         free()
-        agreement = Agreement(processes)
-        agreement.add(shared.calls)
         agrees = "yes"
         try:
-            agreement.check()
+            with Agreement(processes) as agreement:
+                receipt = Receipt()
+                receipt.set_result(shared.calls)
+                agreement.add([receipt])
+                agreement.compare().result()
         except UntraceableError:
             agrees = "no"
         if rank == 0:

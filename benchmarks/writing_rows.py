@@ -3,9 +3,10 @@
     python -m benchmarks.writing_rows
 
 Two simulated runs, in pieces of a million assignments: 48 layers that choose 8 of 128 experts, and 4
-layers that choose 2 of 16. Speeds are millions of assignments per second of wall time, the best of
-some rounds. With two threads, each makes or encodes other pieces; that they are together twice as fast
-as one shows that neither of them waits for Python's lock.
+layers that choose 2 of 16. Speeds are millions of assignments per second, the best of some rounds: per
+second of processor time, all threads together, and per second of wall time with one and with two
+threads. Each thread makes or encodes other pieces: where they are together twice as fast as one, neither
+waits for Python's lock. Files are joined by one thread, CSV by as many as there are cores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from moetool.trace.decisions import LayerDecisions, TracedTokens
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.rows import assignment_rows
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writing.csv_text import csv_bytes, join_csv
+from moetool.trace.writing.formats.csv_text import csv_bytes, join_csv
 from moetool.trace.writing.parquet_files import join_parquet, new_parquet
 from moetool.trace.writing.writer import TraceFile
 
@@ -34,7 +35,7 @@ SHAPES = {"48 layers, 8 of 128": (48, 8, 128), "4 layers, 2 of 16": (4, 2, 16)}
 ROWS_PER_PIECE = 1_000_000
 TOKENS_PER_PROMPT = 500
 LARGEST_TOKEN_ID = 50_000
-ROUNDS = 7
+ROUNDS = 5
 PIECES = 6
 FOOTER = TraceMetadata().to_footer()
 
@@ -48,8 +49,8 @@ def main() -> None:
         end="",
     )
     print(f"pyarrow {pa.__version__}, numpy {np.__version__}")
-    print("\n| run | step | one thread | two threads | MB per million |")
-    print("|---|---|---:|---:|---:|")
+    print("\n| run | step | per core | one thread | two threads | MB per million |")
+    print("|---|---|---:|---:|---:|---:|")
     for name, shape in SHAPES.items():
         for step, figures in measure(simulate(*shape)):
             print(f"| {name} | {step} | {figures} |", flush=True)
@@ -101,8 +102,9 @@ def measure(piece: Piece) -> Iterator[tuple[str, str]]:
         ("make and encode", make_and_encode),
         ("spell as CSV", lambda _: csv_bytes(rows)),
     ):
-        speeds = [run_in_threads(work, threads) * rows.num_rows / 1e6 for threads in (1, 2)]
-        yield step, f"{speeds[0]:.1f} | {speeds[1]:.1f} | "
+        one, two = (run_in_threads(work, threads) for threads in (1, 2))
+        num_millions = rows.num_rows * PIECES / 1e6
+        yield step, show(num_millions, processor=one[1], one=one[0], two=two[0])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = [folder / f"{index}.parquet" for index in range(PIECES)]
@@ -110,18 +112,25 @@ def measure(piece: Piece) -> Iterator[tuple[str, str]]:
             make_and_encode(part)
         num_millions = rows.num_rows * len(parts) / 1e6
         joined = folder / "joined.parquet", folder / "joined.csv"
-        seconds = best_time(
-            partial(join_parquet, parts, joined[0], TRACE_SCHEMA, footer=FOOTER), *joined
-        )
-        yield "join parts as .parquet", f"{num_millions / seconds:.1f} | | "
-        seconds = best_time(partial(join_csv, parts, joined[1], TRACE_SCHEMA), *joined)
-        yield "join parts as .csv", f" | {num_millions / seconds:.1f} | "
+        join = partial(join_parquet, parts, joined[0], TRACE_SCHEMA, footer=FOOTER)
+        wall, processor = best_times(join, *joined)
+        yield "join parts as .parquet", show(num_millions, processor=processor, one=wall)
+        wall, processor = best_times(partial(join_csv, parts, joined[1], TRACE_SCHEMA), *joined)
+        yield "join parts as .csv", show(num_millions, processor=processor, two=wall)
         for suffix in (".parquet", ".csv"):
             target = folder / f"whole{suffix}"
-            speed = num_millions / best_time(partial(write_trace, target, rows))
+            wall, processor = best_times(partial(write_trace, target, rows))
+            figures = show(num_millions, processor=processor, one=wall)
             size = target.stat().st_size / num_millions / 1e6
-            cells = f"{speed:.1f} | " if suffix == ".parquet" else f" | {speed:.1f}"
-            yield f"encode, write parts and join them as {suffix}", f"{cells} | {size:.1f}"
+            yield f"encode, write parts and join them as {suffix}", f"{figures}{size:.1f}"
+
+
+def show(num_millions: float, *, processor: float, one: float = 0, two: float = 0) -> str:
+    """Return speeds as cells of the table, given times in seconds; 0 stands for none."""
+    return "".join(
+        f"{num_millions / seconds:.1f} | " if seconds else " | "
+        for seconds in (processor, one, two)
+    )
 
 
 def write_trace(target: Path, rows: pa.Table) -> None:
@@ -132,8 +141,8 @@ def write_trace(target: Path, rows: pa.Table) -> None:
         sink.finish(TraceMetadata())
 
 
-def run_in_threads(work: Callable[[Path], object], num_threads: int) -> float:
-    """Return how many pieces a number of threads does in a second, in the best of some rounds."""
+def run_in_threads(work: Callable[[Path], object], num_threads: int) -> tuple[float, float]:
+    """Return what `best_times` does for work on `PIECES` pieces, divided among threads."""
 
     def work_through(index: int) -> None:
         path = folder / f"{index}.parquet"
@@ -143,19 +152,25 @@ def run_in_threads(work: Callable[[Path], object], num_threads: int) -> float:
 
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(num_threads) as pool:
         folder = Path(name)
-        return PIECES / best_time(lambda: list(pool.map(work_through, range(num_threads))))
+        return best_times(lambda: list(pool.map(work_through, range(num_threads))))
 
 
-def best_time(work: Callable[[], object], *targets: Path) -> float:
-    """Return the shortest time in seconds that some work takes; targets are removed before."""
+def best_times(work: Callable[[], object], *targets: Path) -> tuple[float, float]:
+    """Return the shortest wall and processor time of some work in seconds.
+
+    Args:
+        work: The work, done several times.
+        targets: Files that it writes, removed before.
+    """
     times = []
     for _ in range(ROUNDS):
         for target in targets:
             target.unlink(missing_ok=True)
-        start = time.perf_counter()
+        wall, processor = time.perf_counter(), time.process_time()
         work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times.append((time.perf_counter() - wall, time.process_time() - processor))
+    walls, processors = zip(*times, strict=True)
+    return min(walls), min(processors)
 
 
 if __name__ == "__main__":

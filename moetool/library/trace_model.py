@@ -210,7 +210,7 @@ def trace_model(
         metadata=run.metadata,
         num_rows=run.num_rows,
         counts=run.counts,
-        path=place.target,
+        path=place.target if run.metadata.complete else None,
         tables=tuple(place.kept.tables) if place.kept else (),
         probabilities=tuple(place.kept.probabilities) if place.kept else (),
         timings=run.timings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,9 @@ from moetool.quiet import quiet_transformers
 from moetool.trace.excerpt import PromptExcerpt
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.reading.counts import ExpertCounts
+from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.writer import TraceSink
+from moetool.tracing.assembly.following import LeftBatches, follow
 from moetool.tracing.assembly.row_threads import RowThreads
 from moetool.tracing.assembly.shares import (
     ShareResult,
@@ -25,7 +27,7 @@ from moetool.tracing.assembly.shares import (
     wait_for_windows,
     write_texts,
 )
-from moetool.tracing.assembly.window_run import RanBatch, WindowPrompts, WindowRun, list_windows
+from moetool.tracing.assembly.window_run import RanBatch, WindowRun
 from moetool.tracing.options import GenerationOptions, TraceOptions
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.processes.processes import Processes
@@ -33,7 +35,7 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt, choose_pad, count_em
 from moetool.tracing.recording.recorder import RoutingRecorder
 from moetool.tracing.recording.saliency.observer_file import pack_observer_data
 from moetool.tracing.recording.saliency.sums_file import add_sums, take_sums, unpack_sums
-from moetool.tracing.running.batches import Batch, make_batches
+from moetool.tracing.running.batches import Batch, WindowPrompts, list_windows, make_batches
 from moetool.tracing.running.generation import (
     Continuation,
     check_can_generate,
@@ -83,8 +85,8 @@ def trace_prompts(
     texts: TextFile | None = None,
     advance: Callable[[int], None] | None = None,
     num_excerpts: int = 0,
-    agreement: Agreement | None = None,
     clock: StageClock | None = None,
+    agreement: Agreement | None = None,
     processes: Processes | None = None,
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
@@ -102,8 +104,9 @@ def trace_prompts(
         texts: Takes the continuations.
         advance: Called after each batch with the number of its tokens, `max_new_tokens` included.
         num_excerpts: Number of prompts, from the first, to return excerpts of.
-        agreement: Compares what is recorded with other processes that share the model.
         clock: Measures the whole run; None measures from here on.
+        agreement: Compares what the processes record that share the model; None if none do. The
+            first of them writes everything, and the others return no rows.
         processes: Share the prompts, and all return the figures of the first; None for one process.
 
     Raises:
@@ -132,15 +135,12 @@ def trace_prompts(
 
     maker = RowMaker(tokenizer, with_probabilities=options.with_probabilities)
     with_texts = processes.broadcast(texts is not None)
-    finished, known = sink.list_finished(), sink.list_layers()
-    # Of several processes that share the model, all run every batch, and the first writes.
-    done, writes = list(finished), True
-    if agreement is not None:
-        done, writes = agreement.share(done), agreement.is_first
+    finished, known = sink.list_finished(), sink.known_metadata()
 
     def describe() -> TraceMetadata:
-        layers = describe_layers(recorder, maker.top_k, known)
-        return replace(note_routing(metadata, layers), score_function=maker.score_function)
+        layers = describe_layers(recorder, maker.top_k, known.layers)
+        function = known.score_function or maker.score_function
+        return replace(note_routing(metadata, layers), score_function=function)
 
     def count(token_ids: Sequence[NDArray[np.int32]]) -> None:
         if advance is not None and token_ids:
@@ -157,10 +157,21 @@ def trace_prompts(
                 sequences, written = write_batch(recorded, batch, token_ids=token_ids, seed=seed)
             receipts = recorder.take_receipts()
         if agreement is not None:
-            agreement.add(call for receipt in receipts for call in receipt.result())
+            agreement.add(receipts)
         count(token_ids)
         saliency = take_sums(recorder.saliency)
         return RanBatch(batch.prompts, sequences, receipts, written, saliency)
+
+    def list_batches(window: WindowPrompts) -> Iterator[Batch]:
+        return make_batches(
+            window.prompts,
+            batch_size=options.batch_size,
+            max_batch_tokens=options.max_batch_tokens,
+            num_new_tokens=options.max_new_tokens,
+            pad_token_id=pad_token_id,
+            pad_side="right" if generation is None or recorded.encoder else "left",
+            without_pads=generation is not None and not takes_left_pads(model),
+        )
 
     def run_window(window: WindowPrompts) -> WindowRun:
         run = WindowRun(
@@ -174,24 +185,18 @@ def trace_prompts(
             describe=lambda: sink.describe(describe()),
         )
         count(run.kept_token_ids)
-        batches = make_batches(
-            window.prompts,
-            batch_size=options.batch_size,
-            max_batch_tokens=options.max_batch_tokens,
-            num_new_tokens=options.max_new_tokens,
-            pad_token_id=pad_token_id,
-            pad_side="right" if generation is None or recorded.encoder else "left",
-            without_pads=generation is not None and not takes_left_pads(model),
-        )
-        kept = run.kept_batches
+        run.run(list_batches(window), partial(run_batch, window))
         if agreement is not None:
-            kept = agreement.share(kept)
-        run.run(batches, partial(run_batch, window), kept=kept)
-        if agreement is not None:
-            agreement.check()
+            run.agreed = agreement.compare()
         return run
 
     windows = list_windows(prompts, options)
+    if agreement is not None:
+        left = agreement.broadcast(_list_left(windows, sink) if agreement.leads else {})
+        if not agreement.leads:
+            with settings, recorder if left else nullcontext():
+                follow(windows, left, agreement, list_batches=list_batches, run_batch=run_batch)
+            return TracedRun(metadata, DomainCounter().counts(()), 0, clock.read(num_tokens=0))
     share = take_share(processes, windows, finished)
     threads = RowThreads(
         sink,
@@ -202,19 +207,14 @@ def trace_prompts(
         num_excerpts=num_excerpts,
     )
     # A recorder that sees no call raises an error.
-    is_left = any(window.index not in done for window in share)
+    is_left = any(window.index not in finished for window in share)
     with settings, recorder if is_left else nullcontext(), threads:
         for window in share:
-            if window.index not in done:
-                run = run_window(window)
-                if writes:
-                    threads.make(run)
-                continue
-            count([prompt.token_ids for prompt in window.prompts])
-            if writes:
+            if window.index in finished:
+                count([prompt.token_ids for prompt in window.prompts])
                 threads.take(window, finished[window.index])
-    if agreement is not None and not writes:
-        return agreement.share(None)
+            else:
+                threads.make(run_window(window))
     result = ShareResult(threads.totals, maker.score_function, metadata.device)
     if processes.are_several:
         if not processes.is_first:
@@ -226,7 +226,7 @@ def trace_prompts(
             of_first: TracedRun = processes.receive()
             return of_first
         wait_for_windows(sink, number=len(windows))
-        known = sink.list_layers()
+        known = sink.known_metadata()
         if texts is not None:
             write_texts(sink, texts)
     totals = result.totals
@@ -253,7 +253,17 @@ def trace_prompts(
         timings=clock.read(num_tokens=totals.facts.num_tokens),
         excerpts=tuple(totals.excerpts),
     )
-    return processes.broadcast(traced) if agreement is None else agreement.share(traced)
+    return processes.broadcast(traced)
+
+
+def _list_left(windows: Sequence[WindowPrompts], sink: TraceSink) -> LeftBatches:
+    """Return the windows that no earlier run has written, with the batches of them that one kept."""
+    finished = sink.list_finished()
+    return {
+        window.index: frozenset(sink.kept_batches(window.index))
+        for window in windows
+        if window.index not in finished
+    }
 
 
 def join_saliency(sink: TraceSink, layers: Sequence[MoeLayer]) -> bytes:

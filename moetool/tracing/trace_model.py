@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moetool.checkpoint.config import load_config, load_tokenizer
-from moetool.checkpoint.files import Checkpoint, open_checkpoint
+from moetool.checkpoint.files import open_checkpoint
 from moetool.checkpoint.reference import ModelReference
 from moetool.trace.excerpt import choose_num_excerpts
 from moetool.trace.metadata import TraceMetadata
-from moetool.trace.model_counts import ModelCounts
 from moetool.trace.writing.identity import RunIdentity
+from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.options import TraceOptions
-from moetool.tracing.parallel.model_sharing import ModelSharing, Place, leaving_at_exit, share_model
+from moetool.tracing.parallel.model_sharing import (
+    ModelSharing,
+    NoPlace,
+    ending_together,
+    share_model,
+)
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.prompts.prompts import Prompt
 from moetool.tracing.prompts.tokens import (
@@ -28,6 +32,7 @@ from moetool.tracing.prompts.tokens import (
 )
 from moetool.tracing.running.texts import TextFile
 from moetool.tracing.timing import Stage, StageClock
+from moetool.tracing.traceable import check_recordable, check_traceable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,21 +62,14 @@ class Observer(Protocol):
         """Count tokens that went through it."""
 
 
-@dataclass(frozen=True)
-class _Traceable:
-    """Facts that a skeleton shows about a checkpoint that can be traced.
+class TracePlace(Protocol):
+    """The place of a run's rows, see `choose_sink`."""
 
-    Attributes:
-        auto_class: Name of transformers' class that loads it.
-        inexact_because: Why its trace will not be exact; empty if it will be.
-        num_token_ids: Token ids of its vocabulary; None if unknown.
-        counted: Counts of the whole checkpoint, and notes on unknown ones.
-    """
+    def check(self, identity: RunIdentity) -> None:
+        """Refuse a run that can't go on with what is there."""
 
-    auto_class: str
-    inexact_because: tuple[str, ...]
-    num_token_ids: int | None
-    counted: tuple[ModelCounts, tuple[str, ...]]
+    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
+        """Return the sink of the rows."""
 
 
 def trace_model(
@@ -79,7 +77,7 @@ def trace_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: Place,
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
     num_excerpts: int | None = 0,
@@ -111,8 +109,8 @@ def trace_model(
     """
     clock = clock or StageClock()
     sharing = share_model(options.parallel, processes)
-    if sharing is not None:
-        place, open_texts = sharing.choose_places(place, open_texts)
+    if sharing is not None and not sharing.processes.is_first:
+        place, open_texts = NoPlace(), None
     # Those that share the prompts.
     processes = Processes() if processes is None or sharing is not None else processes
     checkpoint = open_checkpoint(
@@ -125,7 +123,7 @@ def trace_model(
     # These import torch, which takes seconds: faults in the files are reported before.
     from moetool.tracing.running.description import describe_run
     from moetool.tracing.running.devices import choose_device, choose_device_map
-    from moetool.tracing.running.identity import fingerprint_checkpoint, identify_run
+    from moetool.tracing.running.identity import identify_run
     from moetool.tracing.running.load_model import load_model
     from moetool.tracing.running.own_device import choose_own_device
 
@@ -138,9 +136,7 @@ def trace_model(
         device_map = {"": choose_device(options.device)}
     observer.step(f"finding the routed layers of {checkpoint.name}")
     config = load_config(checkpoint, trust_remote_code=options.trust_remote_code)
-    traceable = _check_traceable(
-        config, checkpoint, options, device_map=device_map, sharing=sharing
-    )
+    traceable = check_traceable(config, checkpoint, options, device_map=device_map, sharing=sharing)
     _warn_of_inexact(traceable.inexact_because, checkpoint.name, observer)
     observer.step("turning prompts into tokens")
     with clock.measure(Stage.TOKENIZE):
@@ -149,19 +145,16 @@ def trace_model(
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
-    device = device_map[""] if isinstance(device_map, dict) and "" in device_map else device_map
-    identity = identify_run(
-        options,
-        model=checkpoint.name,
-        revision=checkpoint.revision,
-        fingerprint=fingerprint_checkpoint(checkpoint),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=device,
-        with_texts=open_texts is not None,
-    )
+        identity = identify_run(
+            checkpoint,
+            options,
+            prompts=tokenized,
+            device_map=device_map,
+            num_sharing=sharing.processes.number if sharing else None,
+            with_texts=open_texts is not None,
+        )
     place.check(identity)
-    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, leaving_at_exit(sharing):
+    with TemporaryDirectory(prefix="moetool-offload-") as offload_folder, ending_together(sharing):
         observer.step(f"loading the weights of {checkpoint.name}")
         with clock.measure(Stage.LOAD):
             model = load_model(
@@ -210,7 +203,7 @@ def trace_loaded_model(
     prompts: Sequence[Prompt],
     options: TraceOptions,
     *,
-    place: Place,
+    place: TracePlace,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None = None,
 ) -> TracedRun:
@@ -230,28 +223,20 @@ def trace_loaded_model(
     """
     from moetool.inspection.from_module import count_module
     from moetool.tracing.running.description import describe_run
-    from moetool.tracing.running.identity import fingerprint_model, identify_run
+    from moetool.tracing.running.identity import identify_loaded_run
 
     clock = StageClock()
     config = model.config
     name = getattr(config, "name_or_path", None) or type(model).__name__
-    _warn_of_inexact(_check_recordable(model, options), name, observer)
+    _warn_of_inexact(check_recordable(model, options), name, observer)
     with clock.measure(Stage.TOKENIZE):
         vocabulary = count_embeddings(model)
         tokenized = _tokenize(
             prompts, tokenizer, config, options, vocabulary=vocabulary, observer=observer
         )
-    revision = getattr(config, "_commit_hash", None)
-    identity = identify_run(
-        options,
-        model=name,
-        revision=revision,
-        fingerprint=fingerprint_model(model),
-        prompts=prompts,
-        tokenized=tokenized,
-        device=model.device,
-        with_texts=open_texts is not None,
-    )
+        identity = identify_loaded_run(
+            model, options, prompts=tokenized, with_texts=open_texts is not None
+        )
     place.check(identity)
     metadata = describe_run(
         model,
@@ -284,7 +269,7 @@ def _run(
     *,
     sharing: ModelSharing | None = None,
     metadata: TraceMetadata,
-    place: Place,
+    place: TracePlace,
     identity: RunIdentity,
     observer: Observer,
     open_texts: Callable[[], AbstractContextManager[TextFile]] | None,
@@ -308,6 +293,7 @@ def _run(
     with (
         open_texts() if open_texts and processes.is_first else nullcontext() as texts,
         place.open(metadata, identity) as sink,
+        sharing.watch() if sharing else nullcontext() as agreement,
     ):
         return trace_prompts(
             model,
@@ -319,9 +305,9 @@ def _run(
             texts=texts,
             advance=advance,
             num_excerpts=num_excerpts,
-            agreement=sharing.watch() if sharing else None,
             clock=clock,
             processes=processes,
+            agreement=agreement,
         )
 
 
@@ -351,56 +337,6 @@ def _count_new_tokens(config: PreTrainedConfig, options: TraceOptions) -> int:
     if options.generation is None or config.is_encoder_decoder:
         return 0
     return options.generation.max_new_tokens
-
-
-def _check_traceable(
-    config: PreTrainedConfig,
-    checkpoint: Checkpoint,
-    options: TraceOptions,
-    *,
-    device_map: str | dict[str, Any] | None,
-    sharing: ModelSharing | None,
-) -> _Traceable:
-    """Return what the skeleton shows, or refuse what could only fail after minutes of loading."""
-    from moetool.anatomy.skeleton.build import build_skeleton, find_auto_class, refuse_unbuildable
-    from moetool.inspection.from_skeleton import count_checkpoint
-    from moetool.tracing.running.devices import check_device_map
-
-    auto_class = find_auto_class(config)
-    with refuse_unbuildable(checkpoint.name, config, trust_remote_code=options.trust_remote_code):
-        skeleton = build_skeleton(config, trust_remote_code=options.trust_remote_code)
-    reasons = _check_recordable(skeleton, options)
-    if device_map is not None and options.device_map is not None:
-        check_device_map(device_map, skeleton, name=options.device_map)
-    traceable = _Traceable(
-        auto_class=auto_class,
-        inexact_because=reasons,
-        num_token_ids=count_embeddings(skeleton),
-        counted=count_checkpoint(config, skeleton),
-    )
-    if sharing is not None:
-        sharing.check_model(skeleton, config, name=checkpoint.name, dtype=options.dtype)
-    return traceable
-
-
-def _check_recordable(model: PreTrainedModel, options: TraceOptions) -> tuple[str, ...]:
-    """Return why a trace of a model will not be exact, or refuse a model that can't be traced."""
-    from moetool.tracing.recording.saliency.meter import check_saliency
-    from moetool.tracing.recording.scopes import find_recorded_model
-    from moetool.tracing.running.generation import check_can_generate
-    from moetool.tracing.running.passes import check_can_read
-
-    if options.generation is not None:
-        check_can_generate(model)
-    recorded = find_recorded_model(
-        model, layers=options.layers, allow_inexact=options.allow_inexact
-    )
-    if options.with_saliency:
-        check_saliency(type(model).__name__, recorded.layers)
-    if options.generation is None:
-        check_can_read(recorded)
-    reasons = dict.fromkeys(layer.rule.inexact_because for layer in recorded.layers)
-    return tuple(reason for reason in reasons if reason)
 
 
 def _warn_of_inexact(reasons: Sequence[str], name: str, observer: Observer) -> None:

@@ -44,7 +44,7 @@ OPTIONS = {
         "--no-special-tokens",
     }
     | {"--max-prompt-tokens", "--id-field", "--text-field", "--domain-field", "--batch-size"}
-    | {"--max-batch-tokens", "--verbose", "-v"}
+    | {"--max-batch-tokens", "--verbose", "-v", "--resume"}
     | {"--dtype", "--device", "--device-map", "--parallel", "--layers", "--probabilities"}
     | {"--allow-inexact"}
     | {"--saliency", "--report"}

@@ -149,9 +149,9 @@ class ExpertCounter:
 
     def add_counter(self, other: ExpertCounter) -> NDArray[np.intp]:
         """Add what another counter has counted, and return the index of each of its groups."""
-        for group, domain in zip(other._index_of, other._domains, strict=True):
-            if group not in self._index_of:
-                self._index_of[group] = len(self._index_of)
+        for name, domain in zip(other._index_of, other._domains, strict=True):
+            if name not in self._index_of:
+                self._index_of[name] = len(self._index_of)
                 self._domains.append(domain)
         group = np.array([self._index_of[name] for name in other._index_of], dtype=np.intp)
         self._num_rows += other._num_rows

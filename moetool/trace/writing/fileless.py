@@ -7,9 +7,9 @@ from typing import BinaryIO, Self
 
 import pyarrow as pa
 
-from moetool.trace.metadata import RoutedLayer, TraceMetadata
+from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA
-from moetool.trace.writing.csv_text import csv_bytes, csv_header
+from moetool.trace.writing.formats.csv_text import csv_bytes, csv_header
 from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 
@@ -40,9 +40,9 @@ class _KeepsNothing:
         """Return nothing: no earlier run left a window."""
         return {}
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return nothing: no layer is on disk."""
-        return ()
+    def known_metadata(self) -> TraceMetadata:
+        """Return empty metadata: nothing is on disk."""
+        return TraceMetadata()
 
     def keep_batch(self, batch: TraceBatch) -> None:
         """Drop the batch."""

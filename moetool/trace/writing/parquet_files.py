@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetool.output.targets import new_file, refuse_as_removed
-from moetool.trace.writing.compact_thrift import (
+from moetool.trace.writing.formats.compact_thrift import (
     Fields,
     Items,
     Kind,

@@ -13,6 +13,7 @@ from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.identity import Invitation
 from moetool.trace.writing.partial import PartialFolder, partial_folder
 from moetool.trace.writing.unfinished.part_files import count_rows
+from moetool.trace.writing.unfinished.part_writing import PartFiles
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.trace.writing.writer import TraceFile
 
@@ -36,14 +37,16 @@ class TraceShare(TraceFile):
         self._identity = invitation.identity
         self._folder = PartialFolder.join(target, holder=invitation.holder)
         self._pieces = PieceStore(
-            self._folder,
-            schema=TRACE_SCHEMA,
-            identity=self._identity,
-            footer=self._footer,
-            may_replace=invitation.may_replace,
+            PartFiles(
+                self._folder,
+                schema=TRACE_SCHEMA,
+                identity=self._identity,
+                footer=self._footer,
+                may_replace=invitation.may_replace,
+            )
         )
         with saying_what_failed(target):
-            self._pieces.find_batches()
+            self._pieces.look_around()
 
     def __exit__(
         self,

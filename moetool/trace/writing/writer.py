@@ -33,7 +33,7 @@ from moetool.trace.companions import (
     sidecar_path,
     sign_saliency,
 )
-from moetool.trace.metadata import FOOTER_KEY, RoutedLayer, TraceMetadata
+from moetool.trace.metadata import FOOTER_KEY, TraceMetadata
 from moetool.trace.schema import PROBABILITIES_SCHEMA, TRACE_SCHEMA
 from moetool.trace.writing.identity import Invitation, RunIdentity
 from moetool.trace.writing.partial import (
@@ -46,6 +46,7 @@ from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece
 from moetool.trace.writing.targets import check_target
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.trace.writing.unfinished.part_files import PROBABILITIES_NAME, count_rows
+from moetool.trace.writing.unfinished.part_writing import PartFiles
 from moetool.trace.writing.unfinished.resuming import may_replace
 from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.wording import number_of
@@ -78,8 +79,8 @@ class TraceSink(Protocol):
     def list_finished(self) -> dict[int, FinishedWindow]:
         """Return the windows of this run that are on disk, by index, in order."""
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that parts of this run on disk describe."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return what the parts of this run on disk say about its routing."""
 
     def encode(self, piece: TracePiece) -> EncodedPiece:
         """Bring a piece into the sink's form; from any thread, in any order."""
@@ -143,11 +144,13 @@ class TraceFile:
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
         self._pieces = PieceStore(
-            self._folder,
-            schema=schema,
-            identity=self._identity,
-            footer=self._footer,
-            may_replace=self._replace_existing,
+            PartFiles(
+                self._folder,
+                schema=schema,
+                identity=self._identity,
+                footer=self._footer,
+                may_replace=self._replace_existing,
+            )
         )
         if resume:
             try:
@@ -259,10 +262,10 @@ class TraceFile:
         self._is_shared = True
         return Invitation(self._folder.holder, self._identity, self._replace_existing)
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that routed in the parts on disk, each with its largest top-k there."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return what the parts on disk say about routing: the layers, and the score function."""
         with saying_what_failed(self.target):
-            return self._pieces.list_layers()
+            return self._pieces.known_metadata()
 
     def flush(self) -> None:
         """Close the rows collected so far as a part."""

@@ -19,8 +19,9 @@ from moetool.trace.reading.prompt_sums import DomainCounter
 from moetool.trace.writing.pieces import EncodedPiece, PieceFacts, TracePiece
 from moetool.trace.writing.unfinished.finished import FinishedWindow
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.assembly.window_run import WindowDecisions, WindowPrompts, WindowRun
+from moetool.tracing.assembly.window_run import WindowDecisions, WindowRun
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import WindowPrompts
 from moetool.tracing.running.texts import TextFile, read_text
 from moetool.tracing.timing import Stage, StageClock
 from moetool.tracing.windows.collect import cut_scopes

@@ -10,8 +10,8 @@ from typing import TypeVar
 from moetool.trace.writing.partial import JOIN_TIMEOUT_S
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing.assembly.row_threads import RunTotals
-from moetool.tracing.assembly.window_run import WindowPrompts
 from moetool.tracing.processes.processes import Processes
+from moetool.tracing.running.batches import WindowPrompts
 from moetool.tracing.running.texts import TextFile
 
 _PAUSE_S = 0.5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,6 @@ from numpy.typing import NDArray
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.trace.writing.pieces import TraceBatch
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.options import TraceOptions
-from moetool.tracing.prompts.tokens import TokenizedPrompt
 from moetool.tracing.recording.saliency.sums_file import (
     LayerSums,
     add_sums,
@@ -21,7 +20,7 @@ from moetool.tracing.recording.saliency.sums_file import (
     unpack_sums,
 )
 from moetool.tracing.recording.transfer.inbox import Receipt
-from moetool.tracing.running.batches import Batch, plan_windows
+from moetool.tracing.running.batches import Batch, WindowPrompts
 from moetool.tracing.running.generation import Continuation
 from moetool.tracing.running.texts import decode_texts, encode_texts
 from moetool.tracing.windows.collect import (
@@ -39,21 +38,6 @@ if TYPE_CHECKING:
 
 # A thread makes and writes so many at a time, and they are a row group of the file.
 _ROWS_PER_PIECE = 1_000_000
-
-
-@dataclass(frozen=True)
-class WindowPrompts:
-    """The prompts of a window.
-
-    Attributes:
-        index: Of the window in the run.
-        start: Index of its first prompt in the run.
-        prompts: At least one.
-    """
-
-    index: int
-    start: int
-    prompts: Sequence[TokenizedPrompt]
 
 
 @dataclass(frozen=True)
@@ -78,19 +62,6 @@ class RanBatch:
         """Return the batch, for whose calls this waits."""
         calls = [call for receipt in self.receipts for call in receipt.result()]
         return TracedBatch(self.prompts, self.sequences, calls)
-
-
-def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
-    """Return the windows of a run, see `plan_windows`."""
-    planned = plan_windows(
-        prompts,
-        batch_size=options.batch_size,
-        max_batch_tokens=options.max_batch_tokens,
-        num_new_tokens=options.max_new_tokens,
-    )
-    return [
-        WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
-    ]
 
 
 @dataclass(frozen=True)
@@ -131,6 +102,10 @@ class WindowRun:
         with_saliency: Keep sums of the experts' outputs.
         layers: The recorded ones.
         describe: Called once rows are about to be made.
+
+    Attributes:
+        agreed: Raises an error if processes that share the model have recorded other decisions;
+            None if none do.
     """
 
     def __init__(
@@ -149,6 +124,7 @@ class WindowRun:
         self._sink, self._maker, self._tokenizer = sink, maker, tokenizer
         self._with_texts, self._with_saliency = with_texts, with_saliency
         self._layers, self._describe = layers, describe
+        self.agreed: Future[None] | None = None
         self._sums = WindowSums.empty(len(window.prompts))
         self._ran: dict[int, RanBatch] = {}
         self._kept = sink.kept_batches(window.index)
@@ -161,27 +137,19 @@ class WindowRun:
         kept = [prompt for batch in self._kept.values() for prompt in batch.facts.prompts]
         return [self._window.prompts[prompt].token_ids for prompt in kept]
 
-    @property
-    def kept_batches(self) -> list[int]:
-        """Indices of the batches that an earlier run kept."""
-        return sorted(self._kept)
-
     def run(
         self,
         batches: Iterable[Batch],
         run_batch: Callable[[int, Batch], RanBatch],
-        *,
-        kept: Collection[int],
     ) -> None:
         """Run the batches that were not kept.
 
         Args:
             batches: All of the window.
             run_batch: Puts one through the model, given its index in the window.
-            kept: Indices of those that were, here or in a process that shares the model.
         """
         for index, batch in enumerate(batches):
-            if index not in kept:
+            if index not in self._kept:
                 self._ran[index] = run_batch(index, batch)
                 self._keep()
 
@@ -191,6 +159,8 @@ class WindowRun:
         Raises:
             UntraceableError: A call can't be recorded exactly.
         """
+        if self.agreed is not None:
+            self.agreed.result()
         return self._join() if self._kept else self._collect()
 
     def _keep(self) -> None:

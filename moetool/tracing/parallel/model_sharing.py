@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace
@@ -15,23 +15,9 @@ from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
 from moetool.tracing.processes.processes import Processes, find_processes
-from moetool.tracing.running.texts import TextFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-
-OpenTexts = Callable[[], AbstractContextManager[TextFile]] | None
-
-
-class Place(Protocol):
-    """The place of a run's rows, see `choose_sink`."""
-
-    def check(self, identity: RunIdentity) -> None:
-        """Refuse a run that can't go on with what is there."""
-
-    def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return the sink of the rows."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +27,12 @@ class ModelSharing:
     Attributes:
         plan: transformers' plan.
         processes: This process and the others.
+        is_own_group: Whether their exchange is for this run alone, and ends with it.
     """
 
     plan: ParallelPlan
     processes: Processes
-
-    def choose_places(self, place: Place, open_texts: OpenTexts) -> tuple[Place, OpenTexts]:
-        """Return where this process writes: as given in the first, which writes for all."""
-        return (place, open_texts) if self.processes.is_first else (_NoPlace(), None)
+    is_own_group: bool = False
 
     def check_start(self) -> None:
         """Refuse a process that is alone, and fewer GPUs than processes.
@@ -129,31 +113,36 @@ def share_model(plan: ParallelPlan | None, processes: Processes | None) -> Model
     """
     if plan is None:
         return None
-    sharing = ModelSharing(plan, processes or find_processes())
+    sharing = ModelSharing(plan, processes or find_processes(), is_own_group=processes is None)
     sharing.check_start()
     return sharing
 
 
 @contextmanager
-def leaving_at_exit(sharing: ModelSharing | None) -> Iterator[None]:
-    """After the block, have torch end its communication when Python ends, or it warns of that.
+def ending_together(sharing: ModelSharing | None) -> Iterator[None]:
+    """End the exchange of processes that share a model after the block.
 
-    After an error it is left open: other processes may be waiting in the midst of an exchange.
+    torch's own ends with Python, or it would warn that nobody ended it. After an error it is left
+    open: other processes may be waiting in the midst of an exchange.
     """
-    yield
-    if sharing is not None:
-        from moetool.tracing.parallel.loading import leave_at_exit
+    try:
+        yield
+        if sharing is not None:
+            from moetool.tracing.parallel.loading import leave_at_exit
 
-        leave_at_exit()
+            leave_at_exit()
+    finally:
+        if sharing is not None and sharing.is_own_group:
+            sharing.processes.close()
 
 
-class _NoPlace:
-    """A place that keeps nothing."""
+class NoPlace:
+    """The place of the rows of a process that leaves them to the first."""
 
     def check(self, identity: RunIdentity) -> None:
-        """Accept any run."""
+        """Accept any run: the first process checks it."""
 
     def open(self, metadata: TraceMetadata, identity: RunIdentity) -> TraceSink:
-        """Return a sink that keeps no rows."""
+        """Return a sink that keeps nothing."""
         del metadata, identity
         return NoTrace()

@@ -252,35 +252,40 @@ class RoutingRecorder:
         return hook
 
     def _take_decision(self, layer: MoeLayer, decision: Decision) -> None:
-        self._was_called = True
         path = self._scope_paths[layer]
-        inputs = self._inputs.get(path)
-        if inputs is None:
+        shipment = self._shipments.get(path)
+        # The usual case first: this runs in every layer of every call, while a GPU may wait.
+        if shipment is None or path not in self._inputs:
+            self._was_called = True
             raise UntraceableError(
                 f"{layer.experts_path} ran outside a forward call of the recorded model.",
                 hint="Record the module that you call.",
             )
-        shipment = self._shipments[path]
-        if shipment.find(layer) is not None:
+        if not shipment.expects(layer, decision):
+            self._check_decision(layer, decision, shipment)
+            shipment.make_place(layer, decision)
+        self.reached = (self.reached[0], layer)
+        shipment.copy(layer, decision)
+
+    def _check_decision(self, layer: MoeLayer, decision: Decision, shipment: Shipment) -> None:
+        if shipment.has(layer):
             raise UntraceableError(
                 f"{layer.experts_path} ran twice in one forward call.",
                 hint="moetool records models whose layers run once per call.",
             )
         num_decisions = decision.experts.shape[0]
-        if num_decisions != inputs.num_slots:
+        num_slots = self._inputs[self._scope_paths[layer]].num_slots
+        if num_decisions != num_slots:
             raise UntraceableError(
                 f"{layer.experts_path} received {number_of(num_decisions, 'decision')} for "
-                f"{number_of(inputs.num_slots, 'token')}.",
+                f"{number_of(num_slots, 'token')}.",
                 hint="moetool records models that route every token of a call.",
             )
-        self.reached = (self.reached[0], layer)
-        shipment.copy(layer, decision)
 
     def _find_call(self, layer: MoeLayer) -> tuple[torch.Tensor, Decision]:
         """Return the slots of the real tokens of a call under way, and a layer's decision."""
         path = self._scope_paths[layer]
         decision = self._shipments[path].find(layer)
-        assert decision is not None
         slots = self._inputs[path].tokens.slots
         return torch.from_numpy(slots).to(decision.experts.device), decision
 
@@ -324,7 +329,7 @@ class RoutingRecorder:
         silent = [
             layer
             for layer in scope.layers
-            if shipment.find(layer) is None and layer.stack not in OPTIONAL_STACKS
+            if not shipment.has(layer) and layer.stack not in OPTIONAL_STACKS
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.prompts.tokens import TokenizedPrompt
 
 # The prompts of a window are sorted by length together, and a run continues from the end of a
@@ -39,6 +40,21 @@ class Window:
     index: int
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class WindowPrompts:
+    """The prompts of a window.
+
+    Attributes:
+        index: Of the window in the run.
+        start: Index of its first prompt in the run.
+        prompts: At least one.
+    """
+
+    index: int
+    start: int
+    prompts: Sequence[TokenizedPrompt]
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,19 @@ def plan_windows(
     stops = [*starts[1:], len(sizes)]
     bounds = zip(starts, stops, strict=True) if sizes else ()
     return [Window(index, start, stop) for index, (start, stop) in enumerate(bounds)]
+
+
+def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> list[WindowPrompts]:
+    """Return the windows of a run, see `plan_windows`."""
+    planned = plan_windows(
+        prompts,
+        batch_size=options.batch_size,
+        max_batch_tokens=options.max_batch_tokens,
+        num_new_tokens=options.max_new_tokens,
+    )
+    return [
+        WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
+    ]
 
 
 def make_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import moetool
 from moetool.checkpoint.files import Checkpoint, list_weight_files
 from moetool.trace.writing.identity import NUM_WINDOWS, RunIdentity
-from moetool.tracing.assembly.window_run import list_windows
 from moetool.tracing.options import GenerationOptions, TraceOptions
-from moetool.tracing.prompts.prompts import Prompt, hash_prompts
+from moetool.tracing.prompts.prompts import hash_prompts
 from moetool.tracing.prompts.tokens import TokenizedPrompt
+from moetool.tracing.running.batches import list_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,28 +33,66 @@ _SHOWN_DIGITS = 16
 
 
 def identify_run(
+    checkpoint: Checkpoint,
     options: TraceOptions,
     *,
-    model: str,
-    revision: str | None,
-    fingerprint: str,
-    prompts: Sequence[Prompt],
-    tokenized: Sequence[TokenizedPrompt],
-    device: object,
+    prompts: Sequence[TokenizedPrompt],
+    device_map: str | Mapping[str, Any] | None,
+    num_sharing: int | None = None,
     with_texts: bool,
 ) -> RunIdentity:
     """Return what another run must share to go on where this one ends.
 
     Args:
+        checkpoint: The model.
         options: Of the run.
-        model: The model's name.
-        revision: Commit hash on the Hub; None if there is none.
-        fingerprint: From `fingerprint_checkpoint` or `fingerprint_model`.
         prompts: All that are traced.
-        tokenized: The same as tokens.
-        device: The model's, or its device map.
+        device_map: As `load_model` takes it.
+        num_sharing: Number of processes that share the model; None if none do.
         with_texts: Whether generated texts are kept.
     """
+    whole = device_map.get("") if isinstance(device_map, Mapping) else None
+    return _identify(
+        options,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        fingerprint=fingerprint_checkpoint(checkpoint),
+        prompts=prompts,
+        device=f"{num_sharing} processes" if num_sharing else getattr(whole, "type", None),
+        with_texts=with_texts,
+    )
+
+
+def identify_loaded_run(
+    model: PreTrainedModel,
+    options: TraceOptions,
+    *,
+    prompts: Sequence[TokenizedPrompt],
+    with_texts: bool,
+) -> RunIdentity:
+    """Return the same for a model that is in memory."""
+    config = model.config
+    return _identify(
+        options,
+        model=getattr(config, "name_or_path", None) or type(model).__name__,
+        revision=getattr(config, "_commit_hash", None),
+        fingerprint=fingerprint_model(model),
+        prompts=prompts,
+        device=model.device.type,
+        with_texts=with_texts,
+    )
+
+
+def _identify(
+    options: TraceOptions,
+    *,
+    model: str,
+    revision: str | None,
+    fingerprint: str,
+    prompts: Sequence[TokenizedPrompt],
+    device: str | None,
+    with_texts: bool,
+) -> RunIdentity:
     names = [each.name for each in fields(options) if each.name not in _UNUSED_OPTIONS]
     chosen: dict[str, Any] = {_spell(name): getattr(options, name) for name in names}
     if options.layers is not None:
@@ -67,16 +105,16 @@ def identify_run(
         {
             "model": model,
             "revision": revision,
-            "prompts (SHA-256)": hash_prompts(prompts)[:_SHOWN_DIGITS],
+            "prompts (SHA-256)": hash_prompts(each.prompt for each in prompts)[:_SHOWN_DIGITS],
             **chosen,
             **generation,
-            "device": getattr(device, "type", device),
+            "device": device,
             "generated texts": with_texts,
             "files of the model (SHA-256)": fingerprint,
             "version of moetool": moetool.__version__,
             **{f"version of {library}": version(library) for library in _LIBRARIES},
-            "tokens of the prompts (SHA-256)": _hash_tokens(tokenized),
-            NUM_WINDOWS: len(list_windows(tokenized, options)),
+            "tokens of the prompts (SHA-256)": _hash_tokens(prompts),
+            NUM_WINDOWS: len(list_windows(prompts, options)),
         }
     )
 

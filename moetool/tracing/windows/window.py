@@ -106,7 +106,7 @@ class RowMaker:
         probabilities = self._score_functions[layer].apply(recorded.scores)
         return replace(decisions, probabilities=probabilities)
 
-    def _spell(self, token_ids: NDArray[np.int32]) -> list[str]:
+    def _spell(self, token_ids: NDArray[np.int32]) -> Sequence[str]:
         # A tokenizer need not stand several threads.
         with self._mutex:
             return spell_tokens(token_ids, self._tokenizer)

@@ -80,7 +80,7 @@ def interrupted(
     ]
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     with started_moetool("route-trace", wordy_model, "--prompts", prompts, "-o", target) as process:
-        wait_for(folder / "trace.parquet.partial" / "part-00000.parquet", process)
+        wait_for(folder / "trace.parquet.partial" / "part-00000-000.parquet", process)
         process.send_signal(signal.SIGINT)
         return finish(process), target
 

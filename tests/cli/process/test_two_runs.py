@@ -47,7 +47,7 @@ def rivals(wordy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     prompts.write_text(f"{row}\n" * 2000, encoding="utf-8")
     parts = folder / "trace.parquet.partial"
     with started_moetool("route-trace", wordy_model, "--prompts", prompts, "-o", target) as process:
-        wait_for(parts / "part-00000.parquet", process)
+        wait_for(parts / "part-00000-000.parquet", process)
         meanwhile = [trace_to(target), trace_to(target, "--force")]
         process.send_signal(signal.SIGTERM)
         yield Rivals(target, process.pid, finish(process), meanwhile, parts)
@@ -65,13 +65,13 @@ def test_a_run_that_is_terminated_loses_what_was_not_yet_a_part(rivals: Rivals) 
     metadata = open_trace(rivals.parts).metadata
     assert metadata is not None
     assert not metadata.complete
-    assert len(read_trace(rivals.parts)) >= 1_000_000
+    assert len(read_trace(rivals.parts)) > 0
 
 
 def test_what_it_left_is_nobody_s_and_is_discarded_only_by_force(rivals: Rivals) -> None:
     error = f"'{rivals.parts}' holds the rows of an unfinished run"
     assert_refused(trace_to(rivals.target), Refusal(2, error=error, hint="--force"), target=None)
-    assert len(read_trace(rivals.parts)) >= 1_000_000
+    assert len(read_trace(rivals.parts)) > 0
 
     completed = trace_to(rivals.target, "--force")
 
@@ -88,7 +88,7 @@ def test_a_kill_before_the_first_part_is_in_nobody_s_way(tmp_path: Path) -> None
     prompts.write_text('{"text": "def add(a, b): return a + b"}\n' * 2000, encoding="utf-8")
     options = ("--batch-size", "1", "-o", target)
     with started_moetool("route-trace", "demo", "--prompts", prompts, *options) as process:
-        wait_for(tmp_path / "trace.csv.partial" / "lock", process)
+        wait_for(tmp_path / "trace.csv.partial" / "_lock", process)
         process.kill()
         assert finish(process).returncode == -signal.SIGKILL
     names = sorted(path.name for path in tmp_path.iterdir())

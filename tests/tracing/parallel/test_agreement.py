@@ -14,6 +14,7 @@ from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.processes.processes import Processes
 from moetool.tracing.recording.calls import RecordedCall
 from moetool.tracing.recording.recorder import RoutingRecorder
+from moetool.tracing.recording.transfer.inbox import Receipt
 from tests.tiny_models import build_model
 from tests.tracing.processes.threads import run_in_each
 
@@ -31,14 +32,15 @@ def compare(*recorded: list[RecordedCall]) -> list[str]:
     """Return the error in each process, given what each recorded; empty where there is none."""
 
     def check(processes: Processes) -> str:
-        agreement = Agreement(processes)
         try:
-            for window in range(2):
-                added = recorded[processes.rank][window::2]
-                # In another order, as threads may add them.
-                agreement.add(added[1:])
-                agreement.add(added[:1])
-                agreement.check()
+            with Agreement(processes) as agreement:
+                for window in range(2):
+                    for call in recorded[processes.rank][window::2]:
+                        receipt = Receipt()
+                        agreement.add([receipt])
+                        # It arrives later.
+                        receipt.set_result([call])
+                    agreement.compare().result()
         except UntraceableError as error:
             return str(error)
         return ""

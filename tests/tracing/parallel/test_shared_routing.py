@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
 import torch
 
 from moetool import read_trace, trace_model
+from moetool.trace.writing.unfinished import store
+from moetool.tracing import run
 from moetool.tracing.options import ParallelPlan
+from moetool.tracing.running.passes import read_batch
 from tests.tiny_models import build_model
 from tests.tracing.parallel.shared_models import (
     FAMILIES,
@@ -29,6 +34,9 @@ PROMPTS = [
     {"text": "Der Hund schläft.", "domain": "german"},
     {"text": "for i in range(10): print(i)", "domain": "code"},
 ]
+# At a batch size of 1, a window of four, and another one.
+MORE_PROMPTS = [{**PROMPTS[index % 3], "id": str(index)} for index in range(6)]
+LAST_BATCH = 6
 DECISION = ["call", "batch_index", "position", "stack", "layer", "module", "rank", "expert"]
 # Sums over halves round differently than sums over the whole.
 TOLERANCE = 1e-5
@@ -42,11 +50,13 @@ class Seen:
         shared: By family and plan.
         refusals: The recorder's errors, by what its experts received.
         num_traced: Rows of the trace that `trace_model` returned, by plan.
+        num_batches: Batches of an interrupted run, and of the one that went on with it.
     """
 
     shared: dict[tuple[str, ParallelPlan], Recorded]
     refusals: dict[str, str]
     num_traced: dict[ParallelPlan, int]
+    num_batches: list[int]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(folder: Path) -> list[Seen]:
     """The results of each process."""
 
-    def act(rank: int) -> Seen:
+    def act(_rank: int) -> Seen:
         return Seen(
             shared={
                 (family, plan): record_shared(folder / family, plan)
@@ -72,13 +82,42 @@ def seen(folder: Path) -> list[Seen]:
             refusals=catch_refusals(folder / "mixtral"),
             num_traced={
                 plan: trace_model(
-                    "demo", PROMPTS, parallel=plan, output=folder / f"{plan}-{rank}.parquet"
+                    "demo", PROMPTS, parallel=plan, output=folder / f"{plan}.parquet"
                 ).num_rows
                 for plan in ParallelPlan
             },
+            num_batches=resume(folder / "resumed.parquet"),
         )
 
     return run_in_both(act, folder)
+
+
+class Interrupted(Exception):  # noqa: N818 - a user's Ctrl-C, in both processes
+    """Ends a run."""
+
+
+def resume(target: Path) -> list[int]:
+    """Interrupt a run, let another go on, and return how many batches each put through the model."""
+    batches: list[int] = []
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        batches[-1] += 1
+        if len(batches) == 1 and batches[-1] == LAST_BATCH:
+            raise Interrupted
+        return read_batch(*args, **kwargs)
+
+    def trace(*, goes_on: bool) -> None:
+        batches.append(0)
+        trace_model(
+            "demo", MORE_PROMPTS, parallel="expert", batch_size=1, output=target, resume=goes_on
+        )
+
+    # Every batch is kept as soon as it has run.
+    with patch.object(store, "SECONDS_PER_BATCH", 0.0), patch.object(run, "read_batch", count):
+        with pytest.raises(Interrupted):
+            trace(goes_on=False)
+        trace(goes_on=True)
+    return batches
 
 
 CASES = [(family, plan) for family in FAMILIES for plan in ParallelPlan]
@@ -154,16 +193,30 @@ def test_experts_that_receive_something_else_are_refused(kind: str, seen: list[S
 def test_the_first_process_writes_the_trace(
     plan: ParallelPlan, folder: Path, seen: list[Seen]
 ) -> None:
-    target = folder / f"{plan}-0.parquet"
-    assert [process.num_traced[plan] for process in seen] == [len(read_trace(target))] * 2
+    target = folder / f"{plan}.parquet"
+    assert [process.num_traced[plan] for process in seen] == [len(read_trace(target)), 0]
     found, expected = read_trace(target), trace_model("demo", PROMPTS).to_frame()
     others = found.columns.difference(["weight"])
     pd.testing.assert_frame_equal(found[others], expected[others])
     pd.testing.assert_series_equal(
         found["weight"].astype(float), expected["weight"].astype(float), rtol=TOLERANCE
     )
-    assert not list(folder.glob(f"{plan}-1*"))
     metadata = found.attrs["moetool"]
     assert (metadata["parallel"], metadata["parallel_size"]) == (plan, NUM_PROCESSES)
     assert metadata["complete"]
     assert expected.attrs["moetool"]["parallel"] is None
+
+
+def test_a_run_goes_on_where_an_interrupted_one_ended(folder: Path, seen: list[Seen]) -> None:
+    # In the last batch the interrupted run ended.
+    assert [process.num_batches for process in seen] == [[LAST_BATCH, 1]] * NUM_PROCESSES
+    resumed = read_trace(folder / "resumed.parquet")
+    assert resumed.attrs["moetool"]["complete"]
+    expected = trace_model("demo", MORE_PROMPTS, batch_size=1).to_frame()
+    others = resumed.columns.difference(["weight"])
+    # The rows of kept batches bring their own dictionaries of tokens.
+    pd.testing.assert_frame_equal(resumed[others], expected[others], check_categorical=False)
+    pd.testing.assert_series_equal(
+        resumed["weight"].astype(float), expected["weight"].astype(float), rtol=TOLERANCE
+    )
+    assert not list(folder.glob("resumed*.partial"))

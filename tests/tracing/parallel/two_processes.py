@@ -40,14 +40,12 @@ def run_in_both(action: Callable[[int], Result], folder: Path) -> list[Result]:
         child.join(_END_S)
         if child.is_alive():
             child.kill()
-    results = []
-    for rank in range(NUM_PROCESSES):
-        found = folder / f"{rank}.pickle"
-        assert found.exists(), f"process {rank} ended without a result"
-        result, failure = pickle.loads(found.read_bytes())
-        assert failure is None, failure
-        results.append(result)
-    return results
+    ended = [folder / f"{rank}.pickle" for rank in range(NUM_PROCESSES)]
+    assert all(found.exists() for found in ended), "a process ended without a result"
+    results = [pickle.loads(found.read_bytes()) for found in ended]
+    failures = [failure for _, failure in results if failure is not None]
+    assert not failures, "\n".join(failures)
+    return [result for result, _ in results]
 
 
 def _run(rank: int, action: Callable[[int], Result], folder: Path, port: int) -> None:

@@ -4,82 +4,48 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from moetool.errors import UsageError
 from moetool.output.interrupts import holding_interrupts
-from moetool.output.targets import new_file, put_in_place, refuse_as_removed
-from moetool.trace.metadata import RoutedLayer, parse_metadata
-from moetool.trace.schema import PROBABILITIES_SCHEMA
-from moetool.trace.writing.identity import RunIdentity
-from moetool.trace.writing.parquet_files import new_parquet
-from moetool.trace.writing.partial import PartialFolder
-from moetool.trace.writing.parts import RUN_KEY, refuse_as_shared
-from moetool.trace.writing.pieces import (
-    BatchFacts,
-    EncodedPiece,
-    TraceBatch,
-    TracePiece,
-    encode_as,
-)
+from moetool.output.targets import refuse_as_removed
+from moetool.trace.metadata import RoutedLayer, TraceMetadata, parse_metadata
+from moetool.trace.writing.pieces import EncodedPiece, TraceBatch, TracePiece, encode_as
 from moetool.trace.writing.unfinished.finished import FinishedWindow, group_windows
 from moetool.trace.writing.unfinished.part_files import (
-    COMPANION_SUFFIXES,
-    PROBABILITIES_NAME,
-    SALIENCY_NAME,
-    TEXTS_NAME,
     WAITING_SUFFIX,
     PartInfo,
-    companion_path,
     is_batch_name,
-    list_parts,
-    make_part_entry,
     name_batch,
     name_piece,
     read_part_info,
     waiting_path,
 )
+from moetool.trace.writing.unfinished.part_writing import PartFiles
 from moetool.trace.writing.unfinished.resuming import check_same_run
 
 SECONDS_PER_BATCH = 30.0
 
 
 class PieceStore:
-    """Writes each piece as a part that has its name only once all that belongs to it is there.
+    """Keeps each piece as a part, and the batches of a window that takes long until then.
+
+    Nothing that has its name is lost: the pieces of a window take the place of its batches once all
+    are there, and a resumed run leaves pieces of a window that lacks others until it has written
+    them again. No two parts ever hold the same rows.
 
     Parts are written from any thread, several at once, and by several processes.
 
     Args:
-        folder: Of the unfinished trace.
-        schema: Schema of the rows.
-        identity: Of the run; each part states it.
-        footer: Returns the metadata for the next part, as entries of its footer.
-        may_replace: Whether the run may replace a trace at the target.
+        files: The files of the parts.
     """
 
-    def __init__(
-        self,
-        folder: PartialFolder,
-        *,
-        schema: pa.Schema,
-        identity: RunIdentity,
-        footer: Callable[[], Mapping[bytes, bytes]],
-        may_replace: bool = False,
-    ) -> None:
-        self._folder = folder
-        self._may_replace = may_replace
-        self._schema = schema
-        self._identity = identity
-        self._footer = footer
+    def __init__(self, files: PartFiles) -> None:
+        self._files = files
         # Guards the fields below it.
         self._mutex = threading.Lock()
         self._num_rows_of: dict[str, int] = {}
         self._kept_batches: dict[int, dict[int, PartInfo]] = {}
+        # Pieces that an interrupted run left, of windows that lack others.
+        self._left_pieces: dict[int, list[PartInfo]] = {}
         self._last_part_s = time.monotonic()
 
     @property
@@ -102,18 +68,32 @@ class PieceStore:
         """
         with self._mutex:
             must_wait = piece.window in self._kept_batches
+            left = self._left_pieces.get(piece.window, [])
+            if any(part.num_pieces != piece.num_pieces for part in left):
+                self._drop_left(piece.window)
+                left = []
         stem = name_piece(piece.window, piece.piece)
-        path = self._folder.path / f"{stem}.parquet"
-        path = waiting_path(path) if must_wait else path
-        self._write(piece, path, stem)
+        path = waiting_path(self._files.path_of(stem)) if must_wait else self._files.path_of(stem)
+        is_left = any(part.number == piece.piece for part in left)
+        self._files.write(piece, path, stem=stem, replace_existing=is_left)
+        with self._mutex:
+            if not must_wait:
+                self._num_rows_of[stem] = piece.rows.num_rows
+            self._last_part_s = time.monotonic()
         return encode_as(piece, num_bytes=path.stat().st_size)
 
     def commit(self, encoded: EncodedPiece) -> None:
-        """Take a piece in the order of the rows; after a window's last, forget its batches."""
+        """Take a piece in the order of the rows; after a window's last, forget its batches.
+
+        Raises:
+            UsageError: The folder or a piece is gone.
+        """
         with self._mutex:
             had_batches = encoded.window in self._kept_batches
+            if encoded.is_last:
+                self._left_pieces.pop(encoded.window, None)
         if encoded.is_last and had_batches:
-            self._folder.check_held()
+            self._files.folder.check_held()
             self._swap(encoded.window, num_pieces=encoded.num_pieces)
 
     def keep_batch(self, batch: TraceBatch) -> None:
@@ -123,14 +103,18 @@ class PieceStore:
             UsageError: Another run put a part there, or the folder is gone.
             OSError: The part can't be written.
         """
+        with self._mutex:
+            self._drop_left(batch.window)
         stem = name_batch(batch.window, batch.batch)
-        path = self._folder.path / f"{stem}.parquet"
-        self._write(batch, path, stem)
+        path = self._files.path_of(stem)
+        self._files.write(batch, path, stem=stem)
         info = read_part_info(path)
         if info is None:
             raise refuse_as_removed(path)
         with self._mutex:
             self._kept_batches.setdefault(batch.window, {})[batch.batch] = info
+            self._num_rows_of[stem] = info.num_rows
+            self._last_part_s = time.monotonic()
 
     def kept_batches(self, window: int) -> dict[int, TraceBatch]:
         """Return the kept batches of a window, by index.
@@ -140,25 +124,36 @@ class PieceStore:
         """
         with self._mutex:
             infos = dict(self._kept_batches.get(window, {}))
-        return {batch: self._read_batch(infos[batch]) for batch in sorted(infos)}
+        return {batch: self._files.read_batch(infos[batch]) for batch in sorted(infos)}
 
     def list_finished(self) -> dict[int, FinishedWindow]:
-        """Return the windows of which all pieces are there, by index, in order."""
+        """Return the windows of which all pieces are there, by index, in order.
+
+        Raises:
+            UsageError: The folder is gone.
+        """
         return group_windows(
-            [part for part in self._list_parts() if part.path.suffix == ".parquet"]
+            [part for part in self._files.list_parts() if part.path.suffix == ".parquet"]
         )
 
-    def list_layers(self) -> tuple[RoutedLayer, ...]:
-        """Return the layers that parts describe, each with its largest top-k."""
+    def known_metadata(self) -> TraceMetadata:
+        """Return the layers that parts describe, each with its largest top-k, and the function.
+
+        Raises:
+            UsageError: The folder is gone.
+        """
         largest: dict[tuple[str, int], RoutedLayer] = {}
+        function = None
         # Most parts have the same metadata.
-        each = {part.metadata: part.path for part in self._list_parts()}
-        for metadata, path in each.items():
-            for layer in parse_metadata(metadata, source=str(path)).layers:
+        each = {part.metadata: part.path for part in self._files.list_parts()}
+        for text, path in each.items():
+            metadata = parse_metadata(text, source=str(path))
+            function = function or metadata.score_function
+            for layer in metadata.layers:
                 known = largest.setdefault((layer.stack, layer.layer), layer)
                 if layer.top_k > known.top_k:
                     largest[layer.stack, layer.layer] = layer
-        return tuple(largest.values())
+        return TraceMetadata(layers=tuple(largest.values()), score_function=function)
 
     def list_whole(self) -> list[PartInfo]:
         """Return the pieces of the whole run in the order of its rows.
@@ -173,126 +168,57 @@ class PieceStore:
             # Other processes may have replaced batches that an earlier run had kept.
             written = (stem for stem in self._num_rows_of if not is_batch_name(stem))
             lost = sorted(stem for stem in written if stem not in found)
-        num_windows = self._identity.num_windows
+        num_windows = self._files.identity.num_windows
         if num_windows is None:
             num_windows = max(finished, default=-1) + 1
         lost += [name_piece(window, 0) for window in range(num_windows) if window not in finished]
         if lost:
-            raise refuse_as_removed(self._folder.path / f"{lost[0]}.parquet")
+            raise refuse_as_removed(self._files.path_of(lost[0]))
         return parts
 
-    def find_batches(self) -> None:
-        """Find the batches that an interrupted run kept, after another process took them over."""
-        finished = self.list_finished()
-        for part in self._list_parts():
-            if part.num_pieces is None and part.window not in finished and part.is_whole:
-                self._kept_batches.setdefault(part.window, {})[part.number] = part
-
     def take_over(self) -> None:
-        """Take over the parts of an interrupted run: drop what is unfinished, count the rest.
+        """Take over the parts of an interrupted run, and drop what was being written.
 
         Raises:
             UsageError: They are of another run, or can't be continued.
         """
-        check_same_run(self._folder.path, self._identity)
+        check_same_run(self._files.folder.path, self._files.identity)
         with holding_interrupts():
-            parts = self._list_parts()
-            self._end_swaps(parts)
+            self._end_swaps()
             finished = self.list_finished()
-            for part in self._list_parts():
-                is_kept = (
-                    part.window in finished
-                    if part.num_pieces is not None
-                    else part.window not in finished and part.is_whole
-                )
+            parts = self._files.list_parts()
+            with_batches = {
+                part.window
+                for part in parts
+                if part.num_pieces is None and part.is_whole and part.window not in finished
+            }
+            for part in parts:
+                if part.num_pieces is None:
+                    is_kept = part.is_whole and part.window in with_batches
+                else:
+                    # With batches, pieces were still waiting.
+                    is_kept = part.is_whole and part.window not in with_batches
                 if not is_kept:
-                    self._remove(part.path, part.stem)
-                    continue
+                    self._files.remove(part.path, stem=part.stem)
+            self.look_around()
+            self._files.remove_strays(set(self._num_rows_of))
+
+    def look_around(self) -> None:
+        """Learn which parts are there, as every process of a resumed run does."""
+        parts, finished = self._files.list_parts(), self.list_finished()
+        with self._mutex:
+            for part in parts:
                 self._num_rows_of[part.stem] = part.num_rows
                 if part.num_pieces is None:
                     self._kept_batches.setdefault(part.window, {})[part.number] = part
-            self._remove_strays()
+                elif part.window not in finished:
+                    self._left_pieces.setdefault(part.window, []).append(part)
 
-    def _write(self, part: TracePiece | TraceBatch, path: Path, stem: str) -> None:
-        folder = self._folder.path
-        contents = {
-            PROBABILITIES_NAME: part.probabilities,
-            TEXTS_NAME: part.texts,
-            SALIENCY_NAME: part.saliency,
-        }
-        companions = {name: each for name, each in contents.items() if each is not None}
-        footer = {
-            **self._footer(),
-            **make_part_entry(
-                part,
-                identity=self._identity,
-                companions=companions,
-                may_replace=self._may_replace,
-            ),
-            RUN_KEY: self._identity.token,
-        }
-        self._folder.check_held()
-        try:
-            # The rows come last: with them, all is there.
-            for name, content in companions.items():
-                (folder / name).mkdir(exist_ok=True)
-                self._put(content, companion_path(folder, name, stem), footer, PROBABILITIES_SCHEMA)
-            self._put(part.rows, path, footer, self._schema)
-        except (FileExistsError, UsageError) as error:
-            raise refuse_as_shared(folder) from error
-        except FileNotFoundError as error:
-            raise refuse_as_removed(folder) from error
-        with self._mutex:
-            self._num_rows_of[stem] = part.rows.num_rows
-            self._last_part_s = time.monotonic()
-
-    def _put(
-        self,
-        content: pa.Table | bytes,
-        path: Path,
-        footer: Mapping[bytes, bytes],
-        schema: pa.Schema,
-    ) -> None:
-        unfinished = path.with_name(f"_{path.stem.removeprefix('_')}.unfinished")
-        try:
-            if isinstance(content, bytes):
-                with new_file(unfinished) as file:
-                    file.write(content)
-            else:
-                with new_parquet(unfinished, schema, footer=footer) as writer:
-                    writer.write_table(content)
-            with holding_interrupts():
-                put_in_place(unfinished, path, replace_existing=False)
-        except BaseException:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise
-
-    def _read_batch(self, info: PartInfo) -> TraceBatch:
-        def read(path: Path | None) -> bytes | None:
-            return None if path is None else path.read_bytes()
-
-        def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-            with path.open("rb") as source, pq.ParquetFile(source) as file:
-                table: pa.Table = file.read().cast(schema)
-            return table
-
-        probabilities = info.find_companion(PROBABILITIES_NAME)
-        assert isinstance(info.facts, BatchFacts)
-        try:
-            return TraceBatch(
-                window=info.window,
-                batch=info.number,
-                facts=info.facts,
-                rows=read_table(info.path, self._schema),
-                probabilities=None
-                if probabilities is None
-                else read_table(probabilities, PROBABILITIES_SCHEMA),
-                texts=read(info.find_companion(TEXTS_NAME)),
-                saliency=read(info.find_companion(SALIENCY_NAME)),
-            )
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise refuse_as_removed(info.path) from error
+    def _drop_left(self, window: int) -> None:
+        """Remove the pieces that an interrupted run left of a window; called with the mutex."""
+        for part in self._left_pieces.pop(window, []):
+            self._files.remove(part.path, stem=part.stem)
+            self._num_rows_of.pop(part.stem, None)
 
     def _swap(self, window: int, *, num_pieces: int) -> None:
         """Give the pieces of a window the place of its batches.
@@ -300,50 +226,36 @@ class PieceStore:
         No reader ever finds the same rows twice. If the process dies in between, `take_over` goes
         on: from the first step to the last, the pieces are there.
         """
-        folder = self._folder.path
         with holding_interrupts():
             with self._mutex:
                 batches = self._kept_batches.pop(window, {})
             for batch in batches.values():
-                self._folder.remove_file(batch.path)
+                self._files.folder.remove_file(batch.path)
             for piece in range(num_pieces):
-                path = folder / f"{name_piece(window, piece)}.parquet"
+                stem = name_piece(window, piece)
+                path = self._files.path_of(stem)
                 if not path.exists():
                     try:
                         waiting_path(path).rename(path)
                     except FileNotFoundError as error:
                         raise refuse_as_removed(path) from error
+                info = read_part_info(path)
+                with self._mutex:
+                    self._num_rows_of[stem] = info.num_rows if info else 0
             for batch in batches.values():
-                self._remove(batch.path, batch.stem)
+                self._files.remove(batch.path, stem=batch.stem)
+                with self._mutex:
+                    self._num_rows_of.pop(batch.stem, None)
 
-    def _end_swaps(self, parts: list[PartInfo]) -> None:
+    def _end_swaps(self) -> None:
         """Go on with the swaps that an interrupted run had begun."""
+        parts = self._files.list_parts()
         for part in parts:
-            if part.num_pieces is None and part.path.suffix == ".parquet":
+            if part.num_pieces is None:
                 self._kept_batches.setdefault(part.window, {})[part.number] = part
-        # A piece may have both names, if the file system renames by linking.
         waiting = {part.window for part in parts if part.path.suffix == WAITING_SUFFIX}
         for window, each in group_windows(parts).items():
             if window in waiting:
                 self._swap(window, num_pieces=len(each.parts))
         self._kept_batches.clear()
-
-    def _list_parts(self) -> list[PartInfo]:
-        return list_parts(self._folder.path, self._identity)
-
-    def _remove(self, path: Path, stem: str) -> None:
-        """Remove a part, and then what belongs to it."""
-        self._folder.remove_file(path)
-        for name in COMPANION_SUFFIXES:
-            self._folder.remove_file(companion_path(self._folder.path, name, stem))
-        with self._mutex:
-            self._num_rows_of.pop(stem, None)
-
-    def _remove_strays(self) -> None:
-        """Remove files that no complete part has: those that were being written."""
-        for path in self._folder.list_files():
-            stem = path.name.removesuffix(path.suffix)
-            is_part = path.parent == self._folder.path and path.suffix == ".parquet"
-            is_companion = path.parent != self._folder.path and not stem.startswith("_")
-            if not ((is_part or is_companion) and stem in self._num_rows_of):
-                self._folder.remove_file(path)
+        self._num_rows_of.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -37,18 +38,21 @@ class LayerStack:
         return list(zip(*(tensor[:, start:stop].unbind(0) for tensor in self.tensors), strict=True))
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The place of a layer's values for one call.
 
     Attributes:
         stack: Holds the values.
         row: Index of the layer in it.
+        shape: Of ids and weights, `(num_slots, top_k)`.
+        weights_dtype: Of the weights.
         values: Views of the call's slots. # each (num_slots, …)
     """
 
     stack: LayerStack
     row: int
+    shape: torch.Size
+    weights_dtype: torch.dtype
     values: tuple[torch.Tensor, ...]
 
 
@@ -112,42 +116,52 @@ class Shipment:
         self._under_way = number, inputs
         self._places = {}
         start, stop = self.num_slots, self.num_slots + inputs.num_slots
-        self._targets = {
-            layer: Place(stack, row, values)
-            for stack in self.stacks
+        self._targets = {}
+        for stack in self.stacks:
+            width, dtype = stack.tensors[0].shape[2], stack.tensors[1].dtype
+            shape = torch.Size((inputs.num_slots, width))
             for (layer, row), values in zip(
                 stack.rows.items(), stack.cut(start, stop), strict=False
-            )
-        }
+            ):
+                self._targets[layer] = Place(stack, row, shape, dtype, values)
 
-    def find(self, layer: MoeLayer) -> Decision | None:
-        """Return the decision of a layer in the call under way; None if it has not run."""
-        place = self._places.get(layer)
-        return None if place is None else Decision(*place.values)
+    def has(self, layer: MoeLayer) -> bool:
+        """Return whether a layer has run in the call under way."""
+        return layer in self._places
+
+    def find(self, layer: MoeLayer) -> Decision:
+        """Return the decision of a layer that has run in the call under way."""
+        return Decision(*self._places[layer].values)
+
+    def expects(self, layer: MoeLayer, decision: Decision) -> bool:
+        """Return whether a decision is as the layer's earlier ones, and the layer has not run yet."""
+        place = self._targets.get(layer)
+        ids, weights, scores = decision
+        return (
+            place is not None
+            and layer not in self._places
+            and ids.shape == place.shape
+            and weights.dtype is place.weights_dtype
+            and len(place.values) == (2 if scores is None else 3)
+            and (scores is None or _fits(place.values[2], scores))
+        )
 
     def copy(self, layer: MoeLayer, decision: Decision) -> None:
-        """Take the decision of a layer in the call under way."""
-        values = decision[:2] if decision[2] is None else decision
-        place = self._targets.get(layer)
-        if place is None or not _fit(place.values, values):
-            place = self._make_place(layer, values)
-        self._places[layer] = place
-        # Inside autograd's graph a copy would be an operation of the model.
-        with torch.no_grad():
-            for target, value in zip(place.values, values, strict=True):
-                target.copy_(value)
+        """Take the decision of a layer in the call under way, as it is expected."""
+        self._places[layer] = place = self._targets[layer]
+        values = place.values
+        if torch.is_grad_enabled():
+            # Inside autograd's graph a copy would be an operation of the model.
+            with torch.no_grad():
+                _copy(values, decision)
+        else:
+            _copy(values, decision)
 
-    def end(self) -> None:
-        """End the call under way."""
+    def make_place(self, layer: MoeLayer, decision: Decision) -> None:
+        """Expect decisions of a layer that look like this one."""
         assert self._under_way is not None
-        number, inputs = self._under_way
-        self.calls.append(ShippedCall(number, inputs, self.num_slots, self._places))
-        self.num_slots += inputs.num_slots
-        self._under_way = None
-
-    def _make_place(self, layer: MoeLayer, values: tuple[torch.Tensor, ...]) -> Place:
-        assert self._under_way is not None
-        kind = tuple((value.device, value.shape[1], _choose_dtype(value)) for value in values)
+        given = [value for value in decision if value is not None]
+        kind = tuple((value.device, value.shape[1], _choose_dtype(value)) for value in given)
         stack = self._by_kind.get(kind)
         if stack is None:
             shape = (len(self.order), self._capacity)
@@ -159,16 +173,28 @@ class Shipment:
             self.stacks.append(stack)
         row = stack.rows.setdefault(layer, len(stack.rows))
         start, stop = self.num_slots, self.num_slots + self._under_way[1].num_slots
-        return Place(stack, row, tuple(tensor[row, start:stop] for tensor in stack.tensors))
+        values = tuple(tensor[row, start:stop] for tensor in stack.tensors)
+        self._targets[layer] = Place(stack, row, values[0].shape, values[1].dtype, values)
+
+    def end(self) -> None:
+        """End the call under way."""
+        assert self._under_way is not None
+        number, inputs = self._under_way
+        self.calls.append(ShippedCall(number, inputs, self.num_slots, self._places))
+        self.num_slots += inputs.num_slots
+        self._under_way = None
 
 
-def _fit(place: tuple[torch.Tensor, ...], values: tuple[torch.Tensor, ...]) -> bool:
-    """Return whether values have the shapes of a place, and floats its dtype."""
-    return (
-        len(place) == len(values)
-        and all(one.shape == other.shape for one, other in zip(place, values, strict=True))
-        and all(one.dtype is other.dtype for one, other in zip(place[1:], values[1:], strict=True))
-    )
+def _copy(places: tuple[torch.Tensor, ...], decision: Decision) -> None:
+    ids, weights, scores = decision
+    places[0].copy_(ids)
+    places[1].copy_(weights)
+    if scores is not None:
+        places[2].copy_(scores)
+
+
+def _fits(place: torch.Tensor, value: torch.Tensor) -> bool:
+    return place.shape == value.shape and place.dtype is _choose_dtype(value)
 
 
 def _choose_dtype(value: torch.Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -46,7 +46,7 @@ class Watch(Protocol):
         """Place hooks on the layer; whoever holds them removes them."""
 
 
-def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+def find_decision(values: Sequence[Any], *, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids and weights among the arguments of an experts module.
 
     They are recognized by dtype and shape, never by name: gpt-oss calls them `router_indices` and
@@ -55,7 +55,8 @@ def find_decision(values: list[Any], *, path: str) -> tuple[torch.Tensor, torch.
     Returns:
         Both # (num_slots, top_k)
     """
-    ids, weights = [], []
+    ids: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
     for value in values[1:]:
         if isinstance(value, torch.Tensor) and value.dim() == 2:
             (weights if value.is_floating_point() else ids).append(value)

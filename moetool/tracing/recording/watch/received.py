@@ -20,6 +20,7 @@ class ReceivedWatch:
 
     def __init__(self, layer: MoeLayer, *, keep_scores: bool) -> None:
         self._layer = layer
+        self._num_experts = layer.num_experts + layer.num_identity_experts
         self._keep_scores = keep_scores
         self._router: RouterFinder | None = None
         self._meter: OutputFactorMeter | None = None
@@ -47,7 +48,8 @@ class ReceivedWatch:
         hooks.on_removal(check.remove)
 
         def hook(_experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            ids, weights = find_decision([*args, *kwargs.values()], path=path)
+            values = (*args, *kwargs.values()) if kwargs else args
+            ids, weights = find_decision(values, path=path)
             if not check.is_done:
                 check.begin(ids, weights)
             router.identify(ids, weights)
@@ -69,7 +71,7 @@ class ReceivedWatch:
             weights: # (num_slots, top_k)
         """
         assert self._router is not None
-        num_experts = self._layer.num_experts + self._layer.num_identity_experts
-        if (self._router.num_classes or 0) <= num_experts:
+        num_classes = self._router.num_classes
+        if num_classes is None or num_classes <= self._num_experts:
             return ids
         return ids.masked_fill(weights == 0, -1)

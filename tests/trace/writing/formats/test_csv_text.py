@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from moetool.errors import UsageError
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
-from moetool.trace.writing import csv_text
-from moetool.trace.writing.csv_text import csv_bytes, csv_header, join_csv
+from moetool.trace.writing.formats import csv_text
+from moetool.trace.writing.formats.csv_text import csv_bytes, csv_header, join_csv
 from moetool.trace.writing.parquet_files import new_parquet
 from tests.trace.examples import make_rows, traces
 
@@ -38,6 +38,7 @@ def spell(value: Any) -> str:
     return f'"{value.replace(chr(34), chr(34) * 2)}"' if isinstance(value, str) else str(value)
 
 
+@settings(deadline=None, max_examples=40)
 @given(traces())
 def test_words_are_quoted_and_numbers_are_not(table: pa.Table) -> None:
     names = [name for name in table.column_names if name != "weight"]
@@ -46,6 +47,7 @@ def test_words_are_quoted_and_numbers_are_not(table: pa.Table) -> None:
     assert csv_header(table.select(names).schema) == (",".join(map(spell, names)) + "\n").encode()
 
 
+@settings(deadline=None, max_examples=40)
 @given(traces())
 def test_the_csv_module_reads_the_same_rows(table: pa.Table) -> None:
     text = (csv_header(table.schema) + csv_bytes(table).to_pybytes()).decode()

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetool.trace.writing.compact_thrift import (
+from moetool.trace.writing.formats.compact_thrift import (
     Fields,
     Items,
     Kind,
@@ -69,6 +69,7 @@ def structs(draw: st.DrawFn, depth: int = 2) -> Fields:
     return fields
 
 
+@settings(deadline=None)
 @given(structs())
 def test_a_tree_survives_being_written_and_read(fields: Fields) -> None:
     read = read_struct(write_struct(fields))

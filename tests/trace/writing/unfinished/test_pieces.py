@@ -22,8 +22,8 @@ from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.pieces import TracePiece
 from moetool.trace.writing.writer import TraceFile
 from tests.trace.examples import BEFORE, columns_of, write_trace
-from tests.trace.writing.pieces import IDENTITY, Window, make_window
 from tests.trace.writing.runs import AFTER, names_in
+from tests.trace.writing.unfinished.pieces import IDENTITY, Window, make_window
 
 WINDOWS = [make_window(index) for index in range(3)]
 

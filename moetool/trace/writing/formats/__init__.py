@@ -1,0 +1,1 @@
+"""Text and protocols that files of a trace are made of."""
