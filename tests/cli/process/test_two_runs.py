@@ -61,7 +61,8 @@ def test_while_a_run_is_alive_no_other_writes_its_target(attempt: int, rivals: R
 
 
 def test_a_run_that_is_terminated_loses_what_was_not_yet_a_part(rivals: Rivals) -> None:
-    assert_refused(rivals.first, INTERRUPTED, target=None)
+    said = rivals.first.stderr.splitlines()
+    assert_refused(rivals.first, INTERRUPTED, target=None, note=said[-1])
     metadata = open_trace(rivals.parts).metadata
     assert metadata is not None
     assert not metadata.complete

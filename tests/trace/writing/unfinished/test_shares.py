@@ -12,9 +12,9 @@ from moetool.trace.writing.partial import PartialFolder, partial_folder
 from moetool.trace.writing.share import TraceShare
 from moetool.trace.writing.writer import TraceFile, TraceSink
 from tests.trace.examples import BEFORE, columns_of
-from tests.trace.writing.pieces import IDENTITY, Window, make_window
 from tests.trace.writing.runs import AFTER
-from tests.trace.writing.test_pieces import WINDOWS, rows_of
+from tests.trace.writing.unfinished.pieces import IDENTITY, Window, make_window
+from tests.trace.writing.unfinished.test_pieces import WINDOWS, rows_of
 
 
 def write_windows(sink: TraceSink, *windows: Window) -> None:
