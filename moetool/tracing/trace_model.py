@@ -242,7 +242,7 @@ def trace_loaded_model(
         model,
         options,
         name=name,
-        revision=revision,
+        revision=getattr(config, "_commit_hash", None),
         auto_class=None,
         prompts=prompts,
         counted=count_module(model),

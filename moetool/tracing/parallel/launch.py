@@ -29,7 +29,7 @@ def check_several(plan: ParallelPlan, *, number: int) -> None:
             hint=f"Start one for each GPU: {name_launch(2)}",
         )
     import transformers
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     # Earlier versions hand routers' ids of this process's experts on, or exchange tokens.
     if "ep_implementation" not in {field.name for field in fields(DistributedConfig)}:

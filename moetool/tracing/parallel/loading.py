@@ -24,7 +24,7 @@ def make_distributed_config(plan: ParallelPlan, *, number: int) -> Any:
     Under the expert-parallel plan every process runs its experts on all tokens, and an all-reduce
     adds up their outputs: no tokens are exchanged, so that each process sees every decision.
     """
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     if plan is ParallelPlan.TENSOR:
         return DistributedConfig(tp_size=number, tp_plan="auto")
