@@ -4,7 +4,7 @@
 
 Two processes make the same model with random weights, in a published geometry. Then rounds alternate
 between a trace by the first process alone and one by both, from the prompts' tokens to the finished
-file, after a short trace that warms up. Loading is no part of it. The traces are compared, row by row.
+file, after a short trace that warms up. Loading is left out. The traces are compared, row by row.
 Without GPUs the demonstration model runs on the CPU, which shows no more than that this works.
 """
 

@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended in one process."""
+    """The end of a command in one process."""
 
     code: int
     stdout: str

@@ -32,7 +32,7 @@ _ALL_OPTIONS = (
 
 @dataclass(frozen=True)
 class Runs:
-    """What commands in two processes did, by their names.
+    """The ends of commands in two processes, by the names of the commands.
 
     Attributes:
         folder: Where they wrote.
