@@ -21,7 +21,7 @@ from unittest.mock import patch
 from moetool.errors import OutOfMemoryError
 from tests.command import run_main
 
-# So many windows of the process are whole when it fails.
+# The windows that the process has finished when it fails.
 _NUM_WHOLE = 2
 
 
