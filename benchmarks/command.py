@@ -33,7 +33,8 @@ from moetool.tracing.running.batches import list_windows, make_batches
 
 DEMO = Path("moetool/catalogue/demo")
 NUM_PROMPTS = {"demo": 840, "OLMoE-1B-7B": 1200, "Qwen3-30B-A3B": 400, "Mixtral-8x7B": 300}
-MOST_WORDS = 1100
+MOST_WORDS = 1000
+MOST_TOKENS = 2048
 ROUNDS = 3
 
 
@@ -85,7 +86,11 @@ def show(name: str, model: Any, tokenizer: Any, prompts: list[str]) -> None:
                 else:
                     target = Path(folder, f"trace{kind}")
                     traces[kind] = trace_model(
-                        (model, tokenizer), prompts, output=target, overwrite=True
+                        (model, tokenizer),
+                        prompts,
+                        output=target,
+                        overwrite=True,
+                        max_prompt_tokens=MOST_TOKENS,
                     )
                 synchronize()
                 if round_:
@@ -121,7 +126,11 @@ def loop(model: Any, tokenizer: Any, texts: list[str]) -> int:
     """Put the batches that a traced run makes of texts through a model; return their tokens."""
     options = TraceOptions()
     prompts = tokenize_prompts(
-        take_prompts(texts), tokenizer, special_tokens="tokenizer", context_tokens=None
+        take_prompts(texts),
+        tokenizer,
+        special_tokens="tokenizer",
+        context_tokens=None,
+        max_prompt_tokens=MOST_TOKENS,
     )
     pad = choose_pad(tokenizer, vocabulary=None)
     with torch.inference_mode():

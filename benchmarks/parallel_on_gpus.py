@@ -39,9 +39,9 @@ from moetool import RoutingRecorder
 from moetool.catalogue.names import demo_folder
 from moetool.errors import UntraceableError
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
-from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.loading import make_distributed_config
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.processes.processes import find_processes
 from moetool.tracing.recording.calls import RecordedCall
 from moetool.tracing.recording.transfer.inbox import Receipt

@@ -19,7 +19,8 @@ from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.sink_choice import SinkChoice, choose_sink
 from moetool.trace.writing.writer import TraceSink
 from moetool.tracing import trace_model as tracing
-from moetool.tracing.options import GenerationOptions, ParallelPlan, TraceOptions, choose_generation
+from moetool.tracing.options import GenerationOptions, TraceOptions, choose_generation
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.given import take_prompts
 from moetool.tracing.prompts.limits import PromptLimits

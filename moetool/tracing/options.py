@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import get_args
 
 from moetool.choices import (
@@ -86,18 +85,6 @@ class GenerationOptions:
     def is_greedy(self) -> bool:
         """Whether every token is the most likely one."""
         return self.temperature is None and self.top_p is None
-
-
-class ParallelPlan(StrEnum):
-    """Ways in which processes share one model, by transformers' own plans.
-
-    Attributes:
-        TENSOR: Each process holds a part of every matrix.
-        EXPERT: Each process holds some of the experts, and a part of every other matrix.
-    """
-
-    TENSOR = "tensor"
-    EXPERT = "expert"
 
 
 @dataclass(frozen=True)

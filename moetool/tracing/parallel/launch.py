@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from moetool.errors import UsageError
-from moetool.tracing.options import ParallelPlan
+from moetool.tracing.plans import ParallelPlan
 from moetool.wording import number_of
 
 BY_DEVICE_MAP = "Use --device-map auto instead of --parallel, without torchrun."

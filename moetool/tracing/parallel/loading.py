@@ -9,9 +9,9 @@ import torch
 
 from moetool.checkpoint.config import first_line
 from moetool.errors import InputError, OutOfMemoryError
-from moetool.tracing.options import ParallelPlan
 from moetool.tracing.out_of_memory import is_out_of_memory
 from moetool.tracing.parallel.launch import BY_DEVICE_MAP
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.running.devices import find_input_device
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from moetool.trace.metadata import TraceMetadata
 from moetool.trace.writing.fileless import NoTrace
 from moetool.trace.writing.identity import RunIdentity
 from moetool.trace.writing.writer import TraceSink
-from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.agreement import Agreement
 from moetool.tracing.parallel.launch import check_gpus, check_several, find_free_bytes
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.processes.processes import Processes, find_processes
 
 if TYPE_CHECKING:

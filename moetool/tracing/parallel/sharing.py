@@ -11,8 +11,8 @@ from moetool.errors import UntraceableError, UsageError
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.sharing.shards import PACKED_STYLES
 from moetool.memory.sharing.sharing_plans import read_tensor_plan
-from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.launch import BY_DEVICE_MAP, name_launch
+from moetool.tracing.plans import ParallelPlan
 from moetool.wording import format_bytes, join_words, number_of
 
 if TYPE_CHECKING:

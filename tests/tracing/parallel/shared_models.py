@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed.expert_parallel import AllReduceEP, EPImplementationInterface
 
 from moetool.errors import UntraceableError
-from moetool.tracing.options import ParallelPlan
 from moetool.tracing.parallel.loading import make_distributed_config
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.recording.recorder import RoutingRecorder
 from tests.tracing.parallel.two_processes import NUM_PROCESSES
 

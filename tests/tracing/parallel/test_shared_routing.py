@@ -14,7 +14,7 @@ import torch
 from moetool import read_trace, trace_model
 from moetool.trace.writing.unfinished import store
 from moetool.tracing import run
-from moetool.tracing.options import ParallelPlan
+from moetool.tracing.plans import ParallelPlan
 from moetool.tracing.running.passes import read_batch
 from tests.tiny_models import build_model
 from tests.tracing.parallel.shared_models import (

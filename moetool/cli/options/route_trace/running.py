@@ -9,7 +9,7 @@ import typer
 from moetool.cli.options.completion import complete_checkpoints
 from moetool.cli.options.shared import MODEL_PANEL, make_dtype_option
 from moetool.memory.scenario import Dtype
-from moetool.tracing.options import ParallelPlan
+from moetool.tracing.plans import ParallelPlan
 
 Model = Annotated[
     str,

@@ -118,14 +118,24 @@ class _SentStack:
 def _keep(copy: HostCopy, slots: NDArray[np.int64] | None) -> NDArray[Any]:
     """Return the values of some slots, in memory that is not pinned; floats become float32.
 
+    numpy does it, not torch: in each new thread torch would start as many threads as there are
+    cores, which compete with the model's own.
+
     Returns:
         # (num_layers, num_tokens, …)
     """
-    sent = values = copy.read()
+    sent = copy.read()
+    is_bfloat16 = sent.dtype == torch.bfloat16
+    values = (sent.view(torch.int16) if is_bfloat16 else sent).numpy()
     if slots is not None:
-        values = values.index_select(1, torch.from_numpy(slots))
-    if values.is_floating_point():
-        values = values.float()
-    if values is sent and copy.is_pinned:
-        values = values.clone()
-    return values.numpy()
+        values = values.take(slots, axis=1)
+    if is_bfloat16:
+        # bfloat16 is the upper half of float32.
+        bits = values.view(np.uint16).astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    if sent.is_floating_point():
+        values = values.astype(np.float32, copy=slots is None and copy.is_pinned)
+    elif slots is None and copy.is_pinned:
+        values = values.copy()
+    return values
