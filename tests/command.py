@@ -116,9 +116,10 @@ def _logging_to(stream: TextIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Put back who handles a Ctrl-C: in a command that is over nobody does."""
-    before = signal.getsignal(signal.SIGINT)
+    """Put back who handles a Ctrl-C and a SIGTERM: in a command that is over nobody does."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

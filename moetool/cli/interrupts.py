@@ -1,8 +1,9 @@
-"""Handle Ctrl-C at any moment: one error, one hint, exit code 130.
+"""Handle Ctrl-C and SIGTERM at any moment: one error, one hint, exit code 130.
 
 Before a command runs there is nothing to save, so the first Ctrl-C ends the process at once. During
 a command it raises KeyboardInterrupt, so that partial results are kept. A second Ctrl-C changes
 nothing, and a third ends the process at once. After the command there is nothing to interrupt.
+SIGTERM, by which schedulers and launchers end a process, is handled as a Ctrl-C.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ class _State:
 def catch_interrupts() -> None:
     """Make every Ctrl-C end this process with the message above. Call this before anything else.
 
-    If the process was started with Ctrl-C ignored, as under `nohup`, it stays ignored.
+    If the process was started with Ctrl-C ignored, as under `nohup`, it stays ignored. The same
+    applies to SIGTERM.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _handle)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle)
         sys.unraisablehook = _ignore_interrupts
@@ -93,8 +97,9 @@ def end_interrupts() -> None:
     """
     if was_interrupted():
         _leave()
-    if signal.getsignal(signal.SIGINT) is _handle:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

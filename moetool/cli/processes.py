@@ -134,6 +134,8 @@ def _end_silently_unless_first(processes: Processes, error: BaseException) -> No
         return
     if first.rank != processes.rank:
         _end_silently(first.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        error.add_note("if a process has died, the launcher's report names it")
 
 
 def _end_silently(code: int) -> NoReturn:

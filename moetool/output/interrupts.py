@@ -1,4 +1,4 @@
-"""Steps that a Ctrl-C may precede or follow, but not interrupt."""
+"""Steps that a Ctrl-C or a SIGTERM may precede or follow, but not interrupt."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from types import FrameType
 
 @contextmanager
 def holding_interrupts() -> Iterator[None]:
-    """Delay a Ctrl-C until the block has ended."""
-    handler = signal.getsignal(signal.SIGINT)
+    """Delay a Ctrl-C, or a SIGTERM that is handled, until the block has ended."""
     # Python interrupts only the main thread, and knows only handlers that were set from Python.
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: held.append(frame))
+    handlers = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+    held: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: held.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if held:
-            handler(signal.SIGINT, held[0])
+            number, frame = held[0]
+            handlers[signal.Signals(number)](number, frame)

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ShareResult:
-    """What one process found in its share.
+    """The sums and facts that one process found in its share.
 
     Attributes:
         totals: Sums over its windows.

@@ -21,7 +21,7 @@ from unittest.mock import patch
 from moetool.errors import OutOfMemoryError
 from tests.command import run_main
 
-# So many windows of the process are whole when it fails.
+# The windows that the process has finished when it fails.
 _NUM_WHOLE = 2
 
 
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended in one process."""
+    """The end of a command in one process."""
 
     code: int
     stdout: str

@@ -32,7 +32,7 @@ _ALL_OPTIONS = (
 
 @dataclass(frozen=True)
 class Runs:
-    """What commands in two processes did, by their names.
+    """The ends of commands in two processes, by the names of the commands.
 
     Attributes:
         folder: Where they wrote.
@@ -140,7 +140,8 @@ def test_all_that_a_run_records_is_that_of_one_process(runs: Runs, alone: Runs) 
     assert [each.code for each in runs.ended["parquet"]] == [0, 0], runs.ended["parquet"]
     ours, theirs = (each.folder / "trace.parquet" for each in (runs, alone))
     for path in (ours, probabilities_path(ours)):
-        assert pq.read_table(path).equals(pq.read_table(theirs.with_name(path.name)))
+        other = theirs.with_name(path.name)
+        assert pq.read_table(path).to_pydict() == pq.read_table(other).to_pydict()
     texts = (runs.folder / "texts.jsonl").read_bytes()
     assert texts == (alone.folder / "texts.jsonl").read_bytes()
     saliency = [torch.load(saliency_path(path), weights_only=True) for path in (ours, theirs)]

@@ -12,7 +12,7 @@ import pytest
 
 from moetool.trace.reading.reader import open_trace, read_trace
 from tests.cli.bad_input.refusals import Refusal, assert_refused
-from tests.cli.process.test_interrupts import finish, started_moetool, wait_for
+from tests.cli.process.test_interrupts import INTERRUPTED, finish, started_moetool, wait_for
 from tests.command import Completed, run_main
 
 
@@ -61,7 +61,8 @@ def test_while_a_run_is_alive_no_other_writes_its_target(attempt: int, rivals: R
 
 
 def test_a_run_that_is_terminated_loses_what_was_not_yet_a_part(rivals: Rivals) -> None:
-    assert rivals.first.returncode == -signal.SIGTERM
+    said = rivals.first.stderr.splitlines()
+    assert_refused(rivals.first, INTERRUPTED, target=None, note=said[-1])
     metadata = open_trace(rivals.parts).metadata
     assert metadata is not None
     assert not metadata.complete

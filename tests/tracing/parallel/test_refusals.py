@@ -14,11 +14,12 @@ from transformers.distributed import configuration_utils
 from moetool import trace_model
 from moetool.anatomy.skeleton.build import build_skeleton
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
-from moetool.tracing.options import ParallelPlan, TraceOptions
+from moetool.tracing.options import TraceOptions
 from moetool.tracing.parallel import launch
 from moetool.tracing.parallel.launch import check_gpus, check_several
 from moetool.tracing.parallel.loading import check_runs
 from moetool.tracing.parallel.sharing import check_plan
+from moetool.tracing.plans import ParallelPlan
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.command import RunMoetool
 from tests.families.tiny.configs import build_config as build_family_config
