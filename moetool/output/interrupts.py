@@ -30,5 +30,5 @@ def holding_interrupts() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if held:
-            number, frame = held[0]
-            handlers[signal.Signals(number)](number, frame)
+            first, frame = held[0]
+            handlers[signal.Signals(first)](first, frame)

@@ -85,7 +85,7 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class Invitation:
-    """What another process needs to write parts of a trace, see `TraceShare`.
+    """A pass for other processes that write parts of a trace, see `TraceShare`.
 
     Attributes:
         holder: What the lock of the folder says.

@@ -165,7 +165,7 @@ class RowThreads:
         self._windows.append(self._pool.submit(start))
 
     def _hand_over(self, *, at_most: int) -> None:
-        """Hand windows to the sink until so many are left, and those that are ready anyway."""
+        """Hand windows to the sink: those that are ready, and more until at most this many are left."""
         while self._windows and (len(self._windows) > at_most or _is_ready(self._windows[0])):
             for made in self._windows[0].result():
                 piece = made.result()

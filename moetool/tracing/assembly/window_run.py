@@ -36,7 +36,7 @@ from moetool.tracing.windows.window import RowMaker
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A thread makes and writes so many at a time, and they are a row group of the file.
+# Made and written by one thread at a time; a row group of the file.
 _ROWS_PER_PIECE = 1_000_000
 
 

@@ -45,7 +45,7 @@ class Place(NamedTuple):
         stack: Holds the values.
         row: Index of the layer in it.
         shape: Of ids and weights, `(num_slots, top_k)`.
-        weights_dtype: Of the weights.
+        weights_dtype: The dtype in which weights are kept.
         values: Views of the call's slots. # each (num_slots, …)
     """
 
