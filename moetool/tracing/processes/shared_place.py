@@ -57,3 +57,17 @@ class SharedPlace:
             sink.__exit__(*sys.exc_info())
             raise
         return sink
+
+
+def share_place(
+    choice: SinkChoice, processes: Processes, *, plan: str | None
+) -> SinkChoice | SharedPlace:
+    """Return a run's place: shared if several processes write it.
+
+    Args:
+        choice: The place.
+        processes: This process and those that run the same.
+        plan: The plan under which they share one model, of which the first writes the trace; None if each
+            has its own.
+    """
+    return SharedPlace(choice, processes) if processes.are_several and plan is None else choice

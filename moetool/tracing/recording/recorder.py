@@ -18,7 +18,6 @@ from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,8 +25,9 @@ from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.choices import take_flag
 from moetool.errors import UntraceableError, UsageError
 from moetool.tracing.recording.call_tokens import CallInputs, find_input, name_inputs
-from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
+from moetool.tracing.recording.calls import RecordedCall
 from moetool.tracing.recording.compiled import check_not_compiled, explain_silence
+from moetool.tracing.recording.frames import make_layer_frame
 from moetool.tracing.recording.generate_masks import GenerateMasks
 from moetool.tracing.recording.hooks import Hooks
 from moetool.tracing.recording.saliency.meter import SaliencyMeter, check_saliency
@@ -222,7 +222,9 @@ class RoutingRecorder:
         """
         import pandas as pd
 
-        frames = [_layer_frame(call, recorded) for call in self.calls for recorded in call.layers]
+        frames = [
+            make_layer_frame(call, recorded) for call in self.calls for recorded in call.layers
+        ]
         columns = [
             "call",
             "batch_index",
@@ -333,23 +335,3 @@ class RoutingRecorder:
         ]
         if silent:
             raise explain_silence(self.model, silent, num_layers=len(scope.layers))
-
-
-def _layer_frame(call: RecordedCall, recorded: RecordedLayer) -> pd.DataFrame:
-    import pandas as pd
-
-    num_tokens, top_k = recorded.experts.shape
-    order = np.argsort(-recorded.weights, axis=1, kind="stable")
-    return pd.DataFrame(
-        {
-            "call": call.call,
-            "batch_index": np.repeat(call.batch_index, top_k),
-            "position": np.repeat(call.position, top_k),
-            "stack": recorded.layer.stack,
-            "layer": recorded.layer.layer,
-            "module": recorded.layer.experts_path,
-            "rank": np.tile(np.arange(top_k), num_tokens),
-            "expert": np.take_along_axis(recorded.experts, order, axis=1).ravel(),
-            "weight": np.take_along_axis(recorded.weights, order, axis=1).ravel(),
-        }
-    )

@@ -79,7 +79,7 @@ def route_trace(
         from moetool.checkpoint.reference import resolve_model
         from moetool.trace.writing.sink_choice import choose_sink
         from moetool.tracing.options import TraceOptions, choose_generation
-        from moetool.tracing.processes.shared_place import SharedPlace
+        from moetool.tracing.processes.shared_place import share_place
         from moetool.tracing.prompts.prompts import choose_prompts
         from moetool.tracing.prompts.tokens import choose_special_tokens
         from moetool.tracing.running.texts import choose_texts
@@ -138,18 +138,15 @@ def route_trace(
             reference,
             read,
             options,
-            place=SharedPlace(sink, processes)
-            if processes.are_several and parallel is None
-            else sink,
+            place=share_place(sink, processes, plan=parallel),
             observer=observer,
             open_texts=open_texts,
             num_excerpts=0 if quiet else show,
             clock=clock,
             processes=processes,
         )
-    if not processes.is_first:
-        return
-    summarize_run(run, observer, sink=sink, texts=save_text)
-    make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
-    if verbose:
-        show_timings(run)
+    if processes.is_first:
+        summarize_run(run, observer, sink=sink, texts=save_text)
+        make_page_of_run(report, trace=sink.target, force=force, is_quiet=quiet)
+        if verbose:
+            show_timings(run)

@@ -17,6 +17,11 @@ def is_asynchronous(device: torch.device) -> bool:
     return device.type in _WITH_STREAMS
 
 
+def allocate_pinned(like: torch.Tensor) -> torch.Tensor:
+    """Return room for a tensor in pinned memory, the only kind that a GPU writes to on its own."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
 class HostCopy:
     """A tensor on its way to host memory.
 
@@ -34,8 +39,7 @@ class HostCopy:
         self._event: Any = None
         self.is_pinned = is_asynchronous(device)
         if self.is_pinned:
-            # Pinned memory is the only kind that a GPU writes to on its own.
-            self._target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._target = allocate_pinned(tensor)
             self._target.copy_(self._source, non_blocking=True)
             self._event = torch.get_device_module(device).Event()
             self._event.record(torch.get_device_module(device).current_stream(device))
