@@ -21,8 +21,9 @@ from moetool.tracing.prompts.tokens import TokenizedPrompt
 # window. Larger windows pad less; more windows divide better among processes.
 NUM_WINDOWS = 32
 BATCHES_PER_WINDOW = 4
-# Host memory holds the decisions of a window.
+# Host memory holds the decisions of a window, and the routers' scores if they are recorded.
 TOKENS_PER_WINDOW = 65_536
+TOKENS_PER_WINDOW_WITH_SCORES = 16_384
 # A forward pass, however small, takes a GPU about as long as this many more slots would.
 SLOTS_PER_PASS = 1_024
 
@@ -78,18 +79,20 @@ def plan_windows(
     batch_size: int | None,
     max_batch_tokens: int | None,
     num_new_tokens: int,
+    most_tokens: int = TOKENS_PER_WINDOW,
 ) -> list[Window]:
     """Return windows that hold every prompt once, in order.
 
     There are about `NUM_WINDOWS`. There are fewer where windows would have less than
-    `BATCHES_PER_WINDOW` batches, and more where they would have over `TOKENS_PER_WINDOW` tokens.
-    A window exceeds this number of tokens only if a single batch does.
+    `BATCHES_PER_WINDOW` batches, and more where they would have over `most_tokens` tokens. A window
+    exceeds this number only if a single batch does.
 
     Args:
         prompts: All of one run.
         batch_size: Most prompts of a batch; None for no limit.
         max_batch_tokens: Most tokens of a batch, see `make_batches`; None for no limit.
         num_new_tokens: Most tokens that each prompt is continued by.
+        most_tokens: Most tokens of a window.
     """
     sizes = [len(prompt.token_ids) + num_new_tokens for prompt in prompts]
     most = max_batch_tokens or sum(sizes)
@@ -108,7 +111,7 @@ def plan_windows(
     def is_allowed(start: int, stop: int) -> bool:
         """Return whether a window may hold prompts: those of a single batch it always may."""
         num_tokens = tokens[stop] - tokens[start]
-        return num_tokens <= TOKENS_PER_WINDOW or (
+        return num_tokens <= most_tokens or (
             (batch_size is None or stop - start <= batch_size)
             and (max_batch_tokens is None or num_tokens <= max_batch_tokens)
         )
@@ -133,6 +136,9 @@ def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> l
         batch_size=options.batch_size,
         max_batch_tokens=options.max_batch_tokens,
         num_new_tokens=options.max_new_tokens,
+        most_tokens=TOKENS_PER_WINDOW_WITH_SCORES
+        if options.with_probabilities
+        else TOKENS_PER_WINDOW,
     )
     return [
         WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned

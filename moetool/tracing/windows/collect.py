@@ -180,7 +180,7 @@ def _widen(values: NDArray[Any], width: int, filler: int) -> NDArray[Any]:
 def _take(layer: RecordedLayer, index: NDArray[np.intp]) -> RecordedLayer:
     return RecordedLayer(
         layer=layer.layer,
-        experts=layer.experts[index],
-        weights=layer.weights[index],
-        scores=None if layer.scores is None else layer.scores[index],
+        experts=layer.experts.take(index, axis=0),
+        weights=layer.weights.take(index, axis=0),
+        scores=None if layer.scores is None else layer.scores.take(index, axis=0),
     )
