@@ -79,7 +79,7 @@ def plan_windows(
     batch_size: int | None,
     max_batch_tokens: int | None,
     num_new_tokens: int,
-    most_tokens: int = TOKENS_PER_WINDOW,
+    most_tokens: int | None = None,
 ) -> list[Window]:
     """Return windows that hold every prompt once, in order.
 
@@ -92,8 +92,9 @@ def plan_windows(
         batch_size: Most prompts of a batch; None for no limit.
         max_batch_tokens: Most tokens of a batch, see `make_batches`; None for no limit.
         num_new_tokens: Most tokens that each prompt is continued by.
-        most_tokens: Most tokens of a window.
+        most_tokens: Most tokens of a window; None for `TOKENS_PER_WINDOW`.
     """
+    most_tokens = TOKENS_PER_WINDOW if most_tokens is None else most_tokens
     sizes = [len(prompt.token_ids) + num_new_tokens for prompt in prompts]
     most = max_batch_tokens or sum(sizes)
     # Sums over all prompts before each index. A prompt fills at most one batch.
@@ -136,9 +137,7 @@ def list_windows(prompts: Sequence[TokenizedPrompt], options: TraceOptions) -> l
         batch_size=options.batch_size,
         max_batch_tokens=options.max_batch_tokens,
         num_new_tokens=options.max_new_tokens,
-        most_tokens=TOKENS_PER_WINDOW_WITH_SCORES
-        if options.with_probabilities
-        else TOKENS_PER_WINDOW,
+        most_tokens=TOKENS_PER_WINDOW_WITH_SCORES if options.with_probabilities else None,
     )
     return [
         WindowPrompts(each.index, each.start, prompts[each.start : each.stop]) for each in planned
