@@ -167,8 +167,11 @@ class RowThreads:
     def _hand_over(self, *, at_most: int) -> None:
         """Hand windows to the sink: those that are ready, and more until at most this many are left."""
         while self._windows and (len(self._windows) > at_most or _is_ready(self._windows[0])):
-            for made in self._windows[0].result():
-                piece = made.result()
+            pieces = self._windows[0].result()
+            while pieces:
+                piece = pieces[0].result()
+                # Before it is handed over: after an error, nothing is handed over twice.
+                del pieces[0]
                 if piece.encoded is not None:
                     with self._clock.measure(Stage.WRITE):
                         self._sink.commit(piece.encoded)
