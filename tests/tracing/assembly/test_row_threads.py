@@ -88,8 +88,16 @@ def start_threads(sink: Sink) -> RowThreads:
 
 
 def make_windows(threads: RowThreads, number: int) -> None:
-    for index in range(number):
-        threads.make(cast("WindowRun", Run(index)))
+    make_all(threads, [Run(index) for index in range(number)])
+
+
+def make_all(threads: RowThreads, runs: Sequence[Run], error: Exception | None = None) -> None:
+    """Make windows, and raise an error if one is given."""
+    with threads:
+        for run in runs:
+            threads.make(cast("WindowRun", run))
+        if error is not None:
+            raise error
 
 
 def list_pieces(number: int) -> list[tuple[int, int]]:
@@ -98,8 +106,8 @@ def list_pieces(number: int) -> list[tuple[int, int]]:
 
 def test_pieces_come_in_order_whichever_thread_is_first() -> None:
     sink = Sink()
-    with start_threads(sink) as threads:
-        make_windows(threads, 6)
+    threads = start_threads(sink)
+    make_windows(threads, 6)
     assert sink.committed == list_pieces(6)
     totals = threads.totals
     assert totals.facts is not None
@@ -108,9 +116,9 @@ def test_pieces_come_in_order_whichever_thread_is_first() -> None:
 
 def test_what_was_made_before_another_error_is_handed_over() -> None:
     sink = Sink()
-    with pytest.raises(OutOfMemoryError), start_threads(sink) as threads:
-        make_windows(threads, 2)
-        raise OutOfMemoryError("Out of memory.", hint="Give less.")
+    error = OutOfMemoryError("Out of memory.", hint="Give less.")
+    with pytest.raises(OutOfMemoryError):
+        make_all(start_threads(sink), [Run(0), Run(1)], error)
     assert sink.committed == list_pieces(2)
 
 
@@ -119,8 +127,8 @@ def test_after_a_piece_that_fails_nothing_is_handed_over_or_twice(
     fails_on: tuple[int, int],
 ) -> None:
     sink = Sink(fails_on)
-    with pytest.raises(UsageError, match="disk is full"), start_threads(sink) as threads:
-        make_windows(threads, 6)
+    with pytest.raises(UsageError, match="disk is full"):
+        make_windows(start_threads(sink), 6)
     pieces = list_pieces(6)
     assert sink.committed == pieces[: pieces.index(fails_on)]
 
@@ -131,8 +139,6 @@ def test_an_error_of_a_window_ends_the_run() -> None:
             raise UsageError("It can't be recorded.", hint="Leave it.")
 
     sink = Sink()
-    with pytest.raises(UsageError, match="can't be recorded"), start_threads(sink) as threads:
-        make_windows(threads, 1)
-        threads.make(cast("WindowRun", Broken(1)))
-        make_windows(threads, 3)
+    with pytest.raises(UsageError, match="can't be recorded"):
+        make_all(start_threads(sink), [Run(0), Broken(1), Run(2), Run(3)])
     assert sink.committed == list_pieces(1)
