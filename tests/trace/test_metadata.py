@@ -120,6 +120,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "max_prompt_tokens": (0, -1),
     "batch_size": (0, "8", 1.5),
     "max_batch_tokens": (0, True),
+    "parallel": (1, ["expert"]),
+    "parallel_size": (0, "2", 1.5),
     "versions": (None, [], {"torch": 2}),
     "notes": (None, "a sentence", [1], {"a": "b"}),
 }
@@ -169,6 +171,7 @@ def test_every_field_is_checked() -> None:
         "top_p": 0.5,
         "seed": 2**64 - 1,
         "max_new_tokens": 7,
+        "parallel_size": 4,
     }
     layers = tuple(
         replace(layer, router="a router", rule="a rule", output_factor=2.5) for layer in FULL.layers
