@@ -91,8 +91,8 @@ def trace_prompts(
 ) -> TracedRun:
     """Run a loaded model over prompts, write every decision, and return the figures of the run.
 
-    Rows come in the order of the prompts whatever the batch size. Memory holds one window of
-    decisions at a time.
+    Rows come in the order of the prompts whatever the batch size. Memory holds the decisions of a
+    few windows at a time: threads make and write the rows of earlier ones while the model reads on.
 
     Args:
         model: A model with routed experts, in evaluation mode.

@@ -95,6 +95,7 @@ def choose_sink(
     with_probabilities: bool = False,
     with_saliency: bool = False,
     inputs: Iterable[Path] = (),
+    is_first: bool = True,
 ) -> SinkChoice:
     """Return where rows go, after checking that they can be written there.
 
@@ -107,6 +108,9 @@ def choose_sink(
         with_probabilities: The run writes probabilities as well, which takes a file.
         with_saliency: The run writes saliency as well, which takes a file.
         inputs: Files that the run reads; the output may not be one of them.
+        is_first: Whether this is the first process of the run, or the only one. Only that one looks
+            whether another run is writing there: to look, it locks a file for a moment, and the
+            processes of one run would take each other for other runs.
 
     Raises:
         UsageError: The output can't be written, or contradicts another choice.
@@ -147,6 +151,7 @@ def choose_sink(
         with_probabilities=with_probabilities,
         with_saliency=with_saliency,
         inputs=inputs,
+        is_running=not is_first,
     )
     if trace_format is not None and target.suffix != f".{trace_format}":
         raise UsageError(

@@ -165,7 +165,12 @@ def read_text(line: bytes) -> str:
 
 
 def check_text_path(
-    path: Path, *, replace_existing: bool, resume: bool = False, inputs: Iterable[Path] = ()
+    path: Path,
+    *,
+    replace_existing: bool,
+    resume: bool = False,
+    inputs: Iterable[Path] = (),
+    is_first: bool = True,
 ) -> None:
     """Check that a file of texts can be written at a path, before any work is done for it.
 
@@ -174,6 +179,7 @@ def check_text_path(
         replace_existing: Accept an existing file, and the unfinished one of an earlier run.
         resume: Accept the unfinished one.
         inputs: Files that the run reads.
+        is_first: See `choose_sink`.
 
     Raises:
         UsageError: The path exists, an earlier run left texts there, another run writes there, or
@@ -187,7 +193,7 @@ def check_text_path(
     )
     check_names([_partial_file(path)])
     with saying_what_failed(path):
-        if os.path.lexists(_partial_file(path)):
+        if is_first and os.path.lexists(_partial_file(path)):
             _open_partial(path, discard=replace_existing or resume).close()
 
 
@@ -199,6 +205,7 @@ def choose_texts(
     replace_existing: bool = False,
     resume: bool = False,
     inputs: Iterable[Path] = (),
+    is_first: bool = True,
 ) -> Callable[[], TextFile] | None:
     """Return a function that opens the file of generated texts; None if they are not kept.
 
@@ -209,6 +216,7 @@ def choose_texts(
         replace_existing: Accept an existing file, and the unfinished one of an earlier run.
         resume: Accept the unfinished one, whose texts the resumed run writes again.
         inputs: Files that the run reads.
+        is_first: See `choose_sink`.
 
     Raises:
         UsageError: Nothing is generated, the trace takes the same path, or no file can be written
@@ -230,7 +238,9 @@ def choose_texts(
                 f"The trace and the texts would both be written to '{both}'.",
                 hint="Name two different files.",
             )
-    check_text_path(path, replace_existing=replace_existing, resume=resume, inputs=inputs)
+    check_text_path(
+        path, replace_existing=replace_existing, resume=resume, inputs=inputs, is_first=is_first
+    )
     return lambda: TextFile(path, replace_existing=replace_existing, resume=resume)
 
 

@@ -100,6 +100,7 @@ def route_trace(
         with_probabilities=probabilities,
         with_saliency=saliency,
         inputs=inputs,
+        is_first=processes.is_first,
     )
     generation = choose_generation(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cache=cache
@@ -128,6 +129,7 @@ def route_trace(
         replace_existing=force,
         resume=resume,
         inputs=inputs,
+        is_first=processes.is_first,
     )
     with observer:
         join_processes(observer.step, has_file=sink.target is not None)
