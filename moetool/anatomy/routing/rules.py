@@ -132,9 +132,6 @@ def _receives_decisions(module: nn.Module) -> bool:
 
 
 def _has_own_experts(module: nn.Module) -> bool:
-    # Looked up among the module's own values first: modules search long for what they lack.
-    if "num_experts" not in vars(module) and not hasattr(type(module), "num_experts"):
-        return False
     return isinstance(getattr(module, "num_experts", None), int)
 
 

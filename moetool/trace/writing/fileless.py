@@ -68,8 +68,7 @@ class TraceStream(_KeepsNothing):
     def encode(self, piece: TracePiece) -> EncodedPiece:
         """Return a piece as bytes of CSV; from any thread."""
         assert piece.probabilities is None, "a stream carries one table"
-        content = csv_bytes(piece.rows)
-        return encode_as(piece, num_bytes=content.size, content=content)
+        return encode_as(piece, content=csv_bytes(piece.rows))
 
     def commit(self, encoded: EncodedPiece) -> None:
         """Write the bytes of a piece to the stream."""

@@ -272,7 +272,7 @@ def _shift_groups(part: _Part, shift: int) -> list[Fields]:
 
 def _shift(fields: Fields, numbers: Sequence[int], shift: int) -> None:
     for number in numbers:
-        # Writers put 0 where there is no such place.
+        # Writers put 0 for a place that does not exist.
         if number in fields and fields[number].content > 0:
             fields[number].content += shift
 

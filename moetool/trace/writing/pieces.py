@@ -85,9 +85,7 @@ class EncodedPiece:
         window: Index of the window in the run.
         piece: Index of the piece in the window.
         num_pieces: Pieces of the window.
-        facts: Of the piece.
         num_rows: Its assignments.
-        num_bytes: Size of what was written; 0 where nothing was.
         content: Bytes that are still to be written.
         kept: The piece itself, where the sink keeps rows in memory.
     """
@@ -95,9 +93,7 @@ class EncodedPiece:
     window: int
     piece: int
     num_pieces: int
-    facts: PieceFacts
     num_rows: int
-    num_bytes: int = 0
     content: bytes | pa.Buffer = b""
     kept: TracePiece | None = None
 
@@ -162,7 +158,6 @@ def encode_as(piece: TracePiece, **form: Any) -> EncodedPiece:
         window=piece.window,
         piece=piece.piece,
         num_pieces=piece.num_pieces,
-        facts=piece.facts,
         num_rows=piece.rows.num_rows,
         **form,
     )

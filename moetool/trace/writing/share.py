@@ -13,8 +13,6 @@ from moetool.trace.schema import TRACE_SCHEMA
 from moetool.trace.writing.identity import Invitation
 from moetool.trace.writing.partial import PartialFolder, partial_folder
 from moetool.trace.writing.unfinished.part_files import count_rows
-from moetool.trace.writing.unfinished.part_writing import PartFiles
-from moetool.trace.writing.unfinished.store import PieceStore
 from moetool.trace.writing.writer import TraceFile
 
 
@@ -36,15 +34,8 @@ class TraceShare(TraceFile):
         self._metadata = replace(metadata, complete=False)
         self._identity = invitation.identity
         self._folder = PartialFolder.join(target, holder=invitation.holder)
-        self._pieces = PieceStore(
-            PartFiles(
-                self._folder,
-                schema=TRACE_SCHEMA,
-                identity=self._identity,
-                footer=self._footer,
-                may_replace=invitation.may_replace,
-            )
-        )
+        self._replace_existing = invitation.may_replace
+        self._pieces = self._open_pieces(TRACE_SCHEMA)
         with saying_what_failed(target):
             self._pieces.look_around()
 

@@ -135,15 +135,7 @@ class TraceFile:
         self._probabilities = self._open_parts(
             self.partial / PROBABILITIES_NAME, PROBABILITIES_SCHEMA
         )
-        self._pieces = PieceStore(
-            PartFiles(
-                self._folder,
-                schema=schema,
-                identity=self._identity,
-                footer=self._footer,
-                may_replace=self._replace_existing,
-            )
-        )
+        self._pieces = self._open_pieces(schema)
         if resume:
             try:
                 with saying_what_failed(target):
@@ -329,6 +321,17 @@ class TraceFile:
             path.unlink()
         for unfinished, path in places:
             put_in_place(unfinished, path, replace_existing=self._replace_existing)
+
+    def _open_pieces(self, schema: pa.Schema) -> PieceStore:
+        return PieceStore(
+            PartFiles(
+                self._folder,
+                schema=schema,
+                identity=self._identity,
+                footer=self._footer,
+                may_replace=self._replace_existing,
+            )
+        )
 
     def _open_parts(self, folder: Path, schema: pa.Schema) -> PartWriter:
         return PartWriter(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Self
 
 import pyarrow as pa
 
+from moetool.cores import count_cores
 from moetool.errors import MoetoolError
 from moetool.trace.excerpt import PromptExcerpt, choose_excerpt_tokens, excerpt_rows
 from moetool.trace.reading.prompt_sums import DomainCounter
@@ -270,13 +270,6 @@ class RowThreads:
             )
             for index, item in enumerate(prompts[: max(0, self._num_excerpts - start)])
         )
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _is_ready(window: Future[list[Future[DonePiece]]]) -> bool:

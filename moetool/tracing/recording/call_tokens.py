@@ -132,11 +132,6 @@ class CallInputs:
         return real if self._num_cached is None else real[:, : self._num_seen]
 
 
-def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
-    """Return where the real tokens of a forward call are, see `CallInputs`."""
-    return CallInputs(inputs).tokens
-
-
 def _find_batch(inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return the tokens of a call, or their embeddings.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from moetool import RoutingRecorder
 from moetool.anatomy.caches import find_cache_keyword, find_caches, looks_like_cache, name_fields
 from moetool.errors import UntraceableError
-from moetool.tracing.recording.call_tokens import CallTokens, locate_tokens, name_inputs
+from moetool.tracing.recording.call_tokens import CallInputs, CallTokens, name_inputs
 from tests.tiny_models import build_model
 
 NUM_CACHED, NUM_ROWS = 6, 2
@@ -64,6 +65,10 @@ def record(model: nn.Module, **inputs: Any) -> pd.DataFrame:
     with RoutingRecorder(model) as recorder, torch.inference_mode():
         model(**inputs)
     return recorder.to_frame()
+
+
+def locate_tokens(inputs: Mapping[str, Any]) -> CallTokens:
+    return CallInputs(inputs).tokens
 
 
 def positions_of(tokens: CallTokens) -> list[int]:

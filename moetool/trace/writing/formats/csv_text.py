@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from moetool.cores import count_cores
 from moetool.output.targets import new_file
 from moetool.trace.schema import plain_schema
 from moetool.trace.writing.parquet_files import open_part
@@ -76,7 +76,7 @@ def _make_in_order(
     groups: Iterator[tuple[Path, int]], schema: pa.Schema
 ) -> Generator[list[pa.Buffer], None, None]:
     """Yield the lines of row groups in order, a few of which are in work at the same time."""
-    num_threads = min(_MOST_THREADS, _count_cores())
+    num_threads = min(_MOST_THREADS, count_cores())
     with ThreadPoolExecutor(num_threads, thread_name_prefix="moetool-csv") as pool:
         made: deque[Future[list[pa.Buffer]]] = deque()
         try:
@@ -95,10 +95,3 @@ def _make_lines(path: Path, number: int, schema: pa.Schema) -> list[pa.Buffer]:
     with open_part(path) as source, pq.ParquetFile(source) as file:
         batches = file.iter_batches(_ROWS_PER_BATCH, row_groups=[number], use_threads=False)
         return [csv_bytes(pa.Table.from_batches([batch]).cast(schema)) for batch in batches]
-
-
-def _count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -82,7 +82,7 @@ class PieceStore:
             if not must_wait:
                 self._num_rows_of[stem] = piece.rows.num_rows
             self._last_part_s = time.monotonic()
-        return encode_as(piece, num_bytes=path.stat().st_size)
+        return encode_as(piece)
 
     def commit(self, encoded: EncodedPiece) -> None:
         """Take a piece in the order of the rows; after a window's last, forget its batches.

@@ -64,7 +64,7 @@ def test_the_csv_module_reads_the_same_rows(table: pa.Table) -> None:
 def test_rows_of_many_groups_come_in_order_whatever_the_threads(
     threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_text, "_count_cores", lambda: threads)
+    monkeypatch.setattr(csv_text, "count_cores", lambda: threads)
     tables = [make_rows((4, index), seed=index) for index in range(1, 9)]
     parts = write_parts(tmp_path, [*tables, TRACE_SCHEMA.empty_table()], group_size=5)
     join_csv(parts, tmp_path / "joined.csv", TRACE_SCHEMA)
