@@ -4,7 +4,8 @@
 
 Each figure is the time of some passes inside a recorder, entering and leaving it included, over that
 of the same passes without one: the median over rounds in which all variants take turns in one
-process. The last columns are the largest increase in the GPU's reserved memory and in the process's
+process. "plain again" is the same ratio of passes without a recorder to others without one, with its
+smallest and largest value: a difference within it means nothing. The last columns are the largest increase in the GPU's reserved memory and in the process's
 resident memory while 40 more passes are recorded and their calls taken.
 """
 
@@ -69,7 +70,8 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Bytes of a layer of Mixtral in bfloat16, to leave out layers where a GPU cannot hold them all.
 MIXTRAL_LAYER_BYTES = 2.92e9
-ROUNDS = 5
+# Short passes wait for Python, whose speed varies.
+ROUNDS, ROUNDS_OF_SHORT = 5, 11
 NUM_NEW_TOKENS = 48
 NUM_PASSES_FOR_MEMORY = 40
 
@@ -81,9 +83,10 @@ def main() -> None:
         f"transformers {transformers.__version__}\n"
     )
     print(
-        "| geometry | passes | plain, tokens/s | recording | with router scores | GPU memory | host memory |"
+        "| geometry | passes | plain, tokens/s | plain again | recording | with router scores "
+        "| GPU memory | host memory |"
     )
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name in sys.argv[1:] or GEOMETRIES:
         model, label = build(name)
         vocabulary = model.config.vocab_size
@@ -96,11 +99,14 @@ def main() -> None:
                 8 * (512 + NUM_NEW_TOKENS),
             ),
         ):
-            plain, recorded, scored = measure(model, run)
+            is_long = title.startswith("8 of")
+            plain, ratios = measure(model, run, ROUNDS if is_long else ROUNDS_OF_SHORT)
+            again, recorded, scored = (statistics.median(each) for each in ratios)
             line = (
-                f"| {label} | {title} | {num_tokens / plain:,.0f} | {recorded:.3f} | {scored:.3f} "
+                f"| {label} | {title} | {num_tokens / plain:,.0f} | {again:.3f} ({min(ratios[0]):.2f} "
+                f"to {max(ratios[0]):.2f}) | {recorded:.3f} | {scored:.3f} "
             )
-            if title.startswith("8 of"):
+            if is_long:
                 on_gpu, on_host = memory(model, vocabulary)
                 line += f"| {on_gpu:+.2f} % | {on_host:+.0f} MiB |"
             else:
@@ -160,15 +166,18 @@ def write(model: Any, num_rows: int, num_columns: int, vocabulary: int) -> Calla
     return run
 
 
-def measure(model: Any, run: Callable[[], None]) -> tuple[float, float, float]:
-    """Return the plain passes' seconds, and the two ratios over them."""
+def measure(
+    model: Any, run: Callable[[], None], num_rounds: int
+) -> tuple[float, list[list[float]]]:
+    """Return the plain passes' median in seconds, and each other variant's ratios to them."""
     variants: list[Callable[[], AbstractContextManager[Any]]] = [
+        nullcontext,
         nullcontext,
         lambda: RoutingRecorder(model),
         lambda: RoutingRecorder(model, keep_scores=True),
     ]
-    times: list[list[float]] = [[], [], []]
-    for round_ in range(ROUNDS + 1):
+    times: list[list[float]] = [[] for _ in variants]
+    for round_ in range(num_rounds + 1):
         for index, variant in enumerate(variants):
             torch.cuda.synchronize()
             start = time.perf_counter()
@@ -181,10 +190,8 @@ def measure(model: Any, run: Callable[[], None]) -> tuple[float, float, float]:
             if round_:
                 times[index].append(seconds)
     plain = times[0]
-    recorded, scored = (
-        statistics.median(b / a for a, b in zip(plain, other, strict=True)) for other in times[1:]
-    )
-    return statistics.median(plain), recorded, scored
+    ratios = [[b / a for a, b in zip(plain, other, strict=True)] for other in times[1:]]
+    return statistics.median(plain), ratios
 
 
 def memory(model: Any, vocabulary: int) -> tuple[float, float]:

@@ -149,16 +149,24 @@ class ExpertCounter:
 
     def add_counter(self, other: ExpertCounter) -> NDArray[np.intp]:
         """Add what another counter has counted, and return the index of each of its groups."""
-        for name, domain in zip(other._index_of, other._domains, strict=True):
+        return self._add_as(other, names=list(other._index_of))
+
+    def add_domains(self, prompts: ExpertCounter) -> NDArray[np.intp]:
+        """Add what a counter by prompt has counted, by domain; return the index of each prompt's."""
+        return self._add_as(prompts, names=prompts._domains)
+
+    def _add_as(self, other: ExpertCounter, *, names: list[str]) -> NDArray[np.intp]:
+        """Add what another counter has counted, its groups under other names, some of them the same."""
+        for name, domain in zip(names, other._domains, strict=True):
             if name not in self._index_of:
                 self._index_of[name] = len(self._index_of)
                 self._domains.append(domain)
-        group = np.array([self._index_of[name] for name in other._index_of], dtype=np.intp)
+        group = np.array([self._index_of[name] for name in names], dtype=np.intp)
         self._num_rows += other._num_rows
         self._width = max(self._width, other._width)
         for key, rows in other._rows.items():
             total = self._widen(key, width=rows.shape[1])
-            total[group[: len(rows)], : rows.shape[1]] += rows
+            np.add.at(total[:, : rows.shape[1]], group[: len(rows)], rows)
         return group
 
     def counts(

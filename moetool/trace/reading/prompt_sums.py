@@ -57,10 +57,9 @@ class DomainCounter:
         """Count the rows of a table that holds all rows of each of its prompts."""
         if not table.num_rows:
             return
-        self._counter.add(table)
         prompts = ExpertCounter(by="prompt_id")
         prompts.add(table)
-        group = self._counter.group_index(prompts.domains)
+        group = self._counter.add_domains(prompts)
         for place, rows in prompts.rows.items():
             # Decisions are rows divided by top-k, which is known only at the end.
             sums = sum_prompts(
@@ -96,8 +95,9 @@ class DomainCounter:
 
 
 def _add(one: PromptSums, other: PromptSums) -> PromptSums:
-    shape = tuple(np.maximum(one.products.shape, other.products.shape).tolist())
-    one, other = _resize(one, shape, top_k=1), _resize(other, shape, top_k=1)
+    if one.products.shape != other.products.shape:
+        shape = tuple(np.maximum(one.products.shape, other.products.shape).tolist())
+        one, other = _resize(one, shape, top_k=1), _resize(other, shape, top_k=1)
     return PromptSums(
         num_prompts=one.num_prompts + other.num_prompts,
         num_choosing=one.num_choosing + other.num_choosing,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -36,7 +37,7 @@ _WITHOUT_STATISTICS = "token"
 
 _MARK = b"PAR1"
 _LENGTH_BYTES = 4
-_COPIED_BYTES = 1 << 20
+_COPIED_BYTES = 1 << 24
 _LARGEST_ORDINAL = (1 << 15) - 1
 
 
@@ -133,36 +134,48 @@ def open_part(path: Path) -> Iterator[BinaryIO]:
 
 
 def join_parquet(
-    parts: Sequence[Path], target: Path, schema: pa.Schema, *, footer: Mapping[bytes, bytes]
+    parts: Sequence[Path],
+    target: Path,
+    schema: pa.Schema,
+    *,
+    footer: Mapping[bytes, bytes],
+    check: Callable[[pq.FileMetaData], None] | None = None,
 ) -> None:
     """Write one new Parquet file with the row groups of others, in order, and one footer.
 
-    Their bytes are copied as they are; no row is decoded. Row groups without rows are left out.
+    Their bytes are copied as they are, in another thread; no row is decoded. Row groups without rows
+    are left out.
 
     Args:
         parts: Files that `new_parquet` wrote with the same schema. They stay.
         target: Path of the new file, which is removed if this fails.
         schema: Schema of the parts.
         footer: Metadata of the file, see `new_parquet`.
+        check: Is called with the metadata of each part, and raises an error to end this.
 
     Raises:
         UsageError: A part is missing or damaged, or has another schema.
         OSError: The file can't be written.
     """
     joined = _make_footer(schema, footer)
-    groups: list[Fields] = []
-    with new_file(target) as file:
+    # As bytes, of which Python's search for garbage sees nothing.
+    groups: list[bytes] = []
+    num_rows = 0
+    with new_file(target) as file, ThreadPoolExecutor(1) as copying:
         file.write(_MARK)
+        place = len(_MARK)
+        copies = []
         for path in parts:
             with open_part(path) as source:
-                part = _read_part(path, source, schema=joined[_File.SCHEMA])
-                shift = file.tell() - len(_MARK)
-                groups += _shift_groups(part, shift)
-                source.seek(len(_MARK))
-                _copy(source, file, part.end - len(_MARK), path=path)
-        for ordinal, group in enumerate(groups):
-            _number_group(group, ordinal)
-        num_rows = sum(group[_Group.NUM_ROWS].content for group in groups)
+                part = _read_part(path, source, schema=joined[_File.SCHEMA], check=check)
+            for group in _shift_groups(part, place - len(_MARK)):
+                _number_group(group, len(groups))
+                num_rows += group[_Group.NUM_ROWS].content
+                groups.append(write_struct(group))
+            copies.append(copying.submit(_copy_pages, path, part, file))
+            place += part.end - len(_MARK)
+        for copy in copies:
+            copy.result()
         joined[_File.NUM_ROWS] = Value(Kind.I64, num_rows)
         joined[_File.ROW_GROUPS] = Value(Kind.LIST, Items(Kind.STRUCT, groups))
         written = write_struct(joined)
@@ -215,10 +228,18 @@ def _make_footer(schema: pa.Schema, footer: Mapping[bytes, bytes]) -> Fields:
     return read_struct(content[-len(_MARK) - _LENGTH_BYTES - length :])
 
 
-def _read_part(path: Path, source: BinaryIO, *, schema: Value) -> _Part:
+def _read_part(
+    path: Path,
+    source: BinaryIO,
+    *,
+    schema: Value,
+    check: Callable[[pq.FileMetaData], None] | None,
+) -> _Part:
     """Return the footer of a part, after checks that pyarrow can read it and that it fits."""
     # pyarrow's reader of footers withstands any damage.
-    pq.read_metadata(source)
+    metadata = pq.read_metadata(source)
+    if check is not None:
+        check(metadata)
     tail = len(_MARK) + _LENGTH_BYTES
     end = source.seek(-tail, os.SEEK_END)
     length = _read_length(source.read(tail))
@@ -284,10 +305,14 @@ def _number_group(group: Fields, ordinal: int) -> None:
         group[_Group.ORDINAL] = Value(Kind.I16, ordinal)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int, *, path: Path) -> None:
-    while num_bytes:
-        copied = source.read(min(num_bytes, _COPIED_BYTES))
-        if not copied:
-            raise refuse_as_removed(path)
-        target.write(copied)
-        num_bytes -= len(copied)
+def _copy_pages(path: Path, part: _Part, target: BinaryIO) -> None:
+    """Write what lies between the mark at the start of a part and its footer."""
+    with open_part(path) as source:
+        source.seek(len(_MARK))
+        num_bytes = part.end - len(_MARK)
+        while num_bytes:
+            copied = source.read(min(num_bytes, _COPIED_BYTES))
+            if not copied:
+                raise refuse_as_removed(path)
+            target.write(copied)
+            num_bytes -= len(copied)

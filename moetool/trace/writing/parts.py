@@ -105,21 +105,21 @@ class PartWriter:
 
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
-        join_parquet(self._list_own_parts(), path, self.schema, footer=footer)
+        self.flush()
+        join_parquet(self._parts, path, self.schema, footer=footer, check=self._check_own)
 
     def merge_into_csv(self, path: Path) -> None:
         """Write the rows of all parts into one new CSV file."""
-        join_csv(self._list_own_parts(), path, self.schema)
-
-    def _list_own_parts(self) -> list[Path]:
-        """Return all parts, after checks that none of them is another run's."""
         self.flush()
-        for path in self._parts:
-            with open_part(path) as source:
-                footer = pq.read_metadata(source).metadata
-            if footer.get(RUN_KEY) != self._run:
-                raise refuse_as_shared(self.folder)
-        return self._parts
+        for part in self._parts:
+            with open_part(part) as source:
+                self._check_own(pq.read_metadata(source))
+        join_csv(self._parts, path, self.schema)
+
+    def _check_own(self, part: pq.FileMetaData) -> None:
+        """Check that a part is not another run's."""
+        if part.metadata.get(RUN_KEY) != self._run:
+            raise refuse_as_shared(self.folder)
 
 
 def _join(tables: list[pa.Table]) -> pa.Table:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Semaphore
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,8 @@ from moetool.tracing.windows.window import RowMaker
 
 # Threads beyond these would wait for the disk.
 _MOST_THREADS = 8
+# More of them would keep Python from the model, which starts each of its operations in Python.
+_MOST_NEXT_TO_MODEL = 4
 # Windows whose rows are still being made while the model reads another: host memory holds them all.
 _MOST_WINDOWS = 3
 
@@ -118,10 +121,10 @@ class RowThreads:
         self.totals = RunTotals()
         self._sink, self._maker, self._texts, self._clock = sink, maker, texts, clock
         self._num_excerpts = num_excerpts
+        self._num_threads = min(_MOST_THREADS, count_cores())
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="moetool-rows")
         # One core is left to the model.
-        self._pool = ThreadPoolExecutor(
-            min(_MOST_THREADS, max(1, count_cores() - 1)), thread_name_prefix="moetool-rows"
-        )
+        self._turns = Semaphore(min(_MOST_NEXT_TO_MODEL, max(1, self._num_threads - 1)))
         self._windows: deque[Future[list[Future[DonePiece]]]] = deque()
 
     def __enter__(self) -> Self:
@@ -133,6 +136,8 @@ class RowThreads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # The model has ended.
+        self._turns.release(self._num_threads)
         try:
             if error is None:
                 self._hand_over(at_most=0)
@@ -184,9 +189,13 @@ class RowThreads:
         with self._clock.measure(Stage.COPY):
             decisions = run.collect()
         return [
-            self._pool.submit(self._make_piece, decisions, index)
+            self._pool.submit(self._make_in_turn, decisions, index)
             for index in range(len(decisions.pieces))
         ]
+
+    def _make_in_turn(self, decisions: WindowDecisions, index: int) -> DonePiece:
+        with self._turns:
+            return self._make_piece(decisions, index)
 
     def _make_piece(self, decisions: WindowDecisions, index: int) -> DonePiece:
         prompts = decisions.pieces[index]

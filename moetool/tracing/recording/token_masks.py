@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moetool.errors import UntraceableError
+from moetool.tracing.recording.transfer.host_copies import to_numpy
 
 # Masks of something other than the tokens of the call.
 _OTHER_MASKS = re.compile(r"encoder|cross|pixel|image|video|visual|vision|audio|feature|head|label")
@@ -46,16 +47,15 @@ def read_token_mask(mask: torch.Tensor) -> NDArray[np.bool_]:
     Raises:
         UntraceableError: It does not consist of ones and zeros.
     """
-    values = mask.detach().cpu()
-    is_one = values == 1
-    is_other = ~is_one & (values != 0)
-    if bool(is_other.any()):
+    values = to_numpy(mask.detach().cpu())
+    real: NDArray[np.bool_] = values == 1
+    is_other = ~real & (values != 0)
+    if is_other.any():
         # For example an additive mask, which has 0 where others have 1.
         raise UntraceableError(
             f"Can't tell pads from tokens: the attention mask holds {float(values[is_other][0]):g}.",
             hint=_HINT,
         )
-    real: NDArray[np.bool_] = is_one.numpy()
     return real
 
 

@@ -17,6 +17,7 @@ from moetool.errors import InputError, UntraceableError, UsageError
 from moetool.memory.scenario import CacheKind
 from moetool.tracing.options import GenerationOptions
 from moetool.tracing.prompts.tokens import choose_pad, count_embeddings
+from moetool.tracing.recording.transfer.host_copies import send_to
 from moetool.tracing.running.batches import Batch
 from moetool.tracing.running.token_settings import check_token_settings
 
@@ -209,8 +210,8 @@ def continue_batch(
     generate: Any = model.generate
     with torch.inference_mode():
         output = generate(
-            input_ids=torch.from_numpy(batch.input_ids).to(device),
-            attention_mask=torch.from_numpy(batch.attention_mask).to(device),
+            input_ids=send_to(device, batch.input_ids),
+            attention_mask=send_to(device, batch.attention_mask),
         )
     # The output of an encoder-decoder begins with its start token, that of others with the prompt.
     is_new_text = bool(model.config.is_encoder_decoder)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moetool.errors import UsageError
 from moetool.tracing.recording.scopes import RecordedModel
+from moetool.tracing.recording.transfer.host_copies import send_to
 from moetool.tracing.running.batches import Batch
 from moetool.tracing.running.devices import find_input_device
 from moetool.tracing.running.generation import Continuation, continue_batch
@@ -55,8 +56,8 @@ def read_batch(
     device = find_input_device(recorded.model)
     with torch.inference_mode():
         reader(
-            input_ids=torch.from_numpy(batch.input_ids).to(device),
-            attention_mask=torch.from_numpy(batch.attention_mask).to(device),
+            input_ids=send_to(device, batch.input_ids),
+            attention_mask=send_to(device, batch.attention_mask),
             **{name: value for name, value in wishes.items() if name in accepted},
         )
     return {path: _read(token_ids)}

@@ -37,7 +37,8 @@ class Value:
     Attributes:
         kind: Its type; that of a truth value says which.
         content: An int, a bool, bytes, `Items`, `Pairs` or, for a struct, `Fields`. Types that are
-            only passed on, as doubles are, are left as bytes.
+            only passed on, as doubles are, are left as bytes. For writing, a struct may be bytes
+            that `write_struct` returned.
     """
 
     kind: Kind
@@ -64,6 +65,8 @@ class Pairs:
 # The fields of a struct by number, in their order.
 Fields = dict[int, Value]
 
+# By code, which takes less time than calling the class.
+_KIND_OF = {int(kind): kind for kind in Kind}
 _WIDTHS = {Kind.BYTE: 1, Kind.DOUBLE: 8, Kind.UUID: 16}
 _INTEGERS = (Kind.I16, Kind.I32, Kind.I64)
 _TRUTHS = (Kind.TRUE, Kind.FALSE)
@@ -96,7 +99,7 @@ class _Reader:
         fields: Fields = {}
         number = 0
         while head := self._take_byte():
-            step, kind = head >> 4, Kind(head & 15)
+            step, kind = head >> 4, _find_kind(head & 15)
             number = number + step if step else self._read_integer()
             content = kind is Kind.TRUE if kind in _TRUTHS else self._read_content(kind)
             fields[number] = Value(kind, content)
@@ -119,7 +122,7 @@ class _Reader:
 
     def _read_items(self) -> Items:
         head = self._take_byte()
-        length, kind = head >> 4, Kind(head & 15)
+        length, kind = head >> 4, _find_kind(head & 15)
         if length > _LARGEST_IN_HEAD:
             length = self._read_varint()
         return Items(kind, [self._read_content(kind) for _ in range(length)])
@@ -129,7 +132,7 @@ class _Reader:
         if not length:
             return Pairs(None, None, [])
         head = self._take_byte()
-        kinds = Kind(head >> 4), Kind(head & 15)
+        kinds = _find_kind(head >> 4), _find_kind(head & 15)
         pairs = [
             (self._read_content(kinds[0]), self._read_content(kinds[1])) for _ in range(length)
         ]
@@ -149,7 +152,11 @@ class _Reader:
         raise ValueError("A number has too many bytes.")
 
     def _take_byte(self) -> int:
-        return self._take(1)[0]
+        if self._place >= len(self._data):
+            raise ValueError("The bytes end within a struct.")
+        byte = self._data[self._place]
+        self._place += 1
+        return byte
 
     def _take(self, length: int) -> bytes:
         taken = self._data[self._place : self._place + length]
@@ -157,6 +164,13 @@ class _Reader:
             raise ValueError("The bytes end within a struct.")
         self._place += length
         return taken
+
+
+def _find_kind(code: int) -> Kind:
+    kind = _KIND_OF.get(code)
+    if kind is None:
+        raise ValueError(f"There is no type {code}.")
+    return kind
 
 
 def _write_fields(fields: Fields) -> Iterator[bytes]:
@@ -180,7 +194,7 @@ def _write_content(kind: Kind, content: Any) -> Iterator[bytes]:
     elif kind is Kind.BINARY:
         yield _write_varint(len(content))
         yield content
-    elif kind is Kind.STRUCT:
+    elif kind is Kind.STRUCT and not isinstance(content, bytes):
         yield from _write_fields(content)
     elif isinstance(content, Items):
         length = len(content.contents)

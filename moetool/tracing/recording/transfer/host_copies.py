@@ -1,4 +1,4 @@
-"""Copies from a GPU to host memory that the GPU makes while it goes on computing."""
+"""Copies between a GPU and host memory that the GPU makes while it goes on computing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # Devices whose queues of work (streams) run next to each other.
 _WITH_STREAMS = ("cuda", "xpu")
@@ -20,6 +22,14 @@ def is_asynchronous(device: torch.device) -> bool:
 def allocate_pinned(like: torch.Tensor) -> torch.Tensor:
     """Return room for a tensor in pinned memory, the only kind that a GPU writes to on its own."""
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def send_to(device: torch.device, values: NDArray[Any]) -> torch.Tensor:
+    """Return an array as a tensor on a device, without waiting for what a GPU is computing."""
+    tensor = torch.from_numpy(values)
+    if not is_asynchronous(device):
+        return tensor.to(device)
+    return allocate_pinned(tensor).copy_(tensor).to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -53,6 +63,28 @@ class HostCopy:
             self._event = None
         self._source = None
         return self._target
+
+
+def to_numpy(tensor: torch.Tensor, *, slots: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    """Return a tensor in host memory, or some slots of it, as an array; bfloat16 becomes float32.
+
+    numpy does it, not torch: in each new thread torch would start as many threads as there are
+    cores, which compete with the model's own.
+
+    Args:
+        tensor: # (num_layers, num_slots, …) if slots are given
+        slots: Indices of those to return.
+    """
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    values: NDArray[Any] = (tensor.view(torch.int16) if is_bfloat16 else tensor).numpy()
+    if slots is not None:
+        values = values.take(slots, axis=1)
+    if not is_bfloat16:
+        return values
+    # bfloat16 is the upper half of float32.
+    bits = values.view(np.uint16).astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 class SideStreams:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.tracing.recording.calls import RecordedCall, RecordedLayer
 from moetool.tracing.recording.transfer.checks import find_faults, refuse_faults
-from moetool.tracing.recording.transfer.host_copies import HostCopy, SideStreams
+from moetool.tracing.recording.transfer.host_copies import HostCopy, SideStreams, to_numpy
 from moetool.tracing.recording.transfer.shipment import LayerStack, Shipment, ShippedCall
 
 
@@ -118,24 +118,13 @@ class _SentStack:
 def _keep(copy: HostCopy, slots: NDArray[np.int64] | None) -> NDArray[Any]:
     """Return the values of some slots, in memory that is not pinned; floats become float32.
 
-    numpy does it, not torch: in each new thread torch would start as many threads as there are
-    cores, which compete with the model's own.
-
     Returns:
         # (num_layers, num_tokens, …)
     """
     sent = copy.read()
-    is_bfloat16 = sent.dtype == torch.bfloat16
-    values = (sent.view(torch.int16) if is_bfloat16 else sent).numpy()
-    if slots is not None:
-        values = values.take(slots, axis=1)
-    if is_bfloat16:
-        # bfloat16 is the upper half of float32.
-        bits = values.view(np.uint16).astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
+    values = to_numpy(sent, slots=slots)
+    # Everything else is in new memory already.
+    is_as_sent = slots is None and sent.dtype is not torch.bfloat16
     if sent.is_floating_point():
-        values = values.astype(np.float32, copy=slots is None and copy.is_pinned)
-    elif slots is None and copy.is_pinned:
-        values = values.copy()
-    return values
+        return values.astype(np.float32, copy=is_as_sent and copy.is_pinned)
+    return values.copy() if is_as_sent and copy.is_pinned else values

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.tracing.recording.hooks import Hooks
-from moetool.tracing.recording.transfer.host_copies import HostCopy
+from moetool.tracing.recording.transfer.host_copies import HostCopy, to_numpy
 
 # Enough tokens to tell a constant from a coincidence.
 _NUM_TOKENS = 32
@@ -46,7 +48,7 @@ class OutputFactorMeter:
         It is 1 if the block adds the sum as it is, and None if it does more than multiply it.
         """
         if self._seen:
-            total, *terms = (copy.read().double() for copy in self._seen)
+            total, *terms = (to_numpy(copy.read()).astype(np.float64) for copy in self._seen)
             self._factor = _fit_factor(total, terms)
             self._seen.clear()
         return self._factor
@@ -84,22 +86,22 @@ def _is_hidden(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()
 
 
-def _fit_factor(total: torch.Tensor, terms: list[torch.Tensor]) -> float | None:
+def _fit_factor(total: NDArray[np.float64], terms: list[NDArray[np.float64]]) -> float | None:
     """Return the factor of the first term in the total, if the same factor explains all tokens.
 
     Args:
         total: # (num_tokens, hidden_size)
         terms: Each of the same shape.
     """
-    ran = terms[0].abs().amax(dim=1) > 0
-    columns = torch.stack([term[ran] for term in terms], dim=2)  # (…, hidden_size, num_terms)
-    total = total[ran].unsqueeze(2)  # (num_tokens, hidden_size, 1)
+    ran = np.abs(terms[0]).max(axis=1) > 0
+    columns = np.stack([term[ran] for term in terms], axis=2)  # (…, hidden_size, num_terms)
+    total = total[ran][:, :, None]  # (num_tokens, hidden_size, 1)
     if not len(total):
         return None
-    factors = torch.linalg.pinv(columns) @ total  # (num_tokens, num_terms, 1)
-    rest = (columns @ factors - total).norm() / total.norm()
+    factors = np.linalg.pinv(columns) @ total  # (num_tokens, num_terms, 1)
+    rest = np.linalg.norm(columns @ factors - total) / np.linalg.norm(total)
     found = factors[:, 0, 0]  # (num_tokens,)
-    middle = found.median()
-    if rest > _TOLERANCE or ((found - middle).abs() > _TOLERANCE * middle.abs()).any():
+    middle = np.median(found)
+    if rest > _TOLERANCE or (np.abs(found - middle) > _TOLERANCE * np.abs(middle)).any():
         return None
-    return float(f"{float(middle):.3g}")
+    return float(f"{middle:.3g}")
