@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from benchmarks.command import limit_tokens
 from benchmarks.recording_on_gpu import build
 from moetool.catalogue.names import demo_folder
 from moetool.trace.metadata import TraceMetadata
@@ -74,7 +75,7 @@ def measure(folder: Path) -> None:
         geometry = "demo"
     else:
         model, _ = build(geometry)
-    prompts = make_prompts(num_prompts, tokenizer)
+    prompts = make_prompts(num_prompts, tokenizer, most_tokens=limit_tokens(model))
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     seconds: dict[int, list[float]] = {1: [], NUM_PROCESSES: []}
     for round_ in range(ROUNDS + 1):
@@ -109,13 +110,17 @@ def are_equal(one: pq.ParquetFile, other: pq.ParquetFile) -> bool:
     )
 
 
-def make_prompts(number: int, tokenizer: Any) -> list[TokenizedPrompt]:
+def make_prompts(number: int, tokenizer: Any, *, most_tokens: int) -> list[TokenizedPrompt]:
     """Return prompts of random words."""
     words = Path("README.md").read_text(encoding="utf-8").split()
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=draw.randint(50, MOST_WORDS))) for _ in range(number)]
     return tokenize_prompts(
-        take_prompts(texts), tokenizer, special_tokens="tokenizer", context_tokens=None
+        take_prompts(texts),
+        tokenizer,
+        special_tokens="tokenizer",
+        context_tokens=None,
+        max_prompt_tokens=most_tokens,
     )
 
 
