@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options import memory_estimate as options
+from moetool.cli.options.memory_estimate import hardware, scenario
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -45,11 +45,11 @@ EXAMPLES = (
 @speaks_errors
 def memory_estimate(
     models: ModelsArgument,
-    batch_size: options.BatchSize = str(Scenario.batch_size),
-    prompt_tokens: options.PromptTokens = None,
-    new_tokens: options.NewTokens = None,
-    task: options.TaskOption = Task.GENERATE,
-    padding: options.Padding = False,
+    batch_size: scenario.BatchSize = str(Scenario.batch_size),
+    prompt_tokens: scenario.PromptTokens = None,
+    new_tokens: scenario.NewTokens = None,
+    task: scenario.TaskOption = Task.GENERATE,
+    padding: scenario.Padding = False,
     dtype: loading.DtypeOption = Dtype.AUTO,
     quantization: loading.QuantizationOption = Quantization.NONE,
     double_quantization: loading.DoubleQuantization = False,
@@ -57,9 +57,9 @@ def memory_estimate(
     attention: loading.AttentionOption = None,
     experts_implementation: loading.ExpertsImplementationOption = None,
     cache: loading.CacheOption = CacheKind.DYNAMIC,
-    gpu: options.Gpu = None,
-    trace: options.Trace = None,
-    measure: options.Measure = False,
+    gpu: hardware.Gpu = None,
+    trace: hardware.Trace = None,
+    measure: hardware.Measure = False,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,

@@ -1,0 +1,44 @@
+"""Declare the options of `moetool memory-estimate` that describe the hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moetool.cli.options.completion import complete_gpus
+from moetool.cli.options.shared import FLAG
+
+_HARDWARE_PANEL = "Hardware"
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="GPU",
+        help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
+        "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
+        "compare all known GPUs.",
+        autocompletion=complete_gpus,
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="TRACE",
+        help="Bound the speed by the routing in this trace instead of uniform routing.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        metavar=FLAG,
+        help="Also run the model on this machine's GPU, and compare.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
