@@ -110,8 +110,9 @@ def work(name: str, path: Path, way: str, rank: int, port: int) -> None:
     """Measure in one process."""
     try:
         measure(name, path, way, rank, port)
-    except Exception:
+    except BaseException:
         print(f"(failed: {way} of {name}, rank {rank})\n{traceback.format_exc()}", flush=True)
+        raise
     finally:
         sys.stdout.flush()
         os._exit(0)

@@ -176,6 +176,7 @@ def run_scenario(
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         needs_data=needs_data,
+        communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
     )
