@@ -79,9 +79,7 @@ def take_group(
     words = parallel.split(",") if isinstance(parallel, str) else list(parallel)
     ways = tuple(
         dict.fromkeys(
-            choose(
-                word.strip() if type(word) is str else word, ParallelWay, name="way of sharing"
-            )
+            choose(word.strip() if type(word) is str else word, ParallelWay, name="way of sharing")
             for word in words
         )
     )

@@ -121,9 +121,7 @@ def replay_timeline(
 def _count_communication(timeline: Timeline) -> int:
     """Return the most bytes that results of collectives hold at once."""
     collectives = {
-        number
-        for number, origin in enumerate(timeline.origins)
-        if origin.operation in _COLLECTIVES
+        number for number, origin in enumerate(timeline.origins) if origin.operation in _COLLECTIVES
     }
     if not collectives:
         return 0

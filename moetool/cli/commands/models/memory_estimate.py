@@ -60,6 +60,8 @@ def memory_estimate(
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    parallel: hardware.Parallel = None,
+    nodes: hardware.Nodes = 1,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -72,6 +74,7 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.layouts.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
 
@@ -108,7 +111,9 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        named_gpu = None if gpu is None else take_gpu(gpu)
+        group = take_group(gpu, parallel, num_nodes=nodes)
+        alone = None if gpu is None or group is not None else take_gpu(gpu)
+        named_gpu = alone if group is None else group.gpu
         # Imported after the checks, so that wrong options are reported before torch has loaded.
         from moetool.memory.estimate import estimate_memory
 
@@ -121,6 +126,7 @@ def memory_estimate(
                     gpu=named_gpu,
                     trace=trace,
                     measure=measure,
+                    parallel=group,
                     revision=revision,
                     trust_remote_code=trust_remote_code,
                     on_progress=show,
