@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import distributed
+import torch
+from torch import distributed, nn
 from transformers import PreTrainedModel
 
 from moetool.errors import InputError
@@ -72,13 +73,26 @@ def share_among_ranks(
     # A mesh has to be of a device that exists; shards of meta tensors stay on the meta device.
     dense = init_device_mesh("cpu", shape, mesh_dim_names=_DENSE_AXES)
     by_experts = init_device_mesh("cpu", shape, mesh_dim_names=_EXPERT_AXES)
+    _untie(skeleton)
     share: Any = type(skeleton).maybe_distribute_model
     shared: PreTrainedModel = share(
         skeleton,
         DistributedConfig(tp_size=num_ranks, **sizes),
         TransformersDeviceMesh(dense, by_experts),
     )
+    tie: Any = shared.tie_weights
+    tie()
     return shared
+
+
+def _untie(skeleton: PreTrainedModel) -> None:
+    """Give each tied parameter a tensor, as before loading: plans are applied to each of them."""
+    for path in getattr(skeleton, "all_tied_weights_keys", None) or {}:
+        module_path, _, name = path.rpartition(".")
+        module = skeleton.get_submodule(module_path)
+        tied = module._parameters.get(name)
+        if tied is not None:
+            module._parameters[name] = nn.Parameter(torch.empty_like(tied), requires_grad=False)
 
 
 @contextmanager
