@@ -1,7 +1,6 @@
 """Measure the memory of each of two GPUs that share a model.
 
-    python -m benchmarks.memory.several_gpus                    # on a machine with two GPUs
-    python -m benchmarks.memory.several_gpus --compare FILE     # anywhere: next to the estimates
+    python -m benchmarks.memory.several_gpus
 
 Each way of sharing runs in processes of its own, forked after the imports, because a model that was
 deleted may leave some of its weights behind. A line of JSON is printed for each rank and scenario.
@@ -24,8 +23,6 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.parallel_on_gpus import GEOMETRIES
-
 NUM_GPUS = 2
 ORDER = ("Qwen3-30B-A3B, 4 layers", "DeepSeek-V2-Lite, 4 layers", "Mixtral-8x7B, 2 layers")
 WAYS = ("tensor", "expert", "device-map", "data")
@@ -35,12 +32,9 @@ CASE_TIMEOUT_S, WHOLE_S = 45, 97
 
 
 def main() -> None:
-    """Measure all, or compare a file of measurements with estimates."""
-    if sys.argv[1:2] == ["--compare"]:
-        from benchmarks.memory.several_gpus_compared import compare
-
-        compare(Path(sys.argv[2]))
-        return
+    """Measure every way of sharing each model."""
+    # Otherwise a look for GPUs would keep forked processes from using them.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     began = time.perf_counter()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
@@ -67,6 +61,8 @@ def main() -> None:
 
 def build_all(folder: Path) -> None:
     """Write the checkpoints, from a pattern of random numbers, without a GPU."""
+    from benchmarks.parallel_on_gpus import GEOMETRIES
+
     torch.set_num_threads(8)
     for name in ORDER:
         model_type, values = GEOMETRIES[name]

@@ -18,8 +18,8 @@ class RankMemory:
         figures: The memory of its part of the run.
         activation_bytes: Everything at the peak that is neither weights, cache nor workspace.
         workspace_bytes: The workspaces that matrix products keep, at the peak.
-        communication_bytes: The most that results of collectives, or copies from other GPUs, hold at
-            once; they are part of the activations.
+        communication_bytes: The most that results of collectives hold at once; they are part of the
+            activations.
         fits: Whether its part of the run completes in the GPU's memory.
         headroom_bytes: Memory left; negative if it doesn't fit.
     """
@@ -69,9 +69,3 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     __repr__ = show_fields
-
-
-def find_fewest(layouts: tuple[Layout, ...]) -> Layout | None:
-    """Return the layout that needs the fewest GPUs, the first of several; None if unknown."""
-    known = [layout for layout in layouts if layout.fewest_gpus is not None]
-    return min(known, key=lambda layout: layout.fewest_gpus or 0, default=None)

@@ -23,6 +23,7 @@ _NCCL = (
     "NCCL's own buffers are outside torch's allocator and depend on its version and on how the GPUs "
     "are connected: they are unknown here, and left out of the device total."
 )
+_NOT_CONFIRMED = "Not confirmed on several GPUs yet: no such run was measured."
 _NETWORK = (
     "Each layer's sums would go over the network between nodes: keep tensor and expert parallelism "
     "within a node where it fits."
@@ -75,6 +76,8 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
 
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
+    if way is not ParallelWay.DATA and group.num_gpus > 1:
+        notes.append(_NOT_CONFIRMED)
     if way in _SHARED and group.num_gpus > 1:
         notes.append(_NCCL)
         if group.num_nodes > 1:

@@ -1,0 +1,117 @@
+"""Layouts of tiny models on several GPUs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moetool import Scenario, estimate_memory
+from moetool.errors import UsageError
+from moetool.memory.layouts.layout import Layout
+from moetool.memory.result import Estimate
+from tests.families.tiny.configs import build_config
+from tests.tiny_models import build_config as build_tiny_config
+
+SCENARIO = Scenario(batch_size=5, num_prompt_tokens=24, num_new_tokens=6, dtype="bfloat16")
+SHARED = ("tensor", "expert")
+
+
+def _save(folder: Path, config: object) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config.to_dict(), default=str))  # type: ignore[attr-defined]
+    return str(path)
+
+
+def _estimate(folder: Path, family: str, gpu: str, parallel: object, **options: object) -> Estimate:
+    path = _save(folder, build_tiny_config(family))
+    (estimate,) = estimate_memory(path, [SCENARIO], gpu=gpu, parallel=parallel, **options)  # type: ignore[arg-type]
+    return estimate
+
+
+def _by_way(estimate: Estimate) -> dict[str, Layout]:
+    return {layout.way: layout for layout in estimate.layouts}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(tmp_path: Path, family: str) -> None:
+    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED)
+    layouts = _by_way(estimate)
+    shares = {row.way: row for row in estimate.ranks if row.num_gpus == 2}
+    assert estimate.figures.cache_bytes
+    for way in SHARED:
+        # One figure comes from the plan's arithmetic, the other from shards that DTensor made.
+        expected = shares[f"{way}_parallel"]
+        for rank, num_bytes in zip(layouts[way].ranks, expected.weights_bytes, strict=True):
+            assert rank.figures.weights_bytes is not None
+            assert num_bytes <= rank.figures.weights_bytes <= num_bytes + 512 * 120
+            assert rank.communication_bytes > 0
+        figures = layouts[way].ranks[0].figures
+        assert figures.peak_allocated_bytes is not None
+        assert estimate.figures.peak_allocated_bytes is not None
+        assert figures.peak_allocated_bytes < estimate.figures.peak_allocated_bytes
+        assert layouts[way].library_bytes is None
+
+
+def test_one_gpu_is_the_plain_estimate(tmp_path: Path) -> None:
+    ways = ("tensor", "expert", "device-map", "data")
+    estimate = _estimate(tmp_path, "mixtral", "1x24GiB", ways)
+    assert [layout.way for layout in estimate.layouts] == list(ways)
+    for layout in estimate.layouts:
+        assert [rank.figures for rank in layout.ranks] == [estimate.figures]
+        assert (layout.fits, layout.fewest_gpus, layout.library_bytes) == (True, 1, 0)
+
+
+def test_data_parallel_ranks_run_their_sequences_alone(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "2x24GiB", "data")
+    (layout,) = estimate.layouts
+    assert [rank.batch_size for rank in layout.ranks] == [3, 2]
+    assert "1 of 2 GPUs run 3, the others 2" in " ".join(layout.notes)
+    for rank in layout.ranks:
+        alone = Scenario(
+            batch_size=rank.batch_size, num_prompt_tokens=24, num_new_tokens=6, dtype="bfloat16"
+        )
+        path = str(tmp_path / "config.json")
+        (plain,) = estimate_memory(path, [alone], gpu="24GiB")
+        assert rank.figures == plain.figures
+
+
+def test_a_device_map_parts_weights_and_cache(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "2x24GiB", "device-map")
+    (layout,) = estimate.layouts
+    assert sum(rank.figures.cache_bytes for rank in layout.ranks) == estimate.figures.cache_bytes
+    weights = [rank.figures.weights_bytes or 0 for rank in layout.ranks]
+    assert min(weights) > 0
+    assert abs(sum(weights) - (estimate.figures.weights_bytes or 0)) <= 512 * 4
+
+
+def test_gpus_of_several_nodes_count_together(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "1x24GiB", "tensor", num_nodes=2)
+    (layout,) = estimate.layouts
+    assert (layout.num_gpus, layout.num_nodes, len(layout.ranks)) == (2, 2, 2)
+    assert any("network between nodes" in note for note in layout.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "gpu", "way", "message", "hint"),
+    [
+        ("mixtral", "3x24GiB", "tensor", "heads can't be shared evenly", "Give 2 GPUs"),
+        ("olmoe", "16x24GiB", "expert", "can't be shared evenly", "Give 4 GPUs"),
+        ("mixtral", "8x24GiB", "data", "can't share 5 sequences", "--batch-size 8"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(
+    tmp_path: Path, family: str, gpu: str, way: str, message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        _estimate(tmp_path, family, gpu, way)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_plan_that_the_family_lacks_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path, build_config("dbrx"))
+    with pytest.raises(UsageError, match="has no expert-parallel plan") as caught:
+        estimate_memory(path, [SCENARIO], gpu="2x24GiB", parallel="expert")
+    assert caught.value.hint == "Choose --parallel device-map or data."
