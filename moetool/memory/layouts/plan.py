@@ -126,7 +126,7 @@ def _plan_data(loader: ModelLoader, estimate: Estimate, group: GpuGroup, layout:
     layout = _fill(layout, found, sizes, group.gpu.memory_bytes)
     largest = estimate.limits.largest_batch_size if estimate.limits else 0
     if not largest:
-        return layout
+        return replace(layout, fewest_gpus=1 if layout.fits and group.num_gpus == 1 else None)
     return replace(layout, fewest_gpus=-(-scenario.batch_size // largest))
 
 

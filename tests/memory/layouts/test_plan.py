@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moetool import Scenario, estimate_memory
+from moetool import AskedSource, Scenario, estimate_memory
+from moetool.checkpoint.reference import resolve_model
+from moetool.checkpoint.subject import find_subject
 from moetool.errors import UsageError
+from moetool.memory.layouts.gpu_group import take_group
 from moetool.memory.layouts.layout import Layout
+from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
+from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.result import Estimate
+from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
+from moetool.memory.simulated.model_runs import ModelRuns
 from tests.families.tiny.configs import build_config
 from tests.tiny_models import build_config as build_tiny_config
 
@@ -24,10 +35,35 @@ def _save(folder: Path, config: object) -> str:
     return str(path)
 
 
-def _estimate(folder: Path, family: str, gpu: str, parallel: object, **options: object) -> Estimate:
+def _load(path: str) -> ModelLoader:
+    subject = find_subject(resolve_model(path), source=AskedSource.AUTO, revision=None)
+    return ModelLoader(SkeletonBuilder(subject), take_gpu("24GiB"))
+
+
+def _run_alone(path: str, scenario: Scenario) -> Estimate:
+    """Return the plain estimate of one GPU, without what `estimate_memory` adds to it."""
+    run = ModelRuns(_load(path)).run(scenario)
+    assert run is not None
+    return Estimate(
+        model=path,
+        scenario=scenario,
+        method=run.method,
+        gpu="24GiB",
+        figures=run.figures.show(),
+        context_bytes=run.figures.context_bytes,
+    )
+
+
+def _estimate(
+    folder: Path, family: str, gpu: str, parallel: str | Sequence[str], *, num_nodes: int = 1
+) -> Estimate:
     path = _save(folder, build_tiny_config(family))
-    (estimate,) = estimate_memory(path, [SCENARIO], gpu=gpu, parallel=parallel, **options)  # type: ignore[arg-type]
-    return estimate
+    group = take_group(gpu, parallel, num_nodes=num_nodes)
+    assert group is not None
+    loader = _load(path)
+    refuse_layouts(loader, SCENARIO, group)
+    plain = _run_alone(path, SCENARIO)
+    return replace(plain, layouts=plan_layouts(loader, plain, group))
 
 
 def _by_way(estimate: Estimate) -> dict[str, Layout]:
@@ -38,11 +74,15 @@ def _by_way(estimate: Estimate) -> dict[str, Layout]:
 def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(tmp_path: Path, family: str) -> None:
     estimate = _estimate(tmp_path, family, "2x24GiB", SHARED)
     layouts = _by_way(estimate)
-    shares = {row.way: row for row in estimate.ranks if row.num_gpus == 2}
+    skeleton = _load(str(tmp_path / "config.json")).load(SCENARIO).skeleton
+    shares = {
+        "tensor": share_by_tensor_parallel(skeleton, num_gpus=2),
+        "expert": share_by_expert_parallel(skeleton, num_gpus=2),
+    }
     assert estimate.figures.cache_bytes
     for way in SHARED:
         # One figure comes from the plan's arithmetic, the other from shards that DTensor made.
-        expected = shares[f"{way}_parallel"]
+        expected = shares[way]
         for rank, num_bytes in zip(layouts[way].ranks, expected.weights_bytes, strict=True):
             assert rank.figures.weights_bytes is not None
             assert num_bytes <= rank.figures.weights_bytes <= num_bytes + 512 * 120
@@ -72,8 +112,7 @@ def test_data_parallel_ranks_run_their_sequences_alone(tmp_path: Path) -> None:
         alone = Scenario(
             batch_size=rank.batch_size, num_prompt_tokens=24, num_new_tokens=6, dtype="bfloat16"
         )
-        path = str(tmp_path / "config.json")
-        (plain,) = estimate_memory(path, [alone], gpu="24GiB")
+        plain = _run_alone(str(tmp_path / "config.json"), alone)
         assert rank.figures == plain.figures
 
 
