@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def measure_offloaded(model: str, options: Mapping[str, Any], num_offloaded: int
         "num_offloaded_layers": num_offloaded,
         "moved_bytes_per_token": moved_bytes,
         "decode_s_per_token": [
-            round(end - begin, 4) for begin, end in zip(steps[:-1], steps[1:], strict=True)
+            round(end - begin, 4) for begin, end in pairwise(steps)
         ],
         "bus": None if bus is None else asdict(bus),
     }

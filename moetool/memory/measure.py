@@ -19,10 +19,10 @@ from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
+from moetool.memory.measured.geometry import describe_geometry
 from moetool.memory.measured.machine import describe_machine, measure_bus
 from moetool.memory.measured.measurement import Measurement, PhaseTimes
 from moetool.memory.measured.phase_times import MOST_TIMED_TOKENS, time_phases
-from moetool.memory.receipts.geometry import hash_config
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
@@ -103,8 +103,8 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
     model = None
     _release()
     bus, machine = measure_bus(), describe_machine()
-    hashed = hash_config(builder.subject.config)
-    return [replace(each, bus=bus, machine=machine, config_sha256=hashed) for each in measured]
+    geometry = describe_geometry(builder.subject.config)
+    return [replace(each, bus=bus, machine=machine, geometry=geometry) for each in measured]
 
 
 def _load(builder: SkeletonBuilder, scenario: Scenario) -> tuple[int, PreTrainedModel]:

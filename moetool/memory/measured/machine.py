@@ -7,13 +7,14 @@ import statistics
 import subprocess
 import time
 from importlib.metadata import version
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import moetool
 from moetool.memory.machine.driver import Ask, ask_driver, query_gpus
 from moetool.memory.measured.measurement import BusBandwidth, Machine
+
+if TYPE_CHECKING:
+    import torch
 
 _COPIED_BYTES = 256 * 2**20
 _NUM_COPIES = 5
@@ -25,6 +26,8 @@ def describe_machine(*, ask: Ask = ask_driver) -> Machine:
     Args:
         ask: Asks the driver's own tool.
     """
+    import torch
+
     return Machine(
         memory_bytes=torch.cuda.get_device_properties(0).total_memory,
         driver=_find_driver(ask),
@@ -51,6 +54,8 @@ def measure_bus(device: str = "cuda") -> BusBandwidth | None:
 
     Each is the median of five copies after one that isn't counted.
     """
+    import torch
+
     try:
         target = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device=device)
         # Zeros would be pages that the system has not given yet.
@@ -65,6 +70,8 @@ def measure_bus(device: str = "cuda") -> BusBandwidth | None:
 
 
 def _time_copies(source: torch.Tensor, target: torch.Tensor) -> float:
+    import torch
+
     seconds = []
     synchronize: Any = torch.cuda.synchronize
     for _ in range(_NUM_COPIES + 1):

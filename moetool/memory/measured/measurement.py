@@ -56,6 +56,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """The model whose run was measured, by its configuration.
+
+    Attributes:
+        config_sha256: Hash of the configuration, without the fields that say where it is from.
+        model_type: The architecture's name in transformers; None if the configuration lacks it.
+        num_layers: The decoder layers that ran; None if the configuration doesn't say.
+    """
+
+    config_sha256: str
+    model_type: str | None
+    num_layers: int | None
+
+
+@dataclass(frozen=True)
 class Measurement(NamedFigures):
     """The same scenario, measured on a GPU.
 
@@ -69,7 +84,7 @@ class Measurement(NamedFigures):
         times: Times of its phases in later runs; None if these didn't fit or weren't timed.
         bus: Speed of copies to the GPU; None if it wasn't measured.
         machine: The software that ran; None if it wasn't recorded.
-        config_sha256: Hash of the model's configuration; None if it wasn't recorded.
+        geometry: The model that ran; None if it wasn't recorded.
     """
 
     gpu: str
@@ -80,7 +95,7 @@ class Measurement(NamedFigures):
     times: PhaseTimes | None = None
     bus: BusBandwidth | None = None
     machine: Machine | None = None
-    config_sha256: str | None = None
+    geometry: Geometry | None = None
 
     @property
     def prefill_s(self) -> float | None:

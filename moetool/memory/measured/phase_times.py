@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
-
-from torch import nn
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from moetool.memory.measured.measurement import PhaseTimes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Steps right after the prompt, which the lower bound is for.
 MOST_TIMED_TOKENS = 33
@@ -53,7 +55,7 @@ def time_phases(
             start = clock()
             run()
             prefills.append(ends[0] - start)
-            steps += [end - begin for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+            steps += [end - begin for begin, end in pairwise(ends)]
     finally:
         handle.remove()
     return PhaseTimes(

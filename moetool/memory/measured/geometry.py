@@ -6,8 +6,24 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from moetool.memory.measured.measurement import Geometry
+
 # These say how a configuration was written, and nothing about what is computed.
 _NOT_GEOMETRY = ("_name_or_path", "transformers_version", "architectures", "auto_map")
+_NAMES_OF_DEPTH = ("num_hidden_layers", "n_layers", "num_layers")
+
+
+def describe_geometry(config: Mapping[str, object]) -> Geometry:
+    """Return the type, the depth and the hash of a configuration."""
+    text = config.get("text_config", config)
+    holders = (text, config) if isinstance(text, Mapping) else (config,)
+    depths = (holder.get(name) for holder in holders for name in _NAMES_OF_DEPTH)
+    model_type = config.get("model_type")
+    return Geometry(
+        config_sha256=hash_config(config),
+        model_type=model_type if isinstance(model_type, str) else None,
+        num_layers=next((depth for depth in depths if isinstance(depth, int)), None),
+    )
 
 
 def hash_config(config: Mapping[str, object]) -> str:
