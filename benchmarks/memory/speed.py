@@ -144,9 +144,7 @@ def measure_offloaded(model: str, options: Mapping[str, Any], num_offloaded: int
         "gpu": torch.cuda.get_device_name(),
         "num_offloaded_layers": num_offloaded,
         "moved_bytes_per_token": moved_bytes,
-        "decode_s_per_token": [
-            round(end - begin, 4) for begin, end in pairwise(steps)
-        ],
+        "decode_s_per_token": [round(end - begin, 4) for begin, end in pairwise(steps)],
         "bus": None if bus is None else asdict(bus),
     }
 

@@ -17,8 +17,9 @@ from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.local_gpu import take_gpu
-from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
-from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
+from moetool.memory.measure import has_weights, refuse_unmeasurable
+from moetool.memory.notes.estimate_notes import note_clipped
+from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.quiet import quiet_transformers
@@ -62,7 +63,8 @@ def estimate_memory(
     Raises:
         InputError: The model, its configuration or the trace can't be used, or the model's code
             can't run without data.
-        OutOfMemoryError: A scenario doesn't fit on this machine's GPU.
+        OutOfMemoryError: A scenario doesn't fit on this machine's GPU, although it should; one that
+            shouldn't isn't run, and only the bus is measured.
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
     """
@@ -110,17 +112,7 @@ def estimate_memory(
     if not measure:
         return estimates
     say(f"measuring {reference.text}")
-    return [
-        replace(
-            estimate,
-            measured=measured,
-            notes=(
-                *estimate.notes,
-                *list_measurement_notes(measured, estimate.scenario.quantization),
-            ),
-        )
-        for estimate, measured in zip(estimates, measure_scenarios(builder, scenarios), strict=True)
-    ]
+    return add_measurements(estimates, builder)
 
 
 def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario]) -> None:

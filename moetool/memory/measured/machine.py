@@ -41,6 +41,13 @@ def describe_machine(*, ask: Ask = ask_driver) -> Machine:
     )
 
 
+def find_gpu_name() -> str:
+    """Return the name of the first GPU that torch sees."""
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def _find_driver(ask: Ask) -> str | None:
     try:
         # One driver runs all GPUs of a machine.

@@ -60,6 +60,7 @@ def memory_estimate(
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -104,6 +105,7 @@ def memory_estimate(
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
@@ -128,6 +130,10 @@ def memory_estimate(
     from moetool.report.memory.data import RENDERERS
 
     failures.check(estimates)
+    if save is not None:
+        from moetool.memory.receipts.saving import save_receipts
+
+        save_receipts(estimates, save, replace_existing=force)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
     failures.finish()
