@@ -25,7 +25,6 @@ from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.quiet import quiet_transformers
 
 
-@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] | None = None,
@@ -68,6 +67,42 @@ def estimate_memory(
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
     """
+    return estimate_part(
+        model,
+        scenarios,
+        slice(None),
+        clipped_sizes=clipped_sizes,
+        gpu=gpu,
+        trace=trace,
+        measure=measure,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        on_progress=on_progress,
+    )
+
+
+@quiet_transformers()
+def estimate_part(
+    model: str | ModelReference,
+    scenarios: Sequence[Scenario] | None,
+    part: slice,
+    *,
+    clipped_sizes: Sequence[str] | None = None,
+    gpu: str | Gpu | None = None,
+    trace: str | Path | None = None,
+    measure: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> list[Estimate]:
+    """Return the estimates of some of several scenarios, after all of them have been checked.
+
+    The other arguments and the errors are those of `estimate_memory`: what is wrong with any of the
+    scenarios is raised before one of them runs.
+
+    Args:
+        part: The scenarios to estimate, by their positions.
+    """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
     asked = [Scenario()] if scenarios is None else _take_scenarios(scenarios)
@@ -103,7 +138,7 @@ def estimate_memory(
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
     estimates = []
-    for wanted, scenario in zip(asked, scenarios, strict=True):
+    for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)

@@ -164,7 +164,7 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
 ) -> None:
     memory_estimate(["demo"])
     nothing_asked = {
-        "clipped_sizes": ["num_prompt_tokens", "num_new_tokens"],
+        "clipped_sizes": ("num_prompt_tokens", "num_new_tokens"),
         "gpu": None,
         "trace": None,
         "measure": False,
@@ -232,7 +232,7 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         for num_new_tokens in (4, 2)
     ]
     options = {
-        "clipped_sizes": [],
+        "clipped_sizes": (),
         "gpu": find_gpu("24GiB"),
         "trace": Path("trace.parquet"),
         "measure": True,
@@ -248,8 +248,8 @@ def test_only_sizes_that_were_not_given_may_be_reduced(fake: FakeEstimates) -> N
     memory_estimate(["demo"], prompt_tokens="64,128")
     memory_estimate(["demo"], new_tokens="8")
     assert [options["clipped_sizes"] for _, _, options in fake.asked] == [
-        ["num_new_tokens"],
-        ["num_prompt_tokens"],
+        ("num_new_tokens",),
+        ("num_prompt_tokens",),
     ]
     prompts = [scenario.num_prompt_tokens for scenario in fake.asked[0][1]]
     assert prompts == [64, 128]

@@ -75,6 +75,8 @@ def memory_estimate(
     """
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
+    from moetool.memory.sweeps.run import estimate_models
+    from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
@@ -111,22 +113,19 @@ def memory_estimate(
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
         named_gpu = None if gpu is None else take_gpu(gpu)
-        # Imported after the checks, so that wrong options are reported before torch has loaded.
-        from moetool.memory.estimate import estimate_memory
-
-        for model in filter(references.__contains__, models):
+        options = SweepOptions(
+            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
+            gpu=named_gpu,
+            trace=trace,
+            measure=measure,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = [(model, references[model]) for model in models if model in references]
+        # torch loads here, after the checks, so that wrong options are reported before.
+        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
             with failures.keep(model):
-                estimates += estimate_memory(
-                    references[model],
-                    scenarios,
-                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                    gpu=named_gpu,
-                    trace=trace,
-                    measure=measure,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
-                    on_progress=show,
-                )
+                estimates += take()
     from moetool.report.memory.data import RENDERERS
 
     failures.check(estimates)
