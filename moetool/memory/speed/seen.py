@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.memory.on_gpus import SeenSpeed, SpeedBound
-from moetool.memory.scenario import Dtype, Scenario
+from moetool.memory.scenario import Dtype, Scenario, Task
 from moetool.wording import join_words
 
 # A recorded run says something about sizes up to this factor away.
@@ -98,10 +98,11 @@ def _find_reason(
         return _OTHER_GPU.format(join_words(titles, last="and"))
     if not is_in_16_bits:
         return _OTHER_WEIGHTS
-    default = Scenario(**{name: getattr(scenario, name) for name in _SIZES})
-    if replace(scenario, dtype=Dtype.AUTO) != default:
-        return _OTHER_OPTIONS
-    return None
+    if scenario.task is Task.GENERATE:
+        default = Scenario(**{name: getattr(scenario, name) for name in _SIZES})
+        if replace(scenario, dtype=Dtype.AUTO) == default:
+            return None
+    return _OTHER_OPTIONS
 
 
 def _find_nearest(recorded: Sequence[RecordedSpeed], scenario: Scenario) -> list[RecordedSpeed]:

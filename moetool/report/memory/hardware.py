@@ -71,8 +71,8 @@ def list_offload(offload: Offload, gpu: str) -> Block:
     ]
     if offload.transfer_s_per_token is not None:
         rows += [
-            ("seconds on the bus per token", word_seconds(offload.transfer_s_per_token), ""),
-            ("from page-locked memory", word_seconds(offload.pinned_transfer_s_per_token), ""),
+            ("on the bus per token", word_seconds(offload.transfer_s_per_token), ""),
+            ("  from page-locked memory", word_seconds(offload.pinned_transfer_s_per_token), ""),
         ]
     headers = (f"experts on the CPU with 1 × {make_printable(gpu)}",)
     table = make_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))
