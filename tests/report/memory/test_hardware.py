@@ -190,7 +190,7 @@ def test_the_time_on_the_bus_is_shown_where_it_was_measured() -> None:
     timed = replace(OFFLOAD, transfer_s_per_token=2.0, pinned_transfer_s_per_token=0.5)
     text = render(offload=timed)
     assert re.search(r"\non the bus per token +2\.0 s\n", text)
-    assert re.search(r"\n +from page-locked memory +500 ms\n", text)
+    assert re.search(r"\n +from page-locked memory +500\.0 ms\n", text)
 
 
 def test_speed_that_is_unknown_is_said_to_be() -> None:
