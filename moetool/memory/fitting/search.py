@@ -232,7 +232,7 @@ def _grow(
     if seen[fitting] > memory_bytes:
         # It fits in less than it would take: mostly nothing larger does, and seldom much more.
         num_beyond = sum(num_bytes > memory_bytes for num_bytes in seen.values())
-        return min(fitting + step * 2 ** (num_beyond - 1), largest)
+        return min(fitting + (step << (num_beyond - 1)), largest)
     return most if crossing is None else min(max(crossing, fitting + step), most)
 
 

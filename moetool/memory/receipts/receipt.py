@@ -104,14 +104,15 @@ class Receipt:
     def prefill_over_bound(self) -> float | None:
         """The time of the prefill over its lower bound; None if either is unknown."""
         times = self.measured.times
-        return _divide(times and times.prefill_s, self.predicted.prefill_at_least_s)
+        return _divide(times.prefill_s if times else None, self.predicted.prefill_at_least_s)
 
     @property
     def decode_over_bound(self) -> float | None:
         """The time of a decoding step over its lower bound; None if either is unknown."""
         times = self.measured.times
         return _divide(
-            times and times.decode_s_per_token, self.predicted.decode_at_least_s_per_token
+            times.decode_s_per_token if times else None,
+            self.predicted.decode_at_least_s_per_token,
         )
 
     @property

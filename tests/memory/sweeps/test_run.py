@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,19 @@ def test_an_interrupt_closes_the_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
     def work(*_: Any, **__: Any) -> Generator[tuple[int, Any], None, None]:
         try:
-            raise KeyboardInterrupt
             yield 0, None
         finally:
             closed.append(True)
 
+    def interrupt(words: str) -> None:
+        if "are estimated" in words:
+            raise KeyboardInterrupt
+
     monkeypatch.setattr(run, "work_in_processes", work)
+    models = [("demo", resolve_model("demo"))]
+    options = SweepOptions()
     with pytest.raises(KeyboardInterrupt):
-        estimate(["demo"], num_processes=2)
+        list(estimate_models(models, SCENARIOS, options, on_progress=interrupt, num_processes=2))
     assert closed == [True]
 
 
@@ -135,6 +141,6 @@ def test_few_estimates_and_measurements_are_for_one_process(
     assert run._choose_num_processes(11, SweepOptions()) == 1
     assert run._choose_num_processes(12, SweepOptions()) == 6
     assert run._choose_num_processes(99, SweepOptions(measure=True)) == 1
-    monkeypatch.delitem(run.sys.modules, "torch")
+    monkeypatch.delitem(sys.modules, "torch")
     assert run._choose_num_processes(3, SweepOptions()) == 1
     assert run._choose_num_processes(4, SweepOptions()) == 2
