@@ -161,8 +161,8 @@ class SeenSpeed:
     """Recorded runs on a kind of GPU, and how far above their own lower bounds they were.
 
     Attributes:
-        least_over_bound: The least time over its bound, among all runs.
-        most_over_bound: The most.
+        least_over_bound: The shortest time over its bound.
+        most_over_bound: The longest time over its bound.
         num_geometries: The number of configurations that ran.
         num_runs: The number of runs; each is the median of several passes.
         batch_size: Sequences at once in these runs.

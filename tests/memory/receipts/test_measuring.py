@@ -1,4 +1,4 @@
-"""Which scenarios are measured, and what the bus says about those that don't fit."""
+"""Scenarios that fit are measured; for the others, the bus is."""
 
 from __future__ import annotations
 
