@@ -55,23 +55,27 @@ _MEMORY = """
 ## Memory
 
 Predicted minus measured, as shares of the measured peak: `to the byte` counts the runs whose peak of allocated memory is
-exactly the predicted one. Approximate predictions rest on an assumption about routing.
-[How accurate memory estimates are](models/memory-accuracy.md) has each run.
+exactly the predicted one. Approximate predictions rest on an assumption about routing. Another version of
+transformers than the one that predicted makes a few tensors of ids more or less. The runs with 5.17 followed one
+another in one process, where blocks that are left from the run before change what is reserved.
+[How accurate memory estimates are](models/memory-accuracy.md) has each of the other runs.
 
-| card | method | geometries | runs | to the byte | allocated, worst | reserved, median | reserved, worst |
-|---|---|---:|---:|---:|---:|---:|---:|"""
+| card | transformers, predicted with | method | geometries | runs | to the byte | allocated, worst | reserved, median | reserved, worst |
+|---|---|---|---:|---:|---:|---:|---:|---:|"""
 _SPEED = """
 ## Speed over its lower bound
 
 Medians of the times of a phase, with its kernels loaded, over the lower bound of
-[`--gpu`](models/memory-estimate.md#does-it-fit). transformers with its defaults, weights in 16 bits.
+[`--gpu`](models/memory-estimate.md#does-it-fit). transformers with its defaults, random weights in 16 bits.
+Models with fewer layers than published are cut to their first ones.
 
 | card | model | layers | batch × prompt | prefill, ms | prefill / bound | step, ms | step / bound |
 |---|---|---:|---|---:|---:|---:|---:|"""
 _BUS = """
 ## Buses
 
-Copies of 256 MiB from the host's memory to the card, in GB/s. A machine's own are found by `--measure`.
+Copies of 256 MiB from the host's memory to the card, in GB/s; other cards of the same machine were at work, which
+slows page-locked copies. A machine's own are found by `--measure`.
 
 | card | runs | page-locked | ordinary |
 |---|---:|---:|---:|"""
@@ -138,16 +142,21 @@ def render_page(named: Sequence[tuple[str, Receipt]]) -> str:
 
 
 def _list_memory(receipts: Iterable[Receipt]) -> Iterator[str]:
-    def key(receipt: Receipt) -> tuple[str, str]:
-        return receipt.card.name, receipt.predicted.method
+    def key(receipt: Receipt) -> tuple[str, str, str]:
+        ran, predicted = (
+            each.versions.get("transformers", "unknown")
+            for each in (receipt.measured, receipt.predicted)
+        )
+        return receipt.card.name, f"{ran}, {predicted}", receipt.predicted.method
 
-    for (card, method), group in groupby(sorted(receipts, key=key), key=key):
+    for (card, versions, method), group in groupby(sorted(receipts, key=key), key=key):
         runs = list(group)
         allocated = [error for run in runs if (error := run.allocated_error) is not None]
         reserved = [error for run in runs if (error := run.reserved_error) is not None]
         geometries = {run.geometry.config_sha256 for run in runs}
         cells = (
             card,
+            versions,
             method,
             f"{len(geometries)}",
             f"{len(runs)}",
