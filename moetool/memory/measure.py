@@ -16,10 +16,11 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
+from moetool.memory.generating import choose_generation
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
 from moetool.memory.result import Measurement
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
@@ -226,8 +227,7 @@ def _run(
         output = model(input_ids, **options)
     else:
         options |= {"max_new_tokens": scenario.num_new_tokens, "disable_compile": True}
-        if scenario.cache is CacheKind.STATIC:
-            options["cache_implementation"] = "static"
+        options |= choose_generation(scenario)
         if model.config.is_encoder_decoder:
             options["decoder_start_token_id"] = find_ordinary_token(model.config)
         generate: Any = model.generate
@@ -235,6 +235,7 @@ def _run(
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in find_cache_tensors(output)
+        if tensor.device.type == "cuda"
     }
     return sum(storages.values())
 

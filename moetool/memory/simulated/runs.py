@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.figures import Method
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
 from moetool.memory.simulated.simulated_run import (
     Replay,
@@ -29,6 +29,7 @@ from moetool.memory.simulated.simulated_run import (
     make_peaks,
 )
 from moetool.memory.simulated.work import count_modules, measure_work
+from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import (
@@ -132,7 +133,9 @@ def run_scenario(
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
-        is_cache_static=scenario.cache is CacheKind.STATIC,
+        cache=scenario.cache_plan,
+        num_beams=scenario.num_beams,
+        num_return_sequences=scenario.num_return_sequences,
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
         lt_workspace_bytes=lt_workspace_bytes,
@@ -168,7 +171,7 @@ def run_scenario(
     if on_step is not None:
         on_step("replaying its allocations")
     profile = simulation.replay(None)
-    is_filled = scenario.cache is CacheKind.DYNAMIC
+    is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
@@ -205,6 +208,13 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
+    elif case.options.cache.has_residual and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_ENDS:
+        notes.append(
+            f"Every {RESIDUAL_LENGTH} tokens, the whole cache is quantized anew: the first and the last "
+            "steps were simulated, and the last time that this happens."
+        )
+        num_at_ends = _NUM_NEW_TOKENS_AT_BRIEF_ENDS if case.is_brief else _NUM_NEW_TOKENS_AT_ENDS
+        return _simulate_ends(run, case, num_at_ends=num_at_ends)
     elif not run.can_start_later:
         timeline = _generate_from_start(run, scenario)
     elif (
@@ -303,24 +313,30 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
     prompt, which isn't part of the run.
     """
     weight_bytes = list_weight_bytes(case.skeleton)
-    start, end = (
+    num_new_tokens = case.scenario.num_new_tokens
+    befores = [0, *_find_requantizing(case), num_new_tokens - num_at_ends]
+    start, *others = (
         run.generate(
             num_prompt_tokens=case.scenario.num_prompt_tokens,
             num_tokens_before=num_tokens_before,
             num_new_tokens=num_at_ends,
+            num_tokens_after=num_new_tokens - num_tokens_before - num_at_ends,
         )
-        for num_tokens_before in (0, case.scenario.num_new_tokens - num_at_ends)
+        for num_tokens_before in befores
     )
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
-        last = replay_timeline(
-            end,
-            weight_bytes=weight_bytes,
-            capacity_bytes=capacity_bytes,
-            is_prompt_limited=False,
-        )
-        peaks = [peak for peak in (first.decode, last.decode) if peak is not None]
+        later = [
+            replay_timeline(
+                timeline,
+                weight_bytes=weight_bytes,
+                capacity_bytes=capacity_bytes,
+                is_prompt_limited=False,
+            )
+            for timeline in others
+        ]
+        peaks = [each.decode for each in (first, *later) if each.decode is not None]
         decode = max(peaks, key=lambda peak: peak.parts.above_weights_bytes)
         decode_bytes = first.weights_bytes + decode.parts.above_weights_bytes
         allocated_bytes = max(first.peak_allocated_bytes, decode_bytes)
@@ -328,7 +344,7 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
         reserved_bytes = allocated_bytes + spare_bytes
         return replace(
             first,
-            cache_bytes=last.cache_bytes,
+            cache_bytes=later[-1].cache_bytes,
             peak_allocated_bytes=allocated_bytes,
             peak_reserved_bytes=reserved_bytes
             if capacity_bytes is None
@@ -336,8 +352,18 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
             decode=decode,
         )
 
-    work = max(measure_work(case.skeleton, timeline) for timeline in (start, end))
+    work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
     return _Simulation(replay, work=work)
+
+
+def _find_requantizing(case: _Case) -> list[int]:
+    """Return a number of steps after which a cache is soon quantized anew for the last time.
+
+    Empty if that is never, or if the last steps contain it.
+    """
+    num_steps = case.scenario.num_new_tokens - 1
+    last = num_steps // RESIDUAL_LENGTH * RESIDUAL_LENGTH
+    return [last - 1] if case.options.cache.has_residual and last else []
 
 
 def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:

@@ -131,6 +131,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
+        origins = self._timeline.origins
         workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
@@ -140,7 +141,9 @@ class _Meter:
                     self._cache_bytes -= allocator.size_of(handle)
                 allocator.free(handle)
                 continue
-            handle = handles[block] = allocator.allocate(num_bytes)
+            handle = handles[block] = allocator.allocate(
+                num_bytes, is_on_side=origins[origin].is_on_side
+            )
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
             elif block in workspaces:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.decode_steps import take_step
 from moetool.simulation.memory.long_generation import (
     DEFAULT_BUDGET,
@@ -173,7 +174,7 @@ def test_of_many_steps_every_nth_is_told_and_the_last(most_events: int, numbers:
 
 def test_steps_with_a_static_cache_all_run() -> None:
     budget = StepBudget(few_steps=2, most_steps=4)
-    run, _ = build_run("deepseek_v3", is_cache_static=True)
+    run, _ = build_run("deepseek_v3", cache=CachePlan(CacheKind.STATIC))
     timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4, budget=budget)
     assert timeline is not None
     assert summarize(timeline) == summarize(run.generate(num_prompt_tokens=5, num_new_tokens=4))
