@@ -154,7 +154,7 @@ def _prepare(model: str, num_layers: int, options: Mapping[str, Any]) -> tuple[A
     from moetool.memory.scenario import Scenario
 
     folder = write_cut_model(model, num_layers=num_layers)
-    subject = find_subject(resolve_model(str(folder)), source=AskedSource.AUTO)
+    subject = find_subject(resolve_model(str(folder)), source=AskedSource.AUTO, revision=None)
     return SkeletonBuilder(subject), Scenario(**{**_SIZES, "dtype": "bfloat16", **options})
 
 
