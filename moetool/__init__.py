@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from moetool.memory.estimate import estimate_memory as estimate_memory
     from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
     from moetool.memory.scenario import Attention as Attention
+    from moetool.memory.scenario import CacheDtype as CacheDtype
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
@@ -61,6 +62,7 @@ __version__ = "0.2.0"
 _HOME_OF = {
     "AskedSource": "moetool.checkpoint.subject",
     "Attention": "moetool.memory.scenario",
+    "CacheDtype": "moetool.memory.scenario",
     "CacheKind": "moetool.memory.scenario",
     "Dtype": "moetool.memory.scenario",
     "ExpertsImplementation": "moetool.memory.scenario",
@@ -110,6 +112,7 @@ _HOME_OF = {
 __all__ = [
     "AskedSource",
     "Attention",
+    "CacheDtype",
     "CacheKind",
     "Dtype",
     "ExpertsImplementation",

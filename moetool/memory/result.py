@@ -33,6 +33,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
+# Options that came after the first release, whose columns are at the end.
+_LAST_OF_SCENARIO = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -298,9 +300,10 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
+        of_scenario = get_type_hints(Scenario)
         return {
             "model": str,
-            **get_type_hints(Scenario),
+            **{name: kind for name, kind in of_scenario.items() if name not in _LAST_OF_SCENARIO},
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -313,6 +316,7 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
+            **{name: of_scenario[name] for name in _LAST_OF_SCENARIO},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

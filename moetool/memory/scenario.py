@@ -11,8 +11,9 @@ from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.quantized.kinds import Quantization, QuantizedExperts
-from moetool.simulation.caches.kinds import CacheDtype, CachePlan
+from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
 from moetool.simulation.caches.kinds import CacheKind as CacheKind
+from moetool.simulation.caches.kinds import CachePlan
 
 # Sizes that a model's context limits.
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
@@ -99,6 +100,7 @@ class LoadingOptions:
     quantization: Quantization
     is_double_quantized: bool
     experts: QuantizedExperts
+    cache_dtype: CacheDtype | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class Scenario:
             quantization=self.quantization,
             is_double_quantized=self.is_double_quantized,
             experts=self.experts,
+            cache_dtype=self.cache_dtype,
         )
 
     @property

@@ -22,7 +22,8 @@ from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
-from moetool.memory.scenario import Dtype, Scenario, Task
+from moetool.memory.loaded.cache_refusals import refuse_quantized_cache
+from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization
 
 _DTYPES = {
@@ -84,6 +85,8 @@ class SkeletonBuilder:
         hold_as_loaded(skeleton, dtype)
         _set_implementations(skeleton, scenario, model=self.subject.model)
         _refuse_generation(skeleton, scenario, model=self.subject.model)
+        if scenario.cache is CacheKind.QUANTIZED:
+            refuse_quantized_cache(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
             self._refuse_quantized()
             from moetool.quantized.skeleton import quantize_skeleton
