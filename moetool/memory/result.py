@@ -95,6 +95,7 @@ class Estimate(NamedFigures, Tabular):
         is_gpu_named: Whether the estimate is for one GPU, and not for all known ones.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
+        host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+    host_cache_bytes: int | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -293,6 +295,7 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": self.smallest_gpu,
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
+            "host_cache_bytes": self.host_cache_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -317,6 +320,7 @@ class Estimate(NamedFigures, Tabular):
             "does_fit": bool | None,
             "headroom_bytes": int | None,
             **{name: of_scenario[name] for name in _LAST_OF_SCENARIO},
+            "host_cache_bytes": int | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

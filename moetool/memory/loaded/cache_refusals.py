@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-
-from transformers import DynamicCache, PreTrainedModel, __version__
-from transformers.cache_utils import DynamicLayer, QuantizedCache
+from transformers import DynamicCache, PreTrainedModel, __version__, cache_utils
+from transformers.cache_utils import DynamicLayer
 
 from moetool.errors import UsageError
 from moetool.memory.scenario import CacheDtype, Scenario
@@ -19,7 +17,7 @@ def refuse_quantized_cache(skeleton: PreTrainedModel, scenario: Scenario, *, mod
     Raises:
         UsageError: transformers refuses it, or this version of it has no cache in fp8.
     """
-    if scenario.cache_dtype is CacheDtype.FP8 and "fp8" not in inspect.getsource(QuantizedCache):
+    if scenario.cache_dtype is CacheDtype.FP8 and not hasattr(cache_utils, "Fp8QuantizedLayer"):
         raise UsageError(
             f"transformers {__version__} has no cache in fp8.",
             hint="Install transformers 5.24 or later, or choose --cache-dtype int8.",

@@ -29,6 +29,7 @@ from moetool.memory.simulated.simulated_run import (
     make_peaks,
 )
 from moetool.memory.simulated.work import count_modules, measure_work
+from moetool.simulation.attention.flash import is_flash
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
@@ -175,9 +176,10 @@ def run_scenario(
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data else method,
+        Method.APPROXIMATE if needs_data or is_flash(scenario.attention) else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
+        host_cache_bytes=profile.host_cache_bytes,
         needs_data=needs_data,
         work=simulation.work,
         replay=simulation.replay,
@@ -345,6 +347,7 @@ def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulat
         return replace(
             first,
             cache_bytes=later[-1].cache_bytes,
+            host_cache_bytes=later[-1].host_cache_bytes,
             peak_allocated_bytes=allocated_bytes,
             peak_reserved_bytes=reserved_bytes
             if capacity_bytes is None

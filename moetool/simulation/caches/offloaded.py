@@ -8,6 +8,7 @@ from other pools.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -97,7 +98,7 @@ def offload(cache: Cache, stream: SideStream) -> Cache:
     return cache
 
 
-def count_host_bytes(tensors: list[torch.Tensor]) -> int:
+def count_host_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Return the size of the tensors on the host."""
     return sum(
         tensor.numel() * tensor.element_size() for tensor in tensors if tensor.device.type == "cpu"

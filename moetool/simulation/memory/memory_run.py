@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moetool.simulation.caches.offloaded import SideStream
+from moetool.simulation.attention.flash import standing_in_for_flash
+from moetool.simulation.caches.offloaded import SideStream, count_host_bytes
 from moetool.simulation.caches.preparing import preparing_cache
 from moetool.simulation.memory.allocations import AllocationRecorder
-from moetool.simulation.memory.cache_tensors import find_cache_blocks
+from moetool.simulation.memory.cache_tensors import find_cache_blocks, find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.encoders import encoding_inside_model
@@ -209,6 +210,8 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
+            attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
+            stack.enter_context(standing_in_for_flash(attention))
             stack.enter_context(
                 preparing_cache(skeleton, self._options.cache, stream, num_residual=num_residual)
             )
@@ -298,6 +301,7 @@ def _watching_calls(
                 end_event=len(recorder.events),
                 cache_blocks=frozenset(blocks),
                 cache_bytes=sum(blocks.values()),
+                host_cache_bytes=count_host_bytes(find_cache_tensors(output)),
             )
         )
         return output

@@ -67,12 +67,14 @@ class Call:
         end_event: Number of events until the end of the call.
         cache_blocks: The blocks that the cache holds after the call.
         cache_bytes: The size of those blocks.
+        host_cache_bytes: The size of the cache's tensors in the host's memory.
     """
 
     first_event: int
     end_event: int
     cache_blocks: frozenset[int]
     cache_bytes: int
+    host_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)

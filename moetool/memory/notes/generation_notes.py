@@ -1,0 +1,47 @@
+"""Notes on caches and kernels: what they need, and what nothing has confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moetool.memory.scenario import CacheDtype, Scenario
+from moetool.wording import format_bytes
+
+_FLASH = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+}
+
+
+def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
+    """Yield what a scenario's cache and attention need, and what is not confirmed.
+
+    Args:
+        scenario: The scenario.
+        host_cache_bytes: The bytes of the cache in the host's memory.
+    """
+    if scenario.attention in _FLASH:
+        yield (
+            f"{scenario.attention} needs the package {_FLASH[scenario.attention]}. Its kernels were not "
+            "run: their memory follows from its source, for a GPU with 132 processors, and is not "
+            "confirmed."
+        )
+    dtype = scenario.cache_dtype
+    if dtype is not None and dtype.package is not None:
+        yield (
+            f"The cache in {dtype} needs the package {dtype.package}, as transformers' backend "
+            f"{dtype.backend}: groups of 64 numbers share a scale and a zero, and up to 127 tokens stay in "
+            "full precision."
+        )
+    if dtype is CacheDtype.INT8:
+        yield (
+            "hqq gives unused memory back to the driver whenever it quantizes: reserved memory may be "
+            "lower."
+        )
+    if scenario.cache_plan.is_offloaded:
+        yield (
+            f"The host holds {format_bytes(host_cache_bytes)} of the cache. torch pins that memory, and "
+            "rounds each tensor up to a power of two bytes."
+        )
+    if scenario.num_return_sequences > 1 and scenario.num_beams == 1:
+        yield "Several sequences for a prompt without beams are sampled, from the 50 likeliest tokens."
