@@ -33,8 +33,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
-# Options that came after the first release, whose columns are at the end.
-_LAST_OF_SCENARIO = ("cache_dtype", "num_beams", "num_return_sequences")
+# Their columns are at the end.
+_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -303,10 +303,10 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
-        of_scenario = get_type_hints(Scenario)
+        hints = get_type_hints(Scenario)
         return {
             "model": str,
-            **{name: kind for name, kind in of_scenario.items() if name not in _LAST_OF_SCENARIO},
+            **{name: kind for name, kind in hints.items() if name not in _LAST_OPTIONS},
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -319,7 +319,7 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
-            **{name: of_scenario[name] for name in _LAST_OF_SCENARIO},
+            **{name: hints[name] for name in _LAST_OPTIONS},
             "host_cache_bytes": int | None,
         }
 

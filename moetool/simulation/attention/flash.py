@@ -74,6 +74,9 @@ def set_flash(model: PreTrainedModel, implementation: str) -> None:
             set_attention(implementation)
         finally:
             matrix[version] = before
+    config: Any = model.config.get_text_config()
+    if config._attn_implementation != implementation:
+        raise ValueError("its attention can't be exchanged")
 
 
 def count_splits(

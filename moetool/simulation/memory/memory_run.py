@@ -290,7 +290,7 @@ def _watching_calls(
         if calls:
             # What changed in the cache since the last call, such as the order of beams.
             given = find_cache_blocks(kwargs, recorder)
-            calls[-1] = replace(calls[-1], cache_blocks=calls[-1].cache_blocks | given.keys())
+            calls[-1] = replace(calls[-1], cache_blocks=calls[-1].cache_blocks.union(given))
         on_call()
         with known.inside_model():
             output = forward(*args, **kwargs)
