@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import DynamicCache, PreTrainedModel, __version__, cache_utils
 from transformers.cache_utils import DynamicLayer
 
@@ -22,7 +24,8 @@ def refuse_quantized_cache(skeleton: PreTrainedModel, scenario: Scenario, *, mod
             f"transformers {__version__} has no cache in fp8.",
             hint="Install transformers 5.24 or later, or choose --cache-dtype int8.",
         )
-    supports: bool = skeleton._supports_default_dynamic_cache()
+    model_class: Any = type(skeleton)
+    supports = model_class._supports_default_dynamic_cache()
     if skeleton.config.is_encoder_decoder or not supports:
         raise UsageError(f"transformers has no quantized cache for {model}.", hint=_NEAREST)
     layers = DynamicCache(config=skeleton.config.get_text_config(decoder=True)).layers

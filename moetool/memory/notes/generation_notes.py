@@ -17,7 +17,7 @@ def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
     """Yield what a scenario's cache and attention need, and what is not confirmed.
 
     Args:
-        scenario: The scenario.
+        scenario: The scenario that was run.
         host_cache_bytes: The bytes of the cache in the host's memory.
     """
     if scenario.attention in _FLASH:

@@ -11,7 +11,7 @@ from moetool.wording import format_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Prompts that are shorter together are no reason to change anything.
+# Nobody has to change anything for prompts that are shorter together.
 _LONG_PROMPT = 8192
 _IN_EXPERTS = ("expert", "moe", "mlp", "feed_forward", "ffn")
 

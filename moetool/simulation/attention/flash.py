@@ -64,7 +64,7 @@ def set_flash(model: PreTrainedModel, implementation: str) -> None:
     if compatible is not None and implementation not in compatible:
         raise ValueError(f"it takes only {compatible[0]}")
     version = int(implementation[-1])
-    matrix: Any = modeling_utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX
+    matrix: Any = vars(modeling_utils)["FLASH_ATTENTION_COMPATIBILITY_MATRIX"]
     entry = {**matrix[version], "general_availability_check": lambda *_, **__: True}
     set_attention: Any = model.set_attn_implementation
     changed = {"_flash_attn_import_error": lambda *_, **__: None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-# transformers' default: so many tokens are quantized at once, with all that were before them.
+# transformers' default: that number of tokens is quantized at once, with all tokens before them.
 RESIDUAL_LENGTH = 128
 
 

@@ -26,7 +26,7 @@ _HQQ_DTYPE = torch.float16
 Packed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]
 
 
-class _Layer(QuantizedLayer):
+class _Layer(QuantizedLayer):  # type: ignore[no-untyped-call]
     """A layer that may start with tokens in full precision, as if they had been generated.
 
     Attributes:
@@ -54,10 +54,10 @@ class _Layer(QuantizedLayer):
         return key_states, value_states
 
 
-class QuantoLayer(_Layer):
+class QuantoLayer(_Layer):  # type: ignore[no-untyped-call]
     """Keys and values in 4 or 2 bits, as optimum-quanto packs them."""
 
-    def _quantize(self, tensor: torch.Tensor, axis: int) -> Packed:
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Packed:  # type: ignore[override]
         _refuse_group(tensor.numel() // tensor.shape[axis], self.q_group_size)
         scale, shift = _find_range(tensor.reshape(-1, self.q_group_size), self.nbits)
         data = _round_to_scale(tensor.reshape(-1, self.q_group_size), scale, shift, self.nbits)
@@ -71,10 +71,10 @@ class QuantoLayer(_Layer):
         return numbers.reshape(shape)
 
 
-class HqqLayer(_Layer):
+class HqqLayer(_Layer):  # type: ignore[no-untyped-call]
     """Keys and values in 8 bits, as HQQ optimizes and stores them."""
 
-    def _quantize(self, tensor: torch.Tensor, axis: int) -> Packed:
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Packed:  # type: ignore[override]
         del axis
         _refuse_group(tensor.numel(), self.q_group_size)
         data, scale, zero = _optimize(tensor, self.q_group_size, self.nbits)
@@ -105,7 +105,7 @@ def make_quantized_cache(config: Any, dtype: CacheDtype, *, num_residual: int = 
     if dtype is CacheDtype.FP8:
         return QuantizedCache(backend="fp8", config=config)
     layer_class = QuantoLayer if dtype.backend == "quanto" else HqqLayer
-    layers = [layer_class(nbits=dtype.num_bits) for _ in range(config.num_hidden_layers)]
+    layers: list[Any] = [layer_class(nbits=dtype.num_bits) for _ in range(config.num_hidden_layers)]
     for layer in layers:
         layer.num_residual = num_residual
     return Cache(layers=layers)

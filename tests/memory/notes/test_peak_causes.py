@@ -1,4 +1,4 @@
-"""What makes the peak of a long prompt, and whether the option that a note names makes it smaller."""
+"""Notes on the peak of a long prompt, whose options make it smaller."""
 
 from __future__ import annotations
 

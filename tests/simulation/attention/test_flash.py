@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import modeling_flash_attention_utils
@@ -21,7 +20,7 @@ NUM_PLACES = 2 * 132
 
 
 def run_flash(family: str, implementation: str, *, new: int = 1, **options: Any) -> Timeline:
-    skeleton = build_family_skeleton(family).to(torch.bfloat16).eval()
+    skeleton = build_family_skeleton(family).bfloat16().eval()
     set_flash(skeleton, implementation)
     run = MemoryRun(skeleton, RunOptions(**options))
     return run.generate(num_prompt_tokens=12, num_new_tokens=new)

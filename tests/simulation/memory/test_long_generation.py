@@ -90,6 +90,7 @@ class RunByHand:
         num_prompt_tokens: int,
         num_new_tokens: int,
         num_tokens_before: int = 0,
+        num_tokens_after: int = 0,
         num_calls: int | None = None,
     ) -> Timeline:
         num_prompt_tokens += num_tokens_before
@@ -192,7 +193,10 @@ def test_steps_around_the_one_that_fills_the_window_are_those_that_run() -> None
     num_prompt_tokens, last = WINDOW - 5, 12
     in_full = run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=last + 2)
     sampler = _Sampler(
-        cast("MemoryRun", run), num_prompt_tokens=num_prompt_tokens, most_samples=last
+        cast("MemoryRun", run),
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=last + 2,
+        most_samples=last,
     )
     assert sampler.cover(2, last)
     kept = [sampler.find(number).cache_bytes for number in range(2, last + 1)]
