@@ -90,7 +90,7 @@ class RunByHand:
         num_prompt_tokens: int,
         num_new_tokens: int,
         num_tokens_before: int = 0,
-        num_tokens_after: int = 0,
+        num_tokens_after: int = 0,  # noqa: ARG002  (only a search asks for room)
         num_calls: int | None = None,
     ) -> Timeline:
         num_prompt_tokens += num_tokens_before
