@@ -97,7 +97,7 @@ def measure_case(
     from moetool.memory.measure import measure_scenarios
 
     def measure() -> None:
-        builder, scenario = _prepare(model, num_layers, options)
+        builder, scenario = prepare_case(model, num_layers, options)
         if events is not None:
             events.parent.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._record_memory_history(context=None, max_entries=_NUM_EVENTS)
@@ -124,7 +124,7 @@ def compare(file: Path) -> None:
 
     gpu = read_gpus()["h200"]
     for line in (json.loads(text) for text in file.read_text().splitlines()):
-        builder, scenario = _prepare(line["model"], line["num_layers"], line["options"])
+        builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
         run = run_scenario(
             builder.build(scenario),
             scenario,
@@ -147,7 +147,8 @@ def compare(file: Path) -> None:
         )
 
 
-def _prepare(model: str, num_layers: int, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def prepare_case(model: str, num_layers: int, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the builder of a cut model, and the scenario that the options describe."""
     from moetool.checkpoint.reference import resolve_model
     from moetool.checkpoint.subject import AskedSource, find_subject
     from moetool.memory.loaded.skeletons import SkeletonBuilder

@@ -75,7 +75,9 @@ def test_notes_name_packages_and_the_bytes_on_the_host() -> None:
     plain = Scenario()
     assert not list(note_generation(plain, 0))
     (flash,) = note_generation(replace(plain, attention="flash_attention_2"), 0)
-    assert "not confirmed" in flash
+    assert "confirmed for torch's copy" in flash
+    (newer,) = note_generation(replace(plain, attention="flash_attention_3"), 0)
+    assert "not confirmed" in newer
     (quanto,) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
     assert "optimum-quanto" in quanto
     assert not list(note_generation(replace(plain, cache_dtype=CacheDtype.FP8), 0))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from transformers import modeling_flash_attention_utils
 
 from moetool.simulation.attention.flash import count_splits, set_flash, standing_in_for_flash
+from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
-from moetool.simulation.memory.timeline import Timeline
+from moetool.simulation.memory.timeline import Origins, Timeline
 from tests.simulation.skeletons import build_family_skeleton
 
+MEASURED = Path("benchmarks/memory/flash_h200.jsonl")
 FLASH = ("flash_attention_2", "flash_attention_3")
 NUM_PLACES = 2 * 132
 
@@ -76,6 +82,30 @@ def test_a_model_goes_back_to_its_packages_afterwards() -> None:
 def test_a_family_without_it_is_refused(family: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         set_flash(build_family_skeleton(family), "flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    "line", [json.loads(text) for text in MEASURED.read_text().splitlines()], ids=str
+)
+def test_torch_took_the_same_on_an_h200_for_its_copy_of_the_kernel(line: dict[str, Any]) -> None:
+    batch_size, num_queries, num_keys, num_heads, num_key_heads, width = line["flash"]
+    query, key, value = (
+        torch.empty((batch_size, length, heads, width), dtype=torch.bfloat16, device="meta")
+        for length, heads in (
+            (num_queries, num_heads),
+            (num_keys, num_key_heads),
+            (num_keys, num_key_heads),
+        )
+    )
+    module: Any = modeling_flash_attention_utils
+    with standing_in_for_flash("flash_attention_2"):
+        attend = module._flash_fn
+    with AllocationRecorder(nn.Module(), origins=Origins()) as recorder:
+        kept = attend(query, key, value, causal=True)
+        sizes = [event.num_bytes for event in recorder.events if event.num_bytes > 0]
+    # torch's copy has a further number for its random numbers.
+    assert [*sizes, 8] == line["sizes"]
+    assert kept.shape == query.shape
 
 
 def count_plainly(num_blocks: int, num_key_blocks: int) -> int:
