@@ -35,7 +35,7 @@ from moetool.memory.notes.estimate_notes import (
     note_fits_nowhere,
     note_unconfirmed,
 )
-from moetool.memory.notes.generation_notes import note_generation
+from moetool.memory.notes.generation_notes import is_measured, note_generation
 from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
@@ -101,7 +101,7 @@ def estimate_scenario(
         fits=fits,
         stored=model.stored,
         host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
-        confirmed_on=None if confirmed is None else confirmed.where,
+        confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
     cause = note_scores(model.skeleton, scenario, estimate.at_peak)

@@ -80,7 +80,8 @@ def test_notes_name_packages_and_the_bytes_on_the_host() -> None:
     assert "not confirmed" in newer
     (quanto,) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
     assert "optimum-quanto" in quanto
-    assert not list(note_generation(replace(plain, cache_dtype=CacheDtype.FP8), 0))
+    (fp8,) = note_generation(replace(plain, cache_dtype=CacheDtype.FP8), 0)
+    assert "not on a GPU" in fp8
     (offloaded,) = note_generation(replace(plain, cache=CacheKind.OFFLOADED), 3 * 2**30)
     assert "The host holds 3.0 GiB" in offloaded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moetool.memory.scenario import CacheDtype, Scenario
+from moetool.memory.scenario import CacheDtype, CacheKind, Scenario
 from moetool.wording import format_bytes
 
 _FLASH = {
@@ -17,6 +17,15 @@ _CONFIRMED = {
     "flash_attention_2": "confirmed for torch's copy of them alone",
     "flash_attention_3": "not confirmed",
 }
+
+
+def is_measured(scenario: Scenario) -> bool:
+    """Return whether a GPU has confirmed runs with the same cache and attention."""
+    return (
+        scenario.attention not in _FLASH
+        and scenario.cache_dtype is None
+        and scenario.cache is not CacheKind.OFFLOADED_STATIC
+    )
 
 
 def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
@@ -39,6 +48,11 @@ def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
             f"{dtype.backend}: groups of 64 numbers share a scale and a zero, and up to 127 tokens stay in "
             "full precision. Its bytes are those of the package on the CPU; its peak on a GPU is not "
             "confirmed."
+        )
+    if dtype is CacheDtype.FP8:
+        yield (
+            "The cache in fp8 was compared with transformers' own on the CPU, not on a GPU. It is "
+            "read in full precision, a layer at a time."
         )
     if dtype is CacheDtype.INT8:
         yield (
