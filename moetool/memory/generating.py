@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from moetool.choices import without_effect
@@ -11,6 +12,8 @@ from moetool.simulation.caches.kinds import CacheKind
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
 
+_FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+_CACHE_MODULES = {"quanto": "optimum", "hqq": "hqq"}
 # What a sentence calls each cache but the dynamic one, by its article and name.
 _CACHES = {
     CacheKind.STATIC: "a static cache",
@@ -67,6 +70,25 @@ def refuse_generating(scenario: Scenario) -> None:
             "sequences.",
             hint=f"Give --num-beams {scenario.num_return_sequences}, or leave it out to sample them.",
         )
+
+
+def refuse_missing(scenario: Scenario) -> None:
+    """Refuse to run a scenario on this machine if it lacks the package of its cache or attention.
+
+    Raises:
+        UsageError: The package isn't installed.
+    """
+    dtype = scenario.cache_dtype
+    needed = {
+        scenario.attention: _FLASH_MODULES.get(scenario.attention or ""),
+        dtype: None if dtype is None else _CACHE_MODULES.get(dtype.backend),
+    }
+    for option, module in needed.items():
+        if module is not None and find_spec(module) is None:
+            raise UsageError(
+                f"{option} needs the module {module}, which isn't installed here.",
+                hint="Install its package, or leave out --measure.",
+            )
 
 
 def _refuse_without_new_tokens(scenario: Scenario) -> None:

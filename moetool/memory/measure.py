@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
-from moetool.memory.generating import choose_generation
+from moetool.memory.generating import choose_generation, refuse_missing
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
 from moetool.memory.result import Measurement
@@ -41,6 +41,7 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
             hint="Leave out --measure.",
         )
     for scenario in scenarios:
+        refuse_missing(scenario)
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
         if scenario.task is Task.TRACE:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moetool.errors import UsageError
-from moetool.memory.generating import choose_generation
+from moetool.memory import generating
+from moetool.memory.generating import choose_generation, refuse_missing
 from moetool.memory.notes.generation_notes import note_generation
 from moetool.memory.scenario import CacheDtype, CacheKind, Scenario, Task
 from moetool.tracing.options import GenerationOptions
@@ -90,3 +91,23 @@ def test_beams_and_samples_are_sequences() -> None:
     assert Scenario(batch_size=3, num_beams=4).num_sequences == 12
     assert Scenario(batch_size=3, num_return_sequences=2).num_sequences == 6
     assert Scenario(batch_size=3, task=Task.FORWARD).num_sequences == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ({"cache_dtype": "int4"}, "optimum"),
+        ({"cache_dtype": "int8"}, "hqq"),
+        ({"attention": "flash_attention_3"}, "flash_attn_interface"),
+    ],
+)
+def test_only_measuring_needs_packages(
+    options: dict[str, Any], module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(generating, "find_spec", asked.append)
+    with pytest.raises(UsageError, match=f"needs the module {module},"):
+        refuse_missing(Scenario(**options))
+    assert asked == [module]
+    refuse_missing(Scenario(cache_dtype=CacheDtype.FP8))
+    assert asked == [module]
