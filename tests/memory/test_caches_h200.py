@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from benchmarks.memory.caches import prepare_case
 from moetool.catalogue.gpus import read_gpus
@@ -31,4 +32,9 @@ def test_an_h200_showed_the_same(line: dict[str, Any]) -> None:
         context_bytes=0,
     )
     figures = asdict(run.figures)
-    assert {name: figures[name] for name in FIGURES} == {name: line[name] for name in FIGURES}
+    off = {name: figures[name] - line[name] for name in FIGURES}
+    if transformers.__version__ == line["transformers"]:
+        assert off == dict.fromkeys(FIGURES, 0)
+    # Others do the same by slightly different operations.
+    assert off["weights_bytes"] == off["cache_bytes"] == 0
+    assert abs(off["peak_allocated_bytes"]) <= 0.001 * line["peak_allocated_bytes"]
