@@ -44,6 +44,7 @@ class MemoryProfile:
         prefill_reserved_bytes: The most memory reserved before the second call.
         prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
         communication_bytes: The most that results of collectives hold at once.
+        host_cache_bytes: The part of the cache in the host's memory after the last call.
     """
 
     weights_bytes: int
@@ -55,6 +56,7 @@ class MemoryProfile:
     prefill_reserved_bytes: int
     prompt_cache_bytes: int
     communication_bytes: int = 0
+    host_cache_bytes: int = 0
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
@@ -115,6 +117,7 @@ def replay_timeline(
         prefill_reserved_bytes=prefill_reserved_bytes,
         prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
         communication_bytes=_count_communication(timeline),
+        host_cache_bytes=timeline.calls[-1].host_cache_bytes,
     )
 
 
@@ -159,6 +162,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
+        origins = self._timeline.origins
         workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
@@ -168,7 +172,9 @@ class _Meter:
                     self._cache_bytes -= allocator.size_of(handle)
                 allocator.free(handle)
                 continue
-            handle = handles[block] = allocator.allocate(num_bytes)
+            handle = handles[block] = allocator.allocate(
+                num_bytes, is_on_side=origins[origin].is_on_side
+            )
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
             elif block in workspaces:
