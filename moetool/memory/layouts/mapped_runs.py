@@ -10,7 +10,7 @@ from moetool.garbage import seldom_collected
 from moetool.memory.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
@@ -54,7 +54,9 @@ def run_by_device_map(
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
-        is_cache_static=scenario.cache is CacheKind.STATIC,
+        cache=scenario.cache_plan,
+        num_beams=scenario.num_beams,
+        num_return_sequences=scenario.num_return_sequences,
         workspace_bytes=find_workspace_bytes(loader.gpu),
         lt_workspace_bytes=LT_WORKSPACE_BYTES,
     )
