@@ -31,7 +31,7 @@ OPTIONS = {
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
-    | {"--double-quantization", "--trace", "--measure"},
+    | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {
         "--prompts",
