@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from moetool.memory.receipts.reading import read_receipts as read_receipts
     from moetool.memory.receipts.saving import save_receipts as save_receipts
     from moetool.memory.scenario import Attention as Attention
+    from moetool.memory.scenario import CacheDtype as CacheDtype
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
@@ -63,6 +64,7 @@ __version__ = "0.2.0"
 _HOME_OF = {
     "AskedSource": "moetool.checkpoint.subject",
     "Attention": "moetool.memory.scenario",
+    "CacheDtype": "moetool.memory.scenario",
     "CacheKind": "moetool.memory.scenario",
     "Dtype": "moetool.memory.scenario",
     "ExpertsImplementation": "moetool.memory.scenario",
@@ -114,6 +116,7 @@ _HOME_OF = {
 __all__ = [
     "AskedSource",
     "Attention",
+    "CacheDtype",
     "CacheKind",
     "Dtype",
     "ExpertsImplementation",

@@ -17,13 +17,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
+from moetool.memory.generating import choose_generation, refuse_missing
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
 from moetool.memory.measured.geometry import describe_geometry
 from moetool.memory.measured.machine import describe_machine, measure_bus
 from moetool.memory.measured.measurement import Measurement, PhaseTimes
 from moetool.memory.measured.phase_times import MOST_TIMED_TOKENS, time_phases
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
@@ -44,6 +45,7 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
             hint="Leave out --measure.",
         )
     for scenario in scenarios:
+        refuse_missing(scenario)
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
         if scenario.task is Task.TRACE:
@@ -233,8 +235,7 @@ def _run(model: PreTrainedModel, scenario: Scenario) -> int:
         output = model(input_ids, **options)
     else:
         options |= {"max_new_tokens": scenario.num_new_tokens, "disable_compile": True}
-        if scenario.cache is CacheKind.STATIC:
-            options["cache_implementation"] = "static"
+        options |= choose_generation(scenario)
         if model.config.is_encoder_decoder:
             options["decoder_start_token_id"] = find_ordinary_token(model.config)
         generate: Any = model.generate
@@ -242,6 +243,7 @@ def _run(model: PreTrainedModel, scenario: Scenario) -> int:
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in find_cache_tensors(output)
+        if tensor.device.type == "cuda"
     }
     return sum(storages.values())
 

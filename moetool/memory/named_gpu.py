@@ -76,11 +76,11 @@ def add_answers(
         model.held,
         gpu_memory_bytes=gpu.memory_bytes,
         total_bytes=run.figures.total_device_bytes,
-        batch_size=scenario.batch_size,
+        batch_size=scenario.num_sequences,
         choices=choices,
         quantization=scenario.quantization,
     )
-    if offload is not None and choices is not None and scenario.batch_size == 1:
+    if offload is not None and choices is not None and scenario.num_sequences == 1:
         cache = gaps.unless_refused(
             "The single experts that would stay on the GPU are",
             plan_expert_cache,

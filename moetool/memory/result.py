@@ -34,6 +34,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
+# Their columns are at the end.
+_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -74,6 +76,7 @@ class Estimate(NamedFigures, Tabular):
         is_gpu_named: Whether the estimate is for one GPU, and not for all known ones.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
+        host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
     model: str
@@ -95,6 +98,7 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+    host_cache_bytes: int | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -272,6 +276,7 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": self.smallest_gpu,
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
+            "host_cache_bytes": self.host_cache_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -279,9 +284,10 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
+        hints = get_type_hints(Scenario)
         return {
             "model": str,
-            **get_type_hints(Scenario),
+            **{name: kind for name, kind in hints.items() if name not in _LAST_OPTIONS},
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -294,6 +300,8 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
+            **{name: hints[name] for name in _LAST_OPTIONS},
+            "host_cache_bytes": int | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import hardware, scenario
+from moetool.cli.options.memory_estimate import generation, hardware, scenario
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -54,9 +54,12 @@ def memory_estimate(
     quantization: loading.QuantizationOption = Quantization.NONE,
     double_quantization: loading.DoubleQuantization = False,
     experts: loading.Experts = QuantizedExperts.AS_LOADED,
-    attention: loading.AttentionOption = None,
     experts_implementation: loading.ExpertsImplementationOption = None,
-    cache: loading.CacheOption = CacheKind.DYNAMIC,
+    attention: generation.AttentionOption = None,
+    cache: generation.CacheOption = CacheKind.DYNAMIC,
+    cache_dtype: generation.CacheDtypeOption = None,
+    num_beams: generation.NumBeams = 1,
+    num_return_sequences: generation.NumReturnSequences = 1,
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
@@ -96,6 +99,9 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
+        cache_dtype=cache_dtype,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
     )
     scenarios = list_scenarios(
         common,
