@@ -11,10 +11,9 @@ from moetool.report.text.words import word_size
 from moetool.wording import join_words
 
 if TYPE_CHECKING:
-    from moetool.report.text.lines import Paragraph
-
-    from moetool.memory.loaded.implementation import Implementation
+    from moetool.memory.implementation import Implementation
     from moetool.memory.result import Estimate
+    from moetool.report.text.lines import Paragraph
 
 
 def list_implementations(estimate: Estimate) -> Iterator[Paragraph]:
@@ -30,8 +29,10 @@ def list_implementations(estimate: Estimate) -> Iterator[Paragraph]:
 def word_implementation(implementation: Implementation) -> str:
     """Return the bytes that one way holds, its packages, and whether it runs."""
     parts = []
+    # Versions depend on the version of transformers, and are in JSON.
+    packages = [package.partition(">")[0] for package in implementation.with_packages]
     if implementation.with_packages:
-        parts.append(f"with {join_words(implementation.with_packages, last='and')}")
+        parts.append(f"with {join_words(packages, last='and')}")
     if implementation.without_packages:
         parts.append(f"without {join_words(implementation.without_packages, last='or')}")
     words = " but ".join(parts) or "with no further packages"
