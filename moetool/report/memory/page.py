@@ -14,6 +14,7 @@ from moetool.report.memory.hardware import (
     list_ranks,
     list_speed,
 )
+from moetool.report.memory.implementations import list_implementations
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,
@@ -62,7 +63,7 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     yield list(_list_facts(estimate))
     yield [_make_breakdown(estimate)]
     yield list(_list_peaks(estimate))
-    yield _list_variants(estimate)
+    yield [*_list_variants(estimate), *list_implementations(estimate)]
     yield list_fits(estimate)
     yield list(_list_limits(estimate))
     yield list_ranks(estimate.ranks)
