@@ -156,13 +156,17 @@ def _run_variants(
     """Return the figures of a scenario with its weights held in other ways, by the variant's name."""
     stored = runs.loader.load(scenario).stored
     if stored is not None and stored.basis is not Basis.COPY:
-        weights = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
+        in_full = _run_dequantized(runs, scenario, plain_run, gaps=gaps)
+        held = {
+            "as_published": (plain_run, stored.packed_bytes),
+            "dequantized": (in_full, stored.dequantized_bytes),
+        }
         return {
             name: _limit(
-                plain_run.shift_weights(num_bytes - plain_run.figures.weights_bytes), memory_bytes
+                run.shift_weights(num_bytes - run.figures.weights_bytes), memory_bytes
             ).figures.show()
-            for name, num_bytes in weights.items()
-            if num_bytes is not None
+            for name, (run, num_bytes) in held.items()
+            if num_bytes is not None and run is not None
         }
     if scenario.quantization is Quantization.NONE:
         return {}
@@ -185,6 +189,21 @@ def _run_variants(
         for name, run in found.items()
         if run is not None
     }
+
+
+def _run_dequantized(
+    runs: ModelRuns, scenario: Scenario, plain_run: SimulatedRun, *, gaps: Gaps
+) -> SimulatedRun | None:
+    """Return a run with the modules of dequantized weights, which make other activations."""
+    if runs.loader.load(scenario).packed is None:
+        return plain_run
+    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
+
+    def run() -> SimulatedRun:
+        refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
+        return runs.simulate(replace(scenario, dtype=dtype))
+
+    return gaps.unless_refused("The memory with dequantized weights is", run)
 
 
 def _list_fits(

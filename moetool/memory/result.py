@@ -18,6 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.plain import Tabular, make_plain
@@ -45,26 +46,6 @@ _OF_A_PEAK = {
     "workspace_bytes": int | None,
 }
 _PEAK_OF_A_PHASE = {phase: f"{phase.value}_peak_allocated_bytes" for phase in Phase}
-
-
-@dataclass(frozen=True)
-class Measurement(NamedFigures):
-    """The same scenario, measured on a GPU.
-
-    Attributes:
-        gpu: The device's name.
-        context_bytes: Memory that the device holds in addition to torch's reserved memory, without
-            `held_before_bytes`.
-        seconds: Wall time of the run.
-        held_before_bytes: Memory that the device held before this process used it; None if that is
-            unknown, in which case it counts toward the context.
-    """
-
-    gpu: str
-    figures: MemoryFigures
-    context_bytes: int
-    seconds: float
-    held_before_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -345,7 +326,8 @@ def _describe_peak(peak: Peak) -> dict[str, Any]:
 
 
 def _describe_measurement(measured: Measurement) -> dict[str, Any]:
-    return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
+    names = ("gpu", *_FIGURES, "seconds", "prefill_s", "decode_s_per_token")
+    return {**{name: getattr(measured, name) for name in names}, "bus": measured.bus}
 
 
 def _find_smallest(fits: Iterable[Fit]) -> Fit | None:

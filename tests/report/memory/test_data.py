@@ -164,6 +164,9 @@ def test_what_was_measured_has_the_names_of_what_was_estimated() -> None:
         "context_bytes": 500 * MIB,
         "total_device_bytes": 21 * GIB,
         "seconds": 12.34,
+        "prefill_s": None,
+        "decode_s_per_token": None,
+        "bus": None,
     }
 
 

@@ -63,6 +63,7 @@ def memory_estimate(
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -77,6 +78,8 @@ def memory_estimate(
     """
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
+    from moetool.memory.sweeps.run import estimate_models
+    from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
@@ -110,30 +113,32 @@ def memory_estimate(
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
         named_gpu = None if gpu is None else take_gpu(gpu)
-        # Imported after the checks, so that wrong options are reported before torch has loaded.
-        from moetool.memory.estimate import estimate_memory
-
-        for model in filter(references.__contains__, models):
+        options = SweepOptions(
+            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
+            gpu=named_gpu,
+            trace=trace,
+            measure=measure,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = [(model, references[model]) for model in models if model in references]
+        # torch loads here, after the checks, so that wrong options are reported before.
+        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
             with failures.keep(model):
-                estimates += estimate_memory(
-                    references[model],
-                    scenarios,
-                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                    gpu=named_gpu,
-                    trace=trace,
-                    measure=measure,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
-                    on_progress=show,
-                )
+                estimates += take()
     from moetool.report.memory.data import RENDERERS
 
     failures.check(estimates)
+    if save is not None:
+        from moetool.memory.receipts.saving import save_receipts
+
+        save_receipts(estimates, save, replace_existing=force)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
     failures.finish()
