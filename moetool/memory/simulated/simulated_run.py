@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
@@ -9,6 +10,8 @@ from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
+# The path of a module in a member of a list.
+_IN_A_LAYER = re.compile(r"(?P<layer>.*?\.[0-9]+)(?:\.(?P<module>.*)|$)")
 # Replays a run where torch's allocator may take this many bytes of a GPU; None stands for as many as
 # it asks for. Raises `DeviceFullError` if the run doesn't complete in that much.
 Replay = Callable[[int | None], MemoryProfile]
@@ -162,10 +165,14 @@ def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
 
 
 def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
-    module = f" in {peak.origin.module}" if peak.origin.module else ""
+    layer, inner = peak.origin.layer, peak.origin.module
+    if not layer and (found := _IN_A_LAYER.match(inner)):
+        # Where no layer repeats another, nothing has marked where it begins.
+        layer, inner = found["layer"], found["module"]
+    module = f" in {inner}" if inner else ""
     return Peak(
         phase=phase,
-        layer=peak.origin.layer or None,
+        layer=layer or None,
         operation=f"{peak.origin.operation}{module}",
         parts=peak.parts,
     )
