@@ -148,6 +148,7 @@ def run_scenario(
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,
         needs_data=needs_data,
+        communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
     )

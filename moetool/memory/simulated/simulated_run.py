@@ -83,6 +83,7 @@ class SimulatedRun:
         host_cache_bytes: The part of the cache in the host's memory.
         needs_data: Why the model's code can't run unless routing is assumed to be balanced; None if
             it can.
+        communication_bytes: The most that results of collectives hold at once.
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
@@ -95,6 +96,7 @@ class SimulatedRun:
     prompt_cache_bytes: int = 0
     host_cache_bytes: int = 0
     needs_data: str | None = None
+    communication_bytes: int = 0
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
