@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from moetool.simulation.repeated.repeated_layers import LayerVisit
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
+FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
 
 class AllocationRecorder:
@@ -52,6 +53,7 @@ class AllocationRecorder:
         max_blocks_of_layer: The most blocks that a layer may make; None for no limit. One more
             raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
+        find_temporaries: Returns the memory that an operation's kernel takes while it runs.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class AllocationRecorder:
         lt_workspace_bytes: int = 0,
         max_blocks_of_layer: int | None = None,
         device: str = "meta",
+        find_temporaries: FindTemporaries = find_temporaries,
     ) -> None:
         self.events: list[Event] = []
         self._workspaces: dict[Workspace, int] = {}
@@ -75,6 +78,7 @@ class AllocationRecorder:
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
+        self._find_temporaries = find_temporaries
         self._model = model
         self._paths = {id(module): path for path, module in walk_modules(model)}
         self._entered: list[str] = [""]
@@ -246,7 +250,7 @@ class AllocationRecorder:
             self._take_workspace(Workspace.CUBLAS, origin)
         if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
             self._take_workspace(Workspace.CUBLAS_LT, origin)
-        temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
+        temporaries = self._find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
             if tensor.untyped_storage()._cdata not in self._followed:
