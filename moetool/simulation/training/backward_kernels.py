@@ -36,7 +36,12 @@ def _find_in_attention(*_: Any, **__: Any) -> Temporaries:
 
 
 def _find_in_attention_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_: Any,
+    **__: Any,
 ) -> Temporaries:
     """Return the gradient of queries in float32, a number for each row, and those of shared heads.
 

@@ -141,8 +141,7 @@ def run_training(
                     loss = skeleton(**inputs).loss
                 forward_end = len(recorder.events)
                 with known.inside_model():
-                    # Unlike `loss.backward()`, it leaves modes on while checkpointed layers run.
-                    torch.autograd.backward(loss)
+                    loss.backward()
             backward_end = len(recorder.events)
             gradients |= _find_blocks(recorder, (parameter.grad for parameter in trained))
             optimizer.step()
