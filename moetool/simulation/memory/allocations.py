@@ -119,6 +119,15 @@ class AllocationRecorder:
         """The block that products with a bias keep; None before the first."""
         return self._workspaces.get(Workspace.CUBLAS_LT)
 
+    def switch_handle(self, kept: dict[Workspace, int]) -> dict[Workspace, int]:
+        """Let products use another handle of cuBLAS, and return the workspaces of the one before.
+
+        Args:
+            kept: The workspaces that the other handle has taken.
+        """
+        before, self._workspaces = self._workspaces, dict(kept)
+        return before
+
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and tensors not followed."""
         found = self._followed.get(tensor.untyped_storage()._cdata)

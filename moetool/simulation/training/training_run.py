@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moetool.simulation.memory.allocations import AllocationRecorder
+from moetool.simulation.memory.layer_events import Workspace
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Event, Origin, Origins
 from moetool.simulation.meta.encoders import encoding_inside_model
@@ -122,6 +123,8 @@ def run_training(
     trained = [each for each in skeleton.parameters() if each.requires_grad]
     steps: list[StepEvents] = []
     gradients: set[int] = set()
+    # On a GPU autograd runs in another thread, which has another handle of cuBLAS.
+    of_backward: dict[Workspace, int] = {}
     with ExitStack() as stack:
         _prepare(skeleton, stack, has_checkpointing=options.has_checkpointing)
         optimizer = make_optimizer(options.optimizer, trained)
@@ -140,8 +143,10 @@ def run_training(
                 with known.inside_model():
                     loss = skeleton(**inputs).loss
                 forward_end = len(recorder.events)
+                of_forward = recorder.switch_handle(of_backward)
                 with known.inside_model():
                     loss.backward()
+                of_backward = recorder.switch_handle(of_forward)
             backward_end = len(recorder.events)
             gradients |= _find_blocks(recorder, (parameter.grad for parameter in trained))
             optimizer.step()
@@ -152,14 +157,14 @@ def run_training(
             recorder, (each for state in optimizer.state.values() for each in state.values())
         )
         events = tuple(recorder.events[: steps[-1].end])
-        workspaces = (recorder.workspace_block, recorder.lt_workspace_block)
+        workspaces = (*of_forward.values(), *of_backward.values())
     return TrainingTimeline(
         events=events,
         origins=origins.found,
         steps=tuple(steps),
         gradient_blocks=frozenset(gradients),
         state_blocks=frozenset(states),
-        workspace_blocks=frozenset(block for block in workspaces if block is not None),
+        workspace_blocks=frozenset(workspaces),
     )
 
 
