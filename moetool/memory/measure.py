@@ -42,6 +42,11 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
     for scenario in scenarios:
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
+        if scenario.task is Task.TRAIN:
+            raise UsageError(
+                "The task train can't be measured.",
+                hint="Leave out --measure.",
+            )
         if scenario.task is Task.TRACE:
             raise UsageError(
                 "The task trace can't be measured.",

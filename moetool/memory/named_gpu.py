@@ -14,11 +14,14 @@ from moetool.memory.offload.expert_cache import plan_expert_cache
 from moetool.memory.offload.plan import plan_offload
 from moetool.memory.on_gpus import Limits
 from moetool.memory.result import Estimate
+from moetool.memory.scenario import Task
 from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import UNIFORM, find_choices, read_routing
+
+_ONE_GPU = "Training is estimated for one GPU; its time, sharing and offloading are not."
 
 
 def add_answers(
@@ -53,6 +56,8 @@ def add_answers(
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     named = None if limits is None else replace(limits, gpu=gpu.id)
     estimate = replace(estimate, limits=named, notes=notes)
+    if scenario.task is Task.TRAIN:
+        return replace(estimate, notes=(*notes, _ONE_GPU))
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")

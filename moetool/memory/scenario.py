@@ -9,7 +9,9 @@ from typing import cast
 
 from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # Sizes that a model's context limits.
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
@@ -18,6 +20,7 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
+_OPTIONAL = ("attention", "experts_implementation", "optimizer")
 
 
 class Task(StrEnum):
@@ -28,11 +31,13 @@ class Task(StrEnum):
         FORWARD: One call of the model, with the logits of every position.
         TRACE: The same as `moetool route-trace`, which keeps the routing: a prefill without a
             cache, or `generate` if there are new tokens.
+        TRAIN: A step of training: forward with labels, backward, optimizer.
     """
 
     GENERATE = "generate"
     FORWARD = "forward"
     TRACE = "trace"
+    TRAIN = "train"
 
 
 class Dtype(StrEnum):
@@ -120,6 +125,9 @@ class Scenario:
         quantization: The format in which bitsandbytes stores weights.
         is_double_quantized: Whether the scales of 4-bit weights are quantized too.
         experts: The experts that the figures are for, with quantization.
+        optimizer: The optimizer of training; None for AdamW, or without training.
+        has_checkpointing: Whether training runs layers again instead of keeping their activations.
+        frozen: The part that training leaves as it is.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -139,6 +147,9 @@ class Scenario:
     quantization: Quantization = Quantization.NONE
     is_double_quantized: bool = False
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    optimizer: Optimizer | None = None
+    has_checkpointing: bool = False
+    frozen: FrozenPart = FrozenPart.NONE
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -150,11 +161,13 @@ class Scenario:
             ("cache", CacheKind, "cache"),
             ("quantization", Quantization, "quantization"),
             ("experts", QuantizedExperts, "choice of experts"),
+            ("optimizer", Optimizer, "optimizer"),
+            ("frozen", FrozenPart, "frozen part"),
         ):
             value = getattr(self, field)
-            if value is not None or field not in ("attention", "experts_implementation"):
+            if value is not None or field not in _OPTIONAL:
                 self._set(field, choose(value, kind, name=name))
-        for field in ("has_padding", "is_double_quantized"):
+        for field in ("has_padding", "is_double_quantized", "has_checkpointing"):
             self._set(field, take_flag(getattr(self, field), name=field))
         generates = self.task is Task.GENERATE
         given: int | None = self.num_new_tokens
@@ -174,6 +187,7 @@ class Scenario:
         object.__setattr__(self, field, value)
 
     def _refuse_contradictions(self) -> None:
+        self._refuse_training()
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
@@ -190,6 +204,29 @@ class Scenario:
                 {"--double-quantization": "double quantization"},
                 because="only nf4 and fp4 have scales that it quantizes",
                 unless="choose --quantization nf4 or fp4",
+            )
+
+    def _refuse_training(self) -> None:
+        if self.task is not Task.TRAIN:
+            given = {
+                "--optimizer": ("an optimizer", self.optimizer is not None),
+                "--gradient-checkpointing": ("gradient checkpointing", self.has_checkpointing),
+                "--freeze": ("a frozen part", self.frozen is not FrozenPart.NONE),
+            }
+            idle = {flag: words for flag, (words, is_given) in given.items() if is_given}
+            if idle:
+                raise without_effect(
+                    idle, because="nothing is trained", unless="choose --task train"
+                )
+        elif self.num_new_tokens:
+            raise UsageError(
+                "A step of training makes no new tokens.",
+                hint="Leave out --new-tokens, or choose --task generate.",
+            )
+        elif self.quantization is not Quantization.NONE:
+            raise UsageError(
+                f"Weights in {self.quantization} can't be trained.",
+                hint="Leave out --quantization.",
             )
 
     @property

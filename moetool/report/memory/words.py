@@ -162,6 +162,12 @@ def word_options(scenario: Scenario) -> str:
         words.append(f"{scenario.cache} cache")
     if scenario.has_padding:
         words.append("padded prompts")
+    if scenario.optimizer is not None:
+        words.append(scenario.optimizer.value)
+    if scenario.has_checkpointing:
+        words.append("gradient checkpointing")
+    if scenario.frozen != "none":
+        words.append(f"{scenario.frozen} frozen")
     return ", ".join(words)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -37,6 +37,7 @@ class MemoryProfile:
         decode: The peak from the second call on; None if there is only one call.
         prefill_reserved_bytes: The most memory reserved before the second call.
         prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
+        training_phases: The peak of each phase of a step of training, by its name; else empty.
     """
 
     weights_bytes: int
@@ -47,6 +48,7 @@ class MemoryProfile:
     decode: PhasePeak | None
     prefill_reserved_bytes: int
     prompt_cache_bytes: int
+    training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:

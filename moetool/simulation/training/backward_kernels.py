@@ -89,7 +89,8 @@ def _find_in_sum(
     vector = next(size for size in (4, 2, 1) if num_outputs % size == 0)
     most_threads = _THREADS_OF_REDUCTION // vector
     columns, rows = (
-        min(_last_power_of_2(number), most_threads) for number in (num_outputs // vector, num_values)
+        min(_last_power_of_2(number), most_threads)
+        for number in (num_outputs // vector, num_values)
     )
     height = min(rows, most_threads // min(columns, _WARP))
     width = min(columns, most_threads // height)

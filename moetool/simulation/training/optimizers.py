@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 import torch
+
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # bitsandbytes' defaults.
 _SMALLEST_IN_8_BITS = 4096
 _VALUES_PER_BLOCK = 256
 _VALUES_OF_A_BYTE = 256
-
-
-class Optimizer(StrEnum):
-    """Optimizers, with their defaults.
-
-    Attributes:
-        ADAMW: torch's AdamW. On a GPU it runs through all parameters at once (`foreach`).
-        ADAMW_8BIT: bitsandbytes' AdamW8bit, which runs one parameter after another.
-        SGD: torch's SGD without momentum, which keeps no states.
-    """
-
-    ADAMW = "adamw"
-    ADAMW_8BIT = "adamw-8bit"
-    SGD = "sgd"
 
 
 def make_optimizer(

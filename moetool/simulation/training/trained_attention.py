@@ -34,7 +34,7 @@ def _attend(
     value: torch.Tensor,
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002  (torch's own signature)
+    is_causal: bool = False,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,

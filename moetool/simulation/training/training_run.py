@@ -19,7 +19,8 @@ from moetool.simulation.meta.generation import without_data
 from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.training.backward_kernels import find_training_temporaries
-from moetool.simulation.training.optimizers import Optimizer, make_optimizer
+from moetool.simulation.training.optimizer_kinds import Optimizer
+from moetool.simulation.training.optimizers import make_optimizer
 from moetool.simulation.training.trained_attention import attention_as_on_gpu
 
 # By the second the optimizer's states exist; the third shows what the allocator reserves then.
