@@ -1,7 +1,7 @@
 """Measure steps of training of published geometries on a GPU, and compare the estimates with it.
 
     python -m benchmarks.memory.training measure training.jsonl [MODEL ...]    # on a GPU
-    python -m benchmarks.memory.training compare benchmarks/memory/training_h100.jsonl  # anywhere
+    python -m benchmarks.memory.training compare benchmarks/memory/training_h200.jsonl  # anywhere
 
 Models are cut to their first layers and have random weights. Each line of the file is the third of
 three steps, with what torch showed: by then the optimizer's states exist. All cases run in one
@@ -52,6 +52,8 @@ def main() -> None:
     only = arguments.models or list(MODELS)
     if arguments.action == "measure":
         measure(arguments.file, only, events=arguments.events)
+    else:
+        compare(arguments.file, only)
 
 
 def list_cases() -> list[dict[str, Any]]:
@@ -158,6 +160,50 @@ def freeze(model: Any, frozen: str | None) -> None:
     for path, parameter in model.named_parameters():
         is_frozen = component is not None and placement.place(path).component is component
         parameter.requires_grad_(parameter.is_floating_point() and not is_frozen)
+
+
+def compare(file: Path, models: list[str]) -> None:
+    """Print how far the estimate of each line of a file is from what was measured."""
+    for line in map(json.loads, file.read_text().splitlines()):
+        if line["model"] in models:
+            found = simulate_line(line)
+            off = [
+                getattr(found, name) / line[name] - 1
+                for name in ("peak_allocated_bytes", "peak_reserved_bytes")
+            ]
+            print(
+                line["model"], line["options"], "allocated {:+.4%}, reserved {:+.3%}".format(*off)
+            )
+
+
+def simulate_line(line: Mapping[str, Any]) -> Any:
+    """Return the profile of the step that a line of the file describes."""
+    from benchmarks.memory.accuracy import build_as_measured
+    from moetool.catalogue.gpus import find_gpu
+    from moetool.memory.gpu_overhead import find_workspace_bytes
+    from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
+    from moetool.simulation.memory.memory_replay import list_weight_bytes
+    from moetool.simulation.training.training_replay import replay_training
+    from moetool.simulation.training.training_run import TrainingOptions, run_training
+
+    options = line["options"]
+    batch_size, num_tokens = options["sizes"]
+    builder, scenario = prepare_case(
+        line["model"], {"num_layers": line["num_layers"], "task": "forward"}
+    )
+    skeleton = build_as_measured(builder, scenario, transformers=line["transformers"])
+    freeze(skeleton, options.get("frozen"))
+    timeline = run_training(
+        skeleton,
+        TrainingOptions(
+            batch_size,
+            num_tokens,
+            has_checkpointing=options.get("has_checkpointing", False),
+            workspace_bytes=find_workspace_bytes(find_gpu("h200")),
+            lt_workspace_bytes=LT_WORKSPACE_BYTES,
+        ),
+    )
+    return replay_training(timeline, weight_bytes=list_weight_bytes(skeleton))
 
 
 @contextlib.contextmanager

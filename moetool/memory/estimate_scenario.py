@@ -32,6 +32,7 @@ from moetool.memory.notes.estimate_notes import (
     RESERVE_GIVEN_BACK,
     TIGHT,
     TRACE_UNREAD,
+    TRAINING_CONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
     note_unconfirmed,
@@ -117,7 +118,9 @@ def estimate_scenario(
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
-    if confirmed is None:
+    if scenario.task is Task.TRAIN:
+        notes.append(TRAINING_CONFIRMED)
+    elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
     if scores is not None:
