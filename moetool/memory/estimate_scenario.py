@@ -37,6 +37,8 @@ from moetool.memory.notes.estimate_notes import (
     note_fits_nowhere,
     note_unconfirmed,
 )
+from moetool.memory.notes.generation_notes import is_measured, note_generation
+from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
@@ -106,15 +108,18 @@ def estimate_scenario(
         variants=variants,
         fits=fits,
         stored=model.stored,
-        confirmed_on=None if confirmed is None else confirmed.where,
+        host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
+        confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         training=None if run is None else run.training,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
-    scores = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = cause or note_peak_cause(model.skeleton, scenario, estimate.at_peak)
     notes = [
         *loader.builder.subject.notes,
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
+        *note_generation(scenario, plain_run.host_cache_bytes),
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
@@ -123,8 +128,8 @@ def estimate_scenario(
     elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
-    if scores is not None:
-        notes.append(scores)
+    if cause is not None:
+        notes.append(cause)
     if named_gpu is None:
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
@@ -162,13 +167,17 @@ def _run_variants(
     """Return the figures of a scenario with its weights held in other ways, by the variant's name."""
     stored = runs.loader.load(scenario).stored
     if stored is not None and stored.basis is not Basis.COPY:
-        weights = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
+        in_full = _run_dequantized(runs, scenario, plain_run, gaps=gaps)
+        held = {
+            "as_published": (plain_run, stored.packed_bytes),
+            "dequantized": (in_full, stored.dequantized_bytes),
+        }
         return {
             name: _limit(
-                plain_run.shift_weights(num_bytes - plain_run.figures.weights_bytes), memory_bytes
+                run.shift_weights(num_bytes - run.figures.weights_bytes), memory_bytes
             ).figures.show()
-            for name, num_bytes in weights.items()
-            if num_bytes is not None
+            for name, (run, num_bytes) in held.items()
+            if num_bytes is not None and run is not None
         }
     if scenario.quantization is Quantization.NONE:
         return {}
@@ -191,6 +200,21 @@ def _run_variants(
         for name, run in found.items()
         if run is not None
     }
+
+
+def _run_dequantized(
+    runs: ModelRuns, scenario: Scenario, plain_run: SimulatedRun, *, gaps: Gaps
+) -> SimulatedRun | None:
+    """Return a run with the modules of dequantized weights, which make other activations."""
+    if runs.loader.load(scenario).packed is None:
+        return plain_run
+    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
+
+    def run() -> SimulatedRun:
+        refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
+        return runs.simulate(replace(scenario, dtype=dtype))
+
+    return gaps.unless_refused("The memory with dequantized weights is", run)
 
 
 def _list_fits(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moetool.memory.loaded.implementation import Implementation
 from moetool.simulation.memory.timeline import AllocatedParts
 
 
@@ -141,6 +142,8 @@ class StoredWeights:
         dequantized_bytes: The same weights in full precision.
         basis: The bytes that the figures rest on.
         reason: Why the bytes as loaded are unknown; None if they are known.
+        implementations: The ways in which transformers loads the format on the GPU, by the packages
+            that are installed, those with the most packages first.
     """
 
     method: str
@@ -151,6 +154,7 @@ class StoredWeights:
     dequantized_bytes: int | None = None
     basis: Basis = Basis.LOADED
     reason: str | None = None
+    implementations: tuple[Implementation, ...] = ()
 
     @property
     def held_bytes(self) -> int | None:

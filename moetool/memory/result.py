@@ -18,6 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.memory.training.training_memory import TrainingMemory
@@ -34,6 +35,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
+# Their columns are at the end.
+_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -49,26 +52,6 @@ _OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
 _PEAK_OF_A_PHASE = {
     phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
 }
-
-
-@dataclass(frozen=True)
-class Measurement(NamedFigures):
-    """The same scenario, measured on a GPU.
-
-    Attributes:
-        gpu: The device's name.
-        context_bytes: Memory that the device holds in addition to torch's reserved memory, without
-            `held_before_bytes`.
-        seconds: Wall time of the run.
-        held_before_bytes: Memory that the device held before this process used it; None if that is
-            unknown, in which case it counts toward the context.
-    """
-
-    gpu: str
-    figures: MemoryFigures
-    context_bytes: int
-    seconds: float
-    held_before_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +83,7 @@ class Estimate(NamedFigures, Tabular):
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
         training: The parts of a step of training; None for other tasks.
+        host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
     model: str
@@ -122,6 +106,7 @@ class Estimate(NamedFigures, Tabular):
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
     training: TrainingMemory | None = None
+    host_cache_bytes: int | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -300,6 +285,7 @@ class Estimate(NamedFigures, Tabular):
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
             "training": self.training,
+            "host_cache_bytes": self.host_cache_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -307,10 +293,14 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
-        scenario = get_type_hints(Scenario)
+        hints = get_type_hints(Scenario)
         return {
             "model": str,
-            **{name: kind for name, kind in scenario.items() if name not in _OF_TRAINING},
+            **{
+                name: kind
+                for name, kind in hints.items()
+                if name not in (*_LAST_OPTIONS, *_OF_TRAINING)
+            },
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -323,7 +313,9 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
-            **{name: scenario[name] for name in _OF_TRAINING},
+            **{name: hints[name] for name in _LAST_OPTIONS},
+            "host_cache_bytes": int | None,
+            **{name: hints[name] for name in _OF_TRAINING},
             **{f"at_peak_{name}": int for name in _OF_A_TRAINING_PEAK},
         }
 
@@ -352,7 +344,8 @@ def _describe_peak(peak: Peak) -> dict[str, Any]:
 
 
 def _describe_measurement(measured: Measurement) -> dict[str, Any]:
-    return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
+    names = ("gpu", *_FIGURES, "seconds", "prefill_s", "decode_s_per_token")
+    return {**{name: getattr(measured, name) for name in names}, "bus": measured.bus}
 
 
 def _find_smallest(fits: Iterable[Fit]) -> Fit | None:

@@ -30,6 +30,7 @@ OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
+    | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--double-quantization", "--trace", "--measure"},
     "route-trace": OF_MODELS

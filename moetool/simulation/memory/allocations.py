@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from moetool.anatomy.routing.walk import walk_modules
+from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
@@ -54,6 +55,7 @@ class AllocationRecorder:
             raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
         find_temporaries: Returns the memory that an operation's kernel takes while it runs.
+        stream: A stream other than the model's, on which some operations run.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class AllocationRecorder:
         max_blocks_of_layer: int | None = None,
         device: str = "meta",
         find_temporaries: FindTemporaries = find_temporaries,
+        stream: SideStream | None = None,
     ) -> None:
         self.events: list[Event] = []
         self._workspaces: dict[Workspace, int] = {}
@@ -79,6 +82,7 @@ class AllocationRecorder:
         self._num_blocks_before_layer = 0
         self._device = device
         self._find_temporaries = find_temporaries
+        self._stream = stream
         self._model = model
         self._paths = {id(module): path for path, module in walk_modules(model)}
         self._entered: list[str] = [""]
@@ -120,13 +124,9 @@ class AllocationRecorder:
         return self._workspaces.get(Workspace.CUBLAS_LT)
 
     def switch_handle(self, kept: dict[Workspace, int]) -> dict[Workspace, int]:
-        """Let products use another handle of cuBLAS, and return the workspaces of the one before.
-
-        Args:
-            kept: The workspaces that the other handle has taken.
-        """
-        before, self._workspaces = self._workspaces, dict(kept)
-        return before
+        """Let products use a handle of cuBLAS that kept these, and return those of the one before."""
+        kept, self._workspaces = self._workspaces, dict(kept)
+        return kept
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and tensors not followed."""
@@ -319,11 +319,12 @@ class AllocationRecorder:
         path = self._entered[-1]
         if self._layer and path.startswith(self._layer):
             path = path[len(self._layer) + 1 :]
-        return self._origins.number(self._layer, path, operation.__name__)
+        is_on_side = self._stream is not None and self._stream.is_current
+        return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
 
     def _origin_in(self, layer: str, origin: int) -> int:
         of = self._origins.found[origin]
-        return self._origins.number(layer, of.module, of.operation)
+        return self._origins.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
 
     def _enter_module(self, module: nn.Module, *_: object) -> None:
         self._entered.append(self._paths.get(id(module), self._entered[-1]))
