@@ -124,7 +124,7 @@ def memory_estimate(
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
-            named_gpu = None if gpu is None else take_gpu(gpu)
+        named_gpu = None if gpu is None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
             gpu=named_gpu,
