@@ -29,10 +29,13 @@ class Method(StrEnum):
 
 
 class Phase(StrEnum):
-    """The two phases of a run: reading the prompt, and writing token by token."""
+    """A phase of a run: reading prompts and writing tokens, or the three of a step of training."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)

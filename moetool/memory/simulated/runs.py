@@ -96,6 +96,18 @@ def run_scenario(
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
     """
+    if scenario.task is Task.TRAIN:
+        # Imported here because it builds on this package's runs.
+        from moetool.memory.training.training_runs import simulate_training
+
+        return simulate_training(
+            skeleton,
+            scenario,
+            workspace_bytes=workspace_bytes,
+            lt_workspace_bytes=lt_workspace_bytes,
+            context_bytes=context_bytes,
+            on_step=on_step,
+        )
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,

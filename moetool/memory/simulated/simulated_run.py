@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
@@ -87,6 +88,7 @@ class SimulatedRun:
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
+        training: The parts of a step of training; None for other runs.
     """
 
     figures: SimulatedFigures
@@ -100,6 +102,7 @@ class SimulatedRun:
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
+    training: TrainingMemory | None = None
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
         """Return the same run with weights that are larger by some bytes."""
@@ -160,6 +163,10 @@ def make_figures(profile: MemoryProfile, *, context_bytes: int) -> SimulatedFigu
 
 def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
     """Return the peaks of a replayed run, phase by phase."""
+    if profile.training_phases:
+        return tuple(
+            _make_peak(Phase(name), peak) for name, peak in profile.training_phases.items()
+        )
     peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
     if profile.decode is not None:
         peaks.append(_make_peak(Phase.DECODE, profile.decode))
