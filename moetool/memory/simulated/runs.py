@@ -96,6 +96,18 @@ def run_scenario(
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
     """
+    if scenario.task is Task.TRAIN:
+        # Imported here because it builds on this package's runs.
+        from moetool.memory.training.training_runs import simulate_training
+
+        return simulate_training(
+            skeleton,
+            scenario,
+            workspace_bytes=workspace_bytes,
+            lt_workspace_bytes=lt_workspace_bytes,
+            context_bytes=context_bytes,
+            on_step=on_step,
+        )
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
@@ -137,11 +149,13 @@ def run_scenario(
     if on_step is not None:
         on_step("replaying its allocations")
     profile = simulation.replay(None)
+    # Kernels of other packages are not run, and follow from their sources.
+    has_stand_ins = is_flash(scenario.attention) or options.cache.has_residual
     is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data or is_flash(scenario.attention) else method,
+        Method.APPROXIMATE if needs_data or has_stand_ins else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,

@@ -14,7 +14,9 @@ from moetool.report.memory.hardware import (
     list_ranks,
     list_speed,
 )
+from moetool.report.memory.implementations import list_implementations
 from moetool.report.memory.layouts import list_layout_verdicts, list_layouts
+from moetool.report.memory.training import list_training
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,
@@ -63,8 +65,10 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     yield make_notes(estimate.notes)
     yield list(_list_facts(estimate))
     yield [_make_breakdown(estimate)]
+    if estimate.training:
+        yield list(list_training(estimate.training))
     yield list(_list_peaks(estimate))
-    yield _list_variants(estimate)
+    yield [*_list_variants(estimate), *list_implementations(estimate)]
     yield list_fits(estimate)
     yield list(_list_limits(estimate))
     yield list_ranks(estimate.ranks)
@@ -97,6 +101,14 @@ def _make_breakdown(estimate: Estimate) -> Table:
         ("weights", peak.parts.weights_bytes if peak else figures.weights_bytes, None),
         ("cache", peak.parts.cache_bytes if peak else figures.cache_bytes, None),
         ("activations", peak.parts.activation_bytes if peak else None, None),
+        *(
+            (
+                ("gradients", peak.parts.gradient_bytes, None),
+                ("optimizer", peak.parts.optimizer_state_bytes, None),
+            )
+            if peak and estimate.training
+            else ()
+        ),
         ("workspace", peak.parts.workspace_bytes if peak else None, None),
         ("= peak allocated", figures.peak_allocated_bytes, "torch.cuda.max_memory_allocated"),
         ("allocator slack", figures.slack_bytes, None),

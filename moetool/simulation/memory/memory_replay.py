@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -44,6 +44,7 @@ class MemoryProfile:
         prefill_reserved_bytes: The most memory reserved before the second call.
         prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
         communication_bytes: The most that results of collectives hold at once.
+        training_phases: The peak of each phase of a step of training, by its name; else empty.
         host_cache_bytes: The part of the cache in the host's memory after the last call.
     """
 
@@ -56,6 +57,7 @@ class MemoryProfile:
     prefill_reserved_bytes: int
     prompt_cache_bytes: int
     communication_bytes: int = 0
+    training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
     host_cache_bytes: int = 0
 
 

@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import generation, hardware, scenario
+from moetool.cli.options.memory_estimate import generation, hardware, scenario, training
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -29,6 +29,7 @@ from moetool.cli.options.values import (
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def memory_estimate(
     double_quantization: loading.DoubleQuantization = False,
     experts: loading.Experts = QuantizedExperts.AS_LOADED,
     experts_implementation: loading.ExpertsImplementationOption = None,
+    optimizer: training.OptimizerOption = None,
+    gradient_checkpointing: training.Checkpointing = False,
+    freeze: training.Freeze = FrozenPart.NONE,
     attention: generation.AttentionOption = None,
     cache: generation.CacheOption = CacheKind.DYNAMIC,
     cache_dtype: generation.CacheDtypeOption = None,
@@ -102,6 +106,9 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
+        optimizer=optimizer,
+        has_checkpointing=gradient_checkpointing,
+        frozen=freeze,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
