@@ -18,7 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
-from moetool.memory.layouts.layout import Layout
+from moetool.memory.layout import Layout
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
