@@ -95,7 +95,7 @@ def measure(path: Path, setting: tuple[int, int, int, str, bool]) -> dict[str, A
         raise RuntimeError("".join(_LOGGED[-8:]))
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_ubatch, params.n_batch = context, ubatch, max(ubatch, num_sequences)
-    params.n_seq_max = num_sequences
+    params.n_seq_max, params.swa_full = num_sequences, False
     params.type_k = params.type_v = int(_CACHE_TYPES[cache_type])
     params.flash_attn_type = 1 if is_flash else 0
     loaded = llama_cpp.llama_init_from_model(model, params)
