@@ -152,11 +152,8 @@ def _find_in_module(path: str, module: nn.Module) -> Iterator[str]:
 
 def _list_own_names(module: nn.Module) -> Iterator[str]:
     """Yield the names of a module's own parameters, buffers, numbers and collections."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.numel():
-            yield name
-    for name, buffer in module.named_buffers(recurse=False):
-        if buffer.numel():
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and tensor.numel():
             yield name
     for name, value in vars(module).items():
         is_many = isinstance(value, int) and value > 1
