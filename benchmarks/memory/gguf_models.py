@@ -144,9 +144,7 @@ def _list_tensors(
             yield f"blk.{layer}.exp_probs_b.bias", np.zeros(config.n_routed_experts, np.float32)
 
 
-def _split_experts(
-    path: str, values: np.ndarray, config: Any
-) -> Iterator[tuple[str, np.ndarray]]:
+def _split_experts(path: str, values: np.ndarray, config: Any) -> Iterator[tuple[str, np.ndarray]]:
     layer, name = path.split(".")[2], path.rpartition(".")[2]
     suffix = "bias" if name.endswith("_bias") else "weight"
     is_transposed = config.model_type == "gpt_oss" and suffix == "weight"

@@ -21,6 +21,8 @@ from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeas
 from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.memory.serving.answer import ServingOptions
+from moetool.memory.serving.serve import serve_model
 from moetool.quiet import quiet_transformers
 
 
@@ -33,6 +35,7 @@ def estimate_memory(
     gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
+    serving: ServingOptions | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -55,6 +58,7 @@ def estimate_memory(
             GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
+        serving: An engine that would serve the model on the GPU; None for no such answer.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         on_progress: Receives a few words on each step before it starts.
@@ -82,6 +86,11 @@ def estimate_memory(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",
             hint="Leave out --trace, or name a GPU with --gpu.",
         )
+    if serving is not None and named_gpu is None:
+        raise UsageError(
+            f"How {serving.engine} serves a model depends on the GPU, and none was named.",
+            hint="Name a GPU with --gpu.",
+        )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
@@ -103,6 +112,9 @@ def estimate_memory(
     estimates = []
     for wanted, scenario in zip(asked, scenarios, strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
+        if serving is not None and named_gpu is not None:
+            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
+            estimate = replace(estimate, serving=answer)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
             estimate = replace(estimate, notes=(note, *estimate.notes))

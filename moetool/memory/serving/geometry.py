@@ -96,8 +96,12 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
     head_dim = read_count(config, "head_dim")
     if head_dim is None and num_heads:
         head_dim = (find_hidden_size(config) or 0) // num_heads
-    if not head_dim or not num_kv_heads or not _agrees(
-        skeleton, num_layers, num_kv_heads * head_dim, (num_heads + 2 * num_kv_heads) * head_dim
+    if (
+        not head_dim
+        or not num_kv_heads
+        or not _agrees(
+            skeleton, num_layers, num_kv_heads * head_dim, (num_heads + 2 * num_kv_heads) * head_dim
+        )
     ):
         raise InputError(f"The heads of {model_type} are not those that its configuration states.")
     return CacheGeometry(

@@ -133,7 +133,9 @@ def _list_parts(
     num_gpus, engine = options.tensor_parallel, options.engine
     weights_bytes = None
     if scenario.quantization is not Quantization.NONE or not model.runs_in_full_precision:
-        notes.append(f"The weights are unknown: how {engine} holds quantized ones is not known here.")
+        notes.append(
+            f"The weights are unknown: how {engine} holds quantized ones is not known here."
+        )
     else:
         try:
             weights_bytes = count_weights_bytes(skeleton, geometry, num_gpus=num_gpus)
@@ -179,9 +181,7 @@ def _list_llama_cpp_parts(
     token_bytes = int(values * llama_cpp.TYPE_BYTES[cache_type])
 
     def divide(pool_bytes: int) -> Capacity:
-        return llama_cpp.count_capacity(
-            geometry, pool_bytes, cache_type=cache_type, length=length
-        )
+        return llama_cpp.count_capacity(geometry, pool_bytes, cache_type=cache_type, length=length)
 
     return _Parts(weights_bytes, token_bytes, logits, divide)
 

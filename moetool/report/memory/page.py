@@ -14,6 +14,7 @@ from moetool.report.memory.hardware import (
     list_ranks,
     list_speed,
 )
+from moetool.report.memory.serving import list_serving
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,
@@ -69,6 +70,8 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
         yield list_offload(estimate.offload, estimate.gpu)
     if estimate.speed:
         yield list_speed(estimate.speed, estimate.gpu)
+    if estimate.serving:
+        yield list_serving(estimate.serving)
     yield list(_list_measured(estimate))
     # The page is longer than many a terminal.
     yield in_short
