@@ -37,6 +37,10 @@ _COMPUTE = (
     "logits of one micro-batch are the least that it holds. Give an allowance with "
     "--engine-overhead."
 )
+_PLACEMENT = (
+    "Not confirmed: that all tensors except the embedding are on the GPU, without padding, with "
+    "-ngl 99."
+)
 _UNCONFIRMED = "Not confirmed: nothing here runs {engine}; its rules were read in its source."
 _LATENT_COPIES = (
     "Not confirmed: {engine} may keep copies of kv_b_proj for latent attention in addition."
@@ -98,6 +102,9 @@ def serve_model(
         if geometry is not None and geometry.is_latent:
             notes.append(_LATENT_COPIES.format(engine=engine))
     model_type = skeleton.config.get_text_config().model_type
+    is_confirmed = is_llama and model_type in llama_cpp.CONFIRMED_FAMILIES
+    if is_llama:
+        notes.append(_PLACEMENT)
     if model_type not in _LISTED:
         notes.append(f"Not confirmed: whether {engine} runs {model_type} is not known here.")
     rules = {Engine.VLLM: vllm, Engine.SGLANG: sglang, Engine.LLAMA_CPP: llama_cpp}[engine]
@@ -115,7 +122,7 @@ def serve_model(
         tokens_per_sequence=length,
         most=most,
         with_overhead=with_overhead,
-        confirmed_on=llama_cpp.CONFIRMED_ON if is_llama and geometry is not None else None,
+        confirmed_on=llama_cpp.CONFIRMED_ON if is_confirmed else None,
         flags={str(engine): _write_flags(options, length, chosen)},
         notes=tuple(notes),
         sources=rules.SOURCES,

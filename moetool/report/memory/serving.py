@@ -37,7 +37,7 @@ def list_serving(serving: Serving) -> Block:
     ]
     headers = (f"served by {engine} on {serving.tensor_parallel} × {gpu}", "")
     confirmed = serving.confirmed_on
-    words = f"Weights and cache: confirmed on {confirmed}." if confirmed else ""
+    words = f"Sizes of tensors and cache: confirmed on {confirmed}." if confirmed else ""
     flags = [f"  {line}" for line in serving.flags.values()]
     notes = make_paragraphs([words, *serving.notes], Style.MUTED)
     return [
