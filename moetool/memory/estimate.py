@@ -24,6 +24,8 @@ from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
+from moetool.memory.serving.answer import ServingOptions
+from moetool.memory.serving.serve import serve_model
 from moetool.quiet import quiet_transformers
 
 
@@ -37,6 +39,7 @@ def estimate_memory(
     measure: bool = False,
     parallel: str | Sequence[str] | GpuGroup | None = None,
     num_nodes: int = 1,
+    serving: ServingOptions | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -62,6 +65,7 @@ def estimate_memory(
         parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
             or with commas. `gpu` then begins with their number: `8xh200`.
         num_nodes: Machines with that many GPUs each.
+        serving: An engine that would serve the model on the GPU; None for no such answer.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         on_progress: Receives a few words on each step before it starts.
@@ -84,6 +88,7 @@ def estimate_memory(
         measure=measure,
         parallel=parallel,
         num_nodes=num_nodes,
+        serving=serving,
         revision=revision,
         trust_remote_code=trust_remote_code,
         on_progress=on_progress,
@@ -102,6 +107,7 @@ def estimate_part(
     measure: bool = False,
     parallel: str | Sequence[str] | GpuGroup | None = None,
     num_nodes: int = 1,
+    serving: ServingOptions | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -135,6 +141,11 @@ def estimate_part(
             "A trace is only used to bound the speed of a GPU, and no GPU was named.",
             hint="Leave out --trace, or name a GPU with --gpu.",
         )
+    if serving is not None and named_gpu is None:
+        raise UsageError(
+            f"How {serving.engine} serves a model depends on the GPU, and none was named.",
+            hint="Name a GPU with --gpu.",
+        )
     reference = model if isinstance(model, ModelReference) else resolve_model(model)
     revision = reference.choose_revision(revision)
     if reference.kind is ModelKind.REPORTED:
@@ -160,6 +171,9 @@ def estimate_part(
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
         if group is not None:
             estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
+        if serving is not None and named_gpu is not None:
+            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
+            estimate = replace(estimate, serving=answer)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
             estimate = replace(estimate, notes=(note, *estimate.notes))

@@ -23,6 +23,7 @@ from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.memory.training.training_memory import TrainingMemory
+from moetool.memory.serving.answer import Serving
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.quantized.kinds import Quantization
@@ -76,6 +77,7 @@ class Estimate(NamedFigures, Tabular):
         ranks: Ways in which several GPUs would share the weights.
         offload: Experts in the host's memory; None if no GPU was named, or there are no experts.
         speed: Lower bounds on time; None if no GPU was named.
+        serving: How an engine would serve the model; None if none was named.
         stored: The stored weights of a checkpoint that is published quantized.
         layouts: The run on several GPUs that were named, for each way of sharing; else empty.
         measured: The same scenario, measured; None unless it was asked for.
@@ -101,6 +103,7 @@ class Estimate(NamedFigures, Tabular):
     ranks: tuple[RankBytes, ...] = ()
     offload: Offload | None = None
     speed: SpeedBound | None = None
+    serving: Serving | None = None
     stored: StoredWeights | None = None
     measured: Measurement | None = None
     notes: tuple[str, ...] = ()
@@ -277,6 +280,7 @@ class Estimate(NamedFigures, Tabular):
             "layouts": self.layouts,
             "offload": self.offload,
             "speed": self.speed,
+            "serving": self.serving,
             "measured": _describe_measurement(self.measured) if self.measured else None,
             "fits_dequantized": self.fits_dequantized,
             "confirmed_on": self.confirmed_on,

@@ -15,6 +15,7 @@ from moetool.errors import MoetoolError
 from moetool.memory.fitting.answering import answer_tasks
 from moetool.memory.layouts.gpu_group import GpuGroup
 from moetool.memory.scenario import Scenario
+from moetool.memory.serving.answer import ServingOptions
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate
@@ -29,6 +30,7 @@ class SweepOptions:
     trace: Path | None = None
     measure: bool = False
     parallel: GpuGroup | None = None
+    serving: ServingOptions | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 

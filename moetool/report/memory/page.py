@@ -17,6 +17,7 @@ from moetool.report.memory.hardware import (
 from moetool.report.memory.implementations import list_implementations
 from moetool.report.memory.layouts import list_layout_verdicts, list_layouts
 from moetool.report.memory.training import list_training
+from moetool.report.memory.serving import list_serving
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,
@@ -77,6 +78,8 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
         yield list_offload(estimate.offload, estimate.gpu)
     if estimate.speed:
         yield list_speed(estimate.speed, estimate.gpu)
+    if estimate.serving:
+        yield list_serving(estimate.serving)
     yield list(_list_measured(estimate))
     # The page is longer than many a terminal.
     yield in_short

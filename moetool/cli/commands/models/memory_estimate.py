@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import generation, hardware, scenario, training
+from moetool.cli.options.memory_estimate import engines, generation, hardware, scenario, training
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -70,6 +70,11 @@ def memory_estimate(
     parallel: hardware.Parallel = None,
     nodes: hardware.Nodes = 1,
     save: hardware.Save = None,
+    engine: engines.EngineOption = None,
+    gpu_memory_utilization: engines.Utilization = None,
+    kv_cache_dtype: engines.ServedCacheOption = None,
+    tensor_parallel: engines.TensorParallel = None,
+    engine_overhead: engines.Overhead = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -90,6 +95,14 @@ def memory_estimate(
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
+    serving = engines.read_engine(
+        engine,
+        utilization=gpu_memory_utilization,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel=tensor_parallel,
+        overhead=engine_overhead,
+        gpu=gpu,
+    )
     chosen = choose_report_format(output_format, output)
     numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
     numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
@@ -136,6 +149,7 @@ def memory_estimate(
             parallel=group,
             trace=trace,
             measure=measure,
+            serving=serving,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
