@@ -18,6 +18,7 @@ from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
 from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
+from moetool.errors import UsageError
 from moetool.memory.figures import Basis, MemoryFigures, Method
 from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
 from moetool.memory.gaps import Gaps
@@ -31,6 +32,7 @@ from moetool.memory.notes.estimate_notes import (
     RESERVE_GIVEN_BACK,
     TIGHT,
     TRACE_UNREAD,
+    TRAINING_CONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
     note_unconfirmed,
@@ -39,7 +41,7 @@ from moetool.memory.notes.generation_notes import is_measured, note_generation
 from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import (
@@ -78,8 +80,14 @@ def estimate_scenario(
         UsageError: The scenario is not possible with this model.
     """
     runs = ModelRuns(loader, most_work=most_work)
-    plain_run = runs.simulate(scenario)
     model = loader.load(scenario)
+    if scenario.task is Task.TRAIN and not model.runs_in_full_precision:
+        raise UsageError(
+            f"The weights of {loader.builder.subject.model} are published quantized, and quantized "
+            "weights can't be trained.",
+            hint="Give --dtype bfloat16 to estimate a copy.",
+        )
+    plain_run = runs.simulate(scenario)
     in_full = runs.run(scenario)
     memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
     run = in_full if in_full is None else _limit(in_full, memory_bytes)
@@ -102,6 +110,7 @@ def estimate_scenario(
         stored=model.stored,
         host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
         confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
+        training=None if run is None else run.training,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
     cause = note_scores(model.skeleton, scenario, estimate.at_peak)
@@ -114,7 +123,9 @@ def estimate_scenario(
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
-    if confirmed is None:
+    if scenario.task is Task.TRAIN:
+        notes.append(TRAINING_CONFIRMED)
+    elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
     if cause is not None:
@@ -215,9 +226,13 @@ def _list_fits(
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
     """Return where a scenario fits, under each quantization that can be simulated."""
-    others = [each for each in QUANTIZATIONS if each is not scenario.quantization]
+    others = [
+        each
+        for each in QUANTIZATIONS
+        if each is not scenario.quantization and scenario.task is not Task.TRAIN
+    ]
     quantizations = others
-    if not gaps.is_allowed(
+    if others and not gaps.is_allowed(
         f"Whether it fits with the quantization {' or '.join(others)} is",
         refuse_work,
         run,
@@ -232,7 +247,7 @@ def _list_fits(
         )
         return found or ()
     # A device map takes about as long as a pass.
-    is_counted = gaps.is_allowed(
+    is_counted = scenario.task is not Task.TRAIN and gaps.is_allowed(
         "The number of GPUs that it needs where one is not enough is",
         refuse_work,
         run,
@@ -254,6 +269,8 @@ def _find_confirmation(
     model_type: str, scenario: Scenario, model: LoadedModel
 ) -> Confirmation | None:
     """Return measured runs of the same kind of model with weights held in the same way."""
+    if scenario.task is Task.TRAIN:
+        return None
     if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
         return find_confirmation(model_type, scenario.quantization)
     return None

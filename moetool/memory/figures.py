@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moetool.memory.loaded.implementation import Implementation
+from moetool.memory.implementation import Implementation
 from moetool.simulation.memory.timeline import AllocatedParts
 
 
@@ -29,10 +29,13 @@ class Method(StrEnum):
 
 
 class Phase(StrEnum):
-    """The two phases of a run: reading the prompt, and writing token by token."""
+    """A phase of a run: reading prompts and writing tokens, or the three of a step of training."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
         refuse_missing(scenario)
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
+        if scenario.task is Task.TRAIN:
+            raise UsageError(
+                "The task train can't be measured.",
+                hint="Leave out --measure.",
+            )
         if scenario.task is Task.TRACE:
             raise UsageError(
                 "The task trace can't be measured.",

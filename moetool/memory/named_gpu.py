@@ -15,6 +15,7 @@ from moetool.memory.offload.plan import plan_offload
 from moetool.memory.offload.transfer_times import add_transfer_times
 from moetool.memory.on_gpus import Limits
 from moetool.memory.result import Estimate
+from moetool.memory.scenario import Task
 from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
@@ -24,6 +25,8 @@ from moetool.memory.speed.seen import add_seen_speed
 from moetool.quantized.kinds import Quantization
 
 _BYTES_IN_16_BITS = 2
+
+_ONE_GPU = "Training is estimated for one GPU; its time, sharing and offloading are not."
 
 
 def add_answers(
@@ -58,6 +61,8 @@ def add_answers(
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     named = None if limits is None else replace(limits, gpu=gpu.id)
     estimate = replace(estimate, limits=named, notes=notes)
+    if scenario.task is Task.TRAIN:
+        return replace(estimate, notes=(*notes, _ONE_GPU))
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")

@@ -10,10 +10,12 @@ from typing import cast
 from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
 from moetool.simulation.caches.kinds import CacheKind as CacheKind
 from moetool.simulation.caches.kinds import CachePlan
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # Sizes that a model's context limits.
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
@@ -22,6 +24,7 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
+_OPTIONAL = ("attention", "experts_implementation", "optimizer", "cache_dtype")
 _MOST_BEAMS = 2**10
 
 
@@ -33,11 +36,13 @@ class Task(StrEnum):
         FORWARD: One call of the model, with the logits of every position.
         TRACE: The same as `moetool route-trace`, which keeps the routing: a prefill without a
             cache, or `generate` if there are new tokens.
+        TRAIN: A step of training: forward with labels, backward, optimizer.
     """
 
     GENERATE = "generate"
     FORWARD = "forward"
     TRACE = "trace"
+    TRAIN = "train"
 
 
 class Dtype(StrEnum):
@@ -122,6 +127,9 @@ class Scenario:
         quantization: The format in which bitsandbytes stores weights.
         is_double_quantized: Whether the scales of 4-bit weights are quantized too.
         experts: The experts that the figures are for, with quantization.
+        optimizer: The optimizer of training; None for AdamW, or without training.
+        has_checkpointing: Whether training runs layers again instead of keeping their activations.
+        frozen: The part that training leaves as it is.
         cache_dtype: The format of a quantized cache; None for others.
         num_beams: Beams of each sequence; 1 for the most likely token.
         num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
@@ -144,6 +152,9 @@ class Scenario:
     quantization: Quantization = Quantization.NONE
     is_double_quantized: bool = False
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    optimizer: Optimizer | None = None
+    has_checkpointing: bool = False
+    frozen: FrozenPart = FrozenPart.NONE
     cache_dtype: CacheDtype | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
@@ -158,12 +169,14 @@ class Scenario:
             ("cache", CacheKind, "cache"),
             ("quantization", Quantization, "quantization"),
             ("experts", QuantizedExperts, "choice of experts"),
+            ("optimizer", Optimizer, "optimizer"),
+            ("frozen", FrozenPart, "frozen part"),
             ("cache_dtype", CacheDtype, "cache dtype"),
         ):
             value = getattr(self, field)
             if value is not None or field not in _OPTIONAL:
                 self._set(field, choose(value, kind, name=name))
-        for field in ("has_padding", "is_double_quantized"):
+        for field in ("has_padding", "is_double_quantized", "has_checkpointing"):
             self._set(field, take_flag(getattr(self, field), name=field))
         generates = self.task is Task.GENERATE
         given: int | None = self.num_new_tokens
@@ -190,6 +203,7 @@ class Scenario:
         object.__setattr__(self, field, value)
 
     def _refuse_contradictions(self) -> None:
+        self._refuse_training()
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
@@ -201,6 +215,29 @@ class Scenario:
                 {"--double-quantization": "double quantization"},
                 because="only nf4 and fp4 have scales that it quantizes",
                 unless="choose --quantization nf4 or fp4",
+            )
+
+    def _refuse_training(self) -> None:
+        if self.task is not Task.TRAIN:
+            given = {
+                "--optimizer": ("an optimizer", self.optimizer is not None),
+                "--gradient-checkpointing": ("gradient checkpointing", self.has_checkpointing),
+                "--freeze": ("a frozen part", self.frozen is not FrozenPart.NONE),
+            }
+            idle = {flag: words for flag, (words, is_given) in given.items() if is_given}
+            if idle:
+                raise without_effect(
+                    idle, because="nothing is trained", unless="choose --task train"
+                )
+        elif self.num_new_tokens:
+            raise UsageError(
+                "A step of training makes no new tokens.",
+                hint="Leave out --new-tokens, or choose --task generate.",
+            )
+        elif self.quantization is not Quantization.NONE:
+            raise UsageError(
+                f"Weights in {self.quantization} can't be trained.",
+                hint="Leave out --quantization.",
             )
 
     @property

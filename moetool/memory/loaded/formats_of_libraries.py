@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.memory.loaded.implementation import DEQUANTIZED, PACKED, Implementation, Origin
+from moetool.memory.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _FUSED = (
 
 @dataclass(frozen=True)
 class _Library:
-    """What transformers' quantizer asks for before it loads a format.
+    """Requirements that transformers' quantizer checks before it loads a format.
 
     Attributes:
         packages: Packages, with versions, as pip names them.
@@ -68,9 +68,7 @@ def find_of_library(
 
     method = stated.get("quant_method")
     if method == "nvfp4":
-        return LoadedFormat(
-            reason=_NVFP4, implementations=(Implementation(None, failure=_NVFP4),)
-        )
+        return LoadedFormat(reason=_NVFP4, implementations=(Implementation(None, failure=_NVFP4),))
     if method != "bitsandbytes" and method not in AUTO_QUANTIZER_MAPPING:
         return LoadedFormat(
             reason=_NO_QUANTIZER, implementations=(Implementation(None, failure=_NO_QUANTIZER),)
@@ -124,7 +122,7 @@ def _refuse_old(
 
 
 def _has_fused_experts(skeleton: PreTrainedModel) -> bool:
-    """Return whether a model has experts whose matrices are not linear layers of their own."""
+    """Return whether a model has experts whose matrices are stacked in one parameter."""
     return any(
         parameter.ndim > 2
         for layer in find_experts(skeleton).layers

@@ -96,6 +96,18 @@ def run_scenario(
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
     """
+    if scenario.task is Task.TRAIN:
+        # Imported here because it builds on this package's runs.
+        from moetool.memory.training.training_runs import simulate_training
+
+        return simulate_training(
+            skeleton,
+            scenario,
+            workspace_bytes=workspace_bytes,
+            lt_workspace_bytes=lt_workspace_bytes,
+            context_bytes=context_bytes,
+            on_step=on_step,
+        )
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
@@ -148,6 +160,7 @@ def run_scenario(
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,
         needs_data=needs_data,
+        communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
@@ -83,9 +84,11 @@ class SimulatedRun:
         host_cache_bytes: The part of the cache in the host's memory.
         needs_data: Why the model's code can't run unless routing is assumed to be balanced; None if
             it can.
+        communication_bytes: The most that results of collectives hold at once.
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
+        training: The parts of a step of training; None for other runs.
     """
 
     figures: SimulatedFigures
@@ -95,9 +98,11 @@ class SimulatedRun:
     prompt_cache_bytes: int = 0
     host_cache_bytes: int = 0
     needs_data: str | None = None
+    communication_bytes: int = 0
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
+    training: TrainingMemory | None = None
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
         """Return the same run with weights that are larger by some bytes."""
@@ -158,6 +163,10 @@ def make_figures(profile: MemoryProfile, *, context_bytes: int) -> SimulatedFigu
 
 def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
     """Return the peaks of a replayed run, phase by phase."""
+    if profile.training_phases:
+        return tuple(
+            _make_peak(Phase(name), peak) for name, peak in profile.training_phases.items()
+        )
     peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
     if profile.decode is not None:
         peaks.append(_make_peak(Phase.DECODE, profile.decode))

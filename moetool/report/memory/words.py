@@ -168,6 +168,12 @@ def word_options(scenario: Scenario) -> str:
         words.append(f"{scenario.cache.replace('_', ' ')} cache")
     if scenario.has_padding:
         words.append("padded prompts")
+    if scenario.optimizer is not None:
+        words.append(scenario.optimizer.value)
+    if scenario.has_checkpointing:
+        words.append("gradient checkpointing")
+    if scenario.frozen != "none":
+        words.append(f"{scenario.frozen} frozen")
     return ", ".join(words)
 
 

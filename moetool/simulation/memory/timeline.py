@@ -105,12 +105,16 @@ class AllocatedParts:
         cache_bytes: Keys, values and states that the cache holds.
         activation_bytes: Everything else that comes and goes.
         workspace_bytes: Memory that libraries keep for matrix products.
+        gradient_bytes: Gradients, in training.
+        optimizer_state_bytes: The optimizer's states, in training.
     """
 
     weights_bytes: int | None
     cache_bytes: int
     activation_bytes: int
     workspace_bytes: int
+    gradient_bytes: int = 0
+    optimizer_state_bytes: int = 0
 
     @property
     def allocated_bytes(self) -> int | None:
@@ -122,4 +126,5 @@ class AllocatedParts:
     @property
     def above_weights_bytes(self) -> int:
         """The sum without the weights."""
-        return self.cache_bytes + self.activation_bytes + self.workspace_bytes
+        in_training = self.gradient_bytes + self.optimizer_state_bytes
+        return self.cache_bytes + self.activation_bytes + self.workspace_bytes + in_training

@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import generation, hardware, scenario
+from moetool.cli.options.memory_estimate import generation, hardware, scenario, training
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -29,6 +29,7 @@ from moetool.cli.options.values import (
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def memory_estimate(
     double_quantization: loading.DoubleQuantization = False,
     experts: loading.Experts = QuantizedExperts.AS_LOADED,
     experts_implementation: loading.ExpertsImplementationOption = None,
+    optimizer: training.OptimizerOption = None,
+    gradient_checkpointing: training.Checkpointing = False,
+    freeze: training.Freeze = FrozenPart.NONE,
     attention: generation.AttentionOption = None,
     cache: generation.CacheOption = CacheKind.DYNAMIC,
     cache_dtype: generation.CacheDtypeOption = None,
@@ -63,6 +67,8 @@ def memory_estimate(
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    parallel: hardware.Parallel = None,
+    nodes: hardware.Nodes = 1,
     save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -76,6 +82,7 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.layouts.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
@@ -99,6 +106,9 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
+        optimizer=optimizer,
+        has_checkpointing=gradient_checkpointing,
+        frozen=freeze,
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
@@ -118,10 +128,12 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        named_gpu = None if gpu is None else take_gpu(gpu)
+        group = take_group(gpu, parallel, num_nodes=nodes)
+        alone = None if gpu is None or group is not None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
-            gpu=named_gpu,
+            gpu=alone if group is None else group.gpu,
+            parallel=group,
             trace=trace,
             measure=measure,
             revision=revision,

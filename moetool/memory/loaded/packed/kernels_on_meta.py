@@ -203,7 +203,9 @@ def _count_splits(num_rows: int, num_outputs: int, num_inputs: int, *, num_exper
     """Return the number of parts into which a product's inputs are split to fill the GPU."""
     rows = min(_round_up_to_power(max(1, num_rows // num_experts)), _MOST_ROWS)
     tile_rows = max(_FEWEST_ROWS, rows)
-    tile_outputs = _OUTPUTS_OF_TILE if num_outputs > 128 else max(16, _round_up_to_power(num_outputs))
+    tile_outputs = (
+        _OUTPUTS_OF_TILE if num_outputs > 128 else max(16, _round_up_to_power(num_outputs))
+    )
     num_tiles = -(-num_rows // tile_rows) * -(-num_outputs // tile_outputs)
     most = -(-num_inputs // _INPUTS_OF_TILE) // 4
     return max(1, min(_NUM_MULTIPROCESSORS // num_tiles, most))
