@@ -62,7 +62,6 @@ class Dtype(StrEnum):
         return cls(name) if name else None
 
 
-_OPTIONAL = ("attention", "experts_implementation", "cache_dtype")
 _ABBREVIATED_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
