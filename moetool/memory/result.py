@@ -316,7 +316,7 @@ class Estimate(NamedFigures, Tabular):
             **{name: hints[name] for name in _LAST_OPTIONS},
             "host_cache_bytes": int | None,
             **{name: hints[name] for name in _OF_TRAINING},
-            **{f"at_peak_{name}": int for name in _OF_A_TRAINING_PEAK},
+            **{f"at_peak_{name}": int | None for name in _OF_A_TRAINING_PEAK},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -176,8 +176,11 @@ def _prepare(skeleton: PreTrainedModel, stack: ExitStack, *, has_checkpointing: 
             module.training = True
             stack.callback(setattr, module, "training", False)
     if has_checkpointing:
-        skeleton.gradient_checkpointing_enable()
-        stack.callback(skeleton.gradient_checkpointing_disable)
+        # transformers 5.24 calls it by another name, and warns of the old one.
+        is_new = hasattr(skeleton, "activation_checkpointing_enable")
+        name = "activation" if is_new else "gradient"
+        getattr(skeleton, f"{name}_checkpointing_enable")()
+        stack.callback(getattr(skeleton, f"{name}_checkpointing_disable"))
 
 
 def _make_inputs(options: TrainingOptions, known: KnownValues, token_id: int) -> dict[str, Any]:
