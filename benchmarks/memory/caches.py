@@ -10,6 +10,7 @@ so only allocated memory is compared. `--site` is a folder with optimum-quanto a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,8 @@ def _print_versions() -> None:
 def _replace_unpacking() -> None:
     """Unpack by torch where quanto's kernel can't be compiled, into a result of the same size."""
     import torch
-    from optimum import quanto  # noqa: F401
+
+    importlib.import_module("optimum.quanto")
 
     if shutil.which("nvcc"):
         print("# quanto compiles its kernel", flush=True)
@@ -272,9 +275,7 @@ def _probe_flash() -> None:
                 print(json.dumps({"sdpa": str(backend), "case": case, "sizes": sizes}), flush=True)
             flat = _make_heads(case, is_transposed=False)
             sizes = _follow(
-                lambda flat=flat, case=case, is_causal=is_causal: raw(
-                    *flat, None, None, case[1], case[2], 0.0, is_causal, False
-                )
+                partial(raw, *flat, None, None, case[1], case[2], 0.0, is_causal, False)
             )
             print(json.dumps({"flash": case, "sizes": sizes}), flush=True)
 
@@ -287,7 +288,7 @@ def _probe_flash_attn() -> None:
     with torch.inference_mode():
         for case in _ATTENTION:
             heads = _make_heads(case, is_transposed=False)
-            sizes = _follow(lambda heads=heads: flash_attn.flash_attn_func(*heads, causal=True))
+            sizes = _follow(partial(flash_attn.flash_attn_func, *heads, causal=True))
             print(json.dumps({"flash_attn": case, "sizes": sizes}), flush=True)
 
 
@@ -305,14 +306,10 @@ def _probe_flex() -> None:
             def is_seen(_: Any, __: Any, query: Any, key: Any) -> Any:
                 return query >= key
 
-            sizes = _follow(
-                lambda b=batch, q=queries, k=keys: create_block_mask(is_seen, b, None, q, k)
-            )
+            sizes = _follow(partial(create_block_mask, is_seen, batch, None, queries, keys))
             print(json.dumps({"block mask": case, "sizes": sizes}), flush=True)
             mask = create_block_mask(is_seen, batch, None, queries, keys)
-            sizes = _follow(
-                lambda heads=heads, mask=mask: compiled(*heads, block_mask=mask, enable_gqa=True)
-            )
+            sizes = _follow(partial(compiled, *heads, block_mask=mask, enable_gqa=True))
             print(json.dumps({"flex": case, "sizes": sizes}), flush=True)
 
 

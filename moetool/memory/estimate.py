@@ -14,6 +14,8 @@ from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
+from moetool.memory.layouts.gpu_group import GpuGroup, take_group
+from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.local_gpu import take_gpu
@@ -33,6 +35,8 @@ def estimate_memory(
     gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
+    parallel: str | Sequence[str] | GpuGroup | None = None,
+    num_nodes: int = 1,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -55,6 +59,9 @@ def estimate_memory(
             GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
+        parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
+            or with commas. `gpu` then begins with their number: `8xh200`.
+        num_nodes: Machines with that many GPUs each.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         on_progress: Receives a few words on each step before it starts.
@@ -75,6 +82,8 @@ def estimate_memory(
         gpu=gpu,
         trace=trace,
         measure=measure,
+        parallel=parallel,
+        num_nodes=num_nodes,
         revision=revision,
         trust_remote_code=trust_remote_code,
         on_progress=on_progress,
@@ -91,6 +100,8 @@ def estimate_part(
     gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
+    parallel: str | Sequence[str] | GpuGroup | None = None,
+    num_nodes: int = 1,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -113,6 +124,11 @@ def estimate_part(
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
+    group = parallel
+    if not isinstance(group, GpuGroup):
+        group = take_group(gpu, parallel, num_nodes=num_nodes)
+    if group is not None:
+        gpu = group.gpu
     named_gpu = None if gpu is None else _take_gpu(gpu)
     if trace is not None and named_gpu is None:
         raise UsageError(
@@ -137,9 +153,13 @@ def estimate_part(
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
+    for scenario in scenarios if group is not None else ():
+        refuse_layouts(loader, scenario, group)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
+        if group is not None:
+            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
             estimate = replace(estimate, notes=(note, *estimate.notes))

@@ -18,6 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
+from moetool.memory.layouts.layout import Layout
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
@@ -76,6 +77,7 @@ class Estimate(NamedFigures, Tabular):
         offload: Experts in the host's memory; None if no GPU was named, or there are no experts.
         speed: Lower bounds on time; None if no GPU was named.
         stored: The stored weights of a checkpoint that is published quantized.
+        layouts: The run on several GPUs that were named, for each way of sharing; else empty.
         measured: The same scenario, measured; None unless it was asked for.
         notes: Caveats for the reader, one sentence each.
         loaded_dtype: The dtype of weights that no quantization holds, such as `bfloat16`.
@@ -105,6 +107,7 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+    layouts: tuple[Layout, ...] = ()
     training: TrainingMemory | None = None
     host_cache_bytes: int | None = None
 
@@ -271,6 +274,7 @@ class Estimate(NamedFigures, Tabular):
             "stored": self.stored,
             "limits": self.limits,
             "ranks": self.ranks,
+            "layouts": self.layouts,
             "offload": self.offload,
             "speed": self.speed,
             "measured": _describe_measurement(self.measured) if self.measured else None,

@@ -32,7 +32,7 @@ OPTIONS = {
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
     | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
-    | {"--double-quantization", "--trace", "--measure"},
+    | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {
         "--prompts",

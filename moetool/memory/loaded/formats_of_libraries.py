@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.memory.loaded.implementation import DEQUANTIZED, PACKED, Implementation, Origin
+from moetool.memory.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _FUSED = (
 
 @dataclass(frozen=True)
 class _Library:
-    """What transformers' quantizer asks for before it loads a format.
+    """Requirements that transformers' quantizer checks before it loads a format.
 
     Attributes:
         packages: Packages, with versions, as pip names them.
@@ -122,7 +122,7 @@ def _refuse_old(
 
 
 def _has_fused_experts(skeleton: PreTrainedModel) -> bool:
-    """Return whether a model has experts whose matrices are not linear layers of their own."""
+    """Return whether a model has experts whose matrices are stacked in one parameter."""
     return any(
         parameter.ndim > 2
         for layer in find_experts(skeleton).layers

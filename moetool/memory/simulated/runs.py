@@ -149,15 +149,18 @@ def run_scenario(
     if on_step is not None:
         on_step("replaying its allocations")
     profile = simulation.replay(None)
+    # Kernels of other packages are not run, and follow from their sources.
+    has_stand_ins = is_flash(scenario.attention) or options.cache.has_residual
     is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data or is_flash(scenario.attention) else method,
+        Method.APPROXIMATE if needs_data or has_stand_ins else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,
         needs_data=needs_data,
+        communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
@@ -10,6 +11,8 @@ from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
+# The path of a module in a member of a list.
+_IN_A_LAYER = re.compile(r"(?P<layer>.*?\.[0-9]+)(?:\.(?P<module>.*)|$)")
 # Replays a run where torch's allocator may take this many bytes of a GPU; None stands for as many as
 # it asks for. Raises `DeviceFullError` if the run doesn't complete in that much.
 Replay = Callable[[int | None], MemoryProfile]
@@ -81,6 +84,7 @@ class SimulatedRun:
         host_cache_bytes: The part of the cache in the host's memory.
         needs_data: Why the model's code can't run unless routing is assumed to be balanced; None if
             it can.
+        communication_bytes: The most that results of collectives hold at once.
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
@@ -94,6 +98,7 @@ class SimulatedRun:
     prompt_cache_bytes: int = 0
     host_cache_bytes: int = 0
     needs_data: str | None = None
+    communication_bytes: int = 0
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
@@ -169,10 +174,14 @@ def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
 
 
 def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
-    module = f" in {peak.origin.module}" if peak.origin.module else ""
+    layer, inner = peak.origin.layer, peak.origin.module
+    if not layer and (found := _IN_A_LAYER.match(inner)):
+        # Where no layer repeats another, nothing has marked where it begins.
+        layer, inner = found["layer"], found["module"]
+    module = f" in {inner}" if inner else ""
     return Peak(
         phase=phase,
-        layer=peak.origin.layer or None,
+        layer=layer or None,
         operation=f"{peak.origin.operation}{module}",
         parts=peak.parts,
     )

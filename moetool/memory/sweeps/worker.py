@@ -13,6 +13,7 @@ from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.reference import ModelReference
 from moetool.errors import MoetoolError
 from moetool.memory.fitting.answering import answer_tasks
+from moetool.memory.layouts.gpu_group import GpuGroup
 from moetool.memory.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class SweepOptions:
     gpu: Gpu | None = None
     trace: Path | None = None
     measure: bool = False
+    parallel: GpuGroup | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 

@@ -14,6 +14,8 @@ from moetool.report.memory.hardware import (
     list_ranks,
     list_speed,
 )
+from moetool.report.memory.implementations import list_implementations
+from moetool.report.memory.layouts import list_layout_verdicts, list_layouts
 from moetool.report.memory.training import list_training
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
@@ -57,7 +59,8 @@ _FIGURES = {
 def list_blocks(estimate: Estimate) -> Iterator[Block]:
     """Yield everything known about one estimate."""
     verdict, *ways = list_verdict(estimate)
-    in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways])
+    layouts = list_layout_verdicts(estimate.layouts)
+    in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways, *layouts])
     yield in_short
     yield make_notes(estimate.notes)
     yield list(_list_facts(estimate))
@@ -65,10 +68,11 @@ def list_blocks(estimate: Estimate) -> Iterator[Block]:
     if estimate.training:
         yield list(list_training(estimate.training))
     yield list(_list_peaks(estimate))
-    yield _list_variants(estimate)
+    yield [*_list_variants(estimate), *list_implementations(estimate)]
     yield list_fits(estimate)
     yield list(_list_limits(estimate))
     yield list_ranks(estimate.ranks)
+    yield list_layouts(estimate.layouts)
     if estimate.offload:
         yield list_offload(estimate.offload, estimate.gpu)
     if estimate.speed:

@@ -22,7 +22,7 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
+from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
@@ -99,7 +99,7 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            storage = tensor.untyped_storage()
+            storage = find_local(tensor).untyped_storage()
             # Kept alive: if a layer replaced it, a storage made later could have its address.
             self._followed[storage._cdata] = (-1, storage)
         # Hooks on each module would take seconds in models with thousands of experts.

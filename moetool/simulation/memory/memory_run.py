@@ -279,7 +279,7 @@ def _watching_calls(
 
     A call after the first `num_calls` raises `_CallsDone`.
     """
-    forward = skeleton.forward
+    forward, own = skeleton.forward, vars(skeleton).get("forward")
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -311,6 +311,8 @@ def _watching_calls(
         yield
     finally:
         del skeleton.forward
+        if own is not None:
+            skeleton.forward = own
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ import pytest
 from transformers import cache_utils
 
 from moetool.errors import UsageError
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import CacheDtype, Scenario
 from tests.memory.saved_configs import make_builder, save_config
 
 SIZES: dict[str, Any] = {"num_prompt_tokens": 8, "num_new_tokens": 2, "dtype": "bfloat16"}
@@ -42,9 +42,9 @@ def test_a_transformers_without_fp8_says_so(
     monkeypatch.delattr(cache_utils, "Fp8QuantizedLayer", raising=False)
     builder = make_builder(save_config("olmoe", tmp_path))
     with pytest.raises(UsageError, match="has no cache in fp8") as caught:
-        builder.build(Scenario(**SIZES, cache_dtype="fp8"))
+        builder.build(Scenario(**SIZES, cache_dtype=CacheDtype.FP8))
     assert "int8" in caught.value.hint
-    assert builder.build(Scenario(**SIZES, cache_dtype="int8"))
+    assert builder.build(Scenario(**SIZES, cache_dtype=CacheDtype.INT8))
 
 
 def test_flash_attention_needs_no_package_here(tmp_path: Path) -> None:

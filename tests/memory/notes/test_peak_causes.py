@@ -63,3 +63,13 @@ def test_the_option_that_is_named_makes_the_peak_smaller(
 
 def test_short_prompts_need_no_note() -> None:
     assert note(replace(LONG, batch_size=1))[0] is None
+
+
+def test_the_layer_of_a_peak_is_named_although_none_repeats_another() -> None:
+    on_gpu, offloaded = (
+        run(replace(LONG, num_new_tokens=2, cache=cache))[1].peaks
+        for cache in ("dynamic", "offloaded")
+    )
+    assert offloaded[0].operation == on_gpu[0].operation
+    layers = [peak.layer for peak in (*on_gpu, *offloaded)]
+    assert all(layer is not None and layer.startswith("model.layers.") for layer in layers)

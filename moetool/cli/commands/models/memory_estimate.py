@@ -67,6 +67,8 @@ def memory_estimate(
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    parallel: hardware.Parallel = None,
+    nodes: hardware.Nodes = 1,
     save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
@@ -80,6 +82,7 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.layouts.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
@@ -124,10 +127,13 @@ def memory_estimate(
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
-        named_gpu = None if gpu is None else take_gpu(gpu)
+        # Once for all models: this machine's driver is asked about its GPU.
+        group = take_group(gpu, parallel, num_nodes=nodes)
+        alone = None if gpu is None or group is not None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
-            gpu=named_gpu,
+            gpu=alone if group is None else group.gpu,
+            parallel=group,
             trace=trace,
             measure=measure,
             revision=revision,

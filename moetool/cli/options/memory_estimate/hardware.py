@@ -21,8 +21,8 @@ Gpu = Annotated[
         "--gpu",
         metavar="GPU",
         help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
-        "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
-        "compare all known GPUs.",
+        "24GiB, or here for this machine's GPU; several with --parallel, such as 8xh200. Adds its "
+        "limits, offloading and speed. Default: compare all known GPUs.",
         autocompletion=complete_gpus,
         rich_help_panel=_HARDWARE_PANEL,
     ),
@@ -42,6 +42,25 @@ Measure = Annotated[
         "--measure",
         metavar=FLAG,
         help="Also run the model on this machine's GPU, and compare.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        metavar="WAY,...",
+        help="Ways in which several GPUs share the model, each simulated on every GPU: device-map, "
+        "tensor, expert, data. Needs their number, as in --gpu 8xh200.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Nodes = Annotated[
+    int,
+    typer.Option(
+        "--nodes",
+        metavar="N",
+        help="Machines with that many GPUs each, with --parallel.",
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]
