@@ -34,7 +34,7 @@ class TrainingOptions:
     Attributes:
         batch_size: Number of sequences.
         num_tokens: Tokens of each sequence.
-        optimizer: The optimizer.
+        optimizer: The kind of optimizer, with its defaults.
         has_checkpointing: Whether layers run again in the backward pass instead of keeping their
             activations.
         has_padding: Whether the first sequence begins with a pad.
