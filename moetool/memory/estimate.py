@@ -17,14 +17,14 @@ from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.local_gpu import take_gpu
-from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
-from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
+from moetool.memory.measure import has_weights, refuse_unmeasurable
+from moetool.memory.notes.estimate_notes import note_clipped
+from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.quiet import quiet_transformers
 
 
-@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] | None = None,
@@ -62,9 +62,46 @@ def estimate_memory(
     Raises:
         InputError: The model, its configuration or the trace can't be used, or the model's code
             can't run without data.
-        OutOfMemoryError: A scenario doesn't fit on this machine's GPU.
+        OutOfMemoryError: A scenario doesn't fit on this machine's GPU, although it should; one that
+            shouldn't isn't run, and only the bus is measured.
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
+    """
+    return estimate_part(
+        model,
+        scenarios,
+        slice(None),
+        clipped_sizes=clipped_sizes,
+        gpu=gpu,
+        trace=trace,
+        measure=measure,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        on_progress=on_progress,
+    )
+
+
+@quiet_transformers()
+def estimate_part(
+    model: str | ModelReference,
+    scenarios: Sequence[Scenario] | None,
+    part: slice,
+    *,
+    clipped_sizes: Sequence[str] | None = None,
+    gpu: str | Gpu | None = None,
+    trace: str | Path | None = None,
+    measure: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> list[Estimate]:
+    """Return the estimates of some of several scenarios, after all of them have been checked.
+
+    The other arguments and the errors are those of `estimate_memory`: what is wrong with any of the
+    scenarios is raised before one of them runs.
+
+    Args:
+        part: The scenarios to estimate, by their positions.
     """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
@@ -101,7 +138,7 @@ def estimate_memory(
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
     estimates = []
-    for wanted, scenario in zip(asked, scenarios, strict=True):
+    for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
@@ -110,17 +147,7 @@ def estimate_memory(
     if not measure:
         return estimates
     say(f"measuring {reference.text}")
-    return [
-        replace(
-            estimate,
-            measured=measured,
-            notes=(
-                *estimate.notes,
-                *list_measurement_notes(measured, estimate.scenario.quantization),
-            ),
-        )
-        for estimate, measured in zip(estimates, measure_scenarios(builder, scenarios), strict=True)
-    ]
+    return add_measurements(estimates, builder)
 
 
 def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario]) -> None:

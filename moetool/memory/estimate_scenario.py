@@ -35,6 +35,8 @@ from moetool.memory.notes.estimate_notes import (
     note_fits_nowhere,
     note_unconfirmed,
 )
+from moetool.memory.notes.generation_notes import is_measured, note_generation
+from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
@@ -98,22 +100,25 @@ def estimate_scenario(
         variants=variants,
         fits=fits,
         stored=model.stored,
-        confirmed_on=None if confirmed is None else confirmed.where,
+        host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
+        confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
-    scores = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = cause or note_peak_cause(model.skeleton, scenario, estimate.at_peak)
     notes = [
         *loader.builder.subject.notes,
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
+        *note_generation(scenario, plain_run.host_cache_bytes),
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
     if confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
-    if scores is not None:
-        notes.append(scores)
+    if cause is not None:
+        notes.append(cause)
     if named_gpu is None:
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)

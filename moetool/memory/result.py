@@ -18,6 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.plain import Tabular, make_plain
@@ -33,6 +34,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
+# Their columns are at the end.
+_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -43,26 +46,6 @@ _OF_A_PEAK = {
     "workspace_bytes": int | None,
 }
 _PEAK_OF_A_PHASE = {phase: f"{phase.value}_peak_allocated_bytes" for phase in Phase}
-
-
-@dataclass(frozen=True)
-class Measurement(NamedFigures):
-    """The same scenario, measured on a GPU.
-
-    Attributes:
-        gpu: The device's name.
-        context_bytes: Memory that the device holds in addition to torch's reserved memory, without
-            `held_before_bytes`.
-        seconds: Wall time of the run.
-        held_before_bytes: Memory that the device held before this process used it; None if that is
-            unknown, in which case it counts toward the context.
-    """
-
-    gpu: str
-    figures: MemoryFigures
-    context_bytes: int
-    seconds: float
-    held_before_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +76,7 @@ class Estimate(NamedFigures, Tabular):
         is_gpu_named: Whether the estimate is for one GPU, and not for all known ones.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
+        host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
     model: str
@@ -114,6 +98,7 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+    host_cache_bytes: int | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -291,6 +276,7 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": self.smallest_gpu,
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
+            "host_cache_bytes": self.host_cache_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -298,9 +284,10 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
+        hints = get_type_hints(Scenario)
         return {
             "model": str,
-            **get_type_hints(Scenario),
+            **{name: kind for name, kind in hints.items() if name not in _LAST_OPTIONS},
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -313,6 +300,8 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
+            **{name: hints[name] for name in _LAST_OPTIONS},
+            "host_cache_bytes": int | None,
         }
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -337,7 +326,8 @@ def _describe_peak(peak: Peak) -> dict[str, Any]:
 
 
 def _describe_measurement(measured: Measurement) -> dict[str, Any]:
-    return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
+    names = ("gpu", *_FIGURES, "seconds", "prefill_s", "decode_s_per_token")
+    return {**{name: getattr(measured, name) for name in names}, "bus": measured.bus}
 
 
 def _find_smallest(fits: Iterable[Fit]) -> Fit | None:

@@ -9,7 +9,11 @@ from typing import cast
 
 from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
+from moetool.memory.generating import refuse_generating
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
+from moetool.simulation.caches.kinds import CacheKind as CacheKind
+from moetool.simulation.caches.kinds import CachePlan
 
 # Sizes that a model's context limits.
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
@@ -18,6 +22,7 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
+_MOST_BEAMS = 2**10
 
 
 class Task(StrEnum):
@@ -52,6 +57,7 @@ class Dtype(StrEnum):
         return cls(name) if name else None
 
 
+_OPTIONAL = ("attention", "experts_implementation", "cache_dtype")
 _ABBREVIATED_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -68,6 +74,8 @@ class Attention(StrEnum):
 
     EAGER = "eager"
     SDPA = "sdpa"
+    FLASH_2 = "flash_attention_2"
+    FLASH_3 = "flash_attention_3"
 
 
 class ExpertsImplementation(StrEnum):
@@ -76,13 +84,6 @@ class ExpertsImplementation(StrEnum):
     EAGER = "eager"
     GROUPED_MM = "grouped_mm"
     BATCHED_MM = "batched_mm"
-
-
-class CacheKind(StrEnum):
-    """transformers' caches for `generate`."""
-
-    DYNAMIC = "dynamic"
-    STATIC = "static"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class LoadingOptions:
     quantization: Quantization
     is_double_quantized: bool
     experts: QuantizedExperts
+    cache_dtype: CacheDtype | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ class Scenario:
         quantization: The format in which bitsandbytes stores weights.
         is_double_quantized: Whether the scales of 4-bit weights are quantized too.
         experts: The experts that the figures are for, with quantization.
+        cache_dtype: The format of a quantized cache; None for others.
+        num_beams: Beams of each sequence; 1 for the most likely token.
+        num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -139,6 +144,9 @@ class Scenario:
     quantization: Quantization = Quantization.NONE
     is_double_quantized: bool = False
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    cache_dtype: CacheDtype | None = None
+    num_beams: int = 1
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -150,9 +158,10 @@ class Scenario:
             ("cache", CacheKind, "cache"),
             ("quantization", Quantization, "quantization"),
             ("experts", QuantizedExperts, "choice of experts"),
+            ("cache_dtype", CacheDtype, "cache dtype"),
         ):
             value = getattr(self, field)
-            if value is not None or field not in ("attention", "experts_implementation"):
+            if value is not None or field not in _OPTIONAL:
                 self._set(field, choose(value, kind, name=name))
         for field in ("has_padding", "is_double_quantized"):
             self._set(field, take_flag(getattr(self, field), name=field))
@@ -164,10 +173,17 @@ class Scenario:
             ("batch_size", "batch size", 1, _LARGEST_BATCH_SIZE),
             ("num_prompt_tokens", "number of prompt tokens", 1, _MOST_TOKENS),
             ("num_new_tokens", "number of new tokens", 1 if generates else 0, _MOST_TOKENS),
+            ("num_beams", "number of beams", 1, _MOST_BEAMS),
+            ("num_return_sequences", "number of returned sequences", 1, _MOST_BEAMS),
         ):
             value = getattr(self, field)
             number = take_count(value, name=name, smallest=smallest, largest=largest)
             self._set(field, number)
+        if self.cache is CacheKind.DYNAMIC and self.cache_dtype is not None:
+            self._set("cache", CacheKind.QUANTIZED)
+        elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
+            # transformers' default.
+            self._set("cache_dtype", CacheDtype.INT4)
         self._refuse_contradictions()
 
     def _set(self, field: str, value: object) -> None:
@@ -179,12 +195,7 @@ class Scenario:
                 "A forward pass makes no new tokens.",
                 hint="Leave out --new-tokens, or choose --task generate.",
             )
-        if self.cache is CacheKind.STATIC and not self.num_new_tokens:
-            raise without_effect(
-                {"--cache": "a static cache"},
-                because="no new tokens are generated",
-                unless="ask for --new-tokens",
-            )
+        refuse_generating(self)
         if self.is_double_quantized and not _has_scales(self.quantization):
             raise without_effect(
                 {"--double-quantization": "double quantization"},
@@ -203,7 +214,18 @@ class Scenario:
             quantization=self.quantization,
             is_double_quantized=self.is_double_quantized,
             experts=self.experts,
+            cache_dtype=self.cache_dtype,
         )
+
+    @property
+    def cache_plan(self) -> CachePlan:
+        """The cache that `generate` uses."""
+        return CachePlan(self.cache, self.cache_dtype)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run at once: all beams, or all samples, of all prompts."""
+        return self.batch_size * max(self.num_beams, self.num_return_sequences)
 
     @property
     def num_cached_tokens(self) -> int:

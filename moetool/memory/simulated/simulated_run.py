@@ -77,6 +77,7 @@ class SimulatedRun:
         method: `APPROXIMATE` if the simulation rests on an assumption.
         notes: The assumptions.
         prompt_cache_bytes: The part of the cache that holds the prompt; 0 if not all of it is filled.
+        host_cache_bytes: The part of the cache in the host's memory.
         needs_data: Why the model's code can't run unless routing is assumed to be balanced; None if
             it can.
         work: A measure of the time that one pass through the model takes in simulation.
@@ -89,6 +90,7 @@ class SimulatedRun:
     method: Method
     notes: tuple[str, ...] = ()
     prompt_cache_bytes: int = 0
+    host_cache_bytes: int = 0
     needs_data: str | None = None
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)

@@ -23,6 +23,7 @@ from moetool.report.memory.words import (
     word_options,
     word_peak,
     word_run,
+    word_seconds,
     word_stored,
     word_unquantized,
     word_variant,
@@ -178,3 +179,8 @@ def _list_measured(estimate: Estimate) -> Iterator[Table | Paragraph]:
     headers = ("", estimate.method.value, "measured", "difference", "")
     yield make_table(headers, rows, right=(1, 2, 3, 4))
     yield make_fact("measured", f"on {measured.gpu}, in {measured.seconds:,.1f} s")
+    if measured.times is not None:
+        times = f"prefill {word_seconds(measured.prefill_s)}"
+        if measured.decode_s_per_token is not None:
+            times += f", decoding step {word_seconds(measured.decode_s_per_token)}"
+        yield make_fact("times", f"{times}, with the kernels loaded")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from moetool.anatomy.routing.walk import walk_modules
+from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
@@ -52,6 +53,7 @@ class AllocationRecorder:
         max_blocks_of_layer: The most blocks that a layer may make; None for no limit. One more
             raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
+        stream: A stream other than the model's, on which some operations run.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class AllocationRecorder:
         lt_workspace_bytes: int = 0,
         max_blocks_of_layer: int | None = None,
         device: str = "meta",
+        stream: SideStream | None = None,
     ) -> None:
         self.events: list[Event] = []
         self._workspaces: dict[Workspace, int] = {}
@@ -75,6 +78,7 @@ class AllocationRecorder:
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
+        self._stream = stream
         self._model = model
         self._paths = {id(module): path for path, module in walk_modules(model)}
         self._entered: list[str] = [""]
@@ -306,11 +310,12 @@ class AllocationRecorder:
         path = self._entered[-1]
         if self._layer and path.startswith(self._layer):
             path = path[len(self._layer) + 1 :]
-        return self._origins.number(self._layer, path, operation.__name__)
+        is_on_side = self._stream is not None and self._stream.is_current
+        return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
 
     def _origin_in(self, layer: str, origin: int) -> int:
         of = self._origins.found[origin]
-        return self._origins.number(layer, of.module, of.operation)
+        return self._origins.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
 
     def _enter_module(self, module: nn.Module, *_: object) -> None:
         self._entered.append(self._paths.get(id(module), self._entered[-1]))

@@ -37,6 +37,7 @@ class MemoryProfile:
         decode: The peak from the second call on; None if there is only one call.
         prefill_reserved_bytes: The most memory reserved before the second call.
         prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
+        host_cache_bytes: The part of the cache in the host's memory after the last call.
     """
 
     weights_bytes: int
@@ -47,6 +48,7 @@ class MemoryProfile:
     decode: PhasePeak | None
     prefill_reserved_bytes: int
     prompt_cache_bytes: int
+    host_cache_bytes: int = 0
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
@@ -106,6 +108,7 @@ def replay_timeline(
         decode=decode,
         prefill_reserved_bytes=prefill_reserved_bytes,
         prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
+        host_cache_bytes=timeline.calls[-1].host_cache_bytes,
     )
 
 
@@ -131,6 +134,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
+        origins = self._timeline.origins
         workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
@@ -140,7 +144,9 @@ class _Meter:
                     self._cache_bytes -= allocator.size_of(handle)
                 allocator.free(handle)
                 continue
-            handle = handles[block] = allocator.allocate(num_bytes)
+            handle = handles[block] = allocator.allocate(
+                num_bytes, is_on_side=origins[origin].is_on_side
+            )
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
             elif block in workspaces:

@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import hardware, scenario
+from moetool.cli.options.memory_estimate import generation, hardware, scenario
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -54,12 +54,16 @@ def memory_estimate(
     quantization: loading.QuantizationOption = Quantization.NONE,
     double_quantization: loading.DoubleQuantization = False,
     experts: loading.Experts = QuantizedExperts.AS_LOADED,
-    attention: loading.AttentionOption = None,
     experts_implementation: loading.ExpertsImplementationOption = None,
-    cache: loading.CacheOption = CacheKind.DYNAMIC,
+    attention: generation.AttentionOption = None,
+    cache: generation.CacheOption = CacheKind.DYNAMIC,
+    cache_dtype: generation.CacheDtypeOption = None,
+    num_beams: generation.NumBeams = 1,
+    num_return_sequences: generation.NumReturnSequences = 1,
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
+    save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -74,6 +78,8 @@ def memory_estimate(
     """
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
+    from moetool.memory.sweeps.run import estimate_models
+    from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
@@ -93,6 +99,9 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
+        cache_dtype=cache_dtype,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
     )
     scenarios = list_scenarios(
         common,
@@ -104,30 +113,32 @@ def memory_estimate(
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
         named_gpu = None if gpu is None else take_gpu(gpu)
-        # Imported after the checks, so that wrong options are reported before torch has loaded.
-        from moetool.memory.estimate import estimate_memory
-
-        for model in filter(references.__contains__, models):
+        options = SweepOptions(
+            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
+            gpu=named_gpu,
+            trace=trace,
+            measure=measure,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = [(model, references[model]) for model in models if model in references]
+        # torch loads here, after the checks, so that wrong options are reported before.
+        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
             with failures.keep(model):
-                estimates += estimate_memory(
-                    references[model],
-                    scenarios,
-                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                    gpu=named_gpu,
-                    trace=trace,
-                    measure=measure,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
-                    on_progress=show,
-                )
+                estimates += take()
     from moetool.report.memory.data import RENDERERS
 
     failures.check(estimates)
+    if save is not None:
+        from moetool.memory.receipts.saving import save_receipts
+
+        save_receipts(estimates, save, replace_existing=force)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
     failures.finish()
