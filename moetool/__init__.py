@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from moetool.library.trace_model import trace_model as trace_model
     from moetool.memory.estimate import estimate_memory as estimate_memory
     from moetool.memory.fitting.catalogue_fits import find_fitting_models as find_fitting_models
+    from moetool.memory.receipts.reading import read_receipts as read_receipts
+    from moetool.memory.receipts.saving import save_receipts as save_receipts
     from moetool.memory.scenario import Attention as Attention
+    from moetool.memory.scenario import CacheDtype as CacheDtype
     from moetool.memory.scenario import CacheKind as CacheKind
     from moetool.memory.scenario import Dtype as Dtype
     from moetool.memory.scenario import ExpertsImplementation as ExpertsImplementation
@@ -61,6 +64,7 @@ __version__ = "0.2.0"
 _HOME_OF = {
     "AskedSource": "moetool.checkpoint.subject",
     "Attention": "moetool.memory.scenario",
+    "CacheDtype": "moetool.memory.scenario",
     "CacheKind": "moetool.memory.scenario",
     "Dtype": "moetool.memory.scenario",
     "ExpertsImplementation": "moetool.memory.scenario",
@@ -95,9 +99,11 @@ _HOME_OF = {
     "measure_tokens": "moetool.library.questions.tokens",
     "merge_traces": "moetool.library.merge",
     "place_experts": "moetool.library.questions.place",
+    "read_receipts": "moetool.memory.receipts.reading",
     "read_trace": "moetool.trace.reading.reader",
     "render_report": "moetool.library.report",
     "sample_prompts": "moetool.library.questions.sample",
+    "save_receipts": "moetool.memory.receipts.saving",
     "select_experts": "moetool.library.questions.select",
     "simulate_caches": "moetool.library.questions.cache",
     "tabulate_prompt": "moetool.library.questions.tokens",
@@ -110,6 +116,7 @@ _HOME_OF = {
 __all__ = [
     "AskedSource",
     "Attention",
+    "CacheDtype",
     "CacheKind",
     "Dtype",
     "ExpertsImplementation",
@@ -145,9 +152,11 @@ __all__ = [
     "measure_tokens",
     "merge_traces",
     "place_experts",
+    "read_receipts",
     "read_trace",
     "render_report",
     "sample_prompts",
+    "save_receipts",
     "select_experts",
     "simulate_caches",
     "tabulate_prompt",

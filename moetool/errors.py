@@ -13,7 +13,8 @@ Library code raises them; only `moetool.cli.errors` turns them into lines on a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 
@@ -33,6 +34,10 @@ class MoetoolError(Exception):
         self.message = message
         self.hint = hint
         self.facts = tuple(facts)
+
+    def __reduce__(self) -> tuple[Callable[..., MoetoolError], tuple[str]]:
+        """Return how to make it anew: errors go from one process to another."""
+        return partial(type(self), hint=self.hint, facts=self.facts), (self.message,)
 
     def __str__(self) -> str:
         """Return what a traceback shows to users of the library: the message, and the hint."""

@@ -14,11 +14,14 @@ from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
+from moetool.memory.layouts.gpu_group import GpuGroup, take_group
+from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.local_gpu import take_gpu
-from moetool.memory.measure import has_weights, measure_scenarios, refuse_unmeasurable
-from moetool.memory.notes.estimate_notes import list_measurement_notes, note_clipped
+from moetool.memory.measure import has_weights, refuse_unmeasurable
+from moetool.memory.notes.estimate_notes import note_clipped
+from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
@@ -26,7 +29,6 @@ from moetool.memory.serving.serve import serve_model
 from moetool.quiet import quiet_transformers
 
 
-@quiet_transformers()
 def estimate_memory(
     model: str | ModelReference,
     scenarios: Sequence[Scenario] | None = None,
@@ -36,6 +38,8 @@ def estimate_memory(
     trace: str | Path | None = None,
     measure: bool = False,
     serving: ServingOptions | None = None,
+    parallel: str | Sequence[str] | GpuGroup | None = None,
+    num_nodes: int = 1,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -59,6 +63,9 @@ def estimate_memory(
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
         serving: An engine that would serve the model on the GPU; None for no such answer.
+        parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
+            or with commas. `gpu` then begins with their number: `8xh200`.
+        num_nodes: Machines with that many GPUs each.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         on_progress: Receives a few words on each step before it starts.
@@ -66,9 +73,52 @@ def estimate_memory(
     Raises:
         InputError: The model, its configuration or the trace can't be used, or the model's code
             can't run without data.
-        OutOfMemoryError: A scenario doesn't fit on this machine's GPU.
+        OutOfMemoryError: A scenario doesn't fit on this machine's GPU, although it should; one that
+            shouldn't isn't run, and only the bus is measured.
         UntraceableError: This transformers has no class for the model.
         UsageError: A scenario is not possible with this model, or the GPU is unknown.
+    """
+    return estimate_part(
+        model,
+        scenarios,
+        slice(None),
+        clipped_sizes=clipped_sizes,
+        gpu=gpu,
+        trace=trace,
+        measure=measure,
+        serving=serving,
+        parallel=parallel,
+        num_nodes=num_nodes,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        on_progress=on_progress,
+    )
+
+
+@quiet_transformers()
+def estimate_part(
+    model: str | ModelReference,
+    scenarios: Sequence[Scenario] | None,
+    part: slice,
+    *,
+    clipped_sizes: Sequence[str] | None = None,
+    gpu: str | Gpu | None = None,
+    trace: str | Path | None = None,
+    measure: bool = False,
+    serving: ServingOptions | None = None,
+    parallel: str | Sequence[str] | GpuGroup | None = None,
+    num_nodes: int = 1,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+) -> list[Estimate]:
+    """Return the estimates of some of several scenarios, after all of them have been checked.
+
+    The other arguments and the errors are those of `estimate_memory`: what is wrong with any of the
+    scenarios is raised before one of them runs.
+
+    Args:
+        part: The scenarios to estimate, by their positions.
     """
     if clipped_sizes is None:
         clipped_sizes = SIZES_IN_CONTEXT if scenarios is None else ()
@@ -80,6 +130,11 @@ def estimate_memory(
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
+    group = parallel
+    if not isinstance(group, GpuGroup):
+        group = take_group(gpu, parallel, num_nodes=num_nodes)
+    if group is not None:
+        gpu = group.gpu
     named_gpu = None if gpu is None else _take_gpu(gpu)
     if trace is not None and named_gpu is None:
         raise UsageError(
@@ -109,12 +164,16 @@ def estimate_memory(
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
+    for scenario in scenarios if group is not None else ():
+        refuse_layouts(loader, scenario, group)
     estimates = []
-    for wanted, scenario in zip(asked, scenarios, strict=True):
+    for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
         if serving is not None and named_gpu is not None:
             answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
             estimate = replace(estimate, serving=answer)
+        if group is not None:
+            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
             estimate = replace(estimate, notes=(note, *estimate.notes))
@@ -122,17 +181,7 @@ def estimate_memory(
     if not measure:
         return estimates
     say(f"measuring {reference.text}")
-    return [
-        replace(
-            estimate,
-            measured=measured,
-            notes=(
-                *estimate.notes,
-                *list_measurement_notes(measured, estimate.scenario.quantization),
-            ),
-        )
-        for estimate, measured in zip(estimates, measure_scenarios(builder, scenarios), strict=True)
-    ]
+    return add_measurements(estimates, builder)
 
 
 def _refuse_published_quantized(subject: Subject, scenarios: Sequence[Scenario]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from moetool.anatomy.skeleton.model_class import note_class
 from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
+from moetool.errors import UsageError
 from moetool.memory.figures import Basis, MemoryFigures, Method
 from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
 from moetool.memory.gaps import Gaps
@@ -31,13 +32,16 @@ from moetool.memory.notes.estimate_notes import (
     RESERVE_GIVEN_BACK,
     TIGHT,
     TRACE_UNREAD,
+    TRAINING_CONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
     note_unconfirmed,
 )
+from moetool.memory.notes.generation_notes import is_measured, note_generation
+from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.simulated.work import (
@@ -76,8 +80,14 @@ def estimate_scenario(
         UsageError: The scenario is not possible with this model.
     """
     runs = ModelRuns(loader, most_work=most_work)
-    plain_run = runs.simulate(scenario)
     model = loader.load(scenario)
+    if scenario.task is Task.TRAIN and not model.runs_in_full_precision:
+        raise UsageError(
+            f"The weights of {loader.builder.subject.model} are published quantized, and quantized "
+            "weights can't be trained.",
+            hint="Give --dtype bfloat16 to estimate a copy.",
+        )
+    plain_run = runs.simulate(scenario)
     in_full = runs.run(scenario)
     memory_bytes = None if named_gpu is None else named_gpu.memory_bytes
     run = in_full if in_full is None else _limit(in_full, memory_bytes)
@@ -98,22 +108,28 @@ def estimate_scenario(
         variants=variants,
         fits=fits,
         stored=model.stored,
-        confirmed_on=None if confirmed is None else confirmed.where,
+        host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
+        confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
+        training=None if run is None else run.training,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
-    scores = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = note_scores(model.skeleton, scenario, estimate.at_peak)
+    cause = cause or note_peak_cause(model.skeleton, scenario, estimate.at_peak)
     notes = [
         *loader.builder.subject.notes,
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
+        *note_generation(scenario, plain_run.host_cache_bytes),
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
-    if confirmed is None:
+    if scenario.task is Task.TRAIN:
+        notes.append(TRAINING_CONFIRMED)
+    elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
-    if scores is not None:
-        notes.append(scores)
+    if cause is not None:
+        notes.append(cause)
     if named_gpu is None:
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
@@ -151,13 +167,17 @@ def _run_variants(
     """Return the figures of a scenario with its weights held in other ways, by the variant's name."""
     stored = runs.loader.load(scenario).stored
     if stored is not None and stored.basis is not Basis.COPY:
-        weights = {"as_published": stored.packed_bytes, "dequantized": stored.dequantized_bytes}
+        in_full = _run_dequantized(runs, scenario, plain_run, gaps=gaps)
+        held = {
+            "as_published": (plain_run, stored.packed_bytes),
+            "dequantized": (in_full, stored.dequantized_bytes),
+        }
         return {
             name: _limit(
-                plain_run.shift_weights(num_bytes - plain_run.figures.weights_bytes), memory_bytes
+                run.shift_weights(num_bytes - run.figures.weights_bytes), memory_bytes
             ).figures.show()
-            for name, num_bytes in weights.items()
-            if num_bytes is not None
+            for name, (run, num_bytes) in held.items()
+            if num_bytes is not None and run is not None
         }
     if scenario.quantization is Quantization.NONE:
         return {}
@@ -182,6 +202,21 @@ def _run_variants(
     }
 
 
+def _run_dequantized(
+    runs: ModelRuns, scenario: Scenario, plain_run: SimulatedRun, *, gaps: Gaps
+) -> SimulatedRun | None:
+    """Return a run with the modules of dequantized weights, which make other activations."""
+    if runs.loader.load(scenario).packed is None:
+        return plain_run
+    dtype = str(runs.loader.builder.find_dtype(scenario)).removeprefix("torch.")
+
+    def run() -> SimulatedRun:
+        refuse_work(plain_run, num_passes=NUM_PASSES, most_work=runs.most_work)
+        return runs.simulate(replace(scenario, dtype=dtype))
+
+    return gaps.unless_refused("The memory with dequantized weights is", run)
+
+
 def _list_fits(
     runs: ModelRuns,
     scenario: Scenario,
@@ -191,9 +226,13 @@ def _list_fits(
     gaps: Gaps,
 ) -> tuple[Fit, ...]:
     """Return where a scenario fits, under each quantization that can be simulated."""
-    others = [each for each in QUANTIZATIONS if each is not scenario.quantization]
+    others = [
+        each
+        for each in QUANTIZATIONS
+        if each is not scenario.quantization and scenario.task is not Task.TRAIN
+    ]
     quantizations = others
-    if not gaps.is_allowed(
+    if others and not gaps.is_allowed(
         f"Whether it fits with the quantization {' or '.join(others)} is",
         refuse_work,
         run,
@@ -208,7 +247,7 @@ def _list_fits(
         )
         return found or ()
     # A device map takes about as long as a pass.
-    is_counted = gaps.is_allowed(
+    is_counted = scenario.task is not Task.TRAIN and gaps.is_allowed(
         "The number of GPUs that it needs where one is not enough is",
         refuse_work,
         run,
@@ -230,6 +269,8 @@ def _find_confirmation(
     model_type: str, scenario: Scenario, model: LoadedModel
 ) -> Confirmation | None:
     """Return measured runs of the same kind of model with weights held in the same way."""
+    if scenario.task is Task.TRAIN:
+        return None
     if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
         return find_confirmation(model_type, scenario.quantization)
     return None

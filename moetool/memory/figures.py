@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moetool.memory.implementation import Implementation
 from moetool.simulation.memory.timeline import AllocatedParts
 
 
@@ -28,10 +29,13 @@ class Method(StrEnum):
 
 
 class Phase(StrEnum):
-    """The two phases of a run: reading the prompt, and writing token by token."""
+    """A phase of a run: reading prompts and writing tokens, or the three of a step of training."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class StoredWeights:
         dequantized_bytes: The same weights in full precision.
         basis: The bytes that the figures rest on.
         reason: Why the bytes as loaded are unknown; None if they are known.
+        implementations: The ways in which transformers loads the format on the GPU, by the packages
+            that are installed, those with the most packages first.
     """
 
     method: str
@@ -148,6 +154,7 @@ class StoredWeights:
     dequantized_bytes: int | None = None
     basis: Basis = Basis.LOADED
     reason: str | None = None
+    implementations: tuple[Implementation, ...] = ()
 
     @property
     def held_bytes(self) -> int | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
 from moetool.memory.figures import MemoryFigures
+from moetool.memory.generating import choose_generation, refuse_missing
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus
-from moetool.memory.result import Measurement
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.measured.geometry import describe_geometry
+from moetool.memory.measured.machine import describe_machine, measure_bus
+from moetool.memory.measured.measurement import Measurement, PhaseTimes
+from moetool.memory.measured.phase_times import MOST_TIMED_TOKENS, time_phases
+from moetool.memory.scenario import Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
@@ -40,8 +45,14 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
             hint="Leave out --measure.",
         )
     for scenario in scenarios:
+        refuse_missing(scenario)
         if scenario.quantization is not Quantization.NONE:
             _refuse_unloadable(scenario, has_weights=has_weights)
+        if scenario.task is Task.TRAIN:
+            raise UsageError(
+                "The task train can't be measured.",
+                hint="Leave out --measure.",
+            )
         if scenario.task is Task.TRACE:
             raise UsageError(
                 "The task trace can't be measured.",
@@ -66,7 +77,8 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
     """Run scenarios of one model on the first GPU, and return the measurements.
 
     Weights are random, or those of the checkpoint if they are to be quantized. Their size is
-    measured before anything runs. A scenario that differs only in sizes from the previous one runs
+    measured before anything runs. After its memory is known, a scenario runs again with its phases
+    timed; the bus is measured at the end. A scenario that differs only in sizes from the previous one runs
     on the same weights.
 
     Args:
@@ -87,15 +99,19 @@ def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -
             if model is None or before is None or before.loading != scenario.loading:
                 model = None
                 weights_bytes, model = _load(builder, scenario)
-            measured.append(
-                _measure(
-                    model,
-                    scenario,
-                    weights_bytes=weights_bytes,
-                    held_before_bytes=held_before_bytes,
-                )
+            found = _measure(
+                model,
+                scenario,
+                weights_bytes=weights_bytes,
+                held_before_bytes=held_before_bytes,
             )
-    return measured
+            measured.append(replace(found, times=_time(model, scenario)))
+    # Afterwards: memory that is allocated before a run changes where the run's own memory lies.
+    model = None
+    _release()
+    bus, machine = measure_bus(), describe_machine()
+    geometry = describe_geometry(builder.subject.config)
+    return [replace(each, bus=bus, machine=machine, geometry=geometry) for each in measured]
 
 
 def _load(builder: SkeletonBuilder, scenario: Scenario) -> tuple[int, PreTrainedModel]:
@@ -178,16 +194,8 @@ def _measure(
 ) -> Measurement:
     _release()
     torch.cuda.reset_peak_memory_stats()
-    shape = (scenario.batch_size, scenario.num_prompt_tokens)
     start = time.perf_counter()
-    input_ids = _make_prompts(model, shape).to("cuda")
-    options: dict[str, Any] = {}
-    if scenario.has_padding:
-        mask = torch.ones(shape, dtype=torch.long, device="cuda")
-        mask[0, 0] = 0
-        options["attention_mask"] = mask
-    with torch.inference_mode():
-        cache_bytes = _run(model, scenario, input_ids, options)
+    cache_bytes = _run(model, scenario)
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     free_bytes, total_bytes = torch.cuda.mem_get_info()
@@ -218,16 +226,21 @@ def _make_prompts(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tenso
     return torch.where(torch.isin(chosen, special), find_ordinary_token(model.config), chosen)
 
 
-def _run(
-    model: PreTrainedModel, scenario: Scenario, input_ids: torch.Tensor, options: dict[str, Any]
-) -> int:
+@torch.inference_mode()
+def _run(model: PreTrainedModel, scenario: Scenario) -> int:
     """Run a scenario, and return the bytes of its cache at the end."""
+    shape = (scenario.batch_size, scenario.num_prompt_tokens)
+    input_ids = _make_prompts(model, shape).to("cuda")
+    options: dict[str, Any] = {}
+    if scenario.has_padding:
+        mask = torch.ones(shape, dtype=torch.long, device="cuda")
+        mask[0, 0] = 0
+        options["attention_mask"] = mask
     if scenario.task is Task.FORWARD:
         output = model(input_ids, **options)
     else:
         options |= {"max_new_tokens": scenario.num_new_tokens, "disable_compile": True}
-        if scenario.cache is CacheKind.STATIC:
-            options["cache_implementation"] = "static"
+        options |= choose_generation(scenario)
         if model.config.is_encoder_decoder:
             options["decoder_start_token_id"] = find_ordinary_token(model.config)
         generate: Any = model.generate
@@ -235,8 +248,20 @@ def _run(
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in find_cache_tensors(output)
+        if tensor.device.type == "cuda"
     }
     return sum(storages.values())
+
+
+def _time(model: PreTrainedModel, scenario: Scenario) -> PhaseTimes | None:
+    """Return the times of a scenario's phases on loaded kernels; None if it doesn't fit again."""
+    _release()
+    num_new_tokens = min(scenario.num_new_tokens, MOST_TIMED_TOKENS)
+    short = replace(scenario, num_new_tokens=num_new_tokens)
+    try:
+        return time_phases(model, partial(_run, model, short), synchronize=torch.cuda.synchronize)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _release() -> None:

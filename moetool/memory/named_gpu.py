@@ -12,13 +12,21 @@ from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
 from moetool.memory.offload.expert_cache import plan_expert_cache
 from moetool.memory.offload.plan import plan_offload
+from moetool.memory.offload.transfer_times import add_transfer_times
 from moetool.memory.on_gpus import Limits
 from moetool.memory.result import Estimate
+from moetool.memory.scenario import Task
 from moetool.memory.sharing.ranks import list_ranks
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import UNIFORM, find_choices, read_routing
+from moetool.memory.speed.seen import add_seen_speed
+from moetool.quantized.kinds import Quantization
+
+_BYTES_IN_16_BITS = 2
+
+_ONE_GPU = "Training is estimated for one GPU; its time, sharing and offloading are not."
 
 
 def add_answers(
@@ -53,6 +61,8 @@ def add_answers(
     limits, notes = _find_limits(runs, estimate, run, gpu, gaps=gaps)
     named = None if limits is None else replace(limits, gpu=gpu.id)
     estimate = replace(estimate, limits=named, notes=notes)
+    if scenario.task is Task.TRAIN:
+        return replace(estimate, notes=(*notes, _ONE_GPU))
     if model.held is None:
         return replace(estimate, notes=(*notes, ONLY_IN_ALL))
     loader.say(f"sharing {loader.name(scenario)} between GPUs and the host")
@@ -71,11 +81,11 @@ def add_answers(
         model.held,
         gpu_memory_bytes=gpu.memory_bytes,
         total_bytes=run.figures.total_device_bytes,
-        batch_size=scenario.batch_size,
+        batch_size=scenario.num_sequences,
         choices=choices,
         quantization=scenario.quantization,
     )
-    if offload is not None and choices is not None and scenario.batch_size == 1:
+    if offload is not None and choices is not None and scenario.num_sequences == 1:
         cache = gaps.unless_refused(
             "The single experts that would stay on the GPU are",
             plan_expert_cache,
@@ -87,7 +97,7 @@ def add_answers(
             trace=trace,
         )
         offload = replace(offload, expert_cache=cache)
-    speed = bound_speed(
+    bound = bound_speed(
         model.held,
         scenario,
         gpu,
@@ -96,11 +106,17 @@ def add_answers(
         routing=routing,
         unquantized=plain,
     )
+    is_in_16_bits = (
+        model.runs_in_full_precision
+        and scenario.quantization is Quantization.NONE
+        and plain.dtype.itemsize == _BYTES_IN_16_BITS
+    )
+    speed = add_seen_speed(bound, scenario, gpu, is_in_16_bits=is_in_16_bits)
     return replace(
         estimate,
         ranks=ranks or (),
-        offload=None if offload is None else replace(offload, gpu=gpu.id),
-        speed=None if speed is None else replace(speed, gpu=gpu.id),
+        offload=None if offload is None else add_transfer_times(replace(offload, gpu=gpu.id), None),
+        speed=replace(speed, gpu=gpu.id),
     )
 
 

@@ -132,6 +132,11 @@ class Offload:
         gpu: The GPU's id, once it is part of an estimate.
         expert_cache: Single experts that stay on the GPU; None if all or none fit, if several
             sequences are decoded, or if the number of experts that a token chooses is unknown.
+        transfer_s_per_token: The least time of a token with transformers: its traffic over the
+            measured bandwidth from ordinary memory, where accelerate keeps what is offloaded; None
+            if the bus wasn't measured, or if nothing has to move.
+        pinned_transfer_s_per_token: The same for an engine that keeps it in page-locked memory.
+        notes: Why something is unknown.
     """
 
     num_offloaded_layers: int
@@ -146,6 +151,30 @@ class Offload:
     fits_computed_on_host: bool
     gpu: str | None = None
     expert_cache: ExpertCache | None = None
+    transfer_s_per_token: float | None = None
+    pinned_transfer_s_per_token: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeenSpeed:
+    """Recorded runs on a kind of GPU, and how far above their own lower bounds they were.
+
+    Attributes:
+        least_over_bound: The shortest time over its bound.
+        most_over_bound: The longest time over its bound.
+        num_geometries: The number of configurations that ran.
+        num_runs: The number of runs; each is the median of several passes.
+        batch_size: Sequences at once in these runs.
+        num_prompt_tokens: Tokens of each sequence's prompt in these runs.
+    """
+
+    least_over_bound: float
+    most_over_bound: float
+    num_geometries: int
+    num_runs: int
+    batch_size: int
+    num_prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +196,9 @@ class SpeedBound:
             over layers under `routing`; None without routed experts.
         notes: Why something is unknown, and what the bound leaves out for this model or GPU.
         gpu: The GPU's id, once it is part of an estimate.
+        prefill_seen: Recorded runs of about this size on this kind of GPU, compared with their
+            bounds on the prefill; None if there are none.
+        decode_seen: The same for a decoding step.
     """
 
     routing: str
@@ -181,3 +213,5 @@ class SpeedBound:
     experts_touched_per_layer: float | None = None
     notes: tuple[str, ...] = ()
     gpu: str | None = None
+    prefill_seen: SeenSpeed | None = None
+    decode_seen: SeenSpeed | None = None

@@ -18,9 +18,12 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
+from moetool.memory.layouts.layout import Layout
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Serving
+from moetool.memory.training.training_memory import TrainingMemory
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.quantized.kinds import Quantization
@@ -34,6 +37,8 @@ _FIGURES = (
     "context_bytes",
     "total_device_bytes",
 )
+# Their columns are at the end.
+_LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 _OF_A_PEAK = {
     "phase": str | None,
     "layer": str | None,
@@ -43,27 +48,12 @@ _OF_A_PEAK = {
     "activation_bytes": int | None,
     "workspace_bytes": int | None,
 }
-_PEAK_OF_A_PHASE = {phase: f"{phase.value}_peak_allocated_bytes" for phase in Phase}
-
-
-@dataclass(frozen=True)
-class Measurement(NamedFigures):
-    """The same scenario, measured on a GPU.
-
-    Attributes:
-        gpu: The device's name.
-        context_bytes: Memory that the device holds in addition to torch's reserved memory, without
-            `held_before_bytes`.
-        seconds: Wall time of the run.
-        held_before_bytes: Memory that the device held before this process used it; None if that is
-            unknown, in which case it counts toward the context.
-    """
-
-    gpu: str
-    figures: MemoryFigures
-    context_bytes: int
-    seconds: float
-    held_before_bytes: int | None = None
+_OF_A_TRAINING_PEAK = ("gradient_bytes", "optimizer_state_bytes")
+# They came later, so their columns are the last ones.
+_OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
+_PEAK_OF_A_PHASE = {
+    phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
+}
 
 
 @dataclass(frozen=True)
@@ -89,12 +79,15 @@ class Estimate(NamedFigures, Tabular):
         speed: Lower bounds on time; None if no GPU was named.
         serving: How an engine would serve the model; None if none was named.
         stored: The stored weights of a checkpoint that is published quantized.
+        layouts: The run on several GPUs that were named, for each way of sharing; else empty.
         measured: The same scenario, measured; None unless it was asked for.
         notes: Caveats for the reader, one sentence each.
         loaded_dtype: The dtype of weights that no quantization holds, such as `bfloat16`.
         is_gpu_named: Whether the estimate is for one GPU, and not for all known ones.
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
+        training: The parts of a step of training; None for other tasks.
+        host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
     model: str
@@ -117,6 +110,9 @@ class Estimate(NamedFigures, Tabular):
     confirmed_on: str | None = None
     loaded_dtype: str | None = None
     is_gpu_named: bool = False
+    layouts: tuple[Layout, ...] = ()
+    training: TrainingMemory | None = None
+    host_cache_bytes: int | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -281,6 +277,7 @@ class Estimate(NamedFigures, Tabular):
             "stored": self.stored,
             "limits": self.limits,
             "ranks": self.ranks,
+            "layouts": self.layouts,
             "offload": self.offload,
             "speed": self.speed,
             "serving": self.serving,
@@ -295,6 +292,8 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": self.smallest_gpu,
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
+            "training": self.training,
+            "host_cache_bytes": self.host_cache_bytes,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -302,9 +301,14 @@ class Estimate(NamedFigures, Tabular):
     @classmethod
     def column_types(cls) -> Mapping[str, Any]:
         """Return the columns of the row, in order, each with the type of its values."""
+        hints = get_type_hints(Scenario)
         return {
             "model": str,
-            **get_type_hints(Scenario),
+            **{
+                name: kind
+                for name, kind in hints.items()
+                if name not in (*_LAST_OPTIONS, *_OF_TRAINING)
+            },
             "method": str,
             "gpu": str,
             **dict.fromkeys(_FIGURES, int | None),
@@ -317,13 +321,20 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": str | None,
             "does_fit": bool | None,
             "headroom_bytes": int | None,
+            **{name: hints[name] for name in _LAST_OPTIONS},
+            "host_cache_bytes": int | None,
+            **{name: hints[name] for name in _OF_TRAINING},
+            **{f"at_peak_{name}": int for name in _OF_A_TRAINING_PEAK},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row, without the lists: fits, ranks and notes. Values are plain."""
         values = {
             **vars(self.scenario),
-            **{f"at_peak_{name}": getattr(self.at_peak, name, None) for name in _OF_A_PEAK},
+            **{
+                f"at_peak_{name}": getattr(self.at_peak, name, None)
+                for name in (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)
+            },
             **{f"measured_{name}": getattr(self.measured, name, None) for name in _FIGURES},
         }
         row = {
@@ -337,11 +348,12 @@ class Estimate(NamedFigures, Tabular):
 
 
 def _describe_peak(peak: Peak) -> dict[str, Any]:
-    return {name: getattr(peak, name) for name in _OF_A_PEAK}
+    return {name: getattr(peak, name) for name in (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)}
 
 
 def _describe_measurement(measured: Measurement) -> dict[str, Any]:
-    return {name: getattr(measured, name) for name in ("gpu", *_FIGURES, "seconds")}
+    names = ("gpu", *_FIGURES, "seconds", "prefill_s", "decode_s_per_token")
+    return {**{name: getattr(measured, name) for name in names}, "bus": measured.bus}
 
 
 def _find_smallest(fits: Iterable[Fit]) -> Fit | None:

@@ -9,7 +9,13 @@ from typing import cast
 
 from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
+from moetool.memory.generating import refuse_generating
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
+from moetool.simulation.caches.kinds import CacheKind as CacheKind
+from moetool.simulation.caches.kinds import CachePlan
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # Sizes that a model's context limits.
 SIZES_IN_CONTEXT = ("num_prompt_tokens", "num_new_tokens")
@@ -18,6 +24,8 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
+_OPTIONAL = ("attention", "experts_implementation", "optimizer", "cache_dtype")
+_MOST_BEAMS = 2**10
 
 
 class Task(StrEnum):
@@ -28,11 +36,13 @@ class Task(StrEnum):
         FORWARD: One call of the model, with the logits of every position.
         TRACE: The same as `moetool route-trace`, which keeps the routing: a prefill without a
             cache, or `generate` if there are new tokens.
+        TRAIN: A step of training: forward with labels, backward, optimizer.
     """
 
     GENERATE = "generate"
     FORWARD = "forward"
     TRACE = "trace"
+    TRAIN = "train"
 
 
 class Dtype(StrEnum):
@@ -52,6 +62,7 @@ class Dtype(StrEnum):
         return cls(name) if name else None
 
 
+_OPTIONAL = ("attention", "experts_implementation", "cache_dtype")
 _ABBREVIATED_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -68,6 +79,8 @@ class Attention(StrEnum):
 
     EAGER = "eager"
     SDPA = "sdpa"
+    FLASH_2 = "flash_attention_2"
+    FLASH_3 = "flash_attention_3"
 
 
 class ExpertsImplementation(StrEnum):
@@ -76,13 +89,6 @@ class ExpertsImplementation(StrEnum):
     EAGER = "eager"
     GROUPED_MM = "grouped_mm"
     BATCHED_MM = "batched_mm"
-
-
-class CacheKind(StrEnum):
-    """transformers' caches for `generate`."""
-
-    DYNAMIC = "dynamic"
-    STATIC = "static"
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class LoadingOptions:
     quantization: Quantization
     is_double_quantized: bool
     experts: QuantizedExperts
+    cache_dtype: CacheDtype | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,12 @@ class Scenario:
         quantization: The format in which bitsandbytes stores weights.
         is_double_quantized: Whether the scales of 4-bit weights are quantized too.
         experts: The experts that the figures are for, with quantization.
+        optimizer: The optimizer of training; None for AdamW, or without training.
+        has_checkpointing: Whether training runs layers again instead of keeping their activations.
+        frozen: The part that training leaves as it is.
+        cache_dtype: The format of a quantized cache; None for others.
+        num_beams: Beams of each sequence; 1 for the most likely token.
+        num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -139,6 +152,12 @@ class Scenario:
     quantization: Quantization = Quantization.NONE
     is_double_quantized: bool = False
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    optimizer: Optimizer | None = None
+    has_checkpointing: bool = False
+    frozen: FrozenPart = FrozenPart.NONE
+    cache_dtype: CacheDtype | None = None
+    num_beams: int = 1
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -150,11 +169,14 @@ class Scenario:
             ("cache", CacheKind, "cache"),
             ("quantization", Quantization, "quantization"),
             ("experts", QuantizedExperts, "choice of experts"),
+            ("optimizer", Optimizer, "optimizer"),
+            ("frozen", FrozenPart, "frozen part"),
+            ("cache_dtype", CacheDtype, "cache dtype"),
         ):
             value = getattr(self, field)
-            if value is not None or field not in ("attention", "experts_implementation"):
+            if value is not None or field not in _OPTIONAL:
                 self._set(field, choose(value, kind, name=name))
-        for field in ("has_padding", "is_double_quantized"):
+        for field in ("has_padding", "is_double_quantized", "has_checkpointing"):
             self._set(field, take_flag(getattr(self, field), name=field))
         generates = self.task is Task.GENERATE
         given: int | None = self.num_new_tokens
@@ -164,32 +186,58 @@ class Scenario:
             ("batch_size", "batch size", 1, _LARGEST_BATCH_SIZE),
             ("num_prompt_tokens", "number of prompt tokens", 1, _MOST_TOKENS),
             ("num_new_tokens", "number of new tokens", 1 if generates else 0, _MOST_TOKENS),
+            ("num_beams", "number of beams", 1, _MOST_BEAMS),
+            ("num_return_sequences", "number of returned sequences", 1, _MOST_BEAMS),
         ):
             value = getattr(self, field)
             number = take_count(value, name=name, smallest=smallest, largest=largest)
             self._set(field, number)
+        if self.cache is CacheKind.DYNAMIC and self.cache_dtype is not None:
+            self._set("cache", CacheKind.QUANTIZED)
+        elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
+            # transformers' default.
+            self._set("cache_dtype", CacheDtype.INT4)
         self._refuse_contradictions()
 
     def _set(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
 
     def _refuse_contradictions(self) -> None:
+        self._refuse_training()
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
                 hint="Leave out --new-tokens, or choose --task generate.",
             )
-        if self.cache is CacheKind.STATIC and not self.num_new_tokens:
-            raise without_effect(
-                {"--cache": "a static cache"},
-                because="no new tokens are generated",
-                unless="ask for --new-tokens",
-            )
+        refuse_generating(self)
         if self.is_double_quantized and not _has_scales(self.quantization):
             raise without_effect(
                 {"--double-quantization": "double quantization"},
                 because="only nf4 and fp4 have scales that it quantizes",
                 unless="choose --quantization nf4 or fp4",
+            )
+
+    def _refuse_training(self) -> None:
+        if self.task is not Task.TRAIN:
+            given = {
+                "--optimizer": ("an optimizer", self.optimizer is not None),
+                "--gradient-checkpointing": ("gradient checkpointing", self.has_checkpointing),
+                "--freeze": ("a frozen part", self.frozen is not FrozenPart.NONE),
+            }
+            idle = {flag: words for flag, (words, is_given) in given.items() if is_given}
+            if idle:
+                raise without_effect(
+                    idle, because="nothing is trained", unless="choose --task train"
+                )
+        elif self.num_new_tokens:
+            raise UsageError(
+                "A step of training makes no new tokens.",
+                hint="Leave out --new-tokens, or choose --task generate.",
+            )
+        elif self.quantization is not Quantization.NONE:
+            raise UsageError(
+                f"Weights in {self.quantization} can't be trained.",
+                hint="Leave out --quantization.",
             )
 
     @property
@@ -203,7 +251,18 @@ class Scenario:
             quantization=self.quantization,
             is_double_quantized=self.is_double_quantized,
             experts=self.experts,
+            cache_dtype=self.cache_dtype,
         )
+
+    @property
+    def cache_plan(self) -> CachePlan:
+        """The cache that `generate` uses."""
+        return CachePlan(self.cache, self.cache_dtype)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run at once: all beams, or all samples, of all prompts."""
+        return self.batch_size * max(self.num_beams, self.num_return_sequences)
 
     @property
     def num_cached_tokens(self) -> int:

@@ -80,7 +80,9 @@ class GenerationOptions:
             hint=f"Give a probability above 0 and up to 1, {_GREEDY_HINT}",
         )
         take_count(self.seed, name="seed", smallest=0, largest=_NUM_SEEDS - 1)
-        object.__setattr__(self, "cache", choose(self.cache, CacheKind, name="cache"))
+        names = [CacheKind.DYNAMIC.value, CacheKind.STATIC.value]
+        cache = CacheKind(choose_word(self.cache, names, name="cache"))
+        object.__setattr__(self, "cache", cache)
 
     @property
     def is_greedy(self) -> bool:

@@ -30,8 +30,9 @@ OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
+    | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
-    | {"--double-quantization", "--trace", "--measure"},
+    | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {
         "--prompts",

@@ -14,7 +14,9 @@ import torch
 
 from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
+from moetool.memory.figures import MemoryFigures
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
+from moetool.memory.measured.measurement import BusBandwidth, Machine, Measurement, PhaseTimes
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.ordinary_tokens import find_special_tokens
@@ -36,7 +38,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_builder(build: Callable[..., Any]) -> Any:
     """Return a builder that calls a test's own function."""
     return SimpleNamespace(
-        subject=SimpleNamespace(model="some-model", code=None, headers=None), build=build
+        subject=SimpleNamespace(model="some-model", code=None, headers=None, config={}), build=build
     )
 
 
@@ -130,8 +132,6 @@ def test_what_others_hold_is_not_the_run_s(
         "max_memory_reserved": 6_000, "max_memory_allocated": 5_500, "get_device_name": "a GPU",
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    monkeypatch.setattr(measure, "_make_prompts", lambda *_: torch.zeros(1))
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _: tensor)
     monkeypatch.setattr(measure, "_run", lambda *_: 10)
     model: Any = SimpleNamespace(config=build_config("olmoe"))
     shown = measure._measure(model, SCENARIO, weights_bytes=1, held_before_bytes=held)
@@ -159,7 +159,15 @@ def test_a_model_that_does_not_fit_is_named() -> None:
 def test_scenarios_that_differ_in_sizes_alone_run_on_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measure, "_measure", lambda model, *_, **__: model)
+    times = PhaseTimes(0.5, None, num_prefills=3, num_decode_steps=0)
+    bus = BusBandwidth(2e9, 1e9)
+    machine = Machine(10, None, None, {})
+    for name, value in {"_time": times, "measure_bus": bus, "describe_machine": machine}.items():
+        monkeypatch.setattr(measure, name, lambda *_, value=value: value)
+    figures = MemoryFigures(1, 1, 1, 1, 1)
+    monkeypatch.setattr(
+        measure, "_measure", lambda model, *_, **__: Measurement(model, figures, 1, 1.0)
+    )
     built: list[tuple[Scenario, str]] = []
 
     def build(scenario: Scenario, *, device: str) -> Any:
@@ -177,7 +185,10 @@ def test_scenarios_that_differ_in_sizes_alone_run_on_the_same_weights(
     measured: Any = measure_scenarios(make_builder(build), scenarios)
     assert [scenario for scenario, _ in built] == [scenarios[index] for index in (0, 2, 3, 4)]
     assert {device for _, device in built} == {"cuda"}
-    assert measured == [f"model {number}" for number in (1, 1, 2, 3, 4, 4)]
+    assert [each.gpu for each in measured] == [f"model {number}" for number in (1, 1, 2, 3, 4, 4)]
+    assert {(each.times, each.bus, each.machine is machine) for each in measured} == {
+        (times, bus, True)
+    }
 
 
 def test_prompts_are_of_many_tokens_and_of_none_with_a_meaning() -> None:

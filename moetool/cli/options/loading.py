@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from moetool.cli.options.shared import FLAG, make_cache_option, make_dtype_option
-from moetool.memory.scenario import Attention, CacheKind, Dtype, ExpertsImplementation
+from moetool.cli.options.shared import FLAG, make_dtype_option
+from moetool.memory.scenario import Dtype, ExpertsImplementation
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 _LOADING_PANEL = "How the model is loaded and run"
@@ -41,15 +41,6 @@ Experts = Annotated[
         rich_help_panel=_LOADING_PANEL,
     ),
 ]
-AttentionOption = Annotated[
-    Attention | None,
-    typer.Option(
-        metavar="NAME",
-        case_sensitive=False,
-        help="Attention implementation: eager or sdpa. Default: transformers' choice.",
-        rich_help_panel=_LOADING_PANEL,
-    ),
-]
 ExpertsImplementationOption = Annotated[
     ExpertsImplementation | None,
     typer.Option(
@@ -60,4 +51,3 @@ ExpertsImplementationOption = Annotated[
         rich_help_panel=_LOADING_PANEL,
     ),
 ]
-CacheOption = Annotated[CacheKind, make_cache_option(panel=_LOADING_PANEL)]

@@ -9,7 +9,7 @@ from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import MoetoolError
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.on_gpus import Fit
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
@@ -60,7 +60,13 @@ def list_fits_on(
             rest of `QUANTIZATIONS` are unknown.
     """
     simulated = (scenario.quantization, *quantizations)
-    return _list_fits(runs, scenario, [gpu], simulated=simulated, counted=simulated)
+    return _list_fits(
+        runs,
+        scenario,
+        [gpu],
+        simulated=simulated,
+        counted=() if scenario.task is Task.TRAIN else simulated,
+    )
 
 
 def _list_fits(
@@ -81,6 +87,8 @@ def _list_fits(
             is_counted=quantization in counted,
         )
         for quantization in dict.fromkeys((*QUANTIZATIONS, scenario.quantization))
+        # Quantized weights aren't trained.
+        if quantization is scenario.quantization or scenario.task is not Task.TRAIN
     ]
     return tuple(
         candidate.fit_on(gpu)

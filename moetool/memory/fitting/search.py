@@ -19,8 +19,6 @@ _STEP_TOKENS = 64
 _STEP_SHARE = 100
 # The factor by which a number grows at once while everything fits.
 _LARGEST_GROWTH = 16
-# The part by which it grows where it fits in less than it would take.
-_SMALL_GROWTH = 8
 # After this many calls that followed lines, intervals are halved.
 _MOST_LINES = 8
 
@@ -232,8 +230,9 @@ def _grow(
     crossing = _find_crossing(seen, sorted(seen)[-2:], memory_bytes)
     most = min(_LARGEST_GROWTH * fitting, largest)
     if seen[fitting] > memory_bytes:
-        # It fits in less than it would take, so not much more will fit.
-        return min(fitting + max(fitting // _SMALL_GROWTH, step), largest)
+        # It fits in less than it would take: mostly nothing larger does, and seldom much more.
+        num_beyond = sum(num_bytes > memory_bytes for num_bytes in seen.values())
+        return min(fitting + (step << (num_beyond - 1)), largest)
     return most if crossing is None else min(max(crossing, fitting + step), most)
 
 

@@ -1,19 +1,10 @@
 """A process that finds out which models of the catalogue run on a GPU, one after another.
 
-It reads tasks from stdin and answers each on stdout, both pickled: its parent is the only one that
-writes to it. It ends with its parent, also in the middle of a task.
+It reads tasks from stdin and answers each on stdout, as `answering` describes.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import queue
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +12,12 @@ from typing import TYPE_CHECKING
 from moetool.catalogue.gpus import Gpu
 from moetool.catalogue.published import read_published_models
 from moetool.errors import MoetoolError
+from moetool.memory.fitting.answering import answer_tasks
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.fitting.model_fit import ModelFit, find_model_fit
-from moetool.memory.fitting.workers import TaskError
 from moetool.memory.notes.estimate_notes import note_clipped
 from moetool.memory.scenario import Scenario
-from moetool.quiet import silence_process
 
 if TYPE_CHECKING:
     from moetool.memory.fitting.simulated_model import SimulatedModel
@@ -111,44 +101,7 @@ def _open(task: FitTask, scenario: Scenario, facts: RunFacts) -> SimulatedModel:
 
 def main() -> None:
     """Answer every task on stdin with a `ModelFit` on stdout, or with a `TaskError`."""
-    # A Ctrl-C is for the parent, which ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
-    # Libraries may print.
-    os.dup2(2, 1)
-    tasks = _receive_tasks()
-    silence_process()
-    import torch
-
-    torch.set_num_threads(1)
-    for task in tasks:
-        try:
-            found: ModelFit | TaskError = answer(task)
-        except Exception:  # noqa: BLE001
-            found = TaskError(traceback.format_exc())
-        pickle.dump(found, answers)
-        answers.flush()
-
-
-def _receive_tasks() -> Iterator[FitTask]:
-    """Return the tasks on stdin, without an end: the process ends when stdin does.
-
-    Stdin ends when the parent does, even if the parent was killed.
-    """
-    tasks: queue.SimpleQueue[FitTask] = queue.SimpleQueue()
-
-    def receive() -> None:
-        try:
-            while True:
-                tasks.put(pickle.load(sys.stdin.buffer))
-        except EOFError:
-            os._exit(0)
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-            os._exit(1)
-
-    threading.Thread(target=receive, daemon=True).start()
-    return iter(tasks.get, None)
+    answer_tasks(lambda task: answer(task))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from moetool.errors import UsageError
 from moetool.memory.figures import Basis, StoredWeights
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
@@ -24,9 +25,13 @@ _AS_IF = (
 )
 _DEQUANTIZED = "The checkpoint stores its weights in {method}; they are dequantized on loading."
 _COPY = "The checkpoint stores its weights in {method}; these figures are for a copy in {dtype}."
+_AS_PACKED = (
+    "Activations are simulated with transformers' own modules for such weights, whose kernels count "
+    "as their source allocates memory; what compiling and tuning them takes is not simulated."
+)
 _NOTES = {
-    Basis.LOADED: "The checkpoint stores its weights in {method}. " + _AS_IF,
-    Basis.PUBLISHED: "The weights count as they are published, packed in {method}. " + _AS_IF,
+    Basis.LOADED: "The checkpoint stores its weights in {method}. ",
+    Basis.PUBLISHED: "The weights count as they are published, packed in {method}. ",
     Basis.UNKNOWN: "The checkpoint stores its weights in {method}, and their size on a GPU is "
     "unknown. So are all figures that include them.",
 }
@@ -42,12 +47,15 @@ class LoadedModel:
             such model can run on the meta device. None if the size of each parameter is unknown.
         stored: The stored weights of a checkpoint that is published quantized.
         stored_notes: Caveats about those weights for the reader, one sentence each.
+        packed: The model with the modules that transformers loads packed weights into, which run in
+            simulation in place of the skeleton; None if there are none.
     """
 
     skeleton: PreTrainedModel
     held: PreTrainedModel | None
     stored: StoredWeights | None = None
     stored_notes: tuple[str, ...] = ()
+    packed: PreTrainedModel | None = None
 
     @property
     def runs_in_full_precision(self) -> bool:
@@ -79,6 +87,8 @@ class LoadedModel:
         note = _NOTES.get(self.stored.basis, _COPY)
         if self.stored.basis is Basis.LOADED and self.stored.is_dequantized:
             note = _DEQUANTIZED
+        elif self.stored.basis in (Basis.LOADED, Basis.PUBLISHED):
+            note += _AS_IF if self.packed is None else _AS_PACKED
         return [note.format(method=self.stored.method, dtype=dtype)]
 
 
@@ -131,4 +141,14 @@ class ModelLoader:
             is_traced=scenario.task is Task.TRACE,
             is_copy=scenario.dtype != Dtype.AUTO,
         )
-        return LoadedModel(skeleton, found.held, found.weights, found.notes)
+        if found.failure is not None:
+            raise self._refuse(found.failure)
+        return LoadedModel(skeleton, found.held, found.weights, found.notes, found.simulated)
+
+    def _refuse(self, failure: str) -> UsageError:
+        return UsageError(
+            f"{self.builder.subject.model} can't be loaded on {self.gpu.id} as it is published: "
+            f"{failure}",
+            hint="Give --dtype bfloat16 for a dequantized copy, or a GPU with a later compute "
+            "capability.",
+        )

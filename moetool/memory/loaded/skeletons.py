@@ -22,8 +22,10 @@ from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.checkpoint.config import make_config
 from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
-from moetool.memory.scenario import Dtype, Scenario, Task
+from moetool.memory.loaded.cache_refusals import refuse_quantized_cache
+from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
 from moetool.quantized.kinds import Quantization
+from moetool.simulation.attention.flash import is_flash, set_flash
 
 _DTYPES = {
     "float32": torch.float32,
@@ -82,8 +84,16 @@ class SkeletonBuilder:
         ):
             skeleton = self._build(config, dtype, device=device)
         hold_as_loaded(skeleton, dtype)
+        if is_flash(scenario.attention) and dtype is torch.float32:
+            raise UsageError(
+                f"Flash attention takes bfloat16 or float16, and {self.subject.model} is loaded in "
+                "float32.",
+                hint="Give --dtype bfloat16, or choose --attention sdpa.",
+            )
         _set_implementations(skeleton, scenario, model=self.subject.model)
         _refuse_generation(skeleton, scenario, model=self.subject.model)
+        if scenario.cache is CacheKind.QUANTIZED:
+            refuse_quantized_cache(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
             self._refuse_quantized()
             from moetool.quantized.skeleton import quantize_skeleton
@@ -179,7 +189,7 @@ class SkeletonBuilder:
 
 def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model: str) -> None:
     for what, option, name, choose in (
-        ("attention", "--attention", scenario.attention, skeleton.set_attn_implementation),
+        ("attention", "--attention", scenario.attention, partial(_set_attention, skeleton)),
         (
             "experts",
             "--experts-implementation",
@@ -196,6 +206,13 @@ def _set_implementations(skeleton: PreTrainedModel, scenario: Scenario, *, model
                 f"{model} can't run with '{name}' {what}.",
                 hint=f"Leave out {option} to use the one that transformers chooses.",
             ) from error
+
+
+def _set_attention(skeleton: PreTrainedModel, name: str) -> None:
+    if is_flash(name):
+        set_flash(skeleton, name)
+    else:
+        skeleton.set_attn_implementation(name)
 
 
 def _set_experts(skeleton: PreTrainedModel, name: str) -> None:

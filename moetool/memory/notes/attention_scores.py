@@ -37,8 +37,9 @@ def note_scores(skeleton: PreTrainedModel, scenario: Scenario, peak: Peak | None
     num_bytes = scenario.batch_size * num_heads * num_tokens**2 * skeleton.dtype.itemsize
     if num_bytes < _LEAST_SHARE * peak.parts.activation_bytes:
         return None
+    remedy = " --attention sdpa keeps none of them." if skeleton._supports_sdpa else ""
     return (
         f"Eager attention makes the peak: each of its {num_heads} heads scores {num_tokens:,} × "
         f"{num_tokens:,} pairs of tokens, {num_bytes / _MIB:,.0f} MiB in each copy, which grows with "
-        "the square of the prompt."
+        f"the square of the prompt.{remedy}"
     )

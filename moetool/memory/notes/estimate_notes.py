@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from moetool.catalogue.gpus import Gpu
 from moetool.memory.figures import StoredWeights
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit
-from moetool.memory.result import Measurement
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.wording import format_bytes
@@ -29,6 +29,10 @@ OTHER_GPUS = (
     "torch 2.11: on other GPUs they may differ by a few hundred MiB."
 )
 TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
+TRAINING_CONFIRMED = (
+    "Steps of training were measured on an H200 for five geometries cut to a few layers: Mixtral with "
+    "its experts frozen was 2.2 % off, the others less than 0.5 %."
+)
 
 
 def note_clipped(asked: Scenario, clipped: Scenario, *, context: int) -> str:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, expand_device_map
 
+from moetool.errors import InputError
 from moetool.memory.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.quantized.kinds import Quantization
@@ -166,6 +167,24 @@ class DeviceMaps:
         """Return where a layer lies; None if its parts lie on several devices."""
         found = {devices[path] for path in devices if path.startswith(f"{layer_path}.")}
         return found.pop() if len(found) == 1 else None
+
+    def find_devices(self, *, budget_bytes: int, num_gpus: int) -> dict[str, int]:
+        """Return the GPU of each module that the map names.
+
+        Args:
+            budget_bytes: Memory of each GPU that weights may use.
+            num_gpus: The number of GPUs.
+
+        Raises:
+            InputError: Parts of the model are left to the host.
+        """
+        device_map = self._make_map(budget_bytes=max(budget_bytes, 0), num_gpus=num_gpus)
+        if not all(type(device) is int for device in device_map.values()):
+            raise InputError(
+                f'device_map="auto" leaves a part of the model to the host on {num_gpus} GPUs.',
+                hint="Give more GPUs.",
+            )
+        return device_map
 
     def _make_map(self, *, budget_bytes: int, num_gpus: int) -> dict[str, Any]:
         max_memory: dict[int | str, int] = dict.fromkeys(range(num_gpus), budget_bytes)

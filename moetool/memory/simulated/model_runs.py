@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -9,6 +10,7 @@ from moetool.errors import InputError
 from moetool.garbage import seldom_collected
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.scenario import LoadingOptions, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
@@ -115,19 +117,21 @@ class ModelRuns:
     def _simulate(self, scenario: Scenario, *, is_brief: bool) -> SimulatedRun:
         builder = self.loader.builder
         builder.refuse_scenario(scenario)
-        skeleton = self.loader.load(scenario).skeleton
+        model = self.loader.load(scenario)
         self._say(scenario)
+        kernels = nullcontext() if model.packed is None else offer_kernels_on_meta()
         try:
-            run = run_scenario(
-                skeleton,
-                scenario,
-                workspace_bytes=find_workspace_bytes(self.loader.gpu),
-                context_bytes=CONTEXT_BYTES,
-                is_brief=is_brief,
-                needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
-                most_work=self.most_work,
-                on_step=partial(self._say, scenario),
-            )
+            with kernels:
+                run = run_scenario(
+                    model.packed or model.skeleton,
+                    scenario,
+                    workspace_bytes=find_workspace_bytes(self.loader.gpu),
+                    context_bytes=CONTEXT_BYTES,
+                    is_brief=is_brief,
+                    needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
+                    most_work=self.most_work,
+                    on_step=partial(self._say, scenario),
+                )
         except CantSimulate as error:
             raise InputError(
                 f"{builder.subject.model} can't be simulated: {error.reason}.",

@@ -3,7 +3,7 @@
 A scenario is simulated in one of four ways, in this order of preference:
 
 1. In full: every kind of step of a generation runs, and the others follow (`simulate_generation`).
-2. By its ends: the first and the last steps run (`_simulate_ends`), in a brief run or if steps
+2. By its ends: the first and the last steps run (`simulate_ends`), in a brief run or if steps
    differ.
 3. Under balanced routing, as 1 or 2, where the model's code asks for the router's choices.
 4. By two short prompts (`_simulate_short_prompts`), where layers process one token at a time.
@@ -12,7 +12,7 @@ A scenario is simulated in one of four ways, in this order of preference:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,15 +20,18 @@ from transformers import PreTrainedModel
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.figures import Method
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.cases import Case, Simulation
+from moetool.memory.simulated.ends import simulate_ends
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
 from moetool.memory.simulated.simulated_run import (
-    Replay,
     SimulatedRun,
     make_figures,
     make_peaks,
 )
 from moetool.memory.simulated.work import count_modules, measure_work
+from moetool.simulation.attention.flash import is_flash
+from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import (
@@ -54,42 +57,6 @@ from moetool.simulation.meta.generation import CantSimulate, TooManyOperations
 _NUM_NEW_TOKENS_AT_ENDS = 8
 # Steps simulated at each end in brief: the call for the prompt, and one step.
 _NUM_NEW_TOKENS_AT_BRIEF_ENDS = 2
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A scenario and how it is simulated.
-
-    Attributes:
-        skeleton: The model as the scenario loads it.
-        options: The options of its runs.
-        is_brief: Whether the ends of a generation are enough.
-        is_too_large: Whether its steps might take too long; only the ends run then, with a note.
-        step_budget: The number of steps that run.
-        on_step: Receives a few words on each step of a run.
-    """
-
-    skeleton: PreTrainedModel
-    scenario: Scenario
-    options: RunOptions
-    is_brief: bool
-    is_too_large: bool
-    step_budget: StepBudget
-    on_step: Callable[[str], None] | None
-
-
-@dataclass(frozen=True)
-class _Simulation:
-    """A simulation that has run.
-
-    Attributes:
-        replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
-        work: A measure of the time that one pass took: the number of watched modules, plus a
-            fraction of the number of events of a prompt and a step.
-    """
-
-    replay: Replay
-    work: int
 
 
 def run_scenario(
@@ -129,10 +96,24 @@ def run_scenario(
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
     """
+    if scenario.task is Task.TRAIN:
+        # Imported here because it builds on this package's runs.
+        from moetool.memory.training.training_runs import simulate_training
+
+        return simulate_training(
+            skeleton,
+            scenario,
+            workspace_bytes=workspace_bytes,
+            lt_workspace_bytes=lt_workspace_bytes,
+            context_bytes=context_bytes,
+            on_step=on_step,
+        )
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
-        is_cache_static=scenario.cache is CacheKind.STATIC,
+        cache=scenario.cache_plan,
+        num_beams=scenario.num_beams,
+        num_return_sequences=scenario.num_return_sequences,
         is_routing_kept=scenario.task is Task.TRACE,
         workspace_bytes=workspace_bytes,
         lt_workspace_bytes=lt_workspace_bytes,
@@ -141,7 +122,7 @@ def run_scenario(
     notes: list[str] = []
     most_steps_work = step_budget.most_samples * count_modules(skeleton)
     is_too_large = most_work is not None and most_steps_work > most_work
-    case = _Case(
+    case = Case(
         skeleton,
         scenario,
         options,
@@ -168,20 +149,24 @@ def run_scenario(
     if on_step is not None:
         on_step("replaying its allocations")
     profile = simulation.replay(None)
-    is_filled = scenario.cache is CacheKind.DYNAMIC
+    # Kernels of other packages are not run, and follow from their sources.
+    has_stand_ins = is_flash(scenario.attention) or options.cache.has_residual
+    is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data else method,
+        Method.APPROXIMATE if needs_data or has_stand_ins else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
+        host_cache_bytes=profile.host_cache_bytes,
         needs_data=needs_data,
+        communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
     )
 
 
-def _simulate_balanced(case: _Case, reason: str, *, notes: list[str]) -> _Simulation:
+def _simulate_balanced(case: Case, reason: str, *, notes: list[str]) -> Simulation:
     """Return a simulation in which every expert gets the same number of tokens."""
     notes.append(
         f"It can't run without data ({reason}), so it was simulated as if routers sent every expert "
@@ -192,7 +177,7 @@ def _simulate_balanced(case: _Case, reason: str, *, notes: list[str]) -> _Simula
     return _simulate(replace(case, options=options), notes=notes)
 
 
-def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
+def _simulate(case: Case, *, notes: list[str]) -> Simulation:
     """Return a simulation of a scenario with the options of a case."""
     skeleton, scenario = case.skeleton, case.scenario
     modules: tuple[nn.Module, ...] = ()
@@ -205,6 +190,13 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
+    elif case.options.cache.has_residual and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_ENDS:
+        notes.append(
+            f"Every {RESIDUAL_LENGTH} tokens, the whole cache is quantized anew: the first and the last "
+            "steps were simulated, and the last time that this happens."
+        )
+        num_at_ends = _NUM_NEW_TOKENS_AT_BRIEF_ENDS if case.is_brief else _NUM_NEW_TOKENS_AT_ENDS
+        return simulate_ends(run, case, num_at_ends=num_at_ends)
     elif not run.can_start_later:
         timeline = _generate_from_start(run, scenario)
     elif (
@@ -215,7 +207,7 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
                 "It has too many modules to simulate every step: only the first and the last of "
                 f"{num_new_tokens:,} steps were simulated."
             )
-        return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS)
+        return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_BRIEF_ENDS)
     else:
         found = simulate_generation(
             run,
@@ -228,9 +220,9 @@ def _simulate(case: _Case, *, notes: list[str]) -> _Simulation:
                 f"Its steps differ from one to the next: the first and the last "
                 f"{_NUM_NEW_TOKENS_AT_ENDS} of {num_new_tokens:,} were simulated."
             )
-            return _simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
+            return simulate_ends(run, case, num_at_ends=_NUM_NEW_TOKENS_AT_ENDS)
         timeline = found
-    return _Simulation(
+    return Simulation(
         lambda capacity_bytes: replay_timeline(
             timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes
         ),
@@ -254,7 +246,7 @@ def _generate_from_start(run: MemoryRun, scenario: Scenario) -> Timeline:
     return replace(timeline, calls=timeline.calls[:-1])
 
 
-def _simulate_short_prompts(case: _Case, *, notes: list[str]) -> _Simulation:
+def _simulate_short_prompts(case: Case, *, notes: list[str]) -> Simulation:
     """Return a simulation that follows from shorter prompts, which are run here.
 
     Memory that the allocator could give back is unknown: the run completes if everything it asks
@@ -292,52 +284,7 @@ def _simulate_short_prompts(case: _Case, *, notes: list[str]) -> _Simulation:
             raise DeviceFullError
         return found
 
-    return _Simulation(replay, work=work)
-
-
-def _simulate_ends(run: MemoryRun, case: _Case, *, num_at_ends: int) -> _Simulation:
-    """Return a simulation of a generation by its first steps and its last ones, which are run here.
-
-    The allocator's reserve beyond what is allocated is taken from the first. The last ones come
-    after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
-    prompt, which isn't part of the run.
-    """
-    weight_bytes = list_weight_bytes(case.skeleton)
-    start, end = (
-        run.generate(
-            num_prompt_tokens=case.scenario.num_prompt_tokens,
-            num_tokens_before=num_tokens_before,
-            num_new_tokens=num_at_ends,
-        )
-        for num_tokens_before in (0, case.scenario.num_new_tokens - num_at_ends)
-    )
-
-    def replay(capacity_bytes: int | None) -> MemoryProfile:
-        first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
-        last = replay_timeline(
-            end,
-            weight_bytes=weight_bytes,
-            capacity_bytes=capacity_bytes,
-            is_prompt_limited=False,
-        )
-        peaks = [peak for peak in (first.decode, last.decode) if peak is not None]
-        decode = max(peaks, key=lambda peak: peak.parts.above_weights_bytes)
-        decode_bytes = first.weights_bytes + decode.parts.above_weights_bytes
-        allocated_bytes = max(first.peak_allocated_bytes, decode_bytes)
-        spare_bytes = first.peak_reserved_bytes - first.peak_allocated_bytes
-        reserved_bytes = allocated_bytes + spare_bytes
-        return replace(
-            first,
-            cache_bytes=last.cache_bytes,
-            peak_allocated_bytes=allocated_bytes,
-            peak_reserved_bytes=reserved_bytes
-            if capacity_bytes is None
-            else min(reserved_bytes, capacity_bytes),
-            decode=decode,
-        )
-
-    work = max(measure_work(case.skeleton, timeline) for timeline in (start, end))
-    return _Simulation(replay, work=work)
+    return Simulation(replay, work=work)
 
 
 def _find_routing_modules(skeleton: PreTrainedModel, *, notes: list[str]) -> tuple[nn.Module, ...]:

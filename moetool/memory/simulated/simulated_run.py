@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
+# The path of a module in a member of a list.
+_IN_A_LAYER = re.compile(r"(?P<layer>.*?\.[0-9]+)(?:\.(?P<module>.*)|$)")
 # Replays a run where torch's allocator may take this many bytes of a GPU; None stands for as many as
 # it asks for. Raises `DeviceFullError` if the run doesn't complete in that much.
 Replay = Callable[[int | None], MemoryProfile]
@@ -77,11 +81,14 @@ class SimulatedRun:
         method: `APPROXIMATE` if the simulation rests on an assumption.
         notes: The assumptions.
         prompt_cache_bytes: The part of the cache that holds the prompt; 0 if not all of it is filled.
+        host_cache_bytes: The part of the cache in the host's memory.
         needs_data: Why the model's code can't run unless routing is assumed to be balanced; None if
             it can.
+        communication_bytes: The most that results of collectives hold at once.
         work: A measure of the time that one pass through the model takes in simulation.
         shifted_bytes: Bytes added to the weights since the simulation.
         replay: Replays the run with less memory for the allocator; None if it isn't kept.
+        training: The parts of a step of training; None for other runs.
     """
 
     figures: SimulatedFigures
@@ -89,10 +96,13 @@ class SimulatedRun:
     method: Method
     notes: tuple[str, ...] = ()
     prompt_cache_bytes: int = 0
+    host_cache_bytes: int = 0
     needs_data: str | None = None
+    communication_bytes: int = 0
     work: int = field(default=0, compare=False)
     shifted_bytes: int = field(default=0, compare=False)
     replay: Replay | None = field(default=None, repr=False, compare=False)
+    training: TrainingMemory | None = None
 
     def shift_weights(self, num_bytes: int) -> SimulatedRun:
         """Return the same run with weights that are larger by some bytes."""
@@ -153,6 +163,10 @@ def make_figures(profile: MemoryProfile, *, context_bytes: int) -> SimulatedFigu
 
 def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
     """Return the peaks of a replayed run, phase by phase."""
+    if profile.training_phases:
+        return tuple(
+            _make_peak(Phase(name), peak) for name, peak in profile.training_phases.items()
+        )
     peaks = [_make_peak(Phase.PREFILL, profile.prefill)]
     if profile.decode is not None:
         peaks.append(_make_peak(Phase.DECODE, profile.decode))
@@ -160,10 +174,14 @@ def make_peaks(profile: MemoryProfile) -> tuple[Peak, ...]:
 
 
 def _make_peak(phase: Phase, peak: PhasePeak) -> Peak:
-    module = f" in {peak.origin.module}" if peak.origin.module else ""
+    layer, inner = peak.origin.layer, peak.origin.module
+    if not layer and (found := _IN_A_LAYER.match(inner)):
+        # Where no layer repeats another, nothing has marked where it begins.
+        layer, inner = found["layer"], found["module"]
+    module = f" in {inner}" if inner else ""
     return Peak(
         phase=phase,
-        layer=peak.origin.layer or None,
+        layer=layer or None,
         operation=f"{peak.origin.operation}{module}",
         parts=peak.parts,
     )

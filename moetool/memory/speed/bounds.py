@@ -111,7 +111,7 @@ def bound_speed(
     if not _decodes(plain, scenario):
         return bound
     picks = _picks_what_it_reads(plain)
-    num_tokens = scenario.batch_size
+    num_tokens = scenario.num_sequences
     touched = routing.expect_touched(Phase.DECODE, num_tokens=num_tokens)
     decode_flops = flops.sum_up(num_tokens=num_tokens, num_logits=num_tokens)
     decode_bytes = reads.sum_up(touched.per_layer) + (0 if picks else cache_bytes)
@@ -136,10 +136,10 @@ def _bound_prefill(
     routing: Routing,
 ) -> SpeedBound:
     """Return the bounds for the prompt alone."""
-    num_tokens = scenario.batch_size * scenario.num_prompt_tokens
+    num_tokens = scenario.num_sequences * scenario.num_prompt_tokens
     has_all_logits = scenario.task is Task.FORWARD
     prefill_flops = flops.sum_up(
-        num_tokens=num_tokens, num_logits=num_tokens if has_all_logits else scenario.batch_size
+        num_tokens=num_tokens, num_logits=num_tokens if has_all_logits else scenario.num_sequences
     )
     touched = routing.expect_touched(Phase.PREFILL, num_tokens=num_tokens)
     prefill_bytes = reads.sum_up(touched.per_layer)

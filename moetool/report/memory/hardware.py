@@ -14,10 +14,10 @@ from moetool.report.text.page import Block
 from moetool.report.text.styles import Style, make_printable
 from moetool.report.text.tables import make_table
 from moetool.report.text.words import UNKNOWN, word_count, word_range, word_share, word_size
-from moetool.wording import format_bytes, join_words
+from moetool.wording import format_bytes, join_words, number_of
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import ExpertCache, Offload, RankBytes, SpeedBound
+    from moetool.memory.on_gpus import ExpertCache, Offload, RankBytes, SeenSpeed, SpeedBound
 
 _TRANSFORMERS = "transformers"
 _YES_OR_NO = {True: "yes", False: "no"}
@@ -69,10 +69,16 @@ def list_offload(offload: Offload, gpu: str) -> Block:
         ("over the bus per token", format_bytes(offload.transfer_bytes_per_token), ""),
         ("read on the host per token", "", word_size(read_bytes)),
     ]
+    if offload.transfer_s_per_token is not None:
+        rows += [
+            ("on the bus per token", word_seconds(offload.transfer_s_per_token), ""),
+            ("  from page-locked memory", word_seconds(offload.pinned_transfer_s_per_token), ""),
+        ]
     headers = (f"experts on the CPU with 1 × {make_printable(gpu)}",)
     table = make_table((*headers, "moved to the GPU", "computed there"), rows, right=(1, 2))
     cache = [] if offload.expert_cache is None else _list_expert_cache(offload.expert_cache)
-    return [table, *_list_flags(offload.flags), *cache]
+    notes = make_paragraphs(offload.notes, Style.MUTED)
+    return [table, *notes, *_list_flags(offload.flags), *cache]
 
 
 def _list_expert_cache(cache: ExpertCache) -> list[RenderableType]:
@@ -133,6 +139,14 @@ def list_speed(speed: SpeedBound, gpu: str) -> Block:
         "weights' FLOPs",
         "read",
     )
+    seen = [
+        f"{_word_seen(phase_seen, gpu)} the bound of {phase}."
+        for phase, phase_seen in (
+            ("the prefill", speed.prefill_seen),
+            ("a step", speed.decode_seen),
+        )
+        if phase_seen is not None
+    ]
     words = (
         "Lower bounds: no run is faster than the GPU's peaks allow, and most are slower. FLOPs are "
         "those of products with weights. `moetool inspect` also counts attention between tokens and "
@@ -144,4 +158,15 @@ def list_speed(speed: SpeedBound, gpu: str) -> Block:
             f"routing: {speed.routing}."
         )
     notes = make_paragraphs((words, *speed.notes), Style.MUTED)
-    return [make_table(headers, rows, right=(1, 3, 4)), *notes]
+    return [make_table(headers, rows, right=(1, 3, 4)), *make_paragraphs(seen), *notes]
+
+
+def _word_seen(seen: SeenSpeed, gpu: str) -> str:
+    """Return the first part of a sentence on recorded runs: `… took 1.6 to 3.2 times`."""
+    geometries = "geometry" if seen.num_geometries == 1 else "geometries"
+    least, most = f"{seen.least_over_bound:.1f}", f"{seen.most_over_bound:.1f}"
+    times = least if least == most else f"{least} to {most}"
+    return (
+        f"{number_of(seen.num_runs, 'run')} of {seen.num_geometries:,} {geometries} on {make_printable(gpu)}, "
+        f"at {seen.batch_size:,} × {seen.num_prompt_tokens:,} tokens, took {times} times"
+    )

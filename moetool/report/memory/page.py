@@ -14,7 +14,10 @@ from moetool.report.memory.hardware import (
     list_ranks,
     list_speed,
 )
+from moetool.report.memory.implementations import list_implementations
+from moetool.report.memory.layouts import list_layout_verdicts, list_layouts
 from moetool.report.memory.serving import list_serving
+from moetool.report.memory.training import list_training
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,
@@ -23,6 +26,7 @@ from moetool.report.memory.words import (
     word_options,
     word_peak,
     word_run,
+    word_seconds,
     word_stored,
     word_unquantized,
     word_variant,
@@ -56,16 +60,20 @@ _FIGURES = {
 def list_blocks(estimate: Estimate) -> Iterator[Block]:
     """Yield everything known about one estimate."""
     verdict, *ways = list_verdict(estimate)
-    in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways])
+    layouts = list_layout_verdicts(estimate.layouts)
+    in_short = make_paragraphs([style_words(verdict, Style.STRONG), *ways, *layouts])
     yield in_short
     yield make_notes(estimate.notes)
     yield list(_list_facts(estimate))
     yield [_make_breakdown(estimate)]
+    if estimate.training:
+        yield list(list_training(estimate.training))
     yield list(_list_peaks(estimate))
-    yield _list_variants(estimate)
+    yield [*_list_variants(estimate), *list_implementations(estimate)]
     yield list_fits(estimate)
     yield list(_list_limits(estimate))
     yield list_ranks(estimate.ranks)
+    yield list_layouts(estimate.layouts)
     if estimate.offload:
         yield list_offload(estimate.offload, estimate.gpu)
     if estimate.speed:
@@ -96,6 +104,14 @@ def _make_breakdown(estimate: Estimate) -> Table:
         ("weights", peak.parts.weights_bytes if peak else figures.weights_bytes, None),
         ("cache", peak.parts.cache_bytes if peak else figures.cache_bytes, None),
         ("activations", peak.parts.activation_bytes if peak else None, None),
+        *(
+            (
+                ("gradients", peak.parts.gradient_bytes, None),
+                ("optimizer", peak.parts.optimizer_state_bytes, None),
+            )
+            if peak and estimate.training
+            else ()
+        ),
         ("workspace", peak.parts.workspace_bytes if peak else None, None),
         ("= peak allocated", figures.peak_allocated_bytes, "torch.cuda.max_memory_allocated"),
         ("allocator slack", figures.slack_bytes, None),
@@ -180,3 +196,8 @@ def _list_measured(estimate: Estimate) -> Iterator[Table | Paragraph]:
     headers = ("", estimate.method.value, "measured", "difference", "")
     yield make_table(headers, rows, right=(1, 2, 3, 4))
     yield make_fact("measured", f"on {measured.gpu}, in {measured.seconds:,.1f} s")
+    if measured.times is not None:
+        times = f"prefill {word_seconds(measured.prefill_s)}"
+        if measured.decode_s_per_token is not None:
+            times += f", decoding step {word_seconds(measured.decode_s_per_token)}"
+        yield make_fact("times", f"{times}, with the kernels loaded")

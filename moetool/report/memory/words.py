@@ -98,6 +98,10 @@ def word_run(scenario: Scenario) -> str:
     words = f"{scenario.task}: {sequences} of {prompt}"
     if scenario.num_new_tokens:
         words += f" and {number_of(scenario.num_new_tokens, 'new one')}"
+    if scenario.num_beams > 1:
+        words += f", {scenario.num_beams} beams each"
+    if scenario.num_return_sequences > 1:
+        words += f", {scenario.num_return_sequences} sequences returned"
     return words
 
 
@@ -158,10 +162,18 @@ def word_options(scenario: Scenario) -> str:
         words.append(f"{scenario.attention} attention")
     if scenario.experts_implementation is not None:
         words.append(f"{scenario.experts_implementation} experts")
-    if scenario.cache != "dynamic":
-        words.append(f"{scenario.cache} cache")
+    if scenario.cache_dtype is not None:
+        words.append(f"cache in {scenario.cache_dtype}")
+    elif scenario.cache != "dynamic":
+        words.append(f"{scenario.cache.replace('_', ' ')} cache")
     if scenario.has_padding:
         words.append("padded prompts")
+    if scenario.optimizer is not None:
+        words.append(scenario.optimizer.value)
+    if scenario.has_checkpointing:
+        words.append("gradient checkpointing")
+    if scenario.frozen != "none":
+        words.append(f"{scenario.frozen} frozen")
     return ", ".join(words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from moetool.anatomy.routing.walk import walk_modules
+from moetool.simulation.caches.offloaded import SideStream
 from moetool.simulation.memory.cuda_kernels import (
     Temporaries,
     find_temporaries,
@@ -21,12 +22,13 @@ from moetool.simulation.memory.cuda_kernels import (
 )
 from moetool.simulation.memory.layer_events import LayerEvents, LayerMark, Taking, Workspace
 from moetool.simulation.memory.timeline import Event, Origins
-from moetool.simulation.meta.dispatch import DispatchMode, find_tensors
+from moetool.simulation.meta.dispatch import DispatchMode, find_local, find_tensors
 from moetool.simulation.meta.generation import TooManyOperations
 from moetool.simulation.repeated.repeated_layers import LayerVisit
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NO_TEMPORARIES = Temporaries()
+FindTemporaries = Callable[[Any, Sequence[Any], dict[str, Any]], Temporaries | None]
 
 
 class AllocationRecorder:
@@ -52,6 +54,8 @@ class AllocationRecorder:
         max_blocks_of_layer: The most blocks that a layer may make; None for no limit. One more
             raises `TooManyOperations`.
         device: The type of the device whose tensors are followed.
+        find_temporaries: Returns the memory that an operation's kernel takes while it runs.
+        stream: A stream other than the model's, on which some operations run.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class AllocationRecorder:
         lt_workspace_bytes: int = 0,
         max_blocks_of_layer: int | None = None,
         device: str = "meta",
+        find_temporaries: FindTemporaries = find_temporaries,
+        stream: SideStream | None = None,
     ) -> None:
         self.events: list[Event] = []
         self._workspaces: dict[Workspace, int] = {}
@@ -75,6 +81,8 @@ class AllocationRecorder:
         self._max_blocks = max_blocks_of_layer
         self._num_blocks_before_layer = 0
         self._device = device
+        self._find_temporaries = find_temporaries
+        self._stream = stream
         self._model = model
         self._paths = {id(module): path for path, module in walk_modules(model)}
         self._entered: list[str] = [""]
@@ -91,7 +99,7 @@ class AllocationRecorder:
 
     def __enter__(self) -> Self:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
-            storage = tensor.untyped_storage()
+            storage = find_local(tensor).untyped_storage()
             # Kept alive: if a layer replaced it, a storage made later could have its address.
             self._followed[storage._cdata] = (-1, storage)
         # Hooks on each module would take seconds in models with thousands of experts.
@@ -114,6 +122,11 @@ class AllocationRecorder:
     def lt_workspace_block(self) -> int | None:
         """The block that products with a bias keep; None before the first."""
         return self._workspaces.get(Workspace.CUBLAS_LT)
+
+    def switch_handle(self, kept: dict[Workspace, int]) -> dict[Workspace, int]:
+        """Let products use a handle of cuBLAS that kept these, and return those of the one before."""
+        kept, self._workspaces = self._workspaces, dict(kept)
+        return kept
 
     def find_block(self, tensor: torch.Tensor) -> int | None:
         """Return the block that a tensor is in; None for parameters and tensors not followed."""
@@ -246,7 +259,7 @@ class AllocationRecorder:
             self._take_workspace(Workspace.CUBLAS, origin)
         if self._workspace_bytes[Workspace.CUBLAS_LT] and needs_lt_workspace(operation, args):
             self._take_workspace(Workspace.CUBLAS_LT, origin)
-        temporaries = find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
+        temporaries = self._find_temporaries(operation, args, kwargs) or _NO_TEMPORARIES
         taken = [self._bear(num_bytes, origin) for num_bytes in temporaries.before]
         for tensor in new:
             if tensor.untyped_storage()._cdata not in self._followed:
@@ -306,11 +319,12 @@ class AllocationRecorder:
         path = self._entered[-1]
         if self._layer and path.startswith(self._layer):
             path = path[len(self._layer) + 1 :]
-        return self._origins.number(self._layer, path, operation.__name__)
+        is_on_side = self._stream is not None and self._stream.is_current
+        return self._origins.number(self._layer, path, operation.__name__, is_on_side=is_on_side)
 
     def _origin_in(self, layer: str, origin: int) -> int:
         of = self._origins.found[origin]
-        return self._origins.number(layer, of.module, of.operation)
+        return self._origins.number(layer, of.module, of.operation, is_on_side=of.is_on_side)
 
     def _enter_module(self, module: nn.Module, *_: object) -> None:
         self._entered.append(self._paths.get(id(module), self._entered[-1]))

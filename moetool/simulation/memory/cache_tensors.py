@@ -31,7 +31,8 @@ def find_cache_blocks(output: Any, recorder: AllocationRecorder) -> dict[int, in
 
 def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
+        parts = _find_parts(value)
+        yield from _find_tensors(parts) if parts else [value]
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _find_tensors(item, is_in_cache=is_in_cache)
@@ -40,6 +41,12 @@ def _find_tensors(value: Any, *, is_in_cache: bool = False) -> Iterator[torch.Te
     elif isinstance(value, Cache) or (is_in_cache and _keeps_state(value)):
         # A cache's layers are of several classes, some of them families' own.
         yield from _find_tensors(list(vars(value).values()), is_in_cache=True)
+
+
+def _find_parts(tensor: torch.Tensor) -> list[Any]:
+    """Return the tensors that a quantized tensor of a library is made of; empty for a plain one."""
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 
 
 def _keeps_state(value: Any) -> bool:

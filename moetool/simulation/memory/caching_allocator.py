@@ -1,6 +1,7 @@
 """Model of torch's CUDA caching allocator: memory reserved for allocations and frees in order.
 
-It follows `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for one stream. The rules
+It follows `c10/cuda/CUDACachingAllocator.cpp` under its default settings, for two streams at most,
+each with its own pools. The rules
 (torch 2.8 to 2.14):
 
 - A request is rounded up to whole blocks of 512 bytes (`round_size`).
@@ -136,10 +137,9 @@ class CachingAllocator:
     """
 
     __slots__ = (
-        "_large",
         "_last_handle",
         "_lowest_address",
-        "_small",
+        "_pools",
         "_used",
         "allocated_bytes",
         "capacity_bytes",
@@ -156,14 +156,20 @@ class CachingAllocator:
         self.reserved_bytes = 0
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
-        self._small = _Pool(smallest_rest_bytes=_BLOCK_BYTES)
-        self._large = _Pool(smallest_rest_bytes=_LARGEST_SMALL_BYTES + 1)
+        # For the small blocks and the large ones of the main stream, and of another.
+        self._pools = tuple(
+            _Pool(smallest_rest_bytes=rest) for rest in 2 * (_BLOCK_BYTES, _LARGEST_SMALL_BYTES + 1)
+        )
         self._used: dict[int, _Block] = {}
         self._last_handle = 0
         self._lowest_address = _HIGHEST_ADDRESS
 
-    def allocate(self, num_bytes: int) -> int:
+    def allocate(self, num_bytes: int, *, is_on_side: bool = False) -> int:
         """Take a block and return its handle, or 0 for a request of 0 bytes.
+
+        Args:
+            num_bytes: The bytes requested.
+            is_on_side: Whether it is requested on another stream than the main one.
 
         Raises:
             DeviceFullError: The device has no room left.
@@ -174,7 +180,7 @@ class CachingAllocator:
                 raise ValueError(f"can't allocate {num_bytes} bytes")
             return 0
         needed_bytes = -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-        pool = self._small if needed_bytes <= _LARGEST_SMALL_BYTES else self._large
+        pool = self._pools[2 * is_on_side + (needed_bytes > _LARGEST_SMALL_BYTES)]
         block = pool.take(needed_bytes) or self._reserve_segment(needed_bytes, pool)
         rest_bytes = block.num_bytes - needed_bytes
         if rest_bytes >= pool.smallest_rest_bytes:
@@ -215,7 +221,7 @@ class CachingAllocator:
 
     def release_free_segments(self) -> None:
         """Give segments without a block in use back to the device: `torch.cuda.empty_cache`."""
-        for pool in (self._small, self._large):
+        for pool in self._pools:
             for block in list(pool.blocks.values()):
                 if block.previous is None and block.next is None:
                     pool.remove(block)

@@ -109,11 +109,12 @@ def _find_in_histogram(*_: Any, **__: Any) -> Temporaries:
 
 
 def _find_in_grouped_mm(
-    rows: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any
+    rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor | None = None, *_: Any, **__: Any
 ) -> Temporaries:
     """Return the addresses and shapes of each expert's product, and a workspace."""
     del rows
-    return Temporaries(after=(60 * weights.shape[0], 67584))
+    num_experts = weights.shape[0] if offs is None else offs.shape[0]
+    return Temporaries(after=(60 * num_experts, 67584))
 
 
 def _find_in_convolution(rows: torch.Tensor, *_: Any, **__: Any) -> Temporaries | None:

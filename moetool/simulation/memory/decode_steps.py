@@ -34,12 +34,14 @@ class Step:
         cache_numbers: Numbers of its blocks that the cache holds after the call.
         cache_bytes: Size of the whole cache after the call.
         num_events_of_call: Number of events until the call ends.
+        host_cache_bytes: Size of the cache's tensors in the host's memory.
     """
 
     events: tuple[StepEvent, ...]
     cache_numbers: frozenset[int]
     cache_bytes: int
     num_events_of_call: int
+    host_cache_bytes: int = 0
 
     def has_form_of(self, other: Step) -> bool:
         """Return whether two steps differ only in sizes and names."""
@@ -73,7 +75,13 @@ def take_step(timeline: Timeline, number: int) -> Step | None:
         events.append(StepEvent(number - step, index, num_bytes, origin))
     call = timeline.calls[number]
     own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
-    return Step(tuple(events), frozenset(own), call.cache_bytes, call.end_event - start)
+    return Step(
+        tuple(events),
+        frozenset(own),
+        call.cache_bytes,
+        call.end_event - start,
+        call.host_cache_bytes,
+    )
 
 
 def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | None:
@@ -91,9 +99,12 @@ def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | Non
                 return None
             events[index] = a._replace(num_bytes=num_bytes)
     cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
-    if cache_bytes is None:
+    host_bytes = _find_between(first.host_cache_bytes, last.host_cache_bytes, share=share)
+    if cache_bytes is None or host_bytes is None:
         return None
-    return Step(tuple(events), first.cache_numbers, cache_bytes, first.num_events_of_call)
+    return Step(
+        tuple(events), first.cache_numbers, cache_bytes, first.num_events_of_call, host_bytes
+    )
 
 
 def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
@@ -137,6 +148,7 @@ def continue_timeline(
                 end_event=first_event + step.num_events_of_call,
                 cache_blocks=frozenset(own[number] for number in step.cache_numbers),
                 cache_bytes=step.cache_bytes,
+                host_cache_bytes=step.host_cache_bytes,
             )
         )
     return replace(timeline, events=tuple(events), calls=tuple(calls))

@@ -72,7 +72,12 @@ def simulate_generation(
         return None
     # More samples than that would take as long as running every step.
     most_samples = min(budget.most_samples, max(3, num_new_tokens // (_NUM_STEPS_BEFORE + 2)))
-    sampler = _Sampler(run, num_prompt_tokens=num_prompt_tokens, most_samples=most_samples)
+    sampler = _Sampler(
+        run,
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=num_new_tokens,
+        most_samples=most_samples,
+    )
     head = sampler.generate_around(_NUM_STEPS_BEFORE)
     last = num_new_tokens - 1
     if not sampler.cover(_NUM_STEPS_BEFORE, last):
@@ -92,10 +97,13 @@ def simulate_generation(
 class _Sampler:
     """Finds a step by its number, among those that ran or between two of them."""
 
-    def __init__(self, run: MemoryRun, *, num_prompt_tokens: int, most_samples: int) -> None:
+    def __init__(
+        self, run: MemoryRun, *, num_prompt_tokens: int, num_new_tokens: int, most_samples: int
+    ) -> None:
         self._run = run
         self._most_samples = most_samples
         self._num_prompt_tokens = num_prompt_tokens
+        self._num_new_tokens = num_new_tokens
         self._samples: dict[int, Step | None] = {}
         self._stretches: list[tuple[int, int]] = []
 
@@ -105,6 +113,7 @@ class _Sampler:
             num_prompt_tokens=self._num_prompt_tokens,
             num_tokens_before=number - _NUM_STEPS_BEFORE,
             num_new_tokens=_NUM_STEPS_BEFORE + 2,
+            num_tokens_after=max(0, self._num_new_tokens - number - 2),
             num_calls=_NUM_STEPS_BEFORE + 1,
         )
         self._samples[number] = take_step(timeline, _NUM_STEPS_BEFORE)

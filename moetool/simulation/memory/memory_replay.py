@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from moetool.simulation.memory.caching_allocator import CachingAllocator
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
+from moetool.simulation.meta.dispatch import find_local
+
+# Collectives whose results are allocated; an all-reduce in place takes nothing.
+_COLLECTIVES = frozenset(
+    {"all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor"}
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class MemoryProfile:
         decode: The peak from the second call on; None if there is only one call.
         prefill_reserved_bytes: The most memory reserved before the second call.
         prompt_cache_bytes: The cache after the first call, or after the last if that is smaller.
+        communication_bytes: The most that results of collectives hold at once.
+        training_phases: The peak of each phase of a step of training, by its name; else empty.
+        host_cache_bytes: The part of the cache in the host's memory after the last call.
     """
 
     weights_bytes: int
@@ -47,6 +56,9 @@ class MemoryProfile:
     decode: PhasePeak | None
     prefill_reserved_bytes: int
     prompt_cache_bytes: int
+    communication_bytes: int = 0
+    training_phases: Mapping[str, PhasePeak] = field(default_factory=dict)
+    host_cache_bytes: int = 0
 
 
 def list_weight_bytes(model: nn.Module) -> list[int]:
@@ -56,7 +68,7 @@ def list_weight_bytes(model: nn.Module) -> list[int]:
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None:
-                    storage = tensor.untyped_storage()
+                    storage = find_local(tensor).untyped_storage()
                     sizes.setdefault(storage._cdata, storage.nbytes())
     return list(sizes.values())
 
@@ -106,7 +118,28 @@ def replay_timeline(
         decode=decode,
         prefill_reserved_bytes=prefill_reserved_bytes,
         prompt_cache_bytes=min(timeline.calls[0].cache_bytes, timeline.calls[-1].cache_bytes),
+        communication_bytes=_count_communication(timeline),
+        host_cache_bytes=timeline.calls[-1].host_cache_bytes,
     )
+
+
+def _count_communication(timeline: Timeline) -> int:
+    """Return the most bytes that results of collectives hold at once."""
+    collectives = {
+        number for number, origin in enumerate(timeline.origins) if origin.operation in _COLLECTIVES
+    }
+    if not collectives:
+        return 0
+    held: dict[int, int] = {}
+    now = most = 0
+    for block, num_bytes, origin in timeline.events:
+        if num_bytes < 0:
+            now -= held.pop(block, 0)
+        elif origin in collectives:
+            held[block] = num_bytes
+            now += num_bytes
+            most = max(most, now)
+    return most
 
 
 class _Meter:
@@ -131,6 +164,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
+        origins = self._timeline.origins
         workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
@@ -140,7 +174,9 @@ class _Meter:
                     self._cache_bytes -= allocator.size_of(handle)
                 allocator.free(handle)
                 continue
-            handle = handles[block] = allocator.allocate(num_bytes)
+            handle = handles[block] = allocator.allocate(
+                num_bytes, is_on_side=origins[origin].is_on_side
+            )
             if block in in_cache:
                 self._cache_bytes += allocator.size_of(handle)
             elif block in workspaces:

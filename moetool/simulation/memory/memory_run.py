@@ -6,15 +6,18 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moetool.simulation.attention.flash import standing_in_for_flash
+from moetool.simulation.caches.offloaded import SideStream, count_host_bytes
+from moetool.simulation.caches.preparing import preparing_cache
 from moetool.simulation.memory.allocations import AllocationRecorder
-from moetool.simulation.memory.cache_tensors import find_cache_blocks
+from moetool.simulation.memory.cache_tensors import find_cache_blocks, find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
 from moetool.simulation.memory.timeline import Call, Origins, Timeline
 from moetool.simulation.meta.encoders import encoding_inside_model
@@ -23,59 +26,9 @@ from moetool.simulation.meta.known_values import KnownValues
 from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.repeated.layer_outcomes import LayerOutcomes
 from moetool.simulation.repeated.repeated_layers import RepeatedLayers
-
-
-@dataclass(frozen=True)
-class BlockBudget:
-    """The number of blocks by which a layer that goes from token to token is recognized.
-
-    Layers that work in chunks make far fewer than a prompt has tokens; one that goes from token to
-    token makes three or more for each.
-
-    Attributes:
-        per_layer: Blocks that any layer may make.
-        per_token: Blocks for each token of the prompt, if that is more.
-    """
-
-    per_layer: int = 4000
-    per_token: int = 2
-
-    def allow(self, num_prompt_tokens: int) -> int:
-        """Return the number of blocks that a layer may make."""
-        return max(self.per_layer, self.per_token * num_prompt_tokens)
-
-
-DEFAULT_BLOCK_BUDGET = BlockBudget()
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a simulated run.
-
-    Attributes:
-        batch_size: Number of sequences.
-        has_padding: Whether the first sequence begins with a pad, so that masks are needed.
-        is_cache_static: Whether `generate` uses transformers' static cache, not compiled.
-        is_routing_kept: Whether the routers' choices are copied and kept until the end, as
-            `moetool route-trace` does.
-        is_routing_balanced: Assume that routers choose experts in turns, where the model's code
-            reads their choices.
-        workspace_bytes: Memory that the first matrix product takes for good.
-        lt_workspace_bytes: Memory that the first product with a bias takes for good.
-        may_scan: Whether layers may go from token to token, as in some state-space models. They take
-            minutes for a long prompt, and are refused otherwise.
-        block_budget: The blocks beyond which a layer counts as going from token to token.
-    """
-
-    batch_size: int = 1
-    has_padding: bool = False
-    is_cache_static: bool = False
-    is_routing_kept: bool = False
-    is_routing_balanced: bool = False
-    workspace_bytes: int = 0
-    lt_workspace_bytes: int = 0
-    may_scan: bool = False
-    block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET
+from moetool.simulation.run_options import DEFAULT_BLOCK_BUDGET as DEFAULT_BLOCK_BUDGET
+from moetool.simulation.run_options import BlockBudget as BlockBudget
+from moetool.simulation.run_options import RunOptions as RunOptions
 
 
 class _CallsDone(StopSimulation):
@@ -128,7 +81,7 @@ class MemoryRun:
 
         With a static cache it is not: its length is that of the whole generation.
         """
-        return not self._options.is_cache_static
+        return not self._options.cache.is_static
 
     def generate(
         self,
@@ -136,6 +89,7 @@ class MemoryRun:
         num_prompt_tokens: int,
         num_new_tokens: int,
         num_tokens_before: int = 0,
+        num_tokens_after: int = 0,
         num_calls: int | None = None,
     ) -> Timeline:
         """Return the timeline of `generate`, which calls the model once for each new token.
@@ -145,6 +99,8 @@ class MemoryRun:
             num_new_tokens: Number of tokens to generate.
             num_tokens_before: Number of tokens generated earlier, which the first call reads at the
                 end of the prompt or, in an encoder-decoder, as the decoder's.
+            num_tokens_after: Number of tokens that would be generated afterwards. A search with
+                beams makes room for them at the start.
             num_calls: Stop after this number of calls. The timeline then ends with one more call,
                 which is empty. None for all calls.
 
@@ -152,13 +108,29 @@ class MemoryRun:
             CantSimulate: The model's code needs data, or inputs other than token ids.
             TooManyOperations: A layer goes from token to token, which the options don't allow.
         """
+        if self._options.num_beams > 1 and num_tokens_after:
+            timeline = self.generate(
+                num_prompt_tokens=num_prompt_tokens,
+                num_new_tokens=num_new_tokens + num_tokens_after,
+                num_tokens_before=num_tokens_before,
+                num_calls=num_calls or num_new_tokens,
+            )
+            return timeline if num_calls else replace(timeline, calls=timeline.calls[:-1])
+        num_residual = self._options.cache.count_residual(num_tokens_before)
         options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
-        if self._options.is_cache_static:
-            options["cache_implementation"] = "static"
+        options |= self._options.choose_search()
+        if self._options.cache.made_by_generate is not None:
+            options["cache_implementation"] = self._options.cache.made_by_generate
         generate: Any = self._skeleton.generate
         if not self._skeleton.config.is_encoder_decoder:
             num_prompt_tokens += num_tokens_before
-            return self._record(generate, num_prompt_tokens, options, num_calls=num_calls)
+            return self._record(
+                generate,
+                num_prompt_tokens,
+                options,
+                num_calls=num_calls,
+                num_residual=num_residual,
+            )
         options["decoder_start_token_id"] = self._token_id
         num_decoder_tokens = 1 + num_tokens_before if num_tokens_before else 0
         return self._record(
@@ -213,8 +185,10 @@ class MemoryRun:
         *,
         num_decoder_tokens: int = 0,
         num_calls: int | None = None,
+        num_residual: int = 0,
     ) -> Timeline:
         skeleton, batch_size = self._skeleton, self._options.batch_size
+        stream = SideStream()
         recorder = AllocationRecorder(
             skeleton,
             origins=self._origins,
@@ -223,9 +197,12 @@ class MemoryRun:
             max_blocks_of_layer=None
             if self._options.may_scan
             else self._options.block_budget.allow(num_prompt_tokens),
+            stream=stream,
         )
         known = KnownValues(
-            token_id=self._token_id, is_routing_balanced=self._options.is_routing_balanced
+            token_id=self._token_id,
+            num_beams=self._options.num_beams,
+            is_routing_balanced=self._options.is_routing_balanced,
         )
         calls: list[Call] = []
         kept: list[torch.Tensor] = []
@@ -233,7 +210,12 @@ class MemoryRun:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(MetaKernels())
             stack.enter_context(known)
-            if not self._is_each_layer_run:
+            attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
+            stack.enter_context(standing_in_for_flash(attention))
+            stack.enter_context(
+                preparing_cache(skeleton, self._options.cache, stream, num_residual=num_residual)
+            )
+            if not self._is_each_layer_run and self._options.may_repeat_layers:
                 stack.enter_context(
                     RepeatedLayers(
                         skeleton,
@@ -297,7 +279,7 @@ def _watching_calls(
 
     A call after the first `num_calls` raises `_CallsDone`.
     """
-    forward = skeleton.forward
+    forward, own = skeleton.forward, vars(skeleton).get("forward")
 
     @functools.wraps(forward)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -305,6 +287,10 @@ def _watching_calls(
         if len(calls) == num_calls:
             calls.append(Call(first_event, first_event, frozenset(), 0))
             raise _CallsDone
+        if calls:
+            # What changed in the cache since the last call, such as the order of beams.
+            given = find_cache_blocks(kwargs, recorder)
+            calls[-1] = replace(calls[-1], cache_blocks=calls[-1].cache_blocks.union(given))
         on_call()
         with known.inside_model():
             output = forward(*args, **kwargs)
@@ -315,6 +301,7 @@ def _watching_calls(
                 end_event=len(recorder.events),
                 cache_blocks=frozenset(blocks),
                 cache_bytes=sum(blocks.values()),
+                host_cache_bytes=count_host_bytes(find_cache_tensors(output)),
             )
         )
         return output
@@ -324,6 +311,8 @@ def _watching_calls(
         yield
     finally:
         del skeleton.forward
+        if own is not None:
+            skeleton.forward = own
 
 
 def _keeping_routing(kept: list[torch.Tensor]) -> Callable[..., None]:

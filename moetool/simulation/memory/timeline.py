@@ -29,11 +29,13 @@ class Origin:
         layer: The path of the layer; empty outside layers.
         module: The path of the innermost module within the layer, or within the model.
         operation: The operation of torch.
+        is_on_side: Whether it ran on another stream than the model, which has its own memory pools.
     """
 
     layer: str
     module: str
     operation: str
+    is_on_side: bool = False
 
 
 class Origins:
@@ -45,14 +47,14 @@ class Origins:
 
     def __init__(self) -> None:
         self.found: list[Origin] = []
-        self._numbers: dict[tuple[str, str, str], int] = {}
+        self._numbers: dict[Origin, int] = {}
 
-    def number(self, layer: str, module: str, operation: str) -> int:
+    def number(self, layer: str, module: str, operation: str, *, is_on_side: bool = False) -> int:
         """Return the number of a place."""
-        key = (layer, module, operation)
+        key = Origin(layer, module, operation, is_on_side)
         number = self._numbers.setdefault(key, len(self.found))
         if number == len(self.found):
-            self.found.append(Origin(*key))
+            self.found.append(key)
         return number
 
 
@@ -65,12 +67,14 @@ class Call:
         end_event: Number of events until the end of the call.
         cache_blocks: The blocks that the cache holds after the call.
         cache_bytes: The size of those blocks.
+        host_cache_bytes: The size of the cache's tensors in the host's memory.
     """
 
     first_event: int
     end_event: int
     cache_blocks: frozenset[int]
     cache_bytes: int
+    host_cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,16 @@ class AllocatedParts:
         cache_bytes: Keys, values and states that the cache holds.
         activation_bytes: Everything else that comes and goes.
         workspace_bytes: Memory that libraries keep for matrix products.
+        gradient_bytes: Gradients, in training.
+        optimizer_state_bytes: The optimizer's states, in training.
     """
 
     weights_bytes: int | None
     cache_bytes: int
     activation_bytes: int
     workspace_bytes: int
+    gradient_bytes: int = 0
+    optimizer_state_bytes: int = 0
 
     @property
     def allocated_bytes(self) -> int | None:
@@ -118,4 +126,5 @@ class AllocatedParts:
     @property
     def above_weights_bytes(self) -> int:
         """The sum without the weights."""
-        return self.cache_bytes + self.activation_bytes + self.workspace_bytes
+        in_training = self.gradient_bytes + self.optimizer_state_bytes
+        return self.cache_bytes + self.activation_bytes + self.workspace_bytes + in_training

@@ -32,9 +32,11 @@ class DispatchMode(TorchDispatchMode):
         super().__exit__(*reason)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        del types
+        # DTensor comes first then, and this mode sees the operations on its shards.
+        if types and any(_is_sharded(each) for each in types):
+            return NotImplemented
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -46,6 +48,17 @@ class DispatchMode(TorchDispatchMode):
             kwargs: Its keyword arguments.
         """
         raise NotImplementedError
+
+
+def _is_sharded(kind: type) -> bool:
+    # By name, because most runs have no use for torch's module of sharded tensors.
+    return kind.__module__.startswith("torch.distributed.tensor")
+
+
+def find_local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the shard of a tensor that this process holds; an unsharded tensor itself."""
+    local = getattr(tensor, "_local_tensor", None)
+    return tensor if local is None else local
 
 
 # An operation is given, and returns, no containers other than these. torch's functions for any

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from moetool.simulation.meta.deferred_values import (
@@ -20,6 +19,7 @@ from moetool.simulation.meta.deferred_values import (
 )
 from moetool.simulation.meta.dispatch import DispatchMode, find_tensors, flatten, map_only
 from moetool.simulation.meta.generation import CantSimulate
+from moetool.simulation.meta.literals import Literals
 
 aten = torch.ops.aten
 
@@ -32,6 +32,7 @@ _READS = (aten.item, aten._local_scalar_dense, aten.is_nonzero, aten.equal)
 _TAKES_MASKS = (aten.index, aten.index_put, aten.index_put_, aten._unsafe_index)
 # If only logits decide on the next token, any ordinary token will do.
 _CHOOSES_TOKENS = (aten.argmax, aten.multinomial)
+_CHOOSES_BEAMS = (aten.topk,)
 _CHOOSES_EXPERTS = (aten.topk, aten.argmax, aten.max)
 _LEAVES_UNSET = (aten.empty, aten.empty_strided, aten.empty_permuted)
 
@@ -44,7 +45,8 @@ class KnownValues(DispatchMode):
     tensor has a twin on the CPU from which it is read.
 
     Values that depend on weights stay unknown: reading one raises torch's own error. There are two
-    exceptions. Outside `inside_model`, tokens chosen by their logits are `token_id`. And on request,
+    exceptions. Outside `inside_model`, tokens chosen by their logits are `token_id`, each beam's equally
+    good, and all beams are continued in turns. And on request,
     indices chosen by scores inside the model are assumed to take turns: routers then send every
     expert the same number of tokens.
 
@@ -52,6 +54,7 @@ class KnownValues(DispatchMode):
 
     Args:
         token_id: The token that is generated.
+        num_beams: The beams whose scores stand in one row.
         is_routing_balanced: Assume that routers choose experts in turns.
         most_elements: Tensors with at most this many elements are computed when they are made.
         most_bytes: Larger tensors of at most this size are computed when they are read. Reading one
@@ -62,6 +65,7 @@ class KnownValues(DispatchMode):
         self,
         *,
         token_id: int,
+        num_beams: int = 1,
         is_routing_balanced: bool = False,
         most_elements: int = _MOST_ELEMENTS,
         most_bytes: int = _MOST_BYTES,
@@ -71,10 +75,11 @@ class KnownValues(DispatchMode):
         self._most_bytes = most_bytes
         self._pending = PendingCalls()
         self._token_id = token_id
+        self._num_beams = num_beams
         self._is_routing_balanced = is_routing_balanced
         self._twins: Any = WeakTensorKeyDictionary()
         self._is_in_model = False
-        self._literals = _Literals(self)
+        self._literals = Literals(self.know, self.find_value)
 
     @contextmanager
     def inside_model(self) -> Iterator[None]:
@@ -181,6 +186,15 @@ class KnownValues(DispatchMode):
                     )
         elif operation in _CHOOSES_TOKENS:
             self.know_filled(result, self._token_id)
+        elif operation in _CHOOSES_BEAMS and self._num_beams > 1:
+            self._choose_beams(*result, num_scores=args[0].shape[-1])
+
+    def _choose_beams(self, scores: torch.Tensor, chosen: torch.Tensor, *, num_scores: int) -> None:
+        """Set the values of continuations that were chosen among all beams' tokens."""
+        turns = torch.arange(chosen.shape[-1]) % self._num_beams
+        values = turns * (num_scores // self._num_beams) + self._token_id
+        self._twins[chosen] = values.expand(chosen.shape).clone()
+        self._twins[scores] = torch.zeros(scores.shape, dtype=scores.dtype)
 
     def _keep_twin(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -321,28 +335,3 @@ def _is_copy_to_host(operation: Any, given: Sequence[torch.Tensor], kwargs: dict
 
 def _is_factory(func: Any, kwargs: dict[str, Any]) -> bool:
     return kwargs.get("device") is not None and func.overloadpacket not in _LEAVES_UNSET
-
-
-class _Literals(TorchFunctionMode):
-    """Sees calls that never reach the dispatcher, or reach it without their values.
-
-    Those are `torch.tensor` of plain numbers, and a tensor of one number formatted as text.
-    """
-
-    def __init__(self, known: KnownValues) -> None:
-        super().__init__()
-        self._known = known
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if func is torch.Tensor.__format__:
-            value = self._known.find_value(args[0])
-            shown = args[0] if value is None else value
-            return func(shown, *args[1:])  # type: ignore[no-untyped-call]
-        result = func(*args, **kwargs)
-        if func is torch.tensor and result.device.type == "meta":
-            self._known.know(result, func(*args, **{**kwargs, "device": "cpu"}))
-        return result

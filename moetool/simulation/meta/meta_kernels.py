@@ -42,10 +42,15 @@ def _run_grouped_mm(
 ) -> torch.Tensor:
     """Return a tensor of the shape of a product of rows and the matrices of their groups.
 
-    (num_rows, width_in) @ (num_groups, width_in, width_out)
+    The backward pass multiplies rows with rows, which gives each group a matrix.
+    (num_rows, width_in) @ (num_groups, width_in, width_out) -> (num_rows, width_out)
+    (width_in, num_rows) @ (num_rows, width_out) -> (num_groups, width_in, width_out)
     """
-    del offs, bias
-    return rows.new_empty((rows.shape[0], weights.shape[-1]), dtype=out_dtype or rows.dtype)
+    del bias
+    num_groups = () if weights.dim() > 2 or offs is None else (offs.shape[0],)
+    return rows.new_empty(
+        (*num_groups, rows.shape[0], weights.shape[-1]), dtype=out_dtype or rows.dtype
+    )
 
 
 def _run_attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from moetool.catalogue.gpus import find_gpu
 from moetool.cli.commands.models.memory_estimate import memory_estimate
 from moetool.cli.options.values import parse_numbers
 from moetool.errors import UsageError
+from moetool.memory.receipts.reading import read_receipts
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import (
     Attention,
@@ -28,6 +30,7 @@ from moetool.memory.scenario import (
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.command import RunMoetool
+from tests.memory.receipts.receipts import TIMES, make_measured
 from tests.report.memory.estimates import make_estimate
 
 
@@ -69,6 +72,21 @@ from tests.report.memory.estimates import make_estimate
             ["demo", "--task", "forward", "--new-tokens", "4"],
             Refusal(2, error="forward pass makes no new tokens", hint="generate"),
             id="a forward pass that generates",
+        ),
+        pytest.param(
+            ["demo", "--save", "receipt.json"],
+            Refusal(2, error="nothing is measured", hint="Add --measure"),
+            id="a receipt of nothing",
+        ),
+        pytest.param(
+            ["demo", "--measure", "--save", "nowhere/receipt.json"],
+            Refusal(2, error="'nowhere' is not a folder", hint="Create it first"),
+            id="a receipt in no folder",
+        ),
+        pytest.param(
+            ["demo", "--measure", "--save", "r.json", "-o", "r.json"],
+            Refusal(2, error="'r.json' is named by --output too", hint="two files"),
+            id="a receipt and a report in one file",
         ),
         pytest.param(
             ["demo", "--batch-size", ",".join(map(str, range(1, 1002)))],
@@ -141,13 +159,16 @@ class FakeEstimates:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[Scenario], dict[str, Any]]] = []
+        self.estimate = make_estimate()
 
     def estimate_memory(
         self, model: Any, scenarios: Sequence[Scenario], **options: Any
     ) -> list[Estimate]:
         options.pop("on_progress")(f"[/] {model.text}")
         self.asked.append((model.text, list(scenarios), options))
-        return [make_estimate(model=model.text, scenario=scenario) for scenario in scenarios]
+        return [
+            replace(self.estimate, model=model.text, scenario=scenario) for scenario in scenarios
+        ]
 
 
 @pytest.fixture
@@ -164,7 +185,7 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
 ) -> None:
     memory_estimate(["demo"])
     nothing_asked = {
-        "clipped_sizes": ["num_prompt_tokens", "num_new_tokens"],
+        "clipped_sizes": ("num_prompt_tokens", "num_new_tokens"),
         "gpu": None,
         "trace": None,
         "measure": False,
@@ -232,7 +253,7 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         for num_new_tokens in (4, 2)
     ]
     options = {
-        "clipped_sizes": [],
+        "clipped_sizes": (),
         "gpu": find_gpu("24GiB"),
         "trace": Path("trace.parquet"),
         "measure": True,
@@ -248,8 +269,8 @@ def test_only_sizes_that_were_not_given_may_be_reduced(fake: FakeEstimates) -> N
     memory_estimate(["demo"], prompt_tokens="64,128")
     memory_estimate(["demo"], new_tokens="8")
     assert [options["clipped_sizes"] for _, _, options in fake.asked] == [
-        ["num_new_tokens"],
-        ["num_prompt_tokens"],
+        ("num_new_tokens",),
+        ("num_prompt_tokens",),
     ]
     prompts = [scenario.num_prompt_tokens for scenario in fake.asked[0][1]]
     assert prompts == [64, 128]
@@ -274,3 +295,14 @@ def test_on_a_terminal_the_work_at_hand_is_shown_unless_quiet(
     printed = capsys.readouterr()
     assert "demo needs" in printed.out
     assert bool(printed.err) is not quiet
+
+
+def test_a_receipt_is_saved_next_to_the_report(
+    fake: FakeEstimates, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.estimate = make_measured()
+    path = tmp_path / "receipt.json"
+    memory_estimate(["demo"], measure=True, save=path)
+    (receipt,) = read_receipts(path)
+    assert receipt.measured.times == TIMES
+    assert "measured    on NVIDIA H200" in capsys.readouterr().out

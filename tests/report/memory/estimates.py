@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
-from moetool.memory.result import Estimate, Measurement
+from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.simulation.memory.timeline import AllocatedParts

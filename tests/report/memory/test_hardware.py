@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.on_gpus import ExpertCache, Limits
+from moetool.memory.on_gpus import ExpertCache, Limits, SeenSpeed
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
@@ -167,6 +167,30 @@ def test_strategies_that_cannot_be_used_are_listed_without_a_table() -> None:
         text = render(ranks=(rank,))
         assert "\nexpert parallel, 3 GPUs: 8 experts can't be shared evenly by 3.\n" in text
         assert "weights shared by" not in text
+
+
+def test_recorded_runs_are_shown_with_their_number_and_size() -> None:
+    seen = SeenSpeed(1.62, 3.2, num_geometries=5, num_runs=6, batch_size=8, num_prompt_tokens=2048)
+    one = replace(seen, most_over_bound=1.62, num_geometries=1, num_runs=1)
+    text = " ".join(render(speed=replace(SPEED, prefill_seen=seen, decode_seen=one)).split())
+    assert (
+        "6 runs of 5 geometries on big, at 8 × 2,048 tokens, took 1.6 to 3.2 times the bound of the "
+        "prefill." in text
+    )
+    assert (
+        "1 run of 1 geometry on big, at 8 × 2,048 tokens, took 1.6 times the bound of a step."
+        in text
+    )
+
+
+def test_the_time_on_the_bus_is_shown_where_it_was_measured() -> None:
+    text = render(offload=replace(OFFLOAD, notes=("Unknown as yet.",)))
+    assert "Unknown as yet." in text
+    assert "on the bus per token" not in text
+    timed = replace(OFFLOAD, transfer_s_per_token=2.0, pinned_transfer_s_per_token=0.5)
+    text = render(offload=timed)
+    assert re.search(r"\non the bus per token +2\.0 s\n", text)
+    assert re.search(r"\n +from page-locked memory +500\.0 ms\n", text)
 
 
 def test_speed_that_is_unknown_is_said_to_be() -> None:

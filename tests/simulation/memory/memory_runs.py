@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from moetool.simulation.caches.kinds import CacheDtype, CacheKind
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import RunOptions
@@ -163,8 +164,11 @@ def generate_on_cpu(
     options: dict[str, Any] = {"max_new_tokens": num_new_tokens, "disable_compile": True}
     if model.config.is_encoder_decoder:
         options["decoder_start_token_id"] = token_id
-    if run.is_cache_static:
-        options["cache_implementation"] = "static"
+    options |= run.choose_search()
+    if run.cache.kind is not CacheKind.DYNAMIC:
+        options["cache_implementation"] = run.cache.kind.value
+    if run.cache.dtype is CacheDtype.FP8:
+        options["cache_config"] = {"backend": "fp8"}
     calls: list[Call] = []
     generate: Any = model.generate
     with torch.inference_mode(), recorder, _watching(model, recorder, calls):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.decode_steps import take_step
 from moetool.simulation.memory.long_generation import (
     DEFAULT_BUDGET,
@@ -89,6 +90,7 @@ class RunByHand:
         num_prompt_tokens: int,
         num_new_tokens: int,
         num_tokens_before: int = 0,
+        num_tokens_after: int = 0,  # noqa: ARG002  (only a search asks for room)
         num_calls: int | None = None,
     ) -> Timeline:
         num_prompt_tokens += num_tokens_before
@@ -173,7 +175,7 @@ def test_of_many_steps_every_nth_is_told_and_the_last(most_events: int, numbers:
 
 def test_steps_with_a_static_cache_all_run() -> None:
     budget = StepBudget(few_steps=2, most_steps=4)
-    run, _ = build_run("deepseek_v3", is_cache_static=True)
+    run, _ = build_run("deepseek_v3", cache=CachePlan(CacheKind.STATIC))
     timeline = simulate(run, num_prompt_tokens=5, num_new_tokens=4, budget=budget)
     assert timeline is not None
     assert summarize(timeline) == summarize(run.generate(num_prompt_tokens=5, num_new_tokens=4))
@@ -191,7 +193,10 @@ def test_steps_around_the_one_that_fills_the_window_are_those_that_run() -> None
     num_prompt_tokens, last = WINDOW - 5, 12
     in_full = run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=last + 2)
     sampler = _Sampler(
-        cast("MemoryRun", run), num_prompt_tokens=num_prompt_tokens, most_samples=last
+        cast("MemoryRun", run),
+        num_prompt_tokens=num_prompt_tokens,
+        num_new_tokens=last + 2,
+        most_samples=last,
     )
     assert sampler.cover(2, last)
     kept = [sampler.find(number).cache_bytes for number in range(2, last + 1)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from moetool.simulation.memory.timeline import Timeline
 from moetool.simulation.meta.generation import CantSimulate
@@ -68,8 +69,8 @@ def test_what_is_left_out_of_the_comparison_has_to_be(
         ("mixtral", {"batch_size": 3, "has_padding": True}),
         ("gemma4_text", {"batch_size": 2, "has_padding": True}),
         ("qwen3_next", {"batch_size": 2}),
-        ("deepseek_v3", {"is_cache_static": True}),
-        ("gpt_oss", {"is_cache_static": True, "batch_size": 2, "has_padding": True}),
+        ("deepseek_v3", {"cache": CachePlan(CacheKind.STATIC)}),
+        ("gpt_oss", {"cache": CachePlan(CacheKind.STATIC), "batch_size": 2, "has_padding": True}),
         ("mixtral", {"attention": "sdpa"}),
         ("unlimited_ocr", {"attention": "sdpa"}),
     ],
@@ -102,7 +103,7 @@ def compare_with_cpu(family: str, changes: dict[str, Any] | None = None, **overr
         *((family, {}) for family in LOOK_UP_EXPERTS if family in available()),
         ("deepseek_v3", {}),
         ("mixtral", {"has_padding": True, "batch_size": 2}),
-        ("gemma4_text", {"is_cache_static": True}),
+        ("gemma4_text", {"cache": CachePlan(CacheKind.STATIC)}),
         ("qwen3_next", {"workspace_bytes": 2**20}),
     ],
 )

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from moetool.anatomy.routing.moe_layers import find_moe_layers
+from moetool.simulation.caches.kinds import CacheKind, CachePlan
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
@@ -91,7 +92,8 @@ def test_a_run_as_long_as_its_calls_is_not_cut() -> None:
 
 def test_a_static_cache_is_as_long_as_the_generation() -> None:
     run = MemoryRun(
-        build_family_skeleton("qwen3_moe").eval(), RunOptions(is_cache_static=True, batch_size=2)
+        build_family_skeleton("qwen3_moe").eval(),
+        RunOptions(cache=CachePlan(CacheKind.STATIC), batch_size=2),
     )
     timeline = run.generate(num_prompt_tokens=8, num_new_tokens=5)
     kept = [call.cache_bytes for call in timeline.calls]
@@ -176,7 +178,7 @@ def test_the_skeleton_is_left_as_it_was() -> None:
 def test_steps_can_be_joined_later_unless_the_cache_is_static(family: str) -> None:
     skeleton = build_family_skeleton(family)
     assert MemoryRun(skeleton, RunOptions()).can_start_later
-    assert not MemoryRun(skeleton, RunOptions(is_cache_static=True)).can_start_later
+    assert not MemoryRun(skeleton, RunOptions(cache=CachePlan(CacheKind.STATIC))).can_start_later
 
 
 def test_an_ordinary_token_has_no_meaning() -> None:

@@ -10,7 +10,7 @@ from moetool.cli.errors import speaks_errors
 from moetool.cli.failures import Failures
 from moetool.cli.inputs import list_model_files, list_trace_files
 from moetool.cli.options import loading
-from moetool.cli.options.memory_estimate import engines, hardware, scenario
+from moetool.cli.options.memory_estimate import engines, generation, hardware, scenario, training
 from moetool.cli.options.shared import (
     ForceOption,
     FormatOption,
@@ -29,6 +29,7 @@ from moetool.cli.options.values import (
 from moetool.cli.output import check_report_path, choose_report_format, print_or_write, see_output
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ def memory_estimate(
     quantization: loading.QuantizationOption = Quantization.NONE,
     double_quantization: loading.DoubleQuantization = False,
     experts: loading.Experts = QuantizedExperts.AS_LOADED,
-    attention: loading.AttentionOption = None,
     experts_implementation: loading.ExpertsImplementationOption = None,
-    cache: loading.CacheOption = CacheKind.DYNAMIC,
+    optimizer: training.OptimizerOption = None,
+    gradient_checkpointing: training.Checkpointing = False,
+    freeze: training.Freeze = FrozenPart.NONE,
+    attention: generation.AttentionOption = None,
+    cache: generation.CacheOption = CacheKind.DYNAMIC,
+    cache_dtype: generation.CacheDtypeOption = None,
+    num_beams: generation.NumBeams = 1,
+    num_return_sequences: generation.NumReturnSequences = 1,
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
@@ -65,6 +72,9 @@ def memory_estimate(
     kv_cache_dtype: engines.ServedCacheOption = None,
     tensor_parallel: engines.TensorParallel = None,
     engine_overhead: engines.Overhead = None,
+    parallel: hardware.Parallel = None,
+    nodes: hardware.Nodes = 1,
+    save: hardware.Save = None,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     output_format: FormatOption = None,
@@ -77,19 +87,16 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
+    from moetool.memory.layouts.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
     from moetool.memory.sweep import list_scenarios
+    from moetool.memory.sweeps.run import estimate_models
+    from moetool.memory.sweeps.worker import SweepOptions
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
-    serving = engines.read_engine(
-        engine,
-        utilization=gpu_memory_utilization,
-        kv_cache_dtype=kv_cache_dtype,
-        tensor_parallel=tensor_parallel,
-        overhead=engine_overhead,
-        gpu=gpu,
-    )
+    settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
+    serving = engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
     numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
     numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")
@@ -106,6 +113,12 @@ def memory_estimate(
         quantization=quantization,
         is_double_quantized=double_quantization,
         experts=experts,
+        optimizer=optimizer,
+        has_checkpointing=gradient_checkpointing,
+        frozen=freeze,
+        cache_dtype=cache_dtype,
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
     )
     scenarios = list_scenarios(
         common,
@@ -117,31 +130,35 @@ def memory_estimate(
     references = failures.resolve()
     inputs = [*list_model_files(references.values()), *list_trace_files(trace)]
     check_report_path(output, force=force, inputs=inputs)
+    hardware.check_save(save, measure=measure, output=output, force=force, inputs=inputs)
     failures.check(references)
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        named_gpu = None if gpu is None else take_gpu(gpu)
-        # Imported after the checks, so that wrong options are reported before torch has loaded.
-        from moetool.memory.estimate import estimate_memory
-
-        for model in filter(references.__contains__, models):
+        group = take_group(gpu, parallel, num_nodes=nodes)
+        alone = None if gpu is None or group is not None else take_gpu(gpu)
+        options = SweepOptions(
+            clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
+            gpu=alone if group is None else group.gpu,
+            parallel=group,
+            trace=trace,
+            measure=measure,
+            serving=serving,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = [(model, references[model]) for model in models if model in references]
+        # torch loads here, after the checks, so that wrong options are reported before.
+        for model, take in estimate_models(asked, scenarios, options, on_progress=show):
             with failures.keep(model):
-                estimates += estimate_memory(
-                    references[model],
-                    scenarios,
-                    clipped_sizes=[size for size, numbers in given.items() if not numbers],
-                    gpu=named_gpu,
-                    trace=trace,
-                    measure=measure,
-                    serving=serving,
-                    revision=revision,
-                    trust_remote_code=trust_remote_code,
-                    on_progress=show,
-                )
+                estimates += take()
     from moetool.report.memory.data import RENDERERS
 
     failures.check(estimates)
+    if save is not None:
+        from moetool.memory.receipts.saving import save_receipts
+
+        save_receipts(estimates, save, replace_existing=force)
     view = replace(see_output(output), failures=failures.list_failures())
     print_or_write(RENDERERS[chosen](estimates, view), output, force=force)
     failures.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from moetool.cli.options.completion import complete_gpus
 from moetool.cli.options.shared import FLAG
+from moetool.errors import UsageError
+from moetool.output.targets import check_target_file
 
 _HARDWARE_PANEL = "Hardware"
 
@@ -18,8 +21,8 @@ Gpu = Annotated[
         "--gpu",
         metavar="GPU",
         help="A GPU, such as h200 or rtx-4090 (see `moetool gpus`), an amount of memory, such as "
-        "24GiB, or here for this machine's GPU. Adds its limits, offloading and speed. Default: "
-        "compare all known GPUs.",
+        "24GiB, or here for this machine's GPU; several with --parallel, such as 8xh200. Adds its "
+        "limits, offloading and speed. Default: compare all known GPUs.",
         autocompletion=complete_gpus,
         rich_help_panel=_HARDWARE_PANEL,
     ),
@@ -42,3 +45,51 @@ Measure = Annotated[
         rich_help_panel=_HARDWARE_PANEL,
     ),
 ]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        metavar="WAY,...",
+        help="Ways in which several GPUs share the model, each simulated on every GPU: device-map, "
+        "tensor, expert, data. Needs their number, as in --gpu 8xh200.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Nodes = Annotated[
+    int,
+    typer.Option(
+        "--nodes",
+        metavar="N",
+        help="Machines with that many GPUs each, with --parallel.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="FILE",
+        help="Write a receipt of what --measure found: prediction, measurement, card and versions.",
+        rich_help_panel=_HARDWARE_PANEL,
+    ),
+]
+
+
+def check_save(
+    save: Path | None, *, measure: bool, output: Path | None, force: bool, inputs: Iterable[Path]
+) -> None:
+    """Check the file of `--save` before anything runs.
+
+    Raises:
+        UsageError: Nothing is measured, the report goes to the same file, or it can't be written.
+    """
+    if save is None:
+        return
+    if not measure:
+        raise UsageError(
+            "A receipt holds a measurement, and nothing is measured.",
+            hint="Add --measure, or leave out --save.",
+        )
+    if output is not None and save.absolute() == output.absolute():
+        raise UsageError(f"'{save}' is named by --output too.", hint="Name two files.")
+    check_target_file(save, replace_existing=force, inputs=inputs)

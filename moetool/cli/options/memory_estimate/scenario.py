@@ -40,7 +40,7 @@ TaskOption = Annotated[
         metavar="TASK",
         case_sensitive=False,
         help="generate: transformers' generate. forward: one call, with logits for every "
-        "position. trace: what `moetool route-trace` runs.",
+        "position. trace: what `moetool route-trace` runs. train: a step of training.",
     ),
 ]
 Padding = Annotated[

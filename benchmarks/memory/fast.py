@@ -1,0 +1,97 @@
+"""Time estimates beyond the imports, and a sweep in one process and in several.
+
+    python -m benchmarks.memory.fast [MODEL ...]
+    python -m benchmarks.memory.fast --sweep MODEL
+
+Each model is asked the simple question: one GPU, the defaults. The sweep has 20 scenarios, and its two
+ways take turns in one run, so that their ratio means something on a machine that does other work.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+_MODELS = ("olmoe-1b-7b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v3")
+_NUM_ROUNDS = 3
+_SIZES = (
+    "--batch-size",
+    "1,2,4,8,16",
+    "--prompt-tokens",
+    "128,512,1024,2048",
+    "--new-tokens",
+    "16",
+)
+# One process is made of the same command by letting it see a single core.
+_ALONE = {0}
+
+
+def main() -> None:
+    """Print the times."""
+    if sys.argv[1:2] == ["--sweep"]:
+        compare_sweeps(sys.argv[2])
+    else:
+        time_questions(sys.argv[1:] or list(_MODELS))
+
+
+def time_questions(models: list[str]) -> None:
+    """Print the seconds of the imports and of each model's question, the median of three rounds."""
+    start = time.perf_counter()
+    import torch
+
+    from moetool.memory.estimate import estimate_memory
+
+    torch.set_num_threads(1)
+    print(f"imports: {time.perf_counter() - start:.2f} s")
+    for model in models:
+        ask = partial(estimate_memory, model, gpu="h200")
+        seconds = [_time(ask) for _ in range(_NUM_ROUNDS)]
+        print(f"{model}: {statistics.median(seconds):.2f} s, first {seconds[0]:.2f} s", flush=True)
+
+
+def compare_sweeps(model: str) -> None:
+    """Print the seconds of a sweep in as many processes as there are cores, and on one core."""
+    command = [
+        sys.executable,
+        "-m",
+        "moetool",
+        "memory-estimate",
+        model,
+        *_SIZES,
+        "--format",
+        "json",
+    ]
+    cores = os.sched_getaffinity(0)
+
+    def run(allowed: set[int]) -> bytes:
+        os.sched_setaffinity(0, allowed)
+        try:
+            return subprocess.run(command, capture_output=True, check=True).stdout
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    outputs: list[bytes] = []
+    seconds = {}
+    for name, allowed in (("several", cores), ("one", _ALONE & cores or {min(cores)})):
+        start = time.perf_counter()
+        outputs.append(run(allowed))
+        seconds[name] = time.perf_counter() - start
+        print(f"{name} ({len(allowed)} cores): {seconds[name]:.1f} s", flush=True)
+    print(
+        f"ratio {seconds['one'] / seconds['several']:.2f}, same output: {outputs[0] == outputs[1]}"
+    )
+
+
+def _time(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

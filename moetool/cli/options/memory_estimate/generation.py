@@ -1,0 +1,60 @@
+"""Declare the options of `moetool memory-estimate` that describe `generate`: its cache and its search."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moetool.memory.scenario import Attention, CacheDtype, CacheKind
+
+_GENERATION_PANEL = "Attention, cache and search"
+
+AttentionOption = Annotated[
+    Attention | None,
+    typer.Option(
+        metavar="NAME",
+        case_sensitive=False,
+        help="Attention implementation: eager, sdpa, flash_attention_2 or flash_attention_3. Default: "
+        "transformers' choice.",
+        rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+CacheOption = Annotated[
+    CacheKind,
+    typer.Option(
+        metavar="KIND",
+        case_sensitive=False,
+        help="KV cache used for generation: dynamic, static, offloaded, offloaded_static or quantized.",
+        rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+CacheDtypeOption = Annotated[
+    CacheDtype | None,
+    typer.Option(
+        "--cache-dtype",
+        metavar="DTYPE",
+        case_sensitive=False,
+        help="Quantize the cache: fp8 by transformers itself, int8 by hqq, int4 or int2 by "
+        "optimum-quanto.",
+        rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+NumBeams = Annotated[
+    int,
+    typer.Option(
+        "--num-beams",
+        metavar="N",
+        help="Search with this many beams for each prompt.",
+        rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+NumReturnSequences = Annotated[
+    int,
+    typer.Option(
+        "--num-return-sequences",
+        metavar="N",
+        help="Sequences returned for each prompt: the best beams, or samples if there are no beams.",
+        rich_help_panel=_GENERATION_PANEL,
+    ),
+]

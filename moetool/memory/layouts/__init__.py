@@ -1,0 +1,1 @@
+"""A whole run on each of several GPUs."""

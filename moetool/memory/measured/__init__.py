@@ -1,0 +1,1 @@
+"""Measurements: the figures, the times of phases, and the machine that they are from."""

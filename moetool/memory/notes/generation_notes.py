@@ -1,0 +1,68 @@
+"""Notes on caches and kernels: what they need, and what nothing has confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moetool.memory.scenario import CacheDtype, CacheKind, Scenario
+from moetool.wording import format_bytes
+
+_FLASH = {
+    "flash_attention_2": "flash-attn",
+    "flash_attention_3": "flash-attn-3",
+}
+
+# torch has a copy of one version's kernels, whose memory was seen on an H200.
+_CONFIRMED = {
+    "flash_attention_2": "confirmed for torch's copy of them alone",
+    "flash_attention_3": "not confirmed",
+}
+
+
+def is_measured(scenario: Scenario) -> bool:
+    """Return whether a GPU has confirmed runs with the same cache and attention."""
+    return (
+        scenario.attention not in _FLASH
+        and scenario.cache_dtype is None
+        and scenario.cache is not CacheKind.OFFLOADED_STATIC
+    )
+
+
+def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
+    """Yield what a scenario's cache and attention need, and what is not confirmed.
+
+    Args:
+        scenario: The scenario that was run.
+        host_cache_bytes: The bytes of the cache in the host's memory.
+    """
+    if scenario.attention in _FLASH:
+        yield (
+            f"{scenario.attention} needs the package {_FLASH[scenario.attention]}. Its kernels were not "
+            "run: their memory follows from its source, for a GPU with 132 processors, and is "
+            f"{_CONFIRMED[scenario.attention]}."
+        )
+    dtype = scenario.cache_dtype
+    if dtype is not None and dtype.package is not None:
+        yield (
+            f"The cache in {dtype} needs the package {dtype.package}, as transformers' backend "
+            f"{dtype.backend}: groups of 64 numbers share a scale and a zero, and up to 127 tokens stay in "
+            "full precision. Its bytes are those of the package on the CPU; its peak on a GPU is not "
+            "confirmed."
+        )
+    if dtype is CacheDtype.FP8:
+        yield (
+            "The cache in fp8 was compared with transformers' own on the CPU, not on a GPU. It is "
+            "read in full precision, a layer at a time."
+        )
+    if dtype is CacheDtype.INT8:
+        yield (
+            "hqq gives unused memory back to the driver whenever it quantizes: reserved memory may be "
+            "lower."
+        )
+    if scenario.cache_plan.is_offloaded:
+        yield (
+            f"The host holds {format_bytes(host_cache_bytes)} of the cache. torch takes more there, in "
+            "powers of two, and keeps what it frees: 3.4 times as much in the run that was measured."
+        )
+    if scenario.num_return_sequences > 1 and scenario.num_beams == 1:
+        yield "Several sequences for a prompt without beams are sampled, from the 50 likeliest tokens."

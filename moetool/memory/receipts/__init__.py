@@ -1,0 +1,1 @@
+"""Receipts: predictions and measurements of runs, kept in files."""

@@ -1,0 +1,49 @@
+"""A scenario to be simulated, and a simulation that has run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from moetool.memory.scenario import Scenario
+from moetool.memory.simulated.simulated_run import Replay
+from moetool.simulation.memory.long_generation import StepBudget
+from moetool.simulation.memory.memory_run import RunOptions
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scenario and how it is simulated.
+
+    Attributes:
+        skeleton: The model as the scenario loads it.
+        options: The options of its runs.
+        is_brief: Whether the ends of a generation are enough.
+        is_too_large: Whether its steps might take too long; only the ends run then, with a note.
+        step_budget: The number of steps that run.
+        on_step: Receives a few words on each step of a run.
+    """
+
+    skeleton: PreTrainedModel
+    scenario: Scenario
+    options: RunOptions
+    is_brief: bool
+    is_too_large: bool
+    step_budget: StepBudget
+    on_step: Callable[[str], None] | None
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A simulation that has run.
+
+    Attributes:
+        replay: Returns the profile under a limit on the allocator's memory in bytes, or none.
+        work: A measure of the time that one pass took: the number of watched modules, plus a
+            fraction of the number of events of a prompt and a step.
+    """
+
+    replay: Replay
+    work: int

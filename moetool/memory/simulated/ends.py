@@ -1,0 +1,77 @@
+"""Generations simulated by their first and last steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moetool.memory.simulated.cases import Case, Simulation
+from moetool.memory.simulated.work import measure_work
+from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
+from moetool.simulation.memory.memory_replay import (
+    MemoryProfile,
+    list_weight_bytes,
+    replay_timeline,
+)
+from moetool.simulation.memory.memory_run import MemoryRun
+
+
+def simulate_ends(run: MemoryRun, case: Case, *, num_at_ends: int) -> Simulation:
+    """Return a simulation of a generation by its first steps and its last ones, which are run here.
+
+    The allocator's reserve beyond what is allocated is taken from the first. The last ones come
+    after a prompt that holds the tokens written before them: a GPU's memory doesn't limit that
+    prompt, which isn't part of the run.
+    """
+    weight_bytes = list_weight_bytes(case.skeleton)
+    num_new_tokens = case.scenario.num_new_tokens
+    befores = [0, *_find_requantizing(case), num_new_tokens - num_at_ends]
+    start, *others = (
+        run.generate(
+            num_prompt_tokens=case.scenario.num_prompt_tokens,
+            num_tokens_before=num_tokens_before,
+            num_new_tokens=num_at_ends,
+            num_tokens_after=num_new_tokens - num_tokens_before - num_at_ends,
+        )
+        for num_tokens_before in befores
+    )
+
+    def replay(capacity_bytes: int | None) -> MemoryProfile:
+        first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
+        later = [
+            replay_timeline(
+                timeline,
+                weight_bytes=weight_bytes,
+                capacity_bytes=capacity_bytes,
+                is_prompt_limited=False,
+            )
+            for timeline in others
+        ]
+        peaks = [each.decode for each in (first, *later) if each.decode is not None]
+        decode = max(peaks, key=lambda peak: peak.parts.above_weights_bytes)
+        decode_bytes = first.weights_bytes + decode.parts.above_weights_bytes
+        allocated_bytes = max(first.peak_allocated_bytes, decode_bytes)
+        spare_bytes = first.peak_reserved_bytes - first.peak_allocated_bytes
+        reserved_bytes = allocated_bytes + spare_bytes
+        return replace(
+            first,
+            cache_bytes=later[-1].cache_bytes,
+            host_cache_bytes=later[-1].host_cache_bytes,
+            peak_allocated_bytes=allocated_bytes,
+            peak_reserved_bytes=reserved_bytes
+            if capacity_bytes is None
+            else min(reserved_bytes, capacity_bytes),
+            decode=decode,
+        )
+
+    work = max(measure_work(case.skeleton, timeline) for timeline in (start, *others))
+    return Simulation(replay, work=work)
+
+
+def _find_requantizing(case: Case) -> list[int]:
+    """Return a number of steps after which a cache is soon quantized anew for the last time.
+
+    Empty if that is never, or if the last steps contain it.
+    """
+    num_steps = case.scenario.num_new_tokens - 1
+    last = num_steps // RESIDUAL_LENGTH * RESIDUAL_LENGTH
+    return [last - 1] if case.options.cache.has_residual and last else []

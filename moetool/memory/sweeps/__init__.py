@@ -1,0 +1,1 @@
+"""Estimates of many scenarios, side by side in several processes."""

@@ -1,0 +1,1 @@
+"""Steps of training: the parts of a model that are frozen, and the memory of a step."""

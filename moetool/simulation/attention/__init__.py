@@ -1,0 +1,1 @@
+"""Attention kernels that only GPUs have, as they run without data."""

@@ -1,0 +1,1 @@
+"""Caches of `generate`, as they run without data."""

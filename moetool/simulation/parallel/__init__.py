@@ -1,0 +1,1 @@
+"""Runs of one of several processes that share a model."""

@@ -1,0 +1,156 @@
+"""Layouts of tiny models on several GPUs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetool import AskedSource, Scenario, estimate_memory
+from moetool.checkpoint.reference import resolve_model
+from moetool.checkpoint.subject import find_subject
+from moetool.errors import UsageError
+from moetool.memory.layouts.gpu_group import take_group
+from moetool.memory.layouts.layout import Layout
+from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
+from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.local_gpu import take_gpu
+from moetool.memory.result import Estimate
+from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
+from moetool.memory.simulated.model_runs import ModelRuns
+from tests.families.tiny.configs import build_config
+from tests.tiny_models import build_config as build_tiny_config
+
+SCENARIO = Scenario(batch_size=5, num_prompt_tokens=24, num_new_tokens=6, dtype="bfloat16")
+SHARED = ("tensor", "expert")
+
+
+def _save(folder: Path, config: object) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config.to_dict(), default=str))  # type: ignore[attr-defined]
+    return str(path)
+
+
+def _load(path: str) -> ModelLoader:
+    subject = find_subject(resolve_model(path), source=AskedSource.AUTO, revision=None)
+    return ModelLoader(SkeletonBuilder(subject), take_gpu("24GiB"))
+
+
+def _run_alone(path: str, scenario: Scenario) -> Estimate:
+    """Return the plain estimate of one GPU, without what `estimate_memory` adds to it."""
+    run = ModelRuns(_load(path)).run(scenario)
+    assert run is not None
+    return Estimate(
+        model=path,
+        scenario=scenario,
+        method=run.method,
+        gpu="24GiB",
+        figures=run.figures.show(),
+        context_bytes=run.figures.context_bytes,
+    )
+
+
+def _estimate(
+    folder: Path, family: str, gpu: str, parallel: str | Sequence[str], *, num_nodes: int = 1
+) -> Estimate:
+    path = _save(folder, build_tiny_config(family))
+    group = take_group(gpu, parallel, num_nodes=num_nodes)
+    assert group is not None
+    loader = _load(path)
+    refuse_layouts(loader, SCENARIO, group)
+    plain = _run_alone(path, SCENARIO)
+    return replace(plain, layouts=plan_layouts(loader, plain, group))
+
+
+def _by_way(estimate: Estimate) -> dict[str, Layout]:
+    return {layout.way: layout for layout in estimate.layouts}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_ranks_hold_their_share_and_run_with_less_than_one_gpu(tmp_path: Path, family: str) -> None:
+    estimate = _estimate(tmp_path, family, "2x24GiB", SHARED)
+    layouts = _by_way(estimate)
+    skeleton = _load(str(tmp_path / "config.json")).load(SCENARIO).skeleton
+    shares = {
+        "tensor": share_by_tensor_parallel(skeleton, num_gpus=2),
+        "expert": share_by_expert_parallel(skeleton, num_gpus=2),
+    }
+    assert estimate.figures.cache_bytes
+    for way in SHARED:
+        # One figure comes from the plan's arithmetic, the other from shards that DTensor made.
+        expected = shares[way]
+        for rank, num_bytes in zip(layouts[way].ranks, expected.weights_bytes, strict=True):
+            assert rank.figures.weights_bytes is not None
+            assert num_bytes <= rank.figures.weights_bytes <= num_bytes + 512 * 120
+            assert rank.communication_bytes > 0
+        figures = layouts[way].ranks[0].figures
+        assert figures.peak_allocated_bytes is not None
+        assert estimate.figures.peak_allocated_bytes is not None
+        assert figures.peak_allocated_bytes < estimate.figures.peak_allocated_bytes
+        assert layouts[way].library_bytes is None
+
+
+def test_one_gpu_is_the_plain_estimate(tmp_path: Path) -> None:
+    ways = ("tensor", "expert", "device-map", "data")
+    estimate = _estimate(tmp_path, "mixtral", "1x24GiB", ways)
+    assert [layout.way for layout in estimate.layouts] == list(ways)
+    for layout in estimate.layouts:
+        assert [rank.figures for rank in layout.ranks] == [estimate.figures]
+        assert (layout.fits, layout.fewest_gpus, layout.library_bytes) == (True, 1, 0)
+
+
+def test_data_parallel_ranks_run_their_sequences_alone(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "2x24GiB", "data")
+    (layout,) = estimate.layouts
+    assert [rank.batch_size for rank in layout.ranks] == [3, 2]
+    assert "1 of 2 GPUs run 3, the others 2" in " ".join(layout.notes)
+    for rank in layout.ranks:
+        alone = Scenario(
+            batch_size=rank.batch_size, num_prompt_tokens=24, num_new_tokens=6, dtype="bfloat16"
+        )
+        plain = _run_alone(str(tmp_path / "config.json"), alone)
+        assert rank.figures == plain.figures
+
+
+def test_a_device_map_parts_weights_and_cache(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "2x24GiB", "device-map")
+    (layout,) = estimate.layouts
+    assert sum(rank.figures.cache_bytes for rank in layout.ranks) == estimate.figures.cache_bytes
+    weights = [rank.figures.weights_bytes or 0 for rank in layout.ranks]
+    assert min(weights) > 0
+    assert abs(sum(weights) - (estimate.figures.weights_bytes or 0)) <= 512 * 4
+
+
+def test_gpus_of_several_nodes_count_together(tmp_path: Path) -> None:
+    estimate = _estimate(tmp_path, "mixtral", "1x24GiB", "tensor", num_nodes=2)
+    (layout,) = estimate.layouts
+    assert (layout.num_gpus, layout.num_nodes, len(layout.ranks)) == (2, 2, 2)
+    assert any("network between nodes" in note for note in layout.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "gpu", "way", "message", "hint"),
+    [
+        ("mixtral", "3x24GiB", "tensor", "heads can't be shared evenly", "Give 2 GPUs"),
+        ("olmoe", "16x24GiB", "expert", "can't be shared evenly", "Give 8 GPUs"),
+        ("mixtral", "8x24GiB", "data", "can't share 5 sequences", "--batch-size 8"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(
+    tmp_path: Path, family: str, gpu: str, way: str, message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        _estimate(tmp_path, family, gpu, way)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_plan_that_the_family_lacks_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path, build_config("dbrx"))
+    with pytest.raises(UsageError, match="has no expert-parallel plan") as caught:
+        estimate_memory(path, [SCENARIO], gpu="2x24GiB", parallel="expert")
+    assert caught.value.hint == "Choose --parallel device-map or data."
