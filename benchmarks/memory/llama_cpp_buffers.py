@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gguf
-import llama_cpp
+import gguf  # type: ignore[import-not-found]
+import llama_cpp  # type: ignore[import-not-found]
 from transformers import AutoConfig
 
 from benchmarks.memory.gguf_models import write_gguf
@@ -79,7 +79,7 @@ _BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output) buffer size = +([\d.]+)
 _LOGGED: list[str] = []
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
     _LOGGED.append(text.decode(errors="replace"))
 

@@ -22,8 +22,8 @@ from moetool.memory.layout import Layout
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
-from moetool.memory.training.training_memory import TrainingMemory
 from moetool.memory.serving.answer import Serving
+from moetool.memory.training.training_memory import TrainingMemory
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
 from moetool.quantized.kinds import Quantization

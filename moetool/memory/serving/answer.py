@@ -36,7 +36,6 @@ class ServingOptions:
     Attributes:
         gpu_memory_utilization: The share of the GPU's memory that vLLM takes, and SGLang's
             `--mem-fraction-static`. None for 0.9; llama.cpp has no such setting.
-        kv_cache_dtype: The dtype of the cache.
         tensor_parallel: The number of GPUs that share each layer.
         overhead_bytes: An allowance for each GPU, for memory that only the engine's own profiling
             finds: activations, CUDA graphs, the CUDA context and NCCL. None if it is unknown.

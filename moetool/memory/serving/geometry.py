@@ -31,7 +31,7 @@ _FUSED = ("qkv_proj", "Wqkv", "query_key_value")
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """What each layer caches for a token.
+    """The cache of a token in each layer.
 
     Attributes:
         num_full: Layers that keep all tokens.
@@ -80,8 +80,9 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
     if found or getattr(config, "is_encoder_decoder", False):
         named = found[0] if found else "an encoder"
         raise InputError(
-            f"Layers of {model_type} cache more than keys and values of their own ({named}), and "
-            "how engines lay that out is not known here."
+            f"Layers of {model_type} cache more than their keys and values ({named}), and "
+            "how engines lay that out is not known here.",
+            hint="Read the cache's size in the engine's own log.",
         )
     num_layers = read_count(config, "num_hidden_layers", "n_layer", "n_layers") or 0
     num_heads = find_num_heads(config) or 0
@@ -103,7 +104,10 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
             skeleton, num_layers, num_kv_heads * head_dim, (num_heads + 2 * num_kv_heads) * head_dim
         )
     ):
-        raise InputError(f"The heads of {model_type} are not those that its configuration states.")
+        raise InputError(
+            f"The heads of {model_type} are not those that its configuration states.",
+            hint="Read the cache's size in the engine's own log.",
+        )
     return CacheGeometry(
         num_layers - num_sliding,
         num_sliding,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetool.memory.serving.answer import Capacity
 from moetool.memory.serving.geometry import CacheGeometry
@@ -58,9 +58,9 @@ def list_tensor_sizes(skeleton: PreTrainedModel, tensor_type: str) -> Iterator[t
         is_split = ".gate_up_proj" in path or path.endswith("kv_b_proj.weight")
         for _ in range(2 if is_split else 1):
             yield path, math.ceil(size / (2 if is_split else 1))
-    for path, values in skeleton.named_buffers():
+    for path, buffer in skeleton.named_buffers():
         if path.endswith("e_score_correction_bias"):
-            yield path, values.numel() * _FLOAT_BYTES
+            yield path, buffer.numel() * _FLOAT_BYTES
 
 
 def count_weights_bytes(
@@ -76,9 +76,11 @@ def count_on_gpu_bytes(skeleton: PreTrainedModel, tensor_type: str) -> int:
 
     The embedding stays on the host. Where it is the head too, the GPU has a copy as the head.
     """
-    embedding = skeleton.get_input_embeddings().weight
+    table: Any = skeleton.get_input_embeddings()
+    head: Any = skeleton.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = table.weight
     total = count_weights_bytes(skeleton, tensor_type)
-    if skeleton.get_output_embeddings().weight is embedding:
+    if head is not None and head.weight is embedding:
         return total
     return total - math.ceil(TYPE_BYTES[tensor_type] * embedding.numel())
 
@@ -96,7 +98,7 @@ def count_cache_bytes(
     Args:
         geometry: What layers cache.
         context: `n_ctx`, which all sequences share.
-        num_sequences: `n_seq_max`, each with cells of its own.
+        num_sequences: `n_seq_max`, each with separate cells.
         cache_type: The type of keys and values.
         ubatch: `n_ubatch`, tokens of a micro-batch.
     """

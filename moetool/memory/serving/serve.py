@@ -153,10 +153,10 @@ def _list_parts(
     is_fp8 = options.kv_cache_dtype is ServedCache.FP8
     value_bytes = _FP8_BYTES if is_fp8 else skeleton.dtype.itemsize
     layer_bytes = geometry.count_values(num_gpus=num_gpus) * value_bytes
-    count = (vllm if engine is Engine.VLLM else sglang).count_capacity
     length = scenario.num_prompt_tokens + scenario.num_new_tokens
 
     def divide(pool_bytes: int) -> Capacity:
+        count = vllm.count_capacity if engine is Engine.VLLM else sglang.count_capacity
         return count(geometry, pool_bytes, token_bytes_per_layer=layer_bytes, length=length)
 
     return _Parts(weights_bytes, layer_bytes * geometry.num_layers, None, divide)

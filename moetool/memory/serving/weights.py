@@ -8,7 +8,7 @@ projections to latents are on every GPU. Embedding and head are padded to a mult
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.config_fields import find_num_heads
 from moetool.errors import InputError, UsageError
@@ -64,7 +64,8 @@ def count_weights_bytes(
     Raises:
         InputError: It is unknown how a parameter is shared.
     """
-    tables = [skeleton.get_input_embeddings(), skeleton.get_output_embeddings()]
+    head: Any = skeleton.get_output_embeddings()  # type: ignore[no-untyped-call]
+    tables: list[Any] = [skeleton.get_input_embeddings(), head]
     of_vocabulary = {id(table.weight) for table in tables if table is not None}
     total = 0
     for path, values in skeleton.named_parameters():
@@ -90,4 +91,7 @@ def _count_parts(
         return 1 if name == "bias" and module in _CUT_INPUTS else num_gpus
     if values.dim() == 1 or name == "down_proj_bias":
         return 1
-    raise InputError(f"It is unknown how engines share {path}.")
+    raise InputError(
+        f"It is unknown how engines share {path}.",
+        hint="Leave out --tensor-parallel.",
+    )

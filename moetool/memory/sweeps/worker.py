@@ -29,6 +29,7 @@ class SweepOptions:
     gpu: Gpu | None = None
     trace: Path | None = None
     measure: bool = False
+    serving: ServingOptions | None = None
     parallel: GpuGroup | None = None
     serving: ServingOptions | None = None
     revision: str | None = None

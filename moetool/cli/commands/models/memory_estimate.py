@@ -95,14 +95,8 @@ def memory_estimate(
 
     refuse_loose_sizes(models, sys.argv[1:])
     check_experts(experts, quantization)
-    serving = engines.read_engine(
-        engine,
-        utilization=gpu_memory_utilization,
-        kv_cache_dtype=kv_cache_dtype,
-        tensor_parallel=tensor_parallel,
-        overhead=engine_overhead,
-        gpu=gpu,
-    )
+    settings = (gpu_memory_utilization, kv_cache_dtype, tensor_parallel, engine_overhead)
+    serving = engines.read_engine(engine, *settings, gpu=gpu)
     chosen = choose_report_format(output_format, output)
     numbers_prompt = parse_optional_numbers(prompt_tokens, option="--prompt-tokens")
     numbers_new = parse_optional_numbers(new_tokens, option="--new-tokens")

@@ -64,11 +64,11 @@ Overhead = Annotated[
 
 def read_engine(
     engine: str | None,
-    *,
     utilization: float | None,
     kv_cache_dtype: str | None,
     tensor_parallel: int | None,
     overhead: str | None,
+    *,
     gpu: str | None,
 ) -> ServingOptions | None:
     """Return the engine that was asked for, with its settings; None if none was.
