@@ -110,7 +110,7 @@ def test_options_without_training_are_refused() -> None:
         with pytest.raises(UsageError, match="no effect: nothing is trained"):
             Scenario(**words)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="can't be trained"):
-        Scenario(task=Task.TRAIN, quantization="nf4")  # type: ignore[arg-type]
+        Scenario(task=Task.TRAIN, quantization="nf4")
 
 
 def test_a_part_that_the_model_lacks_is_refused() -> None:
