@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory.several_gpus
 
-Each way of sharing runs in processes of its own, forked after the imports, because a model that was
+Each way of sharing runs in separate processes, forked after the imports, because a model that was
 deleted may leave some of its weights behind. A line of JSON is printed for each rank and scenario.
 """
 
@@ -82,7 +82,7 @@ def build_all(folder: Path) -> None:
 
 
 def run_case(context: Any, name: str, path: Path, way: str, *, timeout_s: float) -> None:
-    """Run one way of sharing in processes of its own, and end those that take too long."""
+    """Run one way of sharing in separate processes, and end those that take too long."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -37,9 +37,9 @@ def estimate_memory(
     gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
-    serving: ServingOptions | None = None,
     parallel: str | Sequence[str] | GpuGroup | None = None,
     num_nodes: int = 1,
+    serving: ServingOptions | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -62,10 +62,10 @@ def estimate_memory(
             GPU.
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
-        serving: An engine that would serve the model on the GPU; None for no such answer.
         parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
             or with commas. `gpu` then begins with their number: `8xh200`.
         num_nodes: Machines with that many GPUs each.
+        serving: An engine that would serve the model on the GPU; None for no such answer.
         revision: Branch, tag or commit, for Hub ids.
         trust_remote_code: Run Python code from the model's repository if it needs it.
         on_progress: Receives a few words on each step before it starts.
@@ -86,9 +86,9 @@ def estimate_memory(
         gpu=gpu,
         trace=trace,
         measure=measure,
-        serving=serving,
         parallel=parallel,
         num_nodes=num_nodes,
+        serving=serving,
         revision=revision,
         trust_remote_code=trust_remote_code,
         on_progress=on_progress,
@@ -105,9 +105,9 @@ def estimate_part(
     gpu: str | Gpu | None = None,
     trace: str | Path | None = None,
     measure: bool = False,
-    serving: ServingOptions | None = None,
     parallel: str | Sequence[str] | GpuGroup | None = None,
     num_nodes: int = 1,
+    serving: ServingOptions | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] | None = None,
@@ -169,11 +169,11 @@ def estimate_part(
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
+        if group is not None:
+            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
         if serving is not None and named_gpu is not None:
             answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
             estimate = replace(estimate, serving=answer)
-        if group is not None:
-            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)
             estimate = replace(estimate, notes=(note, *estimate.notes))

@@ -74,6 +74,16 @@ class Peak:
         return self.parts.workspace_bytes
 
     @property
+    def gradient_bytes(self) -> int:
+        """Gradients, in training."""
+        return self.parts.gradient_bytes
+
+    @property
+    def optimizer_state_bytes(self) -> int:
+        """The optimizer's states, in training."""
+        return self.parts.optimizer_state_bytes
+
+    @property
     def allocated_bytes(self) -> int | None:
         """The sum of all parts; None if the weights are unknown."""
         return self.parts.allocated_bytes

@@ -18,7 +18,7 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
-from moetool.memory.layouts.layout import Layout
+from moetool.memory.layout import Layout
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
@@ -49,7 +49,7 @@ _OF_A_PEAK = {
     "workspace_bytes": int | None,
 }
 _OF_A_TRAINING_PEAK = ("gradient_bytes", "optimizer_state_bytes")
-# They came later, so their columns are the last ones.
+_AT_PEAK = (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)
 _OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
 _PEAK_OF_A_PHASE = {
     phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
@@ -324,17 +324,14 @@ class Estimate(NamedFigures, Tabular):
             **{name: hints[name] for name in _LAST_OPTIONS},
             "host_cache_bytes": int | None,
             **{name: hints[name] for name in _OF_TRAINING},
-            **{f"at_peak_{name}": int for name in _OF_A_TRAINING_PEAK},
+            **{f"at_peak_{name}": int | None for name in _OF_A_TRAINING_PEAK},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Return one row, without the lists: fits, ranks and notes. Values are plain."""
         values = {
             **vars(self.scenario),
-            **{
-                f"at_peak_{name}": getattr(self.at_peak, name, None)
-                for name in (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)
-            },
+            **{f"at_peak_{name}": getattr(self.at_peak, name, None) for name in _AT_PEAK},
             **{f"measured_{name}": getattr(self.measured, name, None) for name in _FIGURES},
         }
         row = {
@@ -348,7 +345,7 @@ class Estimate(NamedFigures, Tabular):
 
 
 def _describe_peak(peak: Peak) -> dict[str, Any]:
-    return {name: getattr(peak, name) for name in (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)}
+    return {name: getattr(peak, name) for name in _AT_PEAK}
 
 
 def _describe_measurement(measured: Measurement) -> dict[str, Any]:

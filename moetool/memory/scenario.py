@@ -24,7 +24,6 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
-_OPTIONAL = ("attention", "experts_implementation", "optimizer", "cache_dtype")
 _MOST_BEAMS = 2**10
 
 
@@ -62,7 +61,6 @@ class Dtype(StrEnum):
         return cls(name) if name else None
 
 
-_OPTIONAL = ("attention", "experts_implementation", "cache_dtype")
 _ABBREVIATED_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",

@@ -10,7 +10,7 @@ from moetool.garbage import seldom_collected
 from moetool.memory.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.scenario import CacheKind, Scenario, Task
+from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
@@ -46,7 +46,10 @@ def run_by_device_map(
     """
     model = loader.load(scenario)
     if model.held is None or not model.runs_in_full_precision:
-        raise InputError("weights published quantized are not simulated on several GPUs.")
+        raise InputError(
+            "weights published quantized are not simulated on several GPUs.",
+            hint="Give --dtype bfloat16.",
+        )
     maps = DeviceMaps(model.held, scenario.quantization)
     device_map = maps.find_devices(budget_bytes=memory_bytes - CONTEXT_BYTES, num_gpus=num_gpus)
     loader.say(f"simulating {loader.name(scenario)}: device map on {num_gpus} GPUs")
@@ -54,7 +57,9 @@ def run_by_device_map(
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
-        is_cache_static=scenario.cache is CacheKind.STATIC,
+        cache=scenario.cache_plan,
+        num_beams=scenario.num_beams,
+        num_return_sequences=scenario.num_return_sequences,
         workspace_bytes=find_workspace_bytes(loader.gpu),
         lt_workspace_bytes=LT_WORKSPACE_BYTES,
     )
@@ -69,7 +74,10 @@ def run_by_device_map(
                 balanced = replace(options, is_routing_balanced=True, may_scan=True)
                 timeline = _run(begin(balanced), scenario)
             except CantSimulate as again:
-                raise InputError(f"it can't run without data: {again.reason}.") from error
+                raise InputError(
+                    f"it can't run without data: {again.reason}.",
+                    hint="Choose --parallel tensor or data.",
+                ) from error
             method = Method.APPROXIMATE
     devices = DeviceOfPath(device_map)
     runs = []
@@ -83,7 +91,10 @@ def run_by_device_map(
             lt_bytes=options.lt_workspace_bytes,
         )
         if not own.events:
-            raise InputError("a GPU gets nothing to run: there are more GPUs than layers.")
+            raise InputError(
+                "a GPU gets nothing to run: there are more GPUs than layers.",
+                hint="Give fewer GPUs.",
+            )
         replay = partial(_replay, own, weight_bytes)
         profile = replay(None)
         runs.append(
@@ -107,11 +118,11 @@ def _run(run: MemoryRun, scenario: Scenario) -> Timeline:
         return run.forward(num_prompt_tokens=scenario.num_prompt_tokens)
     if not scenario.num_new_tokens:
         return run.read(num_prompt_tokens=scenario.num_prompt_tokens)
-    sizes = {
-        "num_prompt_tokens": scenario.num_prompt_tokens,
-        "num_new_tokens": scenario.num_new_tokens,
-    }
-    found = simulate_generation(run, **sizes) if run.can_start_later else run.generate(**sizes)
+    num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
+    begin = partial(simulate_generation, run) if run.can_start_later else run.generate
+    found = begin(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
     if found is None:
-        raise InputError("its steps differ from one to the next.")
+        raise InputError(
+            "its steps differ from one to the next.", hint="Choose --parallel tensor or data."
+        )
     return found

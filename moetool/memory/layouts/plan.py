@@ -8,8 +8,8 @@ from dataclasses import replace
 from moetool.errors import InputError, UsageError
 from moetool.memory.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
+from moetool.memory.layout import Layout, RankMemory
 from moetool.memory.layouts.gpu_group import GpuGroup, ParallelWay
-from moetool.memory.layouts.layout import Layout, RankMemory
 from moetool.memory.layouts.mapped_runs import run_by_device_map
 from moetool.memory.layouts.shared_runs import NUMS_GPUS, SharedRuns
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -159,7 +159,9 @@ _PLANS = {
 def _run_whole(runs: ModelRuns, scenario: Scenario) -> SimulatedRun:
     run = runs.run(scenario)
     if run is None:
-        raise InputError("the size of the weights on a GPU is.")
+        raise InputError(
+            "the size of the weights on a GPU isn't stated.", hint="Give --dtype bfloat16."
+        )
     return run
 
 

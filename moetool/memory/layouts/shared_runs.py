@@ -88,7 +88,10 @@ class SharedRuns:
             return self._runs[num_gpus, rank]
         loader, scenario = self.loader, self.scenario
         if not loader.load(scenario).runs_in_full_precision:
-            raise InputError("it is unknown how transformers shares weights published quantized.")
+            raise InputError(
+                "it is unknown how transformers shares weights published quantized.",
+                hint="Give --dtype bfloat16.",
+            )
         say = f"simulating {loader.name(scenario)}: {self.way} parallel, rank {rank} of {num_gpus}"
         loader.say(say)
         skeleton = loader.builder.build(scenario)

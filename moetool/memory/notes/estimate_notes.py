@@ -31,7 +31,7 @@ OTHER_GPUS = (
 TIGHT = "Tight fit: the driver reserves a few hundred MiB of GPU memory."
 TRAINING_CONFIRMED = (
     "Steps of training were measured on an H200 for five geometries cut to a few layers: Mixtral with "
-    "its experts frozen was 2.2 % off, the others less than 0.5 %."
+    "its experts frozen was 2.2 % off, the others 0.05 % or less."
 )
 
 

@@ -97,8 +97,8 @@ def run_scenario(
         CantSimulate: The model's code needs data other than the router's choices.
     """
     if scenario.task is Task.TRAIN:
-        # Imported here because it builds on this package's runs.
-        from moetool.memory.training.training_runs import simulate_training
+        # The backward pass is only imported where it is used.
+        from moetool.memory.simulated.training_runs import simulate_training
 
         return simulate_training(
             skeleton,

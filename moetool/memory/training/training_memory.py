@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a step of training holds once the optimizer's states exist. Sizes are in bytes.
+    """The memory that a step of training holds once the optimizer has states, in bytes.
 
     Attributes:
         num_trained_parameters: Parameters that are trained.

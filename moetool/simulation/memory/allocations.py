@@ -160,8 +160,7 @@ class AllocationRecorder:
         """
         self._layer = ""
         names = {block: -1 - position for block, position in mark.positions.items()}
-        alive: set[int] = set()
-        workspaces = set(self._workspaces.values())
+        alive, workspaces = set[int](), set(self._workspaces.values())
         events: list[Event] = []
         # For each number of events since the mark, the number of those kept for other layers.
         num_own: list[int] = []

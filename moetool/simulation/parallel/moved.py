@@ -113,7 +113,7 @@ def part_by_device(
     Args:
         timeline: The run on all devices.
         devices: The device of each module.
-        device: The device.
+        device: The device whose blocks are kept.
         workspace_bytes: Memory that the first matrix product on a device takes for good.
         lt_bytes: Memory that the first product with a bias takes for good.
     """

@@ -65,7 +65,7 @@ def share_among_ranks(
         is_by_experts: Whether experts stay whole, each on one rank.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.distributed.utils import TransformersDeviceMesh
 
     sizes: dict[str, Any] = {"ep_size": num_ranks} if is_by_experts else {"tp_plan": "auto"}

@@ -34,7 +34,7 @@ class TrainingOptions:
     Attributes:
         batch_size: Number of sequences.
         num_tokens: Tokens of each sequence.
-        optimizer: The optimizer.
+        optimizer: The kind of optimizer, with its defaults.
         has_checkpointing: Whether layers run again in the backward pass instead of keeping their
             activations.
         has_padding: Whether the first sequence begins with a pad.
@@ -176,8 +176,11 @@ def _prepare(skeleton: PreTrainedModel, stack: ExitStack, *, has_checkpointing: 
             module.training = True
             stack.callback(setattr, module, "training", False)
     if has_checkpointing:
-        skeleton.gradient_checkpointing_enable()
-        stack.callback(skeleton.gradient_checkpointing_disable)
+        # transformers 5.24 calls it by another name, and warns of the old one.
+        is_new = hasattr(skeleton, "activation_checkpointing_enable")
+        name = "activation" if is_new else "gradient"
+        getattr(skeleton, f"{name}_checkpointing_enable")()
+        stack.callback(getattr(skeleton, f"{name}_checkpointing_disable"))
 
 
 def _make_inputs(options: TrainingOptions, known: KnownValues, token_id: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moetool.memory.notes.peak_causes import note_peak_cause
-from moetool.memory.scenario import Scenario
+from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 from tests.simulation.skeletons import build_family_skeleton
@@ -68,7 +68,7 @@ def test_short_prompts_need_no_note() -> None:
 def test_the_layer_of_a_peak_is_named_although_none_repeats_another() -> None:
     on_gpu, offloaded = (
         run(replace(LONG, num_new_tokens=2, cache=cache))[1].peaks
-        for cache in ("dynamic", "offloaded")
+        for cache in (CacheKind.DYNAMIC, CacheKind.OFFLOADED)
     )
     assert offloaded[0].operation == on_gpu[0].operation
     layers = [peak.layer for peak in (*on_gpu, *offloaded)]

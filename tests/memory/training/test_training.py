@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.memory.training import simulate_line
 from moetool.errors import UsageError
+from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.training.freezing import trained_except
 from moetool.memory.training.frozen_parts import FrozenPart
@@ -119,3 +120,21 @@ def test_a_part_that_the_model_lacks_is_refused() -> None:
         trained_except(skeleton, FrozenPart.SHARED_EXPERTS),
     ):
         pass
+
+
+def test_parts_add_up_to_the_peak() -> None:
+    (estimate,) = estimate_memory(
+        "demo", [Scenario(task=Task.TRAIN, batch_size=2, num_prompt_tokens=64)]
+    )
+    at_peak = estimate.to_dict()["at_peak"]
+    parts = sum(value for name, value in at_peak.items() if name.endswith("_bytes"))
+    assert parts == estimate.peak_allocated_bytes
+    training = estimate.training
+    assert training is not None
+    peaks = (
+        training.forward_peak_bytes,
+        training.backward_peak_bytes,
+        training.optimizer_peak_bytes,
+    )
+    assert max(peaks) == estimate.peak_allocated_bytes
+    assert training.optimizer_state_bytes == pytest.approx(2 * training.gradient_bytes, rel=0.01)
