@@ -84,7 +84,7 @@ def show(found: Mapping[str, Any]) -> None:
 def read_cut_config(name: str) -> dict[str, Any]:
     """Return the configuration of a case: a published one, cut to a few layers."""
     model, changes = CASES[name]
-    config = dict(read_published_config(model)) | changes
+    config: dict[str, Any] = dict(read_published_config(model)) | changes
     for field in _LISTS:
         if field in config:
             config[field] = config[field][: changes["num_hidden_layers"]]
@@ -201,7 +201,8 @@ def _offer_kernels(sources: Path | None) -> Iterator[None]:
         yield
         return
     from transformers.integrations import finegrained_fp8, hub_kernels
-    from transformers.quantizers import quantizer_mxfp4
+
+    quantizer_mxfp4: Any = importlib.import_module("transformers.quantizers.quantizer_mxfp4")
 
     sys.path.insert(0, str(sources))
     before = (quantizer_mxfp4.is_kernels_available, hub_kernels.get_kernel)

@@ -73,7 +73,7 @@ def convert_to_mxfp4(
     from transformers.integrations.mxfp4 import Mxfp4GptOssExperts, replace_with_mxfp4_linear
 
     converted: Any = copy.deepcopy(skeleton)
-    config_class: Any = transformers.Mxfp4Config
+    config_class: Any = getattr(transformers, "Mxfp4Config")  # noqa: B009 - loaded lazily
     with offer_kernels_on_meta():
         replace_with_mxfp4_linear(
             converted,
