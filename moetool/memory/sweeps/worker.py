@@ -31,7 +31,6 @@ class SweepOptions:
     measure: bool = False
     serving: ServingOptions | None = None
     parallel: GpuGroup | None = None
-    serving: ServingOptions | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
