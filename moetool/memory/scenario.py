@@ -24,6 +24,8 @@ NUM_NEW_TOKENS = 256
 # Beyond any machine's, so that a typo doesn't run for hours.
 _LARGEST_BATCH_SIZE = 2**20
 _MOST_TOKENS = 2**27
+# Without one, transformers or the task chooses.
+_OPTIONAL = ("attention", "experts_implementation", "cache_dtype", "optimizer")
 _MOST_BEAMS = 2**10
 
 
