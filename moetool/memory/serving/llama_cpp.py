@@ -82,7 +82,8 @@ def count_on_gpu_bytes(skeleton: PreTrainedModel, tensor_type: str) -> int:
     total = count_weights_bytes(skeleton, tensor_type)
     if head is not None and head.weight is embedding:
         return total
-    return total - math.ceil(TYPE_BYTES[tensor_type] * embedding.numel())
+    on_host: int = math.ceil(TYPE_BYTES[tensor_type] * embedding.numel())
+    return total - on_host
 
 
 def count_cache_bytes(
