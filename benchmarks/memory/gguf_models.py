@@ -112,7 +112,7 @@ def _list_tensors(
     """Yield each tensor of the file: experts stacked, and each matrix as rows of its inputs."""
 
     def name_of(path: str) -> str:
-        found = names.get_name(path, try_suffixes=(".weight", ".bias"))
+        found: str | None = names.get_name(path, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise KeyError(path)
         return found
@@ -140,8 +140,8 @@ def _list_tensors(
         else:
             yield name_of(path), values
     if config.model_type == "deepseek_v3":
-        for layer in range(config.first_k_dense_replace, config.num_hidden_layers):
-            yield f"blk.{layer}.exp_probs_b.bias", np.zeros(config.n_routed_experts, np.float32)
+        for number in range(config.first_k_dense_replace, config.num_hidden_layers):
+            yield f"blk.{number}.exp_probs_b.bias", np.zeros(config.n_routed_experts, np.float32)
 
 
 def _split_experts(path: str, values: np.ndarray, config: Any) -> Iterator[tuple[str, np.ndarray]]:

@@ -137,7 +137,7 @@ def measure(name: str, path: Path, way: str, rank: int, port: int) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        from transformers.distributed import DistributedConfig
+        from transformers.distributed.configuration_utils import DistributedConfig
 
         size: dict[str, Any] = {"tp_size": NUM_GPUS, "tp_plan": "auto"}
         if way == "expert":
@@ -188,7 +188,8 @@ def measure(name: str, path: Path, way: str, rank: int, port: int) -> None:
                 "card": torch.cuda.get_device_name(device),
             }
             if way == "device-map" and batch_size == SCENARIOS[0][0] and not place:
-                line["map"] = {key: str(value) for key, value in model.hf_device_map.items()}
+                device_map: dict[str, Any] = vars(model)["hf_device_map"]
+                line["map"] = {key: str(value) for key, value in device_map.items()}
             print(json.dumps(line), flush=True)
 
 

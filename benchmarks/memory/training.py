@@ -112,7 +112,9 @@ def measure_case(model: str, options: Mapping[str, Any]) -> tuple[dict[str, Any]
         skeleton.gradient_checkpointing_enable()
     trained = [each for each in skeleton.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    peaks, seconds, sizes = [], 0.0, []
+    peaks: list[int] = []
+    sizes: list[Any] = []
+    seconds = 0.0
     for number in range(NUM_STEPS):
         torch.cuda.reset_peak_memory_stats()
         is_last = number == NUM_STEPS - 1

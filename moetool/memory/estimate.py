@@ -130,9 +130,11 @@ def estimate_part(
     measure = take_flag(measure, name="measure")
     trust_remote_code = take_flag(trust_remote_code, name="trust_remote_code")
     trace = None if trace is None else take_path(trace, name="trace")
-    group = parallel
-    if not isinstance(group, GpuGroup):
-        group = take_group(gpu, parallel, num_nodes=num_nodes)
+    group = (
+        parallel
+        if isinstance(parallel, GpuGroup)
+        else take_group(gpu, parallel, num_nodes=num_nodes)
+    )
     if group is not None:
         gpu = group.gpu
     named_gpu = None if gpu is None else _take_gpu(gpu)
@@ -164,8 +166,9 @@ def estimate_part(
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
-    for scenario in scenarios if group is not None else ():
-        refuse_layouts(loader, scenario, group)
+    if group is not None:
+        for scenario in scenarios:
+            refuse_layouts(loader, scenario, group)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)

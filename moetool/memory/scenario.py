@@ -63,6 +63,8 @@ class Dtype(StrEnum):
         return cls(name) if name else None
 
 
+# Options that may be None.
+_OPTIONAL = ("attention", "experts_implementation", "cache_dtype", "optimizer")
 _ABBREVIATED_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",

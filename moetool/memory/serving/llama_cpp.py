@@ -78,12 +78,12 @@ def count_on_gpu_bytes(skeleton: PreTrainedModel, tensor_type: str) -> int:
     """
     table: Any = skeleton.get_input_embeddings()
     head: Any = skeleton.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding = table.weight
+    embedding: Any = table.weight
     total = count_weights_bytes(skeleton, tensor_type)
     if head is not None and head.weight is embedding:
         return total
-    on_host: int = math.ceil(TYPE_BYTES[tensor_type] * embedding.numel())
-    return total - on_host
+    num_values: int = embedding.numel()
+    return total - math.ceil(TYPE_BYTES[tensor_type] * num_values)
 
 
 def count_cache_bytes(

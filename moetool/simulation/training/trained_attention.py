@@ -20,7 +20,8 @@ def attention_as_on_gpu() -> Iterator[None]:
     while matrix products would keep all scores.
     """
     # Not a mode for functions: those are off while autograd runs a checkpointed layer once more.
-    library = torch.library.Library("aten", "IMPL")
+    make_library: Any = torch.library.Library
+    library = make_library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", _attend, "AutogradMeta", allow_override=True)
     try:
         yield

@@ -119,7 +119,9 @@ def test_data_parallel_ranks_run_their_sequences_alone(tmp_path: Path) -> None:
 def test_a_device_map_parts_weights_and_cache(tmp_path: Path) -> None:
     estimate = _estimate(tmp_path, "mixtral", "2x24GiB", "device-map")
     (layout,) = estimate.layouts
-    assert sum(rank.figures.cache_bytes for rank in layout.ranks) == estimate.figures.cache_bytes
+    assert (
+        sum(rank.figures.cache_bytes or 0 for rank in layout.ranks) == estimate.figures.cache_bytes
+    )
     weights = [rank.figures.weights_bytes or 0 for rank in layout.ranks]
     assert min(weights) > 0
     assert abs(sum(weights) - (estimate.figures.weights_bytes or 0)) <= 512 * 4

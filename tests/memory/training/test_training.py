@@ -108,7 +108,7 @@ def test_partial_sums_of_rows_are_an_h200s() -> None:
 def test_options_without_training_are_refused() -> None:
     for words in ({"optimizer": "sgd"}, {"has_checkpointing": True}, {"frozen": "router"}):
         with pytest.raises(UsageError, match="no effect: nothing is trained"):
-            Scenario(**words)  # type: ignore[arg-type]
+            Scenario(**words)
     with pytest.raises(UsageError, match="can't be trained"):
         Scenario(task=Task.TRAIN, quantization="nf4")  # type: ignore[arg-type]
 
