@@ -32,6 +32,8 @@ OPTIONS = {
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
     | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
+    | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
+    | {"--engine-overhead"}
     | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {
