@@ -277,10 +277,8 @@ class Estimate(NamedFigures, Tabular):
             "stored": self.stored,
             "limits": self.limits,
             "ranks": self.ranks,
-            "layouts": self.layouts,
             "offload": self.offload,
             "speed": self.speed,
-            "serving": self.serving,
             "measured": _describe_measurement(self.measured) if self.measured else None,
             "fits_dequantized": self.fits_dequantized,
             "confirmed_on": self.confirmed_on,
@@ -292,8 +290,10 @@ class Estimate(NamedFigures, Tabular):
             "smallest_gpu": self.smallest_gpu,
             "does_fit": self.does_fit,
             "headroom_bytes": self.headroom_bytes,
-            "training": self.training,
             "host_cache_bytes": self.host_cache_bytes,
+            "layouts": self.layouts,
+            "serving": self.serving,
+            "training": self.training,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain

@@ -33,7 +33,8 @@ OPTIONS = {
     | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
-    | {"--engine-overhead"}
+    | {"--engine-overhead", "--parallel", "--nodes"}
+    | {"--optimizer", "--gradient-checkpointing", "--freeze"}
     | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {
