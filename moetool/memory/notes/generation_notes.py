@@ -25,6 +25,8 @@ def is_measured(scenario: Scenario) -> bool:
         scenario.attention not in _FLASH
         and scenario.cache_dtype is None
         and scenario.cache is not CacheKind.OFFLOADED_STATIC
+        and scenario.num_return_sequences == 1
+        and (scenario.num_beams == 1 or scenario.cache is not CacheKind.STATIC)
     )
 
 
