@@ -71,7 +71,8 @@ def test_json_has_every_key_that_was_promised(mixtral: Estimate) -> None:
         *("model", "scenario", "method", *FIGURES, "context_bytes", "at_peak", "peaks"),
         *("variants", "fits", "notes"),
     } <= set(estimate)
-    parts = ("weights_bytes", "cache_bytes", "activation_bytes", "workspace_bytes")
+    parts = ["weights_bytes", "cache_bytes", "activation_bytes", "workspace_bytes"]
+    parts += ["gradient_bytes", "optimizer_state_bytes"]
     assert set(estimate["at_peak"]) == {"phase", "layer", "operation", *parts}
     assert sum(estimate["at_peak"][part] for part in parts) == estimate["peak_allocated_bytes"]
     assert estimate["at_peak"] in estimate["peaks"]

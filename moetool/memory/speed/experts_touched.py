@@ -135,7 +135,8 @@ def read_routing(path: Path, choices: Mapping[MoeLayer, int]) -> Routing:
     _refuse_other_model(source, counts, choices)
     of_all = _find_shares(counts.layers, choices)
     of_phase = {
-        phase: _find_shares(_count_phase(source, phase, choices).layers, choices) for phase in Phase
+        phase: _find_shares(_count_phase(source, phase, choices).layers, choices)
+        for phase in (Phase.PREFILL, Phase.DECODE)
     }
     notes = [
         *source.notes,

@@ -112,7 +112,7 @@ from tests.report.memory.estimates import make_estimate
             ["demo", "--quantization", "int4"], Refusal(2, error="'int4'"), id="a quantization"
         ),
         pytest.param(["demo", "--dtype", "int8"], Refusal(2, error="'int8'"), id="a dtype"),
-        pytest.param(["demo", "--task", "train"], Refusal(2, error="'train'"), id="a task"),
+        pytest.param(["demo", "--task", "tune"], Refusal(2, error="'tune'"), id="a task"),
         pytest.param(
             ["demo", "--attention", "flash"], Refusal(2, error="'flash'"), id="an attention"
         ),
@@ -189,6 +189,8 @@ def test_by_default_one_scenario_is_run_and_shown_as_a_page(
         "gpu": None,
         "trace": None,
         "measure": False,
+        "serving": None,
+        "parallel": None,
         "revision": None,
         "trust_remote_code": False,
     }
@@ -257,6 +259,8 @@ def test_every_option_is_passed_on(fake: FakeEstimates, tmp_path: Path) -> None:
         "gpu": find_gpu("24GiB"),
         "trace": Path("trace.parquet"),
         "measure": True,
+        "serving": None,
+        "parallel": None,
         "revision": "main",
         "trust_remote_code": True,
     }

@@ -32,16 +32,22 @@ USAGE: dict[tuple[str, ...], Refusal] = {
         2, error="--quantization can't be 'fp8'.", hint="Name a checkpoint published in fp8"
     ),
     (*MEMORY, "--task", "training"): Refusal(
-        2, error="--task can't be 'training'.", hint="Choose generate, forward or trace."
+        2,
+        error="--task can't be 'training'.",
+        hint="Did you mean train? Choose generate, forward, trace or train.",
     ),
     (*MEMORY, "--experts", "all"): Refusal(
         2, error="--experts can't be 'all'.", hint="Choose as-loaded or quantized."
     ),
-    (*MEMORY, "--cache", "offloaded"): Refusal(
-        2, error="--cache can't be 'offloaded'.", hint="Choose dynamic or static."
+    (*MEMORY, "--cache", "offload"): Refusal(
+        2,
+        error="--cache can't be 'offload'.",
+        hint="Did you mean offloaded? Choose dynamic, static",
     ),
     (*MEMORY, "--attention", "flash"): Refusal(
-        2, error="--attention can't be 'flash'.", hint="Choose eager or sdpa."
+        2,
+        error="--attention can't be 'flash'.",
+        hint="Choose eager, sdpa, flash_attention_2 or flash_attention_3.",
     ),
     (*MEMORY, "--experts-implementation", "triton"): Refusal(
         2, error="--experts-implementation can't be 'triton'.", hint="grouped_mm or batched_mm."
