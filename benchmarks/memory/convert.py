@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import moetool
 from benchmarks.memory.accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
 from moetool.memory.figures import MemoryFigures
 from moetool.memory.measured.geometry import describe_geometry
+from moetool.memory.measured.machine import list_versions
 from moetool.memory.measured.measurement import BusBandwidth, PhaseTimes
 from moetool.memory.receipts.receipt import Card, Prediction, Receipt, Shown
 from moetool.memory.receipts.saving import find_card_id, render_receipts
@@ -131,12 +129,7 @@ def predict(builder: Any, scenario: Any, *, gpu: str | None, transformers: str) 
         context_bytes=CONTEXT_BYTES,
         prefill_at_least_s=bound.prefill_s if gpu else None,
         decode_at_least_s_per_token=bound.decode_s_per_token if gpu else None,
-        versions={
-            "moetool": moetool.__version__,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
+        versions=list_versions(),
     )
 
 

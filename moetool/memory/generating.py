@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moetool.choices import without_effect
 from moetool.errors import UsageError
 from moetool.simulation.caches.kinds import CacheKind
+from moetool.simulation.run_options import choose_search
 
 if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario
@@ -32,11 +33,7 @@ def choose_generation(scenario: Scenario) -> dict[str, Any]:
         backend = {"backend": scenario.cache_dtype.backend}
         bits = {} if backend["backend"] == "fp8" else {"nbits": scenario.cache_dtype.num_bits}
         options["cache_config"] = {**backend, **bits}
-    if scenario.num_sequences > scenario.batch_size:
-        options["num_beams"] = scenario.num_beams
-        options["num_return_sequences"] = scenario.num_return_sequences
-        options["do_sample"] = scenario.num_beams == 1
-    return options
+    return {**options, **choose_search(scenario.num_beams, scenario.num_return_sequences)}
 
 
 def refuse_generating(scenario: Scenario) -> None:

@@ -75,10 +75,15 @@ class RunOptions:
 
     def choose_search(self) -> dict[str, Any]:
         """Return the arguments by which `generate` searches for the best tokens, or samples them."""
-        if self.num_beams == self.num_return_sequences == 1:
-            return {}
-        return {
-            "num_beams": self.num_beams,
-            "num_return_sequences": self.num_return_sequences,
-            "do_sample": self.num_beams == 1,
-        }
+        return choose_search(self.num_beams, self.num_return_sequences)
+
+
+def choose_search(num_beams: int, num_return_sequences: int) -> dict[str, Any]:
+    """Return the arguments of `generate` for a search with beams, or for samples."""
+    if num_beams == num_return_sequences == 1:
+        return {}
+    return {
+        "num_beams": num_beams,
+        "num_return_sequences": num_return_sequences,
+        "do_sample": num_beams == 1,
+    }

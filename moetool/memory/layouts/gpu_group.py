@@ -66,7 +66,7 @@ def take_group(
         num_nodes: Machines with that many GPUs each.
 
     Raises:
-        UsageError: A way or the GPU is unknown, the GPUs are of several kinds, or there is no number.
+        UsageError: A way or the GPU is unknown, the GPUs are of several kinds, or their number is missing.
     """
     num_nodes = take_count(num_nodes, name="number of nodes", smallest=1, largest=_MOST_GPUS)
     if parallel is None:

@@ -32,13 +32,18 @@ def describe_machine(*, ask: Ask = ask_driver) -> Machine:
         memory_bytes=torch.cuda.get_device_properties(0).total_memory,
         driver=_find_driver(ask),
         cuda=torch.version.cuda,
-        versions={
-            "moetool": moetool.__version__,
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
+        versions={**list_versions(), "torch": torch.__version__},
     )
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of what estimates and measures, by package, without importing torch."""
+    return {
+        "moetool": moetool.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
 
 
 def find_gpu_name() -> str:

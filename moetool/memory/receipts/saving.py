@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import moetool
 from moetool.catalogue.gpus import find_gpu
 from moetool.choices import take_flag, take_path
 from moetool.errors import UsageError
+from moetool.memory.measured.machine import list_versions
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.receipts.receipt import SCHEMA, Card, Prediction, Receipt, Shown
 from moetool.memory.result import Estimate
@@ -104,12 +102,7 @@ def make_receipt(estimate: Estimate, *, date: str | None = None) -> Receipt:
             context_bytes=estimate.context_bytes,
             prefill_at_least_s=speed.prefill_s if speed else None,
             decode_at_least_s_per_token=speed.decode_s_per_token if speed else None,
-            versions={
-                "moetool": moetool.__version__,
-                "torch": version("torch"),
-                "transformers": version("transformers"),
-                "python": platform.python_version(),
-            },
+            versions=list_versions(),
         ),
         measured=Shown(
             figures=measured.figures,

@@ -9,12 +9,14 @@ runs around them: masks, unpadding, and padding of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, modeling_flash_attention_utils, modeling_utils
+
+from moetool.simulation.meta.replaced import replaced
 
 # Of an H100 and an H200. Each runs two blocks at once.
 _NUM_PROCESSORS = 132
@@ -45,7 +47,7 @@ def standing_in_for_flash(implementation: str) -> Iterator[None]:
         "_process_flash_kwargs_fn": module._lazy_define_process_function(attend_varlen),
         "_loaded_implementation": implementation,
     }
-    with _replaced(module, functions):
+    with replaced(module, functions):
         yield
 
 
@@ -68,7 +70,7 @@ def set_flash(model: PreTrainedModel, implementation: str) -> None:
     entry = {**matrix[version], "general_availability_check": lambda *_, **__: True}
     set_attention: Any = model.set_attn_implementation
     changed = {"_flash_attn_import_error": lambda *_, **__: None}
-    with standing_in_for_flash(implementation), _replaced(modeling_utils.PreTrainedModel, changed):
+    with standing_in_for_flash(implementation), replaced(modeling_utils.PreTrainedModel, changed):
         before, matrix[version] = matrix[version], entry
         try:
             set_attention(implementation)
@@ -243,19 +245,6 @@ def _make_split(
 
 def _make_floats(query: torch.Tensor, number: int) -> torch.Tensor:
     return query.new_empty(number, dtype=torch.float32)
-
-
-@contextmanager
-def _replaced(holder: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Replace attributes, and put them back afterwards."""
-    before = {name: getattr(holder, name) for name in values if hasattr(holder, name)}
-    try:
-        for name in before:
-            setattr(holder, name, values[name])
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(holder, name, value)
 
 
 _KERNELS: dict[str | None, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {

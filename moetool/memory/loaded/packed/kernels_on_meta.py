@@ -10,12 +10,14 @@ grid are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from moetool.simulation.meta.replaced import replaced
 
 # Streaming multiprocessors of an H100 or H200. Others change buffers of a few MiB in decoding.
 _NUM_MULTIPROCESSORS = 132
@@ -30,20 +32,21 @@ def offer_kernels_on_meta() -> Iterator[None]:
     """Have transformers call these functions in place of kernels, and DeepGEMM's not at all."""
     from transformers.integrations import finegrained_fp8, hub_kernels, mxfp4
 
-    changes: tuple[tuple[Any, str, Any], ...] = (
-        (hub_kernels, "get_kernel", lambda *_, **__: MXFP4_KERNELS),
-        (mxfp4, "triton_kernels_hub", MXFP4_KERNELS),
-        (finegrained_fp8, "_FINEGRAINED_FP8", _make_fp8_kernels(finegrained_fp8)),
-        (finegrained_fp8, "is_deepgemm_loadable", lambda *_, **__: False),
+    changes: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (hub_kernels, {"get_kernel": lambda *_, **__: MXFP4_KERNELS}),
+        (mxfp4, {"triton_kernels_hub": MXFP4_KERNELS}),
+        (
+            finegrained_fp8,
+            {
+                "_FINEGRAINED_FP8": _make_fp8_kernels(finegrained_fp8),
+                "is_deepgemm_loadable": lambda *_, **__: False,
+            },
+        ),
     )
-    before = [(module, name, getattr(module, name, None)) for module, name, _ in changes]
-    for module, name, value in changes:
-        setattr(module, name, value)
-    try:
+    with ExitStack() as held:
+        for module, values in changes:
+            held.enter_context(replaced(module, values))
         yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 def _make_fp8_kernels(integration: Any) -> Any:

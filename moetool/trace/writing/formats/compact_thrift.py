@@ -169,7 +169,7 @@ class _Reader:
 def _find_kind(code: int) -> Kind:
     kind = _KIND_OF.get(code)
     if kind is None:
-        raise ValueError(f"There is no type {code}.")
+        raise ValueError(f"Thrift has no type {code}.")
     return kind
 
 
