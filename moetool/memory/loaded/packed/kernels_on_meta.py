@@ -80,10 +80,7 @@ def _multiply_fp8_by_row(
     output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     del expert_ids
-    quantized = _quantize_inputs(inputs, weight, scales, block_size)
-    output = _make_output(inputs, weight.shape[1], output_dtype)
-    del quantized
-    return output
+    return _multiply_by_expert(inputs, weight, scales, block_size, output_dtype)
 
 
 def _multiply_fp8_by_group(
@@ -96,6 +93,16 @@ def _multiply_fp8_by_group(
     output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     del offsets, tokens_per_expert
+    return _multiply_by_expert(inputs, weight, scales, block_size, output_dtype)
+
+
+def _multiply_by_expert(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    block_size: list[int] | None,
+    output_dtype: torch.dtype | None,
+) -> torch.Tensor:
     quantized = _quantize_inputs(inputs, weight, scales, block_size)
     output = _make_output(inputs, weight.shape[1], output_dtype)
     del quantized
