@@ -1,0 +1,1 @@
+"""Models loaded with quantized weights, their routed experts included."""
