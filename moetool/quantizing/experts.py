@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -168,9 +169,7 @@ def _run_few(
     )
 
 
-def _run_grouped(
-    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor
-) -> torch.Tensor:
+def _run_grouped(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return each assignment's output, with rows sorted by expert.
 
     Returns:
@@ -212,7 +211,7 @@ def _count(ordered: torch.Tensor, num_experts: int) -> list[int]:
     """Return the number of rows of each expert with matrices."""
     edges = torch.arange(num_experts + 1, device=ordered.device, dtype=ordered.dtype)
     bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
-    return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(bounds)]
 
 
 def _iter_chunks(
@@ -272,5 +271,3 @@ def _finish(module: Any, rows: torch.Tensor) -> torch.Tensor:
         module.post_expert_norm(rows) if getattr(module, "has_post_expert_norm", False) else rows
     )
     return finished
-
-

@@ -15,7 +15,9 @@ from moetool.errors import DenseModelError, UsageError
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 _PAIRS = ({"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"})
-_LINEARS_ONLY = "Give --no-quantize-experts (quantize_experts=False) to quantize linear layers only."
+_LINEARS_ONLY = (
+    "Give --no-quantize-experts (quantize_experts=False) to quantize linear layers only."
+)
 
 
 def find_matrices(module: nn.Module) -> tuple[ExpertMatrix, ExpertMatrix] | None:

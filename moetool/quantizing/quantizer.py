@@ -60,13 +60,14 @@ class ExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """Return the configuration of the linear layers, as transformers takes it."""
         make: Any = BitsAndBytesConfig
         if not self.packing.is_4bit:
-            config: BitsAndBytesConfig = make(load_in_8bit=True)
-            return config
-        config = make(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=self.quantization,
-            bnb_4bit_use_double_quant=self.double_quantization,
-        )
+            settings: dict[str, Any] = {"load_in_8bit": True}
+        else:
+            settings = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": self.quantization,
+                "bnb_4bit_use_double_quant": self.double_quantization,
+            }
+        config: BitsAndBytesConfig = make(**settings)
         return config
 
 

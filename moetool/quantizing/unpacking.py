@@ -83,9 +83,7 @@ def _unpack_int8(codes: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype
     return torch.mul(codes, scale.unsqueeze(-1)).mul_(INT8_STEP).to(dtype)
 
 
-def _unpack_scales(
-    codes: torch.Tensor, nested: torch.Tensor, offset: torch.Tensor
-) -> torch.Tensor:
+def _unpack_scales(codes: torch.Tensor, nested: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     table = nested_table(codes.device)
     scales = torch.nn.functional.embedding(codes.int(), table.unsqueeze(1)).squeeze(-1)
     repeated = nested.repeat_interleave(NESTED_BLOCK_SIZE, dim=1)[:, : codes.shape[1]]
@@ -95,7 +93,11 @@ def _unpack_scales(
 def _unpack_4bit(
     codes: torch.Tensor, absmax: torch.Tensor, quantization: Quantization, *, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return weights by plain torch. # (num_experts, out_features * in_features)"""
+    """Return weights, computed by plain torch.
+
+    Returns:
+        # (num_experts, out_features * in_features)
+    """
     pairs = _pair_table(quantization, codes.device)
     weights = torch.nn.functional.embedding(codes.flatten(1).int(), pairs).flatten(1)
     num_weights = weights.shape[1]
@@ -129,7 +131,11 @@ def nested_table(device: torch.device) -> torch.Tensor:
 
 @functools.cache
 def _pair_table(quantization: Quantization, device: torch.device) -> torch.Tensor:
-    """Return the two values of each byte, the higher bits' first. # (256, 2)"""
+    """Return the two values of each byte, the higher bits' first.
+
+    Returns:
+        # (256, 2)
+    """
     table = code_table(quantization, device)
     byte = torch.arange(256, device=device)
     return torch.stack([table[byte >> 4], table[byte & 15]], dim=1)

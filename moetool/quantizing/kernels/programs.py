@@ -7,7 +7,7 @@ from triton import language as tl
 
 
 @triton.jit
-def multiply_4bit(  # noqa: D417, N803 - Triton names constants in capitals
+def multiply_4bit(
     rows_ptr,  # type: ignore[no-untyped-def]
     codes_ptr,
     absmax_ptr,
@@ -59,9 +59,7 @@ def multiply_4bit(  # noqa: D417, N803 - Triton names constants in capitals
         is_block = block < blocks_per_row
         place = block[:, None] * 32 + within[None, :]
         even = tl.load(rows_ptr + place, mask=is_block[:, None], other=0.0).to(tl.float32)
-        odd = tl.load(rows_ptr + BYTES + place, mask=is_block[:, None], other=0.0).to(
-            tl.float32
-        )
+        odd = tl.load(rows_ptr + BYTES + place, mask=is_block[:, None], other=0.0).to(tl.float32)
         is_there = is_out[:, None] & is_block[None, :]
         scale_place = out[:, None] * blocks_per_row + block[None, :]
         scale = tl.load(absmax_ptr + scale_place, mask=is_there, other=0)
@@ -87,7 +85,7 @@ def multiply_4bit(  # noqa: D417, N803 - Triton names constants in capitals
 
 
 @triton.jit
-def multiply_int8(  # noqa: D417, N803 - Triton names constants in capitals
+def multiply_int8(
     rows_ptr,  # type: ignore[no-untyped-def]
     codes_ptr,
     scale_ptr,
@@ -137,7 +135,7 @@ def multiply_int8(  # noqa: D417, N803 - Triton names constants in capitals
 
 
 @triton.jit
-def dequantize_int8(  # noqa: D417, N803 - Triton names constants in capitals
+def dequantize_int8(
     codes_ptr,  # type: ignore[no-untyped-def]
     scale_ptr,
     out_ptr,
