@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from moetool.anatomy.components import Component
 from moetool.anatomy.routing.moe_layers import FoundExperts, describe_unread, find_experts
@@ -94,6 +98,30 @@ def _check_width(path: str, matrix: ExpertMatrix, packing: Packing) -> None:
             "weights share a byte.",
             hint="Use --quantization int8, or --no-quantize-experts.",
         )
+
+
+def list_modules_left_out(model: PreTrainedModel) -> list[str]:
+    """Return the paths of modules in which no linear layer is quantized.
+
+    These are transformers' own, such as the head, and layers that decide on experts.
+    """
+    choose: Any = HfQuantizer.get_modules_to_not_convert
+    left_out: list[str] = choose(model, None, list(model._keep_in_fp32_modules or ()))
+    return [*left_out, *list_plain_linears(model)]
+
+
+def list_converted_linears(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Return the path and module of each linear layer that bitsandbytes quantizes.
+
+    Transformers' `replace_with_bnb_linear` replaces the same.
+    """
+    left_out = list_modules_left_out(model)
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if (type(module) is nn.Linear or isinstance(module, Conv1D))
+        and should_convert_module(path, left_out)
+    ]
 
 
 def list_plain_linears(model: PreTrainedModel) -> list[str]:

@@ -22,8 +22,9 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moetool.quantized.kinds import Quantization
+from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
-from moetool.quantizing.layout import list_packable, list_plain_linears
+from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 METHOD = "moetool"
@@ -50,6 +51,13 @@ class ExpertsConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quantization = Quantization(quantization).value
         self.double_quantization = double_quantization
         self.quantize_experts = quantize_experts
+
+    @property
+    def choice(self) -> QuantizationChoice:
+        """What is quantized."""
+        return QuantizationChoice(
+            Quantization(self.quantization), self.double_quantization, self.quantize_experts
+        )
 
     @property
     def packing(self) -> Packing:
@@ -183,6 +191,13 @@ class PackWeights(ConversionOps):  # type: ignore[misc]
         return converted
 
 
+def make_config(choice: QuantizationChoice) -> ExpertsConfig:
+    """Return the `quantization_config` of a choice, for `from_pretrained`."""
+    return ExpertsConfig(
+        choice.quantization.value, choice.is_double_quantized, choice.quantizes_experts
+    )
+
+
 def find_matrix(model: PreTrainedModel, path: str) -> ExpertMatrix | None:
     """Return what the parameter at a path stacks; None unless it is in a packed module."""
     module, name = get_module_from_name(model, path)
@@ -204,10 +219,7 @@ def prepare_model(
         is_quantized: Whether the files hold quantized weights.
     """
     packable = list_packable(model, config.packing) if config.quantize_experts else []
-    left_out = linears.get_modules_to_not_convert(
-        model, None, list(model._keep_in_fp32_modules or ())
-    )
-    linears.modules_to_not_convert = [*left_out, *list_plain_linears(model)]
+    linears.modules_to_not_convert = list_modules_left_out(model)
     # The dtype of hidden states: by default transformers would multiply in float32.
     linears.quantization_config.bnb_4bit_compute_dtype = model.dtype
     for _, module, matrices in packable:
