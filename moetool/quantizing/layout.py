@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from moetool.anatomy.components import Component
@@ -103,11 +102,17 @@ def _check_width(path: str, matrix: ExpertMatrix, packing: Packing) -> None:
 def list_modules_left_out(model: PreTrainedModel) -> list[str]:
     """Return the paths of modules in which no linear layer is quantized.
 
-    These are transformers' own, such as the head, and layers that decide on experts.
+    These are the ones that transformers' `get_keys_to_not_convert` finds while it loads a model, when
+    nothing is tied yet, and layers that decide on experts or tokens.
     """
-    choose: Any = HfQuantizer.get_modules_to_not_convert
-    left_out: list[str] = choose(model, None, list(model._keep_in_fp32_modules or ()))
-    return [*left_out, *list_plain_linears(model)]
+    tied: dict[str, str] = model.all_tied_weights_keys
+    *_, (last, _) = model.named_parameters(remove_duplicate=False)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    heads = [path for path, module in model.named_modules() if module is head]
+    weights = [*tied, *tied.values(), last]
+    left_out = [*(weight.removesuffix(".weight") for weight in weights), *heads]
+    kept = model._keep_in_fp32_modules or ()
+    return list(dict.fromkeys([*left_out, *kept, *list_plain_linears(model)]))
 
 
 def list_converted_linears(model: PreTrainedModel) -> list[tuple[str, Any]]:
@@ -125,10 +130,11 @@ def list_converted_linears(model: PreTrainedModel) -> list[tuple[str, Any]]:
 
 
 def list_plain_linears(model: PreTrainedModel) -> list[str]:
-    """Return the paths of linear layers that decide on experts: routers and shared experts' gates.
+    """Return the paths of linear layers that decide on experts or tokens.
 
-    Their weights are few, and an error in them changes which experts run. Most routers of
-    transformers aren't linear layers, which bitsandbytes leaves alone anyway.
+    These are routers, gates of shared experts, and heads. An error in a router changes which experts
+    run. Most routers of transformers aren't linear layers, which bitsandbytes leaves alone anyway,
+    and most heads it leaves alone too, but not those of models around language models.
     """
     return list(_iter_plain_linears(model, find_experts(model)))
 
@@ -140,5 +146,5 @@ def _iter_plain_linears(model: PreTrainedModel, found: FoundExperts) -> Iterator
             continue
         component = placement.place(f"{path}.weight").component
         is_gate = component is Component.SHARED_EXPERTS and module.out_features == 1
-        if component is Component.ROUTER or is_gate:
+        if is_gate or component in (Component.ROUTER, Component.LM_HEAD):
             yield path
