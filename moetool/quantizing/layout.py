@@ -49,19 +49,20 @@ def _describe(name: str, stack: nn.Parameter, is_transposed: bool) -> ExpertMatr
 
 
 def list_packable(
-    model: PreTrainedModel, packing: Packing
+    model: PreTrainedModel, packing: Packing, *, found: FoundExperts | None = None
 ) -> list[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]]:
     """Return the path, module and matrices of all experts of a model.
 
     Args:
         model: With plain weights, also on the meta device.
         packing: The format that they shall have.
+        found: Its routed experts, if they are known.
 
     Raises:
         DenseModelError: The model has no routed experts.
         UsageError: Some of its experts aren't the fused pair, or too narrow for the format.
     """
-    found = find_experts(model)
+    found = found or find_experts(model)
     name = type(model).__name__
     if found.is_dense:
         raise DenseModelError(
@@ -99,7 +100,9 @@ def _check_width(path: str, matrix: ExpertMatrix, packing: Packing) -> None:
         )
 
 
-def list_modules_left_out(model: PreTrainedModel) -> list[str]:
+def list_modules_left_out(
+    model: PreTrainedModel, *, found: FoundExperts | None = None
+) -> list[str]:
     """Return the paths of modules in which no linear layer is quantized.
 
     These are the ones that transformers' `get_keys_to_not_convert` finds while it loads a model, when
@@ -112,15 +115,18 @@ def list_modules_left_out(model: PreTrainedModel) -> list[str]:
     weights = [*tied, *tied.values(), last]
     left_out = [*(weight.removesuffix(".weight") for weight in weights), *heads]
     kept = model._keep_in_fp32_modules or ()
-    return list(dict.fromkeys([*left_out, *kept, *list_plain_linears(model)]))
+    plain = _iter_plain_linears(model, found or find_experts(model))
+    return list(dict.fromkeys([*left_out, *kept, *plain]))
 
 
-def list_converted_linears(model: PreTrainedModel) -> list[tuple[str, Any]]:
+def list_converted_linears(
+    model: PreTrainedModel, *, found: FoundExperts | None = None
+) -> list[tuple[str, Any]]:
     """Return the path and module of each linear layer that bitsandbytes quantizes.
 
     Transformers' `replace_with_bnb_linear` replaces the same.
     """
-    left_out = list_modules_left_out(model)
+    left_out = list_modules_left_out(model, found=found)
     return [
         (path, module)
         for path, module in model.named_modules()
@@ -129,17 +135,13 @@ def list_converted_linears(model: PreTrainedModel) -> list[tuple[str, Any]]:
     ]
 
 
-def list_plain_linears(model: PreTrainedModel) -> list[str]:
-    """Return the paths of linear layers that decide on experts or tokens.
+def _iter_plain_linears(model: PreTrainedModel, found: FoundExperts) -> Iterator[str]:
+    """Yield the paths of linear layers that decide on experts or tokens.
 
     These are routers, gates of shared experts, and heads. An error in a router changes which experts
     run. Most routers of transformers aren't linear layers, which bitsandbytes leaves alone anyway,
     and most heads it leaves alone too, but not those of models around language models.
     """
-    return list(_iter_plain_linears(model, find_experts(model)))
-
-
-def _iter_plain_linears(model: PreTrainedModel, found: FoundExperts) -> Iterator[str]:
     placement = Placement(model, found.layers, found.unreadable)
     for path, module in model.named_modules():
         if type(module) is not nn.Linear:

@@ -21,6 +21,7 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantized.kinds import Quantization
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
@@ -218,8 +219,9 @@ def prepare_model(
         linears: transformers' quantizer for linear layers.
         is_quantized: Whether the files hold quantized weights.
     """
-    packable = list_packable(model, config.packing) if config.quantize_experts else []
-    linears.modules_to_not_convert = list_modules_left_out(model)
+    found = find_experts(model)
+    packable = list_packable(model, config.packing, found=found) if config.quantize_experts else []
+    linears.modules_to_not_convert = list_modules_left_out(model, found=found)
     # The dtype of hidden states: by default transformers would multiply in float32.
     linears.quantization_config.bnb_4bit_compute_dtype = model.dtype
     for _, module, matrices in packable:

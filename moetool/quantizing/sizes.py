@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed
 from moetool.quantizing.layout import list_converted_linears, list_packable
@@ -52,7 +53,8 @@ def plan_bytes(
         MoetoolError: As `list_packable` does.
     """
     packing = Packing(choice.quantization, choice.is_double_quantized)
-    packable = list_packable(skeleton, packing) if choice.quantizes_experts else []
+    found = find_experts(skeleton)
+    packable = list_packable(skeleton, packing, found=found) if choice.quantizes_experts else []
     quantized: set[int] = set()
     experts = linears = 0
     for _, module, matrices in packable:
@@ -61,7 +63,7 @@ def plan_bytes(
             if id(parameter) not in quantized:
                 quantized.add(id(parameter))
                 experts += packing.count_bytes(matrix)
-    for _, linear in list_converted_linears(skeleton):
+    for _, linear in list_converted_linears(skeleton, found=found):
         if id(linear.weight) not in quantized:
             quantized.add(id(linear.weight))
             linears += _count_linear(linear.weight, packing)
