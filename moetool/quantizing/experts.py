@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moetool.quantizing.packing import ExpertMatrix, Packing
-from moetool.quantizing.unpacking import unpack
+from moetool.quantizing.unpacking import is_on_gpu, unpack
 
 # Dequantized matrices that exist at the same time, unless a single one takes more.
 CHUNK_BYTES = 256 * 2**20
@@ -141,7 +141,7 @@ def _run_few(
     """
     held: Any = module
     up, down = held.packed_matrices
-    if not hidden_states.is_cuda or hasattr(module, "identity_expert"):
+    if not is_on_gpu(hidden_states) or hasattr(module, "identity_expert"):
         return None
     from moetool.quantizing.kernels.launch import fits_kernel, multiply_each
 
@@ -230,7 +230,7 @@ def _multiply_groups(
 ) -> torch.Tensor:
     """Return the product of each expert's rows, which follow each other, with its matrix."""
     is_grouped = (
-        rows.is_cuda
+        is_on_gpu(rows)
         and rows.dtype is torch.bfloat16
         and len(sizes) >= _FEWEST_GROUPED
         and matrices.shape[1] % 8 == 0

@@ -49,20 +49,14 @@ def unpack(
         absmax = _unpack_scales(
             absmax, chosen[f"{matrix.name}_nested_absmax"], chosen[f"{matrix.name}_offset"]
         )
-    if codes.is_cuda and matrix.num_weights % BLOCK_SIZE == 0:
-        import bitsandbytes  # noqa: F401 - registers the operation
-
-        operations: Any = torch.ops
-        weights: torch.Tensor = operations.bitsandbytes.dequantize_4bit.default(
-            codes.reshape(-1, 1),
-            absmax.reshape(-1),
-            BLOCK_SIZE,
-            packing.quantization.value,
-            shape,
-            dtype,
-        )
-        return weights
+    if is_on_gpu(codes) and matrix.num_weights % BLOCK_SIZE == 0:
+        return _dequantize_4bit(codes, absmax, packing.quantization, shape=shape, dtype=dtype)
     return _unpack_4bit(codes, absmax, packing.quantization, dtype=dtype).view(shape)
+
+
+def is_on_gpu(tensor: torch.Tensor) -> bool:
+    """Return whether kernels for GPUs run on a tensor."""
+    return tensor.is_cuda
 
 
 def _choose(tensor: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
@@ -74,13 +68,31 @@ def _choose(tensor: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
 
 
 def _unpack_int8(codes: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-    if codes.is_cuda and dtype is not torch.float32:
+    if is_on_gpu(codes) and dtype is not torch.float32:
         from moetool.quantizing.kernels.launch import has_kernels, unpack_int8
 
         if has_kernels():
             return unpack_int8(codes, scale, dtype=dtype)
     # In float32 in both places, in bitsandbytes' order.
     return torch.mul(codes, scale.unsqueeze(-1)).mul_(INT8_STEP).to(dtype)
+
+
+def _dequantize_4bit(
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    quantization: Quantization,
+    *,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return weights, computed by bitsandbytes' kernel for GPUs."""
+    import bitsandbytes  # noqa: F401 - registers the operation
+
+    operations: Any = torch.ops
+    weights: torch.Tensor = operations.bitsandbytes.dequantize_4bit.default(
+        codes.reshape(-1, 1), absmax.reshape(-1), BLOCK_SIZE, quantization.value, shape, dtype
+    )
+    return weights
 
 
 def _unpack_scales(codes: torch.Tensor, nested: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:

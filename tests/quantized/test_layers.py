@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.quantized.modules import FourBitLinear, Int8Linear
+from moetool.quantizing.on_meta.linears import FourBitLinear, Int8Linear
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Origins
 

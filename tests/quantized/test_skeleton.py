@@ -19,7 +19,7 @@ from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
-from moetool.quantized.skeleton import quantize_skeleton
+from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.repeated.fingerprints import Fingerprints

@@ -96,7 +96,7 @@ class SkeletonBuilder:
             refuse_quantized_cache(skeleton, scenario, model=self.subject.model)
         if scenario.quantization is not Quantization.NONE:
             self._refuse_quantized()
-            from moetool.quantized.skeleton import quantize_skeleton
+            from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 
             quantize_skeleton(
                 skeleton,

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from moetool.quantized.operations import (
+from moetool.quantizing.on_meta.operations import (
     dequantize_4bit,
     dequantize_blockwise,
     gemm_4bit,

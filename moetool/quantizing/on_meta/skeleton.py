@@ -1,18 +1,20 @@
-"""Skeletons whose layers are quantized as transformers and bitsandbytes would quantize them."""
+"""Skeletons quantized as transformers, or moetool's own loader, would quantize them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from moetool.anatomy.routing.moe_layers import MoeLayer, find_experts
-from moetool.anatomy.skeleton.active_experts import list_expert_parameters
+from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
 from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.layout import list_converted_linears, list_packable
+from moetool.quantizing.on_meta.experts import pack_on_meta
+from moetool.quantizing.packing import ExpertMatrix, Packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,31 +34,40 @@ def quantize_skeleton(
 
     transformers has bitsandbytes replace only plain linear layers, except the output layer and
     layers that share its weights. Fused experts stay as they are unless `experts` says otherwise:
-    then their matrices are stored as by `bitsandbytes.nn.parametrize.replace_parameter_4bit`, and
-    all of them are dequantized whenever they run. The same goes for 8 bits, which no library does
-    today.
+    then the model is that of moetool's own loader, which packs them, leaves out layers that decide
+    on experts, and multiplies in the model's dtype. In a dense model it then quantizes linear layers
+    only.
 
     Args:
         skeleton: The model on the meta device, in the dtype it is loaded in.
         quantization: The format of the weights.
         is_double_quantized: Whether scales of 4-bit weights are quantized too.
         experts: Whether fused experts are quantized too.
-        compute_dtype: The dtype in which 4-bit layers multiply, by default that of transformers'
-            `BitsAndBytesConfig`.
+        compute_dtype: The dtype in which 4-bit layers multiply where transformers loads the model,
+            by default that of its `BitsAndBytesConfig`.
 
     Raises:
         UsageError: The model can't be quantized: its weights are quantized already, have a dtype
-            that bitsandbytes doesn't accept, or are not in layers that it replaces.
+            that bitsandbytes doesn't accept, or are not in layers that it replaces; or its experts
+            can't be packed.
     """
     if quantization is Quantization.NONE:
         return
-    from moetool.quantized.experts import quantize_parameters
-    from moetool.quantized.modules import FourBitLinear, Int8Linear
+    from moetool.quantizing.on_meta.linears import FourBitLinear, Int8Linear
 
     _refuse_quantized(skeleton)
-    linears = list(_find_linears(skeleton))
-    fused = list(_find_fused(skeleton)) if experts is QuantizedExperts.QUANTIZED else []
-    if not linears and not fused:
+    packing = Packing(quantization, is_double_quantized)
+    packable: list[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]] = []
+    if experts is QuantizedExperts.QUANTIZED:
+        found = find_experts(skeleton)
+        linears = list_converted_linears(skeleton, found=found)
+        compute_dtype = skeleton.dtype
+        if not found.is_dense:
+            packable = _list_packable(skeleton, packing, found=found)
+    else:
+        linears = list(_find_linears(skeleton))
+    _refuse_dtypes(linears, packable)
+    if not linears and not packable:
         raise UsageError(
             f"{type(skeleton).__name__} has no layer that bitsandbytes can quantize.",
             hint="Leave out --quantization.",
@@ -77,11 +88,33 @@ def quantize_skeleton(
             )
         skeleton.set_submodule(path, quantized.train(module.training))
     _mark_as_quantized(skeleton)
-    num_bits = 8 if quantization is Quantization.INT8 else 4
-    for owner, names in fused:
-        quantize_parameters(
-            owner, names, num_bits=num_bits, is_double_quantized=is_double_quantized
-        )
+    _pack_experts(packable, packing)
+
+
+def _pack_experts(
+    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]], packing: Packing
+) -> None:
+    """Pack experts in place; modules that shared matrices share the packed ones."""
+    packed: dict[int, tuple[nn.Parameter, dict[str, nn.Parameter]]] = {}
+    for _, module, matrices in packable:
+        plain = [module.get_parameter(matrix.name) for matrix in matrices]
+        pack_on_meta(module, matrices, packing)
+        for matrix, parameter in zip(matrices, plain, strict=True):
+            names = packing.list_tensors(matrix)
+            made = {name: module.get_parameter(name) for name in names}
+            # Plain parameters are kept alive, so that no other gets the id of one.
+            module._parameters.update(packed.setdefault(id(parameter), (parameter, made))[1])
+
+
+def _list_packable(
+    skeleton: PreTrainedModel, packing: Packing, *, found: FoundExperts
+) -> list[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]]:
+    try:
+        return list_packable(skeleton, packing, found=found)
+    except UsageError as error:
+        raise UsageError(
+            error.message, hint="Leave out --experts quantized.", facts=error.facts
+        ) from error
 
 
 def _mark_as_quantized(skeleton: PreTrainedModel) -> None:
@@ -104,14 +137,21 @@ def _refuse_quantized(skeleton: PreTrainedModel) -> None:
     )
 
 
-def _refuse_dtype(path: str, weight: torch.Tensor) -> None:
-    if weight.dtype in _FLOATS:
-        return
-    raise UsageError(
-        f"bitsandbytes can't quantize weights in {str(weight.dtype).removeprefix('torch.')}.",
-        hint="Give --dtype bfloat16.",
-        facts=[f"seen: {path}"],
-    )
+def _refuse_dtypes(
+    linears: Iterable[tuple[str, Any]],
+    packable: Iterable[tuple[str, nn.Module, tuple[ExpertMatrix, ExpertMatrix]]],
+) -> None:
+    weights = [(path, module.weight) for path, module in linears]
+    for path, module, matrices in packable:
+        weights += [(path, module.get_parameter(matrix.name)) for matrix in matrices]
+    for path, weight in weights:
+        if weight.dtype not in _FLOATS:
+            raise UsageError(
+                "bitsandbytes can't quantize weights in "
+                f"{str(weight.dtype).removeprefix('torch.')}.",
+                hint="Give --dtype bfloat16.",
+                facts=[f"seen: {path}"],
+            )
 
 
 def _find_linears(skeleton: PreTrainedModel) -> Iterator[tuple[str, Any]]:
@@ -126,27 +166,4 @@ def _find_linears(skeleton: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     for path, module in skeleton.named_modules():
         is_linear = type(module) is nn.Linear or isinstance(module, Conv1D)
         if is_linear and should_convert_module(path, left_out):
-            _refuse_dtype(path, module.weight)
             yield path, module
-
-
-def _find_fused(skeleton: PreTrainedModel) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-    """Yield modules that hold several experts' matrices in one parameter, with those parameters."""
-    found: dict[nn.Module, list[str]] = {}
-    for layer in find_experts(skeleton).layers:
-        for path, parameter in list_expert_parameters(skeleton, layer).items():
-            owner_path, _, name = path.rpartition(".")
-            owner = skeleton.get_submodule(owner_path)
-            if _is_fused(owner, parameter, layer) and name not in found.get(owner, ()):
-                _refuse_dtype(path, parameter)
-                found.setdefault(owner, []).append(name)
-    for owner, names in found.items():
-        yield owner, tuple(names)
-
-
-def _is_fused(owner: nn.Module, parameter: nn.Parameter, layer: MoeLayer) -> bool:
-    if isinstance(owner, nn.Linear | nn.Embedding) or parameter.dim() < 2:
-        return False
-    # One bias for each expert isn't a matrix. DBRX stacks the matrices of its experts.
-    num_experts = layer.num_experts + layer.num_identity_experts
-    return parameter.dim() > 2 or parameter.shape[0] != num_experts

@@ -1,0 +1,1 @@
+"""Quantized models without data: the same tensors and allocations as on a GPU."""

@@ -1,0 +1,99 @@
+"""Packed experts on the meta device: the loader's own code, with kernels that compute nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from moetool.quantizing import experts, kernels, unpacking
+from moetool.quantizing.experts import pack_module
+from moetool.quantizing.kernels import launch
+from moetool.quantized.kinds import Quantization
+from moetool.quantizing.on_meta.operations import dequantize_4bit
+from moetool.quantizing.packing import ExpertMatrix, Packing
+from moetool.simulation.meta.replaced import replaced
+
+
+def pack_on_meta(module: nn.Module, matrices: Sequence[ExpertMatrix], packing: Packing) -> None:
+    """Pack the experts of a module on the meta device, which runs there afterwards.
+
+    Its code is that of packed experts on a GPU: every tensor is made that is made there, in the same
+    order. Tables of 16 and 256 values, which all layers share on a GPU, live as long as they are
+    used. To know how many rows an expert gets, the code needs known routing.
+
+    Args:
+        module: The experts module.
+        matrices: Those that `find_matrices` finds in it.
+        packing: Their format.
+    """
+    pack_module(module, matrices, packing)
+    packed_class: Any = type(module)
+    module.__class__ = _class_on_meta(packed_class)
+
+
+@contextmanager
+def standing_in_for_kernels() -> Iterator[None]:
+    """Regard tensors on the meta device as on a GPU, and have kernels leave results unset.
+
+    Triton need not be installed, and bitsandbytes isn't imported.
+    """
+    is_on_gpu = {"is_on_gpu": lambda tensor: tensor.is_meta}
+    code_table = {"code_table": lambda *_: torch.empty(16, device="meta")}
+    nested_table = {"nested_table": lambda *_: torch.empty(256, device="meta")}
+    pair_table = {"_pair_table": lambda *_: torch.empty(256, 2, device="meta")}
+    changes: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (experts, is_on_gpu),
+        (unpacking, is_on_gpu | nested_table | pair_table | {"_dequantize_4bit": _dequantize}),
+        (launch, {"has_kernels": lambda: True} | code_table | nested_table),
+        # These write to tensors that `launch` makes.
+        (kernels, {"programs": _PROGRAMS}),
+    )
+    with ExitStack() as held:
+        for module, values in changes:
+            held.enter_context(replaced(module, values))
+        yield
+
+
+@functools.cache
+def _class_on_meta(packed_class: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass that runs on the meta device, under the same name."""
+
+    class PackedOnMeta(packed_class):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with standing_in_for_kernels():
+                return super().forward(*args, **kwargs)
+
+    PackedOnMeta.__name__ = packed_class.__name__
+    PackedOnMeta.__qualname__ = packed_class.__qualname__
+    PackedOnMeta.__module__ = packed_class.__module__
+    return PackedOnMeta
+
+
+def _dequantize(
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    quantization: Quantization,
+    *,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    del absmax, quantization
+    return dequantize_4bit(codes, shape=shape, dtype=dtype)
+
+
+class _Program:
+    """A program that does nothing, whatever its grid."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *_, **__: None
+
+
+_PROGRAMS = SimpleNamespace(
+    multiply_4bit=_Program(), multiply_int8=_Program(), dequantize_int8=_Program()
+)
