@@ -16,16 +16,20 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UsageError
-from moetool.quantized.kinds import Quantization
+from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, packed_tensors
 from moetool.quantizing.layout import find_matrices, list_packable
+from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import make_config
 from moetool.quantizing.sizes import measure_bytes, plan_bytes
+from tests.families.tiny.configs import find_family
 from tests.families.tiny.dense_reference import apply_decisions, observe_experts
 from tests.families.tiny.models import LOOPED_FAMILIES, text_inputs
 from tests.families.tiny.proof import run
+from tests.quantizing.held_sizes import sizes_held, sizes_really_held
+from tests.simulation.skeletons import build_skeleton_of
 
 TOLERANCE = 1e-5
 NOT_A_FUSED_PAIR = {
@@ -62,6 +66,7 @@ def check_packing(name: str, model: PreTrainedModel, folder: Path) -> None:
     assert not any(report.values())
     assert not any(is_linear_of_bitsandbytes(loaded, path) for path in list_gates(loaded))
     assert measure_bytes(loaded) == plan_bytes(model, choice, dtype=torch.float32)
+    check_simulated(name, model, loaded, choice)
     layers = find_moe_layers(model, allow_inexact=True)
     assert find_moe_layers(loaded, allow_inexact=True) == layers
     # Recording shows how all layers compute. The tensors of the others are made in the same way.
@@ -74,6 +79,20 @@ def check_packing(name: str, model: PreTrainedModel, folder: Path) -> None:
     check_outputs(model.get_submodule(layers[-1].experts_path), loaded, layers[-1])
     if is_recorded:
         check_recording(model, loaded, layers)
+
+
+def check_simulated(
+    name: str, model: PreTrainedModel, loaded: PreTrainedModel, choice: QuantizationChoice
+) -> None:
+    """Check that a quantized skeleton holds what a loaded model holds, module by module."""
+    skeleton = build_skeleton_of(model.config, find_family(name).model_class)
+    quantize_skeleton(
+        skeleton,
+        choice.quantization,
+        is_double_quantized=choice.is_double_quantized,
+        experts=QuantizedExperts.QUANTIZED,
+    )
+    assert sizes_held(skeleton) == sizes_really_held(loaded)
 
 
 def list_gates(model: PreTrainedModel) -> list[str]:

@@ -32,7 +32,8 @@ def pack_on_meta(module: nn.Module, matrices: Sequence[ExpertMatrix], packing: P
         matrices: Those that `find_matrices` finds in it.
         packing: Their format.
     """
-    pack_module(module, matrices, packing)
+    # Layers whose modules hold the same objects are seen to be alike.
+    pack_module(module, [_share(matrix) for matrix in matrices], packing)
     packed_class: Any = type(module)
     module.__class__ = _class_on_meta(packed_class)
 
@@ -61,13 +62,25 @@ def standing_in_for_kernels() -> Iterator[None]:
 
 
 @functools.cache
+def _share(matrix: ExpertMatrix) -> ExpertMatrix:
+    """Return the same object for equal ones."""
+    return matrix
+
+
+@functools.cache
 def _class_on_meta(packed_class: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass that runs on the meta device, under the same name."""
 
     class PackedOnMeta(packed_class):  # type: ignore[misc, valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Experts are recognized by their arguments.
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            top_k_index: torch.Tensor,
+            top_k_weights: torch.Tensor,
+        ) -> Any:
             with standing_in_for_kernels():
-                return super().forward(*args, **kwargs)
+                return super().forward(hidden_states, top_k_index, top_k_weights)
 
     PackedOnMeta.__name__ = packed_class.__name__
     PackedOnMeta.__qualname__ = packed_class.__qualname__

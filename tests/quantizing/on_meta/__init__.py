@@ -1,0 +1,1 @@
+"""Tests of quantized models without data."""
