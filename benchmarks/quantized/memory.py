@@ -77,9 +77,7 @@ def reporting(what: str) -> Iterator[None]:
     print(f"# {what}: {time.monotonic() - start:.1f} s", flush=True)
 
 
-def measure_model(
-    model: str, form: Mapping[str, Any], *, file: Path, events: Path | None
-) -> None:
+def measure_model(model: str, form: Mapping[str, Any], *, file: Path, events: Path | None) -> None:
     """Load a model, and append what each scenario took to a file."""
     import torch
 

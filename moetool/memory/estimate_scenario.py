@@ -36,6 +36,7 @@ from moetool.memory.notes.estimate_notes import (
     TRAINING_CONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
+    note_loading,
     note_unconfirmed,
 )
 from moetool.memory.notes.generation_notes import is_measured, note_generation
@@ -51,6 +52,7 @@ from moetool.memory.simulated.work import (
     refuse_work,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.sizes import count_plain_layer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.
 CALIBRATED_GPU = "h200"
@@ -130,6 +132,10 @@ def estimate_scenario(
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
     if cause is not None:
         notes.append(cause)
+    plain_layer_bytes = count_plain_layer(model.skeleton)
+    if plain_layer_bytes:
+        weights_bytes = plain_run.figures.weights_bytes
+        notes.append(note_loading(weights_bytes, plain_layer_bytes=plain_layer_bytes))
     if named_gpu is None:
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)

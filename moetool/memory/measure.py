@@ -26,6 +26,7 @@ from moetool.memory.measured.measurement import Measurement, PhaseTimes
 from moetool.memory.measured.phase_times import MOST_TIMED_TOKENS, time_phases
 from moetool.memory.scenario import Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.choice import QuantizationChoice
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
 
@@ -65,11 +66,6 @@ def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
         raise UsageError(
             "Random weights can't stand in for quantized weights, which have to come from a checkpoint.",
             hint="Name a folder with weights, or leave out --measure.",
-        )
-    if scenario.experts is QuantizedExperts.QUANTIZED:
-        raise UsageError(
-            "Quantized experts can't be measured: transformers loads experts unquantized.",
-            hint="Leave out --measure, or --experts.",
         )
 
 
@@ -152,17 +148,9 @@ def find_held_bytes() -> int | None:
 
 
 def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedModel:
-    """Return a checkpoint's model with weights that bitsandbytes quantizes as they are loaded."""
+    """Return a checkpoint's model with weights that are quantized as they are loaded."""
     config = builder.make_config()
-    skeleton = builder.build(replace(scenario, quantization=Quantization.NONE))
-    make_config: Any = BitsAndBytesConfig
-    is_int8 = scenario.quantization is Quantization.INT8
-    in_4_bits: dict[str, Any] = {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": scenario.quantization.value,
-        "bnb_4bit_use_double_quant": scenario.is_double_quantized,
-        "bnb_4bit_compute_dtype": skeleton.dtype,
-    }
+    skeleton = builder.build(scenario.quantized(Quantization.NONE))
     try:
         model: Any = type(skeleton).from_pretrained(
             builder.subject.code,
@@ -171,7 +159,7 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
             device_map={"": 0},
             attn_implementation=scenario.attention,
             experts_implementation=scenario.experts_implementation,
-            quantization_config=make_config(**({"load_in_8bit": True} if is_int8 else in_4_bits)),
+            quantization_config=_make_config(scenario, skeleton.dtype),
         )
     except torch.OutOfMemoryError:
         raise
@@ -183,6 +171,24 @@ def _load_quantized(builder: SkeletonBuilder, scenario: Scenario) -> PreTrainedM
         ) from error
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _make_config(scenario: Scenario, dtype: torch.dtype) -> Any:
+    """Return the configuration of moetool's loader if it packs experts, else of bitsandbytes."""
+    if scenario.experts is QuantizedExperts.QUANTIZED:
+        from moetool.quantizing.quantizer import make_config
+
+        return make_config(QuantizationChoice(scenario.quantization, scenario.is_double_quantized))
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if scenario.quantization is not Quantization.INT8:
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": scenario.quantization.value,
+            "bnb_4bit_use_double_quant": scenario.is_double_quantized,
+            "bnb_4bit_compute_dtype": dtype,
+        }
+    make: Any = BitsAndBytesConfig
+    return make(**settings)
 
 
 def _measure(

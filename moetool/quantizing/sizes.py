@@ -74,6 +74,16 @@ def plan_bytes(
     return WeightBytes(experts, linears, plain)
 
 
+def count_plain_layer(model: PreTrainedModel) -> int:
+    """Return the bytes of the largest layer's experts before they are packed; 0 if none are.
+
+    At most that many are on the device unpacked while a model loads.
+    """
+    packed: list[Any] = [module for module in model.modules() if is_packed(module)]
+    weights = (sum(m.num_experts * m.num_weights for m in each.packed_matrices) for each in packed)
+    return max(weights, default=0) * model.dtype.itemsize
+
+
 def _count_linear(weight: torch.Tensor, packing: Packing) -> int:
     out_features, in_features = weight.shape
     matrix = ExpertMatrix("weight", 1, out_features, in_features, is_transposed=False)

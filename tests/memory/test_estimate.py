@@ -24,6 +24,7 @@ from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues
+from moetool.wording import format_bytes
 from tests.memory.saved_configs import make_runs, save_config
 
 TINY = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=3, dtype="float32")
@@ -118,7 +119,7 @@ def test_layers_with_windows_hold_no_more_than_those(num_prompt_tokens: int) -> 
 
 
 def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> None:
-    """Nf4 takes half a byte and a float32 for 64 weights, and a table of 16 for each parameter."""
+    """Nf4 takes half a byte for a weight, and a float32 for 64 of them."""
     nf4 = replace(SHORT, quantization=Quantization.NF4)
     as_loaded, quantized = estimate_memory(
         "olmoe-1b-7b", [nf4, replace(nf4, experts=QuantizedExperts.QUANTIZED)]
@@ -129,9 +130,14 @@ def test_quantized_experts_are_shown_next_to_those_that_transformers_loads() -> 
     assert quantized.figures == quantized.variants["experts_quantized"]
     assert as_loaded.figures.weights_bytes == 13_452_481_536
     expert_weights = 16 * 64 * 3 * 2048 * 1024
-    saved_bytes = expert_weights * 2 - expert_weights * (0.5 + 4 / 64) - 16 * 2 * 512
+    saved_bytes = expert_weights * 2 - expert_weights * (0.5 + 4 / 64)
     assert quantized.figures.weights_bytes == 13_452_481_536 - saved_bytes
     assert quantized.figures.weights_bytes / 2**30 == pytest.approx(3.9, abs=0.01)
+    # The experts of a layer in bfloat16, more than the weights.
+    loading_bytes = quantized.figures.weights_bytes + expert_weights // 16 * 2
+    words = f"While it loads, it takes about {format_bytes(loading_bytes)} at its peak"
+    assert sum(note.startswith(words) for note in quantized.notes) == 1
+    assert not any("While it loads" in note for note in as_loaded.notes)
 
 
 def test_weights_that_are_stored_in_fp8_are_shown_as_loaded() -> None:

@@ -26,6 +26,7 @@ from tests.memory.saved_configs import make_builder as find_builder
 from tests.memory.saved_configs import save_config
 from tests.simulation.skeletons import build_family_skeleton
 
+QUANTIZED = QuantizedExperts.QUANTIZED
 SCENARIO = Scenario(batch_size=1, num_prompt_tokens=4, num_new_tokens=2, dtype="float32")
 
 
@@ -73,12 +74,23 @@ def test_what_random_weights_can_not_show_is_refused_before_any_other(
 @pytest.mark.usefixtures("gpu")
 def test_quantized_weights_of_a_checkpoint_can_be_measured() -> None:
     nf4 = replace(SCENARIO, quantization=Quantization.NF4)
-    refuse_unmeasurable([SCENARIO, nf4], has_weights=True)
-    for_experts = replace(nf4, experts=QuantizedExperts.QUANTIZED)
-    with pytest.raises(UsageError, match="Quantized experts can't be measured"):
-        refuse_unmeasurable([for_experts], has_weights=True)
+    refuse_unmeasurable([SCENARIO, nf4, replace(nf4, experts=QUANTIZED)], has_weights=True)
     with pytest.raises(UsageError, match="task trace"):
         refuse_unmeasurable([replace(nf4, task=Task.TRACE)], has_weights=True)
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NF4, Quantization.INT8])
+def test_experts_are_measured_as_moetools_loader_packs_them(quantization: Quantization) -> None:
+    as_loaded = replace(SCENARIO, quantization=quantization)
+
+    plain, packed = (
+        measure._make_config(scenario, torch.bfloat16).to_dict()
+        for scenario in (as_loaded, replace(as_loaded, experts=QUANTIZED))
+    )
+
+    assert plain["quant_method"] == "bitsandbytes"
+    assert packed["quant_method"] == "moetool"
+    assert packed["quantization"] == quantization.value
 
 
 def test_a_checkpoint_has_weights_and_a_configuration_alone_has_none(tmp_path: Path) -> None:

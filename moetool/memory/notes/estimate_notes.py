@@ -46,6 +46,20 @@ def note_clipped(asked: Scenario, clipped: Scenario, *, context: int) -> str:
     return f"The context is {context:,} tokens: the run has {' and '.join(changes)}."
 
 
+def note_loading(weights_bytes: int, *, plain_layer_bytes: int) -> str:
+    """Return a note on the peak while moetool's loader packs experts.
+
+    Args:
+        weights_bytes: The weights once they are loaded.
+        plain_layer_bytes: One layer's experts before they are packed.
+    """
+    return (
+        f"While it loads, it takes about {format_bytes(weights_bytes + plain_layer_bytes)} at its "
+        f"peak: the experts of one layer, {format_bytes(plain_layer_bytes)}, are on the GPU before "
+        "they are packed."
+    )
+
+
 def note_fits_nowhere(
     smallest_fits: Mapping[Quantization, Fit | None], *, largest: Gpu
 ) -> Iterator[str]:

@@ -115,9 +115,7 @@ def test_each_module_holds_what_the_loader_makes_of_it(
         checkpoints[name], dtype=torch.bfloat16, quantization_config=make_loading_config(choice)
     )
 
-    skeleton = quantized(
-        build_tiny_skeleton(name), quantization, nested=nested, experts=QUANTIZED
-    )
+    skeleton = quantized(build_tiny_skeleton(name), quantization, nested=nested, experts=QUANTIZED)
 
     assert sizes_held(skeleton) == sizes_really_held(real)
     assert [type(module).__name__ for module in skeleton.modules()] == [
