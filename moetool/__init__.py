@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from moetool.memory.scenario import Scenario as Scenario
     from moetool.memory.scenario import Task as Task
     from moetool.plain import to_frame as to_frame
-    from moetool.quantized.kinds import Quantization as Quantization
-    from moetool.quantized.kinds import QuantizedExperts as QuantizedExperts
+    from moetool.quantizing.kinds import Quantization as Quantization
+    from moetool.quantizing.kinds import QuantizedExperts as QuantizedExperts
     from moetool.report.figures.capacity import draw_capacity as draw_capacity
     from moetool.report.figures.coactivation import draw_coactivation as draw_coactivation
     from moetool.report.figures.confidence import draw_confidence as draw_confidence
@@ -70,8 +70,8 @@ _HOME_OF = {
     "Dtype": "moetool.memory.scenario",
     "ExpertsImplementation": "moetool.memory.scenario",
     "MoetoolError": "moetool.errors",
-    "Quantization": "moetool.quantized.kinds",
-    "QuantizedExperts": "moetool.quantized.kinds",
+    "Quantization": "moetool.quantizing.kinds",
+    "QuantizedExperts": "moetool.quantizing.kinds",
     "RoutingRecorder": "moetool.tracing.recording.recorder",
     "Scenario": "moetool.memory.scenario",
     "Task": "moetool.memory.scenario",

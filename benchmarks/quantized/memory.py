@@ -229,7 +229,8 @@ def simulate_line(line: Mapping[str, Any]) -> dict[str, int]:
         context_bytes=CONTEXT_BYTES,
     )
     prefill, decode = (peak.parts.allocated_bytes for peak in run.peaks)
-    assert prefill is not None and decode is not None
+    assert prefill is not None
+    assert decode is not None
     return {
         "weights_bytes": run.figures.weights_bytes,
         "cache_bytes": run.figures.cache_bytes,

@@ -25,9 +25,9 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.quantized.random_weights import cut_config, load_drawn
-from moetool.quantized.kinds import Quantization
 from moetool.quantizing.experts import packed_tensors
 from moetool.quantizing.kernels.launch import multiply_each
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import ExpertsConfig
 from moetool.quantizing.unpacking import unpack

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from moetool.quantized.kinds import Quantization
 from moetool.quantizing.kernels import launch
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 # Name, experts, outputs, inputs, tokens, experts of each.

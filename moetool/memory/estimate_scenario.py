@@ -51,7 +51,7 @@ from moetool.memory.simulated.work import (
     NUM_PASSES,
     refuse_work,
 )
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.sizes import count_plain_layer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.

@@ -25,8 +25,8 @@ from moetool.memory.measured.machine import describe_machine, measure_bus
 from moetool.memory.measured.measurement import Measurement, PhaseTimes
 from moetool.memory.measured.phase_times import MOST_TIMED_TOKENS, time_phases
 from moetool.memory.scenario import Scenario, Task
-from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.choice import QuantizationChoice
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.cache_tensors import find_cache_tensors
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token, find_special_tokens
 
@@ -47,8 +47,12 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
         )
     for scenario in scenarios:
         refuse_missing(scenario)
-        if scenario.quantization is not Quantization.NONE:
-            _refuse_unloadable(scenario, has_weights=has_weights)
+        if scenario.quantization is not Quantization.NONE and not has_weights:
+            raise UsageError(
+                "Random weights can't stand in for quantized weights, which have to come from a "
+                "checkpoint.",
+                hint="Name a folder with weights, or leave out --measure.",
+            )
         if scenario.task is Task.TRAIN:
             raise UsageError(
                 "The task train can't be measured.",
@@ -59,14 +63,6 @@ def refuse_unmeasurable(scenarios: Sequence[Scenario], *, has_weights: bool = Fa
                 "The task trace can't be measured.",
                 hint="Run `moetool route-trace` for that, or leave out --measure.",
             )
-
-
-def _refuse_unloadable(scenario: Scenario, *, has_weights: bool) -> None:
-    if not has_weights:
-        raise UsageError(
-            "Random weights can't stand in for quantized weights, which have to come from a checkpoint.",
-            hint="Name a folder with weights, or leave out --measure.",
-        )
 
 
 def measure_scenarios(builder: SkeletonBuilder, scenarios: Sequence[Scenario]) -> list[Measurement]:

@@ -22,7 +22,7 @@ from moetool.memory.simulated.simulated_run import SimulatedRun
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import UNIFORM, find_choices, read_routing
 from moetool.memory.speed.seen import add_seen_speed
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 _BYTES_IN_16_BITS = 2
 

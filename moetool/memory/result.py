@@ -26,7 +26,7 @@ from moetool.memory.serving.answer import Serving
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.plain import Tabular, make_plain
 from moetool.printable import printable
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.wording import format_bytes
 
 _FIGURES = (

@@ -11,7 +11,7 @@ from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
 from moetool.simulation.caches.kinds import CacheKind as CacheKind
 from moetool.simulation.caches.kinds import CachePlan

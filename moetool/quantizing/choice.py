@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moetool.choices import choose, take_flag, without_effect
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 
 @dataclass(frozen=True)

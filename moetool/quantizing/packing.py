@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 # Weights that share a scale, and scales that share a nested one: bitsandbytes' own numbers.
 BLOCK_SIZE = 64

@@ -22,9 +22,9 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.quantized.kinds import Quantization
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.packing import ExpertMatrix, Packing
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.packing import BLOCK_SIZE, NESTED_BLOCK_SIZE, ExpertMatrix, Packing
 
 # bitsandbytes multiplies by this rounded number instead of dividing by 127.

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from moetool import RoutingRecorder
 from moetool.anatomy.routing.moe_layers import MoeLayer, find_moe_layers
 from moetool.errors import UsageError
-from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, packed_tensors
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.layout import find_matrices, list_packable
 from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.quantizing.packing import ExpertMatrix, Packing

@@ -20,7 +20,7 @@ from moetool.memory.estimate import estimate_memory
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.sweep import list_scenarios
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json
 from moetool.simulation.memory import memory_run
 from moetool.simulation.meta.known_values import KnownValues

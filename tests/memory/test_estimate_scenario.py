@@ -12,7 +12,7 @@ from moetool.memory.answers.figures import MemoryFigures, Method
 from moetool.memory.estimate_scenario import estimate_scenario
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.memory.saved_configs import make_loader, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=6, dtype="float32")

@@ -18,7 +18,7 @@ from moetool.memory.answers.figures import MemoryFigures
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.measured.measurement import BusBandwidth, Machine, Measurement, PhaseTimes
 from moetool.memory.scenario import CacheKind, Scenario, Task
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.simulation.memory.ordinary_tokens import find_special_tokens
 from tests.families.tiny.configs import build_config
 from tests.families.tiny.models import build_family

@@ -9,7 +9,7 @@ from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.simulation.memory.timeline import AllocatedParts
 
 FIGURES = MemoryFigures(

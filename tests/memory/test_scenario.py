@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moetool.cli.options.values import parse_dtype
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype, Scenario, Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.tracing.options import TraceOptions
 
 SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moetool.errors import UsageError
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 SIZES = st.lists(st.integers(1, 9), max_size=4)
 

@@ -8,7 +8,7 @@ import typer
 
 from moetool.cli.options.shared import FLAG, make_dtype_option
 from moetool.memory.scenario import Dtype, ExpertsImplementation
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 _LOADING_PANEL = "How the model is loaded and run"
 

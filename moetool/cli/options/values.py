@@ -12,7 +12,7 @@ import typer
 from moetool.cli.usage.values import find_sizes
 from moetool.errors import UsageError
 from moetool.memory.scenario import Dtype
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 _PARAMETERS = re.compile(
     r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>[kmbt])", re.IGNORECASE

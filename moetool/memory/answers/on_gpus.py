@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moetool.plain import show_fields
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.wording import format_bytes
 
 QUANTIZATIONS = (Quantization.NONE, Quantization.INT8, Quantization.NF4)

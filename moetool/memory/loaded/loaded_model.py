@@ -12,7 +12,7 @@ from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Dtype, LoadingOptions, Scenario, Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,7 +24,7 @@ from moetool.checkpoint.subject import Subject
 from moetool.errors import UsageError
 from moetool.memory.loaded.cache_refusals import refuse_quantized_cache
 from moetool.memory.scenario import CacheKind, Dtype, Scenario, Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.simulation.attention.flash import is_flash, set_flash
 
 _DTYPES = {

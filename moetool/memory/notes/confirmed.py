@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 
 @dataclass(frozen=True)

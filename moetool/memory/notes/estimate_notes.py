@@ -9,7 +9,7 @@ from moetool.memory.answers.figures import StoredWeights
 from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.wording import format_bytes
 
 ONLY_IN_ALL = (

@@ -15,7 +15,7 @@ from moetool.memory.serving import llama_cpp, sglang, vllm
 from moetool.memory.serving.answer import Capacity, Engine, ServedCache, Serving, ServingOptions
 from moetool.memory.serving.geometry import CacheGeometry, read_geometry
 from moetool.memory.serving.weights import count_weights_bytes, refuse_cut_heads
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ from transformers.integrations.accelerate import _get_device_map, expand_device_
 from moetool.errors import InputError
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 DEVICE_MAP = "device_map"
 

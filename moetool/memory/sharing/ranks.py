@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.device_maps import share_by_device_map
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from torch import nn
 from moetool.quantizing import experts, kernels, unpacking
 from moetool.quantizing.experts import pack_module
 from moetool.quantizing.kernels import launch
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.on_meta.operations import dequantize_4bit
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.simulation.meta.replaced import replaced

@@ -11,7 +11,7 @@ from torch import nn
 from moetool.anatomy.routing.moe_layers import FoundExperts, find_experts
 from moetool.checkpoint.stated.quantization import find_method, find_stated
 from moetool.errors import UsageError
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.layout import list_converted_linears, list_packable
 from moetool.quantizing.on_meta.experts import pack_on_meta
 from moetool.quantizing.packing import ExpertMatrix, Packing

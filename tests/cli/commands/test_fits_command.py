@@ -16,7 +16,7 @@ from moetool.memory.fitting import catalogue_fits
 from moetool.memory.fitting.fact_cache import FactCache
 from moetool.memory.fitting.known_facts import ModelSize, RunFacts
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.cli.process.test_startup import modules_imported_by
 from tests.command import RunMoetool
 

@@ -27,7 +27,7 @@ from moetool.memory.scenario import (
     Scenario,
     Task,
 )
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from tests.cli.bad_input.refusals import Refusal, assert_refused
 from tests.command import RunMoetool
 from tests.memory.receipts.receipts import TIMES, make_measured

@@ -12,7 +12,7 @@ from moetool.errors import UsageError
 from moetool.memory.fitting.fits import list_fits_everywhere, list_fits_on
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.memory.saved_configs import make_runs, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2, dtype="float32")

@@ -25,7 +25,7 @@ from moetool.memory.fitting.worker import FitTask, answer
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 GIB = 2**30
 SIZE = ModelSize(params=7, active_params=2, most_tokens=None)

@@ -9,7 +9,7 @@ import pytest
 
 from moetool.memory.answers.figures import Basis
 from moetool.memory.scenario import Scenario, Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.memory.saved_configs import make_loader, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=6, dtype="float32")

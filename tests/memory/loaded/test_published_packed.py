@@ -17,7 +17,7 @@ from moetool.errors import UsageError
 from moetool.memory.answers.figures import Basis, Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json, render_table_text
 from moetool.report.renderer import ReportFormat, View
 from tests.memory.loaded.packed_checkpoints import FORMATS, NUM_LAYERS, count_packed, save_packed

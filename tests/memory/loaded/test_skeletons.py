@@ -16,7 +16,7 @@ from moetool.anatomy.config_fields import find_context
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Scenario, Task
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.families.tiny.configs import build_config
 from tests.memory.saved_configs import make_builder, save_config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.notes.confirmed import find_confirmation, read_confirmations
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import render_json, render_table_text
 from tests.memory.saved_configs import make_builder, save_config
 

@@ -15,7 +15,7 @@ from moetool.memory.offload.expert_bytes import list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
 from moetool.memory.offload.plan import plan_offload
 from moetool.memory.speed.experts_touched import find_choices
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.families.tiny.configs import build_config
 from tests.memory.published_skeletons import build_published_skeleton
 from tests.simulation.skeletons import build_family_skeleton

@@ -17,7 +17,7 @@ from moetool.memory.answers.figures import MemoryFigures, Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "memory" / "measured"
 MIB, GIB = 2**20, 2**30

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.memory.sharing.device_maps import DeviceMaps, share_by_device_map
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.memory.published_skeletons import build_published_skeleton
 from tests.simulation.skeletons import build_family_skeleton
 

@@ -8,7 +8,7 @@ import pytest
 
 from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.ranks import list_ranks
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from tests.memory.saved_configs import make_runs, save_config
 
 SCENARIO = Scenario(batch_size=2, num_prompt_tokens=16, num_new_tokens=2, dtype="float32")

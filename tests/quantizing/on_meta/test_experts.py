@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.quantized.kinds import Quantization
 from moetool.quantizing import experts as running
+from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import find_matrices
 from moetool.quantizing.on_meta.experts import pack_on_meta
 from moetool.quantizing.packing import Packing

@@ -16,8 +16,8 @@ from moetool.anatomy.skeleton.dtype_plan import hold_as_loaded
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
 from moetool.errors import UsageError
-from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.choice import QuantizationChoice
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.quantizing.on_meta.linears import FourBitLinear
 from moetool.quantizing.on_meta.skeleton import quantize_skeleton
 from moetool.quantizing.quantizer import make_config as make_loading_config

@@ -10,7 +10,7 @@ from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, Spee
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.simulation.memory.timeline import AllocatedParts
 
 MIB = 2**20

@@ -11,7 +11,7 @@ from moetool.memory.answers.figures import Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (

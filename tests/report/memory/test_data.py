@@ -16,7 +16,7 @@ from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.sweep import list_scenarios
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import RENDERERS, render_csv, render_json
 from moetool.report.renderer import ReportFormat
 from tests.report.memory.estimates import (

@@ -10,7 +10,7 @@ import pytest
 
 from moetool.memory.answers.figures import MemoryFigures, Method, Phase, StoredWeights
 from moetool.memory.scenario import CacheKind, Scenario, Task
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (

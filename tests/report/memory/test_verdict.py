@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from moetool.memory.answers.figures import Basis, StoredWeights
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (

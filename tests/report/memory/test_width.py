@@ -13,7 +13,7 @@ from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, Spee
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Attention, Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from moetool.simulation.memory.timeline import AllocatedParts

@@ -16,7 +16,7 @@ from moetool.cli.options.values import parse_numbers
 from moetool.cli.progress import show_status
 from moetool.cli.writing.figures import check_figure, write_figure
 from moetool.memory.scenario import NUM_NEW_TOKENS, Dtype, Scenario
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 SUMMARY = "Draw memory over batch and prompt."
 EXAMPLES = (

@@ -23,7 +23,7 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.errors import UsageError
 from moetool.memory.fitting.model_fit import FitSort
 from moetool.memory.scenario import NUM_NEW_TOKENS, Scenario
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 SUMMARY = "List the models that a GPU can run."
 EXAMPLES = (

@@ -30,7 +30,7 @@ from moetool.cli.output import check_report_path, choose_report_format, print_or
 from moetool.cli.progress import show_status
 from moetool.memory.scenario import NUM_NEW_TOKENS, CacheKind, Dtype, Scenario, Task
 from moetool.memory.training.frozen_parts import FrozenPart
-from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 if TYPE_CHECKING:
     from moetool.memory.result import Estimate

@@ -14,7 +14,7 @@ from moetool.cli.processes import current_processes, join_processes, runs_togeth
 from moetool.cli.writing.pages import check_page_of_run, make_page_of_run
 from moetool.cli.writing.runs import show_timings, summarize_run
 from moetool.memory.scenario import CacheKind, Dtype
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.tracing.prompts.files import PromptFields
 from moetool.tracing.prompts.limits import PromptLimits
 from moetool.tracing.timing import StageClock

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moetool.cli.options.shared import FLAG
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 
 _PANEL = "Quantization"
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.memory.answers.on_gpus import ExpertCache, Limits, SeenSpeed
-from moetool.quantized.kinds import Quantization
+from moetool.quantizing.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View
 from tests.report.memory.estimates import (
