@@ -277,8 +277,8 @@ def _find_confirmation(
     """Return measured runs of the same kind of model with weights held in the same way."""
     if scenario.task is Task.TRAIN:
         return None
-    if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
-        return find_confirmation(model_type, scenario.quantization)
+    if model.runs_in_full_precision:
+        return find_confirmation(model_type, scenario.quantization, scenario.experts)
     return None
 
 

@@ -37,7 +37,7 @@ Experts = Annotated[
         metavar="HOW",
         case_sensitive=False,
         help="Experts under --quantization. as-loaded: as transformers loads them, which leaves "
-        "fused experts in their dtype. quantized: as `moetool route-trace --quantization` loads them.",
+        "fused experts in their dtype. quantized: packed, as moetool loads them to trace.",
         rich_help_panel=_LOADING_PANEL,
     ),
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from moetool.quantizing.kinds import Quantization
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Confirmation:
         worst_error: The largest difference between peaks of allocated memory, as a share of the
             measured one.
         source: The file with the measured figures.
+        experts: Whether routed experts were quantized.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class Confirmation:
     num_runs: int
     worst_error: float
     source: str
+    experts: QuantizedExperts = QuantizedExperts.AS_LOADED
 
     @property
     def where(self) -> str:
@@ -55,22 +57,28 @@ def read_confirmations() -> tuple[Confirmation, ...]:
                 **row,
                 "quantization": Quantization(row["quantization"]),
                 "models": tuple(row["models"]),
+                "experts": QuantizedExperts(row.get("experts", QuantizedExperts.AS_LOADED)),
             }
         )
         for row in json.loads(text)
     )
 
 
-def find_confirmation(model_type: str, quantization: Quantization) -> Confirmation | None:
+def find_confirmation(
+    model_type: str,
+    quantization: Quantization,
+    experts: QuantizedExperts = QuantizedExperts.AS_LOADED,
+) -> Confirmation | None:
     """Return the latest measured runs of a kind of model; None if there are none.
 
     Args:
         model_type: The architecture's name in transformers.
         quantization: The storage of the weights.
+        experts: Whether routed experts are quantized.
     """
     found = [
         each
         for each in read_confirmations()
-        if (each.model_type, each.quantization) == (model_type, quantization)
+        if (each.model_type, each.quantization, each.experts) == (model_type, quantization, experts)
     ]
     return max(found, key=lambda each: each.date, default=None)

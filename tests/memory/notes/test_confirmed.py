@@ -10,7 +10,7 @@ from pathlib import Path
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.notes.confirmed import find_confirmation, read_confirmations
 from moetool.memory.scenario import Scenario
-from moetool.quantizing.kinds import Quantization
+from moetool.quantizing.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_json, render_table_text
 from tests.memory.saved_configs import make_builder, save_config
 
@@ -54,11 +54,26 @@ def test_every_run_of_a_mechanism_is_counted_as_a_confirmation() -> None:
     assert all(row.worst_error < 0.01 for row in rows)
 
 
+def test_every_run_with_packed_experts_is_counted_as_a_confirmation() -> None:
+    lines = (ROOT / "benchmarks/memory/measured/packed_h200.jsonl").read_text(encoding="utf-8")
+    measured = Counter(
+        (line["model"], line["options"]["quantization"])
+        for line in map(json.loads, lines.split("\n")[:-1])
+    )
+    rows = [row for row in read_confirmations() if row.source.endswith("packed_h200.jsonl")]
+    assert {row.experts for row in rows} == {QuantizedExperts.QUANTIZED}
+    assert {(*row.models, row.quantization): row.num_runs for row in rows} == measured
+    assert all(0 <= row.worst_error < 0.022 for row in rows)
+
+
 def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
     assert find_confirmation("olmoe", Quantization.NF4) is not None
     assert find_confirmation("olmoe", Quantization.FP4) is None
     assert find_confirmation("mixtral", Quantization.NONE) is not None
     assert find_confirmation("mixtral", Quantization.NF4) is None
+    packed = find_confirmation("mixtral", Quantization.NF4, QuantizedExperts.QUANTIZED)
+    assert packed is not None
+    assert packed.num_runs == 7
     assert find_confirmation("deepseek_v4", Quantization.INT8) is None
 
 
