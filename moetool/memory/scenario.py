@@ -75,12 +75,28 @@ _ABBREVIATED_DTYPES = {
 
 
 class Attention(StrEnum):
-    """transformers' implementations of attention."""
+    """transformers' implementations of attention; `flash` and `flex` are understood too."""
 
     EAGER = "eager"
     SDPA = "sdpa"
     FLASH_2 = "flash_attention_2"
     FLASH_3 = "flash_attention_3"
+    FLEX = "flex_attention"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Attention | None:
+        name = _ABBREVIATED_ATTENTION.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_ATTENTION = {
+    "flash": "flash_attention_2",
+    "flash2": "flash_attention_2",
+    "fa2": "flash_attention_2",
+    "flash3": "flash_attention_3",
+    "fa3": "flash_attention_3",
+    "flex": "flex_attention",
+}
 
 
 class ExpertsImplementation(StrEnum):
@@ -233,6 +249,11 @@ class Scenario:
             raise UsageError(
                 "A step of training makes no new tokens.",
                 hint="Leave out --new-tokens, or choose --task generate.",
+            )
+        elif self.attention in (Attention.FLASH_2, Attention.FLASH_3, Attention.FLEX):
+            raise UsageError(
+                f"The backward pass of {self.attention} isn't simulated.",
+                hint="Choose --attention sdpa or eager.",
             )
         elif self.quantization is not Quantization.NONE:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moetool.memory.scenario import CacheDtype, CacheKind, Scenario
+from moetool.memory.scenario import Attention, CacheDtype, CacheKind, Scenario
 from moetool.wording import format_bytes
 
 _FLASH = {
@@ -18,11 +18,18 @@ _CONFIRMED = {
     "flash_attention_3": "not confirmed",
 }
 
+_FLEX = (
+    "flex_attention compiles its masks and its kernel, with a C compiler and triton. They were not run: "
+    "their memory follows from the code that torch generates, for a GPU with 132 processors, and is not "
+    "confirmed."
+)
+
 
 def is_measured(scenario: Scenario) -> bool:
     """Return whether a GPU has confirmed runs with the same cache and attention."""
     return (
         scenario.attention not in _FLASH
+        and scenario.attention is not Attention.FLEX
         and scenario.cache_dtype is None
         and scenario.cache is not CacheKind.OFFLOADED_STATIC
         and scenario.num_return_sequences == 1
@@ -43,6 +50,8 @@ def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
             "run: their memory follows from its source, for a GPU with 132 processors, and is "
             f"{_CONFIRMED[scenario.attention]}."
         )
+    if scenario.attention is Attention.FLEX:
+        yield _FLEX
     dtype = scenario.cache_dtype
     if dtype is not None and dtype.package is not None:
         yield (

@@ -31,6 +31,7 @@ from moetool.memory.simulated.simulated_run import (
 )
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
+from moetool.simulation.attention.flex import FLEX_ATTENTION
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
@@ -150,7 +151,11 @@ def run_scenario(
         on_step("replaying its allocations")
     profile = simulation.replay(None)
     # Kernels of other packages are not run, and follow from their sources.
-    has_stand_ins = is_flash(scenario.attention) or options.cache.has_residual
+    has_stand_ins = (
+        is_flash(scenario.attention)
+        or scenario.attention == FLEX_ATTENTION
+        or options.cache.has_residual
+    )
     is_filled = scenario.cache_plan.is_filled_by_tokens
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),

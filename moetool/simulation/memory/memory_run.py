@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moetool.simulation.attention.flash import standing_in_for_flash
+from moetool.simulation.attention.flex import standing_in_for_flex
 from moetool.simulation.caches.offloaded import SideStream, count_host_bytes
 from moetool.simulation.caches.preparing import preparing_cache
 from moetool.simulation.memory.allocations import AllocationRecorder
@@ -212,6 +213,7 @@ class MemoryRun:
             stack.enter_context(known)
             attention = getattr(skeleton.config.get_text_config(), "_attn_implementation", "")
             stack.enter_context(standing_in_for_flash(attention))
+            stack.enter_context(standing_in_for_flex(attention))
             stack.enter_context(
                 preparing_cache(skeleton, self._options.cache, stream, num_residual=num_residual)
             )
