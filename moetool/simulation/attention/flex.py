@@ -54,7 +54,7 @@ def make_block_mask(
 ) -> BlockMask:
     """Return a mask without values, as the compiled `create_block_mask` makes it.
 
-    All pairs of positions are seen in one kernel, which counts those of each block of 128 × 128.
+    All pairs of positions are seen in one kernel, which counts those of each block of 128 by 128.
     """
     rows, columns = -(-Q_LEN // _BLOCK_SIZE), -(-KV_LEN // _BLOCK_SIZE)
     make: Callable[..., torch.Tensor] = partial(torch.empty, dtype=torch.int32, device=device)
@@ -127,7 +127,7 @@ def _attend(
 def _attend_in_parts(
     query: torch.Tensor, num_key_heads: int, width: int
 ) -> tuple[torch.Tensor, AuxOutput]:
-    """Return the same for a few queries: each part of the keys has results of its own at first."""
+    """Return the same for a few queries: each part of the keys has its own results at first."""
     batch_size, num_heads, num_queries, _ = query.shape
     num_parts = count_parts(batch_size=batch_size, num_key_heads=num_key_heads)
     rows = (batch_size, num_parts, num_heads, num_queries)
