@@ -20,6 +20,7 @@ from moetool.memory.answers.figures import (
 )
 from moetool.memory.answers.layout import Layout
 from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.measured.measurement import Measurement
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Serving
@@ -87,6 +88,7 @@ class Estimate(NamedFigures, Tabular):
         confirmed_on: The GPU and the day on which runs of this kind of model were measured and
             compared with their estimates; None if none were.
         training: The parts of a step of training; None for other tasks.
+        assistant: The part of an assistant, which the figures include; None without one.
         host_cache_bytes: The part of an offloaded cache in the host's memory; None for others.
     """
 
@@ -113,6 +115,7 @@ class Estimate(NamedFigures, Tabular):
     layouts: tuple[Layout, ...] = ()
     training: TrainingMemory | None = None
     host_cache_bytes: int | None = None
+    assistant: AssistantMemory | None = None
 
     _SHOWN: ClassVar[tuple[str, ...]] = (
         *("batch_size", "num_prompt_tokens", "num_new_tokens", "quantization", *_FIGURES),
@@ -294,6 +297,7 @@ class Estimate(NamedFigures, Tabular):
             "layouts": self.layouts,
             "serving": self.serving,
             "training": self.training,
+            "assistant": self.assistant,
         }
         plain: dict[str, Any] = make_plain(value)
         return plain
@@ -307,7 +311,7 @@ class Estimate(NamedFigures, Tabular):
             **{
                 name: kind
                 for name, kind in hints.items()
-                if name not in (*_LAST_OPTIONS, *_OF_TRAINING)
+                if name not in (*_LAST_OPTIONS, *_OF_TRAINING, "assistant")
             },
             "method": str,
             "gpu": str,
@@ -325,6 +329,7 @@ class Estimate(NamedFigures, Tabular):
             "host_cache_bytes": int | None,
             **{name: hints[name] for name in _OF_TRAINING},
             **{f"at_peak_{name}": int | None for name in _OF_A_TRAINING_PEAK},
+            "assistant": hints["assistant"],
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag, without_effect
+from moetool.choices import choose, take_count, take_flag, take_text, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
@@ -149,6 +149,7 @@ class Scenario:
         cache_dtype: The format of a quantized cache; None for others.
         num_beams: Beams of each sequence; 1 for the most likely token.
         num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
+        assistant: The model that drafts tokens for `generate`, named as models are; None without one.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -174,6 +175,7 @@ class Scenario:
     cache_dtype: CacheDtype | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
+    assistant: str | None = None
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -213,6 +215,8 @@ class Scenario:
         elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
             # transformers' default.
             self._set("cache_dtype", CacheDtype.INT4)
+        if self.assistant is not None:
+            self._set("assistant", take_text(self.assistant, name="assistant"))
         self._refuse_contradictions()
 
     def _set(self, field: str, value: object) -> None:
@@ -284,6 +288,11 @@ class Scenario:
     def num_sequences(self) -> int:
         """Sequences that run at once: all beams, or all samples, of all prompts."""
         return self.batch_size * max(self.num_beams, self.num_return_sequences)
+
+    @property
+    def is_on_one_gpu(self) -> bool:
+        """Whether it is only estimated for one GPU that holds all of it."""
+        return self.task is Task.TRAIN or self.assistant is not None
 
     @property
     def num_cached_tokens(self) -> int:

@@ -65,7 +65,7 @@ def list_fits_on(
         scenario,
         [gpu],
         simulated=simulated,
-        counted=() if scenario.task is Task.TRAIN else simulated,
+        counted=() if scenario.is_on_one_gpu else simulated,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Attention, CacheDtype, CacheKind, Scenario
 from moetool.wording import format_bytes
 
@@ -33,6 +34,7 @@ def is_measured(scenario: Scenario) -> bool:
         and scenario.cache_dtype is None
         and scenario.cache is not CacheKind.OFFLOADED_STATIC
         and scenario.num_return_sequences == 1
+        and scenario.assistant is None
         and (scenario.num_beams == 1 or scenario.cache is not CacheKind.STATIC)
     )
 
@@ -77,3 +79,15 @@ def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
         )
     if scenario.num_return_sequences > 1 and scenario.num_beams == 1:
         yield "Several sequences for a prompt without beams are sampled, from the 50 likeliest tokens."
+
+
+def note_assistant(assistant: AssistantMemory | None) -> Iterator[str]:
+    """Yield what a run with an assistant assumes; nothing without one."""
+    if assistant is None:
+        return
+    yield (
+        f"{assistant.model} drafts up to {assistant.num_candidates} tokens a round. The run is simulated "
+        "as if it were sure of each and the model accepted all of them, and without scikit-learn, by which "
+        "transformers adapts how sure it has to be; that is not confirmed. The prefill is the whole first "
+        "round, in which both read the prompt."
+    )

@@ -21,6 +21,7 @@ from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.assisted_runs import simulate_rounds
 from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import simulate_ends
 from moetool.memory.simulated.short_prompts import SHORT_PROMPTS, profile_by_short_prompts
@@ -72,6 +73,7 @@ def run_scenario(
     most_work: int | None = None,
     step_budget: StepBudget = DEFAULT_BUDGET,
     block_budget: BlockBudget = DEFAULT_BLOCK_BUDGET,
+    assistant: PreTrainedModel | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> SimulatedRun:
     """Return a simulated run of a scenario.
@@ -92,6 +94,7 @@ def run_scenario(
             run is brief. None for no limit.
         step_budget: The number of steps that run.
         block_budget: The blocks by which layers that process one token at a time are recognized.
+        assistant: The model that drafts tokens, on the meta device; None if the scenario has none.
         on_step: Receives a few words on each pass through the model and each layer in it.
 
     Raises:
@@ -131,6 +134,7 @@ def run_scenario(
         is_too_large=is_too_large,
         step_budget=step_budget,
         on_step=on_step,
+        assistant=assistant,
     )
     method = Method.SIMULATED
     try:
@@ -160,7 +164,7 @@ def run_scenario(
     return SimulatedRun(
         make_figures(profile, context_bytes=context_bytes),
         make_peaks(profile),
-        Method.APPROXIMATE if needs_data or has_stand_ins else method,
+        Method.APPROXIMATE if needs_data or has_stand_ins or assistant else method,
         tuple(dict.fromkeys(notes)),
         prompt_cache_bytes=profile.prompt_cache_bytes if is_filled else 0,
         host_cache_bytes=profile.host_cache_bytes,
@@ -168,6 +172,7 @@ def run_scenario(
         communication_bytes=profile.communication_bytes,
         work=simulation.work,
         replay=simulation.replay,
+        assistant=simulation.assistant,
     )
 
 
@@ -188,11 +193,19 @@ def _simulate(case: Case, *, notes: list[str]) -> Simulation:
     modules: tuple[nn.Module, ...] = ()
     if case.options.is_routing_kept:
         modules = _find_routing_modules(skeleton, notes=notes)
-    run = MemoryRun(skeleton, case.options, routing_modules=modules, on_step=case.on_step)
+    run = MemoryRun(
+        skeleton,
+        case.options,
+        routing_modules=modules,
+        assistant=case.assistant,
+        on_step=case.on_step,
+    )
     weight_bytes = list_weight_bytes(skeleton)
     num_prompt_tokens, num_new_tokens = scenario.num_prompt_tokens, scenario.num_new_tokens
     if scenario.task is Task.FORWARD:
         timeline = run.forward(num_prompt_tokens=num_prompt_tokens)
+    elif case.assistant is not None:
+        return simulate_rounds(run, case)
     elif num_new_tokens == 0:
         timeline = run.read(num_prompt_tokens=num_prompt_tokens)
     elif case.options.cache.has_residual and num_new_tokens > 2 * _NUM_NEW_TOKENS_AT_ENDS:

@@ -37,7 +37,7 @@ def find_num_candidates(assistant: PreTrainedModel) -> int:
     """Return how many tokens an assistant drafts in a round, by its configuration or the defaults."""
     config: Any = assistant.generation_config
     number: int | None = config.num_assistant_tokens
-    return config._get_default_generation_params()["num_assistant_tokens"] if not number else number
+    return number or config._get_default_generation_params()["num_assistant_tokens"]
 
 
 class Draft:

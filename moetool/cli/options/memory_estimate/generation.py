@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from moetool.cli.options.completion import complete_models
 from moetool.cli.options.values import parse_attention
 from moetool.memory.scenario import Attention, CacheDtype, CacheKind
 
@@ -48,6 +49,16 @@ NumBeams = Annotated[
         metavar="N",
         help="Search with this many beams for each prompt.",
         rich_help_panel=_GENERATION_PANEL,
+    ),
+]
+Assistant = Annotated[
+    str | None,
+    typer.Option(
+        "--assistant",
+        metavar="MODEL",
+        help="A second model that drafts tokens, named as models are: generate(assistant_model=...).",
+        rich_help_panel=_GENERATION_PANEL,
+        autocompletion=complete_models,
     ),
 ]
 NumReturnSequences = Annotated[
