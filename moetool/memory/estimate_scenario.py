@@ -133,6 +133,8 @@ def estimate_scenario(
     if cause is not None:
         notes.append(cause)
     if named_gpu is None:
+        if model.older is not None:
+            notes.append(model.older.note)
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
         return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))

@@ -13,6 +13,7 @@ from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.assisting.refusals import refuse_pair
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
+from moetool.memory.loaded.loaded_format import OlderGpus
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.scenario import Dtype, LoadingOptions, Scenario, Task
 from moetool.quantized.kinds import Quantization
@@ -52,6 +53,7 @@ class LoadedModel:
         stored_notes: Caveats about those weights for the reader, one sentence each.
         packed: The model with the modules that transformers loads packed weights into, which run in
             simulation in place of the skeleton; None if there are none.
+        older: GPUs on which it is dequantized; None if there are none, or if this is one of them.
     """
 
     skeleton: PreTrainedModel
@@ -59,6 +61,7 @@ class LoadedModel:
     stored: StoredWeights | None = None
     stored_notes: tuple[str, ...] = ()
     packed: PreTrainedModel | None = None
+    older: OlderGpus | None = None
 
     @property
     def runs_in_full_precision(self) -> bool:
@@ -176,7 +179,9 @@ class ModelLoader:
         )
         if found.failure is not None:
             raise self._refuse(found.failure)
-        return LoadedModel(skeleton, found.held, found.weights, found.notes, found.simulated)
+        return LoadedModel(
+            skeleton, found.held, found.weights, found.notes, found.simulated, found.older
+        )
 
     def _refuse(self, failure: str) -> UsageError:
         return UsageError(
