@@ -82,10 +82,13 @@ def test_notes_name_packages_and_the_bytes_on_the_host() -> None:
     assert "not confirmed" in newer
     (compiled,) = note_generation(replace(plain, attention="flex_attention"), 0)
     assert "not confirmed" in compiled
-    (quanto,) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
+    (quanto, anew) = note_generation(replace(plain, cache_dtype=CacheDtype.INT4), 0)
     assert "optimum-quanto" in quanto
+    short = replace(plain, num_new_tokens=128, cache_dtype=CacheDtype.INT4)
+    assert len(list(note_generation(short, 0))) == 1
     (fp8,) = note_generation(replace(plain, cache_dtype=CacheDtype.FP8), 0)
-    assert "not on a GPU" in fp8
+    assert "full precision" in fp8
+    assert "quantize the whole cache anew" in anew
     (offloaded,) = note_generation(replace(plain, cache=CacheKind.OFFLOADED), 3 * 2**30)
     assert "The host holds 3.0 GiB" in offloaded
 

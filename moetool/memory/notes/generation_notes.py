@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Attention, CacheDtype, CacheKind, Scenario
+from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
 from moetool.wording import format_bytes
 
 _FLASH = {
@@ -31,12 +32,17 @@ def is_measured(scenario: Scenario) -> bool:
     return (
         scenario.attention not in _FLASH
         and scenario.attention is not Attention.FLEX
-        and scenario.cache_dtype is None
-        and scenario.cache is not CacheKind.OFFLOADED_STATIC
+        and not _is_quantized_anew(scenario)
         and scenario.num_return_sequences == 1
         and scenario.assistant is None
-        and (scenario.num_beams == 1 or scenario.cache is not CacheKind.STATIC)
+        and (scenario.num_beams == 1 or scenario.cache is CacheKind.DYNAMIC)
     )
+
+
+def _is_quantized_anew(scenario: Scenario) -> bool:
+    """Return whether a quantized cache is quantized again as a whole during a scenario."""
+    has_residual = scenario.cache_plan.has_residual
+    return has_residual and scenario.num_new_tokens > RESIDUAL_LENGTH
 
 
 def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
@@ -59,14 +65,15 @@ def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:
         yield (
             f"The cache in {dtype} needs the package {dtype.package}, as transformers' backend "
             f"{dtype.backend}: groups of 64 numbers share a scale and a zero, and up to 127 tokens stay in "
-            "full precision. Its bytes are those of the package on the CPU; its peak on a GPU is not "
-            "confirmed."
+            "full precision."
+        )
+    if _is_quantized_anew(scenario):
+        yield (
+            "What it takes to quantize the whole cache anew is that of the package on the CPU, and not "
+            "confirmed on a GPU."
         )
     if dtype is CacheDtype.FP8:
-        yield (
-            "The cache in fp8 was compared with transformers' own on the CPU, not on a GPU. It is "
-            "read in full precision, a layer at a time."
-        )
+        yield "The cache in fp8 is read in full precision, a layer at a time."
     if dtype is CacheDtype.INT8:
         yield (
             "hqq gives unused memory back to the driver whenever it quantizes: reserved memory may be "
