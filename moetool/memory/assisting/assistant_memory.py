@@ -11,7 +11,7 @@ class AssistantMemory:
 
     Attributes:
         model: The assistant, as it was named.
-        weights_bytes: Its weights.
+        weights_bytes: Its parameters and buffers, as the allocator holds them.
         cache_bytes: Its cache after the last token that is run.
         num_candidates: The most tokens that it drafts in a round.
         num_rounds: Rounds of drafting and checking, if every candidate is accepted.

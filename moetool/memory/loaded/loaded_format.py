@@ -32,7 +32,7 @@ class OlderGpus:
 
     @property
     def note(self) -> str:
-        """What holds for their rows in a table of all GPUs."""
+        """A sentence on their rows in a table of all GPUs."""
         start = (
             f"On GPUs before compute capability {word_capability(self.since)} transformers dequantizes "
             "these weights"

@@ -48,7 +48,7 @@ def replay_ends(
     """Return a function that replays a generation by its start and by later stretches of it.
 
     Args:
-        start: Its start.
+        start: The prompt and the first steps.
         others: Later stretches, the last of which ends it. Their first calls don't count.
         weight_bytes: Sizes of the model's storages.
     """

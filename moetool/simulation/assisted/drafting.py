@@ -41,7 +41,7 @@ def find_num_candidates(assistant: PreTrainedModel) -> int:
 
 
 class Draft:
-    """What the assistant did since the target's last call.
+    """The calls of an assistant since the target's last one.
 
     Attributes:
         first_event: Number of events before its first call; None if it wasn't called.
