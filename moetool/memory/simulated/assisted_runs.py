@@ -9,11 +9,7 @@ from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import replay_ends
 from moetool.memory.simulated.work import measure_work
 from moetool.simulation.assisted.drafting import find_num_candidates, join_models
-from moetool.simulation.memory.memory_replay import (
-    MemoryProfile,
-    list_weight_bytes,
-    replay_timeline,
-)
+from moetool.simulation.memory.memory_replay import list_weight_bytes
 from moetool.simulation.memory.memory_run import MemoryRun
 
 # Of a longer generation, this many of the first rounds run, and of the last ones. The first of those
@@ -42,10 +38,7 @@ def simulate_rounds(run: MemoryRun, case: Case) -> Simulation:
     )
     weight_bytes = list_weight_bytes(join_models(case.skeleton, assistant))
     if is_whole:
-        end = start
-
-        def replay(capacity_bytes: int | None) -> MemoryProfile:
-            return replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
+        end, others = start, []
     else:
         start = replace(start, calls=start.calls[:-1])
         num_before = (num_rounds - num_at_end) * num_at_once
@@ -54,7 +47,7 @@ def simulate_rounds(run: MemoryRun, case: Case) -> Simulation:
             num_tokens_before=num_before,
             num_new_tokens=scenario.num_new_tokens - num_before,
         )
-        replay = replay_ends(start, [end], weight_bytes=weight_bytes)
+        others = [end]
     memory = AssistantMemory(
         model=scenario.assistant,
         weights_bytes=sum(
@@ -65,4 +58,5 @@ def simulate_rounds(run: MemoryRun, case: Case) -> Simulation:
         num_rounds=num_rounds,
     )
     work = max(measure_work(case.skeleton, timeline) for timeline in (start, end))
+    replay = replay_ends(start, others, weight_bytes=weight_bytes)
     return Simulation(replay, work=work, assistant=memory)

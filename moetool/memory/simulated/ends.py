@@ -49,12 +49,15 @@ def replay_ends(
 
     Args:
         start: The prompt and the first steps.
-        others: Later stretches, the last of which ends it. Their first calls don't count.
+        others: Later stretches, the last of which ends it. Their first calls don't count. Empty if the
+            start is all of it.
         weight_bytes: Sizes of the model's storages.
     """
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         first = replay_timeline(start, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
+        if not others:
+            return first
         later = [
             replay_timeline(
                 timeline,

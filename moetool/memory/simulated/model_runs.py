@@ -120,8 +120,8 @@ class ModelRuns:
         builder.refuse_scenario(scenario)
         model, assistant = self.loader.load(scenario), self.loader.load_assistant(scenario)
         self._say(scenario)
-        packed = model.packed or (assistant and assistant.packed)
-        kernels = nullcontext() if packed is None else offer_kernels_on_meta()
+        are_packed = model.packed is not None or (assistant and assistant.packed) is not None
+        kernels = offer_kernels_on_meta() if are_packed else nullcontext()
         try:
             with kernels:
                 run = run_scenario(
@@ -132,7 +132,7 @@ class ModelRuns:
                     is_brief=is_brief,
                     needs_data=self._needs_data.get(scenario.loading) if is_brief else None,
                     most_work=self.most_work,
-                    assistant=assistant and (assistant.packed or assistant.skeleton),
+                    assistant=None if assistant is None else assistant.packed or assistant.skeleton,
                     on_step=partial(self._say, scenario),
                 )
         except CantSimulate as error:

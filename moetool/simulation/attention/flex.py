@@ -77,9 +77,18 @@ def make_block_mask(
     for each in by_key:
         _sort(each)
     # What was sorted holds the sorted blocks now.
-    lists = zip(numbers, chosen, strict=True), zip(numbers_by_key, by_key, strict=True)
-    tensors = [tensor for pairs in lists for pair in pairs for tensor in pair]
-    return BlockMask((Q_LEN, KV_LEN), *tensors, mask_mod=mask_mod)
+    return BlockMask(
+        (Q_LEN, KV_LEN),
+        kv_num_blocks=numbers[0],
+        kv_indices=chosen[0],
+        full_kv_num_blocks=numbers[1],
+        full_kv_indices=chosen[1],
+        q_num_blocks=numbers_by_key[0],
+        q_indices=by_key[0],
+        full_q_num_blocks=numbers_by_key[1],
+        full_q_indices=by_key[1],
+        mask_mod=mask_mod,
+    )
 
 
 def count_parts(*, batch_size: int, num_key_heads: int) -> int:

@@ -1,7 +1,7 @@
 """Measure compiled attention and assisted generation on a GPU, and compare the estimates with it.
 
-    python -m benchmarks.memory.generation measure measured.jsonl [--events FOLDER]
-    python -m benchmarks.memory.generation compare measured.jsonl
+    python -m benchmarks.generating_on_gpu measure measured.jsonl [--events FOLDER]
+    python -m benchmarks.generating_on_gpu compare measured.jsonl
 
 First come single kernels, then whole runs. A run with an assistant has heads of zeros, so that both
 models always choose the first token, and every candidate is accepted.
@@ -55,9 +55,9 @@ def main() -> None:
         compare(arguments.file)
         return
     try_case("versions", print_versions)
-    for number, case in enumerate(ASSISTED):
+    for number, run in enumerate(ASSISTED):
         events = _name_events(arguments.events, f"assisted-{number}")
-        try_case(f"assisted {case}", partial(_measure_assisted, case, events))
+        try_case(f"assisted {run}", partial(_measure_assisted, run, events))
     for case in _CALLS:
         try_case(f"flex {case}", partial(_probe_flex, case))
     events = _name_events(arguments.events, "flex")
