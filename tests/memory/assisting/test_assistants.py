@@ -12,6 +12,7 @@ from moetool.errors import UsageError
 from moetool.memory.answers.figures import Method
 from moetool.memory.assisting.refusals import refuse_elsewhere
 from moetool.memory.estimate import estimate_memory
+from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.runs import run_scenario
 from moetool.report.memory.data import render_table_text
@@ -95,3 +96,23 @@ def test_it_runs_alone_on_one_gpu() -> None:
     assert "--parallel" in str(raised.value.hint)
     refuse_elsewhere(scenario, where=None)
     refuse_elsewhere(TINY, where="--engine")
+
+
+def test_the_option_that_is_named_makes_the_peak_of_a_check_smaller() -> None:
+    scenario = Scenario(num_prompt_tokens=12, num_new_tokens=8, assistant="small")
+    heights = []
+    for implementation in (None, "eager"):
+        target, assistant = (
+            build_family_skeleton("olmoe", intermediate_size=512).eval() for _ in range(2)
+        )
+        target.set_experts_implementation(implementation or "grouped_mm")
+        assistant.generation_config.num_assistant_tokens = 3
+        asked = replace(scenario, experts_implementation=implementation)
+        run = run_scenario(target, asked, assistant=assistant, workspace_bytes=0, context_bytes=0)
+        said = note_peak_cause(target, asked, run.peaks[1])
+        heights.append(run.peaks[1].activation_bytes)
+        assert (said is None) == (implementation == "eager")
+        if said is not None:
+            assert said.startswith("Checking candidates makes the peak")
+            assert "--experts-implementation eager" in said
+    assert heights[1] < heights[0]
