@@ -26,7 +26,10 @@ from moetool.simulation.meta.meta_kernels import MetaKernels
 
 MEASURED = Path("benchmarks/memory/measured/generation_h200.jsonl")
 LINES = [json.loads(text) for text in MEASURED.read_text().splitlines()]
-WORKSPACE = {"workspace_bytes": find_workspace_bytes(read_gpus()["h200"]), "context_bytes": 0}
+WORKSPACE: dict[str, Any] = {
+    "workspace_bytes": find_workspace_bytes(read_gpus()["h200"]),
+    "context_bytes": 0,
+}
 # Other versions do the same by slightly different operations.
 MOST_OFF = 2**20
 # Attention compiled for any length takes a number for each query once more.
@@ -73,7 +76,8 @@ def test_a_compiled_kernel_took_the_same_blocks(line: dict[str, Any]) -> None:
         heads = [each.transpose(1, 2) for each in (query, key, value)]
         # The heads themselves come first.
         start = len(recorder.events)
-        kept = flex_attention_forward(module, *heads, mask, scaling=0.1)
+        attend: Any = flex_attention_forward
+        kept = attend(module, *heads, mask, scaling=0.1)
         taken = Counter(each.num_bytes for each in recorder.events[start:] if each.num_bytes > 0)
     assert taken == Counter(size for size in line["events"] if size > 0)
     assert kept[0].shape == query.shape
