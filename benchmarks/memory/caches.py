@@ -119,33 +119,42 @@ def measure_case(
 
 def compare(file: Path) -> None:
     """Print how far each estimate is from what was measured."""
+    for text in file.read_text().splitlines():
+        compare_case(json.loads(text))
+
+
+def compare_case(line: Mapping[str, Any]) -> None:
+    """Print how far the estimate of a measured scenario is from what was measured."""
+    builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
+    figures = asdict(simulate_case(builder.build(scenario), scenario).figures)
+    off = {
+        name: figures[name] - line[name]
+        for name in ("weights_bytes", "cache_bytes", "peak_allocated_bytes")
+    }
+    share = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
+    rest = line["peak_allocated_bytes"] - line["weights_bytes"]
+    print(
+        f"| {line['model']} | {line['options'] or 'defaults'} | "
+        f"{line['peak_allocated_bytes'] / 2**30:.3f} | {off['weights_bytes']:+,} | "
+        f"{off['cache_bytes']:+,} | {off['peak_allocated_bytes']:+,} | {share:+.4%} | "
+        f"{off['peak_allocated_bytes'] / rest:+.3%} |",
+        flush=True,
+    )
+
+
+def simulate_case(model: Any, scenario: Any, *, assistant: Any = None) -> Any:
+    """Return the run of a scenario on an H200."""
     from moetool.catalogue.gpus import read_gpus
     from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
     from moetool.memory.simulated.runs import run_scenario
 
-    gpu = read_gpus()["h200"]
-    for line in (json.loads(text) for text in file.read_text().splitlines()):
-        builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
-        run = run_scenario(
-            builder.build(scenario),
-            scenario,
-            workspace_bytes=find_workspace_bytes(gpu),
-            context_bytes=CONTEXT_BYTES,
-        )
-        figures = asdict(run.figures)
-        off = {
-            name: figures[name] - line[name]
-            for name in ("weights_bytes", "cache_bytes", "peak_allocated_bytes")
-        }
-        share = off["peak_allocated_bytes"] / line["peak_allocated_bytes"]
-        rest = line["peak_allocated_bytes"] - line["weights_bytes"]
-        print(
-            f"| {line['model']} | {line['options'] or 'defaults'} | "
-            f"{line['peak_allocated_bytes'] / 2**30:.3f} | {off['weights_bytes']:+,} | "
-            f"{off['cache_bytes']:+,} | {off['peak_allocated_bytes']:+,} | {share:+.4%} | "
-            f"{off['peak_allocated_bytes'] / rest:+.3%} |",
-            flush=True,
-        )
+    return run_scenario(
+        model,
+        scenario,
+        assistant=assistant,
+        workspace_bytes=find_workspace_bytes(read_gpus()["h200"]),
+        context_bytes=CONTEXT_BYTES,
+    )
 
 
 def prepare_case(model: str, num_layers: int, options: Mapping[str, Any]) -> tuple[Any, Any]:

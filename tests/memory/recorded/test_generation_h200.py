@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import types
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import transformers
 from torch import nn
 from transformers.integrations.flex_attention import flex_attention_forward
 
-from benchmarks.memory.caches import prepare_case
-from moetool.catalogue.gpus import read_gpus
-from moetool.memory.gpu_overhead import find_workspace_bytes
-from moetool.memory.simulated.runs import run_scenario
+from benchmarks.generating_on_gpu import simulate_assisted
+from benchmarks.memory.caches import prepare_case, simulate_case
 from moetool.simulation.attention.flex import make_block_mask, standing_in_for_flex
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Origins
@@ -26,10 +23,6 @@ from moetool.simulation.meta.meta_kernels import MetaKernels
 
 MEASURED = Path("benchmarks/memory/measured/generation_h200.jsonl")
 LINES = [json.loads(text) for text in MEASURED.read_text().splitlines()]
-WORKSPACE: dict[str, Any] = {
-    "workspace_bytes": find_workspace_bytes(read_gpus()["h200"]),
-    "context_bytes": 0,
-}
 # Other versions do the same by slightly different operations.
 MOST_OFF = 2**20
 # Attention compiled for any length takes a number for each query once more.
@@ -39,7 +32,7 @@ COMPILED_FOR_A_LENGTH = ([2, 1024, 1024, 32, 8, 128], [2, 1, 1025, 32, 8, 128])
 def test_mixtral_with_flex_attention_took_the_same() -> None:
     (line,) = [line for line in LINES if "options" in line]
     builder, scenario = prepare_case(line["model"], line["num_layers"], line["options"])
-    figures = run_scenario(builder.build(scenario), scenario, **WORKSPACE).figures
+    figures = simulate_case(builder.build(scenario), scenario).figures
     assert (figures.weights_bytes, figures.cache_bytes) == (
         line["weights_bytes"],
         line["cache_bytes"],
@@ -85,21 +78,7 @@ def test_a_compiled_kernel_took_the_same_blocks(line: dict[str, Any]) -> None:
 
 def test_olmoe_with_an_assistant_took_the_same() -> None:
     line = min((line for line in LINES if "assisted" in line), key=lambda line: line["assisted"][3])
-    name, num_layers, num_assistant_layers, num_prompt_tokens, num_new_tokens = line["assisted"]
-    models = []
-    for depth in (num_layers, num_assistant_layers):
-        builder, scenario = prepare_case(name, depth, {})
-        model: Any = builder.build(scenario)
-        model.generation_config.eos_token_id = None
-        models.append(model)
-    scenario = replace(
-        scenario,
-        batch_size=1,
-        num_prompt_tokens=num_prompt_tokens,
-        num_new_tokens=num_new_tokens,
-        assistant="small",
-    )
-    run = run_scenario(models[0], scenario, assistant=models[1], **WORKSPACE)
+    run = simulate_assisted(line)
     assert run.figures.weights_bytes == sum(line["weights_bytes"])
     off = abs(run.figures.peak_allocated_bytes - line["peak_allocated_bytes"])
     assert off <= (0 if transformers.__version__ == line["transformers"] else MOST_OFF)
