@@ -64,7 +64,8 @@ def _name_cache(scenario: Scenario, num_bytes: int) -> str | None:
 def _name_check(scenario: Scenario, peak: Peak) -> str | None:
     """Return a note if weights of experts that are copied for each candidate make the peak."""
     is_copy = peak.operation.startswith("index in ") and "expert" in peak.operation
-    if not is_copy or scenario.experts_implementation is not None:
+    is_check = (peak.layer or "").startswith("target.")
+    if not is_copy or not is_check or scenario.experts_implementation is not None:
         return None
     return (
         f"Checking candidates makes the peak, {format_bytes(peak.parts.activation_bytes)}: transformers "
