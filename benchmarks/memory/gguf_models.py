@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 _ARCHITECTURES = {
     "mixtral": "llama",
     "olmoe": "olmoe",
+    "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "gpt_oss": "gpt-oss",
 }
@@ -55,7 +57,7 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
         config.num_hidden_layers,
     )
     for name, values in _list_tensors(model, config, names):
-        is_float = values.ndim == 1 or ".ffn_gate_inp." in name or name.endswith(".bias")
+        is_float = values.ndim == 1 or ".ffn_gate_inp" in name or name.endswith(".bias")
         kind = _TYPES["f32" if is_float else tensor_type]
         packed = gguf.quants.quantize(values, kind)
         writer.add_tensor(name, packed, raw_dtype=kind)
@@ -78,10 +80,11 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts")]
     experts.append(getattr(config, "n_routed_experts", None))
     writer.add_expert_count(next(number for number in experts if number))
-    if config.model_type == "deepseek_v3":
+    if config.model_type.startswith("deepseek"):
         writer.add_head_count_kv(1)
         writer.add_leading_dense_block_count(config.first_k_dense_replace)
-        writer.add_q_lora_rank(config.q_lora_rank)
+        if config.q_lora_rank:
+            writer.add_q_lora_rank(config.q_lora_rank)
         writer.add_kv_lora_rank(config.kv_lora_rank)
         writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
         writer.add_value_length(config.kv_lora_rank)
@@ -92,7 +95,12 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_expert_shared_count(config.n_shared_experts)
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        if getattr(config, "norm_topk_prob", False):
+            writer.add_expert_weights_norm(config.norm_topk_prob)
+        is_sigmoid = config.model_type == "deepseek_v3"
+        functions = gguf.ExpertGatingFuncType
+        writer.add_expert_gating_func(functions.SIGMOID if is_sigmoid else functions.SOFTMAX)
         return
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_head_count_kv(config.num_key_value_heads)
@@ -102,8 +110,10 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     if config.model_type == "gpt_oss":
         writer.add_sliding_window(config.sliding_window)
         writer.add_expert_feed_forward_length(config.intermediate_size)
-    if config.model_type == "qwen3_moe":
+    if config.model_type in ("qwen2_moe", "qwen3_moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
 
 
 def _list_tensors(
@@ -137,6 +147,8 @@ def _list_tensors(
         elif ".gate." in path or ".router." in path:
             suffix = path.rpartition(".")[2]
             yield f"blk.{path.split('.')[2]}.ffn_gate_inp.{suffix}", values
+        elif path.endswith("shared_expert_gate.weight"):
+            yield name_of(path), values[0]
         else:
             yield name_of(path), values
     if config.model_type == "deepseek_v3":

@@ -44,6 +44,28 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1024,
         "head_dim": 128,
     },
+    "qwen2_moe": {
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 768,
+        "intermediate_size": 1024,
+    },
+    "deepseek_v2": {
+        "num_hidden_layers": 27,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 64,
+        "intermediate_size": 512,
+        "num_key_value_heads": 8,
+        "kv_lora_rank": 128,
+        "q_lora_rank": None,
+        "qk_rope_head_dim": 32,
+        "qk_nope_head_dim": 64,
+        "v_head_dim": 64,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
     "deepseek_v3": {
         "n_routed_experts": 16,
         "moe_intermediate_size": 256,
@@ -65,6 +87,21 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 128,
     },
 }
+# With few rows of logits, other tensors decide the size of the compute buffer.
+_FEW_TOKENS: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 1024},
+    "olmoe": {"num_experts": 32, "num_experts_per_tok": 8},
+    "qwen2_moe": {},
+    "qwen3_moe": {"num_experts": 64, "num_experts_per_tok": 8},
+    "deepseek_v2": {"n_routed_experts": 16},
+    "deepseek_v3": {
+        "n_routed_experts": 64,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+    },
+    "gpt_oss": {"num_local_experts": 32, "num_experts_per_tok": 4},
+}
 # Context, ubatch, sequences, type of keys and values, flash attention.
 _SETTINGS = (
     (4096, 512, 1, "f16", True),
@@ -73,6 +110,12 @@ _SETTINGS = (
     (5000, 128, 8, "f16", True),
     (8192, 1024, 4, "f16", True),
     (8192, 64, 16, "f16", False),
+)
+_FURTHER_SETTINGS = (
+    (1024, 2048, 1, "f16", True),
+    (2048, 2048, 3, "q8_0", True),
+    (3000, 300, 1, "f16", False),
+    (6000, 1, 2, "f16", True),
 )
 _CACHE_TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output) buffer size = +([\d.]+) MiB")
@@ -114,12 +157,19 @@ def main() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
     configs = [AutoConfig.from_pretrained(demo_folder())]
     configs += [AutoConfig.for_model(name, **_COMMON | own) for name, own in _FAMILIES.items()]
+    configs += [
+        AutoConfig.for_model(name, **_COMMON | _FAMILIES[name] | {"vocab_size": 512} | own)
+        for name, own in _FEW_TOKENS.items()
+    ]
     for number, config in enumerate(configs):
         for tensor_type in ("f32", "f16", "q8_0"):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.gguf")
                 write_gguf(config, path, tensor_type=tensor_type)
-                for setting in _SETTINGS if tensor_type == "f16" else _SETTINGS[:1]:
+                settings = _SETTINGS if tensor_type == "f16" else _SETTINGS[:1]
+                if number > len(_FAMILIES):
+                    settings = _SETTINGS + _FURTHER_SETTINGS if tensor_type == "f16" else ()
+                for setting in settings:
                     named = ("context", "ubatch", "sequences", "cache_type", "flash_attention")
                     line = {
                         "llama_cpp_python": version("llama-cpp-python"),
