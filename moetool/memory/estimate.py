@@ -14,10 +14,10 @@ from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
-from moetool.memory.layouts.gpu_group import GpuGroup, take_group
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
+from moetool.memory.machine.gpu_group import GpuGroup, take_group
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.measure import has_weights, refuse_unmeasurable
 from moetool.memory.notes.estimate_notes import note_clipped
@@ -25,6 +25,7 @@ from moetool.memory.receipts.measuring import add_measurements
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
+from moetool.memory.serving.deployment import choose_default_way
 from moetool.memory.serving.serve import serve_model
 from moetool.quiet import quiet_transformers
 
@@ -133,7 +134,9 @@ def estimate_part(
     group = (
         parallel
         if isinstance(parallel, GpuGroup)
-        else take_group(gpu, parallel, num_nodes=num_nodes)
+        else take_group(
+            gpu, parallel, num_nodes=num_nodes, default=serving and choose_default_way(serving)
+        )
     )
     if group is not None:
         gpu = group.gpu
@@ -166,16 +169,18 @@ def estimate_part(
         _refuse_published_quantized(subject, scenarios)
     say = on_progress or (lambda _: None)
     loader = ModelLoader(builder, named_gpu or read_gpus()[CALIBRATED_GPU], say)
-    if group is not None:
+    # An engine shares the model in its own way, in place of transformers'.
+    shared = group if serving is None else None
+    if shared is not None:
         for scenario in scenarios:
-            refuse_layouts(loader, scenario, group)
+            refuse_layouts(loader, scenario, shared)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)
-        if group is not None:
-            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, group))
+        if shared is not None:
+            estimate = replace(estimate, layouts=plan_layouts(loader, estimate, shared))
         if serving is not None and named_gpu is not None:
-            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving)
+            answer = serve_model(loader.load(scenario), scenario, named_gpu, serving, group=group)
             estimate = replace(estimate, serving=answer)
         if scenario != wanted and builder.context is not None:
             note = note_clipped(wanted, scenario, context=builder.context)

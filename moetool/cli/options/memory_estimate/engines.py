@@ -9,6 +9,7 @@ import typer
 from moetool.errors import UsageError
 
 if TYPE_CHECKING:
+    from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.serving.answer import Engine, ServedCache, ServingOptions
 
 _PANEL = "Serving engines"
@@ -46,7 +47,7 @@ TensorParallel = Annotated[
     typer.Option(
         "--tensor-parallel",
         metavar="N",
-        help="GPUs that share each layer in the engine. Default: 1.",
+        help="GPUs that share each layer in the engine. Default: all that --gpu names.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -98,7 +99,7 @@ def read_engine(
         engine=cast("Engine", engine.lower()),
         gpu_memory_utilization=utilization,
         kv_cache_dtype=cast("ServedCache", kv_cache_dtype or "auto"),
-        tensor_parallel=1 if tensor_parallel is None else tensor_parallel,
+        tensor_parallel=tensor_parallel,
         overhead_bytes=None if overhead is None else parse_memory(overhead),
     )
     if gpu is None:
@@ -107,3 +108,10 @@ def read_engine(
             hint="Name a GPU with --gpu.",
         )
     return options
+
+
+def choose_way(serving: ServingOptions | None) -> ParallelWay | None:
+    """Return how several GPUs share a model in an engine by default; None without an engine."""
+    from moetool.memory.serving.deployment import choose_default_way
+
+    return None if serving is None else choose_default_way(serving)

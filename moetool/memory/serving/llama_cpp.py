@@ -1,0 +1,215 @@
+"""Rules of llama.cpp: whole layers on each GPU, a cache for each sequence, and a compute buffer.
+
+Sizes of buffers are those of `gguf_buffers` and `ggml`. Layers are divided between GPUs by
+`load_tensors` (src/llama-model.cpp), here by equal memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moetool.anatomy.config_fields import find_vocab_size
+from moetool.memory.serving.answer import Capacity, ServedCache
+from moetool.memory.serving.geometry import CacheGeometry
+from moetool.memory.serving.ggml.cells import pad_cells
+from moetool.memory.serving.ggml.compute_buffer import count_compute_bytes
+from moetool.memory.serving.ggml.families import read_sizes
+from moetool.memory.serving.gguf_buffers import (
+    TYPE_BYTES,
+    UBATCH_TOKENS,
+    count_cache_bytes,
+    count_logits_bytes,
+    list_gpu_weights,
+    place_layers,
+)
+from moetool.memory.serving.question import Parts, Question
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SOURCES = (
+    "src/llama-kv-cache.cpp: llama_kv_cache",
+    "src/llama-kv-cache-iswa.cpp: llama_kv_cache_iswa",
+    "src/llama-context.cpp: output_reserve, sched_reserve",
+    "src/llama-graph.cpp, src/models/*.cpp: build_arch_graph",
+    "src/llama-model.cpp: load_tensors",
+    "ggml/src/ggml-alloc.c: ggml_gallocr_reserve_n",
+    "convert_hf_to_gguf.py",
+)
+# Families whose buffers were compared, with matrices in f32, f16 and q8_0.
+CONFIRMED_FAMILIES = (
+    *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
+)
+CONFIRMED_ON = "llama.cpp on the CPU, with llama-cpp-python 0.3.36"
+_MOST_SEQUENCES = 256
+_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# The type in which the converter keeps experts, by how the files are quantized; None for that of
+# all other matrices, to which it dequantizes fp8.
+_CONVERTED = {None: None, "fp8": None, "mxfp4": "mxfp4"}
+_AS_CONVERTED = (
+    "Not confirmed: the weights are those that convert_hf_to_gguf.py would write, with matrices in "
+    "{tensor_type}; a file that is quantized further is smaller."
+)
+_PLACEMENT = (
+    "Not confirmed: that all tensors except the embedding are on the GPU, without padding, with "
+    "-ngl 99."
+)
+_NO_GRAPH = (
+    "The graph that llama.cpp builds for {family} is not known here, so its compute buffer is null: "
+    "the logits of one micro-batch are the least that it holds. Give an allowance with "
+    "--engine-overhead."
+)
+_SEVERAL_GPUS = (
+    "The compute buffers of several GPUs are null: llama.cpp keeps copies of inputs for each. The "
+    "logits of one micro-batch are the least that the last GPU's holds."
+)
+_COMPUTE = (
+    "Not confirmed on a GPU: the compute buffer leaves out workspaces of CUDA's kernels, and what "
+    "CUDA keeps longer for fused operations. Give an allowance for them and for the CUDA context "
+    "with --engine-overhead."
+)
+
+
+def list_parts(question: Question) -> Parts:
+    """Return the sizes that the rules give."""
+    skeleton, num_gpus = question.model.skeleton, question.deployment.layer_parts
+    config = skeleton.config.get_text_config()
+    notes = [_PLACEMENT]
+    weights = _list_weights(question, notes)
+    weights_bytes = None if weights is None else max(weights)
+    vocab_size = find_vocab_size(skeleton.config)
+    least = None
+    if vocab_size is not None:
+        least = count_logits_bytes(vocab_size, context=question.length)
+    geometry = question.geometry
+    if geometry is None:
+        return Parts(weights_bytes, None, None, least_compute_bytes=least, notes=tuple(notes))
+    geometry = _keep_all_tokens(geometry, config)
+    cache_type = "f16" if question.options.kv_cache_dtype is ServedCache.AUTO else "q8_0"
+    compute = None
+    if num_gpus > 1:
+        notes.append(_SEVERAL_GPUS)
+    else:
+        compute = _find_compute_buffer(question, geometry, config)
+        notes.append(_NO_GRAPH.format(family=config.model_type) if compute is None else _COMPUTE)
+    layers = [
+        _select_layers(geometry, places) for places in _list_places(geometry, num_gpus=num_gpus)
+    ]
+    caches = [
+        count_cache_bytes(part, context=question.length, num_sequences=1, cache_type=cache_type)
+        for part in layers
+    ]
+
+    def fill(num_bytes: int) -> Capacity:
+        left = [num_bytes - each for each in weights or [0] * num_gpus]
+        left[-1] -= 0 if compute is not None else least or 0
+        counts = [_divide(free, cache) for free, cache in zip(left, caches, strict=True)]
+        num_sequences = min(*counts, _MOST_SEQUENCES)
+        while compute is not None and num_sequences:
+            fits = _divide(left[0] - compute(num_sequences), caches[0])
+            if fits >= num_sequences:
+                break
+            num_sequences = fits
+        pool = min(left) - (compute(max(num_sequences, 1)) if compute is not None else 0)
+        num_tokens = num_sequences * pad_cells(question.length)
+        return Capacity(max(pool, 0), num_tokens, num_sequences)
+
+    is_confirmed = config.model_type in CONFIRMED_FAMILIES
+    return Parts(
+        weights_bytes,
+        int(geometry.count_values() * geometry.num_layers * TYPE_BYTES[cache_type]),
+        None if weights is None else fill,
+        compute_bytes=compute,
+        least_compute_bytes=least,
+        confirmed_on=CONFIRMED_ON if is_confirmed else None,
+        notes=tuple(notes),
+    )
+
+
+def write_flags(question: Question, num_sequences: int | None) -> str:
+    """Return the flags that the figures are for."""
+    # One context is divided among the slots, each a multiple of 256 cells.
+    context = pad_cells(question.length) * (num_sequences or 1)
+    flags = ["-ngl 99", f"-c {context}", f"-ub {UBATCH_TOKENS}"]
+    if num_sequences is not None:
+        flags.append(f"-np {num_sequences}")
+    if question.options.kv_cache_dtype is not ServedCache.AUTO:
+        flags += ["-fa on", "-ctk q8_0", "-ctv q8_0"]
+    num_gpus = question.deployment.layer_parts
+    if num_gpus > 1:
+        flags.append(f"--split-mode layer --tensor-split {','.join(['1'] * num_gpus)}")
+    return " ".join(flags)
+
+
+def _list_weights(question: Question, notes: list[str]) -> list[int] | None:
+    """Return the weights of each GPU; None, with a note, if they are unknown."""
+    skeleton, method = question.model.skeleton, question.published_method
+    tensor_type = _TYPES.get(str(skeleton.dtype).removeprefix("torch."))
+    if question.has_bitsandbytes or method not in _CONVERTED or tensor_type is None:
+        notes.append("The weights are unknown: take the size of the GGUF file for quantized ones.")
+        return None
+    if method is not None:
+        notes.append(_AS_CONVERTED.format(tensor_type=tensor_type))
+    return list_gpu_weights(
+        skeleton,
+        tensor_type,
+        expert_type=_CONVERTED[method] or tensor_type,
+        num_gpus=question.deployment.layer_parts,
+    )
+
+
+def _keep_all_tokens(geometry: CacheGeometry, config: PretrainedConfig) -> CacheGeometry:
+    """Return what llama.cpp caches: only its graph of gpt-oss has windows among those known here."""
+    sizes = read_sizes(config, geometry)
+    if sizes is None or sizes.window is not None:
+        return geometry
+    return replace(geometry, num_full=geometry.num_layers, num_sliding=0, window=None, sliding=())
+
+
+def _list_places(geometry: CacheGeometry, *, num_gpus: int) -> list[list[int]]:
+    """Return the layers of each GPU."""
+    places = place_layers(geometry.num_layers, num_gpus=num_gpus)[:-1]
+    return [
+        [layer for layer, place in enumerate(places) if place == number]
+        for number in range(num_gpus)
+    ]
+
+
+def _select_layers(geometry: CacheGeometry, layers: list[int]) -> CacheGeometry:
+    """Return what some of the layers cache."""
+    sliding = tuple(bool(geometry.sliding) and geometry.sliding[layer] for layer in layers)
+    return replace(
+        geometry,
+        num_full=len(layers) - sum(sliding),
+        num_sliding=sum(sliding),
+        sliding=sliding,
+    )
+
+
+def _find_compute_buffer(
+    question: Question, geometry: CacheGeometry, config: PretrainedConfig
+) -> Callable[[int], int] | None:
+    """Return what counts the compute buffer for a number of sequences; None if it is unknown."""
+    sizes = read_sizes(config, geometry)
+    if sizes is None:
+        return None
+
+    def count(num_sequences: int) -> int:
+        return count_compute_bytes(
+            sizes,
+            context=pad_cells(question.length) * num_sequences,
+            ubatch=UBATCH_TOKENS,
+            num_sequences=num_sequences,
+            has_flash_attention=True,
+            has_quantized_cache=question.options.kv_cache_dtype is ServedCache.Q8_0,
+            is_on_gpu=True,
+        )
+
+    return count
+
+
+def _divide(free: int, cache: int) -> int:
+    """Return how many caches fit into free memory; any number of one that takes nothing."""
+    return _MOST_SEQUENCES if cache == 0 and free >= 0 else max(free, 0) // max(cache, 1)
