@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moetool.errors import InputError, UsageError
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
+from moetool.memory.answers.layout import Layout, RankMemory
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
-from moetool.memory.layout import Layout, RankMemory
 from moetool.memory.layouts.mapped_runs import run_by_device_map
 from moetool.memory.layouts.shared_runs import NUMS_GPUS, SharedRuns
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -17,13 +17,16 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.wording import number_of
 
 _SHARED = (ParallelWay.TENSOR, ParallelWay.EXPERT)
+# Measured on two H200s, see docs/models/memory-accuracy.md.
+_NUM_MEASURED_GPUS = 2
 _NCCL = (
-    "NCCL's own buffers are outside torch's allocator and depend on its version and on how the GPUs "
-    "are connected: they are unknown here, and left out of the device total."
+    "NCCL's own buffers are outside torch's allocator, depend on its version and on how the GPUs are "
+    "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s."
 )
-_NOT_CONFIRMED = "Not confirmed on several GPUs yet: no such run was measured."
+_NOT_CONFIRMED = "Runs on 2 GPUs were measured and confirmed; runs on more were not."
 _NETWORK = (
     "Each layer's sums would go over the network between nodes: keep tensor and expert parallelism "
     "within a node where it fits."
@@ -76,17 +79,19 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
 
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
-    if way is not ParallelWay.DATA and group.num_gpus > 1:
+    if way is not ParallelWay.DATA and group.num_gpus > _NUM_MEASURED_GPUS:
         notes.append(_NOT_CONFIRMED)
     if way in _SHARED and group.num_gpus > 1:
         notes.append(_NCCL)
         if group.num_nodes > 1:
             notes.append(_NETWORK)
-    if way is ParallelWay.DATA and scenario.batch_size % group.num_gpus:
+    if way is ParallelWay.DATA and group.num_gpus > 1:
         least, left = divmod(scenario.batch_size, group.num_gpus)
         notes.append(
             f"{scenario.batch_size:,} sequences don't divide evenly: {left:,} of "
             f"{group.num_gpus:,} GPUs run {least + 1:,}, the others {least:,}."
+            if left
+            else f"Each GPU runs {number_of(least, 'sequence')}."
         )
     return tuple(notes)
 

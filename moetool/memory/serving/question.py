@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moetool.catalogue.gpus import Gpu
 from moetool.checkpoint.stated.quantization import find_stated
-from moetool.memory.figures import Basis
+from moetool.memory.answers.figures import Basis
 from moetool.memory.loaded.loaded_model import LoadedModel
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Capacity, ServingOptions

@@ -23,7 +23,9 @@ from moetool.memory.serving.gguf_buffers import (
     place_layers,
 )
 
-RECEIPTS = Path(__file__).parents[3] / "benchmarks" / "memory" / "llama_cpp_buffers.jsonl"
+RECEIPTS = (
+    Path(__file__).parents[3] / "benchmarks" / "memory" / "measured" / "llama_cpp_buffers.jsonl"
+)
 LINES = [json.loads(line) for line in RECEIPTS.read_text().splitlines()]
 CONFIGS = sorted({json.dumps(line["config"]) for line in LINES})
 # Each printed size has two decimals, and two caches print two sizes.
