@@ -7,7 +7,7 @@ Sizes of buffers are those of `gguf_buffers` and `ggml`. Layers are divided betw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.config_fields import find_vocab_size
@@ -15,8 +15,8 @@ from moetool.memory.serving.answer import Capacity, ServedCache
 from moetool.memory.serving.geometry import CacheGeometry
 from moetool.memory.serving.ggml.cells import pad_cells
 from moetool.memory.serving.ggml.compute_buffer import count_compute_bytes
-from moetool.memory.serving.ggml.families import read_sizes
-from moetool.memory.serving.gguf_buffers import (
+from moetool.memory.serving.ggml.families import ARCHITECTURES, read_sizes
+from moetool.memory.serving.ggml.gguf_buffers import (
     TYPE_BYTES,
     UBATCH_TOKENS,
     count_cache_bytes,
@@ -39,9 +39,7 @@ SOURCES = (
     "convert_hf_to_gguf.py",
 )
 # Families whose buffers were compared, with matrices in f32, f16 and q8_0.
-CONFIRMED_FAMILIES = (
-    *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
-)
+CONFIRMED_FAMILIES = tuple(ARCHITECTURES)
 CONFIRMED_ON = "llama.cpp on the CPU, with llama-cpp-python 0.3.36"
 _MOST_SEQUENCES = 256
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -72,57 +70,81 @@ _COMPUTE = (
 )
 
 
-def list_parts(question: Question) -> Parts:
-    """Return the sizes that the rules give."""
-    skeleton, num_gpus = question.model.skeleton, question.deployment.layer_parts
-    config = skeleton.config.get_text_config()
-    notes = [_PLACEMENT]
-    weights = _list_weights(question, notes)
-    weights_bytes = None if weights is None else max(weights)
-    vocab_size = find_vocab_size(skeleton.config)
-    least = None
-    if vocab_size is not None:
-        least = count_logits_bytes(vocab_size, context=question.length)
-    geometry = question.geometry
-    if geometry is None:
-        return Parts(weights_bytes, None, None, least_compute_bytes=least, notes=tuple(notes))
-    geometry = _keep_all_tokens(geometry, config)
-    cache_type = "f16" if question.options.kv_cache_dtype is ServedCache.AUTO else "q8_0"
-    compute = None
-    if num_gpus > 1:
-        notes.append(_SEVERAL_GPUS)
-    else:
-        compute = _find_compute_buffer(question, geometry, config)
-        notes.append(_NO_GRAPH.format(family=config.model_type) if compute is None else _COMPUTE)
-    layers = [
-        _select_layers(geometry, places) for places in _list_places(geometry, num_gpus=num_gpus)
-    ]
-    caches = [
-        count_cache_bytes(part, context=question.length, num_sequences=1, cache_type=cache_type)
-        for part in layers
-    ]
+@dataclass(frozen=True)
+class _Buffers:
+    """Buffers on each GPU, in order, in bytes.
 
-    def fill(num_bytes: int) -> Capacity:
-        left = [num_bytes - each for each in weights or [0] * num_gpus]
-        left[-1] -= 0 if compute is not None else least or 0
-        counts = [_divide(free, cache) for free, cache in zip(left, caches, strict=True)]
-        num_sequences = min(*counts, _MOST_SEQUENCES)
-        while compute is not None and num_sequences:
-            fits = _divide(left[0] - compute(num_sequences), caches[0])
+    Attributes:
+        weights: The tensors.
+        caches: The cache of one sequence.
+        least_compute_bytes: The least that the last GPU's compute buffer holds.
+        count_compute: Counts the compute buffer for a number of sequences; None if it is unknown.
+        slot_tokens: Cells of a sequence.
+    """
+
+    weights: list[int]
+    caches: list[int]
+    least_compute_bytes: int
+    count_compute: Callable[[int], int] | None
+    slot_tokens: int
+
+    def fill(self, num_bytes: int) -> Capacity:
+        """Return what each GPU's memory holds, with as many sequences as the compute buffer allows."""
+        num_sequences = self._count_sequences(num_bytes, self.least_compute_bytes)
+        compute_bytes = self.least_compute_bytes
+        while self.count_compute is not None:
+            compute_bytes = self.count_compute(max(num_sequences, 1))
+            fits = self._count_sequences(num_bytes, compute_bytes)
             if fits >= num_sequences:
                 break
             num_sequences = fits
-        pool = min(left) - (compute(max(num_sequences, 1)) if compute is not None else 0)
-        num_tokens = num_sequences * pad_cells(question.length)
-        return Capacity(max(pool, 0), num_tokens, num_sequences)
+        pool_bytes = max(min(self._list_free(num_bytes, compute_bytes)), 0)
+        return Capacity(pool_bytes, num_sequences * self.slot_tokens, num_sequences)
 
+    def _count_sequences(self, num_bytes: int, compute_bytes: int) -> int:
+        free = self._list_free(num_bytes, compute_bytes)
+        # A GPU may have the head alone, and no layer that caches.
+        counts = [
+            max(space, 0) // cache if cache else _MOST_SEQUENCES
+            for space, cache in zip(free, self.caches, strict=True)
+        ]
+        return min(*counts, _MOST_SEQUENCES)
+
+    def _list_free(self, num_bytes: int, compute_bytes: int) -> list[int]:
+        free = [num_bytes - each for each in self.weights]
+        free[-1] -= compute_bytes
+        return free
+
+
+def list_parts(question: Question) -> Parts:
+    """Return the sizes that the rules give."""
+    config = question.skeleton.config.get_text_config()
+    notes = [_PLACEMENT]
+    weights = _list_weights(question, notes)
+    least = None
+    vocab_size = find_vocab_size(question.skeleton.config)
+    if vocab_size is not None:
+        least = count_logits_bytes(vocab_size, context=question.length)
+    known = Parts(None if weights is None else max(weights), least_compute_bytes=least)
+    if question.geometry is None:
+        return replace(known, notes=tuple(notes))
+    geometry = _keep_all_tokens(question.geometry, config)
+    cache_type = "f16" if question.options.kv_cache_dtype is ServedCache.AUTO else "q8_0"
+    count_compute = _find_compute_buffer(question, geometry, config, notes)
+    caches = [
+        count_cache_bytes(part, context=question.length, num_sequences=1, cache_type=cache_type)
+        for part in _divide_layers(geometry, num_gpus=question.deployment.layer_parts)
+    ]
+    fill = None
+    if weights is not None:
+        slot = pad_cells(question.length)
+        fill = _Buffers(weights, caches, least or 0, count_compute, slot).fill
     is_confirmed = config.model_type in CONFIRMED_FAMILIES
-    return Parts(
-        weights_bytes,
-        int(geometry.count_values() * geometry.num_layers * TYPE_BYTES[cache_type]),
-        None if weights is None else fill,
-        compute_bytes=compute,
-        least_compute_bytes=least,
+    return replace(
+        known,
+        token_bytes=int(geometry.count_values() * geometry.num_layers * TYPE_BYTES[cache_type]),
+        fill=fill,
+        count_compute=count_compute,
         confirmed_on=CONFIRMED_ON if is_confirmed else None,
         notes=tuple(notes),
     )
@@ -168,33 +190,31 @@ def _keep_all_tokens(geometry: CacheGeometry, config: PretrainedConfig) -> Cache
     return replace(geometry, num_full=geometry.num_layers, num_sliding=0, window=None, sliding=())
 
 
-def _list_places(geometry: CacheGeometry, *, num_gpus: int) -> list[list[int]]:
-    """Return the layers of each GPU."""
+def _divide_layers(geometry: CacheGeometry, *, num_gpus: int) -> list[CacheGeometry]:
+    """Return what the layers of each GPU cache."""
     places = place_layers(geometry.num_layers, num_gpus=num_gpus)[:-1]
-    return [
-        [layer for layer, place in enumerate(places) if place == number]
-        for number in range(num_gpus)
-    ]
-
-
-def _select_layers(geometry: CacheGeometry, layers: list[int]) -> CacheGeometry:
-    """Return what some of the layers cache."""
-    sliding = tuple(bool(geometry.sliding) and geometry.sliding[layer] for layer in layers)
-    return replace(
-        geometry,
-        num_full=len(layers) - sum(sliding),
-        num_sliding=sum(sliding),
-        sliding=sliding,
-    )
+    kinds = geometry.sliding or (False,) * geometry.num_layers
+    parts = []
+    for number in range(num_gpus):
+        sliding = tuple(kind for kind, place in zip(kinds, places, strict=True) if place == number)
+        num_sliding = sum(sliding)
+        num_full = len(sliding) - num_sliding
+        parts.append(replace(geometry, num_full=num_full, num_sliding=num_sliding, sliding=sliding))
+    return parts
 
 
 def _find_compute_buffer(
-    question: Question, geometry: CacheGeometry, config: PretrainedConfig
+    question: Question, geometry: CacheGeometry, config: PretrainedConfig, notes: list[str]
 ) -> Callable[[int], int] | None:
     """Return what counts the compute buffer for a number of sequences; None if it is unknown."""
     sizes = read_sizes(config, geometry)
-    if sizes is None:
+    if question.deployment.layer_parts > 1:
+        notes.append(_SEVERAL_GPUS)
         return None
+    if sizes is None:
+        notes.append(_NO_GRAPH.format(family=config.model_type))
+        return None
+    notes.append(_COMPUTE)
 
     def count(num_sequences: int) -> int:
         return count_compute_bytes(
@@ -208,8 +228,3 @@ def _find_compute_buffer(
         )
 
     return count
-
-
-def _divide(free: int, cache: int) -> int:
-    """Return how many caches fit into free memory; any number of one that takes nothing."""
-    return _MOST_SEQUENCES if cache == 0 and free >= 0 else max(free, 0) // max(cache, 1)

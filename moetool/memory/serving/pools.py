@@ -46,7 +46,7 @@ def list_pool_parts(question: Question, count_capacity: CountCapacity) -> Parts:
     if weights_bytes is not None and question.published_method == "mxfp4":
         notes.append(_PACKED.format(engine=engine))
     if geometry is None:
-        return Parts(weights_bytes, None, None, notes=tuple(notes))
+        return Parts(weights_bytes, notes=tuple(notes))
     if geometry.is_latent:
         notes.append(_LATENT_COPIES.format(engine=engine))
     is_fp8 = question.options.kv_cache_dtype is ServedCache.FP8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetool.catalogue.gpus import Gpu
@@ -71,17 +71,17 @@ class Parts:
         weights_bytes: The weights of the GPU with the most; None if unknown.
         token_bytes: The cache of one token; None if unknown.
         fill: Returns what fits into a number of bytes, weights included; None if unknown.
-        compute_bytes: Returns the compute buffer for a number of sequences; None if only the engine's
-            own profiling finds it.
+        count_compute: Counts the compute buffer for a number of sequences; None if it is unknown, or
+            if only the engine's own profiling finds it.
         least_compute_bytes: The part of that buffer that is known in any case.
         confirmed_on: What confirmed the sizes; None if nothing did.
         notes: What is unknown, and why, one sentence each.
     """
 
     weights_bytes: int | None
-    token_bytes: int | None
-    fill: Callable[[int], Capacity] | None
-    compute_bytes: Callable[[int], int] | None = None
+    token_bytes: int | None = None
+    fill: Callable[[int], Capacity] | None = None
+    count_compute: Callable[[int], int] | None = None
     least_compute_bytes: int | None = None
     confirmed_on: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()

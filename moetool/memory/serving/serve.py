@@ -63,9 +63,7 @@ def serve_model(
     most, with_overhead = _fill(parts, question)
     chosen = with_overhead or most
     num_sequences = None if chosen is None else max(chosen.num_sequences, 1)
-    compute_bytes = None
-    if parts.compute_bytes is not None:
-        compute_bytes = parts.compute_bytes(num_sequences or 1)
+    count_compute = parts.count_compute
     return Serving(
         engine=options.engine,
         gpu=gpu.id,
@@ -78,7 +76,7 @@ def serve_model(
         weights_bytes=parts.weights_bytes,
         cache_bytes_per_token=parts.token_bytes,
         overhead_bytes=options.overhead_bytes,
-        compute_bytes=compute_bytes,
+        compute_bytes=None if count_compute is None else count_compute(num_sequences or 1),
         least_compute_bytes=parts.least_compute_bytes,
         tokens_per_sequence=question.length,
         most=most,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from moetool.memory.serving.geometry import read_geometry
 from moetool.memory.serving.ggml.compute_buffer import count_compute_bytes
 from moetool.memory.serving.ggml.families import read_sizes
-from moetool.memory.serving.gguf_buffers import (
+from moetool.memory.serving.ggml.gguf_buffers import (
     count_cache_bytes,
     count_logits_bytes,
     count_output_bytes,

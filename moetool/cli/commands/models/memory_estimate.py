@@ -135,8 +135,7 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        default = engines.choose_way(serving)
-        group = take_group(gpu, parallel, num_nodes=nodes, default=default)
+        group = take_group(gpu, parallel, num_nodes=nodes, default=engines.choose_way(serving))
         alone = None if gpu is None or group is not None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),

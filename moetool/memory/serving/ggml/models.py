@@ -24,14 +24,12 @@ from moetool.memory.serving.ggml.tensors import (
     view,
 )
 
-ARCHITECTURES = ("llama", "olmoe", "qwen2moe", "qwen3moe", "deepseek2", "gpt-oss")
-
 
 def build_graph(model: ModelSizes, run: RunSizes) -> Graph:
     """Return the graph that llama.cpp reserves memory for.
 
     Args:
-        model: The model, whose architecture is one of `ARCHITECTURES`.
+        model: The model, of one of the architectures in `families`.
         run: The micro-batch and its cache.
     """
     return _Builder(model, run).build()

@@ -44,7 +44,7 @@ def list_serving(serving: Serving) -> Block:
     headers = (f"served by {engine} on {serving.num_gpus} × {gpu}", "")
     confirmed = serving.confirmed_on
     words = (
-        f"Sizes of tensors, cache and compute buffer: confirmed on {confirmed}."
+        f"Confirmed on {confirmed}: the sizes of tensors, cache and compute buffer there."
         if confirmed
         else ""
     )
