@@ -29,12 +29,14 @@ _TYPES = {
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "mxfp4": gguf.GGMLQuantizationType.MXFP4,
 }
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "mxfp4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
 
@@ -44,7 +46,8 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
     Args:
         config: A configuration of one of the families in `_ARCHITECTURES`.
         path: The file.
-        tensor_type: The type of every matrix: `f32`, `f16`, `bf16` or `q8_0`.
+        tensor_type: The type of every matrix: `f32`, `f16`, `bf16` or `q8_0`; with `mxfp4`, experts
+            are in that type, and other matrices in `bf16`.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -58,7 +61,8 @@ def write_gguf(config: PretrainedConfig, path: Path, *, tensor_type: str) -> Non
     )
     for name, values in _list_tensors(model, config, names):
         is_float = values.ndim == 1 or ".ffn_gate_inp" in name or name.endswith(".bias")
-        kind = _TYPES["f32" if is_float else tensor_type]
+        is_dense = tensor_type == "mxfp4" and "_exps." not in name
+        kind = _TYPES["f32" if is_float else "bf16" if is_dense else tensor_type]
         packed = gguf.quants.quantize(values, kind)
         writer.add_tensor(name, packed, raw_dtype=kind)
     writer.write_header_to_file()

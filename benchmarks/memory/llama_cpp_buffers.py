@@ -117,6 +117,7 @@ _FURTHER_SETTINGS = (
     (3000, 300, 1, "f16", False),
     (6000, 1, 2, "f16", True),
 )
+_TYPES = ("f32", "f16", "q8_0")
 _CACHE_TYPES = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|compute|output) buffer size = +([\d.]+) MiB")
 _LOGGED: list[str] = []
@@ -162,7 +163,8 @@ def main() -> None:
         for name, own in _FEW_TOKENS.items()
     ]
     for number, config in enumerate(configs):
-        for tensor_type in ("f32", "f16", "q8_0"):
+        types = ("f32", "f16", "q8_0", "mxfp4") if config.model_type == "gpt_oss" else _TYPES
+        for tensor_type in types:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.gguf")
                 write_gguf(config, path, tensor_type=tensor_type)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetool.memory.serving.geometry import CacheGeometry
 from moetool.memory.serving.ggml.cells import count_window_cells, pad_cells
+from moetool.memory.serving.ggml.compute_buffer import CPU_ALIGNMENT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,13 +32,12 @@ TYPE_BYTES = {
     "mxfp4": Fraction(17, 32),
 }
 _FLOAT_BYTES = 4
-_CPU_ALIGNMENT = 32
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _ROUTERS = (".gate.weight", ".router.weight")
 
 
 def list_tensor_sizes(
-    skeleton: PreTrainedModel, tensor_type: str, *, expert_type: str | None = None
+    skeleton: PreTrainedModel, tensor_type: str, expert_type: str | None = None
 ) -> Iterator[tuple[str, int]]:
     """Yield the path and the bytes of each tensor of a GGUF file, without alignment.
 
@@ -61,10 +61,11 @@ def list_tensor_sizes(
 
 
 def count_weights_bytes(
-    skeleton: PreTrainedModel, tensor_type: str, *, alignment: int = _CPU_ALIGNMENT
+    skeleton: PreTrainedModel, tensor_type: str, expert_type: str | None = None
 ) -> int:
-    """Return the bytes of all tensors, each padded to an alignment."""
-    return sum(_pad(size, alignment) for _, size in list_tensor_sizes(skeleton, tensor_type))
+    """Return the bytes of all tensors, each padded to the alignment of the CPU's buffers."""
+    sizes = list_tensor_sizes(skeleton, tensor_type, expert_type)
+    return sum(_pad(size) for _, size in sizes)
 
 
 def list_gpu_weights(
@@ -80,11 +81,11 @@ def list_gpu_weights(
     places = place_layers(_count_layers(skeleton), num_gpus=num_gpus)
     on_host = {path for path, values in skeleton.named_parameters() if values is table.weight}
     totals = [0] * num_gpus
-    for path, size in list_tensor_sizes(skeleton, tensor_type, expert_type=expert_type):
+    for path, size in list_tensor_sizes(skeleton, tensor_type, expert_type):
         if path not in on_host or is_tied:
             found = _LAYER.search(path)
             place = places[-1] if found is None else places[int(found[1])]
-            totals[place] += _pad(size, _CPU_ALIGNMENT)
+            totals[place] += _pad(size)
     return totals
 
 
@@ -94,8 +95,8 @@ def place_layers(num_layers: int, *, num_gpus: int) -> list[int]:
     return [number * num_gpus // num_parts for number in range(num_parts)]
 
 
-def _pad(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
+def _pad(size: int) -> int:
+    return -(-size // CPU_ALIGNMENT) * CPU_ALIGNMENT
 
 
 def _count_layers(skeleton: PreTrainedModel) -> int:
