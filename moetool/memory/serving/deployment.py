@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.config_fields import find_num_heads, read_count
@@ -12,7 +12,9 @@ from moetool.memory.machine.gpu_group import GpuGroup, ParallelWay
 from moetool.memory.serving.answer import Engine, ServingOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_FP8_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -124,50 +126,90 @@ def _plan_layers(group: GpuGroup) -> Deployment:
 
 
 def refuse_uneven(
-    skeleton: PreTrainedModel, options: ServingOptions, deployment: Deployment, *, gpu: str
+    skeleton: PreTrainedModel,
+    options: ServingOptions,
+    group: GpuGroup | None,
+    *,
+    has_fp8_blocks: bool,
 ) -> None:
     """Raise if an engine can't share a model's sizes between GPUs.
 
     Args:
         skeleton: The model on the meta device.
         options: The engine and its settings.
-        deployment: How the GPUs share it.
-        gpu: The GPUs' name, for the hint.
+        group: The GPUs and the ways; None for the GPUs of one tensor-parallel group.
+        has_fp8_blocks: Whether weights are in fp8, whose blocks engines don't cut.
 
     Raises:
-        UsageError: The number of GPUs does not divide heads, widths or experts, or groups of heads.
+        UsageError: The number of GPUs does not divide heads, widths or experts, or cuts blocks.
     """
-    for words, size, parts in _list_sizes(skeleton, options, deployment):
-        if size % parts:
-            nearest = next(number for number in range(parts, 0, -1) if size % number == 0)
-            is_by_option = options.tensor_parallel == deployment.num_gpus
-            hint = f"--tensor-parallel {nearest}" if is_by_option else f"--gpu {nearest}x{gpu}"
-            raise UsageError(
-                f"{words} can't be shared evenly by {parts} GPUs.", hint=f"Give {hint}."
-            )
+    config = skeleton.config.get_text_config()
+    # Sizes that differ between layers are not read.
+    if getattr(config, "is_heterogeneous", False):
+        return
+
+    def find_uneven(options: ServingOptions, group: GpuGroup | None) -> tuple[str, int] | None:
+        deployment = plan_deployment(options, group)
+        sizes = _list_sizes(config, options, deployment, has_fp8_blocks=has_fp8_blocks)
+        return next(((words, parts) for words, size, parts in sizes if size % parts), None)
+
+    uneven = find_uneven(options, group)
+    if uneven is None:
+        return
+    words, parts = uneven
+    hint = _find_nearest(options, group, lambda *trial: find_uneven(*trial) is None)
+    raise UsageError(f"{words} can't be shared evenly by {parts} GPUs.", hint=f"Give {hint}.")
+
+
+def _find_nearest(
+    options: ServingOptions,
+    group: GpuGroup | None,
+    is_even: Callable[[ServingOptions, GpuGroup | None], bool],
+) -> str:
+    """Return the options of the nearest setting that works: whole experts, or fewer GPUs."""
+    if group is None:
+        most = options.tensor_parallel or 1
+        trials = (replace(options, tensor_parallel=number) for number in range(most, 0, -1))
+        fewer = next(trial for trial in trials if is_even(trial, None))
+        return f"--tensor-parallel {fewer.tensor_parallel}"
+    whole = replace(group, ways=(*group.ways, ParallelWay.EXPERT))
+    if ParallelWay.EXPERT not in group.ways and is_even(options, whole):
+        return f"--parallel {','.join(whole.ways)}"
+    options = replace(options, tensor_parallel=None)
+    one_node = replace(group, num_nodes=1)
+    groups = (replace(one_node, num_per_node=number) for number in range(group.num_gpus, 0, -1))
+    nearest = next(trial for trial in groups if trial.num_gpus == 1 or is_even(options, trial))
+    return f"--gpu {nearest.num_gpus}x{group.gpu.id}"
 
 
 def _list_sizes(
-    skeleton: PreTrainedModel, options: ServingOptions, deployment: Deployment
+    config: PretrainedConfig,
+    options: ServingOptions,
+    deployment: Deployment,
+    *,
+    has_fp8_blocks: bool,
 ) -> Iterator[tuple[str, int, int]]:
     """Yield each size that has to be divisible, in words and as a number, and its parts."""
-    config = skeleton.config.get_text_config()
     tensor, num_heads = deployment.tensor, find_num_heads(config) or 1
     yield f"{num_heads} attention heads", num_heads, tensor
     num_kv_heads = read_count(config, "num_key_value_heads", "num_kv_heads") or num_heads
     is_copied = tensor % num_kv_heads == 0
     if not is_copied and not read_count(config, "kv_lora_rank"):
         yield f"{num_kv_heads} heads of keys and values", num_kv_heads, tensor
-    widths = {
-        "experts'": read_count(config, "moe_intermediate_size", "intermediate_size"),
-        "shared experts'": read_count(config, "shared_expert_intermediate_size"),
-        "dense layers'": read_count(config, "intermediate_size"),
-    }
-    has_dense = read_count(config, "moe_intermediate_size") is not None
-    for of_what, width in widths.items():
-        parts = deployment.expert_parts if of_what == "experts'" else tensor
-        if width is not None and (has_dense or of_what == "experts'"):
-            yield f"The {of_what} width of {width}", width, parts
+    width = read_count(config, "intermediate_size")
+    expert_width = read_count(config, "moe_intermediate_size")
+    if expert_width is not None and width is not None:
+        yield f"The dense layers' width of {width}", width, tensor
+    shared_width = read_count(config, "shared_expert_intermediate_size")
+    if shared_width is not None:
+        yield f"The shared experts' width of {shared_width}", shared_width, tensor
+    expert_width, parts = expert_width or width, deployment.expert_parts
+    if expert_width is not None:
+        yield f"The experts' width of {expert_width}", expert_width, parts
+    if expert_width is not None and has_fp8_blocks and parts > 1:
+        # A width that is not a number of blocks can't be cut at all.
+        num_blocks = expert_width // _FP8_BLOCK if expert_width % _FP8_BLOCK == 0 else 1
+        yield f"The {num_blocks} fp8 blocks of the experts' width", num_blocks, parts
     num_experts = read_count(config, "num_experts", "num_local_experts", "n_routed_experts")
     # vLLM gives the first GPUs one expert more.
     if num_experts is not None and options.engine is Engine.SGLANG:

@@ -86,6 +86,12 @@ def read_geometry(skeleton: PreTrainedModel) -> CacheGeometry:
             "how engines lay that out is not known here.",
             hint="Read the cache's size in the engine's own log.",
         )
+    if getattr(config, "is_heterogeneous", False):
+        raise InputError(
+            f"Sizes of {model_type} differ between layers, and how engines lay that out is not known "
+            "here.",
+            hint="Read the cache's size in the engine's own log.",
+        )
     num_layers = read_count(config, "num_hidden_layers", "n_layer", "n_layers") or 0
     num_heads = find_num_heads(config) or 0
     window = read_count(config, "sliding_window")

@@ -31,11 +31,7 @@ class CountCapacity(Protocol):
 
 
 def list_pool_parts(question: Question, count_capacity: CountCapacity) -> Parts:
-    """Return the sizes that the engine's rules give.
-
-    Raises:
-        UsageError: The engine refuses to cut the weights.
-    """
+    """Return the sizes that the engine's rules give."""
     engine, geometry = question.options.engine, question.geometry
     notes = [_UNCONFIRMED.format(engine=engine)]
     weights_bytes = None

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def find_published_method(model: LoadedModel) -> str | None:
+    """Return the files' quantization, as config.json names it; None for plain files and for copies."""
+    if model.stored is None or model.stored.basis is Basis.COPY:
+        return None
+    stated = find_stated(model.skeleton.config)
+    return str(stated.get("quant_method") or model.stored.method)
+
+
 @dataclass(frozen=True)
 class Question:
     """A model that an engine would serve.
@@ -55,12 +63,8 @@ class Question:
 
     @property
     def published_method(self) -> str | None:
-        """The files' quantization, as config.json names it; None for plain files and for copies."""
-        stored = self.model.stored
-        if stored is None or stored.basis is Basis.COPY:
-            return None
-        stated = find_stated(self.model.skeleton.config)
-        return str(stated.get("quant_method") or stored.method)
+        """The files' quantization, see `find_published_method`."""
+        return find_published_method(self.model)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moetool.memory.serving import llama_cpp, sglang, vllm
 from moetool.memory.serving.answer import Capacity, Engine, Serving, ServingOptions
 from moetool.memory.serving.deployment import plan_deployment, refuse_uneven
 from moetool.memory.serving.geometry import CacheGeometry, read_geometry
-from moetool.memory.serving.question import Parts, Question
+from moetool.memory.serving.question import Parts, Question, find_published_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,8 @@ def serve_model(
         UsageError: The engine can't share the model between these GPUs.
     """
     deployment = plan_deployment(options, group)
-    refuse_uneven(model.skeleton, options, deployment, gpu=gpu.id)
+    has_fp8_blocks = find_published_method(model) == "fp8"
+    refuse_uneven(model.skeleton, options, group, has_fp8_blocks=has_fp8_blocks)
     geometry, notes = _read_geometry(model.held or model.skeleton)
     question = Question(model, geometry, scenario, gpu, options, deployment)
     rules = _RULES[options.engine]

@@ -14,7 +14,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.config_fields import find_hidden_size, read_count
-from moetool.errors import InputError, UsageError
+from moetool.errors import InputError
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.serving.deployment import Deployment
 from moetool.memory.serving.geometry import CacheGeometry
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from moetool.memory.serving.question import Question
 
 _VOCABULARY_ROWS = 64
-_FP8_BLOCK = 128
 _FIRST_WITH_FP8 = (8, 9)
 _CUT = (
     "q_proj",
@@ -51,7 +50,6 @@ def count_held_bytes(question: Question) -> int:
 
     Raises:
         InputError: It is unknown how the engine holds or shares them.
-        UsageError: The engine refuses to cut blocks of fp8.
     """
     engine, deployment = question.options.engine, question.deployment
     method, skeleton = question.published_method, question.skeleton
@@ -77,7 +75,6 @@ def count_held_bytes(question: Question) -> int:
             "not known here.",
             hint="Choose another GPU.",
         )
-    _refuse_cut_blocks(skeleton, deployment)
     return count_weights_bytes(skeleton, question.geometry, deployment)
 
 
@@ -167,18 +164,3 @@ def _count_with_mxfp4(question: Question) -> int:
                 padding=padding,
             )
     return total
-
-
-def _refuse_cut_blocks(skeleton: PreTrainedModel, deployment: Deployment) -> None:
-    """Raise where a GPU's part of a width would not be whole blocks, as both engines do."""
-    config = skeleton.config.get_text_config()
-    width = read_count(config, "moe_intermediate_size", "intermediate_size")
-    parts = deployment.expert_parts
-    if width is None or parts == 1 or width // parts % _FP8_BLOCK == 0:
-        return
-    nearest = [number for number in range(1, parts) if width % (number * _FP8_BLOCK) == 0]
-    raise UsageError(
-        f"Blocks of {_FP8_BLOCK} in fp8 don't divide {width // parts}, the width of each expert on "
-        f"{parts} GPUs.",
-        hint=f"Give --parallel expert, or {nearest[-1] if nearest else 1} GPUs.",
-    )

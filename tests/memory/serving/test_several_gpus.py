@@ -14,7 +14,7 @@ from moetool.memory.loaded.loaded_model import LoadedModel
 from moetool.memory.machine.gpu_group import take_group
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Engine, Serving, ServingOptions
-from moetool.memory.serving.deployment import choose_default_way
+from moetool.memory.serving.deployment import choose_default_way, refuse_uneven
 from moetool.memory.serving.packed_experts import Padding, choose_padding, count_expert_bytes
 from moetool.memory.serving.serve import serve_model
 
@@ -99,9 +99,10 @@ def test_flags_name_the_way_of_sharing(
     [
         ("vllm", "3xh200", None, None, "8 attention heads", "Give --gpu 2xh200."),
         ("vllm", "h200", None, 3, "8 attention heads", "Give --tensor-parallel 2."),
-        ("vllm", "128xh200", "data", 1, "experts' width of 192", "Give --gpu 96xh200."),
+        ("vllm", "128xh200", "data", 1, "experts' width of 192", "Give --parallel data,expert."),
+        ("vllm", "6xh200", None, None, "8 attention heads", "Give --gpu 4xh200."),
         ("vllm", "2xh200", "device-map", None, "no device map", "Give --parallel tensor."),
-        ("sglang", "4xh200", "expert", None, "6 experts", "Give --gpu 3xh200."),
+        ("sglang", "4xh200", "expert", None, "6 experts", "Give --gpu 2xh200."),
         ("sglang", "2xh200", "data,expert", None, "each replica has one", "tensor,expert"),
         ("llama.cpp", "2xh200", "tensor", None, "whole layers", "--parallel device-map"),
         ("vllm", "4xh200", None, 2, "not one group of 2", "Add data to --parallel"),
@@ -114,6 +115,19 @@ def test_what_an_engine_refuses_is_refused(
     with pytest.raises(UsageError, match=message) as caught:
         serve(engine, gpu, ways, tensor)
     assert hint in str(caught.value.hint)
+
+
+def test_blocks_in_fp8_are_not_cut() -> None:
+    skeleton = build(intermediate_size=768)
+    options = ServingOptions(Engine.VLLM)
+    for number, ways in ((2, "tensor"), (8, "expert")):
+        group = take_group(f"{number}xh200", ways)
+        refuse_uneven(skeleton, options, group, has_fp8_blocks=True)
+    four = take_group("4xh200", "tensor")
+    refuse_uneven(skeleton, options, four, has_fp8_blocks=False)
+    with pytest.raises(UsageError, match=r"^The 6 fp8 blocks .* by 4 GPUs\.") as caught:
+        refuse_uneven(skeleton, options, four, has_fp8_blocks=True)
+    assert caught.value.hint == "Give --parallel tensor,expert."
 
 
 def test_packed_experts_are_padded_for_the_kernel() -> None:
@@ -168,8 +182,8 @@ def serve(
     )
 
 
-def build() -> PreTrainedModel:
-    config = AutoConfig.for_model("mixtral", **SIZES)
+def build(**sizes: int) -> PreTrainedModel:
+    config = AutoConfig.for_model("mixtral", **SIZES | sizes)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model
