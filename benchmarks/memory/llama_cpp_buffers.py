@@ -80,6 +80,25 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "first_k_dense_replace": 1,
     },
+    "dots1": {
+        "n_routed_experts": 16,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 256,
+        "intermediate_size": 1024,
+        "num_key_value_heads": 8,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    "glm4_moe": {
+        "n_routed_experts": 16,
+        "moe_intermediate_size": 256,
+        "intermediate_size": 1024,
+        "head_dim": 128,
+        "use_qk_norm": True,
+        "attention_bias": True,
+    },
+    "minimax_m2": {"num_local_experts": 16, "intermediate_size": 256, "head_dim": 128},
     "gpt_oss": {
         "num_local_experts": 8,
         "intermediate_size": 512,
@@ -100,6 +119,9 @@ _FEW_TOKENS: dict[str, dict[str, Any]] = {
         "topk_group": 4,
         "num_experts_per_tok": 8,
     },
+    "dots1": {"n_routed_experts": 32},
+    "glm4_moe": {"num_experts_per_tok": 8, "use_qk_norm": False, "attention_bias": False},
+    "minimax_m2": {"num_local_experts": 64, "num_experts_per_tok": 8},
     "gpt_oss": {"num_local_experts": 32, "num_experts_per_tok": 4},
 }
 # Context, ubatch, sequences, type of keys and values, flash attention.

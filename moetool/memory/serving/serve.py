@@ -23,7 +23,7 @@ _RULES = MappingProxyType({Engine.VLLM: vllm, Engine.SGLANG: sglang, Engine.LLAM
 # Families that the engine's own list of models, or the converter to GGUF, names.
 _LISTED = (
     *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss"),
-    *("phimoe", "granitemoe", "dbrx", "glm4_moe", "ernie4_5_moe", "minimax_m2"),
+    *("phimoe", "granitemoe", "dbrx", "glm4_moe", "ernie4_5_moe", "minimax_m2", "dots1"),
 )
 _OVERHEAD = (
     "What {engine} needs for activations, CUDA graphs, the CUDA context and NCCL is found by its own "

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moetool.memory.serving.geometry import read_geometry
 from moetool.memory.serving.ggml.compute_buffer import count_compute_bytes
-from moetool.memory.serving.ggml.families import read_sizes
+from moetool.memory.serving.ggml.families import ARCHITECTURES, read_sizes
 from moetool.memory.serving.ggml.gguf_buffers import (
     count_cache_bytes,
     count_logits_bytes,
@@ -79,19 +79,10 @@ def test_buffers_are_those_that_llama_cpp_reports(config: str) -> None:
 
 def test_receipts_have_every_kind_of_cache() -> None:
     models = {line["model"] for line in LINES}
-    families = {
-        "deepseek_v2",
-        "deepseek_v3",
-        "gpt_oss",
-        "mixtral",
-        "olmoe",
-        "qwen2_moe",
-        "qwen3_moe",
-    }
-    assert models == families | {"demo"}
+    assert models == {*ARCHITECTURES, "demo"}
     kinds = {(line["cache_type"], line["flash_attention"]) for line in LINES}
     assert kinds == {("f16", True), ("f16", False), ("q8_0", True)}
-    assert len(LINES) == 135
+    assert len(LINES) == 189
 
 
 def test_layers_are_divided_between_gpus_evenly() -> None:

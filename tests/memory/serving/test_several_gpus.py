@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from moetool.memory.serving.answer import Engine, Serving, ServingOptions
 from moetool.memory.serving.deployment import choose_default_way, refuse_uneven
 from moetool.memory.serving.packed_experts import Padding, choose_padding, count_expert_bytes
 from moetool.memory.serving.serve import serve_model
+from moetool.report.memory.data import render_table_text
+from moetool.report.renderer import View
+from tests.report.memory.estimates import make_estimate
 
 NUM_EXPERTS = 6
 SIZES: dict[str, Any] = {
@@ -154,6 +158,16 @@ def test_unknown_kernels_are_not_guessed(
 ) -> None:
     with pytest.raises(InputError, match="not known here"):
         choose_padding(engine, capability, shares_experts=shares_experts)
+
+
+def test_the_page_shows_all_replicas() -> None:
+    found = serve("vllm", "4xh200", "data,expert")
+    assert found.most is not None
+    estimate = make_estimate(serving=found)
+    text = render_table_text([estimate], View(width=80))
+    num_sequences = found.most.num_sequences
+    assert "served by vllm on 4 × h200" in text
+    assert re.search(rf"the same in all 4 replicas +at most {num_sequences * 4:,}\n", text)
 
 
 def count_parts() -> dict[str, int]:

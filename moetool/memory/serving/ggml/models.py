@@ -11,7 +11,7 @@ from moetool.memory.serving.ggml.layers import (
     project,
     rotate_positions,
 )
-from moetool.memory.serving.ggml.sizes import ModelSizes, RunSizes
+from moetool.memory.serving.ggml.sizes import ModelSizes, QueryNorm, RunSizes
 from moetool.memory.serving.ggml.tensors import (
     Tensor,
     apply,
@@ -111,17 +111,15 @@ class _Builder:
         model = self._model
         if model.latent is not None:
             return self._attend_to_latents(values)
-        has_biases, has_norms = model.has_biases, model.architecture in ("olmoe", "qwen3moe")
-        is_olmoe = model.architecture == "olmoe"
         heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
         parts = []
         for place, num_heads in enumerate(heads):
-            part = project(values, num_heads * model.head_dim, has_bias=has_biases)
-            has_norm = has_norms and place < len(heads) - 1
-            if is_olmoe and has_norm:
+            part = project(values, num_heads * model.head_dim, has_bias=model.has_biases)
+            query_norm = QueryNorm.NONE if place == len(heads) - 1 else model.query_norm
+            if query_norm is QueryNorm.ROWS:
                 part = norm(part)
             part = reshape(part, model.head_dim, num_heads, self._run.num_tokens)
-            if has_norm and not is_olmoe:
+            if query_norm is QueryNorm.HEADS:
                 part = norm(part)
             parts.append(part)
         queries, keys, read = parts

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class QueryNorm(Enum):
+    """Norms of queries and keys: none, one for each head, or one for all heads together."""
+
+    NONE = auto()
+    HEADS = auto()
+    ROWS = auto()
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,9 @@ class ModelSizes:
         sliding: For each layer, whether it is a sliding-window layer.
         norms_weights: Whether the chosen experts' weights are divided by their sum.
         scales_weights: Whether they are multiplied by a factor other than 1.
+        query_norm: The norms of queries and keys.
         has_biases: Whether the projections to queries, keys and values have biases.
+        has_score_bias: Whether scores are sigmoids, with a bias that only chooses experts.
     """
 
     architecture: str
@@ -52,6 +63,7 @@ class ModelSizes:
     latent: LatentSizes | None = None
     norms_weights: bool = False
     scales_weights: bool = False
+    query_norm: QueryNorm = QueryNorm.NONE
     has_biases: bool = False
     has_score_bias: bool = False
 
