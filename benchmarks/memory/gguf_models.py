@@ -173,9 +173,9 @@ def _list_tensors(
             yield name_of(path), values[0]
         else:
             yield name_of(path), values
-    for path, values in model.named_buffers():
+    for path, buffer in model.named_buffers():
         if path.endswith("e_score_correction_bias"):
-            yield f"blk.{path.split('.')[2]}.exp_probs_b.bias", values.numpy()
+            yield f"blk.{path.split('.')[2]}.exp_probs_b.bias", buffer.numpy()
 
 
 def _split_experts(path: str, values: np.ndarray, config: Any) -> Iterator[tuple[str, np.ndarray]]:

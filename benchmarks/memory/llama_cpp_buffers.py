@@ -190,9 +190,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.gguf")
                 write_gguf(config, path, tensor_type=tensor_type)
-                settings = _SETTINGS if tensor_type == "f16" else _SETTINGS[:1]
-                if number > len(_FAMILIES):
-                    settings = _SETTINGS + _FURTHER_SETTINGS if tensor_type == "f16" else ()
+                has_few_tokens = number > len(_FAMILIES)
+                settings = list(() if has_few_tokens else _SETTINGS[:1])
+                if tensor_type == "f16":
+                    settings = [*_SETTINGS, *(_FURTHER_SETTINGS if has_few_tokens else ())]
                 for setting in settings:
                     named = ("context", "ubatch", "sequences", "cache_type", "flash_attention")
                     line = {

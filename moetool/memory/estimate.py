@@ -134,9 +134,7 @@ def estimate_part(
     group = (
         parallel
         if isinstance(parallel, GpuGroup)
-        else take_group(
-            gpu, parallel, num_nodes=num_nodes, default=serving and choose_default_way(serving)
-        )
+        else take_group(gpu, parallel, num_nodes=num_nodes, default=choose_default_way(serving))
     )
     if group is not None:
         gpu = group.gpu

@@ -45,8 +45,10 @@ class Deployment:
         return self.expert_groups > 1
 
 
-def choose_default_way(options: ServingOptions) -> ParallelWay:
-    """Return how an engine shares a model between GPUs if nothing else is asked."""
+def choose_default_way(options: ServingOptions | None) -> ParallelWay | None:
+    """Return how an engine shares a model if nothing else is asked; None without an engine."""
+    if options is None:
+        return None
     is_llama = options.engine is Engine.LLAMA_CPP
     return ParallelWay.DEVICE_MAP if is_llama else ParallelWay.TENSOR
 

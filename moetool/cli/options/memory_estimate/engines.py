@@ -9,7 +9,6 @@ import typer
 from moetool.errors import UsageError
 
 if TYPE_CHECKING:
-    from moetool.memory.machine.gpu_group import ParallelWay
     from moetool.memory.serving.answer import Engine, ServedCache, ServingOptions
 
 _PANEL = "Serving engines"
@@ -108,10 +107,3 @@ def read_engine(
             hint="Name a GPU with --gpu.",
         )
     return options
-
-
-def choose_way(serving: ServingOptions | None) -> ParallelWay | None:
-    """Return how several GPUs share a model in an engine by default; None without an engine."""
-    from moetool.memory.serving.deployment import choose_default_way
-
-    return None if serving is None else choose_default_way(serving)
