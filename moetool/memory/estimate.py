@@ -26,7 +26,7 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import SIZES_IN_CONTEXT, Dtype, Scenario
 from moetool.memory.serving.answer import ServingOptions
 from moetool.memory.serving.deployment import choose_default_way
-from moetool.memory.serving.serve import serve_model
+from moetool.memory.serving.serve import refuse_sharing, serve_model
 from moetool.quiet import quiet_transformers
 
 
@@ -172,6 +172,9 @@ def estimate_part(
     if shared is not None:
         for scenario in scenarios:
             refuse_layouts(loader, scenario, shared)
+    if serving is not None:
+        for scenario in scenarios:
+            refuse_sharing(loader.load(scenario), serving, group)
     estimates = []
     for wanted, scenario in zip(asked[part], scenarios[part], strict=True):
         estimate = estimate_scenario(loader, scenario, named_gpu=named_gpu, trace=trace)

@@ -146,9 +146,6 @@ def refuse_uneven(
         UsageError: The number of GPUs does not divide heads, widths or experts, or cuts blocks.
     """
     config = skeleton.config.get_text_config()
-    # Sizes that differ between layers are not read.
-    if getattr(config, "is_heterogeneous", False):
-        return
 
     def find_uneven(options: ServingOptions, group: GpuGroup | None) -> tuple[str, int] | None:
         deployment = plan_deployment(options, group)
@@ -192,6 +189,9 @@ def _list_sizes(
     has_fp8_blocks: bool,
 ) -> Iterator[tuple[str, int, int]]:
     """Yield each size that has to be divisible, in words and as a number, and its parts."""
+    # Sizes that differ between layers are not read.
+    if getattr(config, "is_heterogeneous", False):
+        return
     tensor, num_heads = deployment.tensor, find_num_heads(config) or 1
     yield f"{num_heads} attention heads", num_heads, tensor
     num_kv_heads = read_count(config, "num_key_value_heads", "num_kv_heads") or num_heads

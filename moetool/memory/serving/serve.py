@@ -54,9 +54,8 @@ def serve_model(
     Raises:
         UsageError: The engine can't share the model between these GPUs.
     """
+    refuse_sharing(model, options, group)
     deployment = plan_deployment(options, group)
-    has_fp8_blocks = find_published_method(model) == "fp8"
-    refuse_uneven(model.skeleton, options, group, has_fp8_blocks=has_fp8_blocks)
     geometry, notes = _read_geometry(model.held or model.skeleton)
     question = Question(model, geometry, scenario, gpu, options, deployment)
     rules = _RULES[options.engine]
@@ -87,6 +86,16 @@ def serve_model(
         notes=(*notes, *_list_notes(question, parts)),
         sources=rules.SOURCES,
     )
+
+
+def refuse_sharing(model: LoadedModel, options: ServingOptions, group: GpuGroup | None) -> None:
+    """Raise if an engine can't share a model between GPUs, before anything is simulated.
+
+    Raises:
+        UsageError: The engine lacks the way of sharing, or can't divide the model's sizes.
+    """
+    has_fp8_blocks = find_published_method(model) == "fp8"
+    refuse_uneven(model.skeleton, options, group, has_fp8_blocks=has_fp8_blocks)
 
 
 def _read_geometry(skeleton: PreTrainedModel) -> tuple[CacheGeometry | None, tuple[str, ...]]:
