@@ -64,7 +64,8 @@ def estimate_memory(
         trace: A recorded trace, whose routing bounds the speed; None for uniform routing.
         measure: Run each scenario on this machine's GPU too.
         parallel: The ways in which several GPUs share the model: values of `ParallelWay`, as a list
-            or with commas. `gpu` then begins with their number: `8xh200`.
+            or with commas. `gpu` then begins with their number: `8xh200`. With an engine, it is how
+            the engine shares the model, and transformers' ways are left out.
         num_nodes: Machines with that many GPUs each.
         serving: An engine that would serve the model on the GPU; None for no such answer.
         revision: Branch, tag or commit, for Hub ids.
