@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetool.catalogue.gpus import Gpu
-from moetool.checkpoint.stated.quantization import find_stated
+from moetool.checkpoint.stated.quantization import find_method
 from moetool.memory.answers.figures import Basis
 from moetool.memory.loaded.loaded_model import LoadedModel
 from moetool.memory.scenario import Scenario
@@ -24,8 +24,7 @@ def find_published_method(model: LoadedModel) -> str | None:
     """Return the files' quantization, as config.json names it; None for plain files and for copies."""
     if model.stored is None or model.stored.basis is Basis.COPY:
         return None
-    stated = find_stated(model.skeleton.config)
-    return str(stated.get("quant_method") or model.stored.method)
+    return find_method(model.skeleton.config) or model.stored.method
 
 
 @dataclass(frozen=True)

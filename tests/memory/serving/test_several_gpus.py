@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moetool.catalogue.gpus import read_gpus
 from moetool.errors import InputError, UsageError
+from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.loaded.loaded_model import LoadedModel
 from moetool.memory.machine.gpu_group import take_group
 from moetool.memory.scenario import Scenario
@@ -144,6 +146,47 @@ def test_packed_experts_are_padded_for_the_kernel() -> None:
     assert count_expert_bytes("down_proj_bias", **sizes, padding=padded) == 2 * 128 * 4
 
 
+@pytest.mark.parametrize("ways", ["tensor", "expert"])
+def test_experts_in_mxfp4_stay_packed(ways: str) -> None:
+    model = store(build("gpt_oss", quantization_config={"quant_method": "mxfp4"}), "mxfp4")
+    plain = serve("vllm", "2xh200", ways, model=store(model.skeleton, None))
+    packed = serve("vllm", "2xh200", ways, model=model)
+    # On an H200, widths are padded to 64; half of 192 is not a multiple of it.
+    width, num_experts = (128, NUM_EXPERTS) if ways == "tensor" else (192, NUM_EXPERTS // 2)
+    hidden, layers = SIZES["hidden_size"], SIZES["num_hidden_layers"]
+    biases = num_experts * (2 * width + hidden) * 4
+    matrices = num_experts * 3 * width * hidden * 17 // 32
+    unpadded = 96 if ways == "tensor" else 192
+    in_16_bits = num_experts * (3 * unpadded * hidden + 2 * unpadded + hidden) * 2
+    assert plain.weights_bytes is not None
+    assert packed.weights_bytes == plain.weights_bytes + layers * (biases + matrices - in_16_bits)
+
+
+def test_fp8_stays_where_the_gpu_multiplies_it() -> None:
+    skeleton = build(intermediate_size=512, quantization_config={"quant_method": "fp8"})
+    held = build(intermediate_size=512)
+    for module in held.modules():
+        for name, values in list(module.named_parameters(recurse=False)):
+            if values.dim() > 2:
+                stored = torch.nn.Parameter(values.to(torch.float8_e4m3fn), requires_grad=False)
+                setattr(module, name, stored)
+    model = replace(store(skeleton, "fp8"), held=held)
+    experts = sum(each.nbytes for each in held.parameters() if each.dim() > 2)
+    rest = sum(each.nbytes for each in held.parameters()) - experts
+    assert serve("vllm", "h200", model=model).weights_bytes == rest + experts
+    half = serve("sglang", "2xh200", "expert", model=model).weights_bytes
+    assert half is not None
+    assert rest // 2 + experts // 2 < half < rest + experts // 2
+    older = serve("vllm", "a100-80gb", model=model)
+    assert (older.weights_bytes, older.most) == (None, None)
+    assert any("before compute capability 8.9" in note for note in older.notes)
+    # The converter to GGUF dequantizes it.
+    converted, plain = (
+        serve("llama.cpp", "h200", model=each) for each in (model, store(skeleton, None))
+    )
+    assert converted.weights_bytes == plain.weights_bytes
+
+
 @pytest.mark.parametrize(
     ("engine", "capability", "shares_experts"),
     [
@@ -183,12 +226,12 @@ def serve(
     tensor: int | None = None,
     *,
     length: int = 512,
+    model: LoadedModel | None = None,
 ) -> Serving:
     options = ServingOptions(Engine(engine), tensor_parallel=tensor)
     group = take_group(gpu, ways, default=choose_default_way(options))
-    skeleton = build()
     return serve_model(
-        LoadedModel(skeleton, held=skeleton),
+        model or store(build(), None),
         Scenario(num_prompt_tokens=length - 1, num_new_tokens=1),
         read_gpus()[gpu] if group is None else group.gpu,
         options,
@@ -196,8 +239,22 @@ def serve(
     )
 
 
-def build(**sizes: int) -> PreTrainedModel:
-    config = AutoConfig.for_model("mixtral", **SIZES | sizes)
+def store(skeleton: PreTrainedModel, method: str | None) -> LoadedModel:
+    """Return a model whose files are quantized by a method, or not."""
+    if method is None:
+        return LoadedModel(skeleton, held=skeleton)
+    stored = StoredWeights(
+        method=method,
+        stored_bytes=None,
+        loaded_bytes=None,
+        is_dequantized=False,
+        basis=Basis.LOADED,
+    )
+    return LoadedModel(skeleton, held=skeleton, stored=stored)
+
+
+def build(model_type: str = "mixtral", **fields: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(model_type, **SIZES | fields)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model
