@@ -103,7 +103,7 @@ def attend(
         values = _rotate(values, inputs.value_rotation)
     for each in (queries, values, keys):
         graph.expand(each)
-    is_flash, streams, cells = run.has_flash_attention, run.num_streams, inputs.num_cells
+    streams, cells = run.num_streams, inputs.num_cells
     head_dim, num_kv_heads, num_tokens, _ = keys.shape
     rows = make_leaf("f32", head_dim * num_kv_heads, cells, streams)
     merged = view(keys, (head_dim * num_kv_heads, num_tokens), keys.strides[2:3])
@@ -115,8 +115,8 @@ def attend(
         )
         is_transposed = False
     else:
-        cached_values = _store_values(graph, run, inputs, values)
-        is_transposed = not is_flash
+        cached_values = _store_values(graph, run, inputs.value_rows, values, num_cells=cells)
+        is_transposed = not run.has_flash_attention
     read = _read(
         graph,
         run,
@@ -131,20 +131,22 @@ def attend(
     return read if inputs.value_rotation is None else _rotate(read, inputs.value_rotation)
 
 
-def _store_values(graph: Graph, run: RunSizes, inputs: CacheInputs, values: Tensor) -> Tensor:
+def _store_values(
+    graph: Graph, run: RunSizes, value_rows: Tensor, values: Tensor, *, num_cells: int
+) -> Tensor:
+    """Write values to the cache, and return the view of all of its cells."""
     head_dim, num_heads, num_tokens, _ = values.shape
-    width, cells, streams = head_dim * num_heads, inputs.num_cells, run.num_streams
-    rows = make_leaf("f32", width, cells, streams)
-    assert inputs.value_rows is not None
+    width, streams = head_dim * num_heads, run.num_streams
+    rows = make_leaf("f32", width, num_cells, streams)
     if run.has_flash_attention:
         merged = view(values, (width, num_tokens), values.strides[2:3])
-        graph.expand(set_rows(_merge_streams(rows), merged, inputs.value_rows))
-        return view(rows, (head_dim, num_heads, cells, streams), rows.strides[:3])
+        graph.expand(set_rows(_merge_streams(rows), merged, value_rows))
+        return view(rows, (head_dim, num_heads, num_cells, streams), rows.strides[:3])
     merged = reshape(values, width, num_tokens)
     columns = reshape(rows, 1, rows.num_values)
     single = reshape(merged, 1, merged.num_values)
-    graph.expand(set_rows(columns, single, inputs.value_rows))
-    return view(rows, (cells, num_heads, head_dim, streams), rows.strides[:3])
+    graph.expand(set_rows(columns, single, value_rows))
+    return view(rows, (num_cells, num_heads, head_dim, streams), rows.strides[:3])
 
 
 def _read(
@@ -178,7 +180,7 @@ def _read(
     scores = multiply(keys, queries)
     shares = apply("soft_max", scores, mask, *extra)
     if not is_transposed:
-        # The copy has the cache's type, in which a leaf of it is f16.
+        # A cache that isn't quantized is f16, and so is the copy.
         turned = permute(values, 1, 0, 2, 3)
         values = compute("cont", "f16", turned.shape, turned)
     read = multiply(values, shares)

@@ -11,7 +11,7 @@ from moetool.memory.serving.ggml.layers import (
     project,
     rotate_positions,
 )
-from moetool.memory.serving.ggml.sizes import ModelSizes, QueryNorm, RunSizes
+from moetool.memory.serving.ggml.sizes import LatentSizes, ModelSizes, QueryNorm, RunSizes
 from moetool.memory.serving.ggml.tensors import (
     Tensor,
     apply,
@@ -110,7 +110,7 @@ class _Builder:
     def _attend(self, values: Tensor, number: int) -> Tensor:
         model = self._model
         if model.latent is not None:
-            return self._attend_to_latents(values)
+            return self._attend_to_latents(values, model.latent)
         heads = (model.num_heads, model.num_kv_heads, model.num_kv_heads)
         parts = []
         for place, num_heads in enumerate(heads):
@@ -137,11 +137,9 @@ class _Builder:
         )
         return project(attended, model.hidden, has_bias=has_sinks)
 
-    def _attend_to_latents(self, values: Tensor) -> Tensor:
+    def _attend_to_latents(self, values: Tensor, latent: LatentSizes) -> Tensor:
         """Return attention of deepseek2, whose keys are one latent for all heads."""
         model, num_tokens = self._model, self._run.num_tokens
-        latent = model.latent
-        assert latent is not None
         head_dim = latent.plain + latent.rotary
         queries = values
         if latent.query is not None:
