@@ -13,6 +13,7 @@ from moetool.checkpoint.reference import ModelKind, ModelReference, resolve_mode
 from moetool.checkpoint.subject import AskedSource, Subject, find_subject
 from moetool.choices import choose_word, take_flag, take_path, take_sizes, take_text
 from moetool.errors import InputError, UsageError
+from moetool.memory.assisting.refusals import refuse_elsewhere
 from moetool.memory.estimate_scenario import CALIBRATED_GPU, estimate_scenario
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader
@@ -161,8 +162,10 @@ def estimate_part(
     subject = find_subject(reference, source=AskedSource.AUTO, revision=revision)
     builder = SkeletonBuilder(subject, trust_remote_code=trust_remote_code)
     scenarios = [builder.clip_scenario(scenario, clipped_sizes) for scenario in asked]
+    alone = {"--parallel": group is not None, "--engine": serving is not None, "--measure": measure}
     for scenario in scenarios:
         builder.refuse_scenario(scenario)
+        refuse_elsewhere(scenario, where=next((flag for flag in alone if alone[flag]), None))
     if measure:
         refuse_unmeasurable(scenarios, has_weights=has_weights(builder))
         _refuse_published_quantized(subject, scenarios)

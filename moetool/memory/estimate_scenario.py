@@ -38,7 +38,7 @@ from moetool.memory.notes.estimate_notes import (
     note_fits_nowhere,
     note_unconfirmed,
 )
-from moetool.memory.notes.generation_notes import is_measured, note_generation
+from moetool.memory.notes.generation_notes import is_measured, note_assistant, note_generation
 from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
@@ -111,6 +111,7 @@ def estimate_scenario(
         host_cache_bytes=plain_run.host_cache_bytes if scenario.cache_plan.is_offloaded else None,
         confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         training=None if run is None else run.training,
+        assistant=plain_run.assistant,
         loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
     )
     cause = note_scores(model.skeleton, scenario, estimate.at_peak)
@@ -120,6 +121,7 @@ def estimate_scenario(
         *note_class(loader.builder.subject.config, config),
         *plain_run.notes,
         *note_generation(scenario, plain_run.host_cache_bytes),
+        *note_assistant(plain_run.assistant),
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
@@ -131,6 +133,8 @@ def estimate_scenario(
     if cause is not None:
         notes.append(cause)
     if named_gpu is None:
+        if model.older is not None:
+            notes.append(model.older.note)
         largest = list_gpus()[-1]
         notes += note_fits_nowhere(estimate.smallest_fits, largest=largest)
         return replace(estimate, notes=(*notes, *gaps.notes, OTHER_GPUS))
@@ -174,7 +178,7 @@ def _run_variants(
         }
         return {
             name: _limit(
-                run.shift_weights(num_bytes - run.figures.weights_bytes), memory_bytes
+                run.shift_weights(num_bytes - run.own_weights_bytes), memory_bytes
             ).figures.show()
             for name, (run, num_bytes) in held.items()
             if num_bytes is not None and run is not None
@@ -247,7 +251,7 @@ def _list_fits(
         )
         return found or ()
     # A device map takes about as long as a pass.
-    is_counted = scenario.task is not Task.TRAIN and gaps.is_allowed(
+    is_counted = not scenario.is_on_one_gpu and gaps.is_allowed(
         "The number of GPUs that it needs where one is not enough is",
         refuse_work,
         run,

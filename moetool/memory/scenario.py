@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag, without_effect
+from moetool.choices import choose, take_count, take_flag, take_text, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
@@ -75,12 +75,28 @@ _ABBREVIATED_DTYPES = {
 
 
 class Attention(StrEnum):
-    """transformers' implementations of attention."""
+    """transformers' implementations of attention; `flash` and `flex` are understood too."""
 
     EAGER = "eager"
     SDPA = "sdpa"
     FLASH_2 = "flash_attention_2"
     FLASH_3 = "flash_attention_3"
+    FLEX = "flex_attention"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Attention | None:
+        name = _ABBREVIATED_ATTENTION.get(value.lower()) if isinstance(value, str) else None
+        return cls(name) if name else None
+
+
+_ABBREVIATED_ATTENTION = {
+    "flash": "flash_attention_2",
+    "flash2": "flash_attention_2",
+    "fa2": "flash_attention_2",
+    "flash3": "flash_attention_3",
+    "fa3": "flash_attention_3",
+    "flex": "flex_attention",
+}
 
 
 class ExpertsImplementation(StrEnum):
@@ -133,6 +149,7 @@ class Scenario:
         cache_dtype: The format of a quantized cache; None for others.
         num_beams: Beams of each sequence; 1 for the most likely token.
         num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
+        assistant: The model that drafts tokens for `generate`, named as models are; None without one.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -158,6 +175,7 @@ class Scenario:
     cache_dtype: CacheDtype | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
+    assistant: str | None = None
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -197,6 +215,8 @@ class Scenario:
         elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
             # transformers' default.
             self._set("cache_dtype", CacheDtype.INT4)
+        if self.assistant is not None:
+            self._set("assistant", take_text(self.assistant, name="assistant"))
         self._refuse_contradictions()
 
     def _set(self, field: str, value: object) -> None:
@@ -234,6 +254,11 @@ class Scenario:
                 "A step of training makes no new tokens.",
                 hint="Leave out --new-tokens, or choose --task generate.",
             )
+        elif self.attention in (Attention.FLASH_2, Attention.FLASH_3, Attention.FLEX):
+            raise UsageError(
+                f"The backward pass of {self.attention} isn't simulated.",
+                hint="Choose --attention sdpa or eager.",
+            )
         elif self.quantization is not Quantization.NONE:
             raise UsageError(
                 f"Weights in {self.quantization} can't be trained.",
@@ -263,6 +288,11 @@ class Scenario:
     def num_sequences(self) -> int:
         """Sequences that run at once: all beams, or all samples, of all prompts."""
         return self.batch_size * max(self.num_beams, self.num_return_sequences)
+
+    @property
+    def is_on_one_gpu(self) -> bool:
+        """Whether it is only estimated for one GPU that holds all of it."""
+        return self.task is Task.TRAIN or self.assistant is not None
 
     @property
     def num_cached_tokens(self) -> int:

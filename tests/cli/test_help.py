@@ -30,7 +30,7 @@ OPTIONS = {
     "inspect": {"--per-layer", "--summary", "--source"} | OF_MODELS,
     "memory-estimate": OF_MODELS
     | {"--batch-size", "--prompt-tokens", "--new-tokens", "--dtype", "--gpu", "--task", "--cache"}
-    | {"--cache-dtype", "--num-beams", "--num-return-sequences"}
+    | {"--cache-dtype", "--num-beams", "--num-return-sequences", "--assistant"}
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
     | {"--engine-overhead", "--parallel", "--nodes"}

@@ -64,6 +64,7 @@ def memory_estimate(
     cache_dtype: generation.CacheDtypeOption = None,
     num_beams: generation.NumBeams = 1,
     num_return_sequences: generation.NumReturnSequences = 1,
+    assistant: generation.Assistant = None,
     gpu: hardware.Gpu = None,
     trace: hardware.Trace = None,
     measure: hardware.Measure = False,
@@ -120,6 +121,7 @@ def memory_estimate(
         cache_dtype=cache_dtype,
         num_beams=num_beams,
         num_return_sequences=num_return_sequences,
+        assistant=assistant,
     )
     scenarios = list_scenarios(
         common,
