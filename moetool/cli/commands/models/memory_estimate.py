@@ -88,8 +88,9 @@ def memory_estimate(
     The model's own code runs without data while every allocation is followed. Weights are never
     read or downloaded, except with --measure. Several models or sizes are shown in a row each.
     """
-    from moetool.memory.layouts.gpu_group import take_group
+    from moetool.memory.machine.gpu_group import take_group
     from moetool.memory.machine.local_gpu import take_gpu
+    from moetool.memory.serving.deployment import choose_default_way
     from moetool.memory.sweep import list_scenarios
     from moetool.memory.sweeps.run import estimate_models
     from moetool.memory.sweeps.worker import SweepOptions
@@ -137,7 +138,7 @@ def memory_estimate(
     estimates: list[Estimate] = []
     with show_status(is_quiet=quiet) as show:
         # Once for all models: this machine's driver is asked about its GPU.
-        group = take_group(gpu, parallel, num_nodes=nodes)
+        group = take_group(gpu, parallel, num_nodes=nodes, default=choose_default_way(serving))
         alone = None if gpu is None or group is not None else take_gpu(gpu)
         options = SweepOptions(
             clipped_sizes=tuple(size for size, numbers in given.items() if not numbers),
