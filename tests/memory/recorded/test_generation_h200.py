@@ -80,5 +80,8 @@ def test_olmoe_with_an_assistant_took_the_same() -> None:
     line = min((line for line in LINES if "assisted" in line), key=lambda line: line["assisted"][3])
     run = simulate_assisted(line)
     assert run.figures.weights_bytes == sum(line["weights_bytes"])
-    off = abs(run.figures.peak_allocated_bytes - line["peak_allocated_bytes"])
-    assert off <= (0 if transformers.__version__ == line["transformers"] else MOST_OFF)
+    off = run.figures.peak_allocated_bytes - line["peak_allocated_bytes"]
+    if transformers.__version__ == line["transformers"]:
+        assert off == 0
+    # Earlier versions don't copy the weights of experts to check candidates.
+    assert off <= MOST_OFF
