@@ -21,6 +21,7 @@ from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.training.backward_kernels import find_training_temporaries
 from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.simulation.training.optimizers import make_optimizer
+from moetool.simulation.training.reused_gradients import ReusedGradients
 from moetool.simulation.training.trained_attention import attention_as_on_gpu
 
 # By the second the optimizer's states exist; the third shows what the allocator reserves then.
@@ -132,9 +133,12 @@ def run_training(
         stack.callback(optimizer.zero_grad)
         stack.enter_context(attention_as_on_gpu())
         stack.enter_context(MetaKernels())
+        reused = stack.enter_context(ReusedGradients())
         stack.enter_context(known)
         stack.enter_context(recorder)
         stack.enter_context(encoding_inside_model(skeleton, known))
+        with known.inside_model():
+            reused.calibrate()
         inputs = _make_inputs(options, known, token_id)
         for number in range(NUM_STEPS):
             if on_step is not None:

@@ -71,7 +71,7 @@ def test_states_are_those_of_a_real_optimizer(optimizer: Optimizer) -> None:
     assert count_bytes(timeline, timeline.state_blocks) == expected
 
 
-@pytest.mark.parametrize("words", [{}, {"has_checkpointing": True}, {"frozen": "router"}], ids=str)
+@pytest.mark.parametrize("words", [{}, {"has_checkpointing": True}, {"frozen": "experts"}], ids=str)
 def test_peak_is_an_h200s(words: dict[str, object]) -> None:
     lines = map(json.loads, _MEASURED.read_text().splitlines())
     wanted = {"sizes": [4, 1024], **words}
@@ -103,6 +103,24 @@ def test_partial_sums_of_rows_are_an_h200s() -> None:
     found = find_training_temporaries(aten.sum, (rows, [0]), {})
     assert found is not None
     assert found.after == (67108864, 64)
+
+
+def test_indices_whose_values_are_added_are_sorted_as_on_an_h200() -> None:
+    # The number of tokens, of experts of each, and the last of the blocks that were seen.
+    for num_tokens, top_k, seen in (
+        (1920, 2, 67071),
+        (4096, 2, 137727),
+        (1920, 6, 191999),
+        (4096, 6, 403967),
+        (4096, 8, 537087),
+    ):
+        indices = torch.empty(num_tokens * top_k, dtype=torch.long, device="meta")
+        rows = torch.empty(num_tokens, 2048, device="meta")
+        added = rows.new_empty(len(indices), 2048)
+        found = find_training_temporaries(aten.index_put, (rows, [indices], added, True), {})
+        assert found is not None
+        assert found.after == (*4 * (8 * len(indices),), seen)
+        assert find_training_temporaries(aten.index_put, (rows, [indices], added), {}) is None
 
 
 def test_options_without_training_are_refused() -> None:
