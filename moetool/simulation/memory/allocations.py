@@ -248,6 +248,8 @@ class AllocationRecorder:
             if leaf.device.type == self._device
             and leaf.untyped_storage()._cdata not in self._followed
         ]
+        if not new and not (args and result is args[0]):
+            return
         temporaries = self._find_temporaries(operation, args, kwargs)
         # Operations in place make nothing else.
         if not new and temporaries is None:
