@@ -84,7 +84,7 @@ _LACKS = """
 
 """
 _NOT_CONVERTED = (
-    "`benchmarks/memory/loading_h200.jsonl` holds no card, versions, or bytes of weights, so nothing in it "
+    "`benchmarks/memory/measured/loading_h200.jsonl` holds no card, versions, or bytes of weights, so nothing in it "
     "became a receipt."
 )
 

@@ -31,7 +31,7 @@ from moetool.report.text.tables import Bar, make_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMAGES = REPOSITORY / "docs" / "images"
-PEERS = REPOSITORY / "benchmarks" / "memory" / "memory_peers.jsonl"
+PEERS = REPOSITORY / "benchmarks" / "memory" / "measured" / "memory_peers.jsonl"
 COMMAND = "moetool memory-estimate mixtral-8x7b --gpu rtx-4090 --batch-size 8"
 
 _WIDTH = 80

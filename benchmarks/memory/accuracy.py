@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory.accuracy measure measured.jsonl [MODEL ...]     # on a GPU
     python -m benchmarks.memory.accuracy mechanisms measured.jsonl [MODEL ...]  # on a GPU
-    python -m benchmarks.memory.accuracy compare benchmarks/memory/memory_h200.jsonl   # anywhere
+    python -m benchmarks.memory.accuracy compare benchmarks/memory/measured/memory_h200.jsonl   # anywhere
 
 `mechanisms` takes published geometries that are too large for one GPU, cut to their first layers.
 

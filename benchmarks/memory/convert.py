@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.memory.accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.figures import MemoryFigures
+from moetool.memory.answers.figures import MemoryFigures
 from moetool.memory.measured.geometry import describe_geometry
 from moetool.memory.measured.machine import list_versions
 from moetool.memory.measured.measurement import BusBandwidth, PhaseTimes

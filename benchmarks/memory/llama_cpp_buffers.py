@@ -2,7 +2,7 @@
 
 Needs llama-cpp-python and gguf. Prints a JSON line for each model and setting:
 
-    python -m benchmarks.memory.llama_cpp_buffers > benchmarks/memory/llama_cpp_buffers.jsonl
+    python -m benchmarks.memory.llama_cpp_buffers > benchmarks/memory/measured/llama_cpp_buffers.jsonl
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from moetool.catalogue.published import read_published_config
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 
-MEASURED = REPOSITORY / "benchmarks" / "memory" / "memory_h200.jsonl"
+MEASURED = REPOSITORY / "benchmarks" / "memory" / "measured" / "memory_h200.jsonl"
 # Batch size, prompt tokens, new tokens.
 SCENARIOS = ((1, 128, 32), (8, 2048, 16), (32, 512, 16))
 SIZES = ("batch_size", "num_prompt_tokens", "num_new_tokens")

@@ -61,7 +61,7 @@ def main() -> None:
 
 def build_all(folder: Path) -> None:
     """Write the checkpoints, from a pattern of random numbers, without a GPU."""
-    from benchmarks.parallel_on_gpus import GEOMETRIES
+    from benchmarks.tracing.parallel_on_gpus import GEOMETRIES
 
     torch.set_num_threads(8)
     for name in ORDER:

@@ -1,7 +1,7 @@
 """Measure steps of training of published geometries on a GPU, and compare the estimates with it.
 
     python -m benchmarks.memory.training measure training.jsonl [MODEL ...]    # on a GPU
-    python -m benchmarks.memory.training compare benchmarks/memory/training_h200.jsonl  # anywhere
+    python -m benchmarks.memory.training compare benchmarks/memory/measured/training_h200.jsonl  # anywhere
 
 Models are cut to their first layers and have random weights. Each line of the file is the third of
 three steps, with what torch showed: by then the optimizer's states exist. All cases run in one

@@ -19,7 +19,8 @@ from pathlib import Path
 from moetool.anatomy.skeleton.model_class import note_class
 from moetool.catalogue.gpus import Gpu, list_gpus, read_gpus
 from moetool.errors import UsageError
-from moetool.memory.figures import Basis, MemoryFigures, Method
+from moetool.memory.answers.figures import Basis, MemoryFigures, Method
+from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.fitting.fits import QUANTIZATIONS, list_fits_everywhere, list_fits_on
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
@@ -39,7 +40,6 @@ from moetool.memory.notes.estimate_notes import (
 )
 from moetool.memory.notes.generation_notes import is_measured, note_generation
 from moetool.memory.notes.peak_causes import note_peak_cause
-from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.model_runs import ModelRuns

@@ -16,7 +16,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moetool.errors import InputError, OutOfMemoryError, UsageError
-from moetool.memory.figures import MemoryFigures
+from moetool.memory.answers.figures import MemoryFigures
 from moetool.memory.generating import choose_generation, refuse_missing
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.driver import find_first_visible, is_numbered_by_slot, query_gpus

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moetool.catalogue.gpus import Gpu
+from moetool.memory.answers.on_gpus import Limits
 from moetool.memory.fitting.limits import find_limits, refuse_search
 from moetool.memory.gaps import Gaps
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
@@ -13,7 +14,6 @@ from moetool.memory.notes.estimate_notes import ONLY_IN_ALL
 from moetool.memory.offload.expert_cache import plan_expert_cache
 from moetool.memory.offload.plan import plan_offload
 from moetool.memory.offload.transfer_times import add_transfer_times
-from moetool.memory.on_gpus import Limits
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
 from moetool.memory.sharing.ranks import list_ranks

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
-from moetool.memory.figures import (
+from moetool.memory.answers.figures import (
     Basis,
     MemoryFigures,
     Method,
@@ -18,9 +18,9 @@ from moetool.memory.figures import (
     Phase,
     StoredWeights,
 )
-from moetool.memory.layout import Layout
+from moetool.memory.answers.layout import Layout
+from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.measured.measurement import Measurement
-from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.scenario import Scenario
 from moetool.memory.serving.answer import Serving
 from moetool.memory.training.training_memory import TrainingMemory

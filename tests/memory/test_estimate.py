@@ -15,8 +15,8 @@ import torch
 
 from moetool.errors import InputError, MoetoolError, UsageError
 from moetool.memory import estimate_scenario, named_gpu
+from moetool.memory.answers.figures import Method
 from moetool.memory.estimate import estimate_memory
-from moetool.memory.figures import Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.sweep import list_scenarios

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moetool.catalogue.gpus import find_gpu
+from moetool.memory.answers.figures import MemoryFigures, Method
 from moetool.memory.estimate_scenario import estimate_scenario
-from moetool.memory.figures import MemoryFigures, Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.quantized.kinds import Quantization

@@ -14,7 +14,7 @@ import torch
 
 from moetool.errors import OutOfMemoryError, UsageError
 from moetool.memory import measure
-from moetool.memory.figures import MemoryFigures
+from moetool.memory.answers.figures import MemoryFigures
 from moetool.memory.measure import measure_scenarios, refuse_unmeasurable
 from moetool.memory.measured.measurement import BusBandwidth, Machine, Measurement, PhaseTimes
 from moetool.memory.scenario import CacheKind, Scenario, Task

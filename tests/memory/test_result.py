@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moetool.memory.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.figures import Basis, MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.measured.measurement import Measurement
-from moetool.memory.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization

@@ -7,8 +7,8 @@ from functools import cached_property
 
 from moetool.catalogue.gpus import Gpu, read_gpus
 from moetool.errors import MoetoolError
+from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
-from moetool.memory.on_gpus import Fit
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.model_runs import ModelRuns

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from moetool.catalogue.gpus import Gpu
 from moetool.errors import InputError
+from moetool.memory.answers.on_gpus import Limits
 from moetool.memory.fitting.search import (
     MOST_TOKENS_AT_ONCE,
     FoundLimits,
     Trial,
     search_limits,
 )
-from moetool.memory.on_gpus import Limits
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from moetool.memory.on_gpus import Limits
+from moetool.memory.answers.on_gpus import Limits
 
 # A brief simulation of this many tokens takes about 2 s and 0.4 GiB, and of 2^27 tokens 13 s and 4 GiB:
 # the ids of all tokens are kept, in several copies of 8 bytes each.

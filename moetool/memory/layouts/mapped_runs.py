@@ -7,7 +7,7 @@ from functools import partial
 
 from moetool.errors import InputError
 from moetool.garbage import seldom_collected
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.scenario import Scenario, Task

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moetool.errors import InputError, UsageError
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
+from moetool.memory.answers.layout import Layout, RankMemory
 from moetool.memory.gpu_overhead import CONTEXT_BYTES
-from moetool.memory.layout import Layout, RankMemory
 from moetool.memory.layouts.gpu_group import GpuGroup, ParallelWay
 from moetool.memory.layouts.mapped_runs import run_by_device_map
 from moetool.memory.layouts.shared_runs import NUMS_GPUS, SharedRuns

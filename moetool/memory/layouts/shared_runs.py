@@ -7,10 +7,10 @@ from functools import partial
 
 from moetool.errors import InputError, UsageError
 from moetool.garbage import seldom_collected
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.layouts.gpu_group import ParallelWay
 from moetool.memory.loaded.loaded_model import ModelLoader
-from moetool.memory.on_gpus import RankBytes
 from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.simulated.runs import run_scenario

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetool.anatomy.headers.published_format import find_quantization
 from moetool.checkpoint.stated.quantization import find_stated
 from moetool.checkpoint.subject import Subject
-from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.loaded.formats_of_libraries import find_of_library
 from moetool.memory.loaded.formats_of_transformers import find_fp8, find_mxfp4
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up

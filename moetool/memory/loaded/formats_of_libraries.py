@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetool.anatomy.routing.moe_layers import find_experts
-from moetool.memory.implementation import DEQUANTIZED, PACKED, Implementation, Origin
+from moetool.memory.answers.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetool.memory.implementation import DEQUANTIZED, PACKED, Implementation, Origin
+from moetool.memory.answers.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
 from moetool.memory.loaded.packed.fp8 import convert_to_fp8, find_undividable
 from moetool.memory.loaded.packed.mxfp4 import convert_to_mxfp4, pack_mxfp4

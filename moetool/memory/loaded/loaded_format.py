@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetool.memory.implementation import Implementation
+from moetool.memory.answers.implementation import Implementation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetool.errors import UsageError
-from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.gpu_overhead import find_capability
 from moetool.memory.loaded.as_stored import hold_as_stored
 from moetool.memory.loaded.skeletons import SkeletonBuilder

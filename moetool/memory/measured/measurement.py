@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moetool.memory.figures import MemoryFigures, NamedFigures
+from moetool.memory.answers.figures import MemoryFigures, NamedFigures
 
 
 @dataclass(frozen=True)

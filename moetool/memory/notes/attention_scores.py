@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetool.anatomy.config_fields import find_num_heads
-from moetool.memory.figures import Peak, Phase
+from moetool.memory.answers.figures import Peak, Phase
 from moetool.memory.scenario import Scenario
 
 if TYPE_CHECKING:

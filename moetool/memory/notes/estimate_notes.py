@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from moetool.catalogue.gpus import Gpu
-from moetool.memory.figures import StoredWeights
+from moetool.memory.answers.figures import StoredWeights
+from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.measured.measurement import Measurement
-from moetool.memory.on_gpus import Fit
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization
 from moetool.wording import format_bytes

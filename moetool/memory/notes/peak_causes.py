@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.memory.figures import Peak, Phase
+from moetool.memory.answers.figures import Peak, Phase
 from moetool.memory.scenario import Scenario, Task
 from moetool.wording import format_bytes
 

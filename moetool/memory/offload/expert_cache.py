@@ -12,8 +12,8 @@ from moetool.analysis.caching.measure import COLUMNS, simulate_caches
 from moetool.analysis.caching.result import PolicyResult
 from moetool.analysis.caching.simulation.policies import Policy
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.memory.answers.on_gpus import ExpertCache
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
-from moetool.memory.on_gpus import ExpertCache
 from moetool.trace.decisions import PHASES
 from moetool.trace.reading.reader import open_trace
 from moetool.trace.windows.reader import DecisionReader

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import MoeLayer
+from moetool.memory.answers.on_gpus import Offload
 from moetool.memory.offload.expert_bytes import LayerExperts, list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
-from moetool.memory.on_gpus import Offload
 from moetool.quantized.kinds import Quantization
 
 TRANSFORMERS = "transformers"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moetool.memory.answers.on_gpus import Offload
 from moetool.memory.measured.measurement import BusBandwidth
-from moetool.memory.on_gpus import Offload
 
 _NOT_MEASURED = (
     "How long the bus takes for a token is unknown: its speed is only known where --measure ran."

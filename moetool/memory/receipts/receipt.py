@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moetool.memory.figures import MemoryFigures
+from moetool.memory.answers.figures import MemoryFigures
 from moetool.memory.measured.measurement import BusBandwidth, Geometry, PhaseTimes
 from moetool.memory.scenario import Scenario
 

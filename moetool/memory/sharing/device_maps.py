@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, expand_device_map
 
 from moetool.errors import InputError
-from moetool.memory.on_gpus import RankBytes
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.decoder_layers import find_decoder_layers
 from moetool.quantized.kinds import Quantization
 

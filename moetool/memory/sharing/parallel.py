@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.config_fields import find_num_heads, read_count
 from moetool.checkpoint.stated.quantization import find_stated
-from moetool.memory.on_gpus import RankBytes
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.shards import UnknownStyle, find_shard, split_evenly
 from moetool.memory.sharing.sharing_plans import read_expert_plan, read_tensor_plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.memory.on_gpus import RankBytes
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.device_maps import share_by_device_map
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.quantized.kinds import Quantization

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.anatomy.routing.rules import RoutingRule
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.simulated.cases import Case, Simulation
 from moetool.memory.simulated.ends import simulate_ends

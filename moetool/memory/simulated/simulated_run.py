@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
-from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak

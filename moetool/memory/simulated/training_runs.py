@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.work import count_modules

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moetool.memory.figures import Phase
-from moetool.memory.on_gpus import SpeedBound
+from moetool.memory.answers.figures import Phase
+from moetool.memory.answers.on_gpus import SpeedBound
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.speed.experts_touched import (
     UNIFORM,

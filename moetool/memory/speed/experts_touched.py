@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.skeleton.routed_skeleton import RoutedSkeleton
 from moetool.errors import InputError
-from moetool.memory.figures import Phase
+from moetool.memory.answers.figures import Phase
 from moetool.trace.metadata import RoutedLayer
 from moetool.trace.reading.counts import ExpertCounter, ExpertCounts, LayerCounts, count_experts
 from moetool.trace.reading.reader import TraceSource, open_trace

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 
 from moetool.catalogue.gpus import Gpu, read_gpus
-from moetool.memory.on_gpus import SeenSpeed, SpeedBound
+from moetool.memory.answers.on_gpus import SeenSpeed, SpeedBound
 from moetool.memory.scenario import Dtype, Scenario, Task
 from moetool.wording import join_words
 

@@ -22,7 +22,7 @@ from moetool.report.text.tables import Cell, make_table
 from moetool.report.text.words import word_size
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import Fit
+    from moetool.memory.answers.on_gpus import Fit
     from moetool.memory.result import Estimate
 
 _Word = Callable[["Estimate"], str]

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from moetool.report.memory.fits import list_fits
-from moetool.report.memory.hardware import (
+from moetool.report.memory.sections.fits import list_fits
+from moetool.report.memory.sections.hardware import (
     list_offload,
     list_ranks,
     list_speed,
 )
-from moetool.report.memory.implementations import list_implementations
-from moetool.report.memory.layouts import list_layout_verdicts, list_layouts
-from moetool.report.memory.serving import list_serving
-from moetool.report.memory.training import list_training
+from moetool.report.memory.sections.implementations import list_implementations
+from moetool.report.memory.sections.layouts import list_layout_verdicts, list_layouts
+from moetool.report.memory.sections.serving import list_serving
+from moetool.report.memory.sections.training import list_training
 from moetool.report.memory.verdict import list_verdict
 from moetool.report.memory.words import (
     list_limits,

@@ -9,7 +9,7 @@ from moetool.report.memory.words import word_gpu, word_variant
 from moetool.wording import format_bytes
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import Fit, Offload
+    from moetool.memory.answers.on_gpus import Fit, Offload
     from moetool.memory.result import Estimate
 
 _NOTHING = ""

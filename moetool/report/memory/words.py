@@ -10,8 +10,8 @@ from moetool.report.text.words import UNKNOWN, word_size
 from moetool.wording import format_bytes, number_of
 
 if TYPE_CHECKING:
-    from moetool.memory.figures import Peak, StoredWeights
-    from moetool.memory.on_gpus import Fit, Limits
+    from moetool.memory.answers.figures import Peak, StoredWeights
+    from moetool.memory.answers.on_gpus import Fit, Limits
     from moetool.memory.result import Estimate
     from moetool.memory.scenario import Scenario
 

@@ -7,7 +7,8 @@ collective allocates is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +17,14 @@ from torch import distributed, nn
 from transformers import PreTrainedModel
 
 from moetool.errors import InputError
+from moetool.simulation.meta.replaced import replaced
 
 _DENSE_AXES = ("pp", "dp_replicate", "fsdp", "tp")
 _EXPERT_AXES = ("pp", "dp_replicate", "efsdp", "ep")
+
+
+# Functions of torch that wait for the result of a collective, or leave that to its first use.
+_WAITING = ("wait_tensor", "_maybe_wrap_tensor")
 
 
 @contextmanager
@@ -44,7 +50,7 @@ def acting_as_rank(rank: int, *, num_ranks: int) -> Iterator[None]:
         backend="fake", store=FakeStore(), rank=rank, world_size=num_ranks
     )
     try:
-        with _hiding_propagation():
+        with _allocating_as_on_gpus():
             yield
     finally:
         distributed.destroy_process_group()
@@ -96,21 +102,38 @@ def _untie(skeleton: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _hiding_propagation() -> Iterator[None]:
-    """Hide from dispatch modes the fake tensors by which DTensor finds the shapes of its results."""
+def _allocating_as_on_gpus() -> Iterator[None]:
+    """Hide from dispatch modes what allocates memory on the meta device alone.
+
+    DTensor finds the shapes of its results by fake tensors, transformers the strides of a whole tensor
+    by one on the meta device, and to wait for the result of a collective copies a meta tensor.
+    """
+    from torch.distributed import _functional_collectives
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
-    from torch.utils._python_dispatch import _disable_current_modes
+    from transformers.distributed.tensor_parallel import TensorParallelLayer
 
     propagator: Any = ShardingPropagator
-    name = "propagate_op_sharding_non_cached"
-    propagate = getattr(propagator, name)
+    layer: Any = TensorParallelLayer
+    propagation, sharding = "propagate_op_sharding_non_cached", "_from_local_last_dim_shard"
+    with (
+        replaced(propagator, {propagation: _hide(getattr(propagator, propagation))}),
+        replaced(layer, {sharding: staticmethod(_hide(getattr(layer, sharding)))}),
+        replaced(_functional_collectives, dict.fromkeys(_WAITING, _take_as_it_is)),
+    ):
+        yield
 
+
+def _take_as_it_is(result: torch.Tensor) -> torch.Tensor:
+    return result
+
+
+def _hide(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs as another one does, outside dispatch modes."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    @functools.wraps(function)
     def hidden(*args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
-            return propagate(*args, **kwargs)
+            return function(*args, **kwargs)
 
-    setattr(propagator, name, hidden)
-    try:
-        yield
-    finally:
-        setattr(propagator, name, propagate)
+    return hidden

@@ -18,7 +18,7 @@ from moetool.wording import format_bytes, join_words, number_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from moetool.memory.on_gpus import RankBytes
+    from moetool.memory.answers.on_gpus import RankBytes
 
 _SHARES: Mapping[ParallelPlan, Callable[..., RankBytes]] = {
     ParallelPlan.TENSOR: share_by_tensor_parallel,

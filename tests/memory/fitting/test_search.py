@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moetool.catalogue.gpus import find_gpu
+from moetool.memory.answers.on_gpus import Limits
 from moetool.memory.fitting.search import FoundLimits, Trial, search_limits
-from moetool.memory.on_gpus import Limits
 
 GIB = 2**30
 MIB = 2**20

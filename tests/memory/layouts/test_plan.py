@@ -13,7 +13,7 @@ from moetool import AskedSource, Scenario, estimate_memory
 from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import find_subject
 from moetool.errors import UsageError
-from moetool.memory.layout import Layout
+from moetool.memory.answers.layout import Layout
 from moetool.memory.layouts.gpu_group import take_group
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
 from moetool.memory.loaded.loaded_model import ModelLoader

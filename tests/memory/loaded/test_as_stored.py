@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.checkpoint.subject import Subject
-from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.memory.loaded.as_stored import hold_as_stored
 from moetool.memory.scenario import Scenario
 from tests.memory.saved_configs import make_loader

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from moetool import Scenario, estimate_memory
 from moetool.errors import UsageError
-from moetool.memory.implementation import Implementation, Origin
+from moetool.memory.answers.implementation import Implementation, Origin
 from moetool.memory.loaded.loaded_format import sum_up
 from moetool.memory.loaded.packed.fp8 import convert_to_fp8, find_undividable
 from moetool.memory.loaded.packed.kernels_on_meta import MXFP4_KERNELS, offer_kernels_on_meta

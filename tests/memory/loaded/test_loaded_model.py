@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.memory.figures import Basis
+from moetool.memory.answers.figures import Basis
 from moetool.memory.scenario import Scenario, Task
 from moetool.quantized.kinds import Quantization
 from tests.memory.saved_configs import make_loader, save_config

@@ -14,7 +14,7 @@ import torch
 from moetool import Scenario, estimate_memory, inspect_model
 from moetool.catalogue.published import read_published_models
 from moetool.errors import UsageError
-from moetool.memory.figures import Basis, Method
+from moetool.memory.answers.figures import Basis, Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Task
 from moetool.quantized.kinds import Quantization

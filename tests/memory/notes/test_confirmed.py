@@ -20,7 +20,7 @@ TINY = Scenario(num_prompt_tokens=16, num_new_tokens=2, dtype="float32")
 
 def test_every_measured_run_is_counted_as_a_confirmation() -> None:
     lines = (
-        (ROOT / "benchmarks" / "memory" / "memory_h200.jsonl")
+        (ROOT / "benchmarks" / "memory" / "measured" / "memory_h200.jsonl")
         .read_text(encoding="utf-8")
         .splitlines()
     )
@@ -42,7 +42,7 @@ def test_every_measured_run_is_counted_as_a_confirmation() -> None:
 
 def test_every_run_of_a_mechanism_is_counted_as_a_confirmation() -> None:
     lines = (
-        (ROOT / "benchmarks" / "memory" / "mechanisms.jsonl")
+        (ROOT / "benchmarks" / "memory" / "measured" / "mechanisms.jsonl")
         .read_text(encoding="utf-8")
         .splitlines()
     )

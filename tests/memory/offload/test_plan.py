@@ -10,10 +10,10 @@ from accelerate.utils.modeling import check_device_map
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from moetool.catalogue.gpus import Gpu, find_gpu
+from moetool.memory.answers.on_gpus import Offload
 from moetool.memory.offload.expert_bytes import list_layer_experts
 from moetool.memory.offload.offload_maps import make_offload_map, write_offload_map
 from moetool.memory.offload.plan import plan_offload
-from moetool.memory.on_gpus import Offload
 from moetool.memory.speed.experts_touched import find_choices
 from moetool.quantized.kinds import Quantization
 from tests.families.tiny.configs import build_config

@@ -18,7 +18,9 @@ from moetool.memory.serving.llama_cpp import (
     count_weights_bytes,
 )
 
-RECEIPTS = Path(__file__).parents[3] / "benchmarks" / "memory" / "llama_cpp_buffers.jsonl"
+RECEIPTS = (
+    Path(__file__).parents[3] / "benchmarks" / "memory" / "measured" / "llama_cpp_buffers.jsonl"
+)
 LINES = [json.loads(line) for line in RECEIPTS.read_text().splitlines()]
 MODELS = sorted({line["model"] for line in LINES})
 # Each printed size has two decimals, and two caches print two sizes.

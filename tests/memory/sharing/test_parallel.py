@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_tie_weights
 
-from moetool.memory.on_gpus import RankBytes
+from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.sharing.shards import Shard, UnknownStyle, find_shard, split_evenly
 from tests.families.tiny.configs import build_config, find_family

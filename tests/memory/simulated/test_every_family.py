@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from moetool.errors import InputError, MoetoolError, UntraceableError, UsageError
+from moetool.memory.answers.figures import Method
 from moetool.memory.estimate import estimate_memory
-from moetool.memory.figures import Method
 from moetool.memory.scenario import Scenario
 from tests.families.tiny.models import available
 from tests.memory.saved_configs import save_config

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moetool.memory.figures import MemoryFigures, Method, Peak, Phase
+from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun

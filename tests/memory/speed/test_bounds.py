@@ -17,8 +17,8 @@ from moetool.anatomy.skeleton.build import build_whole_skeleton
 from moetool.catalogue.gpus import Gpu, find_gpu
 from moetool.catalogue.published import read_published_config
 from moetool.checkpoint.config import make_config
-from moetool.memory.figures import Phase
-from moetool.memory.on_gpus import SpeedBound
+from moetool.memory.answers.figures import Phase
+from moetool.memory.answers.on_gpus import SpeedBound
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.speed.bounds import bound_speed
 from moetool.memory.speed.experts_touched import Routing, assume_uniform_routing, find_choices

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from moetool.anatomy.routing.moe_layers import MoeLayer
 from moetool.anatomy.routing.rules import RoutingRule
 from moetool.errors import InputError
-from moetool.memory.figures import Phase
+from moetool.memory.answers.figures import Phase
 from moetool.memory.speed.experts_touched import (
     Routing,
     assume_uniform_routing,

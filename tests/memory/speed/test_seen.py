@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.on_gpus import SpeedBound
+from moetool.memory.answers.on_gpus import SpeedBound
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.memory.speed.seen import RecordedSpeed, add_seen_speed, read_recorded_speeds
 

@@ -25,7 +25,7 @@ from moetool.simulation.training.training_run import (
 from tests.families.tiny.configs import build_config
 from tests.simulation.skeletons import build_family_skeleton
 
-_MEASURED = Path(__file__).parents[3] / "benchmarks/memory/training_h200.jsonl"
+_MEASURED = Path(__file__).parents[3] / "benchmarks/memory/measured/training_h200.jsonl"
 aten = torch.ops.aten
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.measured.measurement import Measurement
-from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.quantized.kinds import Quantization

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sweep import list_scenarios

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import moetool
-from moetool.memory.on_gpus import Fit
+from moetool.memory.answers.on_gpus import Fit
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import CacheKind, Scenario
 from moetool.memory.sweep import list_scenarios

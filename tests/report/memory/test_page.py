@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moetool.memory.figures import MemoryFigures, Method, Phase, StoredWeights
+from moetool.memory.answers.figures import MemoryFigures, Method, Phase, StoredWeights
 from moetool.memory.scenario import CacheKind, Scenario, Task
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.report.memory.data import render_table_text

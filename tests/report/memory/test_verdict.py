@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moetool.memory.figures import Basis, StoredWeights
+from moetool.memory.answers.figures import Basis, StoredWeights
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View

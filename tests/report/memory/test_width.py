@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from moetool.memory.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase, StoredWeights
+from moetool.memory.answers.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.measured.measurement import Measurement
-from moetool.memory.on_gpus import Fit, Limits, Offload, RankBytes, SpeedBound
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Attention, Scenario
 from moetool.quantized.kinds import Quantization

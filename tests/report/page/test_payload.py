@@ -21,7 +21,7 @@ from moetool import (
     sample_prompts,
     simulate_caches,
 )
-from moetool.report.page.payload.numbers import shorten
+from moetool.report.page.payload.values.numbers import shorten
 from tests.analysis.dropped_choices import drop_choices
 from tests.analysis.random_traces import Router, make_random_trace
 from tests.report.page.reading_pages import read_decisions, read_payload

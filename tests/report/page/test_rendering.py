@@ -22,7 +22,7 @@ from moetool.analysis.specialization.result import Specialization
 from moetool.errors import UsageError
 from moetool.library.report import _Asking
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.names import show_sentence
+from moetool.report.page.payload.values.names import show_sentence
 from moetool.report.page.rendering import MOST_BYTES, render_page
 from moetool.report.page.tables import make_tables
 from tests.analysis.random_traces import Router, describe_router, make_random_trace

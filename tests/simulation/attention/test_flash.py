@@ -20,7 +20,7 @@ from moetool.simulation.memory.memory_run import MemoryRun, RunOptions
 from moetool.simulation.memory.timeline import Origins, Timeline
 from tests.simulation.skeletons import build_family_skeleton
 
-MEASURED = Path("benchmarks/memory/flash_h200.jsonl")
+MEASURED = Path("benchmarks/memory/measured/flash_h200.jsonl")
 FLASH = ("flash_attention_2", "flash_attention_3")
 NUM_PLACES = 2 * 132
 

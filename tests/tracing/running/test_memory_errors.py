@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moetool import read_trace, trace_model
 from moetool.errors import OutOfMemoryError
 from tests.tracing.recording.writing import make_sequences, trace_writing
-from tests.tracing.running.test_generation_stacks import build_switch
+from tests.tracing.running.generation.test_stacks import build_switch
 
 TEXTS = [f"Prompt number {number}" for number in range(10)]
 

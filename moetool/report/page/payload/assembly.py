@@ -20,9 +20,9 @@ from moetool.report.page.payload.comparison import make_comparison
 from moetool.report.page.payload.domains import make_domains, make_specialization
 from moetool.report.page.payload.experts import make_togetherness, make_tokens
 from moetool.report.page.payload.layers import list_layers, make_layers, make_load
-from moetool.report.page.payload.names import show_model, show_name, show_path, show_sentence
 from moetool.report.page.payload.provenance import make_notes, make_provenance
 from moetool.report.page.payload.reading import make_sample
+from moetool.report.page.payload.values.names import show_model, show_name, show_path, show_sentence
 from moetool.report.page.payload.verdict import make_tiles, make_verdict
 from moetool.trace.facts import LayerFacts
 from moetool.wording import number_of

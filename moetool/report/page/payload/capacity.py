@@ -8,7 +8,7 @@ from typing import Any
 from moetool.analysis.balance.result import Balance
 from moetool.analysis.caching.result import Caching
 from moetool.analysis.placement.result import MethodPlacement, Placement
-from moetool.report.page.payload.numbers import shorten, shorten_all
+from moetool.report.page.payload.values.numbers import shorten, shorten_all
 from moetool.trace.metadata import TraceMetadata
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from moetool.analysis.comparison.result import Agreement, Comparison
 from moetool.report.page.payload.alignment import align, place_of
-from moetool.report.page.payload.names import show_name, show_other
-from moetool.report.page.payload.numbers import shorten
+from moetool.report.page.payload.values.names import show_name, show_other
+from moetool.report.page.payload.values.numbers import shorten
 from moetool.trace.facts import LayerFacts
 
 _FIGURES = ("overlap", "changed_decisions", "first_choice_flips")

@@ -12,8 +12,8 @@ from moetool.analysis.specialization.result import (
     is_small,
 )
 from moetool.report.page.payload.alignment import align, place_of
-from moetool.report.page.payload.names import show_name
-from moetool.report.page.payload.numbers import shorten, shorten_all
+from moetool.report.page.payload.values.names import show_name
+from moetool.report.page.payload.values.numbers import shorten, shorten_all
 from moetool.trace.facts import LayerFacts
 from moetool.trace.reading.layer_shapes import Place
 

@@ -9,8 +9,8 @@ from moetool.analysis.coactivation.matrices import PairMatrix
 from moetool.analysis.coactivation.result import Coactivation, LayerCoactivation
 from moetool.analysis.specialization.by_token.result import TokenSpecialization
 from moetool.report.page.payload.alignment import align, place_of
-from moetool.report.page.payload.names import show_piece
-from moetool.report.page.payload.numbers import shorten, shorten_all
+from moetool.report.page.payload.values.names import show_piece
+from moetool.report.page.payload.values.numbers import shorten, shorten_all
 from moetool.trace.facts import LayerFacts
 
 # The whole matrix of a layer with more experts would fill the page.

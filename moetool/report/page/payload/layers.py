@@ -8,7 +8,7 @@ from typing import Any
 from moetool.analysis.balance.layer_result import LayerBalance
 from moetool.analysis.balance.result import Balance
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.numbers import shorten
+from moetool.report.page.payload.values.numbers import shorten
 from moetool.trace.facts import LayerFacts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import moetool
 from moetool.printable import printable
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.names import show_model, show_path, show_sentence
+from moetool.report.page.payload.values.names import show_model, show_path, show_sentence
 
 _OF_COMMANDS = re.compile(r"--\w|[a-z]_[a-z]|loss")
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from moetool.analysis.sampling.result import PromptSample, SampledLayer
 from moetool.report.page.payload.alignment import align
-from moetool.report.page.payload.names import show_name, show_pieces
-from moetool.report.page.payload.numbers import shorten
+from moetool.report.page.payload.values.names import show_name, show_pieces
+from moetool.report.page.payload.values.numbers import shorten
 from moetool.trace.decisions import PHASES
 from moetool.trace.facts import LayerFacts
 

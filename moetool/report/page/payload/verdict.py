@@ -7,7 +7,7 @@ from typing import Any
 
 from moetool.analysis.specialization.result import DomainExpertTest
 from moetool.report.page.contents import PageContents
-from moetool.report.page.payload.names import show_name, show_other, show_sentence
+from moetool.report.page.payload.values.names import show_name, show_other, show_sentence
 from moetool.report.questions import balance as balance_report
 from moetool.report.questions import compare as comparison_report
 from moetool.report.questions.specialization.verdict import word_verdict

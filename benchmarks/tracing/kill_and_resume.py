@@ -1,6 +1,6 @@
 """Kill `route-trace` at random moments, resume it, and compare its rows with those of a run left alone.
 
-    python benchmarks/kill_and_resume.py [NUM_KILLS]
+    python benchmarks/tracing/kill_and_resume.py [NUM_KILLS]
 
 One process imports the libraries and forks a copy of itself for each run of the command, so that a
 kill falls into the run and not into the start of Python. The commands trace the demonstration model
@@ -30,7 +30,7 @@ from moetool.trace.companions import probabilities_path, saliency_path
 from moetool.trace.writing.partial import partial_folder
 from moetool.trace.writing.writer import TraceFile
 
-PROMPTS = Path(__file__).parent.parent / "sample_prompts"
+PROMPTS = Path(__file__).parents[2] / "sample_prompts"
 OPTIONS = (
     *("--max-new-tokens", "3", "--temperature", "1.5", "--probabilities", "--saliency"),
     *("--limit-per-domain", "3", "--batch-size", "1", "--quiet"),

@@ -1,6 +1,6 @@
 """Measure the cost of saliency, and how much routing differs between runs, on a GPU.
 
-    python benchmarks/routing_on_gpu.py
+    python benchmarks/tracing/routing_on_gpu.py
 
 Published geometries with random weights in bfloat16 read the sample prompts. The saliency of the
 first routed layer is compared with a plain loop over the raw weights in float64. The same weights are
@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.recording_on_gpu import GEOMETRIES
+from benchmarks.tracing.recording_on_gpu import GEOMETRIES
 from moetool import Trace, compare_traces, trace_model
 
 PROMPTS = Path("sample_prompts")

@@ -13,13 +13,13 @@ import pytest
 
 from benchmarks.memory.accuracy import build_as_measured, prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.figures import MemoryFigures, Method
+from moetool.memory.answers.figures import MemoryFigures, Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedFigures, SimulatedRun
 from moetool.quantized.kinds import Quantization
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "memory"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "memory" / "measured"
 MIB, GIB = 2**20, 2**30
 
 # Model, then batch size, prompt tokens, new tokens and what else was chosen.

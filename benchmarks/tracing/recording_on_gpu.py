@@ -1,6 +1,6 @@
 """Measure the cost of recording on a GPU, in published geometries with random weights.
 
-    python -m benchmarks.recording_on_gpu
+    python -m benchmarks.tracing.recording_on_gpu
 
 Each figure is the time of some passes inside a recorder, entering and leaving it included, over that
 of the same passes without one: the median over rounds in which all variants take turns in one

@@ -15,7 +15,7 @@ from moetool.catalogue.gpus import read_gpus
 from moetool.memory.gpu_overhead import find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 
-MEASURED = Path("benchmarks/memory/caches_h200.jsonl")
+MEASURED = Path("benchmarks/memory/measured/caches_h200.jsonl")
 # To the byte.
 FIGURES = ("weights_bytes", "cache_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moetool.memory.figures import MemoryFigures, Method
+from moetool.memory.answers.figures import MemoryFigures, Method
 from moetool.plain import show_fields
 
 

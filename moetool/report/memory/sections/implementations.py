@@ -11,7 +11,7 @@ from moetool.report.text.words import word_size
 from moetool.wording import join_words
 
 if TYPE_CHECKING:
-    from moetool.memory.implementation import Implementation
+    from moetool.memory.answers.implementation import Implementation
     from moetool.memory.result import Estimate
     from moetool.report.text.lines import Paragraph
 

@@ -1,6 +1,6 @@
 """Compare the routing of a model on one GPU with that of the same model shared by two, and time both.
 
-    python -m benchmarks.parallel_on_gpus [GEOMETRY ...]
+    python -m benchmarks.tracing.parallel_on_gpus [GEOMETRY ...]
 
 Published geometries with random weights, cut to a few layers. Each is loaded on one GPU, and then by
 two processes under transformers' tensor and expert plans, and records the same batches. Shared sums
@@ -139,7 +139,10 @@ def main() -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--nproc-per-node", str(NUM_GPUS), "-m"]
     try:
-        run([*launch, "benchmarks.parallel_on_gpus", folder, *names], timeout_s=WORKER_TIMEOUT_S)
+        run(
+            [*launch, "benchmarks.tracing.parallel_on_gpus", folder, *names],
+            timeout_s=WORKER_TIMEOUT_S,
+        )
         whole_command(launch, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

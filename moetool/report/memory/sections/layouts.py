@@ -14,7 +14,7 @@ from moetool.report.text.words import word_size
 from moetool.wording import format_bytes
 
 if TYPE_CHECKING:
-    from moetool.memory.layout import Layout, RankMemory
+    from moetool.memory.answers.layout import Layout, RankMemory
 
 _HEADERS = (
     *("GPUs", "sequences", "weights", "cache", "activations", "collectives"),

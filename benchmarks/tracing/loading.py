@@ -1,6 +1,6 @@
 """Measure how long a checkpoint takes to load, and how much host memory, next to transformers alone.
 
-    python -m benchmarks.loading [--device cuda] [--layers 48] [--pairs 3]
+    python -m benchmarks.tracing.loading [--device cuda] [--layers 48] [--pairs 3]
 
 Writes random weights in the geometry of Qwen3-30B-A3B, cut to some layers, to a temporary folder.
 Every load is a separate process that has imported everything and reads files that the system has
@@ -111,7 +111,16 @@ def write_checkpoint(folder: Path, *, num_layers: int) -> int:
 
 def run_process(way: str, folder: str, device: str) -> dict[str, float]:
     """Return the figures of one load in a separate process."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--run", way, folder, "--device", device]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.tracing.loading",
+        "--run",
+        way,
+        folder,
+        "--device",
+        device,
+    ]
     completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
     return figures

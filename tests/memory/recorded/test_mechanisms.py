@@ -10,14 +10,16 @@ import pytest
 
 from benchmarks.memory.accuracy import prepare_case
 from moetool.catalogue.gpus import find_gpu
-from moetool.memory.figures import Method
+from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.simulated.runs import run_scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun
 
 MEASURED = [
     json.loads(line)
-    for line in (Path(__file__).parents[2] / "benchmarks" / "memory" / "mechanisms.jsonl")
+    for line in (
+        Path(__file__).parents[3] / "benchmarks" / "memory" / "measured" / "mechanisms.jsonl"
+    )
     .read_text(encoding="utf-8")
     .splitlines()
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.memory.on_gpus import ExpertCache, Limits, SeenSpeed
+from moetool.memory.answers.on_gpus import ExpertCache, Limits, SeenSpeed
 from moetool.quantized.kinds import Quantization
 from moetool.report.memory.data import render_table_text
 from moetool.report.renderer import View

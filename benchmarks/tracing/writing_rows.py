@@ -1,6 +1,6 @@
 """Measure how fast rows are made and written, in one run, and print it as Markdown.
 
-    python -m benchmarks.writing_rows
+    python -m benchmarks.tracing.writing_rows
 
 Two simulated runs, in pieces of a million assignments: 48 layers that choose 8 of 128 experts, and 4
 layers that choose 2 of 16. Speeds are millions of assignments per second, the best of some rounds: per

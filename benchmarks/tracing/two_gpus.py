@@ -1,6 +1,6 @@
 """Compare tracing with one process and with two, each with its own GPU and a copy of the model.
 
-    python -m benchmarks.two_gpus [GEOMETRY] [NUM_PROMPTS]
+    python -m benchmarks.tracing.two_gpus [GEOMETRY] [NUM_PROMPTS]
 
 Two processes make the same model with random weights, in a published geometry. Then rounds alternate
 between a trace by the first process alone and one by both, from the prompts' tokens to the finished
@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from benchmarks.command import limit_tokens
-from benchmarks.recording_on_gpu import build
+from benchmarks.tracing.command import limit_tokens
+from benchmarks.tracing.recording_on_gpu import build
 from moetool.catalogue.names import demo_folder
 from moetool.trace.metadata import TraceMetadata
 from moetool.trace.schema import TRACE_SCHEMA, plain_schema
@@ -56,7 +56,13 @@ def main() -> None:
         measure(Path(os.environ[FOLDER_VARIABLE]))
         return
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", str(NUM_PROCESSES), "-m", "benchmarks.two_gpus", *sys.argv[1:]]
+    launch += [
+        "--nproc-per-node",
+        str(NUM_PROCESSES),
+        "-m",
+        "benchmarks.tracing.two_gpus",
+        *sys.argv[1:],
+    ]
     threads = str(max(1, (os.cpu_count() or 1) // NUM_PROCESSES))
     with tempfile.TemporaryDirectory() as folder:
         settings = {"OMP_NUM_THREADS": threads, FOLDER_VARIABLE: folder}

@@ -1,7 +1,7 @@
 """Measure a whole traced run against a bare loop over the same batches.
 
-    python -m benchmarks.command                  # the demonstration model, on the CPU
-    python -m benchmarks.command OLMoE-1B-7B      # a published geometry, on a GPU
+    python -m benchmarks.tracing.command                  # the demonstration model, on the CPU
+    python -m benchmarks.tracing.command OLMoE-1B-7B      # a published geometry, on a GPU
 
 The model is loaded once. Then rounds alternate between the bare loop, which makes the same batches
 and puts them through the model, and `trace_model` to a file of each kind, from the prompts' texts to
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.recording_on_gpu import build
+from benchmarks.tracing.recording_on_gpu import build
 from moetool import Trace, trace_model
 from moetool.cores import count_cores
 from moetool.tracing.options import TraceOptions

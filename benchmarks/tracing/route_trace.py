@@ -1,6 +1,6 @@
 """Measure the cost of tracing on this machine, in one run, and print it as Markdown.
 
-    python benchmarks/route_trace.py
+    python benchmarks/tracing/route_trace.py
 
 The ratios are the result; the absolute figures show what they rest on.
 """
@@ -29,7 +29,7 @@ from moetool.tracing.prompts.prompts import read_prompts
 from moetool.tracing.prompts.tokens import tokenize_prompts
 from moetool.tracing.running.batches import Batch, make_batches
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE_PROMPTS = REPOSITORY / "sample_prompts"
 PAIRS = 7
 HELP_RUNS = 9

@@ -16,7 +16,7 @@ from moetool.report.text.tables import make_table
 from moetool.wording import format_bytes
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import Fit
+    from moetool.memory.answers.on_gpus import Fit
     from moetool.memory.result import Estimate
 
 _NONE, _DEQUANTIZED = "none", "dequantized"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moetool.memory.implementation import Implementation
+from moetool.memory.answers.implementation import Implementation
 from moetool.simulation.memory.timeline import AllocatedParts
 
 

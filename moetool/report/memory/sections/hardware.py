@@ -17,7 +17,13 @@ from moetool.report.text.words import UNKNOWN, word_count, word_range, word_shar
 from moetool.wording import format_bytes, join_words, number_of
 
 if TYPE_CHECKING:
-    from moetool.memory.on_gpus import ExpertCache, Offload, RankBytes, SeenSpeed, SpeedBound
+    from moetool.memory.answers.on_gpus import (
+        ExpertCache,
+        Offload,
+        RankBytes,
+        SeenSpeed,
+        SpeedBound,
+    )
 
 _TRANSFORMERS = "transformers"
 _YES_OR_NO = {True: "yes", False: "no"}

@@ -1,0 +1,1 @@
+"""Plain answers about memory, as reports show them."""

@@ -1,0 +1,1 @@
+"""Single values as the page carries them."""
