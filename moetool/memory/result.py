@@ -51,6 +51,7 @@ _OF_A_PEAK = {
 _OF_A_TRAINING_PEAK = ("gradient_bytes", "optimizer_state_bytes")
 _AT_PEAK = (*_OF_A_PEAK, *_OF_A_TRAINING_PEAK)
 _OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
+_OF_PARTIAL_TRAINING = ("lora_rank", "lora_targets", "trained_experts")
 _PEAK_OF_A_PHASE = {
     phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
 }
@@ -307,7 +308,7 @@ class Estimate(NamedFigures, Tabular):
             **{
                 name: kind
                 for name, kind in hints.items()
-                if name not in (*_LAST_OPTIONS, *_OF_TRAINING)
+                if name not in (*_LAST_OPTIONS, *_OF_TRAINING, *_OF_PARTIAL_TRAINING)
             },
             "method": str,
             "gpu": str,
@@ -325,6 +326,7 @@ class Estimate(NamedFigures, Tabular):
             "host_cache_bytes": int | None,
             **{name: hints[name] for name in _OF_TRAINING},
             **{f"at_peak_{name}": int | None for name in _OF_A_TRAINING_PEAK},
+            **{name: hints[name] for name in _OF_PARTIAL_TRAINING},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

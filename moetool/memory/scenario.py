@@ -11,6 +11,7 @@ from moetool.choices import choose, take_count, take_flag, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
+from moetool.memory.training.refusals import refuse_training
 from moetool.quantized.kinds import Quantization, QuantizedExperts
 from moetool.simulation.caches.kinds import CacheDtype as CacheDtype
 from moetool.simulation.caches.kinds import CacheKind as CacheKind
@@ -27,6 +28,7 @@ _MOST_TOKENS = 2**27
 # Without one, transformers or the task chooses.
 _OPTIONAL = ("attention", "experts_implementation", "cache_dtype", "optimizer")
 _MOST_BEAMS = 2**10
+_HIGHEST_RANK = 2**16
 
 
 class Task(StrEnum):
@@ -133,6 +135,10 @@ class Scenario:
         cache_dtype: The format of a quantized cache; None for others.
         num_beams: Beams of each sequence; 1 for the most likely token.
         num_return_sequences: Sequences generated for each prompt: of the beams, or sampled.
+        lora_rank: The rank of adapters, which are then all that is trained; None for none.
+        lora_targets: The names of the layers that get adapters, with commas in between; None for
+            the ones that PEFT chooses, else attention's.
+        trained_experts: The path of ESFT's file of the experts that are trained; None for all.
 
     Raises:
         UsageError: An option has no such choice, a size is not a positive whole number or is too
@@ -158,6 +164,9 @@ class Scenario:
     cache_dtype: CacheDtype | None = None
     num_beams: int = 1
     num_return_sequences: int = 1
+    lora_rank: int | None = None
+    lora_targets: str | None = None
+    trained_experts: str | None = None
 
     def __post_init__(self) -> None:
         # Options are compared by identity everywhere, so each value becomes its enum's member.
@@ -192,6 +201,10 @@ class Scenario:
             value = getattr(self, field)
             number = take_count(value, name=name, smallest=smallest, largest=largest)
             self._set(field, number)
+        rank = take_count(
+            self.lora_rank, name="LoRA rank", smallest=1, largest=_HIGHEST_RANK, is_optional=True
+        )
+        self._set("lora_rank", rank)
         if self.cache is CacheKind.DYNAMIC and self.cache_dtype is not None:
             self._set("cache", CacheKind.QUANTIZED)
         elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:
@@ -203,7 +216,7 @@ class Scenario:
         object.__setattr__(self, field, value)
 
     def _refuse_contradictions(self) -> None:
-        self._refuse_training()
+        refuse_training(self)
         if self.task is Task.FORWARD and self.num_new_tokens:
             raise UsageError(
                 "A forward pass makes no new tokens.",
@@ -215,29 +228,6 @@ class Scenario:
                 {"--double-quantization": "double quantization"},
                 because="only nf4 and fp4 have scales that it quantizes",
                 unless="choose --quantization nf4 or fp4",
-            )
-
-    def _refuse_training(self) -> None:
-        if self.task is not Task.TRAIN:
-            given = {
-                "--optimizer": ("an optimizer", self.optimizer is not None),
-                "--gradient-checkpointing": ("gradient checkpointing", self.has_checkpointing),
-                "--freeze": ("a frozen part", self.frozen is not FrozenPart.NONE),
-            }
-            idle = {flag: words for flag, (words, is_given) in given.items() if is_given}
-            if idle:
-                raise without_effect(
-                    idle, because="nothing is trained", unless="choose --task train"
-                )
-        elif self.num_new_tokens:
-            raise UsageError(
-                "A step of training makes no new tokens.",
-                hint="Leave out --new-tokens, or choose --task generate.",
-            )
-        elif self.quantization is not Quantization.NONE:
-            raise UsageError(
-                f"Weights in {self.quantization} can't be trained.",
-                hint="Leave out --quantization.",
             )
 
     @property

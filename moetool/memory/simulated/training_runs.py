@@ -10,7 +10,7 @@ from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
 from moetool.memory.simulated.work import count_modules
-from moetool.memory.training.freezing import trained_except
+from moetool.memory.training.trained_parts import trained_as
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts
@@ -49,7 +49,8 @@ def simulate_training(
 
     Raises:
         CantSimulate: The model's code needs data other than the router's choices.
-        UsageError: The model lacks the part to freeze, or has nothing else.
+        InputError: The file of chosen experts can't be used with the model.
+        UsageError: The model lacks the part to freeze or the layers to adapt.
     """
     optimizer = scenario.optimizer or Optimizer.ADAMW
     notes = [_IN_8_BITS] if optimizer is Optimizer.ADAMW_8BIT else []
@@ -71,7 +72,10 @@ def simulate_training(
             on_step=on_step,
         )
 
-    with trained_except(skeleton, scenario.frozen):
+    with trained_as(skeleton, scenario) as notes_on_parts:
+        notes += notes_on_parts
+        weight_bytes = list_weight_bytes(skeleton)
+        num_parameters = sum(each.numel() for each in skeleton.parameters())
         trained = [each.numel() for each in skeleton.parameters() if each.requires_grad]
         try:
             timeline = run(is_balanced=False)
@@ -79,7 +83,6 @@ def simulate_training(
             needs_data = error.reason
             notes.append(_BALANCED.format(reason=needs_data))
             timeline = run(is_balanced=True)
-    weight_bytes = list_weight_bytes(skeleton)
 
     def replay(capacity_bytes: int | None) -> MemoryProfile:
         found = replay_training(timeline, weight_bytes=weight_bytes, capacity_bytes=capacity_bytes)
@@ -87,7 +90,6 @@ def simulate_training(
 
     profile = replay_training(timeline, weight_bytes=weight_bytes)
     shown = _make_profile(profile)
-    num_parameters = sum(each.numel() for each in skeleton.parameters())
     peaks = [moment.allocated_bytes for moment, _ in profile.peaks.values()]
     return SimulatedRun(
         make_figures(shown, context_bytes=context_bytes),

@@ -102,11 +102,19 @@ def _match_all(model: PreTrainedModel, targets: Sequence[str]) -> tuple[str, ...
     return tuple(path for path in modules if path in found)
 
 
+def has_fused_experts(model: PreTrainedModel) -> bool:
+    """Return whether a parameter holds the matrices of all experts of a layer."""
+    return any(
+        parameter.dim() == 3 and ".experts." in f".{path}"
+        for path, parameter in model.named_parameters()
+    )
+
+
 def _list_names(modules: dict[str, nn.Module]) -> str:
     names = {
         path.rpartition(".")[2] for path, each in modules.items() if isinstance(each, nn.Linear)
     }
-    return ", ".join(sorted(name for name in names if not name.isdigit()))
+    return ", ".join(sorted(name for name in names - _OF_FUSED_EXPERTS if not name.isdigit()))
 
 
 def _find_projections(model: PreTrainedModel) -> tuple[str, ...]:
