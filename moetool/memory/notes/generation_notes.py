@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moetool.memory.scenario import CacheDtype, CacheKind, Scenario
+from moetool.memory.training.frozen_parts import FrozenPart
+from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.wording import format_bytes
 
 _FLASH = {
@@ -27,6 +29,19 @@ def is_measured(scenario: Scenario) -> bool:
         and scenario.cache is not CacheKind.OFFLOADED_STATIC
         and scenario.num_return_sequences == 1
         and (scenario.num_beams == 1 or scenario.cache is not CacheKind.STATIC)
+    )
+
+
+def is_step_measured(scenario: Scenario) -> bool:
+    """Return whether a GPU has confirmed steps of training with the same options."""
+    return (
+        scenario.attention is None
+        and scenario.experts_implementation is None
+        and scenario.optimizer in (None, Optimizer.ADAMW)
+        and scenario.frozen in (FrozenPart.NONE, FrozenPart.EXPERTS, FrozenPart.ROUTER)
+        and scenario.lora_rank is None
+        and scenario.trained_experts is None
+        and not scenario.has_padding
     )
 
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from moetool.memory.answers.figures import Method
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
+from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.simulated.work import count_modules
-from moetool.memory.training.trained_parts import trained_as
 from moetool.memory.training.training_memory import TrainingMemory
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, list_weight_bytes
 from moetool.simulation.memory.timeline import AllocatedParts

@@ -81,7 +81,7 @@ def find_trained_experts(
     """Return the parameters of a model that ESFT trains.
 
     Args:
-        model: The model.
+        model: The model with the experts.
         chosen: The experts to train.
         path: The file they are from.
 

@@ -43,7 +43,7 @@ def adapted(model: nn.Module, paths: Sequence[str], *, rank: int) -> Iterator[li
     """Put adapters on linear layers, and take them off afterwards.
 
     Args:
-        model: The model.
+        model: The model with these layers.
         paths: The paths of the layers.
         rank: The width between the two matrices of each adapter.
 

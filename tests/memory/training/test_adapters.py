@@ -9,8 +9,8 @@ import torch
 from moetool.errors import UsageError
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.training.adapted_layers import find_adapted_layers
-from moetool.memory.training.trained_parts import trained_as
 from moetool.simulation.memory.memory_replay import list_weight_bytes
 from moetool.simulation.training.training_run import TrainingOptions, run_training
 from tests.simulation.skeletons import build_family_skeleton
