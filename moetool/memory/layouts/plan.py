@@ -17,13 +17,16 @@ from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario
 from moetool.memory.simulated.model_runs import ModelRuns
 from moetool.memory.simulated.simulated_run import SimulatedRun
+from moetool.wording import number_of
 
 _SHARED = (ParallelWay.TENSOR, ParallelWay.EXPERT)
+# Measured on two H200s, see docs/models/memory-accuracy.md.
+_NUM_MEASURED_GPUS = 2
 _NCCL = (
-    "NCCL's own buffers are outside torch's allocator and depend on its version and on how the GPUs "
-    "are connected: they are unknown here, and left out of the device total."
+    "NCCL's own buffers are outside torch's allocator, depend on its version and on how the GPUs are "
+    "connected, and are left out of the device total: NCCL 2.28 took 3.1 GiB of each of two H200s."
 )
-_NOT_CONFIRMED = "Not confirmed on several GPUs yet: no such run was measured."
+_NOT_CONFIRMED = "Runs on 2 GPUs were measured and confirmed; runs on more were not."
 _NETWORK = (
     "Each layer's sums would go over the network between nodes: keep tensor and expert parallelism "
     "within a node where it fits."
@@ -70,23 +73,25 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
             layouts.append(_PLANS[way](loader, estimate, group, layout))
         except InputError as error:
             note = f"What each GPU holds is unknown: {error.message}"
-            layouts.append(replace(layout, notes=(*layout.notes, note)))
+            layouts.append(replace(layout, notes=(note,)))
     return tuple(layouts)
 
 
 def _list_notes(way: ParallelWay, group: GpuGroup, scenario: Scenario) -> tuple[str, ...]:
     notes = []
-    if way is not ParallelWay.DATA and group.num_gpus > 1:
+    if way is not ParallelWay.DATA and group.num_gpus > _NUM_MEASURED_GPUS:
         notes.append(_NOT_CONFIRMED)
     if way in _SHARED and group.num_gpus > 1:
         notes.append(_NCCL)
         if group.num_nodes > 1:
             notes.append(_NETWORK)
-    if way is ParallelWay.DATA and scenario.batch_size % group.num_gpus:
+    if way is ParallelWay.DATA and group.num_gpus > 1:
         least, left = divmod(scenario.batch_size, group.num_gpus)
         notes.append(
             f"{scenario.batch_size:,} sequences don't divide evenly: {left:,} of "
             f"{group.num_gpus:,} GPUs run {least + 1:,}, the others {least:,}."
+            if left
+            else f"Each GPU runs {number_of(least, 'sequence')}."
         )
     return tuple(notes)
 
@@ -134,6 +139,10 @@ def _plan_device_map(
     loader: ModelLoader, estimate: Estimate, group: GpuGroup, layout: Layout
 ) -> Layout:
     memory_bytes = group.gpu.memory_bytes
+    fewest = estimate.fit.num_gpus if estimate.fit else None
+    if fewest is not None and fewest > group.num_gpus:
+        note = f'With device_map="auto" this run needs {fewest:,} GPUs.'
+        return replace(layout, fits=False, fewest_gpus=fewest, notes=(note,))
     if group.num_gpus == 1:
         found = [_run_whole(ModelRuns(loader), estimate.scenario)]
     else:
@@ -142,8 +151,7 @@ def _plan_device_map(
         )
     sizes = [estimate.scenario.batch_size] * len(found)
     layout = _fill(layout, found, sizes, memory_bytes)
-    fewest = estimate.fit.num_gpus if estimate.fit else None
-    if layout.fits and (fewest is None or fewest > group.num_gpus):
+    if layout.fits and fewest is None:
         fewest = group.num_gpus
     return replace(layout, fewest_gpus=fewest)
 
