@@ -193,9 +193,9 @@ def make_optimizer(options: Mapping[str, Any], trained: Sequence[Any]) -> Any:
 
     if options.get("optimizer") != "adamw-8bit":
         return torch.optim.AdamW(trained, lr=1e-5)
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit
 
-    return bitsandbytes.optim.AdamW8bit(trained, lr=1e-5)
+    return AdamW8bit(trained, lr=1e-5)
 
 
 def add_pefts_adapters(model: Any, options: Mapping[str, Any]) -> None:

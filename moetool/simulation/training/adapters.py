@@ -39,29 +39,23 @@ class AdaptedLinear(nn.Module):
 
 
 @contextmanager
-def adapted(model: nn.Module, paths: Sequence[str], *, rank: int) -> Iterator[list[nn.Parameter]]:
+def adapted(model: nn.Module, paths: Sequence[str], *, rank: int) -> Iterator[None]:
     """Put adapters on linear layers, and take them off afterwards.
 
     Args:
         model: The model with these layers.
         paths: The paths of the layers.
         rank: The width between the two matrices of each adapter.
-
-    Yields:
-        The adapters' parameters, in order.
     """
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
-    parameters: list[nn.Parameter] = []
     try:
         for path in paths:
             parent_path, _, name = path.rpartition(".")
             parent, layer = model.get_submodule(parent_path), model.get_submodule(path)
             assert isinstance(layer, nn.Linear)
-            adapter = AdaptedLinear(layer, rank)
             replaced.append((parent, name, layer))
-            setattr(parent, name, adapter)
-            parameters += (adapter.lora_A.weight, adapter.lora_B.weight)
-        yield parameters
+            setattr(parent, name, AdaptedLinear(layer, rank))
+        yield
     finally:
         for parent, name, layer in reversed(replaced):
             setattr(parent, name, layer)

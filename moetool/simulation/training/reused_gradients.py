@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class ReusedGradients(DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         # References to a gradient that only autograd holds, and to its storage.
-        self._alone: tuple[int, int] | None = None
+        self._alone: tuple[int | None, int] | None = None
         self._is_calibrating = False
 
     def calibrate(self) -> None:
@@ -33,7 +34,8 @@ class ReusedGradients(DispatchMode):
         self._is_calibrating = True
         given = torch.zeros(2, device="meta", requires_grad=True)
         # The product's gradients are new tensors.
-        (given * 1.0 + given * 1.0).backward(torch.empty(2, device="meta"))
+        result: Any = given * 1.0 + given * 1.0
+        result.backward(torch.empty(2, device="meta"))
         self._is_calibrating = False
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -56,16 +58,22 @@ class ReusedGradients(DispatchMode):
         held = (_count_references(gradient), _count_references_to_storage(gradient))
         if self._is_calibrating:
             self._alone = held
-        return isinstance(other, torch.Tensor) and held == self._alone and _is_dense(gradient)
+        return (
+            isinstance(other, torch.Tensor)
+            and held[0] is not None
+            and held == self._alone
+            and _is_dense(gradient)
+        )
 
 
-def _count_references(tensor: torch.Tensor) -> int:
-    count: int = tensor._use_count()  # type: ignore[attr-defined]
-    return count
+def _count_references(tensor: torch.Tensor) -> int | None:
+    """Return the number of references; None in versions of torch that don't count them."""
+    count: Callable[[], int] | None = getattr(tensor, "_use_count", None)
+    return None if count is None else count()
 
 
 def _count_references_to_storage(tensor: torch.Tensor) -> int:
-    count: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    count: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
     return count
 
 

@@ -37,10 +37,11 @@ def test_every_allocation_is_pefts(
 ) -> None:
     options = TrainingOptions(2, 8, has_checkpointing=has_checkpointing)
     adapted, by_peft = (
-        build_family_skeleton(family, num_hidden_layers=2).to(dtype) for _ in range(2)
+        build_family_skeleton(family, num_hidden_layers=2, dtype=dtype) for _ in range(2)
     )
     with torch.device("meta"):
         peft.get_peft_model(by_peft, peft.LoraConfig(r=_RANK, target_modules=list(names)))
+    assert by_peft.lm_head.weight.dtype == dtype
     expected = run_training(by_peft, options)
     scenario = Scenario(task=Task.TRAIN, lora_rank=_RANK)
     with trained_as(adapted, scenario):
@@ -99,4 +100,4 @@ def test_options_without_adapters_are_refused() -> None:
         ({"task": "train", "lora_rank": 0}, "can't be 0"),
     ):
         with pytest.raises(UsageError, match=error):
-            Scenario(**words)  # type: ignore[arg-type]
+            Scenario(**words)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.optim.adamw import AdamW8bit
 from torch import nn
 
 from moetool.simulation.training.optimizers import BlockwiseAdamW
@@ -17,7 +17,7 @@ _SHAPES = ((8,), (4095,), (4096,), (16, 256), (70, 70), (2, 48, 64), (4097,))
 def test_states_in_8_bits_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
     real = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in _SHAPES]
     simulated = [nn.Parameter(torch.empty_like(each, device="meta")) for each in real]
-    optimizers = bitsandbytes.optim.AdamW8bit(real), BlockwiseAdamW(simulated)
+    optimizers = AdamW8bit(real), BlockwiseAdamW(simulated)
     for parameters, optimizer in zip((real, simulated), optimizers, strict=True):
         for parameter in parameters[1:]:
             parameter.grad = torch.ones_like(parameter)
