@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from moetool.memory.scenario import Scenario
 from moetool.memory.training.adapted_layers import find_adapted_layers, has_fused_experts
 from moetool.memory.training.chosen_experts import find_trained_experts, read_chosen_experts
-from moetool.memory.training.freezing import trained_except, trained_only
+from moetool.memory.training.freezing import masked, trained_except, trained_only
 from moetool.simulation.training.adapters import adapted
 
 _WITHOUT_FUSED = (
@@ -21,8 +21,9 @@ _WITHOUT_FUSED = (
 _FUSED = (
     "The experts of a layer are one tensor, so gradients and optimizer states are held for all "
     "experts of a layer with a chosen one: {num_held:,} parameters, of which {num_chosen:,} are of "
-    "chosen experts. The gradients of the others are set to zero, in place. ESFT's own code, with a "
-    "module for each expert, holds them for the chosen ones only."
+    "chosen experts. The gradients of the others are set to zero by a mask, whose product takes as "
+    "much as a gradient while it is made. ESFT's own code, with a module for each expert, holds "
+    "gradients and states for the chosen ones only."
 )
 
 
@@ -51,7 +52,7 @@ def trained_as(model: PreTrainedModel, scenario: Scenario) -> Iterator[tuple[str
         found = find_trained_experts(model, read_chosen_experts(path), path=path)
         numbers = {"num_held": found.num_held_parameters, "num_chosen": found.num_chosen_parameters}
         is_fused = numbers["num_held"] > numbers["num_chosen"]
-        with trained_only(model, found.paths):
+        with trained_only(model, found.paths), masked(model, found.masked_paths):
             yield (_FUSED.format(**numbers),) if is_fused else ()
     else:
         with trained_except(model, scenario.frozen):

@@ -42,12 +42,15 @@ class TrainedExperts:
 
     Attributes:
         paths: Their paths.
+        masked_paths: The paths of those that hold all experts of a layer, not all of which are
+            chosen.
         num_chosen_parameters: Parameters of chosen experts.
         num_held_parameters: Parameters of routed experts with gradients: more than those where the
             experts of a layer are one tensor.
     """
 
     paths: frozenset[str]
+    masked_paths: tuple[str, ...]
     num_chosen_parameters: int
     num_held_parameters: int
 
@@ -93,6 +96,7 @@ def find_trained_experts(
     counts = {layer.layer: layer.num_experts for layer in skeleton.layers}
     _check(chosen, counts, path)
     trained: set[str] = set()
+    masked: list[str] = []
     num_chosen = num_held = 0
     for name, parameter in model.named_parameters():
         place = skeleton.placement.place(name)
@@ -104,6 +108,8 @@ def find_trained_experts(
             num_held += parameter.numel()
             share = len(ids) / counts[place.layer or 0] if number is None else 1
             num_chosen += round(parameter.numel() * share)
+            if share < 1:
+                masked.append(name)
         elif place.component is Component.SHARED_EXPERTS:
             if not chosen.has_shared_experts:
                 continue
@@ -112,7 +118,7 @@ def find_trained_experts(
         trained.add(name)
     if not trained:
         raise InputError(f"{path} names no expert, so nothing is trained.", hint=_HINT)
-    return TrainedExperts(frozenset(trained), num_chosen, num_held)
+    return TrainedExperts(frozenset(trained), tuple(masked), num_chosen, num_held)
 
 
 def _check(chosen: ChosenExperts, counts: Mapping[int, int], path: Path) -> None:

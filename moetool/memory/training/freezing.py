@@ -66,3 +66,18 @@ def trained_only(model: PreTrainedModel, paths: Collection[str]) -> Iterator[Non
     finally:
         for path, parameter in parameters.items():
             parameter.requires_grad_(before[path])
+
+
+@contextmanager
+def masked(model: PreTrainedModel, paths: Collection[str]) -> Iterator[None]:
+    """Multiply gradients of some parameters by a mask of their rows, as `moetool select` advises."""
+    hooks = []
+    try:
+        for path in paths:
+            parameter = model.get_parameter(path)
+            mask = parameter.new_zeros(len(parameter), *[1] * (parameter.dim() - 1))
+            hooks.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -11,7 +11,9 @@ import pytest
 from moetool.errors import InputError, UsageError
 from moetool.memory.estimate import estimate_memory
 from moetool.memory.scenario import Scenario, Task
+from moetool.memory.simulated.trained_parts import trained_as
 from moetool.memory.training.chosen_experts import find_trained_experts, read_chosen_experts
+from moetool.simulation.training.training_run import NUM_STEPS, TrainingOptions, run_training
 from tests.simulation.skeletons import build_family_skeleton
 
 # The first layer has no routed experts.
@@ -78,6 +80,24 @@ def test_a_file_that_doesn_t_fit_is_refused(tmp_path: Path) -> None:
             find_trained(path)
     with pytest.raises(InputError, match="can't be read"):
         find_trained(tmp_path / "missing.json")
+
+
+def test_masks_take_a_second_gradient_for_a_moment(tmp_path: Path) -> None:
+    skeleton = build_family_skeleton("deepseek_v2")
+    num_experts = skeleton.config.n_routed_experts
+    path = write(tmp_path, {"1": [1], "2": list(range(num_experts))})
+    with trained_as(skeleton, Scenario(task=Task.TRAIN, trained_experts=str(path))):
+        timeline = run_training(skeleton, TrainingOptions(2, 8))
+    products = [
+        event.num_bytes
+        for event in timeline.events
+        if event.num_bytes >= 0
+        and event.block in timeline.gradient_blocks
+        and timeline.origins[event.origin].operation == "mul"
+    ]
+    experts = skeleton.get_submodule("model.layers.1.mlp.experts")
+    # Those of the layer of which one expert is chosen, in each step.
+    assert sorted(products) == sorted(NUM_STEPS * [each.nbytes for each in experts.parameters()])
 
 
 def test_gradients_and_states_are_those_of_whole_tensors(tmp_path: Path) -> None:
