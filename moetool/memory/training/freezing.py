@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -74,7 +75,7 @@ def masked(model: PreTrainedModel, paths: Collection[str]) -> Iterator[None]:
     hooks = []
     try:
         for path in paths:
-            parameter = model.get_parameter(path)
+            parameter: Any = model.get_parameter(path)
             mask = parameter.new_zeros(len(parameter), *[1] * (parameter.dim() - 1))
             hooks.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
         yield

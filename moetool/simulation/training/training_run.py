@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,15 +17,16 @@ from moetool.simulation.memory.timeline import Event, Origin, Origins
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import without_data
 from moetool.simulation.meta.known_values import KnownValues
-from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.training.backward_kernels import find_training_temporaries
 from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.simulation.training.optimizers import make_optimizer
 from moetool.simulation.training.reused_gradients import ReusedGradients
 from moetool.simulation.training.trained_attention import attention_as_on_gpu
 
-# By the second the optimizer's states exist; the third shows what the allocator reserves then.
+# By the second the optimizer's states exist; the third shows what the allocator reserves then. It
+# allocates what the second does.
 NUM_STEPS = 3
+_NUM_SIMULATED_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ class StepEvents:
     forward_end: int
     backward_end: int
     end: int
+
+    def is_closed(self, events: Sequence[Event]) -> bool:
+        """Return whether what a step takes is freed within it, and nothing else is."""
+        alive: set[int] = set()
+        for event in events[self.start : self.end]:
+            if event.num_bytes >= 0:
+                alive.add(event.block)
+            elif event.block in alive:
+                alive.remove(event.block)
+            else:
+                return False
+        return not alive
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,6 @@ def run_training(
         optimizer = make_optimizer(options.optimizer, trained)
         stack.callback(optimizer.zero_grad)
         stack.enter_context(attention_as_on_gpu())
-        stack.enter_context(MetaKernels())
         reused = stack.enter_context(ReusedGradients())
         stack.enter_context(known)
         stack.enter_context(recorder)
@@ -141,8 +153,10 @@ def run_training(
             reused.calibrate()
         inputs = _make_inputs(options, known, token_id)
         for number in range(NUM_STEPS):
+            if number >= _NUM_SIMULATED_STEPS and steps[-1].is_closed(recorder.events):
+                break
             if on_step is not None:
-                on_step(f"step {number + 1} of {NUM_STEPS}")
+                on_step(f"step {number + 1} of {_NUM_SIMULATED_STEPS}")
             start = len(recorder.events)
             with without_data():
                 with known.inside_model():
@@ -156,20 +170,43 @@ def run_training(
             gradients |= _find_blocks(recorder, (parameter.grad for parameter in trained))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            steps.append(StepEvents(start, forward_end, backward_end, len(recorder.events)))
             del loss
+            steps.append(StepEvents(start, forward_end, backward_end, len(recorder.events)))
         states = _find_blocks(
             recorder, (each for state in optimizer.state.values() for each in state.values())
         )
         events = tuple(recorder.events[: steps[-1].end])
         workspaces = (*of_forward.values(), *of_backward.values())
-    return TrainingTimeline(
+    timeline = TrainingTimeline(
         events=events,
         origins=origins.found,
         steps=tuple(steps),
         gradient_blocks=frozenset(gradients),
         state_blocks=frozenset(states),
         workspace_blocks=frozenset(workspaces),
+    )
+    while len(timeline.steps) < NUM_STEPS:
+        timeline = _repeat_last_step(timeline)
+    return timeline
+
+
+def _repeat_last_step(timeline: TrainingTimeline) -> TrainingTimeline:
+    """Return steps followed by the last of them once more, with new blocks."""
+    last = timeline.steps[-1]
+    distance = last.end - last.start
+    blocks = {event.block for event in timeline.events[last.start : last.end]}
+    shift = max(event.block for event in timeline.events) + 1
+    repeated = (
+        event._replace(block=event.block + shift)
+        for event in timeline.events[last.start : last.end]
+    )
+    gradients = {block + shift for block in timeline.gradient_blocks & blocks}
+    step = StepEvents(*(number + distance for number in astuple(last)))
+    return replace(
+        timeline,
+        events=(*timeline.events, *repeated),
+        steps=(*timeline.steps, step),
+        gradient_blocks=timeline.gradient_blocks | gradients,
     )
 
 

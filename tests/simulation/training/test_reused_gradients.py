@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.timeline import Origins
-from moetool.simulation.meta.meta_kernels import MetaKernels
 from moetool.simulation.training.reused_gradients import ReusedGradients
 
 _ROWS = 64
@@ -33,7 +32,7 @@ def profile_cpu(compute: Compute) -> list[int]:
 def simulate(compute: Compute) -> list[int]:
     module = nn.Linear(_ROWS, _ROWS, bias=False, device="meta")
     recorder = AllocationRecorder(module, origins=Origins())
-    with MetaKernels(), ReusedGradients() as reused, recorder:
+    with ReusedGradients() as reused, recorder:
         reused.calibrate()
         given = torch.empty(_ROWS, _ROWS, device="meta")
         start = len(recorder.events)
