@@ -51,6 +51,7 @@ from moetool.memory.simulated.work import (
     refuse_work,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.
 CALIBRATED_GPU = "h200"
@@ -271,9 +272,12 @@ def _find_confirmation(
 ) -> Confirmation | None:
     """Return measured runs of the same kind of model with weights held in the same way."""
     if scenario.task is Task.TRAIN:
-        has_been_measured = is_step_measured(scenario) and dtype == "bfloat16"
-        found = find_confirmation(model_type, scenario.quantization, is_training=True)
-        return found if has_been_measured else None
+        if not is_step_measured(scenario) or dtype != "bfloat16":
+            return None
+        is_light = scenario.lora_rank is not None or scenario.optimizer is Optimizer.ADAMW_8BIT
+        return find_confirmation(
+            model_type, scenario.quantization, is_training=True, is_light=is_light
+        )
     if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
         return find_confirmation(model_type, scenario.quantization)
     return None

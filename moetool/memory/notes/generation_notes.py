@@ -37,9 +37,8 @@ def is_step_measured(scenario: Scenario) -> bool:
     return (
         scenario.attention is None
         and scenario.experts_implementation is None
-        and scenario.optimizer in (None, Optimizer.ADAMW)
+        and scenario.optimizer is not Optimizer.SGD
         and scenario.frozen in (FrozenPart.NONE, FrozenPart.EXPERTS, FrozenPart.ROUTER)
-        and scenario.lora_rank is None
         and scenario.trained_experts is None
         and not scenario.has_padding
     )

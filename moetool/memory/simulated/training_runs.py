@@ -30,9 +30,6 @@ _BALANCED = (
     "It can't run without data ({reason}), so it was simulated as if routers sent every expert the "
     "same number of tokens."
 )
-_IN_8_BITS = (
-    "adamw-8bit is not confirmed: its states follow bitsandbytes' rules, and were not measured."
-)
 
 
 def simulate_training(
@@ -52,7 +49,7 @@ def simulate_training(
         UsageError: The model lacks the part to freeze or the layers to adapt.
     """
     optimizer = scenario.optimizer or Optimizer.ADAMW
-    notes = [_IN_8_BITS] if optimizer is Optimizer.ADAMW_8BIT else []
+    notes: list[str] = []
     needs_data: str | None = None
 
     def run(*, is_balanced: bool) -> TrainingTimeline:

@@ -61,15 +61,24 @@ def test_every_step_of_training_is_counted_as_a_confirmation() -> None:
         .splitlines()
     )
     measured = Counter(
-        (line["model"], line["gpu"], line["transformers"]) for line in map(json.loads, lines)
+        (
+            line["model"],
+            line["gpu"],
+            line["transformers"],
+            not {"lora_rank", "optimizer"}.isdisjoint(line["options"]),
+        )
+        for line in map(json.loads, lines)
     )
     rows = [row for row in read_confirmations() if row.is_training]
     counted = {
-        (name, row.gpu, row.transformers): row.num_runs for row in rows for name in row.models
+        (name, row.gpu, row.transformers, row.is_light): row.num_runs
+        for row in rows
+        for name in row.models
     }
     assert counted == measured
     assert all(row.worst_error <= 0.0005 for row in rows)
     assert find_confirmation("phimoe", Quantization.NONE, is_training=True) in rows
+    assert find_confirmation("phimoe", Quantization.NONE, is_training=True, is_light=True) is None
     assert find_confirmation("jamba", Quantization.NONE, is_training=True) is None
 
 
