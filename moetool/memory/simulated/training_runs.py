@@ -15,16 +15,13 @@ from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak, li
 from moetool.simulation.memory.timeline import AllocatedParts
 from moetool.simulation.meta.generation import CantSimulate
 from moetool.simulation.training.optimizer_kinds import Optimizer
+from moetool.simulation.training.steps import TrainingTimeline
 from moetool.simulation.training.training_replay import (
     TrainingMoment,
     TrainingProfile,
     replay_training,
 )
-from moetool.simulation.training.training_run import (
-    TrainingOptions,
-    TrainingTimeline,
-    run_training,
-)
+from moetool.simulation.training.training_run import TrainingOptions, run_training
 
 _BALANCED = (
     "It can't run without data ({reason}), so it was simulated as if routers sent every expert the "
@@ -93,8 +90,8 @@ def simulate_training(
         Method.APPROXIMATE if needs_data else Method.SIMULATED,
         tuple(notes),
         needs_data=needs_data,
-        # About 0.1 ms for each event of two steps out of three. A trial is one run, not two passes.
-        work=len(timeline.events) // 3,
+        # About 0.1 ms for each event of one step. A trial is one run, not two passes.
+        work=timeline.steps[0].end // 2,
         replay=replay,
         training=TrainingMemory(
             num_trained_parameters=sum(trained),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moetool.simulation.memory.allocations import AllocationRecorder
 from moetool.simulation.memory.layer_events import Workspace
 from moetool.simulation.memory.ordinary_tokens import find_ordinary_token
-from moetool.simulation.memory.timeline import Event, Origin, Origins
+from moetool.simulation.memory.timeline import Origins
 from moetool.simulation.meta.encoders import encoding_inside_model
 from moetool.simulation.meta.generation import without_data
 from moetool.simulation.meta.known_values import KnownValues
@@ -21,12 +21,16 @@ from moetool.simulation.training.backward_kernels import find_training_temporari
 from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.simulation.training.optimizers import make_optimizer
 from moetool.simulation.training.reused_gradients import ReusedGradients
+from moetool.simulation.training.steps import (
+    StepEvents,
+    TrainingTimeline,
+    can_repeat,
+    repeat_last_step,
+)
 from moetool.simulation.training.trained_attention import attention_as_on_gpu
 
-# By the second the optimizer's states exist; the third shows what the allocator reserves then. It
-# allocates what the second does.
+# By the second the optimizer's states exist; the third shows what the allocator reserves then.
 NUM_STEPS = 3
-_NUM_SIMULATED_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -54,56 +58,6 @@ class TrainingOptions:
     is_routing_balanced: bool = False
     workspace_bytes: int = 0
     lt_workspace_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class StepEvents:
-    """The number of events before and after each phase of a step.
-
-    Attributes:
-        start: Before the step.
-        forward_end: After the forward pass.
-        backward_end: After the backward pass.
-        end: After the optimizer has run and gradients are gone.
-    """
-
-    start: int
-    forward_end: int
-    backward_end: int
-    end: int
-
-    def is_closed(self, events: Sequence[Event]) -> bool:
-        """Return whether what a step takes is freed within it, and nothing else is."""
-        alive: set[int] = set()
-        for event in events[self.start : self.end]:
-            if event.num_bytes >= 0:
-                alive.add(event.block)
-            elif event.block in alive:
-                alive.remove(event.block)
-            else:
-                return False
-        return not alive
-
-
-@dataclass(frozen=True)
-class TrainingTimeline:
-    """Steps of training, beginning with their inputs.
-
-    Attributes:
-        events: Births and deaths, in order.
-        origins: The places where blocks were born.
-        steps: The steps, in order.
-        gradient_blocks: The blocks of parameters' gradients, of all steps.
-        state_blocks: The blocks of the optimizer's states.
-        workspace_blocks: The blocks that matrix products keep.
-    """
-
-    events: tuple[Event, ...]
-    origins: Sequence[Origin]
-    steps: tuple[StepEvents, ...]
-    gradient_blocks: frozenset[int]
-    state_blocks: frozenset[int]
-    workspace_blocks: frozenset[int]
 
 
 def run_training(
@@ -152,11 +106,10 @@ def run_training(
         with known.inside_model():
             reused.calibrate()
         inputs = _make_inputs(options, known, token_id)
-        for number in range(NUM_STEPS):
-            if number >= _NUM_SIMULATED_STEPS and steps[-1].is_closed(recorder.events):
-                break
+        timeline: TrainingTimeline | None = None
+        while timeline is None or not (len(steps) == NUM_STEPS or can_repeat(timeline)):
             if on_step is not None:
-                on_step(f"step {number + 1} of {_NUM_SIMULATED_STEPS}")
+                on_step(f"step {len(steps) + 1}")
             start = len(recorder.events)
             with without_data():
                 with known.inside_model():
@@ -172,42 +125,16 @@ def run_training(
             optimizer.zero_grad(set_to_none=True)
             del loss
             steps.append(StepEvents(start, forward_end, backward_end, len(recorder.events)))
-        states = _find_blocks(
-            recorder, (each for state in optimizer.state.values() for each in state.values())
-        )
-        events = tuple(recorder.events[: steps[-1].end])
-        workspaces = (*of_forward.values(), *of_backward.values())
-    timeline = TrainingTimeline(
-        events=events,
-        origins=origins.found,
-        steps=tuple(steps),
-        gradient_blocks=frozenset(gradients),
-        state_blocks=frozenset(states),
-        workspace_blocks=frozenset(workspaces),
-    )
-    while len(timeline.steps) < NUM_STEPS:
-        timeline = _repeat_last_step(timeline)
-    return timeline
-
-
-def _repeat_last_step(timeline: TrainingTimeline) -> TrainingTimeline:
-    """Return steps followed by the last of them once more, with new blocks."""
-    last = timeline.steps[-1]
-    distance = last.end - last.start
-    blocks = {event.block for event in timeline.events[last.start : last.end]}
-    shift = max(event.block for event in timeline.events) + 1
-    repeated = (
-        event._replace(block=event.block + shift)
-        for event in timeline.events[last.start : last.end]
-    )
-    gradients = {block + shift for block in timeline.gradient_blocks & blocks}
-    step = StepEvents(*(number + distance for number in astuple(last)))
-    return replace(
-        timeline,
-        events=(*timeline.events, *repeated),
-        steps=(*timeline.steps, step),
-        gradient_blocks=timeline.gradient_blocks | gradients,
-    )
+            states = (each for state in optimizer.state.values() for each in state.values())
+            timeline = TrainingTimeline(
+                events=tuple(recorder.events),
+                origins=origins.found,
+                steps=tuple(steps),
+                gradient_blocks=frozenset(gradients),
+                state_blocks=frozenset(_find_blocks(recorder, states)),
+                workspace_blocks=frozenset((*of_forward.values(), *of_backward.values())),
+            )
+    return repeat_last_step(timeline, times=NUM_STEPS - len(steps))
 
 
 def _prepare(skeleton: PreTrainedModel, stack: ExitStack, *, has_checkpointing: bool) -> None:

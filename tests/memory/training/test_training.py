@@ -16,10 +16,10 @@ from moetool.memory.training.freezing import trained_except
 from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.simulation.training.backward_kernels import find_training_temporaries
 from moetool.simulation.training.optimizer_kinds import Optimizer
+from moetool.simulation.training.steps import TrainingTimeline
 from moetool.simulation.training.training_run import (
     NUM_STEPS,
     TrainingOptions,
-    TrainingTimeline,
     run_training,
 )
 from tests.families.tiny.configs import build_config

@@ -1,15 +1,13 @@
-"""The last step is a copy of the one before, as it would be simulated."""
+"""Steps after the first are made from it, as they would be simulated."""
 
 from __future__ import annotations
 
 import pytest
 
 from moetool.simulation.training import training_run
-from moetool.simulation.training.training_run import (
-    TrainingOptions,
-    TrainingTimeline,
-    run_training,
-)
+from moetool.simulation.training.optimizer_kinds import Optimizer
+from moetool.simulation.training.steps import TrainingTimeline
+from moetool.simulation.training.training_run import TrainingOptions, run_training
 from tests.simulation.skeletons import build_family_skeleton
 
 
@@ -28,13 +26,33 @@ def describe(timeline: TrainingTimeline) -> list[tuple[int, int, int, list[bool]
     ]
 
 
-def test_a_copied_step_is_the_one_that_would_be_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = TrainingOptions(2, 8, has_checkpointing=True, workspace_bytes=100)
-    skeleton = build_family_skeleton("olmoe", num_hidden_layers=2)
-    copied = run_training(skeleton, options)
-    monkeypatch.setattr(training_run, "_NUM_SIMULATED_STEPS", training_run.NUM_STEPS)
-    simulated = run_training(skeleton, options)
-    assert copied.steps == simulated.steps
-    assert describe(copied) == describe(simulated)
-    # Otherwise both were simulated.
-    assert {event.block for event in copied.events} != {event.block for event in simulated.events}
+@pytest.mark.parametrize(
+    ("family", "optimizer", "has_checkpointing"),
+    [
+        ("olmoe", Optimizer.ADAMW, True),
+        ("gpt_oss", Optimizer.SGD, False),
+        ("deepseek_v2", Optimizer.ADAMW_8BIT, False),
+    ],
+)
+def test_steps_are_those_that_would_be_simulated(
+    family: str,
+    optimizer: Optimizer,
+    has_checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = TrainingOptions(
+        *(2, 8),
+        optimizer=optimizer,
+        has_checkpointing=has_checkpointing,
+        workspace_bytes=100,
+        lt_workspace_bytes=7,
+    )
+    skeleton = build_family_skeleton(family, num_hidden_layers=2)
+    seen: list[str] = []
+    made = run_training(skeleton, options, on_step=seen.append)
+    assert seen == ["step 1"]
+    monkeypatch.setattr(training_run, "can_repeat", lambda _: False)
+    simulated = run_training(skeleton, options, on_step=seen.append)
+    assert len(seen) == 1 + training_run.NUM_STEPS
+    assert made.steps == simulated.steps
+    assert describe(made) == describe(simulated)
