@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from moetool.choices import choose, take_count, take_flag, without_effect
+from moetool.choices import choose, take_count, take_flag, take_path, take_text, without_effect
 from moetool.errors import UsageError
 from moetool.memory.generating import refuse_generating
 from moetool.memory.training.frozen_parts import FrozenPart
@@ -205,6 +205,11 @@ class Scenario:
             self.lora_rank, name="LoRA rank", smallest=1, largest=_HIGHEST_RANK, is_optional=True
         )
         self._set("lora_rank", rank)
+        if self.lora_targets is not None:
+            self._set("lora_targets", take_text(self.lora_targets, name="adapted layers"))
+        if self.trained_experts is not None:
+            path = take_path(self.trained_experts, name="file of chosen experts")
+            self._set("trained_experts", str(path))
         if self.cache is CacheKind.DYNAMIC and self.cache_dtype is not None:
             self._set("cache", CacheKind.QUANTIZED)
         elif self.cache is CacheKind.QUANTIZED and self.cache_dtype is None:

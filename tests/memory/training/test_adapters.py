@@ -98,6 +98,7 @@ def test_options_without_adapters_are_refused() -> None:
         ({"task": "train", "lora_targets": "q_proj"}, "no adapters"),
         ({"task": "train", "lora_rank": 8, "frozen": "router"}, "adapters are all"),
         ({"task": "train", "lora_rank": 0}, "can't be 0"),
+        ({"task": "train", "lora_rank": 8, "lora_targets": ["q_proj"]}, "layers can't be"),
     ):
         with pytest.raises(UsageError, match=error):
             Scenario(**words)

@@ -104,7 +104,7 @@ def test_gradients_and_states_are_those_of_whole_tensors(tmp_path: Path) -> None
     layers: dict[str, list[int]] = {str(layer): [] for layer in range(6)}
     path = tmp_path / "expert_cfg.json"
     path.write_text(json.dumps({"experts": {**layers, "3": [1]}}), encoding="utf-8")
-    scenario = Scenario(task=Task.TRAIN, num_prompt_tokens=16, trained_experts=str(path))
+    scenario = Scenario(task=Task.TRAIN, num_prompt_tokens=16, trained_experts=path)  # type: ignore[arg-type]
     (estimate,) = estimate_memory("demo", [scenario])
     training = estimate.training
     assert training is not None
