@@ -33,12 +33,17 @@ from moetool.memory.notes.estimate_notes import (
     RESERVE_GIVEN_BACK,
     TIGHT,
     TRACE_UNREAD,
-    TRAINING_CONFIRMED,
+    TRAINING_UNCONFIRMED,
     WEIGHTS_UNKNOWN,
     note_fits_nowhere,
     note_unconfirmed,
 )
-from moetool.memory.notes.generation_notes import is_measured, note_assistant, note_generation
+from moetool.memory.notes.generation_notes import (
+    is_measured,
+    is_step_measured,
+    note_assistant,
+    note_generation,
+)
 from moetool.memory.notes.peak_causes import note_peak_cause
 from moetool.memory.result import Estimate
 from moetool.memory.scenario import Scenario, Task
@@ -51,6 +56,7 @@ from moetool.memory.simulated.work import (
     refuse_work,
 )
 from moetool.quantized.kinds import Quantization, QuantizedExperts
+from moetool.simulation.training.optimizer_kinds import Optimizer
 
 # The GPU whose CUDA context and kernels the simulation was calibrated on.
 CALIBRATED_GPU = "h200"
@@ -95,7 +101,8 @@ def estimate_scenario(
     variants = _run_variants(runs, scenario, plain_run, memory_bytes, gaps=gaps)
     fits = _list_fits(runs, scenario, named_gpu, plain_run, gaps=gaps)
     config = loader.builder.make_config()
-    confirmed = _find_confirmation(config.model_type, scenario, model)
+    dtype = str(loader.builder.find_dtype(scenario)).removeprefix("torch.")
+    confirmed = _find_confirmation(config.model_type, scenario, model, dtype=dtype)
     estimate = Estimate(
         model=loader.builder.subject.model,
         scenario=scenario,
@@ -112,7 +119,7 @@ def estimate_scenario(
         confirmed_on=confirmed.where if confirmed and is_measured(scenario) else None,
         training=None if run is None else run.training,
         assistant=plain_run.assistant,
-        loaded_dtype=str(loader.builder.find_dtype(scenario)).removeprefix("torch."),
+        loaded_dtype=dtype,
     )
     cause = note_scores(model.skeleton, scenario, estimate.at_peak)
     cause = cause or note_peak_cause(model.skeleton, scenario, estimate.at_peak)
@@ -125,8 +132,8 @@ def estimate_scenario(
         *model.note_stored(scenario.dtype),
         *model.stored_notes,
     ]
-    if scenario.task is Task.TRAIN:
-        notes.append(TRAINING_CONFIRMED)
+    if confirmed is None and scenario.task is Task.TRAIN:
+        notes.append(TRAINING_UNCONFIRMED)
     elif confirmed is None:
         stored = None if model.runs_in_full_precision else model.stored
         notes.append(note_unconfirmed(config.model_type, scenario.quantization, stored))
@@ -270,11 +277,16 @@ def _list_fits(
 
 
 def _find_confirmation(
-    model_type: str, scenario: Scenario, model: LoadedModel
+    model_type: str, scenario: Scenario, model: LoadedModel, *, dtype: str
 ) -> Confirmation | None:
     """Return measured runs of the same kind of model with weights held in the same way."""
     if scenario.task is Task.TRAIN:
-        return None
+        if not is_step_measured(scenario) or dtype != "bfloat16":
+            return None
+        is_light = scenario.lora_rank is not None or scenario.optimizer is Optimizer.ADAMW_8BIT
+        return find_confirmation(
+            model_type, scenario.quantization, is_training=True, is_light=is_light
+        )
     if model.runs_in_full_precision and scenario.experts is QuantizedExperts.AS_LOADED:
         return find_confirmation(model_type, scenario.quantization)
     return None

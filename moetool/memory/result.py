@@ -293,7 +293,7 @@ class Estimate(NamedFigures, Tabular):
             **{
                 name: kind
                 for name, kind in hints.items()
-                if name not in (*columns.LAST_OPTIONS, *columns.OF_TRAINING, "assistant")
+                if name not in (*columns.LAST_OPTIONS, *columns.OF_TRAINING, *columns.LATEST_OPTIONS)
             },
             "method": str,
             "gpu": str,
@@ -311,7 +311,7 @@ class Estimate(NamedFigures, Tabular):
             "host_cache_bytes": int | None,
             **{name: hints[name] for name in columns.OF_TRAINING},
             **{f"at_peak_{name}": int | None for name in columns.OF_A_TRAINING_PEAK},
-            "assistant": hints["assistant"],
+            **{name: hints[name] for name in columns.LATEST_OPTIONS},
         }
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -34,7 +34,8 @@ OPTIONS = {
     | {"--attention", "--experts-implementation", "--padding", "--quantization", "--experts"}
     | {"--engine", "--gpu-memory-utilization", "--kv-cache-dtype", "--tensor-parallel"}
     | {"--engine-overhead", "--parallel", "--nodes"}
-    | {"--optimizer", "--gradient-checkpointing", "--freeze"}
+    | {"--optimizer", "--gradient-checkpointing", "--freeze", "--lora-rank"}
+    | {"--lora-targets"}
     | {"--double-quantization", "--trace", "--measure", "--save"},
     "route-trace": OF_MODELS
     | {

@@ -20,6 +20,7 @@ FIGURES = (
 # Their columns are at the end.
 LAST_OPTIONS = ("cache_dtype", "num_beams", "num_return_sequences")
 OF_TRAINING = ("optimizer", "has_checkpointing", "frozen")
+LATEST_OPTIONS = ("assistant", "lora_rank", "lora_targets", "trained_experts")
 PEAK_OF_A_PHASE = {
     phase: f"{phase.value}_peak_allocated_bytes" for phase in (Phase.PREFILL, Phase.DECODE)
 }

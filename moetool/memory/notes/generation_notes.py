@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from moetool.memory.assisting.assistant_memory import AssistantMemory
 from moetool.memory.scenario import Attention, CacheDtype, CacheKind, Scenario
+from moetool.memory.training.frozen_parts import FrozenPart
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
+from moetool.simulation.training.optimizer_kinds import Optimizer
 from moetool.wording import format_bytes
 
 _FLASH = {
@@ -42,6 +44,18 @@ def _is_quantized_anew(scenario: Scenario) -> bool:
     """Return whether a quantized cache is quantized again as a whole during a scenario."""
     has_residual = scenario.cache_plan.has_residual
     return has_residual and scenario.num_new_tokens > RESIDUAL_LENGTH
+
+
+def is_step_measured(scenario: Scenario) -> bool:
+    """Return whether a GPU has confirmed steps of training with the same options."""
+    return (
+        scenario.attention is None
+        and scenario.experts_implementation is None
+        and scenario.optimizer is not Optimizer.SGD
+        and scenario.frozen in (FrozenPart.NONE, FrozenPart.EXPERTS, FrozenPart.ROUTER)
+        and scenario.trained_experts is None
+        and not scenario.has_padding
+    )
 
 
 def note_generation(scenario: Scenario, host_cache_bytes: int) -> Iterator[str]:

@@ -176,6 +176,10 @@ def word_options(scenario: Scenario) -> str:
         words.append("gradient checkpointing")
     if scenario.frozen != "none":
         words.append(f"{scenario.frozen} frozen")
+    if scenario.lora_rank is not None:
+        words.append(f"adapters of rank {scenario.lora_rank}")
+    if scenario.trained_experts is not None:
+        words.append("chosen experts trained")
     return ", ".join(words)
 
 
