@@ -339,7 +339,8 @@ def load(geometry: str, card: str) -> Any:
     from moetool.memory.loaded.skeletons import SkeletonBuilder
 
     config = make_config(geometry)
-    config.architectures = [transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    classes: Any = transformers.AutoModelForCausalLM._model_mapping
+    config.architectures = [classes[type(config)].__name__]
     folder = tempfile.mkdtemp()
     config.save_pretrained(folder)
     subject = find_subject(resolve_model(folder), source=AskedSource.AUTO, revision=None)

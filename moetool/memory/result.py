@@ -293,7 +293,8 @@ class Estimate(NamedFigures, Tabular):
             **{
                 name: kind
                 for name, kind in hints.items()
-                if name not in (*columns.LAST_OPTIONS, *columns.OF_TRAINING, *columns.LATEST_OPTIONS)
+                if name
+                not in (*columns.LAST_OPTIONS, *columns.OF_TRAINING, *columns.LATEST_OPTIONS)
             },
             "method": str,
             "gpu": str,
