@@ -27,6 +27,8 @@ class Confirmation:
             measured one.
         source: The file with the measured figures.
         experts: Whether routed experts were quantized.
+        is_training: Whether they were steps of training.
+        is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
 
     model_type: str
@@ -40,6 +42,8 @@ class Confirmation:
     worst_error: float
     source: str
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED
+    is_training: bool = False
+    is_light: bool = False
 
     @property
     def where(self) -> str:
@@ -68,6 +72,9 @@ def find_confirmation(
     model_type: str,
     quantization: Quantization,
     experts: QuantizedExperts = QuantizedExperts.AS_LOADED,
+    *,
+    is_training: bool = False,
+    is_light: bool = False,
 ) -> Confirmation | None:
     """Return the latest measured runs of a kind of model; None if there are none.
 
@@ -75,10 +82,13 @@ def find_confirmation(
         model_type: The architecture's name in transformers.
         quantization: The storage of the weights.
         experts: Whether routed experts are quantized.
+        is_training: Whether they were steps of training.
+        is_light: Whether those had adapters, or an optimizer's states in 8 bits, or both.
     """
     found = [
         each
         for each in read_confirmations()
         if (each.model_type, each.quantization, each.experts) == (model_type, quantization, experts)
+        and (each.is_training, each.is_light) == (is_training, is_light)
     ]
     return max(found, key=lambda each: each.date, default=None)
