@@ -123,12 +123,18 @@ def run_experts(
         ids: Expert ids. # (num_tokens, top_k)
         weights: # (num_tokens, top_k)
     """
-    num_tokens, top_k = ids.shape
-    fused = _run_few(module, hidden_states, ids)
-    outputs = _run_grouped(module, hidden_states, ids) if fused is None else fused
+    if not ids.numel():
+        return torch.zeros_like(hidden_states)
+    outputs = _run_few(module, hidden_states, ids)
+    if outputs is None:
+        return _run_grouped(module, hidden_states, ids, weights)
+    return _add_up(outputs, weights).to(hidden_states.dtype)
+
+
+def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of each token's outputs, which follow each other."""
     weighted = outputs * weights.reshape(-1, 1)
-    total = weighted.view(num_tokens, top_k, -1).sum(dim=1)
-    return total.to(hidden_states.dtype)
+    return weighted.view(*weights.shape, -1).sum(dim=1)
 
 
 def _run_few(
@@ -142,6 +148,9 @@ def _run_few(
     held: Any = module
     up, down = held.packed_matrices
     if not hidden_states.is_cuda or hasattr(module, "identity_expert"):
+        return None
+    if torch.is_grad_enabled() and hidden_states.requires_grad:
+        # The kernels pass no gradients on.
         return None
     from moetool.quantizing.kernels.launch import fits_kernel, multiply_each
 
@@ -169,49 +178,51 @@ def _run_few(
     )
 
 
-def _run_grouped(module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return each assignment's output, with rows sorted by expert.
-
-    Returns:
-        # (num_tokens * top_k, hidden_size)
-    """
+def _run_grouped(
+    module: nn.Module, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, computed with rows sorted by expert."""
     held: Any = module
     up, down = held.packed_matrices
-    num_experts = down.num_experts
-    chosen = ids.reshape(-1)
-    ordered, order = torch.sort(chosen, stable=True)
-    counts = _count(ordered, num_experts)
+    ordered, order = torch.sort(ids.reshape(-1), stable=True)
+    edges = torch.arange(down.num_experts + 1, device=ids.device, dtype=ids.dtype)
+    bounds = torch.searchsorted(ordered, edges, out_int32=True)
+    starts: list[int] = bounds.tolist()
+    counts = [end - start for start, end in itertools.pairwise(starts)]
     tokens = order // ids.shape[1]
-    outputs = hidden_states.new_empty(len(order), hidden_states.shape[-1])
     dtype = hidden_states.dtype
-    start = 0
+    outputs = hidden_states.new_empty(len(order), hidden_states.shape[-1])
     for experts in _iter_chunks(counts, (up, down), dtype):
-        sizes = [counts[expert] for expert in experts]
-        end = start + sum(sizes)
+        first, last = experts[0], experts[-1]
+        start, end = starts[first], starts[last + 1]
         rows = hidden_states[tokens[start:end]]
+        ends = bounds[first + 1 : last + 2] - start
+        if len(ends) > len(experts):
+            hit = torch.tensor([expert - first for expert in experts], device=ends.device)
+            ends = ends[hit]
         for matrix in (up, down):
             matrices = unpack_matrix(module, matrix, experts, dtype=dtype)
-            rows = _multiply_groups(rows, matrices, sizes)
+            rows = _multiply_groups(rows, matrices, [counts[expert] for expert in experts], ends)
             del matrices
             bias = _find_bias(module, matrix)
             if bias is not None:
                 rows = rows + bias[ordered[start:end]]
             if matrix is up:
                 rows = _activate(module, rows)
-        outputs[order[start:end]] = _finish(module, rows)
-        start = end
-    if start < len(order):
-        rest = order[start:]
+        outputs[start:end] = _finish(module, rows)
+        del rows
+    rest = starts[-1]
+    if rest < len(order):
         has_identity = hasattr(module, "identity_expert")
-        outputs[rest] = hidden_states[tokens[start:]] if has_identity else 0.0
-    return outputs
+        outputs[rest:] = hidden_states[tokens[rest:]] if has_identity else 0.0
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    if outputs.is_cuda and not outputs.requires_grad:
+        from moetool.quantizing.kernels.launch import add_up_sorted, has_kernels
 
-
-def _count(ordered: torch.Tensor, num_experts: int) -> list[int]:
-    """Return the number of rows of each expert with matrices."""
-    edges = torch.arange(num_experts + 1, device=ordered.device, dtype=ordered.dtype)
-    bounds: list[int] = torch.searchsorted(ordered, edges).tolist()
-    return [end - start for start, end in itertools.pairwise(bounds)]
+        if has_kernels():
+            return add_up_sorted(outputs, places, weights)
+    return _add_up(outputs[places], weights).to(dtype)
 
 
 def _iter_chunks(
@@ -226,9 +237,16 @@ def _iter_chunks(
 
 
 def _multiply_groups(
-    rows: torch.Tensor, matrices: torch.Tensor, sizes: Sequence[int]
+    rows: torch.Tensor, matrices: torch.Tensor, sizes: Sequence[int], ends: torch.Tensor
 ) -> torch.Tensor:
-    """Return the product of each expert's rows, which follow each other, with its matrix."""
+    """Return the product of each expert's rows, which follow each other, with its matrix.
+
+    Args:
+        rows: # (sum(sizes), in_features)
+        matrices: # (len(sizes), out_features, in_features)
+        sizes: Rows of each expert.
+        ends: Where they end, on the device.
+    """
     is_grouped = (
         rows.is_cuda
         and rows.dtype is torch.bfloat16
@@ -238,9 +256,6 @@ def _multiply_groups(
         and hasattr(F, "grouped_mm")
     )
     if is_grouped:
-        ends = torch.tensor(sizes, dtype=torch.int32, device=rows.device).cumsum(
-            0, dtype=torch.int32
-        )
         functions: Any = F
         product: torch.Tensor = functions.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
         return product

@@ -120,6 +120,29 @@ def multiply_each(
     return out
 
 
+def add_up_sorted(
+    outputs: torch.Tensor, places: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the weighted sum of each token's outputs, in the outputs' dtype.
+
+    Args:
+        outputs: A row for each assignment, in any order. # (num_assignments, hidden_size)
+        places: The row of each assignment in the order of tokens. # (num_assignments,)
+        weights: # (num_tokens, top_k)
+    """
+    from moetool.quantizing.kernels import programs
+
+    kernels: Any = programs
+    num_tokens, top_k = weights.shape
+    width = outputs.shape[1]
+    total = outputs.new_empty(num_tokens, width)
+    columns = min(1024, 1 << (width - 1).bit_length())
+    kernels.add_up[(num_tokens, -(-width // columns))](
+        outputs, places, weights.contiguous(), total, WIDTH=width, TOP_K=top_k, COLUMNS=columns
+    )
+    return total
+
+
 def unpack_int8(codes: torch.Tensor, scale: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """Return matrices dequantized from 8 bits in one pass.
 

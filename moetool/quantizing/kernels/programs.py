@@ -135,6 +135,36 @@ def multiply_int8(
 
 
 @triton.jit
+def add_up(
+    outputs_ptr,  # type: ignore[no-untyped-def]
+    places_ptr,
+    weights_ptr,
+    total_ptr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Add up one token's outputs by their weights.
+
+    Args:
+        places_ptr: The row of `outputs_ptr` for each assignment.
+        WIDTH: Columns of a row.
+        TOP_K: Assignments of a token.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = column < WIDTH
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for rank in range(TOP_K):
+        place = tl.load(places_ptr + token * TOP_K + rank)
+        weight = tl.load(weights_ptr + token * TOP_K + rank).to(tl.float32)
+        row = tl.load(outputs_ptr + place * WIDTH + column, mask=is_column, other=0.0)
+        total += weight * row.to(tl.float32)
+    target = total_ptr + token * WIDTH + column
+    tl.store(target, total.to(total_ptr.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
 def dequantize_int8(
     codes_ptr,  # type: ignore[no-untyped-def]
     scale_ptr,
