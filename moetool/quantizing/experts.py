@@ -259,7 +259,7 @@ def _multiply_groups(
         functions: Any = F
         product: torch.Tensor = functions.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
         return product
-    parts = rows.split(list(sizes))
+    parts = torch.split(rows, list(sizes))
     products = [F.linear(part, matrix) for part, matrix in zip(parts, matrices, strict=True)]
     return products[0] if len(products) == 1 else torch.cat(products)
 

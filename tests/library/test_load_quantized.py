@@ -25,9 +25,7 @@ def test_metadata_and_summary_state_the_bytes_of_each_part(trace: Trace) -> None
     weights, blocks = 6 * 8 * 3 * 128 * 128, 6 * 8 * 3 * 128 * 128 // 64
     nested = 6 * 8 * 4 * (2 + 1 + 1 + 1)
     assert facts.quantized_expert_bytes == weights // 2 + blocks + nested
-    summary = render_trace_summary(
-        facts, trace.summary, num_rows=trace.num_rows, elapsed_s=1.0
-    )
+    summary = render_trace_summary(facts, trace.summary, num_rows=trace.num_rows, elapsed_s=1.0)
     assert "quantized while loading (nf4, double quantization): experts 1.2 MiB" in summary
 
 

@@ -1,4 +1,4 @@
-"""What can't be quantized is refused before loading, in one sentence."""
+"""Models that can't be quantized are refused before loading, in one sentence."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class PlainExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
+        del hidden_states, top_k_index, top_k_weights
         raise AssertionError("packed experts run other code")
 
 
@@ -88,7 +89,7 @@ def test_only_experts_that_are_hit_are_dequantized_in_parts_of_bounded_size(
         output = packed(rows, ids, weights)
     assert list(seen.values()) == [[0, 3, 4, 7, 11]] * 2
     expected = run_one_by_one(packed, rows, ids, weights)
-    assert torch.allclose(output, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+    assert torch.allclose(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_no_tokens_and_ids_without_matrices_give_zeros(packed: Any) -> None:

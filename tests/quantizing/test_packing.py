@@ -57,7 +57,9 @@ def test_unpacked_weights_are_those_of_a_plain_loop(
     stack = torch.randn(4, out_features, 2 * half, generator=generator)
     given_stack = stack.mT.contiguous() if is_transposed else stack
     tensors = packing.quantize(given_stack, matrix)
-    assert {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()} == packing.list_tensors(matrix)
+    assert {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()} == packing.list_tensors(
+        matrix
+    )
     assert packing.count_bytes(matrix) == sum(tensor.nbytes for tensor in tensors.values())
     experts = sorted(chosen)
     found = unpack(tensors, experts, matrix, packing, dtype=torch.float32)

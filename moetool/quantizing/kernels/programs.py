@@ -8,7 +8,7 @@ from triton import language as tl
 
 @triton.jit
 def multiply_4bit(
-    rows_ptr,  # type: ignore[no-untyped-def]
+    rows_ptr,
     codes_ptr,
     absmax_ptr,
     nested_ptr,
@@ -86,7 +86,7 @@ def multiply_4bit(
 
 @triton.jit
 def multiply_int8(
-    rows_ptr,  # type: ignore[no-untyped-def]
+    rows_ptr,
     codes_ptr,
     scale_ptr,
     ids_ptr,
@@ -136,7 +136,7 @@ def multiply_int8(
 
 @triton.jit
 def add_up(
-    outputs_ptr,  # type: ignore[no-untyped-def]
+    outputs_ptr,
     places_ptr,
     weights_ptr,
     total_ptr,
@@ -166,7 +166,7 @@ def add_up(
 
 @triton.jit
 def dequantize_int8(
-    codes_ptr,  # type: ignore[no-untyped-def]
+    codes_ptr,
     scale_ptr,
     out_ptr,
     WIDTH: tl.constexpr,
