@@ -46,7 +46,8 @@ def pack_module(
                 continue
             tensor = torch.empty(shape, dtype=dtype, device="meta")
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing)
+    names = {matrix.name: tuple(packing.list_tensors(matrix)) for matrix in matrices}
+    module.__dict__.update(packed_matrices=tuple(matrices), packing=packing, packed_names=names)
     module_class: Any = type(module)
     module.__class__ = _packed_class(module_class)
 
@@ -59,7 +60,8 @@ def is_packed(module: nn.Module) -> bool:
 def packed_tensors(module: nn.Module, matrix: ExpertMatrix) -> dict[str, torch.Tensor]:
     """Return the tensors of one of a packed module's stacks by name."""
     held: Any = module
-    return {name: getattr(held, name) for name in held.packing.list_tensors(matrix)}
+    # Not by attributes: in decode this is called for each layer of each token.
+    return {name: held._parameters[name] for name in held.packed_names[matrix.name]}
 
 
 def unpack_matrix(
@@ -92,8 +94,8 @@ def _packed_class(module_class: type[nn.Module]) -> type[nn.Module]:
             # Scales stay in float32 when the model is converted to another dtype.
             before = {
                 name: self._parameters[name].detach()
-                for matrix in self.packed_matrices
-                for name in self.packing.list_tensors(matrix)
+                for names in self.packed_names.values()
+                for name in names
             }
             super()._apply(fn, recurse)
             for name, tensor in before.items():
