@@ -32,7 +32,7 @@ from moetool.memory.simulated.simulated_run import (
 from moetool.memory.simulated.work import count_modules, measure_work
 from moetool.simulation.attention.flash import is_flash
 from moetool.simulation.caches.kinds import RESIDUAL_LENGTH
-from moetool.simulation.memory.caching_allocator import DeviceFullError
+from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.cuda_kernels import LT_WORKSPACE_BYTES
 from moetool.simulation.memory.long_generation import (
     DEFAULT_BUDGET,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from moetool.memory.answers.figures import MemoryFigures, Method, Peak, Phase
 from moetool.memory.training.training_memory import TrainingMemory
-from moetool.simulation.memory.caching_allocator import DeviceFullError
+from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import MemoryProfile, PhasePeak
 
 # The path of a module in a member of a list.

@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import NamedTuple
+from functools import cached_property
 
-from moetool.simulation.memory.timeline import Call, Event, Timeline
+import numpy as np
+
+from moetool.simulation.memory.event_table import EventTable, Numbers
+from moetool.simulation.memory.timeline import Call, Timeline
 
 
-class StepEvent(NamedTuple):
-    """The birth or death of a block during a step, without block numbers.
+@dataclass(frozen=True, eq=False)
+class StepForm:
+    """The births and deaths of a decoding step, without their sizes and without block numbers.
 
     Attributes:
-        steps_ago: Number of steps since the block was born.
-        number: The block's number among those of its step.
-        num_bytes: The bytes requested; -1 for its death.
-        origin: Index of its birthplace in the timeline's origins.
+        steps_ago: For each event, the number of steps since its block was born.
+        numbers: For each event, the block's number among those of its step.
+        are_births: For each event, whether it is a birth.
+        cache_numbers: Numbers of its blocks that the cache holds after the call.
+        num_events_of_call: Number of events until the call ends.
     """
 
-    steps_ago: int
-    number: int
-    num_bytes: int
-    origin: int
+    steps_ago: Numbers
+    numbers: Numbers
+    are_births: Numbers
+    cache_numbers: frozenset[int]
+    num_events_of_call: int
+
+    def is_like(self, other: StepForm) -> bool:
+        """Return whether two steps have the same events, except for sizes and names."""
+        return self is other or (
+            self.cache_numbers == other.cache_numbers
+            and self.num_events_of_call == other.num_events_of_call
+            and np.array_equal(self.steps_ago, other.steps_ago)
+            and np.array_equal(self.numbers, other.numbers)
+            and np.array_equal(self.are_births, other.are_births)
+        )
+
+    @cached_property
+    def places_by_age(self) -> dict[int, Numbers]:
+        """The indices of the events about blocks that were born some number of steps ago."""
+        return {
+            int(age): np.flatnonzero(self.steps_ago == age) for age in np.unique(self.steps_ago)
+        }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """The births and deaths of one decoding step, from its call to the next one.
+    """One decoding step, from its call to the next one.
 
     Attributes:
-        cache_numbers: Numbers of its blocks that the cache holds after the call.
+        form: Its births and deaths.
+        num_bytes: For each event, the bytes requested; -1 for a death.
+        origins: For each event, the index of its birthplace in the timeline's origins.
         cache_bytes: Size of the whole cache after the call.
-        num_events_of_call: Number of events until the call ends.
         host_cache_bytes: Size of the cache's tensors in the host's memory.
     """
 
-    events: tuple[StepEvent, ...]
-    cache_numbers: frozenset[int]
+    form: StepForm
+    num_bytes: Numbers
+    origins: Numbers
     cache_bytes: int
-    num_events_of_call: int
     host_cache_bytes: int = 0
 
-    def has_form_of(self, other: Step) -> bool:
-        """Return whether two steps differ only in sizes and names."""
-        return (
-            len(self.events) == len(other.events)
-            and self.cache_numbers == other.cache_numbers
-            and self.num_events_of_call == other.num_events_of_call
-            and all(
-                a.steps_ago == b.steps_ago
-                and a.number == b.number
-                and (a.num_bytes < 0) == (b.num_bytes < 0)
-                for a, b in zip(self.events, other.events, strict=True)
-            )
-        )
+    def is_same_as(self, other: Step) -> bool:
+        """Return whether two steps have the same events and sizes."""
+        return self.form.is_like(other.form) and np.array_equal(self.num_bytes, other.num_bytes)
 
 
 def take_step(timeline: Timeline, number: int) -> Step | None:
@@ -67,21 +81,17 @@ def take_step(timeline: Timeline, number: int) -> Step | None:
     """
     born = _number_births(timeline)
     start, end = (timeline.calls[n].first_event for n in (number, number + 1))
-    events = []
-    for block, num_bytes, origin in timeline.events[start:end]:
-        step, index = born[block]
-        if step < 1:
-            return None
-        events.append(StepEvent(number - step, index, num_bytes, origin))
+    events = EventTable.of(timeline.events[start:end])
+    births = [born[block] for block in events.blocks.tolist()]
+    if any(step < 1 for step, _ in births):
+        return None
+    steps, numbers = np.array(births, dtype=np.int64).reshape(-1, 2).T
     call = timeline.calls[number]
     own = {born[block][1] for block in call.cache_blocks if born[block][0] == number}
-    return Step(
-        tuple(events),
-        frozenset(own),
-        call.cache_bytes,
-        call.end_event - start,
-        call.host_cache_bytes,
+    form = StepForm(
+        number - steps, numbers, events.num_bytes >= 0, frozenset(own), call.end_event - start
     )
+    return Step(form, events.num_bytes, events.origins, call.cache_bytes, call.host_cache_bytes)
 
 
 def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | None:
@@ -89,22 +99,19 @@ def find_step_between(first: Step, last: Step, *, share: Fraction) -> Step | Non
 
     Sizes are interpolated linearly. None also if a size is not a whole number of bytes.
     """
-    if not first.has_form_of(last):
+    if not first.form.is_like(last.form):
         return None
-    events = list(first.events)
-    for index, (a, b) in enumerate(zip(first.events, last.events, strict=True)):
-        if a.num_bytes != b.num_bytes:
-            num_bytes = _find_between(a.num_bytes, b.num_bytes, share=share)
-            if num_bytes is None:
-                return None
-            events[index] = a._replace(num_bytes=num_bytes)
+    num_bytes = first.num_bytes.copy()
+    for index in np.flatnonzero(first.num_bytes != last.num_bytes).tolist():
+        size = _find_between(int(first.num_bytes[index]), int(last.num_bytes[index]), share=share)
+        if size is None:
+            return None
+        num_bytes[index] = size
     cache_bytes = _find_between(first.cache_bytes, last.cache_bytes, share=share)
     host_bytes = _find_between(first.host_cache_bytes, last.host_cache_bytes, share=share)
     if cache_bytes is None or host_bytes is None:
         return None
-    return Step(
-        tuple(events), first.cache_numbers, cache_bytes, first.num_events_of_call, host_bytes
-    )
+    return Step(first.form, num_bytes, first.origins, cache_bytes, host_bytes)
 
 
 def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
@@ -113,45 +120,45 @@ def _find_between(first: int, last: int, *, share: Fraction) -> int | None:
     return None if rest else first + more
 
 
-def continue_timeline(
-    timeline: Timeline, *, num_calls: int, steps: Sequence[Callable[[], Step]]
-) -> Timeline:
+def continue_timeline(timeline: Timeline, *, num_calls: int, steps: Iterable[Step]) -> Timeline:
     """Return a timeline that continues with other steps after its first calls.
 
     Args:
         timeline: A generation.
         num_calls: Number of its calls to keep.
-        steps: Functions that return the steps after them.
+        steps: The steps after them.
     """
     born = _number_births(timeline)
     start = timeline.calls[num_calls].first_event
-    events = list(timeline.events[:start])
+    tables = [EventTable.of(timeline.events[:start])]
     calls = list(timeline.calls[:num_calls])
-    # The blocks that each step made.
-    made: list[list[int]] = [[] for _ in range(num_calls)]
-    for block, (number_of_step, _) in born.items():
-        if number_of_step < num_calls:
-            made[number_of_step].append(block)
+    # The blocks that each step made, by their number.
+    made = [
+        np.array([block for block, (step, _) in born.items() if step == number], dtype=np.int64)
+        for number in range(num_calls)
+    ]
     next_block = 1 + max(born, default=-1)
-    for find in steps:
-        step = find()
-        first_event, own = len(events), list[int]()
+    for step in steps:
+        form = step.form
+        num_made = int(form.are_births.sum())
+        own = np.arange(next_block, next_block + num_made)
+        next_block += num_made
         made.append(own)
-        for steps_ago, number, num_bytes, origin in step.events:
-            if num_bytes >= 0:
-                own.append(next_block)
-                next_block += 1
-            events.append(Event(made[-1 - steps_ago][number], num_bytes, origin))
+        blocks = np.empty_like(form.numbers)
+        for age, places in form.places_by_age.items():
+            blocks[places] = made[-1 - age][form.numbers[places]]
+        tables.append(EventTable(blocks, step.num_bytes, step.origins))
         calls.append(
             Call(
-                first_event=first_event,
-                end_event=first_event + step.num_events_of_call,
-                cache_blocks=frozenset(own[number] for number in step.cache_numbers),
+                first_event=start,
+                end_event=start + form.num_events_of_call,
+                cache_blocks=frozenset(own[list(form.cache_numbers)].tolist()),
                 cache_bytes=step.cache_bytes,
                 host_cache_bytes=step.host_cache_bytes,
             )
         )
-    return replace(timeline, events=tuple(events), calls=tuple(calls))
+        start += len(blocks)
+    return replace(timeline, events=EventTable.join(tables), calls=tuple(calls))
 
 
 def _number_births(timeline: Timeline) -> dict[int, tuple[int, int]]:

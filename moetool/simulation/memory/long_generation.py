@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 
 from moetool.simulation.memory.decode_steps import (
     Step,
@@ -84,13 +83,13 @@ def simulate_generation(
         if num_new_tokens > budget.most_steps:
             return None
         return run.generate(num_prompt_tokens=num_prompt_tokens, num_new_tokens=num_new_tokens)
-    events_of_step = len(sampler.find(last).events)
+    events_of_step = len(sampler.find(last).num_bytes)
     stride = max(1, -(-(last - _NUM_STEPS_BEFORE) * events_of_step // budget.most_events))
     numbers = range(last, _NUM_STEPS_BEFORE, -stride)[::-1]
     return continue_timeline(
         head,
         num_calls=_NUM_STEPS_BEFORE + 1,
-        steps=[partial(sampler.find, number) for number in numbers],
+        steps=map(sampler.find, numbers),
     )
 
 
@@ -131,7 +130,7 @@ class _Sampler:
         sample = self._sample(middle)
         share = Fraction(middle - first, last - first)
         expected = find_step_between(ends[0], ends[1], share=share)
-        if sample is not None and expected is not None and _are_equal(expected, sample):
+        if sample is not None and expected is not None and expected.is_same_as(sample):
             self._stretches.append((first, last))
             return True
         return self.cover(first, middle) and self.cover(middle, last)
@@ -153,9 +152,3 @@ class _Sampler:
                 return None
             self.generate_around(number)
         return self._samples[number]
-
-
-def _are_equal(one: Step, other: Step) -> bool:
-    return one.has_form_of(other) and all(
-        a.num_bytes == b.num_bytes for a, b in zip(one.events, other.events, strict=True)
-    )

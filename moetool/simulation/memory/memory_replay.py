@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import nn
 
-from moetool.simulation.memory.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
+from moetool.simulation.memory.event_table import EventTable
+from moetool.simulation.memory.step_replay import replay_steps
 from moetool.simulation.memory.timeline import AllocatedParts, Origin, Timeline
 from moetool.simulation.meta.dispatch import find_local
 
@@ -15,6 +18,8 @@ from moetool.simulation.meta.dispatch import find_local
 _COLLECTIVES = frozenset(
     {"all_gather_into_tensor", "all_reduce", "all_to_all_single", "reduce_scatter_tensor"}
 )
+# With fewer calls, hardly a step does the same as the one before.
+_FEWEST_CALLS = 8
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,14 @@ def replay_timeline(
     if capacity_bytes is not None and not is_prompt_limited:
         allocator.restrict(capacity_bytes)
     prefill_reserved_bytes = allocator.peak_reserved_bytes
-    decode = meter.run(end_of_prefill, None) if end_of_prefill is not None else None
+    decode = None
+    if end_of_prefill is not None:
+        has_steps = capacity_bytes is None and len(timeline.calls) >= _FEWEST_CALLS
+        decode = meter.run_steps() if has_steps else meter.run(end_of_prefill, None)
     return MemoryProfile(
         weights_bytes=weights_bytes,
         cache_bytes=timeline.calls[-1].cache_bytes,
-        peak_allocated_bytes=allocator.peak_allocated_bytes,
+        peak_allocated_bytes=meter.peak_allocated_bytes,
         peak_reserved_bytes=allocator.peak_reserved_bytes,
         prefill=prefill,
         decode=decode,
@@ -143,7 +151,11 @@ def _count_communication(timeline: Timeline) -> int:
 
 
 class _Meter:
-    """Replays stretches of a timeline and finds the peak of each."""
+    """Replays stretches of a timeline and finds the peak of each.
+
+    Attributes:
+        peak_allocated_bytes: The most that has been allocated so far.
+    """
 
     def __init__(
         self,
@@ -153,6 +165,7 @@ class _Meter:
         in_cache: frozenset[int],
         weights_bytes: int,
     ) -> None:
+        self.peak_allocated_bytes = allocator.peak_allocated_bytes
         self._allocator = allocator
         self._timeline = timeline
         self._in_cache = in_cache
@@ -164,8 +177,7 @@ class _Meter:
     def run(self, start: int, end: int | None) -> PhasePeak | None:
         """Replay the events from `start` to `end` and return their peak."""
         allocator, handles, in_cache = self._allocator, self._handles, self._in_cache
-        origins = self._timeline.origins
-        workspaces = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
+        origins, workspaces = self._timeline.origins, self._workspaces
         most, parts, at = -1, None, -1
         for block, num_bytes, origin in self._timeline.events[start:end]:
             if num_bytes < 0:
@@ -184,15 +196,54 @@ class _Meter:
             if allocator.allocated_bytes > most:
                 most = allocator.allocated_bytes
                 parts, at = (self._cache_bytes, self._workspace_bytes), origin
-        if parts is None:
+        return None if parts is None else self._make_peak(most, *parts, origin=at)
+
+    def run_steps(self) -> PhasePeak | None:
+        """Replay all steps after the prompt, on a device that never runs full."""
+        starts = [call.first_event for call in self._timeline.calls[1:]]
+        events = EventTable.of(self._timeline.events[starts[0] :])
+        births = np.flatnonzero(events.num_bytes >= 0)
+        if not len(births):
             return None
-        cache_bytes, workspace_bytes = parts
+        allocator = self._allocator
+        changes = replay_steps(
+            events,
+            [start - starts[0] for start in starts],
+            allocator=allocator,
+            blocks={
+                block: allocator.find_block(handle)
+                for block, handle in self._handles.items()
+                if handle
+            },
+            origins=self._timeline.origins,
+        )
+        allocated_bytes = allocator.allocated_bytes + np.cumsum(changes)
+        at = births[np.argmax(allocated_bytes[births])]
+        until, grown = events.blocks[: at + 1], changes[: at + 1]
+        in_cache, workspaces = ([*kind] for kind in (self._in_cache, self._workspaces))
+        return self._make_peak(
+            int(allocated_bytes[at]),
+            self._cache_bytes + int(grown[np.isin(until, in_cache)].sum()),
+            self._workspace_bytes + int(grown[np.isin(until, workspaces)].sum()),
+            origin=int(events.origins[at]),
+        )
+
+    @property
+    def _workspaces(self) -> set[int]:
+        found = (self._timeline.workspace_block, self._timeline.lt_workspace_block)
+        return {block for block in found if block is not None}
+
+    def _make_peak(
+        self, allocated_bytes: int, cache_bytes: int, workspace_bytes: int, *, origin: int
+    ) -> PhasePeak:
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, allocated_bytes)
+        activation_bytes = allocated_bytes - self._weights_bytes - cache_bytes - workspace_bytes
         return PhasePeak(
             AllocatedParts(
                 weights_bytes=self._weights_bytes,
                 cache_bytes=cache_bytes,
-                activation_bytes=most - self._weights_bytes - cache_bytes - workspace_bytes,
+                activation_bytes=activation_bytes,
                 workspace_bytes=workspace_bytes,
             ),
-            self._timeline.origins[at],
+            self._timeline.origins[origin],
         )

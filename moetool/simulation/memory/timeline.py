@@ -89,7 +89,7 @@ class Timeline:
         lt_workspace_block: The block that products with a bias keep; None if there were none.
     """
 
-    events: tuple[Event, ...]
+    events: Sequence[Event]
     origins: Sequence[Origin]
     calls: tuple[Call, ...]
     workspace_block: int | None

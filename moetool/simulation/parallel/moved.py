@@ -8,7 +8,7 @@ that made it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -119,7 +119,6 @@ def part_by_device(
     """
     here = [devices.find(_join(origin)) == device for origin in timeline.origins]
     shared = {timeline.workspace_block, timeline.lt_workspace_block}
-    blocks: dict[int, int] = {}
     events: list[Event] = []
     # Each device has its own workspaces; their blocks get numbers that no other block has.
     lacking = {_PRODUCTS: (-2, workspace_bytes), frozenset({_PRODUCT_WITH_BIAS}): (-3, lt_bytes)}
@@ -127,12 +126,13 @@ def part_by_device(
         lacking.popitem()
     taken: list[int] = []
     numbers = [0]
+    # The number of events before each block of this device, and its size.
+    births: dict[int, tuple[int, int]] = {}
     for block, num_bytes, origin in timeline.events:
         if block in shared:
             pass
         elif num_bytes < 0:
-            if block in blocks:
-                del blocks[block]
+            if block in births:
                 events.append(Event(block, num_bytes, origin))
         elif here[origin]:
             operation = timeline.origins[origin].operation
@@ -140,23 +140,23 @@ def part_by_device(
                 own, size = lacking.pop(kinds)
                 taken.append(own)
                 events.append(Event(own, size, origin))
-            blocks[block] = num_bytes
+            births[block] = (len(numbers) - 1, num_bytes)
             events.append(Event(block, num_bytes, origin))
         numbers.append(len(events))
     return replace(
         timeline,
         events=tuple(events),
-        calls=tuple(_part_call(call, timeline, here, numbers) for call in timeline.calls),
+        calls=tuple(_part_call(call, births, numbers) for call in timeline.calls),
         workspace_block=-2 if -2 in taken else None,
         lt_workspace_block=-3 if -3 in taken else None,
     )
 
 
-def _part_call(call: Call, timeline: Timeline, here: list[bool], numbers: list[int]) -> Call:
+def _part_call(call: Call, births: Mapping[int, tuple[int, int]], numbers: Sequence[int]) -> Call:
     sizes = {
-        event.block: event.num_bytes
-        for event in timeline.events[: call.end_event]
-        if event.block in call.cache_blocks and event.num_bytes >= 0 and here[event.origin]
+        block: births[block][1]
+        for block in call.cache_blocks
+        if block in births and births[block][0] < call.end_event
     }
     return Call(
         first_event=numbers[call.first_event],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moetool.simulation.memory.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
 from moetool.simulation.memory.timeline import Origin
 from moetool.simulation.training.training_run import TrainingTimeline
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.simulation.memory.decode_steps import (
     Step,
-    StepEvent,
+    StepForm,
     continue_timeline,
     find_step_between,
     take_step,
@@ -23,6 +23,41 @@ from moetool.simulation.memory.timeline import Call, Event, Origin, Timeline
 from tests.simulation.memory.memory_runs import summarize
 
 HALF = Fraction(1, 2)
+
+
+class Row(NamedTuple):
+    """An event of a step."""
+
+    steps_ago: int
+    number: int
+    num_bytes: int
+    origin: int
+
+
+ROWS = (Row(0, 0, 100, 1), Row(1, 2, -1, 0))
+
+
+def make_step(
+    rows: Sequence[Row] = ROWS,
+    *,
+    cache_numbers: frozenset[int] = frozenset({0}),
+    cache_bytes: int = 1000,
+    num_events_of_call: int = 1,
+) -> Step:
+    steps_ago, numbers, num_bytes, origins = np.array(rows, dtype=np.int64).T
+    form = StepForm(steps_ago, numbers, num_bytes >= 0, cache_numbers, num_events_of_call)
+    return Step(form, num_bytes, origins, cache_bytes)
+
+
+def list_rows(step: Step) -> list[Row]:
+    columns = (step.form.steps_ago, step.form.numbers, step.num_bytes, step.origins)
+    return [Row(*map(int, row)) for row in zip(*columns, strict=True)]
+
+
+def replace_in_row(place: int, **changes: int) -> Step:
+    rows = list(ROWS)
+    rows[place] = rows[place]._replace(**changes)
+    return make_step(rows)
 
 
 def write_generation(
@@ -62,19 +97,19 @@ def write_generation(
 
 
 def test_events_of_a_step_name_their_blocks_by_step_and_number() -> None:
-    assert take_step(write_generation(5), 3) == Step(
-        events=(
-            StepEvent(0, 0, 7, 2),
-            StepEvent(0, 1, 300, 0),
-            StepEvent(1, 1, -1, 0),
-            StepEvent(0, 2, 32 + 8, 1),
-            StepEvent(1, 2, -1, 0),
-            StepEvent(0, 0, -1, 0),
-        ),
-        cache_numbers=frozenset({1}),
-        cache_bytes=300,
-        num_events_of_call=3,
-    )
+    step = take_step(write_generation(5), 3)
+    assert step is not None
+    assert list_rows(step) == [
+        Row(0, 0, 7, 2),
+        Row(0, 1, 300, 0),
+        Row(1, 1, -1, 0),
+        Row(0, 2, 32 + 8, 1),
+        Row(1, 2, -1, 0),
+        Row(0, 0, -1, 0),
+    ]
+    assert step.form.cache_numbers == frozenset({1})
+    assert step.form.num_events_of_call == 3
+    assert step.cache_bytes == 300
 
 
 def test_a_step_that_frees_what_the_prompt_left_is_none() -> None:
@@ -90,38 +125,30 @@ def test_blocks_that_stay_in_the_cache_are_not_the_step_s_own() -> None:
     calls[2] = dataclasses.replace(calls[2], cache_blocks=calls[2].cache_blocks | {earlier})
     step = take_step(dataclasses.replace(timeline, calls=tuple(calls)), 2)
     assert step is not None
-    assert step.cache_numbers == frozenset({1})
+    assert step.form.cache_numbers == frozenset({1})
 
 
-STEP = Step(
-    (StepEvent(0, 0, 100, 1), StepEvent(1, 2, -1, 0)), frozenset({0}), 1000, num_events_of_call=1
-)
-
-
-def changed(place: int, **changes: Any) -> Step:
-    events = list(STEP.events)
-    events[place] = events[place]._replace(**changes)
-    return dataclasses.replace(STEP, events=tuple(events))
+STEP = make_step()
 
 
 @pytest.mark.parametrize(
     ("other", "is_alike"),
     [
         (STEP, True),
-        (changed(0, num_bytes=5), True),
-        (changed(0, origin=9), True),
-        (dataclasses.replace(STEP, cache_bytes=5), True),
-        (changed(0, num_bytes=-1), False),
-        (changed(1, num_bytes=0), False),
-        (changed(1, steps_ago=2), False),
-        (changed(1, number=1), False),
-        (dataclasses.replace(STEP, events=STEP.events[:1]), False),
-        (dataclasses.replace(STEP, cache_numbers=frozenset()), False),
-        (dataclasses.replace(STEP, num_events_of_call=2), False),
+        (replace_in_row(0, num_bytes=5), True),
+        (replace_in_row(0, origin=9), True),
+        (make_step(cache_bytes=5), True),
+        (replace_in_row(0, num_bytes=-1), False),
+        (replace_in_row(1, num_bytes=0), False),
+        (replace_in_row(1, steps_ago=2), False),
+        (replace_in_row(1, number=1), False),
+        (make_step(ROWS[:1]), False),
+        (make_step(cache_numbers=frozenset()), False),
+        (make_step(num_events_of_call=2), False),
     ],
 )
 def test_steps_are_alike_if_they_differ_in_sizes_alone(other: Step, is_alike: bool) -> None:
-    assert STEP.has_form_of(other) == other.has_form_of(STEP) == is_alike
+    assert STEP.form.is_like(other.form) == other.form.is_like(STEP.form) == is_alike
     assert (find_step_between(STEP, other, share=Fraction(0)) is not None) == is_alike
 
 
@@ -130,33 +157,32 @@ def test_sizes_between_grow_evenly(first: int, more: int, length: int, data: st.
     number = data.draw(st.integers(0, length))
     ends = [
         dataclasses.replace(
-            changed(0, num_bytes=first + more * n), cache_bytes=7 * first + more * n
+            replace_in_row(0, num_bytes=first + more * n), cache_bytes=7 * first + more * n
         )
         for n in (0, length)
     ]
     between = find_step_between(*ends, share=Fraction(number, length))
     assert between is not None
-    assert between.events[0].num_bytes == first + more * number
-    assert between.events[1] == STEP.events[1]
+    assert list_rows(between) == [Row(0, 0, first + more * number, 1), ROWS[1]]
     assert between.cache_bytes == 7 * first + more * number
-    assert between.cache_numbers == STEP.cache_numbers
-    assert between.num_events_of_call == 1
+    assert between.form.is_like(STEP.form)
     back = find_step_between(*reversed(ends), share=1 - Fraction(number, length))
     assert back is not None
-    assert back == between
+    assert back.is_same_as(between)
+    assert back.cache_bytes == between.cache_bytes
 
 
 def test_there_is_nothing_between_sizes_with_parts_of_bytes() -> None:
-    assert find_step_between(STEP, changed(0, num_bytes=101), share=HALF) is None
-    odd = dataclasses.replace(STEP, cache_bytes=1001)
+    assert find_step_between(STEP, replace_in_row(0, num_bytes=101), share=HALF) is None
+    odd = make_step(cache_bytes=1001)
     assert find_step_between(STEP, odd, share=HALF) is None
-    assert find_step_between(STEP, changed(0, num_bytes=102), share=HALF) is not None
+    assert find_step_between(STEP, replace_in_row(0, num_bytes=102), share=HALF) is not None
 
 
 @pytest.mark.parametrize("num_calls", [2, 3, 6])
 def test_a_timeline_continued_by_its_own_steps_is_itself(num_calls: int) -> None:
     timeline = write_generation(8)
-    steps = [partial(take, timeline, number) for number in range(num_calls, 7)]
+    steps = [take(timeline, number) for number in range(num_calls, 7)]
     continued = continue_timeline(timeline, num_calls=num_calls, steps=steps)
     shorter = write_generation(7)
     assert summarize(continued) == summarize(shorter)
@@ -169,7 +195,7 @@ def test_a_timeline_continued_by_its_own_steps_is_itself(num_calls: int) -> None
 
 def test_steps_that_are_left_out_leave_no_block_behind() -> None:
     timeline = write_generation(12)
-    steps = [partial(take, timeline, number) for number in (6, 10)]
+    steps = [take(timeline, number) for number in (6, 10)]
     continued = continue_timeline(timeline, num_calls=3, steps=steps)
     assert [call.cache_bytes for call in continued.calls] == [0, 100, 200, 600, 1000]
     births = [event.block for event in continued.events if event.num_bytes >= 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moetool.simulation.memory.caching_allocator import DeviceFullError
+from moetool.simulation.memory.allocator.caching_allocator import DeviceFullError
 from moetool.simulation.memory.memory_replay import list_weight_bytes, replay_timeline
 from moetool.simulation.memory.timeline import AllocatedParts
 from tests.simulation.memory.memory_runs import make_timeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moetool.simulation.memory.caching_allocator import CachingAllocator
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator
 
 MIB = 2**20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moetool.simulation.memory.caching_allocator import CachingAllocator, DeviceFullError
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from tests.simulation.memory.allocator.naive_allocator import MIB, figures
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.simulation.memory.caching_allocator import CachingAllocator, DeviceFullError
+from moetool.simulation.memory.allocator.caching_allocator import CachingAllocator, DeviceFullError
 from tests.simulation.memory.allocator.naive_allocator import MIB, NaiveAllocator, figures
 
 SIZES = st.one_of(
