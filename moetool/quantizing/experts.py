@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.unpacking import unpack
 
-# Dequantized matrices that exist at the same time, unless a single one takes more.
-CHUNK_BYTES = 256 * 2**20
+# Dequantized matrices that exist at the same time, unless a single one takes more: as many bytes as
+# the rows take that are multiplied with them, within these bounds.
+CHUNK_BYTES = (256 * 2**20, 2**30)
 # Fewer experts than this are multiplied one after the other.
 _FEWEST_GROUPED = 3
 
@@ -135,6 +136,9 @@ def run_experts(
 
 def _add_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted sum of each token's outputs, which follow each other."""
+    if outputs.is_cuda and outputs.dtype is weights.dtype:
+        # One kernel, which adds up in float32 without rounding products first.
+        return torch.bmm(weights.unsqueeze(1), outputs.view(*weights.shape, -1)).squeeze(1)
     weighted = outputs * weights.reshape(-1, 1)
     return weighted.view(*weights.shape, -1).sum(dim=1)
 
@@ -193,7 +197,8 @@ def _run_grouped(
     counts = [end - start for start, end in itertools.pairwise(starts)]
     tokens = order // ids.shape[1]
     dtype = hidden_states.dtype
-    outputs = hidden_states.new_empty(len(order), hidden_states.shape[-1])
+    shape = (len(order), hidden_states.shape[-1])
+    outputs: torch.Tensor | None = None
     for experts in _iter_chunks(counts, (up, down), dtype):
         first, last = experts[0], experts[-1]
         start, end = starts[first], starts[last + 1]
@@ -211,8 +216,14 @@ def _run_grouped(
                 rows = rows + bias[ordered[start:end]]
             if matrix is up:
                 rows = _activate(module, rows)
-        outputs[start:end] = _finish(module, rows)
+        rows = _finish(module, rows)
+        if len(rows) == len(order):
+            outputs = rows
+            break
+        outputs = hidden_states.new_empty(shape) if outputs is None else outputs
+        outputs[start:end] = rows
         del rows
+    outputs = hidden_states.new_empty(shape) if outputs is None else outputs
     rest = starts[-1]
     if rest < len(order):
         has_identity = hasattr(module, "identity_expert")
@@ -231,8 +242,11 @@ def _iter_chunks(
     counts: Sequence[int], matrices: Sequence[ExpertMatrix], dtype: torch.dtype
 ) -> Iterator[list[int]]:
     """Yield the experts that are hit, in groups whose dequantized matrices are of bounded size."""
+    least, most_bytes = CHUNK_BYTES
+    wide = max(matrix.in_features + matrix.out_features for matrix in matrices)
+    budget = min(max(sum(counts) * wide * dtype.itemsize, least), most_bytes)
     largest = max(matrix.num_weights for matrix in matrices) * dtype.itemsize
-    most = max(1, CHUNK_BYTES // largest)
+    most = max(1, budget // largest)
     hit = [expert for expert, count in enumerate(counts) if count]
     for first in range(0, len(hit), most):
         yield hit[first : first + most]

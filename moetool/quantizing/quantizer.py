@@ -26,6 +26,7 @@ from moetool.quantized.kinds import Quantization
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
 from moetool.quantizing.layout import list_modules_left_out, list_packable
+from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
 
 METHOD = "moetool"
@@ -141,6 +142,12 @@ class ExpertsQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **_: object
     ) -> PreTrainedModel:
         prepare_model(model, self._config, self._linears, is_quantized=self.pre_quantized)
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: object
+    ) -> PreTrainedModel:
+        make_lean(model)
         return model
 
     def get_quantize_ops(self) -> ConversionOps:

@@ -71,7 +71,7 @@ def run_one_by_one(
 def test_only_experts_that_are_hit_are_dequantized_in_parts_of_bounded_size(
     packed: Any, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(running, "CHUNK_BYTES", (chunk_bytes, chunk_bytes))
     seen: dict[str, list[int]] = {"gate_up_proj": [], "down_proj": []}
 
     def unpack(

@@ -93,8 +93,12 @@ def multiply_each(
     is_nested = packing.is_double_quantized
     nested = tensors[f"{name}_nested_absmax"] if is_nested else absmax
     num_bytes = matrix.in_features // 2
-    # Even places, then odd ones, so that both are read in whole words.
-    apart = rows.view(len(rows), num_bytes, 2).transpose(1, 2).contiguous()
+    # Either way, even places and odd ones are read in whole words.
+    is_paired = rows.dtype is torch.bfloat16 and rows.is_contiguous()
+    if is_paired:
+        apart = rows.view(torch.int32)
+    else:
+        apart = rows.view(len(rows), num_bytes, 2).transpose(1, 2).contiguous()
     kernels.multiply_4bit[grid](
         apart,
         tensors[name],
@@ -111,6 +115,7 @@ def multiply_each(
         nested.shape[1],
         top_k,
         BYTES=num_bytes,
+        IS_PAIRED=is_paired,
         IS_NESTED=is_nested,
         HAS_BIAS=has_bias,
         TILE=_TILE,
