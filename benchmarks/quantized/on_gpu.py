@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import bitsandbytes.nn
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,6 +29,7 @@ from benchmarks.quantized.random_weights import cut_config, load_drawn
 from moetool.quantized.kinds import Quantization
 from moetool.quantizing.experts import packed_tensors
 from moetool.quantizing.kernels.launch import multiply_each
+from moetool.quantizing.linear import make_lean
 from moetool.quantizing.packing import ExpertMatrix, Packing
 from moetool.quantizing.quantizer import ExpertsConfig
 from moetool.quantizing.unpacking import unpack
@@ -63,6 +65,7 @@ def main() -> None:
     only = parser.parse_args().only
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     with reporting("kernels"):
+        compare_linear_layers()
         compare_kernels()
     subjects = [subject for subject in SUBJECTS if subject.name in only]
     for subject in subjects:
@@ -130,6 +133,23 @@ def compare_kernels() -> None:
                     f"kernels {quantization} nested={is_nested} {str(dtype)[6:]}: dequantized "
                     f"equal {equal}, product error {error:.1e}, equal to the CPU's {', '.join(same)}"
                 )
+
+
+def compare_linear_layers() -> None:
+    """Compare linear layers that call bitsandbytes' kernels directly with its own layers."""
+    library: Any = bitsandbytes.nn
+    for has_bias in (False, True):
+        layer = library.Linear4bit(704, 192, has_bias, torch.bfloat16, compress_statistics=False)
+        layer = layer.to(torch.bfloat16).to(DEVICE)
+        for shape in ((1, 1, 704), (8, 1, 704), (2, 300, 704)):
+            rows = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+            with torch.inference_mode():
+                layer.__class__ = library.Linear4bit
+                usual = layer(rows)
+                make_lean(layer)
+                lean = layer(rows)
+            same = torch.equal(usual, lean)
+            say(f"linear layer, bias={has_bias}, {shape}: {type(layer).__name__} equal {same}")
 
 
 def time_model(subject: Subject) -> None:
