@@ -59,7 +59,7 @@ def check_loadable(
         raise OutOfMemoryError(
             f"{name} takes {format_bytes(planned.total)} in {choice}, up to {format_bytes(needed)} "
             f"while it loads, and {device} has {format_bytes(free)} free.",
-            hint="Use --quantization nf4, --device-map auto, or a device with more memory.",
+            hint="Use --device-map auto with several GPUs, or a device with more memory.",
         )
 
 

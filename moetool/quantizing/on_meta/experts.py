@@ -108,5 +108,8 @@ class _Program:
 
 
 _PROGRAMS = SimpleNamespace(
-    multiply_4bit=_Program(), multiply_int8=_Program(), dequantize_int8=_Program()
+    multiply_4bit=_Program(),
+    multiply_int8=_Program(),
+    dequantize_int8=_Program(),
+    add_up=_Program(),
 )

@@ -34,7 +34,7 @@ AS_LOADED, QUANTIZED = QuantizedExperts.AS_LOADED, QuantizedExperts.QUANTIZED
 MODELS = ("llama", "qwen2_moe", "gpt_oss")
 # Those of all other families are compared in one format each where they are loaded anyway.
 PACKED = ("mixtral", "deepseek_v3", "gpt_oss")
-STAND_INS = {"Linear4bit": "FourBitLinear", "Linear8bitLt": "Int8Linear"}
+STAND_INS = {"LeanLinear4bit": "FourBitLinear", "Linear8bitLt": "Int8Linear"}
 WAYS = [(NF4, False), (NF4, True), (FP4, False), (INT8, False)]
 
 
