@@ -70,30 +70,25 @@ def record(module: nn.Module, num_tokens: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("packing", [NF4, NESTED, INT8])
 def test_few_tokens_are_multiplied_without_dequantized_matrices(packing: Packing) -> None:
     num_rows = 3 * TOP_K
-    tables = [16 * 4] if packing is NF4 else [256 * 4, 16 * 4]
-
-    def multiply(num_tokens: int, width: int, width_out: int) -> list[int]:
-        """Return what a product takes: itself, rows in even and odd places, tables of codes."""
-        if packing is INT8:
-            return [num_rows * width_out * 2]
-        return [num_rows * width_out * 2, num_tokens * width * 2, *tables]
+    # For each product, where codes or scales are looked up.
+    tables = {NF4: [16 * 4], NESTED: [256 * 4, 16 * 4], INT8: []}[packing]
 
     made = [num_bytes for _, num_bytes in record(pack(packing), 3) if num_bytes > 0]
 
     assert made == [
-        *multiply(3, 64, 256),
+        *(num_rows * 256 * 2, *tables),
         # The activation, and its product with the other half.
         *(num_rows * 128 * 2, num_rows * 128 * 2),
-        *multiply(num_rows, 128, 64),
-        # Weighted, and summed up.
-        *(num_rows * 64 * 2, 3 * 64 * 2),
+        *(num_rows * 64 * 2, *tables),
+        # Summed up by their weights.
+        3 * 64 * 2,
     ]
 
 
 def test_many_tokens_are_multiplied_with_chunks_of_matrices_one_after_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(running, "CHUNK_BYTES", (CHUNK_BYTES, CHUNK_BYTES))
 
     chunks = [event for event in record(pack(NF4), 40) if event[0] == "dequantize_4bit"]
 
@@ -104,7 +99,7 @@ def test_many_tokens_are_multiplied_with_chunks_of_matrices_one_after_another(
 
 
 def test_nested_scales_are_dequantized_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(running, "CHUNK_BYTES", (CHUNK_BYTES, CHUNK_BYTES))
 
     scales = [event for event in record(pack(NESTED), 40) if event[0] == "embedding"]
 
@@ -115,7 +110,7 @@ def test_nested_scales_are_dequantized_chunk_by_chunk(monkeypatch: pytest.Monkey
 
 
 def test_int8_is_dequantized_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(running, "CHUNK_BYTES", (CHUNK_BYTES, CHUNK_BYTES))
 
     events = record(pack(INT8), 40)
 
