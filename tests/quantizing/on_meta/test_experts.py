@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from moetool.quantizing import experts as running
+from moetool.quantizing import unpacking
 from moetool.quantizing.kinds import Quantization
 from moetool.quantizing.layout import find_matrices
 from moetool.quantizing.on_meta.experts import pack_on_meta
@@ -135,4 +136,4 @@ def test_neither_bitsandbytes_nor_triton_is_needed(monkeypatch: pytest.MonkeyPat
 def test_kernels_are_back_in_place_afterwards() -> None:
     record(pack(NF4), 3)
 
-    assert not running.is_on_gpu(torch.empty(1, device="meta"))
+    assert not unpacking.is_on_gpu(torch.empty(1, device="meta"))
