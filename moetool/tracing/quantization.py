@@ -98,7 +98,10 @@ def describe_quantization(model: PreTrainedModel) -> dict[str, Any]:
     from moetool.quantizing.sizes import measure_bytes
 
     sizes = measure_bytes(model)
+    # Packed experts run their own code, whatever the configuration says.
+    implementation = {"experts_implementation": "packed"} if choice.quantizes_experts else {}
     return {
+        **implementation,
         "quantization": str(choice),
         "quantized_expert_bytes": sizes.experts,
         "quantized_linear_bytes": sizes.linears,

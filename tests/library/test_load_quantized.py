@@ -21,6 +21,7 @@ def trace() -> Trace:
 def test_metadata_and_summary_state_the_bytes_of_each_part(trace: Trace) -> None:
     facts = trace.metadata
     assert facts.quantization == "nf4, double quantization"
+    assert facts.experts_implementation == "packed"
     # 6 layers of 8 experts with 3 x 128 x 128 weights: half a byte each, and scales.
     weights, blocks = 6 * 8 * 3 * 128 * 128, 6 * 8 * 3 * 128 * 128 // 64
     nested = 6 * 8 * 4 * (2 + 1 + 1 + 1)
@@ -41,6 +42,7 @@ def test_experts_can_be_left_plain() -> None:
     model = load_quantized("demo", "int8", quantize_experts=False, device="cpu")
     found = trace_model((model, AutoTokenizer.from_pretrained(demo_folder())), PROMPTS)
     assert found.metadata.quantization == "int8, without experts"
+    assert found.metadata.experts_implementation != "packed"
     assert found.metadata.quantized_expert_bytes == 0
     assert found.metadata.unquantized_bytes is not None
     assert found.metadata.unquantized_bytes > 6 * 8 * 3 * 128 * 128 * 4
