@@ -99,9 +99,7 @@ def test_a_confirmation_is_of_one_way_to_store_weights() -> None:
     assert find_confirmation("olmoe", Quantization.FP4) is None
     assert find_confirmation("mixtral", Quantization.NONE) is not None
     assert find_confirmation("mixtral", Quantization.NF4) is None
-    packed = find_confirmation("mixtral", Quantization.NF4, QuantizedExperts.QUANTIZED)
-    assert packed is not None
-    assert packed.num_runs == 7
+    assert find_confirmation("mixtral", Quantization.NF4, QuantizedExperts.QUANTIZED) is not None
     assert find_confirmation("deepseek_v4", Quantization.INT8) is None
 
 
