@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from moetool.garbage import seldom_collected
 from moetool.memory.answers.figures import Method
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.scenario import Scenario, Task
 from moetool.memory.sharing.device_maps import DeviceMaps
 from moetool.memory.simulated.simulated_run import SimulatedRun, make_figures, make_peaks
@@ -45,15 +47,16 @@ def run_by_device_map(
         InputError: The map leaves layers to the host, or the model's code can't run without data.
     """
     model = loader.load(scenario)
-    if model.held is None or not model.runs_in_full_precision:
+    if model.held is None or not (model.packed or model.runs_in_full_precision):
         raise InputError(
-            "weights published quantized are not simulated on several GPUs.",
+            "such quantized weights are not simulated on several GPUs.",
             hint="Give --dtype bfloat16.",
         )
     maps = DeviceMaps(model.held, scenario.quantization)
     device_map = maps.find_devices(budget_bytes=memory_bytes - CONTEXT_BYTES, num_gpus=num_gpus)
     loader.say(f"simulating {loader.name(scenario)}: device map on {num_gpus} GPUs")
-    skeleton = loader.builder.build(scenario)
+    skeleton = model.packed or loader.builder.build(scenario)
+    kernels = offer_kernels_on_meta() if model.packed else nullcontext()
     options = RunOptions(
         batch_size=scenario.batch_size,
         has_padding=scenario.has_padding,
@@ -64,7 +67,7 @@ def run_by_device_map(
         lt_workspace_bytes=LT_WORKSPACE_BYTES,
     )
     method, notes = Method.SIMULATED, ()
-    with moving_arguments(skeleton, device_map):
+    with moving_arguments(skeleton, device_map), kernels:
         # Equal layers may be on different devices, so each of them runs.
         begin = partial(MemoryRun, skeleton, is_each_layer_run=True)
         try:

@@ -73,7 +73,7 @@ def plan_layouts(loader: ModelLoader, estimate: Estimate, group: GpuGroup) -> tu
             layouts.append(_PLANS[way](loader, estimate, group, layout))
         except InputError as error:
             note = f"What each GPU holds is unknown: {error.message}"
-            layouts.append(replace(layout, notes=(*layout.notes, note)))
+            layouts.append(replace(layout, notes=(note,)))
     return tuple(layouts)
 
 
@@ -139,6 +139,10 @@ def _plan_device_map(
     loader: ModelLoader, estimate: Estimate, group: GpuGroup, layout: Layout
 ) -> Layout:
     memory_bytes = group.gpu.memory_bytes
+    fewest = estimate.fit.num_gpus if estimate.fit else None
+    if fewest is not None and fewest > group.num_gpus:
+        note = f'With device_map="auto" this run needs {fewest:,} GPUs.'
+        return replace(layout, fits=False, fewest_gpus=fewest, notes=(note,))
     if group.num_gpus == 1:
         found = [_run_whole(ModelRuns(loader), estimate.scenario)]
     else:
@@ -147,8 +151,7 @@ def _plan_device_map(
         )
     sizes = [estimate.scenario.batch_size] * len(found)
     layout = _fill(layout, found, sizes, memory_bytes)
-    fewest = estimate.fit.num_gpus if estimate.fit else None
-    if layout.fits and (fewest is None or fewest > group.num_gpus):
+    if layout.fits and fewest is None:
         fewest = group.num_gpus
     return replace(layout, fewest_gpus=fewest)
 

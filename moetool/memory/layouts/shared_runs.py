@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,6 +13,7 @@ from moetool.memory.answers.on_gpus import RankBytes
 from moetool.memory.gpu_overhead import CONTEXT_BYTES, find_workspace_bytes
 from moetool.memory.layouts.gpu_group import ParallelWay
 from moetool.memory.loaded.loaded_model import ModelLoader
+from moetool.memory.loaded.packed.kernels_on_meta import offer_kernels_on_meta
 from moetool.memory.scenario import Scenario
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.simulated.runs import run_scenario
@@ -46,14 +49,22 @@ class SharedRuns:
         model = self.loader.load(self.scenario)
         return _SHARES[self.way](model.held or model.skeleton, num_gpus=num_gpus)
 
+    @property
+    def _is_sharing_known(self) -> bool:
+        """Whether the weights are plain ones, or packed ones that transformers shares like them."""
+        model = self.loader.load(self.scenario)
+        if model.packed is None:
+            return model.runs_in_full_precision
+        return all(weight.is_floating_point() for weight in model.packed.parameters())
+
     def refuse(self, num_gpus: int) -> None:
-        """Refuse a number of GPUs with which the plan doesn't work.
+        """Refuse a number of GPUs with which the plan doesn't work; not if that is unknown.
 
         Raises:
             UsageError: It doesn't work.
         """
         reason = self.share(num_gpus).reason
-        if num_gpus == 1 or reason is None:
+        if num_gpus == 1 or reason is None or not self._is_sharing_known:
             return
         usable = [number for number in NUMS_GPUS if self.share(number).reason is None]
         hint = "Choose --parallel device-map or data."
@@ -73,6 +84,11 @@ class SharedRuns:
             InputError: The model's code can't run without data under the plan, or its weights are
                 held in a way that it is unknown how transformers shares.
         """
+        if not self._is_sharing_known:
+            raise InputError(
+                "no rule says how transformers shares weights in such a format.",
+                hint="Give --dtype bfloat16.",
+            )
         weights = self.share(num_gpus).weights_bytes
         # Ranks differ only in the size of their shards: the last ones may have shorter ones.
         first_of: dict[int, int] = {}
@@ -87,16 +103,14 @@ class SharedRuns:
         if (num_gpus, rank) in self._runs:
             return self._runs[num_gpus, rank]
         loader, scenario = self.loader, self.scenario
-        if not loader.load(scenario).runs_in_full_precision:
-            raise InputError(
-                "it is unknown how transformers shares weights published quantized.",
-                hint="Give --dtype bfloat16.",
-            )
+        model = loader.load(scenario)
         say = f"simulating {loader.name(scenario)}: {self.way} parallel, rank {rank} of {num_gpus}"
         loader.say(say)
-        skeleton = loader.builder.build(scenario)
+        # Sharing changes the skeleton.
+        skeleton = copy.deepcopy(model.packed) if model.packed else loader.builder.build(scenario)
+        kernels = offer_kernels_on_meta() if model.packed else nullcontext()
         try:
-            with acting_as_rank(rank, num_ranks=num_gpus):
+            with acting_as_rank(rank, num_ranks=num_gpus), kernels:
                 shared = share_among_ranks(
                     skeleton, num_ranks=num_gpus, is_by_experts=self.way is ParallelWay.EXPERT
                 )

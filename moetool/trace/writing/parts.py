@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 from moetool.errors import UsageError
 from moetool.output.targets import put_in_place, refuse_as_removed
 from moetool.trace.writing.formats.csv_text import join_csv
-from moetool.trace.writing.parquet_files import join_parquet, new_parquet, open_part
+from moetool.trace.writing.joined_ahead import JoinAhead
+from moetool.trace.writing.joined_files import join_parquet
+from moetool.trace.writing.parquet_files import new_parquet, open_part
 
 ROWS_PER_PART = 1_000_000
 SECONDS_PER_PART = 30.0
@@ -55,11 +58,17 @@ class PartWriter:
         self._parts: list[Path] = []
         self._run = run
         self._last_part_s = time.monotonic()
+        self._ahead: JoinAhead | None = None
 
     @property
     def num_parts(self) -> int:
         """Parts closed so far."""
         return len(self._parts)
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether parts are being merged ahead."""
+        return self._ahead is not None
 
     def append(self, table: pa.Table) -> None:
         """Collect a table's rows."""
@@ -103,9 +112,33 @@ class PartWriter:
         self._parts.append(part)
         self.num_rows += num_rows
 
+    def join_ahead(self, parts: Sequence[Path], path: Path) -> None:
+        """Begin to merge parts that will be adopted in this order, or go on with it.
+
+        If the file can't be made, they are merged in the end.
+
+        Args:
+            parts: The next parts.
+            path: The path that `merge_into_parquet` will get.
+        """
+        if self._ahead is None:
+            with suppress(OSError):
+                self._ahead = JoinAhead(path, self.schema, check=self._check_own)
+        if self._ahead is not None:
+            self._ahead.add(parts)
+
+    def give_up_joining(self) -> None:
+        """Remove what was merged ahead."""
+        if self._ahead is not None:
+            self._ahead.give_up()
+            self._ahead = None
+
     def merge_into_parquet(self, path: Path, *, footer: Mapping[bytes, bytes]) -> None:
         """Write the rows of all parts into one new Parquet file with the given footer."""
         self.flush()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.finish(self._parts, footer):
+            return
         join_parquet(self._parts, path, self.schema, footer=footer, check=self._check_own)
 
     def merge_into_csv(self, path: Path) -> None:

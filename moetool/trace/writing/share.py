@@ -35,6 +35,7 @@ class TraceShare(TraceFile):
         self._identity = invitation.identity
         self._folder = PartialFolder.join(target, holder=invitation.holder)
         self._replace_existing = invitation.may_replace
+        self._is_shared = True
         self._pieces = self._open_pieces(TRACE_SCHEMA)
         with saying_what_failed(target):
             self._pieces.look_around()

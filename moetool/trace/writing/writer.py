@@ -156,6 +156,7 @@ class TraceFile:
         if self._is_finished:
             return
         with holding_interrupts():
+            self._rows.give_up_joining()
             # A write that failed before may fail again; closed parts stay.
             with suppress(OSError, MoetoolError):
                 if self._keeps_parts:
@@ -214,13 +215,16 @@ class TraceFile:
             return self._pieces.encode(piece)
 
     def commit(self, encoded: EncodedPiece) -> None:
-        """Take a piece; after a window's last, the batches that were kept of it go.
+        """Take a piece; after a window's last, batches kept of it go, and its rows are joined.
 
         Raises:
             UsageError: The folder of the parts is gone.
         """
         with saying_what_failed(self.target):
             self._pieces.commit(encoded)
+            if encoded.is_last and not self._is_shared and self.target.suffix == ".parquet":
+                parts = self._pieces.list_paths(encoded, from_start=not self._rows.is_joining)
+                self._rows.join_ahead(parts, self.partial / WHOLE_NAMES[0])
 
     def keep_batch(self, batch: TraceBatch) -> None:
         """Write a batch as a part that lasts until its window's pieces are there.

@@ -14,14 +14,17 @@ from moetool.checkpoint.reference import resolve_model
 from moetool.checkpoint.subject import find_subject
 from moetool.errors import UsageError
 from moetool.memory.answers.layout import Layout
-from moetool.memory.layouts.gpu_group import take_group
+from moetool.memory.answers.on_gpus import Fit
+from moetool.memory.layouts.gpu_group import ParallelWay, take_group
 from moetool.memory.layouts.plan import plan_layouts, refuse_layouts
+from moetool.memory.layouts.shared_runs import SharedRuns
 from moetool.memory.loaded.loaded_model import ModelLoader
 from moetool.memory.loaded.skeletons import SkeletonBuilder
 from moetool.memory.machine.local_gpu import take_gpu
 from moetool.memory.result import Estimate
 from moetool.memory.sharing.parallel import share_by_expert_parallel, share_by_tensor_parallel
 from moetool.memory.simulated.model_runs import ModelRuns
+from moetool.quantized.kinds import Quantization
 from tests.families.tiny.configs import build_config
 from tests.tiny_models import build_config as build_tiny_config
 
@@ -156,3 +159,33 @@ def test_a_plan_that_the_family_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no expert-parallel plan") as caught:
         estimate_memory(path, [SCENARIO], gpu="2x24GiB", parallel="expert")
     assert caught.value.hint == "Choose --parallel device-map or data."
+
+
+@pytest.mark.parametrize("way", SHARED)
+def test_ranks_hold_their_share_of_weights_published_in_fp8(tmp_path: Path, way: str) -> None:
+    config = build_config("qwen3_moe")
+    config.dtype = "bfloat16"
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    loader = ModelLoader(_load(_save(tmp_path, config)).builder, take_gpu("h200"))
+    scenario = replace(SCENARIO, dtype="auto")
+    packed = loader.load(scenario).packed
+    assert packed is not None
+    assert any(weight.element_size() == 1 for weight in packed.parameters())
+    whole = sum(weight.nbytes for weight in packed.parameters())
+    runs = SharedRuns(loader, scenario, ParallelWay(way))
+    for run, num_bytes in zip(runs.run_all(2), runs.share(2).weights_bytes, strict=True):
+        assert num_bytes <= run.figures.weights_bytes <= num_bytes + 512 * 120
+        assert whole / 2 <= num_bytes < whole * 0.8
+    # The model itself stays whole.
+    assert sum(weight.nbytes for weight in packed.parameters()) == whole
+
+
+def test_too_few_gpus_for_a_device_map_do_not_fit(tmp_path: Path) -> None:
+    path = _save(tmp_path, build_tiny_config("mixtral"))
+    group = take_group("2x24GiB", "device-map")
+    assert group is not None
+    needs = Fit("24GiB", 24 * 2**30, Quantization.NONE, num_gpus=3, fits=False, headroom_bytes=-1)
+    estimate = replace(_run_alone(path, SCENARIO), fits=(needs,))
+    (layout,) = plan_layouts(_load(path), estimate, group)
+    assert (layout.fits, layout.ranks, layout.fewest_gpus) == (False, (), 3)
+    assert "3 GPUs" in " ".join(layout.notes)

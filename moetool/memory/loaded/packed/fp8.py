@@ -36,6 +36,8 @@ def convert_to_fp8(skeleton: PreTrainedModel, stated: Mapping[str, Any]) -> PreT
         config_class.from_dict(dict(stated)), pre_quantized=True
     )
     quantizer._process_model_before_weight_loading(loaded)
+    for plan in (loaded.tp_plan, loaded.ep_plan):
+        quantizer.update_parallel_plan(loaded, plan)
     converted: PreTrainedModel = loaded.train(skeleton.training)
     return converted
 

@@ -36,7 +36,7 @@ def _word_verdict(layout: Layout) -> str:
     gpus = f"{layout.num_gpus:,} × {make_printable(layout.gpu)}, {layout.way}"
     worst = next((rank for rank in layout.ranks if rank.rank == layout.worst_rank), None)
     if worst is None:
-        return f"{gpus}: unknown."
+        return f"{gpus}: unknown." if layout.fits is None else f"{gpus}: doesn't fit."
     headroom = format_bytes(abs(worst.headroom_bytes))
     if layout.fits:
         return f"{gpus}: fits, {headroom} left on GPU {worst.rank}, the fullest."

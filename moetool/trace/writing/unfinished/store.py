@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.targets import refuse_as_removed
@@ -97,6 +98,28 @@ class PieceStore:
         if encoded.is_last and had_batches:
             self._files.folder.check_held()
             self._swap(encoded.window, num_pieces=encoded.num_pieces)
+
+    def list_paths(self, encoded: EncodedPiece, *, from_start: bool) -> list[Path]:
+        """Return the paths of a window's pieces in order.
+
+        Args:
+            encoded: The last piece of the window.
+            from_start: Begin with those of all windows before it.
+
+        Raises:
+            UsageError: The folder is gone.
+        """
+        earlier = self.list_finished() if from_start and encoded.window else {}
+        paths = [
+            part.path
+            for window, finished in earlier.items()
+            if window < encoded.window
+            for part in finished.parts
+        ]
+        return paths + [
+            self._files.path_of(name_piece(encoded.window, piece))
+            for piece in range(encoded.num_pieces)
+        ]
 
     def keep_batch(self, batch: TraceBatch) -> None:
         """Write a batch's rows as a part that lasts until the pieces of its window are there.
