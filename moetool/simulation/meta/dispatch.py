@@ -38,12 +38,12 @@ class DispatchMode(TorchDispatchMode):
         return False
 
     def __enter__(self) -> Self:
-        current: Any = _get_current_dispatch_mode()  # type: ignore[no-untyped-call]
+        current: Any = _get_current_dispatch_mode()
         replaced = current if isinstance(current, DispatchMode) else None
         self._replaced.append(replaced)
         if replaced is not None:
             self._next = replaced
-            _pop_mode()  # type: ignore[no-untyped-call]
+            _pop_mode()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -52,7 +52,7 @@ class DispatchMode(TorchDispatchMode):
         replaced = self._replaced.pop()
         if replaced is not None:
             self._next = None
-            _push_mode(replaced)  # type: ignore[no-untyped-call]
+            _push_mode(replaced)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
