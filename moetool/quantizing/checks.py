@@ -28,6 +28,7 @@ def check_quantizable(
     *,
     name: str,
     device_map: str | Mapping[str, Any] | None,
+    computes: bool = True,
 ) -> None:
     """Check that a checkpoint can be quantized on its devices.
 
@@ -37,6 +38,7 @@ def check_quantizable(
         choice: The format.
         name: The checkpoint's name.
         device_map: Devices of the weights, as accelerate takes them; None for any.
+        computes: Whether the devices also run the model.
 
     Raises:
         InputError: The weights are quantized already.
@@ -48,7 +50,7 @@ def check_quantizable(
     _check_devices(devices)
     if choice.quantizes_experts:
         list_packable(skeleton, Packing(choice.quantization, choice.is_double_quantized))
-    if "cpu" in devices:
+    if computes and "cpu" in devices:
         _check_cpu_widths(skeleton, choice)
 
 
