@@ -6,6 +6,8 @@ The public names load lazily: `import moetool` imports neither torch nor pandas.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from moetool.quantizing.registration import register_with_transformers
+
 if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource
     from moetool.errors import MoetoolError as MoetoolError
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from moetool.report.figures.specialization import draw_specialization as draw_specialization
     from moetool.trace.reading.reader import read_trace as read_trace
     from moetool.tracing.recording.recorder import RoutingRecorder as RoutingRecorder
+
+register_with_transformers()
 
 __version__ = "0.2.0"
 
