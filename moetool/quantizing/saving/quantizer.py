@@ -41,11 +41,11 @@ class Handover:
 
     Attributes:
         write: Takes the name and the data of a tensor.
-        unfit: Parameters of another shape than the model's, in words.
+        unfit: Both shapes, in words, of parameters whose shape isn't the model's, by path.
     """
 
     write: Callable[[str, torch.Tensor], None]
-    unfit: list[str] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)
 
 
 @register_quantization_config(_METHOD)
@@ -132,7 +132,7 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
             shape = shape[::-1]
         if shape != empty.shape:
             seen, wanted = (" x ".join(map(str, each)) for each in (shape, empty.shape))
-            self._handover.unfit.append(f"{path}: {seen} instead of {wanted}")
+            self._handover.unfit[path] = f"{seen} instead of {wanted}"
             return
         parts = {path: value}
         if self._needs(model, path):

@@ -93,14 +93,14 @@ def save_quantized(
         model, missing = _hand_over(
             checkpoint, config, type(skeleton), headers, choice, handover, dtype, advance
         )
-        wrong = [*handover.unfit, *missing]
+        wrong = {**dict.fromkeys(missing, "missing"), **handover.unfit}
         if wrong:
             raise InputError(
                 f"The weights of {checkpoint.name} do not match its config.json: "
                 f"{number_of(len(wrong), 'tensor')} {'is' if len(wrong) == 1 else 'are'} missing or "
                 "of another shape.",
                 hint="Use the config.json and the weight files of the same checkpoint.",
-                facts=[f"unfit: {words}" for words in sorted(wrong)[:3]],
+                facts=[f"unfit: {path} ({words})" for path, words in sorted(wrong.items())[:3]],
             )
         for name, tensor in _list_rest(model, writer.names).items():
             writer.write(name, tensor)
