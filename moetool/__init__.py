@@ -6,7 +6,7 @@ The public names load lazily: `import moetool` imports neither torch nor pandas.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from moetool.quantizing.registration import register_with_transformers
+from moetool.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from moetool.checkpoint.subject import AskedSource as AskedSource

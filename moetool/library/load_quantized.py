@@ -14,7 +14,7 @@ from moetool.errors import UsageError
 from moetool.library.given_models import find_reference
 from moetool.memory.scenario import Dtype
 from moetool.quantizing.choice import choose_quantization
-from moetool.quantizing.registration import METHOD
+from moetool.registration import METHOD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from moetool.errors import InputError, UsageError
 from moetool.quantizing.choice import QuantizationChoice, choose_quantization
 from moetool.quantizing.layout import list_converted_linears, list_packable
 from moetool.quantizing.packing import BLOCK_SIZE, Packing
-from moetool.quantizing.registration import METHOD
+from moetool.registration import METHOD
 from moetool.wording import number_of
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.experts import is_packed, pack_module
 from moetool.quantizing.layout import list_modules_left_out, list_packable
 from moetool.quantizing.packing import ExpertMatrix, Packing
-from moetool.quantizing.registration import METHOD, remove_placeholders
 from moetool.quantizing.saving.reloading import make_conversions
+from moetool.registration import METHOD, remove_placeholders
 
 remove_placeholders()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetool.checkpoint.files import Checkpoint
 from moetool.checkpoint.stated.quantization import find_method
-from moetool.quantizing.registration import METHOD
+from moetool.registration import METHOD
 from moetool.trace.model_counts import ModelCounts
 from moetool.tracing.options import TraceOptions
 from moetool.tracing.parallel.model_sharing import ModelSharing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetool.anatomy.routing.moe_layers import find_experts
 from moetool.memory.answers.implementation import DEQUANTIZED, PACKED, Implementation, Origin
 from moetool.memory.loaded.loaded_format import LoadedFormat, sum_up, word_capability
-from moetool.quantizing.registration import METHOD
+from moetool.registration import METHOD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

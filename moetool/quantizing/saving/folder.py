@@ -16,7 +16,7 @@ from moetool.errors import InputError, UsageError
 from moetool.output.interrupts import holding_interrupts
 from moetool.output.locks import open_locked, refuse_as_held, write_holder
 from moetool.output.targets import REPLACE_HINT
-from moetool.quantizing.registration import METHOD
+from moetool.registration import METHOD
 
 _LOCK = ".moetool-lock"
 

@@ -19,6 +19,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from moetool.quantizing.choice import QuantizationChoice
 from moetool.quantizing.quantizer import ExpertsConfig, ExpertsQuantizer
+from moetool.quantizing.saving.allocator import release_freed
 
 _METHOD = "moetool_saving"
 
@@ -142,6 +143,9 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
             missing_keys.discard(name)
             for stored, tensor in _iter_serialized(name, part):
                 self._handover.write(stored, tensor)
+            del part
+        del parts
+        release_freed()
         # transformers fills in parameters that no file holds.
         empty._is_hf_initialized = True  # type: ignore[union-attr]
 

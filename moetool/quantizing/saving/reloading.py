@@ -31,7 +31,9 @@ def make_conversions(quantizer: Any, operation: Any, names: list[str]) -> list[W
         names: Names that the tensors of a weight may have within its module.
     """
     sources = [rf"\.{re.escape(name)}$" for name in names]
-    operations = [LoadLinear(quantizer, operation(quantizer), dict(zip(sources, names, strict=True)))]
+    operations = [
+        LoadLinear(quantizer, operation(quantizer), dict(zip(sources, names, strict=True)))
+    ]
     return [WeightConverter(sources, f".{_WEIGHT}", operations)]
 
 

@@ -46,9 +46,7 @@ class ShardWriter:
         shard_bytes: Size of a file, unless a single tensor is larger.
     """
 
-    def __init__(
-        self, folder: Path, *, header_bytes: int, shard_bytes: int = SHARD_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, *, header_bytes: int, shard_bytes: int = SHARD_BYTES) -> None:
         self._folder = folder
         room = max(header_bytes, 2 * MOST_ENTRY_BYTES) + LENGTH_BYTES
         self._data_start = -(-room // _ALIGNMENT) * _ALIGNMENT

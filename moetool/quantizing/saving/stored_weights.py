@@ -14,6 +14,7 @@ import torch
 from moetool.checkpoint.headers.safetensors_header import LENGTH_BYTES
 from moetool.checkpoint.headers.tensor_headers import TensorHeader, TensorHeaders
 from moetool.errors import InputError
+from moetool.quantizing.saving.allocator import allocate
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -56,7 +57,7 @@ class StoredWeight:
         return self.header.dtype
 
     def _read(self) -> torch.Tensor:
-        content = torch.empty(self.header.num_bytes, dtype=torch.uint8)
+        content = allocate(self.header.num_bytes)
         view = memoryview(content.numpy())
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start)
