@@ -35,7 +35,7 @@ class QuantizedCheckpoint:
     Attributes:
         folder: The folder with its files.
         quantization: The format in words, such as `nf4, double quantization`.
-        tensor_bytes: Bytes of its tensors.
+        tensor_bytes: Bytes of its tensors, without the headers of files.
         source_tensor_bytes: Bytes of the tensors that it was made of.
         num_files: Its weight files.
     """

@@ -149,7 +149,8 @@ class ExpertsQuantizer(HfQuantizer):  # type: ignore[misc]
         return PackWeights(self.packing, self._linears)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Return how files become parameters: in those of quantized weights, names are the model's."""
+        """Return the conversions of files: those of quantized weights have the model's names."""
+        del model
         if not self.pre_quantized:
             return weight_conversions
         operation = self._linears.get_load_operations()["deserialize"]

@@ -171,7 +171,7 @@ def _pack(folder: Path) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    damage: Callable[[Path], None], words: str, olmoe: Path, tmp_path: Path
+    damage: Callable[[Path], None], words: str, tmp_path: Path
 ) -> None:
     build_model("olmoe").save_pretrained(tmp_path / "source")
     damage(tmp_path / "source")

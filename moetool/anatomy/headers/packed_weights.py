@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from moetool.checkpoint.headers.tensor_headers import TensorHeader
 from moetool.checkpoint.stated.packing import BITS, Packing
+from moetool.registration import METHOD
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 
@@ -67,7 +68,7 @@ def count_packed(
         is_plain = weight.dtype.startswith("F8") or parts.keys().isdisjoint(_TENSORRT_SCALES)
         return weight.num_elements if is_plain else None
     # A stack of experts' matrices, each of which fills whole bytes: `moetool.quantizing.packing`.
-    if packing.method == "moetool" and part == "" and weight.dtype in _STACKED:
+    if packing.method == METHOD and part == "" and weight.dtype in _STACKED:
         return _STACKED[weight.dtype] * weight.num_elements
     if weight.dtype in ("I8", "U8"):
         return _count_in_bytes(weight, parts, part=part, packing=packing)

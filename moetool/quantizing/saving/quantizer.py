@@ -51,7 +51,7 @@ class Handover:
 
 @register_quantization_config(_METHOD)
 class SavingConfig(ExpertsConfig):
-    """What to quantize, and where to."""
+    """The choice of what to quantize, with the receiver of parameters."""
 
     handover: Handover
 
@@ -111,7 +111,7 @@ class _HandOver(ConversionOps):  # type: ignore[misc]
         *,
         model: PreTrainedModel,
         missing_keys: set[str],
-        **kwargs: Any,
+        **_: Any,
     ) -> dict[str, Any]:
         """Hand over parameters, and return none for the model."""
         try:

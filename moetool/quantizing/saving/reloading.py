@@ -1,4 +1,4 @@
-"""How the files of a quantized checkpoint become a model's parameters.
+"""Conversions of the files of a quantized checkpoint to a model's parameters.
 
 Names in the files are the model's own. Codes and scales of experts are parameters. Those of a linear
 layer in bitsandbytes' format become one parameter.
